@@ -1,0 +1,51 @@
+# Builds a virtual environment on first use, then runs the project's tools in it. pip's own settings (PIP_*) are heeded.
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types benchmark clean
+
+help: ## List what can be made
+	@echo "make demo, make test, ... (variables: PYTHON=$(PYTHON) VENV=$(VENV) JOBS=$(JOBS))"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-17s %s\n", $$1, $$2 }'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || { echo "No '$(PYTHON)' here: name a Python 3.10 or later with make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+	  v >= (3, 10) or sys.exit("bilevel-gym needs Python 3.10 or later; $(PYTHON) is %d.%d. Name another with make PYTHON=..." % v[:2])'
+	@echo "==> Making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "==> Installing torch (the largest download)"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	@echo "==> Installing bilevel-gym, editable, with its development tools"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.installed ## Watch a leader learn, in a short script
+	@echo "==> Running examples/demo.py"
+	@$(BIN)/python examples/demo.py
+
+test: lint types ## Check style and types, then run the tests
+	@echo "==> Running the tests, $(JOBS) at a time"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
+
+lint: $(VENV)/.installed ## Check style and formatting with ruff
+	@echo "==> Checking style"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed ## Check types with mypy
+	@echo "==> Checking types (about a minute the first time)"
+	@$(BIN)/mypy
+
+benchmark: $(VENV)/.installed ## Reproduce figures and tables, measure speed
+	@echo "==> Running the benchmarks"
+	@$(BIN)/python -m benchmarks
+
+clean: ## Remove the virtual environment, caches and build outputs
+	@echo "==> Removing the virtual environment, caches and build outputs"
+	@if [ -f $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
+	@rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

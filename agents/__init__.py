@@ -1,0 +1,75 @@
+"""Agents: leaders, the penalties and oracles they stand on, and baselines. Names load on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .baselines.independent_policy_gradient import IndependentPolicyGradient, IndependentPolicyGradientConfig
+    from .common.evaluation import Evaluation, leader_return_at_best_response
+    from .common.policies import Direct, Softmax, Solved
+    from .leaders.hypergradient import Hypergradient, HypergradientConfig
+    from .leaders.pbrl import PBRL, PBRLConfig
+    from .leaders.tabular_pbrl import TabularPBRL, TabularPBRLConfig
+    from .oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
+    from .penalties import BellmanPenalty, ValuePenalty
+    from .schedules import Constant, Geometric, Linear
+
+_HOME = {
+    "PBRL": "leaders.pbrl",
+    "PBRLConfig": "leaders.pbrl",
+    "TabularPBRL": "leaders.tabular_pbrl",
+    "TabularPBRLConfig": "leaders.tabular_pbrl",
+    "Hypergradient": "leaders.hypergradient",
+    "HypergradientConfig": "leaders.hypergradient",
+    "IndependentPolicyGradient": "baselines.independent_policy_gradient",
+    "IndependentPolicyGradientConfig": "baselines.independent_policy_gradient",
+    "ValuePenalty": "penalties",
+    "BellmanPenalty": "penalties",
+    "SoftPolicyIteration": "oracles",
+    "MirrorDescent": "oracles",
+    "PolicyGradient": "oracles",
+    "Softmax": "common.policies",
+    "Direct": "common.policies",
+    "Solved": "common.policies",
+    "Constant": "schedules",
+    "Linear": "schedules",
+    "Geometric": "schedules",
+    "Evaluation": "common.evaluation",
+    "leader_return_at_best_response": "common.evaluation",
+}
+
+__all__ = [
+    "PBRL",
+    "BellmanPenalty",
+    "Constant",
+    "Direct",
+    "Evaluation",
+    "Geometric",
+    "Hypergradient",
+    "HypergradientConfig",
+    "IndependentPolicyGradient",
+    "IndependentPolicyGradientConfig",
+    "Linear",
+    "MirrorDescent",
+    "PBRLConfig",
+    "PolicyGradient",
+    "SoftPolicyIteration",
+    "Softmax",
+    "Solved",
+    "TabularPBRL",
+    "TabularPBRLConfig",
+    "ValuePenalty",
+    "leader_return_at_best_response",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

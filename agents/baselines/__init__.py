@@ -1,0 +1,1 @@
+"""Baselines: the methods that the leaders are compared with."""

@@ -1,0 +1,1 @@
+"""Ground shared by leaders and baselines."""

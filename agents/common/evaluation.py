@@ -1,0 +1,78 @@
+r"""Honest evaluation: the leader's return at the follower's *best response*.
+
+    F_0(x) = J_L(x, pi*_{tau0}(x))
+
+beside ``J_L(x, pi_y)``, which at finite lam counts the follower's slack as the leader's gain. Near indifference of the
+follower ties decide: a small tau0 breaks them evenly; ``tie`` > 0 breaks them for the leader, ``tie`` < 0 against it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...envs.mdp import SoftOptimum, TabularProblem, solve_soft
+from ...envs.mdp.checks import check_tau, require
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A leader's record at one x.
+
+    Attributes:
+        leader_return: ``F_0(x)``, the leader's return at the follower's best response.
+        leader_return_at_pi_y: ``J_L(x, pi_y)`` at the method's own follower; None where it has none.
+        gap: the follower's gap ``V*(rho) - V^{pi_y}(rho)`` at temperature tau.
+        penalty: p(x, y), without lam; None where the method has none.
+        lam: penalty coefficient; None where the method has none.
+        tau: the method's temperature.
+        steps: environment steps of followers spent so far; 0 for exact methods.
+        iteration: outer iterations so far.
+        leader_return_stderr: standard error of ``leader_return`` where it was sampled, 0 where it is exact.
+    """
+
+    leader_return: float
+    leader_return_at_pi_y: float | None
+    gap: float | None
+    penalty: float | None
+    lam: float | None
+    tau: float
+    steps: int
+    iteration: int
+    leader_return_stderr: float = 0.0
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """The record as plain numbers."""
+        return dataclasses.asdict(self)
+
+
+def best_response(
+    problem: TabularProblem, x: Tensor, tau0: float, tie: float = 0.0, V: Tensor | None = None
+) -> SoftOptimum:
+    """The follower's optimum at x and temperature tau0, its reward shifted by ``tie * r_l`` to break ties."""
+    mdp = problem.follower_mdp(x).detach()
+    if tie:
+        reward = problem.leader_reward(x)
+        require(reward is not None, "tie", "0 for a problem without a leader reward", tie)
+        mdp = mdp.with_reward(mdp.r + tie * reward)  # type: ignore[operator]
+    return solve_soft(mdp, tau0, V)
+
+
+@torch.no_grad()
+def leader_return_at_best_response(
+    problem: TabularProblem, x: Tensor, tau0: float | None = None, tie: float = 0.0
+) -> float:
+    """F_0(x), exact.
+
+    Args:
+        problem: the bilevel problem.
+        x: a point of X, ``[dim]``.
+        tau0: temperature of the best response; None takes the problem's own ``tau0``.
+        tie: weight of the leader's reward in the follower's, to break ties for (+) or against (-) the leader.
+    """
+    x = problem.leader_set.check(x)
+    tau0 = problem.tau0 if tau0 is None else check_tau(tau0, name="tau0")
+    return float(problem.leader_return(x, best_response(problem, x, tau0, tie).pi))

@@ -1,0 +1,84 @@
+r"""How a tabular leader holds the follower's answer pi_y.
+
+softmax: pi_y = softmax(y), no projection. direct: pi_y = y, each row projected on the simplex. solved: for the value penalty
+min_y F_lam is itself an MDP with reward r_f + r_l/lam, and pi_y is its soft optimum: y has no step of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...envs.mdp import TabularMDP, solve_soft
+from ...envs.mdp.checks import check_number
+from ...envs.mdp.simplex import project_simplex
+from .storage import storable
+
+
+@storable
+@dataclass(frozen=True)
+class Softmax:
+    """pi_y = softmax(y), y ``[..., S, A]``, by the leader's optimiser with this step.
+
+    Attributes:
+        learning_rate: step of y; None takes the step of x.
+    """
+
+    learning_rate: float | None = None
+
+    def start(self, mdp: TabularMDP) -> Tensor:
+        """y of the uniform policy."""
+        return torch.zeros((*mdp.batch_shape, *mdp.r.shape[-2:]), dtype=mdp.r.dtype)
+
+    def policy(self, y: Tensor, mdp: TabularMDP) -> Tensor:
+        """pi_y, ``[..., S, A]``."""
+        return torch.softmax(y if mdp.mask is None else y.masked_fill(~mdp.mask, -math.inf), -1)
+
+    def project(self, y: Tensor, mdp: TabularMDP) -> Tensor:
+        """y as it is: the softmax needs no projection."""
+        return y
+
+
+@storable
+@dataclass(frozen=True)
+class Direct:
+    """pi_y = y, rows of the simplex, by projected steps.
+
+    Attributes:
+        learning_rate: step of y; None takes the step of x.
+        floor: least probability of an action that exists; keeps the entropy's slope finite.
+    """
+
+    learning_rate: float | None = None
+    floor: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_number(self.floor, "floor", low=0.0, high=0.01)
+
+    def start(self, mdp: TabularMDP) -> Tensor:
+        """The uniform policy."""
+        return self.project(torch.zeros((*mdp.batch_shape, *mdp.r.shape[-2:]), dtype=mdp.r.dtype), mdp)
+
+    def policy(self, y: Tensor, mdp: TabularMDP) -> Tensor:
+        """y itself."""
+        return y
+
+    def project(self, y: Tensor, mdp: TabularMDP) -> Tensor:
+        """Each row on the simplex."""
+        return project_simplex(y, mdp.mask, self.floor)
+
+
+@storable
+@dataclass(frozen=True)
+class Solved:
+    """pi_y = argmin_y F_lam(x, .), solved for every x: the soft optimum under ``r_f + r_l / lam``. Value penalty only."""
+
+    def solve(
+        self, mdp: TabularMDP, leader_reward: Tensor, lam: float, tau: float, V: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """pi_y and its values (the next warm start)."""
+        optimum = solve_soft(mdp.with_reward(mdp.r + leader_reward.detach() / lam), tau, V)
+        return optimum.pi, optimum.V

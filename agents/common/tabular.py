@@ -1,0 +1,304 @@
+"""What exact leaders share: a tabular problem, tau on a schedule, exact evaluation, files."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...envs.mdp import SoftOptimum, TabularMDP, TabularProblem, solve_soft, start_value, suboptimality
+from ...envs.mdp.checks import check_size, require
+from ..oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
+from ..penalties import BellmanPenalty, Penalty, ValuePenalty
+from ..schedules import Schedule, as_schedule
+from .evaluation import Evaluation, best_response
+from .leader import Callback, Kept, Leader, LeaderConfig
+from .storage import decode, encode, read_leader, storable, write_leader
+
+for _cls in (ValuePenalty, BellmanPenalty, SoftPolicyIteration, MirrorDescent, PolicyGradient):
+    storable(_cls)
+
+Self = TypeVar("Self", bound="TabularLeader")
+
+
+@dataclass(frozen=True, eq=False)
+class TabularLeaderConfig(LeaderConfig):
+    """What every exact leader can be told.
+
+    Attributes:
+        tau: temperature, a number or a schedule; None takes the problem's own.
+    """
+
+    tau: float | Schedule | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a problem came from, so that a leader file can build it again.
+
+    Attributes:
+        env_id: a registered id, or None for an object that only the caller can give again.
+        env_kwargs: arguments of the id.
+    """
+
+    env_id: str | None
+    env_kwargs: dict[str, Any]
+
+
+def make_env(env_id: str, env_kwargs: dict[str, Any] | None) -> gym.Env[Any, Any]:
+    """``gym.make`` whose error names the argument.
+
+    Raises:
+        ValueError: an id that is not registered.
+    """
+    try:
+        return gym.make(env_id, **(env_kwargs or {}))
+    except (gym.error.UnregisteredEnv, gym.error.NamespaceNotFound, ModuleNotFoundError) as error:
+        known = sorted(name for name in gym.registry if name.startswith("bilevel_gym/"))
+        raise ValueError(
+            f"env: expected a registered environment id such as {known}, got {env_id!r} ({error})"
+        ) from error
+
+
+def resolve_problem(
+    problem: TabularProblem | gym.Env[Any, Any] | str, env_kwargs: dict[str, Any] | None
+) -> tuple[TabularProblem, Source]:
+    """A tabular problem from itself, from an environment that has one, or from an environment's id.
+
+    Raises:
+        ValueError: an unknown id, or an environment without a tabular problem.
+    """
+    source = Source(problem, dict(env_kwargs or {})) if isinstance(problem, str) else Source(None, {})
+    if isinstance(problem, str):
+        problem = make_env(problem, env_kwargs)
+    else:
+        require(
+            not env_kwargs, "env_kwargs", "none beside a problem or an environment that is already made", env_kwargs
+        )
+    found = getattr(problem.unwrapped, "problem", None) if isinstance(problem, gym.Env) else problem
+    require(
+        isinstance(found, TabularProblem),
+        "problem",
+        "a TabularProblem, an environment that has one, or its id",
+        repr(problem),
+    )
+    assert isinstance(found, TabularProblem)
+    return found, source
+
+
+def fingerprint(problem: TabularProblem) -> list[float]:
+    """A few numbers by which two problems can be told apart, up to rounding."""
+    x = problem.project(torch.linspace(-1.0, 1.0, problem.leader_dim, dtype=torch.float64))
+    mdp = problem.follower_mdp(x).detach()
+    parts = [mdp.P, mdp.r, mdp.rho] + [
+        t.double() for t in (mdp.terminal, mdp.mask, problem.leader_reward(x)) if t is not None
+    ]
+    waves = [torch.cos(torch.arange(t.numel(), dtype=torch.float64)) @ t.detach().reshape(-1) for t in parts]
+    return [float(problem.leader_dim), float(mdp.n_states), float(mdp.n_actions), mdp.gamma, *(float(w) for w in waves)]
+
+
+class TabularLeader(Leader):
+    """A leader that knows the problem.
+
+    Attributes:
+        problem: the bilevel problem.
+        tau: the temperature last used.
+    """
+
+    config: TabularLeaderConfig
+
+    def __init__(
+        self,
+        problem: TabularProblem | gym.Env[Any, Any] | str,
+        config: TabularLeaderConfig,
+        seed: int | None,
+        env_kwargs: dict[str, Any] | None,
+        x0: Any,
+        positive_tau: bool,
+    ) -> None:
+        self.problem, self.source = resolve_problem(problem, env_kwargs)
+        super().__init__(self.problem.leader_set, self.problem.start_x(), config, x0, seed)
+        tau = self.problem.tau if config.tau is None else config.tau
+        self._tau = as_schedule(tau, "tau", positive=positive_tau)
+        self.tau = self._tau(1.0)
+        self._optimum: SoftOptimum | None = None
+        self._restart_optimizer()
+
+    def _parameters(self) -> list[dict[str, Any]]:
+        """Parameter groups of the optimiser; the first is x's."""
+        return [{"params": [self._x]}]
+
+    def _restart_optimizer(self) -> None:
+        self.optimizer = self.config.optimizer_class(
+            self._parameters(), lr=self._rate(1.0), **self.config.optimizer_kwargs
+        )  # type: ignore[call-arg]
+
+    def learn(
+        self: Self,
+        iterations: int,
+        callback: Callback | None = None,
+        progress_bar: bool = False,
+        reset_num_timesteps: bool = True,
+    ) -> Self:
+        """Learn x for this many outer iterations.
+
+        Args:
+            iterations: outer iterations, at least one.
+            callback: called with the leader after every iteration; False stops.
+            progress_bar: show one.
+            reset_num_timesteps: False goes on counting; schedules then run over the sum, as SB3's do.
+        """
+        self._learn(check_size(iterations, "iterations"), callback, progress_bar, reset_num_timesteps)
+        return self
+
+    def _iterate(self, progress_remaining: float) -> dict[str, float]:
+        self.tau = self._tau(progress_remaining)
+        self.optimizer.param_groups[0]["lr"] = self._rate(progress_remaining)
+        self.optimizer.zero_grad(set_to_none=True)
+        record = self._descend(progress_remaining)
+        self.optimizer.step()
+        with torch.no_grad():
+            project = self.leader_set.project if self.config.narrows else self.problem.project
+            self._x.copy_(project(self._x))
+            self._project_follower()
+        self.num_timesteps += 1
+        return record
+
+    @abstractmethod
+    def _descend(self, progress_remaining: float) -> dict[str, float]:
+        """Leave the gradients of the minimised objective at the parameters; return what to log."""
+
+    def _project_follower(self) -> None:
+        """Project the method's own follower, where it has one."""
+
+    @abstractmethod
+    def _pi_y(self, mdp: TabularMDP) -> Tensor:
+        """The method's own follower at x, ``[..., S, A]``, without graph."""
+
+    def _penalty(self) -> tuple[Penalty, float] | None:
+        """The method's penalty and current lam, or None."""
+        return None
+
+    @torch.no_grad()
+    def _evaluate(self, x: Tensor) -> Evaluation:
+        answer = best_response(self.problem, x, self.problem.tau0, V=None if self._optimum is None else self._optimum.V)
+        self._optimum = answer
+        mdp = self.problem.follower_mdp(x)
+        pi_y, at_tau = self._pi_y(mdp), solve_soft(mdp, self.tau, answer.V)
+        penalised = self._penalty()
+        penalty = (
+            None
+            if penalised is None
+            else float(self.problem.over_contexts(penalised[0](mdp, pi_y, at_tau.pi, self.tau)))
+        )
+        return Evaluation(
+            leader_return=float(self.problem.leader_return(x, answer.pi)),
+            leader_return_at_pi_y=float(self.problem.leader_return(x, pi_y)),
+            gap=float(self.problem.over_contexts(suboptimality(mdp, pi_y, self.tau, at_tau))),
+            penalty=penalty,
+            lam=None if penalised is None else penalised[1],
+            tau=self.tau,
+            steps=0,
+            iteration=self.iteration,
+        )
+
+    # --- files ---------------------------------------------------------------------------------------------------
+
+    def _parts(self) -> dict[str, Any]:
+        """Constructor arguments beside the problem, the config and the seed."""
+        return {}
+
+    def _state(self) -> dict[str, Any]:
+        """Tensors beside x and the optimiser, by name."""
+        return {}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`_state` gave."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write the leader to a zip, whole or not at all; no code goes in.
+
+        Returns:
+            The path written, ``.zip`` added where there was no suffix.
+        """
+        header = {
+            "leader": type(self).__name__,
+            "source": {"env_id": self.source.env_id, "env_kwargs": encode(self.source.env_kwargs)},
+            "fingerprint": fingerprint(self.problem),
+            "config": encode(self.config),
+            "parts": encode(self._parts()),
+            "seed": self.seed,
+            "counters": {
+                "num_timesteps": self.num_timesteps,
+                "iteration": self.iteration,
+                "total": self._total,
+                "tau": self.tau,
+            },
+            "evaluation": None if self.kept is None else self.kept.evaluation.as_dict(),
+        }
+        kept = None if self.kept is None else self.kept.x
+        tensors = {
+            "x": self._x.detach(),
+            "kept": kept,
+            "optimizer": self.optimizer.state_dict(),
+            "state": self._state(),
+        }
+        return write_leader(path, header, tensors)
+
+    @classmethod
+    def load(
+        cls: type[Self], path: str | Path, problem: TabularProblem | gym.Env[Any, Any] | str | None = None
+    ) -> Self:
+        """Read a leader back, ready to evaluate or to learn on with ``reset_num_timesteps=False``.
+
+        Args:
+            path: the file.
+            problem: the problem it was trained on; needed where that was given as an object and not as an id.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a truncated file, that of another leader, or of another problem.
+        """
+        header, tensors = read_leader(path, cls.__name__)
+        source = header["source"]
+        kwargs = None
+        if problem is None:
+            require(
+                source["env_id"] is not None,
+                "problem",
+                "the problem that this leader was trained on (it was given as an object)",
+                None,
+            )
+            problem, kwargs = source["env_id"], decode(source["env_kwargs"])
+        constructor: Callable[..., Self] = cls
+        leader = constructor(
+            problem, config=decode(header["config"]), seed=header["seed"], env_kwargs=kwargs, **decode(header["parts"])
+        )
+        check_fingerprint(header["fingerprint"], leader.problem, path)
+        with torch.no_grad():
+            leader._x.copy_(tensors["x"])
+        leader._restore(tensors["state"])
+        leader._restart_optimizer()
+        leader.optimizer.load_state_dict(tensors["optimizer"])
+        counters = header["counters"]
+        leader.num_timesteps, leader.iteration, leader._total = (
+            counters[k] for k in ("num_timesteps", "iteration", "total")
+        )
+        leader.tau = counters["tau"]
+        if header["evaluation"] is not None:
+            leader.kept = Kept(tensors["kept"], Evaluation(**header["evaluation"]))
+        return leader
+
+
+def check_fingerprint(expected: list[float], problem: TabularProblem, path: str | Path) -> None:
+    """Raise ``ValueError`` unless ``problem`` is the one a file was written for."""
+    got = fingerprint(problem)
+    same = len(got) == len(expected) and bool(np.allclose(got, expected, rtol=1e-6, atol=1e-6))
+    require(same, "problem", f"the problem of {path}", "another one (its sizes or numbers differ)")

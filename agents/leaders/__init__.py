@@ -1,0 +1,1 @@
+"""Leaders: methods that learn the leader's parameter."""

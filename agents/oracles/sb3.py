@@ -1,0 +1,234 @@
+"""Any Stable-Baselines3 algorithm as a follower: only its rollouts are asked for, never its gradients.
+
+A follower owns its generators. Building or training a seeded SB3 model reseeds Python's, numpy's and torch's global
+generators, so each follower runs under its own saved state and hands the caller's back: two followers with seeds do not
+disturb each other, and neither disturbs the leader.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
+
+from ...envs.mdp.checks import check_gamma, require
+
+FollowerSpec = type[BaseAlgorithm] | Callable[[VecEnv], BaseAlgorithm]
+"""What a user gives as follower: an SB3 class, or a callable that builds a model on a VecEnv."""
+
+
+class Generators:
+    """Private states of the three global generators."""
+
+    def __init__(self, seed: int) -> None:
+        self.state: tuple[Any, Any, torch.Tensor] = (
+            random.Random(seed).getstate(),
+            np.random.RandomState(seed % 2**32).get_state(),
+            torch.Generator().manual_seed(seed).get_state(),
+        )
+
+    @staticmethod
+    def _swap(state: tuple[Any, Any, torch.Tensor]) -> tuple[Any, Any, torch.Tensor]:
+        held = (random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
+        random.setstate(state[0])
+        np.random.set_state(state[1])  # noqa: NPY002
+        torch.set_rng_state(state[2])
+        return held
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Run under the private states; the caller's come back whatever happens."""
+        held = self._swap(self.state)
+        try:
+            yield
+        finally:
+            self.state = self._swap(held)
+
+
+def _linear(**policy_kwargs: Any) -> dict[str, Any]:
+    return {"net_arch": [], **policy_kwargs}
+
+
+def tuned_settings(name: str, n_envs: int, linear: bool) -> dict[str, Any]:
+    """Settings of an algorithm that has to track a moving x, by class name; SB3's own for an algorithm not listed.
+
+    Args:
+        name: e.g. ``"PPO"``.
+        n_envs: copies of the environment.
+        linear: whether observations are product features, in which a linear policy or Q-function is exact.
+    """
+    policy_kwargs = _linear() if linear else {}
+    settings: dict[str, dict[str, Any]] = {
+        "PPO": {
+            "n_steps": 16,
+            "batch_size": 16 * n_envs,
+            "n_epochs": 8,
+            "gae_lambda": 0.5 if linear else 0.95,
+            "learning_rate": 0.03 if linear else 3e-4,
+            "ent_coef": 0.01,
+            "policy_kwargs": policy_kwargs,
+        },
+        "A2C": {
+            "n_steps": 4,
+            "gae_lambda": 0.5 if linear else 0.95,
+            "learning_rate": 0.03 if linear else 7e-4,
+            "ent_coef": 0.01,
+            "policy_kwargs": policy_kwargs,
+        },
+        "DQN": {
+            "learning_rate": 0.01 if linear else 1e-4,
+            "buffer_size": 50_000,
+            "batch_size": 1024 if linear else 256,
+            "learning_starts": 1_000,
+            "train_freq": 1,
+            "gradient_steps": 2,
+            "target_update_interval": 16 * n_envs,
+            "exploration_initial_eps": 0.2,
+            "exploration_final_eps": 0.2,
+            "policy_kwargs": policy_kwargs,
+        },
+    }
+    return settings.get(name, {})
+
+
+class _Progress(BaseCallback):
+    """Lets SB3's schedules run over the leader's whole budget instead of over each short call of ``learn``."""
+
+    def __init__(self, planned_total: int) -> None:
+        super().__init__()
+        self._planned_total = planned_total
+
+    def _on_training_start(self) -> None:
+        self.model._total_timesteps = max(self._planned_total, self.model.num_timesteps + 1)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linear: bool) -> BaseAlgorithm:
+    """The user's algorithm on ``venv``.
+
+    Raises:
+        ValueError: an algorithm that cannot act in the action space, a callable that returns no SB3 model or one with
+            another discount than the environment's, something that is neither a class nor a callable.
+    """
+    if isinstance(spec, type):
+        require(issubclass(spec, BaseAlgorithm), "follower", "an SB3 algorithm class or a callable", spec.__name__)
+        settings = tuned_settings(spec.__name__, venv.num_envs, linear)
+
+        def build(venv: VecEnv) -> BaseAlgorithm:
+            return spec("MlpPolicy", venv, gamma=gamma, seed=seed, device="cpu", **settings)
+    else:
+        require(callable(spec), "follower", "an SB3 algorithm class or a callable from a VecEnv to a model", repr(spec))
+        build = spec
+    name = getattr(spec, "__name__", repr(spec))
+    try:
+        model = build(venv)
+    except AssertionError as error:
+        spaces = f"actions in {venv.action_space} from observations in {venv.observation_space}"
+        raise ValueError(f"follower: expected an algorithm for {spaces}, got {name} ({error})") from error
+    require(
+        isinstance(model, BaseAlgorithm),
+        "follower",
+        "a callable that returns an SB3 model",
+        f"{type(model).__name__} from {name}",
+    )
+    theirs = check_gamma(getattr(model, "gamma", gamma))
+    require(
+        abs(theirs - gamma) < 1e-12,
+        "follower",
+        f"a model with the environment's gamma={gamma}",
+        f"gamma={theirs} from {name}",
+    )
+    return model
+
+
+class SB3Follower:
+    """One SB3 model on its own copies of the environment, with its own generators.
+
+    Args:
+        spec: the user's algorithm.
+        venv: its copies of the world, its reward being what it is trained on.
+        gamma: the environment's discount.
+        seed: of the model, its generators and its world.
+        linear: whether a linear policy is exact (see :func:`tuned_settings`).
+        q_temperature: a model with a Q-network and discrete actions answers with ``softmax(Q / q_temperature)``.
+    """
+
+    def __init__(
+        self, spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linear: bool, q_temperature: float
+    ) -> None:
+        self.generators = Generators(seed)
+        self.venv = venv
+        self.q_temperature = q_temperature
+        with self.generators.active():
+            venv.seed(seed)
+            self.model = build_model(spec, venv, gamma, seed, linear)
+            venv.seed(seed)
+        self.model.set_logger(Logger(folder=None, output_formats=[]))
+
+    @property
+    def num_timesteps(self) -> int:
+        """Environment steps spent by training, rollouts rounded up included."""
+        return int(self.model.num_timesteps)
+
+    def train(self, steps: int, planned_total: int) -> int:
+        """Train for at least ``steps`` steps from fresh episodes; return the steps really spent.
+
+        Args:
+            steps: environment steps asked for; SB3 rounds up to whole rollouts.
+            planned_total: steps over which the model's own schedules run.
+        """
+        before = self.num_timesteps
+        with self.generators.active():
+            assert self.model.env is not None
+            self.model.set_env(self.model.env)
+            self.model.learn(steps, callback=_Progress(planned_total), log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+        return self.num_timesteps - before
+
+    def act(self, obs: Any) -> NDArray[Any]:
+        """Actions of the follower's policy, without exploration noise, ``[n, ...]``."""
+        with self.generators.active(), torch.no_grad():
+            if self._has_q_network():
+                return np.asarray(torch.distributions.Categorical(probs=self._probabilities(obs)).sample().numpy())
+            actions, _ = self.model.predict(obs, deterministic=False)
+        return np.asarray(actions)
+
+    def probabilities(self, obs: Any) -> NDArray[np.float64]:
+        """The policy over discrete actions, ``[n, A]``: exact where the model shows it, else its deterministic choice."""
+        with self.generators.active(), torch.no_grad():
+            return np.asarray(self._probabilities(obs).double().numpy())
+
+    def _has_q_network(self) -> bool:
+        return isinstance(self.model.action_space, gym.spaces.Discrete) and hasattr(self.model, "q_net")
+
+    def _probabilities(self, obs: Any) -> torch.Tensor:
+        policy: Any = self.model.policy
+        policy.set_training_mode(False)
+        tensor, _ = policy.obs_to_tensor(obs)
+        if self._has_q_network():
+            return torch.softmax(policy.q_net(tensor) / self.q_temperature, -1).cpu()
+        if hasattr(policy, "get_distribution"):
+            return torch.as_tensor(policy.get_distribution(tensor).distribution.probs).detach().clone().cpu()
+        actions, _ = self.model.predict(obs, deterministic=True)
+        n = int(self.model.action_space.n)  # type: ignore[attr-defined]
+        return torch.nn.functional.one_hot(torch.as_tensor(actions).long(), n).double()
+
+    def state(self) -> dict[str, Any]:
+        """Weights and optimiser states, as tensors and numbers, and the steps spent."""
+        return {"parameters": self.model.get_parameters(), "num_timesteps": self.num_timesteps}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        self.model.set_parameters(state["parameters"], exact_match=True)
+        self.model.num_timesteps = int(state["num_timesteps"])

@@ -1,0 +1,46 @@
+"""What every penalty shows to a leader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ...envs.mdp import TabularMDP
+from ..schedules import Schedule, as_schedule
+
+
+@dataclass(frozen=True, eq=False)
+class Penalty:
+    """A penalty p(x, y) >= 0 of a single-agent lower level and its coefficient.
+
+    Attributes:
+        lam: coefficient of the penalty, positive; a number or a schedule.
+
+    Raises:
+        ValueError: lam not positive or not finite.
+    """
+
+    lam: float | Schedule = 5.0
+
+    needs_positive_tau: ClassVar[bool] = False
+    """Whether the penalty is defined for tau > 0 only."""
+
+    def __post_init__(self) -> None:
+        as_schedule(self.lam, "lam", positive=True)
+
+    def lam_at(self, progress_remaining: float) -> float:
+        """lam at the remaining progress, 1 at the start and 0 at the end."""
+        return as_schedule(self.lam, "lam", positive=True)(progress_remaining)
+
+    def __call__(self, mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float) -> Tensor:
+        """p(x, y), ``[...]``, whose autograd is the penalty's gradient.
+
+        Args:
+            mdp: M(x), carrying x's graph.
+            pi: the follower's policy pi_y, ``[..., S, A]``, carrying y's graph.
+            pi_star: the oracle's best response at x, ``[..., S, A]``; a constant.
+            tau: temperature.
+        """
+        raise NotImplementedError

@@ -1,0 +1,83 @@
+r"""Bellman penalty (arXiv 2402.06886, eq. 3.5-3.7). With q = -Q*_x,
+
+    g(x,y) = E_{s~mu}[ <y_s, q_s> + tau h(y_s) ],      p = g - min_y g  =  tau E_{s~mu} KL(y_s || pi*_x(s))
+
+The last equality holds exactly for the negative entropy h, so tau > 0. The paper weighs states by rho and sees only states
+with rho(s) > 0; here mu defaults to the uniform distribution over non-terminal states, of full support.
+
+    dp/dy_{s,a} = mu(s) [ -Q*(s,a) + tau (grad h(y_s))_a ]
+    grad_x p    = -E_{mu, a~pi_y}[ grad_x Q*(s,a) ] + E_{mu, a~pi*}[ grad_x Q*(s,a) ]          Lemma 8
+
+and grad_x Q* differentiates Q^pi at the fixed pi = pi* (Danskin).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...envs.mdp import (
+    TabularMDP,
+    action_value,
+    negative_entropy,
+    negative_entropy_gradient,
+    policy_value,
+    soft_maximum,
+)
+from ...envs.mdp.checks import as_float64, check_distribution, check_tau, require
+from ...envs.mdp.evaluation import entropy_weight
+from .base import Penalty
+
+
+def state_weights(mdp: TabularMDP, mu: Tensor | None) -> Tensor:
+    """mu, ``[..., S]``; by default uniform over non-terminal states."""
+    if mu is not None:
+        require(mu.shape[-1] == mdp.n_states, "mu", f"shape [..., {mdp.n_states}]", f"shape {tuple(mu.shape)}")
+        return mu
+    live = torch.ones_like(mdp.rho) if mdp.terminal is None else (~mdp.terminal).to(mdp.rho.dtype)
+    total = live.sum(-1, keepdim=True)
+    require(bool((total > 0.0).all()), "mu", "weights of the states, where every state is terminal", None)
+    return live / total
+
+
+def bellman_penalty(mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float, mu: Tensor | None = None) -> Tensor:
+    """g(x,y) - min_y g, ``[...]``, with Q* evaluated at the held pi_star; autograd gives Lemma 8."""
+    check_tau(tau, positive=True)
+    Q = action_value(mdp, policy_value(mdp, pi_star.detach(), tau))
+    g = -(pi * Q).sum(-1) + entropy_weight(mdp, tau) * negative_entropy(pi)
+    return (state_weights(mdp, mu) * (g + soft_maximum(mdp, Q, tau))).sum(-1)
+
+
+def bellman_penalty_gradient(
+    mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float, mu: Tensor | None = None
+) -> Tensor:
+    """dp/dpi(a|s) = mu(s) [ -Q*(s,a) + tau (grad h(pi(s)))_a ], ``[..., S, A]``."""
+    weight = entropy_weight(mdp, check_tau(tau, positive=True))
+    Q = action_value(mdp, policy_value(mdp, pi_star, tau))
+    slope = negative_entropy_gradient(pi) * (weight.unsqueeze(-1) if isinstance(weight, Tensor) else weight)
+    return state_weights(mdp, mu).unsqueeze(-1) * (slope - Q)
+
+
+@dataclass(frozen=True, eq=False)
+class BellmanPenalty(Penalty):
+    """The Bellman penalty (3.7). Needs ``lam`` of order delta^(-1/2) for a follower's gap of delta, and tau > 0.
+
+    Attributes:
+        mu: weights of the states, a distribution ``[S]``; None is uniform over non-terminal states.
+    """
+
+    mu: Sequence[float] | None = None
+
+    needs_positive_tau: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mu is not None:
+            check_distribution(as_float64(self.mu, "mu"), "mu")
+
+    def __call__(self, mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float) -> Tensor:
+        return bellman_penalty(mdp, pi, pi_star, tau, None if self.mu is None else as_float64(self.mu, "mu"))

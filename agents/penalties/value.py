@@ -1,0 +1,33 @@
+r"""Value penalty (arXiv 2402.06886, eq. 3.2):
+
+    p(x,y) = max_pi V^pi(rho) - V^{pi_y}(rho) >= 0
+
+By Danskin (Lemma 6) its gradient holds the maximiser fixed:
+
+    grad_y p = -grad_y V^{pi_y}(rho)
+    grad_x p = -grad_x V^{pi_y}(rho) + grad_x V^{pi}(rho) |_{pi = pi*(x)}
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...envs.mdp import TabularMDP, policy_return, policy_return_gradient
+from .base import Penalty
+
+
+def value_penalty(mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float) -> Tensor:
+    """V^{pi_star}(rho) - V^{pi}(rho), ``[...]``, with pi_star held; autograd gives Lemma 6. Any tau >= 0."""
+    return policy_return(mdp, pi_star.detach(), tau) - policy_return(mdp, pi, tau)
+
+
+def value_penalty_gradient(mdp: TabularMDP, pi: Tensor, tau: float) -> Tensor:
+    """dp/dpi(a|s) = -d(s) [ Q(s,a) - tau (grad h(pi(s)))_a ], ``[..., S, A]``."""
+    return -policy_return_gradient(mdp, pi, tau)
+
+
+class ValuePenalty(Penalty):
+    """The value penalty (3.2). Needs ``lam`` of order 1/delta for a follower's gap of delta."""
+
+    def __call__(self, mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float) -> Tensor:
+        return value_penalty(mdp, pi, pi_star, tau)

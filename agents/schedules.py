@@ -1,0 +1,58 @@
+"""Schedules of a number over training, in SB3's convention: a function of the remaining progress, from 1 down to 0."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..envs.mdp.checks import check_number
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Always ``value``."""
+
+    value: float
+
+    def __call__(self, progress_remaining: float) -> float:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Linear:
+    """From ``start`` to ``end`` in equal steps."""
+
+    start: float
+    end: float
+
+    def __call__(self, progress_remaining: float) -> float:
+        return self.end + (self.start - self.end) * progress_remaining
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """From ``start`` to ``end`` in equal ratios; both positive."""
+
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        check_number(self.start, "start", low=0.0, open_low=True)
+        check_number(self.end, "end", low=0.0, open_low=True)
+
+    def __call__(self, progress_remaining: float) -> float:
+        return float(self.end * (self.start / self.end) ** progress_remaining)
+
+
+Schedule = Constant | Linear | Geometric
+
+
+def as_schedule(value: float | Schedule, name: str, *, positive: bool) -> Schedule:
+    """A number as a constant schedule; a schedule as it is.
+
+    Raises:
+        ValueError: a value, at the start or at the end, that is negative, not finite, or zero where ``positive``.
+    """
+    schedule = value if isinstance(value, (Constant, Linear, Geometric)) else Constant(check_number(value, name))
+    for progress_remaining in (1.0, 0.0):
+        check_number(schedule(progress_remaining), name, low=0.0, high=float("inf"), open_low=positive, open_high=True)
+    return schedule

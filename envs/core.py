@@ -1,0 +1,68 @@
+"""The one contract: an ordinary Gymnasium environment of the follower, with a parameter x that a leader sets.
+
+leader_space          Box of x, float64, compact and convex; None where x is no vector (a large reward model)
+set_leader(x)         from the next step on
+info["leader_reward"], info["leader_draw"]
+leader_model()        torch module with parameter x: (obs, action, draw, next_obs) -> (r_follower, r_leader, log_p)
+commitment(obs)       what a follower may be shown of x at an observation
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+ObsType = TypeVar("ObsType")
+ActType = TypeVar("ActType")
+
+
+class LeaderEnv(gym.Env[ObsType, ActType], ABC):
+    """Base class of environments with a leader.
+
+    ``step`` returns the follower's reward; ``info`` has ``leader_reward``, a float, undiscounted, and
+    ``leader_draw``, what x made the environment draw.
+
+    Attributes:
+        leader_space: Box of x, float64; where x also has a budget (see ``LeaderSet``), the Box around X. None where x
+            is no vector.
+        gamma: the discount of both players.
+        commitment_size: number of entries of ``commitment``.
+        commitment_is_distribution: whether those entries are non-negative and sum to one.
+    """
+
+    leader_space: gym.spaces.Box | None
+    gamma: float
+    commitment_size: int
+    commitment_is_distribution: bool = False
+
+    @property
+    @abstractmethod
+    def leader_x(self) -> NDArray[np.float64]:
+        """A copy of the leader's current parameter."""
+
+    @abstractmethod
+    def set_leader(self, x: Any) -> None:
+        """Set the leader's parameter, from the next step on (where an episode draws from x, from the next reset on); x is copied.
+
+        Raises:
+            ValueError: wrong shape, an entry that is not finite, or a point outside X.
+        """
+
+    @abstractmethod
+    def leader_model(self) -> torch.nn.Module:
+        """A module with one Parameter ``x``, which starts at the current leader's, float64.
+
+        Called with batched tensors ``(obs, action, draw, next_obs)`` it returns ``(r_follower, r_leader, log_p)``:
+        the rewards of that step and the log-probability of what depends on x in it, each differentiable in x.
+        """
+
+    @abstractmethod
+    def commitment(self, obs: Any) -> NDArray[np.float32]:
+        """What a follower may be shown of x at an observation, ``[commitment_size]``."""

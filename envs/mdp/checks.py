@@ -1,0 +1,87 @@
+"""Checks of arguments: each error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DISTRIBUTION_ATOL = 1e-8
+"""Largest distance from 1 that the sum of a distribution may have."""
+
+
+def require(condition: bool, name: str, expected: str, got: object) -> None:
+    """Raise ``ValueError`` naming the argument unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def as_float64(value: Any, name: str) -> Tensor:
+    """Return ``value`` as a float64 tensor (a float64 tensor is passed through with its graph)."""
+    try:
+        return torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: expected numbers, got {type(value).__name__} ({error})") from error
+
+
+def check_finite(tensor: Tensor, name: str) -> None:
+    """Raise ``ValueError`` if an entry is NaN or infinite."""
+    finite = torch.isfinite(tensor)
+    if not bool(finite.all()):
+        where = tuple(int(i) for i in (~finite).nonzero()[0])
+        raise ValueError(f"{name}: expected finite numbers, got {tensor.detach()[where].item()} at index {where}")
+
+
+def check_distribution(tensor: Tensor, name: str) -> None:
+    """Raise ``ValueError`` unless the last axis holds distributions (non-negative, sum one within 1e-8)."""
+    p = tensor.detach()
+    check_finite(p, name)
+    low = p.min()
+    if low < 0:
+        where = tuple(int(i) for i in (p == low).nonzero()[0])
+        raise ValueError(f"{name}: expected probabilities >= 0, got {low.item():.6g} at index {where}")
+    error = (p.sum(-1) - 1).abs()
+    if error.max() > DISTRIBUTION_ATOL:
+        where = tuple(int(i) for i in (error == error.max()).nonzero()[0])
+        total = p.sum(-1)[where].item()
+        raise ValueError(f"{name}: expected rows that sum to 1, got a sum of {total:.9g} at index {where}")
+
+
+def check_size(value: object, name: str) -> int:
+    """Return ``value`` as an int; raise ``ValueError`` unless it is a whole number of at least one."""
+    whole = isinstance(value, int) or (hasattr(value, "__index__") and not isinstance(value, bool))
+    require(whole and not isinstance(value, bool) and int(value) >= 1, name, "a whole number >= 1", repr(value))  # type: ignore[call-overload]
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def check_number(
+    value: object,
+    name: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
+    """Return ``value`` as a float; raise ``ValueError`` unless it lies in the stated interval."""
+    left, right = ("(" if open_low or low == -math.inf else "["), (")" if open_high or high == math.inf else "]")
+    expected = f"a number in {left}{low:g}, {high:g}{right}"
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}") from error
+    inside = (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
+    require(inside and not isinstance(value, bool), name, expected, repr(value))
+    return number
+
+
+def check_gamma(gamma: object) -> float:
+    """Return the discount as a float; it must lie in [0, 1)."""
+    return check_number(gamma, "gamma", low=0.0, high=1.0, open_high=True)
+
+
+def check_tau(tau: object, *, positive: bool = False, name: str = "tau") -> float:
+    """Return the temperature as a float; non-negative, or positive where the method needs it."""
+    return check_number(tau, name, low=0.0, high=math.inf, open_low=positive, open_high=True)

@@ -1,0 +1,90 @@
+r"""Policy evaluation by linear solves (MATH: Shen, Yang and Chen, arXiv 2402.06886, section 2).
+
+    V(s)   = E[ sum_t gamma^t ( r(s_t,a_t) - tau h(pi(s_t)) ) | s_0 = s ]                      (2.1)
+    Q(s,a) = r(s,a) + gamma E V(s')                                                            (2.2)
+    d(s)   = sum_t gamma^t Pr(s_t = s)                   sums to 1/(1-gamma) without terminal states
+
+h is the negative entropy. Terminal states pay once: their rows of P_pi are zero. Everything is batched over leading axes
+and differentiable in the model and in the policy.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .models import TabularMDP
+
+LOG_FLOOR = 1e-300
+"""Probabilities are floored here inside logarithms: 0 log 0 = 0, with a finite slope."""
+
+
+def negative_entropy(pi: Tensor) -> Tensor:
+    """h(p) = sum_a p_a log p_a over the last axis."""
+    return (pi * pi.clamp_min(LOG_FLOOR).log()).sum(-1)
+
+
+def negative_entropy_gradient(pi: Tensor) -> Tensor:
+    """grad h(p) = 1 + log p, same shape as pi."""
+    return 1.0 + pi.clamp_min(LOG_FLOOR).log()
+
+
+def entropy_weight(mdp: TabularMDP, tau: float) -> float | Tensor:
+    """tau, or per state ``[..., S]`` where the last step of an episode earns no entropy."""
+    if mdp.terminal is None or mdp.terminal_entropy or tau == 0.0:
+        return tau
+    return tau * (~mdp.terminal).to(mdp.r.dtype)
+
+
+def induced_transition(mdp: TabularMDP, pi: Tensor) -> Tensor:
+    """P_pi(s,s') = sum_a pi(a|s) P(s'|s,a), ``[..., S, S]``; rows of terminal states are zero."""
+    P_pi = (pi.unsqueeze(-2) @ mdp.P).squeeze(-2)
+    return P_pi if mdp.terminal is None else P_pi * (~mdp.terminal).unsqueeze(-1)
+
+
+def induced_reward(mdp: TabularMDP, pi: Tensor, tau: float) -> Tensor:
+    """r_pi(s) - tau h(pi(s)), ``[..., S]``."""
+    reward = (pi * mdp.r).sum(-1)
+    return reward if tau == 0.0 else reward - entropy_weight(mdp, tau) * negative_entropy(pi)
+
+
+def _resolvent(mdp: TabularMDP, pi: Tensor) -> Tensor:
+    """I - gamma P_pi, ``[..., S, S]``."""
+    return torch.eye(mdp.n_states, dtype=mdp.r.dtype) - mdp.gamma * induced_transition(mdp, pi)
+
+
+def policy_value(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Tensor:
+    """Solve (I - gamma P_pi) V = r_pi - tau h(pi) for V, ``[..., S]`` (2.1)."""
+    return torch.linalg.solve(_resolvent(mdp, pi), induced_reward(mdp, pi, tau).unsqueeze(-1)).squeeze(-1)
+
+
+def visitation(mdp: TabularMDP, pi: Tensor) -> Tensor:
+    """Solve (I - gamma P_pi)^T d = rho for the unnormalised discounted visitation d, ``[..., S]``."""
+    rho = mdp.rho.unsqueeze(-1)
+    return torch.linalg.solve(_resolvent(mdp, pi).mT, rho).squeeze(-1)
+
+
+def action_value(mdp: TabularMDP, V: Tensor) -> Tensor:
+    """Q(s,a) = r(s,a) + gamma E V(s'), ``[..., S, A]``, no regulariser at the current step (2.2)."""
+    following = (mdp.P @ V[..., None, :, None]).squeeze(-1)
+    if mdp.terminal is not None:
+        following = following * (~mdp.terminal).unsqueeze(-1)
+    return mdp.r + mdp.gamma * following
+
+
+def start_value(mdp: TabularMDP, V: Tensor) -> Tensor:
+    """V(rho) = sum_s rho(s) V(s), ``[...]``."""
+    return (mdp.rho * V).sum(-1)
+
+
+def policy_return(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Tensor:
+    """V^pi(rho), ``[...]``."""
+    return start_value(mdp, policy_value(mdp, pi, tau))
+
+
+def policy_return_gradient(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Tensor:
+    """dV(rho)/dpi(a|s) = d(s) [ Q(s,a) - tau (grad h(pi(s)))_a ], ``[..., S, A]``, in closed form."""
+    Q = action_value(mdp, policy_value(mdp, pi, tau))
+    weight = entropy_weight(mdp, tau)
+    slope = negative_entropy_gradient(pi) * (weight.unsqueeze(-1) if isinstance(weight, Tensor) else weight)
+    return visitation(mdp, pi).unsqueeze(-1) * (Q - slope)

@@ -1,0 +1,123 @@
+r"""The follower's best response: the soft-optimal policy by soft policy iteration.
+
+    (T V)(s) = tau logsumexp_a( Q(s,a)/tau ),   Q = r + gamma P V,   V* = T V*,   pi* = softmax(Q*/tau)
+
+Soft policy iteration evaluates the soft-greedy policy of V exactly, one linear solve a step; it is Newton's method on
+``V - T V = 0`` and converges quadratically. At tau = 0 the maximum replaces logsumexp and the method is policy iteration.
+
+The residual is ``max_s |T V - V|``; since T contracts at gamma, ``max_s |V* - V| <= residual / (1 - gamma)``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .checks import check_tau
+from .evaluation import action_value, entropy_weight, policy_value, start_value
+from .models import TabularMDP
+
+TOLERANCE = 1e-11
+"""Default residual at which soft policy iteration stops, per unit of ``max(1, max |V|)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class SoftOptimum:
+    """A solved MDP.
+
+    Attributes:
+        V: values, ``[..., S]``.
+        Q: action values at V, ``[..., S, A]``.
+        pi: soft-greedy policy of Q, ``[..., S, A]``.
+        residual: ``max |T V - V|`` over states and batch.
+        iterations: linear solves spent.
+    """
+
+    V: Tensor
+    Q: Tensor
+    pi: Tensor
+    residual: float
+    iterations: int
+
+
+def _masked(mdp: TabularMDP, Q: Tensor) -> Tensor:
+    return Q if mdp.mask is None else Q.masked_fill(~mdp.mask, -math.inf)
+
+
+def greedy_policy(mdp: TabularMDP, Q: Tensor) -> Tensor:
+    """The greedy policy, uniform over exact ties, ``[..., S, A]``."""
+    q = _masked(mdp, Q)
+    best = (q == q.max(-1, keepdim=True).values).to(Q.dtype)
+    return best / best.sum(-1, keepdim=True)
+
+
+def soft_policy(mdp: TabularMDP, Q: Tensor, tau: float) -> Tensor:
+    """softmax(Q/tau) over the actions that exist, ``[..., S, A]``; greedy where no entropy is earned."""
+    weight = entropy_weight(mdp, tau)
+    if tau == 0.0:
+        return greedy_policy(mdp, Q)
+    soft = torch.softmax(_masked(mdp, Q) / tau, -1)
+    return (
+        soft if not isinstance(weight, Tensor) else torch.where((weight > 0).unsqueeze(-1), soft, greedy_policy(mdp, Q))
+    )
+
+
+def soft_maximum(mdp: TabularMDP, Q: Tensor, tau: float) -> Tensor:
+    """(T V)(s) = tau logsumexp(Q(s,.)/tau), ``[..., S]``; the maximum where no entropy is earned."""
+    q = _masked(mdp, Q)
+    if tau == 0.0:
+        return q.max(-1).values
+    soft = tau * torch.logsumexp(q / tau, -1)
+    weight = entropy_weight(mdp, tau)
+    return soft if not isinstance(weight, Tensor) else torch.where(weight > 0, soft, q.max(-1).values)
+
+
+@torch.no_grad()
+def solve_soft(
+    mdp: TabularMDP, tau: float, V: Tensor | None = None, tol: float = TOLERANCE, max_iterations: int = 200
+) -> SoftOptimum:
+    """Soft policy iteration from V (by default 0); quadratic, so one to six solves from a near start.
+
+    Args:
+        mdp: the model, batched or not.
+        tau: temperature, ``>= 0``.
+        V: starting values, ``[..., S]``, e.g. the optimum at a nearby x.
+        tol: residual at which to stop, relative to ``max(1, max |V|)`` in each instance of a batch.
+        max_iterations: most linear solves.
+    """
+    check_tau(tau)
+    V = torch.zeros_like(mdp.r[..., 0]) if V is None else V
+    for iterations in range(max_iterations + 1):
+        Q = action_value(mdp, V)
+        residuals = (soft_maximum(mdp, Q, tau) - V).abs().amax(-1)
+        if bool((residuals <= tol * V.abs().amax(-1).clamp_min(1.0)).all()) or iterations == max_iterations:
+            break
+        V = policy_value(mdp, soft_policy(mdp, Q, tau), tau)
+    return SoftOptimum(V, Q, soft_policy(mdp, Q, tau), float(residuals.max()), iterations)
+
+
+def value_iteration(mdp: TabularMDP, tau: float, V: Tensor, sweeps: int) -> Tensor:
+    """Apply T ``sweeps`` times: linear at rate gamma, kept as the second implementation that Newton is held to."""
+    for _ in range(sweeps):
+        V = soft_maximum(mdp, action_value(mdp, V), tau)
+    return V
+
+
+def attach(mdp: TabularMDP, tau: float, optimum: SoftOptimum) -> SoftOptimum:
+    r"""The same optimum with its first derivative in the model's parameters (implicit function theorem).
+
+    ``V*`` is re-evaluated at the held policy pi* in the differentiable model: by Danskin
+    ``dV*/dx = (I - gamma P_{pi*})^{-1} d_x T(x, V*)``, which is what autograd's adjoint solve returns; then
+    ``Q* = r_x + gamma P_x V*`` and ``pi* = softmax(Q*/tau)`` carry it on. First derivatives only. Needs tau > 0 for pi.
+    """
+    V = policy_value(mdp, optimum.pi.detach(), tau)
+    Q = action_value(mdp, V)
+    return SoftOptimum(V, Q, soft_policy(mdp, Q, tau), optimum.residual, optimum.iterations)
+
+
+def suboptimality(mdp: TabularMDP, pi: Tensor, tau: float, optimum: SoftOptimum) -> Tensor:
+    """The follower's gap V*(rho) - V^pi(rho) >= 0, ``[...]``."""
+    return start_value(mdp, optimum.V) - start_value(mdp, policy_value(mdp, pi, tau))

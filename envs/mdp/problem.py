@@ -1,0 +1,158 @@
+r"""The bilevel problem over a tabular follower: max_x J_L(x, pi) s.t. pi optimal for M_tau(x)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .checks import as_float64, check_tau, require
+from .evaluation import policy_return
+from .leader_set import LeaderSet
+from .models import TabularKernel, TabularMDP
+
+
+EVALUATION_TAU = 0.002
+"""Temperature of honest evaluation for rewards in [0, 1] and a follower without entropy of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Optimum:
+    """The known answer of a problem at a temperature.
+
+    Attributes:
+        x: the leader's best parameter, ``[dim]``.
+        pi: the follower's best response to it, ``[S, A]``.
+        leader_return: ``J_L(x, pi)``.
+    """
+
+    x: Tensor
+    pi: Tensor
+    leader_return: float
+
+
+class TabularProblem(ABC):
+    """A leader's parameter x in X and the follower's MDP that it shapes.
+
+    Attributes:
+        leader_set: X.
+        tau: default temperature of the follower; a method may use its own.
+        context_probs: weights ``[C]`` of the leading context axis of every field, or None where there is none.
+        batched_kernel: whether ``kernel`` takes x ``[n, dim]``, one row a copy of the environment.
+        commitment_is_distribution: whether the rows of ``commitment`` sum to one.
+    """
+
+    leader_set: LeaderSet
+    tau: float = 0.0
+    context_probs: Tensor | None = None
+    batched_kernel: ClassVar[bool] = False
+    commitment_is_distribution: ClassVar[bool] = False
+
+    @abstractmethod
+    def follower_mdp(self, x: Tensor) -> TabularMDP:
+        """M(x), differentiable in x, ``[dim]``."""
+
+    @abstractmethod
+    def leader_reward(self, x: Tensor) -> Tensor | None:
+        """r_l(s,a) at x, ``[..., S, A]``, where J_L is its discounted return in the follower's MDP; None where J_L is no such return."""
+
+    def leader_return(self, x: Tensor, pi: Tensor) -> Tensor:
+        """J_L(x, pi), a scalar to be maximised, differentiable in both."""
+        reward = self.leader_reward(x)
+        if reward is None:
+            raise NotImplementedError(f"{type(self).__name__} has no leader reward and must define leader_return")
+        return self.over_contexts(policy_return(self.follower_mdp(x).with_reward(reward), pi))
+
+    def kernel(self, x: Tensor) -> TabularKernel:
+        """What a simulator draws at x; here no draw of the leader's own (W = 1)."""
+        mdp, reward = self.follower_mdp(x), self.leader_reward(x)
+        reward = torch.zeros_like(mdp.r) if reward is None else reward
+        return TabularKernel(
+            torch.ones_like(mdp.r).unsqueeze(-1), mdp.P.unsqueeze(-2), mdp.r.unsqueeze(-1), reward.unsqueeze(-1)
+        )
+
+    def commitment(self, x: Tensor) -> Tensor:
+        """What a follower may be shown of x in each state, ``[..., S or 1, size]``; here all of x, in every state."""
+        return x.unsqueeze(-2)
+
+    def over_contexts(self, values: Tensor) -> Tensor:
+        """Average ``[C]`` values with the context probabilities; a scalar passes through."""
+        return values if self.context_probs is None else (self.context_probs * values).sum(-1)
+
+    @property
+    def tau0(self) -> float:
+        """Temperature of honest evaluation, ``F_0(x) = J_L(x, pi*_tau0(x))``: the problem's own where it has one, else 0.002."""
+        return self.tau if self.tau > 0.0 else EVALUATION_TAU
+
+    @property
+    def leader_dim(self) -> int:
+        """Number of coordinates of x."""
+        return self.leader_set.dim
+
+    def project(self, x: Tensor) -> Tensor:
+        """Euclidean projection on X."""
+        return self.leader_set.project(x)
+
+    def start_x(self) -> Tensor:
+        """The untrained leader: 0, projected on X."""
+        return self.project(torch.zeros(self.leader_dim, dtype=torch.float64))
+
+    def optimum(self, tau: float | None = None) -> Optimum:
+        """The answer in closed form, where it is known."""
+        raise NotImplementedError(f"{type(self).__name__} has no closed-form optimum")
+
+
+class ArrayProblem(TabularProblem):
+    """A problem from plain arrays and two reward functions of x, without an environment.
+
+    Args:
+        base: the follower's model; its P, rho, gamma, terminal and mask are used, and its r where x adds nothing.
+        leader_set: X.
+        follower_reward: ``x -> r_x``, ``[S, A]``, differentiable.
+        leader_reward: ``x -> r_l``, ``[S, A]``, differentiable.
+        transition: ``x -> P_x``, ``[S, A, S]``, where x enters the dynamics.
+        tau: default temperature.
+
+    Raises:
+        ValueError: a function whose answer at the start has the wrong shape or is no model.
+
+    Example:
+        >>> import torch
+        >>> from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP
+        >>> base = TabularMDP(P=torch.full((2, 2, 2), 0.5), r=torch.eye(2), rho=[0.5, 0.5], gamma=0.9)
+        >>> problem = ArrayProblem(base, LeaderSet.box(2, -1, 1), lambda x: base.r + x, lambda x: base.r - x)
+        >>> problem.leader_dim
+        2
+    """
+
+    def __init__(
+        self,
+        base: TabularMDP,
+        leader_set: LeaderSet,
+        follower_reward: Callable[[Tensor], Tensor],
+        leader_reward: Callable[[Tensor], Tensor],
+        transition: Callable[[Tensor], Tensor] | None = None,
+        tau: float = 0.0,
+    ) -> None:
+        self.base, self.leader_set, self.tau = base, leader_set, check_tau(tau)
+        self._follower_reward, self._leader_reward, self._transition = follower_reward, leader_reward, transition
+        x = self.start_x()
+        for name, function in (("follower_reward", follower_reward), ("leader_reward", leader_reward)):
+            shape = tuple(as_float64(function(x), name).shape)
+            require(shape == tuple(base.r.shape), name, f"an answer of shape {tuple(base.r.shape)}", f"shape {shape}")
+        mdp = self.follower_mdp(x)
+        TabularMDP(mdp.P, mdp.r, mdp.rho, mdp.gamma, mdp.terminal, mdp.mask)
+
+    def follower_mdp(self, x: Tensor) -> TabularMDP:
+        P = self.base.P if self._transition is None else self._transition(x)
+        b = self.base
+        return TabularMDP(
+            P, self._follower_reward(x), b.rho, b.gamma, b.terminal, b.mask, b.terminal_entropy, validate=False
+        )
+
+    def leader_reward(self, x: Tensor) -> Tensor:
+        return self._leader_reward(x)

@@ -1,0 +1,138 @@
+r"""Stackelberg Markov game: the leader commits to a policy pi_x(a_l|s), the follower answers it.
+
+x holds the leader's logits, ``[S, A_l]`` flattened; x = 0 is the uniform policy. The follower's MDP is the
+leader-averaged one (arXiv 2402.06886, Lemma 16):
+
+    r_x(s,a_f) = E_{a_l ~ pi_x(s)} r_f(s,a_l,a_f),      P_x(.|s,a_f) = E_{a_l ~ pi_x(s)} P(.|s,a_l,a_f)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checks import check_distribution, check_gamma, check_number, check_size, check_tau, require
+from .leader_set import LeaderSet
+from .models import TabularKernel, TabularMDP
+from .problem import EVALUATION_TAU, TabularProblem
+
+LOGIT_BOUND = 10.0
+"""X is the box [-10, 10]: the least likely of five actions keeps a probability of 2e-9, as good as none."""
+
+
+@dataclass(frozen=True, eq=False)
+class StackelbergProblem(TabularProblem):
+    """A Stackelberg Markov game from its arrays.
+
+    Attributes:
+        P: ``P(s'|s,a_l,a_f)``, ``[S, A_l, A_f, S]``.
+        r_leader: ``[S, A_l, A_f]``.
+        r_follower: ``[S, A_l, A_f]``.
+        rho: start distribution, ``[S]``.
+        gamma: discount in [0, 1), shared by both.
+        tau: default temperature of the follower.
+
+    Raises:
+        ValueError: shapes that do not fit, rows that are no distribution, gamma outside [0, 1), tau negative.
+    """
+
+    P: Tensor
+    r_leader: Tensor
+    r_follower: Tensor
+    rho: Tensor
+    gamma: float
+    tau: float = 0.0
+    batched_kernel: ClassVar[bool] = True
+    commitment_is_distribution: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require(
+            self.P.ndim == 4 and self.P.shape[0] == self.P.shape[3],
+            "P",
+            "shape [S, A_l, A_f, S]",
+            f"shape {tuple(self.P.shape)}",
+        )
+        for name in ("r_leader", "r_follower"):
+            shape = tuple(getattr(self, name).shape)
+            require(shape == tuple(self.P.shape[:3]), name, f"shape {tuple(self.P.shape[:3])}", f"shape {shape}")
+        require(
+            self.rho.shape == self.P.shape[:1],
+            "rho",
+            f"shape {tuple(self.P.shape[:1])}",
+            f"shape {tuple(self.rho.shape)}",
+        )
+        check_distribution(self.P, "P")
+        check_distribution(self.rho, "rho")
+        check_gamma(self.gamma)
+        check_tau(self.tau)
+        S, A_l, A_f, _ = self.P.shape
+        object.__setattr__(self, "leader_set", LeaderSet.box(S * A_l, -LOGIT_BOUND, LOGIT_BOUND))
+        # The simulator's axis order [S, A_f, A_l, ...], and P as S matrices [A_l, A_f * S] for one batched product.
+        object.__setattr__(self, "_kernel_P", self.P.transpose(1, 2).contiguous())
+        object.__setattr__(self, "_flat_P", self.P.reshape(S, A_l, A_f * S))
+
+    @property
+    def tau0(self) -> float:
+        """0.002 whatever tau is: here tau smooths the method and is no part of the game."""
+        return EVALUATION_TAU
+
+    def leader_policy(self, x: Tensor) -> Tensor:
+        """pi_x(a_l|s) = softmax of the logits, ``[..., S, A_l]`` for x ``[..., S * A_l]``."""
+        return torch.softmax(x.unflatten(-1, tuple(self.P.shape[:2])), -1)
+
+    def commitment(self, x: Tensor) -> Tensor:
+        """The leader's policy: the follower is shown the row of its state."""
+        return self.leader_policy(x)
+
+    def follower_mdp(self, x: Tensor) -> TabularMDP:
+        S, _, A_f, _ = self.P.shape
+        pi_x = self.leader_policy(x).unsqueeze(1)
+        P_x = (pi_x @ self._flat_P).view(S, A_f, S)  # type: ignore[attr-defined]
+        return TabularMDP(P_x, (pi_x @ self.r_follower).squeeze(1), self.rho, self.gamma, validate=False)
+
+    def leader_reward(self, x: Tensor) -> Tensor:
+        return (self.leader_policy(x).unsqueeze(1) @ self.r_leader).squeeze(1)
+
+    def kernel(self, x: Tensor) -> TabularKernel:
+        """w is the leader's action; x may be ``[n, S * A_l]``, one row a copy of the environment."""
+        draw = self.leader_policy(x).unsqueeze(-2)
+        return TabularKernel(draw, self._kernel_P, self.r_follower.transpose(1, 2), self.r_leader.transpose(1, 2))  # type: ignore[attr-defined]
+
+
+def random_stackelberg(
+    n_states: int = 100,
+    n_leader_actions: int = 5,
+    n_follower_actions: int = 5,
+    gamma: float = 0.9,
+    tau: float = 0.001,
+    sparsity: float = 0.7,
+    seed: int | None = 0,
+) -> StackelbergProblem:
+    """The paper's random game (section 6.1): rewards U[0,1], those under ``sparsity`` set to 0; transitions U[0,1], normalised; rho uniform.
+
+    The sizes, ``sparsity`` and ``tau`` of the published experiment are remembered, not read: unverified defaults.
+
+    Raises:
+        ValueError: a size under one, gamma outside [0, 1), tau negative, ``sparsity`` outside [0, 1].
+    """
+    S = check_size(n_states, "n_states")
+    A_l, A_f = check_size(n_leader_actions, "n_leader_actions"), check_size(n_follower_actions, "n_follower_actions")
+    sparsity = check_number(sparsity, "sparsity", low=0.0, high=1.0)
+    require(
+        seed is None or (isinstance(seed, (int, np.integer)) and seed >= 0),
+        "seed",
+        "None or a whole number >= 0",
+        repr(seed),
+    )
+    rng = np.random.default_rng(seed)
+    rewards = rng.uniform(size=(2, S, A_l, A_f))
+    rewards[rewards < sparsity] = 0.0
+    P = rng.uniform(size=(S, A_l, A_f, S))
+    P /= P.sum(-1, keepdims=True)
+    r_leader, r_follower = torch.from_numpy(rewards)
+    rho = torch.full((S,), 1.0 / S, dtype=torch.float64)
+    return StackelbergProblem(torch.from_numpy(P), r_leader, r_follower, rho, check_gamma(gamma), check_tau(tau))

@@ -1,0 +1,86 @@
+"""Stackelberg Markov game with random rewards and transitions."""
+
+from __future__ import annotations
+
+from .mdp import random_stackelberg
+from .tabular import TabularEnv, TabularVectorEnv
+
+
+class StackelbergGameEnv(TabularEnv):
+    """A leader commits to a policy of its own in a random Markov game; the follower learns its answer to it.
+
+    ## Description
+    In each state the leader draws an action ``a_l`` from its policy ``pi_x(.|s)``, the follower chooses ``a_f``, both
+    are paid and the state moves by ``P(s'|s, a_l, a_f)``. The follower does not see ``a_l`` before it acts: it faces
+    the MDP averaged over the leader's policy. Rewards are drawn once, uniformly from [0, 1], and those under
+    ``sparsity`` set to 0; transition probabilities are uniform numbers, normalised.
+
+    ## Action Space
+    ``Discrete(n_follower_actions)``: the follower's action.
+
+    ## Observation Space
+    ``Discrete(n_states)``: the state.
+
+    ## Leader Space
+    ``Box(-10, 10, (n_states * n_leader_actions,), float64)``: the logits of ``pi_x``, ``[S, A_l]`` flattened; 0 is
+    the uniform policy. ``info["leader_draw"]`` is ``a_l``; ``commitment(s)`` is ``pi_x(.|s)``.
+
+    ## Rewards
+    The follower's ``r_f(s, a_l, a_f)``; the leader's ``r_l(s, a_l, a_f)``, undiscounted, in ``info["leader_reward"]``.
+
+    ## Starting State
+    Uniform over the states.
+
+    ## Episode End
+    It does not terminate; the registered environment truncates after 100 steps (``max_episode_steps``).
+
+    ## Arguments
+    - ``n_states``, ``n_leader_actions``, ``n_follower_actions``: sizes (100, 5, 5).
+    - ``gamma``: discount of both players, in [0, 1) (0.9).
+    - ``tau``: default temperature of the follower (0.001).
+    - ``sparsity``: rewards under it become 0 (0.7).
+    - ``seed``: of the game's rewards and transitions, not of its play (0); None draws a random game.
+    - ``render_mode``: None or ``"ansi"``.
+
+    The sizes, ``sparsity`` and ``tau`` are recollections of the published experiment that were not checked against it.
+
+    ## Version History
+    - v0: first version.
+
+    ## References
+    Shen, Yang and Chen, Principled Penalty-based Methods for Bilevel Reinforcement Learning and RLHF, arXiv 2402.06886.
+    """
+
+    def __init__(
+        self,
+        n_states: int = 100,
+        n_leader_actions: int = 5,
+        n_follower_actions: int = 5,
+        gamma: float = 0.9,
+        tau: float = 0.001,
+        sparsity: float = 0.7,
+        seed: int | None = 0,
+        render_mode: str | None = None,
+    ) -> None:
+        super().__init__(
+            random_stackelberg(n_states, n_leader_actions, n_follower_actions, gamma, tau, sparsity, seed), render_mode
+        )
+
+
+class StackelbergGameVectorEnv(TabularVectorEnv):
+    """``StackelbergGameEnv``, many copies of one game stepped together; its arguments, and those of ``TabularVectorEnv``."""
+
+    def __init__(
+        self,
+        num_envs: int,
+        n_states: int = 100,
+        n_leader_actions: int = 5,
+        n_follower_actions: int = 5,
+        gamma: float = 0.9,
+        tau: float = 0.001,
+        sparsity: float = 0.7,
+        seed: int | None = 0,
+        max_episode_steps: int | None = None,
+    ) -> None:
+        problem = random_stackelberg(n_states, n_leader_actions, n_follower_actions, gamma, tau, sparsity, seed)
+        super().__init__(problem, num_envs, max_episode_steps)

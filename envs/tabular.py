@@ -1,0 +1,405 @@
+"""Simulators of any tabular problem: an ordinary environment, and a natively vectorised one.
+
+Both draw ``w ~ p_x(w|s,a)``, then ``s' ~ P_x(s'|s,a,w)``, from ``problem.kernel(x)``. A problem with contexts draws
+one at each reset; its observations count (context, state) pairs, ``c * S + s``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .core import LeaderEnv
+from .leader_model import TabularLeaderModel, moves_transitions
+from .mdp import LeaderSet, TabularKernel, TabularProblem
+from .mdp.checks import as_float64, check_size, require
+from .mdp.leader_set import MEMBERSHIP_ATOL
+from .sampling import AliasSampler, Floats, Integers, InverseCdfSampler, Sampler
+
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Field:
+    """One field of a kernel: its rows, and where each copy's rows start (0 where all copies share them)."""
+
+    values: Floats
+    offset: Integers | int
+    sampler: Sampler | None = None
+
+
+class _Tables:
+    """The kernel at the current x as flat numpy arrays. A field that is the same tensor as before is not converted again.
+
+    Row numbers: ``z = c * S + s`` for a state, ``z * A + a``, ``(z * A + a) * W + w``; a copy's own rows follow
+    another's.
+    """
+
+    def __init__(self, problem: TabularProblem, n_copies: int) -> None:
+        self._problem, self._n = problem, n_copies
+        x = problem.start_x()
+        with torch.no_grad():
+            mdp = problem.follower_mdp(x)
+        self.gamma = float(mdp.gamma)
+        self.S, self.A = mdp.n_states, mdp.n_actions
+        self.n_contexts = 1 if problem.context_probs is None else len(problem.context_probs)
+        rows = self.n_contexts * self.S
+        weights = torch.ones(1) if problem.context_probs is None else problem.context_probs
+        rho = weights.to(torch.float64)[:, None] * mdp.rho.expand(self.n_contexts, self.S)
+        self.start = InverseCdfSampler(rho.reshape(1, rows).numpy())
+        self.terminal, self.mask = self._flags(mdp.terminal, self.S), self._flags(mdp.mask, self.S, self.A)
+        # Does x move P? Then tables that are cheap to build and monotone in x; else the quicker ones, built once.
+        moving = moves_transitions(problem)
+        self._next_sampler: type[AliasSampler | InverseCdfSampler] = InverseCdfSampler if moving else AliasSampler
+        self._seen: dict[str, tuple[Tensor, int, _Field]] = {}
+
+    def _flags(self, flags: Tensor | None, *shape: int) -> Flags | None:
+        if flags is None or (len(shape) == 1 and not bool(flags.any())):
+            return None
+        answer: Flags = flags.expand(self.n_contexts, *shape).numpy().ravel()
+        return answer
+
+    def _kernel(self, x: Tensor) -> TabularKernel:
+        """The kernel at x, ``[dim]``, or ``[n, dim]``, row by row where the problem takes no batch."""
+        if x.ndim == 1 or self._problem.batched_kernel:
+            return self._problem.kernel(x)
+        rows = [self._problem.kernel(row) for row in x]
+
+        def stack(name: str) -> Tensor:
+            fields = [getattr(kernel, name) for kernel in rows]
+            if all(_same(field, fields[0]) for field in fields):
+                return fields[0]  # type: ignore[no-any-return]
+            return torch.stack(
+                [field.expand(self._lead(field, name) + field.shape[-_RANK[name] :]) for field in fields]
+            )
+
+        return TabularKernel(stack("draw"), stack("P"), stack("r_follower"), stack("r_leader"))
+
+    def _lead(self, field: Tensor, name: str) -> torch.Size:
+        """The leading axes of one x's field: the contexts, where the problem has any."""
+        return torch.Size([self.n_contexts] if self._problem.context_probs is not None else [])
+
+    @torch.no_grad()
+    def load(self, x: Tensor) -> None:
+        """Read the kernel at x, ``[dim]`` for all copies or ``[n, dim]``."""
+        kernel = self._kernel(x)
+        self.W = int(kernel.P.shape[-2])
+        self.draw_by_state = kernel.draw.shape[-2] == 1
+        self.draw = self._field("draw", kernel.draw, InverseCdfSampler if self.W > 1 else None)
+        self.P = self._field("P", kernel.P, self._next_sampler)
+        self.r_follower = self._field("r_follower", kernel.r_follower)
+        self.r_leader = self._field("r_leader", kernel.r_leader)
+
+    def _field(
+        self, name: str, tensor: Tensor, sampler: type[AliasSampler | InverseCdfSampler] | None = None
+    ) -> _Field:
+        seen = self._seen.get(name)
+        if seen is not None and _same(tensor, seen[0]) and tensor._version == seen[1]:
+            return seen[2]
+        rank = _RANK[name]
+        actions = tensor.shape[-rank + 1] if name == "draw" else self.A
+        inner = torch.Size([self.S, actions, *tensor.shape[-rank + 2 :]])
+        lead, contexts = tensor.shape[:-rank], self._lead(tensor, name)
+        copies = lead[: len(lead) - len(contexts)] if len(lead) >= len(contexts) else torch.Size([])
+        values = tensor.detach().expand(copies + contexts + inner).contiguous().numpy()
+        rows = values.reshape(-1, values.shape[-1]) if sampler is not None else values.reshape(-1)
+        offset: Integers | int = np.arange(self._n) * (rows.shape[0] // self._n) if copies else 0
+        field = _Field(rows if sampler is None else np.empty(0), offset, None if sampler is None else sampler(rows))
+        self._seen[name] = (tensor, tensor._version, field)
+        return field
+
+
+_RANK = {"draw": 3, "P": 4, "r_follower": 3, "r_leader": 3}
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one piece of memory, read alike."""
+    return a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride())
+
+
+def _check_rows(leader_set: LeaderSet, x: Tensor, n: int) -> Tensor:
+    """x, ``[n, dim]``, every row a point of X."""
+    require(
+        tuple(x.shape) == (n, leader_set.dim),
+        "x",
+        f"shape ({leader_set.dim},) or ({n}, {leader_set.dim})",
+        f"shape {tuple(x.shape)}",
+    )
+    inside = (x >= leader_set.low - MEMBERSHIP_ATOL) & (x <= leader_set.high + MEMBERSHIP_ATOL)
+    inside = inside.all(-1) & (x.abs().sum(-1) <= leader_set.budget + MEMBERSHIP_ATOL * leader_set.dim)
+    for i in (~inside).nonzero().flatten().tolist():
+        leader_set.check(x[i], f"x[{i}]")
+    return x
+
+
+class _TabularLeader:
+    """What both simulators share: the leader's side of the contract."""
+
+    leader_space: gym.spaces.Box
+    gamma: float
+    commitment_size: int
+    commitment_is_distribution: bool
+
+    def _set_up(self, problem: TabularProblem, n_copies: int) -> None:
+        self._problem, self._n_copies = problem, n_copies
+        self._tables = _Tables(problem, n_copies)
+        low, high = problem.leader_set.low.numpy(), problem.leader_set.high.numpy()
+        self.leader_space = gym.spaces.Box(low, high, dtype=np.float64)
+        self.gamma = self._tables.gamma
+        self._load(problem.start_x())
+        self.commitment_size = int(problem.commitment(self._x).shape[-1])
+        self.commitment_is_distribution = problem.commitment_is_distribution
+
+    def _load(self, x: Tensor) -> None:
+        self._tables.load(x)
+        self._x = x
+        self._shown: NDArray[np.float32] | None = None
+
+    @property
+    def problem(self) -> TabularProblem:
+        """The model itself."""
+        return self._problem
+
+    @property
+    def leader_x(self) -> NDArray[np.float64]:
+        """A copy of the leader's current parameter, ``[dim]``; ``[num_envs, dim]`` where each copy has its own."""
+        x: NDArray[np.float64] = self._x.numpy().copy()
+        return x
+
+    def set_leader(self, x: Any) -> None:
+        """Set the leader's parameter, from the next step on; x is copied.
+
+        Args:
+            x: a point of X, ``[dim]``; a vectorised environment also takes ``[num_envs, dim]``, one row a copy.
+
+        Raises:
+            ValueError: wrong shape, an entry that is not finite, or a point outside X.
+        """
+        point = as_float64(x, "x").detach()
+        leader_set = self._problem.leader_set
+        many = point.ndim == 2 and isinstance(self, VectorEnv)
+        self._load((_check_rows(leader_set, point, self._n_copies) if many else leader_set.check(point)).clone())
+
+    def leader_model(self) -> TabularLeaderModel:
+        """The step as a function of x: see ``TabularLeaderModel``.
+
+        Raises:
+            ValueError: if the copies have different x.
+        """
+        require(self._x.ndim == 1, "x", "one x for all copies", f"shape {tuple(self._x.shape)}")
+        return TabularLeaderModel(self._problem, self._x)
+
+    def _commitments(self) -> NDArray[np.float32]:
+        """``[copies or 1, S or 1, size]``; worked out on first use after x changed."""
+        if self._shown is None:
+            with torch.no_grad():
+                shown = self._problem.commitment(self._x).to(torch.float32)
+            self._shown = shown.reshape(-1, *shown.shape[-2:]).numpy()
+        return self._shown
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_tables"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._tables = _Tables(self._problem, self._n_copies)
+        self._tables.load(self._x)
+
+
+class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
+    """The follower's MDP of a tabular problem, under the leader's current x.
+
+    Observations are states, Discrete(S); actions Discrete(A). ``step`` returns the follower's reward and, in ``info``,
+    ``leader_reward`` and ``leader_draw`` (w). It does not truncate: see ``gymnasium.wrappers.TimeLimit``.
+
+    Args:
+        problem: the problem.
+        render_mode: None, or ``"ansi"`` for one line of text.
+
+    Raises:
+        ValueError: an unknown ``render_mode``; in ``step``, an action that does not exist in the current state.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}  # type: ignore[misc]
+
+    def __init__(self, problem: TabularProblem, render_mode: str | None = None) -> None:
+        require(render_mode in (None, "ansi"), "render_mode", "None or 'ansi'", repr(render_mode))
+        self.render_mode = render_mode
+        self._set_up(problem, 1)
+        self.observation_space = gym.spaces.Discrete(self._tables.n_contexts * self._tables.S)
+        self.action_space = gym.spaces.Discrete(self._tables.A)
+        self._state: int | None = None
+        self._last = ""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.int64, dict[str, Any]]:
+        """Draw a start state; ``options`` are not used."""
+        super().reset(seed=seed)
+        self._state, self._last = self._tables.start.draw_one(0, self.np_random.random()), ""
+        return np.int64(self._state), {}
+
+    def step(self, action: Any) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
+        """One step of the follower; two random numbers, whatever the action."""
+        t, z, a = self._tables, self._state, int(action)
+        if z is None:
+            raise gym.error.ResetNeeded("step was called before reset")
+        if not 0 <= a < t.A or (t.mask is not None and not t.mask[z * t.A + a]):
+            raise ValueError(f"action: expected one that exists in state {z}, got {action}")
+        u, v = self.np_random.random(), self.np_random.random()
+        row = z * t.A + a
+        w = 0 if t.draw.sampler is None else t.draw.sampler.draw_one(z if t.draw_by_state else row, u)
+        row = row * t.W + w
+        assert t.P.sampler is not None
+        self._state = z - z % t.S + t.P.sampler.draw_one(row, v)
+        reward, leader_reward = t.r_follower.values.item(row), t.r_leader.values.item(row)
+        if self.render_mode is not None:
+            self._last = f"state {z}, action {a}, draw {w}: follower {reward:g}, leader {leader_reward:g}; "
+        terminated = t.terminal is not None and bool(t.terminal[z])
+        return np.int64(self._state), reward, terminated, False, {"leader_reward": leader_reward, "leader_draw": w}
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """The last step and the state, in one line; None without a render mode."""
+        return None if self.render_mode is None else f"{self._last}state {self._state}"
+
+    def commitment(self, obs: Any) -> NDArray[np.float32]:
+        """What the follower may be shown of x in a state, ``[commitment_size]``."""
+        shown = self._commitments()[0]
+        return shown[int(obs) if len(shown) > 1 else 0].copy()
+
+
+class TabularVectorEnv(_TabularLeader, VectorEnv[Integers, Any, Any]):
+    """Many copies of ``TabularEnv``, stepped together in numpy.
+
+    Copies may have different x: ``set_leader`` takes ``[dim]`` or ``[num_envs, dim]``. Copies that end are reset in
+    the same step (``final_obs``, ``final_info``); ``infos["leader_reward"]`` and ``["leader_draw"]`` belong to the
+    step taken, for all copies. Each step consumes three random numbers a copy, from one generator, whatever the
+    actions: two simulators reset with the same seed see common random numbers.
+
+    Args:
+        problem: the problem.
+        num_envs: number of copies.
+        max_episode_steps: steps after which an episode is truncated; None for never.
+
+    Raises:
+        ValueError: a size under one; in ``step``, actions of the wrong shape or that do not exist in their copy's
+            state.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+
+    def __init__(self, problem: TabularProblem, num_envs: int, max_episode_steps: int | None = None) -> None:
+        self.num_envs = check_size(num_envs, "num_envs")
+        self.max_episode_steps = (
+            None if max_episode_steps is None else check_size(max_episode_steps, "max_episode_steps")
+        )
+        self._set_up(problem, self.num_envs)
+        self.single_observation_space = gym.spaces.Discrete(self._tables.n_contexts * self._tables.S)
+        self.single_action_space = gym.spaces.Discrete(self._tables.A)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._state: Integers | None = None
+        self._elapsed = np.zeros(self.num_envs, dtype=np.int64)
+        self._uniforms = np.empty((3, self.num_envs))
+        self._first_row = np.zeros(self.num_envs, dtype=np.int64)
+        self._everyone = np.ones(self.num_envs, dtype=np.bool_)
+        self._everyone.flags.writeable = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Integers, dict[str, Any]]:
+        """Start every copy anew; ``options`` are not used."""
+        super().reset(seed=seed)
+        self._elapsed[:] = 0
+        self._state = self._tables.start.draw(self._first_row, self.np_random.random(self.num_envs))
+        return self._state.copy(), {}
+
+    def _check(self, actions: Any, row: Integers) -> Integers:
+        """The rows ``z * A + a``."""
+        t = self._tables
+        a = np.asarray(actions)
+        require(
+            a.shape == (self.num_envs,) and a.dtype.kind in "iu",
+            "actions",
+            f"{self.num_envs} whole numbers",
+            f"{a.dtype} {a.shape}",
+        )
+        a = a.astype(np.int64, copy=False)
+        exists = a.view(np.uint64) < t.A  # negative numbers wrap to huge ones
+        row = row * t.A + a
+        if t.mask is not None and exists.all():
+            exists = t.mask.take(row)
+        if not exists.all():
+            i = int(exists.argmin())
+            raise ValueError(f"actions[{i}]: expected one that exists in state {row[i] // t.A}, got {a[i]}")
+        return row
+
+    def step(self, actions: Any) -> tuple[Integers, Floats, Flags, Flags, dict[str, Any]]:
+        """One step of every copy; see the class."""
+        t, z = self._tables, self._state
+        if z is None:
+            raise gym.error.ResetNeeded("step was called before reset")
+        row = self._check(actions, z)
+        u = self.np_random.random(out=self._uniforms)
+        if t.draw.sampler is None:
+            w = np.zeros(self.num_envs, dtype=np.int64)
+        else:
+            w = t.draw.sampler.draw((z if t.draw_by_state else row) + t.draw.offset, u[0])
+            row *= t.W
+            row += w
+        assert t.P.sampler is not None
+        following = t.P.sampler.draw(row + t.P.offset, u[1])
+        if t.n_contexts > 1:
+            following += z - z % t.S
+        rewards = t.r_follower.values.take(row + t.r_follower.offset)
+        leader_rewards = t.r_leader.values.take(row + t.r_leader.offset)
+        infos: dict[str, Any] = {
+            "leader_reward": leader_rewards,
+            "_leader_reward": self._everyone,
+            "leader_draw": w,
+            "_leader_draw": self._everyone,
+        }
+        terminated = np.zeros(self.num_envs, dtype=np.bool_) if t.terminal is None else t.terminal.take(z)
+        self._elapsed += 1
+        if self.max_episode_steps is None:
+            truncated = np.zeros(self.num_envs, dtype=np.bool_)
+        else:
+            truncated = self._elapsed >= self.max_episode_steps
+        if truncated.any() or (t.terminal is not None and terminated.any()):
+            done = terminated | truncated
+            infos |= self._end(done, following, leader_rewards, w)
+            following = np.where(done, t.start.draw(self._first_row, u[2]), following)
+            self._elapsed[done] = 0
+        self._state = following
+        return following.copy(), rewards, terminated, truncated, infos
+
+    def _end(self, done: Flags, final_obs: Integers, leader_rewards: Floats, w: Integers) -> dict[str, Any]:
+        """The infos of the copies whose episode ends."""
+        final: dict[str, Any] = {
+            "leader_reward": np.where(done, leader_rewards, 0.0),
+            "leader_draw": np.where(done, w, 0),
+        }
+        final |= {f"_{name}": done.copy() for name in tuple(final)}
+        observations = np.full(self.num_envs, None, dtype=object)
+        observations[done] = final_obs[done]
+        return {"final_obs": observations, "_final_obs": done.copy(), "final_info": final, "_final_info": done.copy()}
+
+    def commitment(self, obs: Any) -> NDArray[np.float32]:
+        """What each copy's follower may be shown of its copy's x, ``[num_envs, commitment_size]`` for obs ``[num_envs]``."""
+        shown = self._commitments()
+        copies, states, _ = shown.shape
+        if states == 1:
+            return np.repeat(shown[:, 0], self.num_envs // copies, axis=0)
+        rows = np.asarray(obs, dtype=np.int64)
+        if copies > 1:
+            rows = rows + np.arange(copies) * states
+        answer: NDArray[np.float32] = shown.reshape(copies * states, -1).take(rows, axis=0)
+        return answer

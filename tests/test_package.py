@@ -1,0 +1,138 @@
+"""The package as it is built and installed: what the wheel holds, what an import loads, which version it names."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+import bilevel_gym
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+SUBPACKAGES = ("agents", "envs", "wrappers")
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
+
+
+def run_python(code: str, cwd: Path, **env: str) -> str:
+    """Return what ``code`` prints in a fresh interpreter; its traceback fails the test."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_every_package_of_the_tree_is_listed() -> None:
+    folders = {path.parent.relative_to(ROOT) for name in SUBPACKAGES for path in (ROOT / name).rglob("*.py")}
+    assert sorted(PACKAGES) == sorted(
+        ["bilevel_gym", *(".".join(["bilevel_gym", *folder.parts]) for folder in folders)]
+    )
+    assert [folder for folder in folders if not (ROOT / folder / "__init__.py").is_file()] == []
+
+
+def test_the_root_holds_no_stray_module() -> None:
+    assert {path.name for path in ROOT.glob("*.py")} <= {"__init__.py", "__main__.py"}  # all of them reach the wheel
+
+
+def test_type_checkers_see_the_installed_name() -> None:
+    links = {path.name: os.readlink(path) for path in (ROOT / "typings" / "bilevel_gym").iterdir()}
+    assert links == {name: f"../../{name}" for name in ("__init__.py", "py.typed", *SUBPACKAGES)}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from the sdist of a copy of the tree, whose folder's name is no Python name."""
+    folder = tmp_path_factory.mktemp("build")
+    source = folder / "bilevel-gym"
+    source.mkdir()
+    for name in SUBPACKAGES:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, source)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_imports_from_elsewhere(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = f"import importlib\nfor name in {PACKAGES!r}: print(importlib.import_module(name).__file__)"
+    # the extracted wheel stands before the editable install on the path
+    files = run_python(code, tmp_path, PYTHONPATH=str(tmp_path / "site")).splitlines()
+    expected = [tmp_path / "site" / Path(*name.split(".")) / "__init__.py" for name in PACKAGES]
+    assert [Path(file) for file in files] == expected
+    assert (tmp_path / "site" / "bilevel_gym" / "py.typed").is_file()
+
+
+def test_the_wheel_holds_the_package_and_no_more(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+    sources = [path.relative_to(ROOT) for name in SUBPACKAGES for path in (ROOT / name).rglob("*.py")]
+    sources += [path.relative_to(ROOT) for path in (*ROOT.glob("*.py"), ROOT / "py.typed")]
+    assert sorted(names) == sorted(f"bilevel_gym/{path.as_posix()}" for path in sources)
+
+
+def test_the_version_is_the_same_everywhere(wheel: Path) -> None:
+    version = bilevel_gym.__version__
+    headings = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cited = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [headings[0], *cited, wheel.name.split("-")[1]] == [version] * 3
+
+
+def test_import_loads_neither_torch_nor_sb3(tmp_path: Path) -> None:
+    code = "import sys, bilevel_gym; print(sorted({'torch', 'stable_baselines3'} & set(sys.modules)))"
+    assert run_python(code, tmp_path) == "[]"
+
+
+def test_agents_and_wrappers_are_imported_on_first_use(tmp_path: Path) -> None:
+    code = """if True:
+        import sys, bilevel_gym
+        assert not {"bilevel_gym.agents", "bilevel_gym.wrappers"} & set(sys.modules)
+        assert {"agents", "envs", "wrappers"} <= set(dir(bilevel_gym))
+        print(bilevel_gym.wrappers.__name__, bilevel_gym.agents.__name__)
+    """
+    assert run_python(code, tmp_path) == "bilevel_gym.wrappers bilevel_gym.agents"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'agent'"):
+        _ = bilevel_gym.agent
+
+
+def constraints(python: str) -> dict[str, Requirement]:
+    """Return the lines of constraints.txt that hold on a Python version, by name; no name holds twice."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    held = [pin for pin in pins if pin.marker is None or pin.marker.evaluate({"python_version": python})]
+    assert len(held) == len({pin.name for pin in held})
+    return {pin.name: pin for pin in held}
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_every_dependency_has_one_tested_version(python: str) -> None:
+    extras: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+    lines = [*PROJECT["project"]["dependencies"], *(line for name in extras if name != "docs" for line in extras[name])]
+    needed = [Requirement(line) for line in lines]
+    needed = [r for r in needed if r.marker is None or r.marker.evaluate({"python_version": python})]
+    pins = constraints(python)
+    assert {pin for pin in pins} == {r.name for r in needed} - {"bilevel-gym"}
+    for requirement in needed:
+        if requirement.name != "bilevel-gym":
+            (pin,) = pins[requirement.name].specifier
+            assert requirement.specifier.contains(pin.version), requirement
