@@ -1,4 +1,4 @@
-"""Environments in which a leader chooses a parameter of the follower's problem: the registration table, and nothing else."""
+"""Environments in which a leader chooses a parameter of the follower's problem: the registration table."""
 
 from gymnasium.envs.registration import register
 

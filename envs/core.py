@@ -1,10 +1,10 @@
 """The one contract: an ordinary Gymnasium environment of the follower, with a parameter x that a leader sets.
 
-leader_space          Box of x, float64, compact and convex; None where x is no vector (a large reward model)
-set_leader(x)         from the next step on
-info["leader_reward"], info["leader_draw"]
-leader_model()        torch module with parameter x: (obs, action, draw, next_obs) -> (r_follower, r_leader, log_p)
-commitment(obs)       what a follower may be shown of x at an observation
+- ``leader_space``: Box of x, float64, compact and convex; None where x is no vector (a large reward model).
+- ``set_leader(x)``: from the next step on.
+- ``info["leader_reward"]``, ``info["leader_draw"]``: of every step.
+- ``leader_model()``: torch module with parameter x, ``(obs, action, draw, next_obs) -> (r_follower, r_leader, log_p)``.
+- ``commitment(obs)``: what a follower may be shown of x at an observation.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class LeaderEnv(gym.Env[ObsType, ActType], ABC):
 
     @abstractmethod
     def set_leader(self, x: Any) -> None:
-        """Set the leader's parameter, from the next step on (where an episode draws from x, from the next reset on); x is copied.
+        """Set the leader's parameter, from the next step on; what an episode draws from x, from the next reset on.
+
+        x is copied.
 
         Raises:
             ValueError: wrong shape, an entry that is not finite, or a point outside X.

@@ -33,7 +33,7 @@ class Sampler(ABC):
 
 
 class AliasSampler(Sampler):
-    """Alias tables of ``p``, ``[R, K]``: cell k keeps its own index with one probability and gives its alias otherwise."""
+    """Alias tables of ``p``, ``[R, K]``: cell k gives k with a certain probability, its alias otherwise."""
 
     def __init__(self, p: Floats) -> None:
         keep, alias = alias_tables(p)
@@ -55,7 +55,8 @@ class AliasSampler(Sampler):
         t = u * self._size
         k = int(t)
         cell = row * self._size + k
-        return k if t < self._threshold.item(cell) else self._alias.item(cell)
+        alias: int = self._alias.item(cell)
+        return k if t < self._threshold.item(cell) else alias
 
 
 class InverseCdfSampler(Sampler):
@@ -69,9 +70,7 @@ class InverseCdfSampler(Sampler):
         np.cumsum(p, axis=1, out=cdf[:, :size])
         cdf[:, :size] /= cdf[:, size - 1 : size]  # ends at exactly 1, above every u
         self._cdf = cdf.ravel()
-        self._memory = memoryview(
-            self._cdf
-        )  # indexing it gives Python floats, several times faster than the array does
+        self._memory = memoryview(self._cdf.data)  # indexing it gives Python floats, far quicker than the array's
 
     def draw(self, rows: Integers, u: Floats) -> Integers:
         position = rows * self._width
@@ -80,12 +79,13 @@ class InverseCdfSampler(Sampler):
             beyond = self._cdf.take(position + (step - 1)) <= u
             position += np.multiply(beyond, step, dtype=np.int64)
             step >>= 1
-        position &= self._width - 1
-        return position
+        k: Integers = position & (self._width - 1)
+        return k
 
     def draw_one(self, row: int, u: float) -> int:
         first = row * self._width
-        return bisect_right(self._memory, u, first, first + self._size) - first
+        k: int = bisect_right(self._memory, u, first, first + self._size) - first
+        return k
 
 
 def alias_tables(p: Floats) -> tuple[Floats, Integers]:

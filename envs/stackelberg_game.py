@@ -68,7 +68,7 @@ class StackelbergGameEnv(TabularEnv):
 
 
 class StackelbergGameVectorEnv(TabularVectorEnv):
-    """``StackelbergGameEnv``, many copies of one game stepped together; its arguments, and those of ``TabularVectorEnv``."""
+    """``StackelbergGameEnv``, many copies of one game; its arguments, and those of ``TabularVectorEnv``."""
 
     def __init__(
         self,

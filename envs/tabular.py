@@ -37,7 +37,7 @@ class _Field:
 
 
 class _Tables:
-    """The kernel at the current x as flat numpy arrays. A field that is the same tensor as before is not converted again.
+    """The kernel at the current x as flat numpy arrays; a field that is the same tensor as before is kept.
 
     Row numbers: ``z = c * S + s`` for a state, ``z * A + a``, ``(z * A + a) * W + w``; a copy's own rows follow
     another's.
@@ -51,6 +51,7 @@ class _Tables:
         self.gamma = float(mdp.gamma)
         self.S, self.A = mdp.n_states, mdp.n_actions
         self.n_contexts = 1 if problem.context_probs is None else len(problem.context_probs)
+        self._contexts = torch.Size([] if problem.context_probs is None else [self.n_contexts])
         rows = self.n_contexts * self.S
         weights = torch.ones(1) if problem.context_probs is None else problem.context_probs
         rho = weights.to(torch.float64)[:, None] * mdp.rho.expand(self.n_contexts, self.S)
@@ -77,15 +78,9 @@ class _Tables:
             fields = [getattr(kernel, name) for kernel in rows]
             if all(_same(field, fields[0]) for field in fields):
                 return fields[0]  # type: ignore[no-any-return]
-            return torch.stack(
-                [field.expand(self._lead(field, name) + field.shape[-_RANK[name] :]) for field in fields]
-            )
+            return torch.stack([field.expand(self._contexts + field.shape[-_RANK[name] :]) for field in fields])
 
         return TabularKernel(stack("draw"), stack("P"), stack("r_follower"), stack("r_leader"))
-
-    def _lead(self, field: Tensor, name: str) -> torch.Size:
-        """The leading axes of one x's field: the contexts, where the problem has any."""
-        return torch.Size([self.n_contexts] if self._problem.context_probs is not None else [])
 
     @torch.no_grad()
     def load(self, x: Tensor) -> None:
@@ -107,9 +102,8 @@ class _Tables:
         rank = _RANK[name]
         actions = tensor.shape[-rank + 1] if name == "draw" else self.A
         inner = torch.Size([self.S, actions, *tensor.shape[-rank + 2 :]])
-        lead, contexts = tensor.shape[:-rank], self._lead(tensor, name)
-        copies = lead[: len(lead) - len(contexts)] if len(lead) >= len(contexts) else torch.Size([])
-        values = tensor.detach().expand(copies + contexts + inner).contiguous().numpy()
+        copies = torch.Size([self._n] if tensor.ndim - rank > len(self._contexts) else [])
+        values = tensor.detach().expand(copies + self._contexts + inner).contiguous().numpy()
         rows = values.reshape(-1, values.shape[-1]) if sampler is not None else values.reshape(-1)
         offset: Integers | int = np.arange(self._n) * (rows.shape[0] // self._n) if copies else 0
         field = _Field(rows if sampler is None else np.empty(0), offset, None if sampler is None else sampler(rows))
@@ -143,7 +137,7 @@ def _check_rows(leader_set: LeaderSet, x: Tensor, n: int) -> Tensor:
 class _TabularLeader:
     """What both simulators share: the leader's side of the contract."""
 
-    leader_space: gym.spaces.Box
+    leader_space: gym.spaces.Box | None
     gamma: float
     commitment_size: int
     commitment_is_distribution: bool
@@ -266,14 +260,15 @@ class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
         terminated = t.terminal is not None and bool(t.terminal[z])
         return np.int64(self._state), reward, terminated, False, {"leader_reward": leader_reward, "leader_draw": w}
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The last step and the state, in one line; None without a render mode."""
         return None if self.render_mode is None else f"{self._last}state {self._state}"
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
         """What the follower may be shown of x in a state, ``[commitment_size]``."""
         shown = self._commitments()[0]
-        return shown[int(obs) if len(shown) > 1 else 0].copy()
+        row: NDArray[np.float32] = shown[int(obs) if len(shown) > 1 else 0].copy()
+        return row
 
 
 class TabularVectorEnv(_TabularLeader, VectorEnv[Integers, Any, Any]):
@@ -322,25 +317,21 @@ class TabularVectorEnv(_TabularLeader, VectorEnv[Integers, Any, Any]):
         self._state = self._tables.start.draw(self._first_row, self.np_random.random(self.num_envs))
         return self._state.copy(), {}
 
-    def _check(self, actions: Any, row: Integers) -> Integers:
+    def _check(self, actions: Any, state: Integers) -> Integers:
         """The rows ``z * A + a``."""
         t = self._tables
         a = np.asarray(actions)
-        require(
-            a.shape == (self.num_envs,) and a.dtype.kind in "iu",
-            "actions",
-            f"{self.num_envs} whole numbers",
-            f"{a.dtype} {a.shape}",
-        )
+        if a.shape != (self.num_envs,) or a.dtype.kind not in "iu":
+            raise ValueError(f"actions: expected {self.num_envs} whole numbers, got {a.dtype} of shape {a.shape}")
         a = a.astype(np.int64, copy=False)
-        exists = a.view(np.uint64) < t.A  # negative numbers wrap to huge ones
-        row = row * t.A + a
-        if t.mask is not None and exists.all():
-            exists = t.mask.take(row)
+        rows: Integers = state * t.A + a
+        exists = (a >= 0) & (a < t.A)
+        if t.mask is not None:
+            exists &= t.mask.take(rows, mode="clip")
         if not exists.all():
             i = int(exists.argmin())
-            raise ValueError(f"actions[{i}]: expected one that exists in state {row[i] // t.A}, got {a[i]}")
-        return row
+            raise ValueError(f"actions[{i}]: expected one that exists in state {state[i]}, got {a[i]}")
+        return rows
 
     def step(self, actions: Any) -> tuple[Integers, Floats, Flags, Flags, dict[str, Any]]:
         """One step of every copy; see the class."""
@@ -393,7 +384,7 @@ class TabularVectorEnv(_TabularLeader, VectorEnv[Integers, Any, Any]):
         return {"final_obs": observations, "_final_obs": done.copy(), "final_info": final, "_final_info": done.copy()}
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """What each copy's follower may be shown of its copy's x, ``[num_envs, commitment_size]`` for obs ``[num_envs]``."""
+        """What each copy's follower may be shown of x, ``[num_envs, commitment_size]`` for obs ``[num_envs]``."""
         shown = self._commitments()
         copies, states, _ = shown.shape
         if states == 1:

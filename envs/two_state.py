@@ -18,15 +18,17 @@ both states Q(s,1) - Q(s,0) = x - k + gamma c = g. With u = g/tau:
 log F is concave where x < b, and F is at most 0 and falling beyond, so F rises to its one maximum and falls after it:
 the best point of X is x* clipped.
 
-**Penalties.** For pi with y_s = pi(1|s), let d1 = (rho_1 + gamma y_0/(1-gamma)) / (1 - gamma (y_1 - y_0)) and d0 =
-1/(1-gamma) - d1, the visitation, from d1 = rho_1 + gamma (d0 y_0 + d1 y_1). With KL between distributions on the two
-actions,
+**Penalties.** For pi with y_s = pi(1|s), the visitation follows from d1 = rho_1 + gamma (d0 y_0 + d1 y_1):
+
+    d1 = (rho_1 + gamma y_0/(1-gamma)) / (1 - gamma (y_1 - y_0)),    d0 = 1/(1-gamma) - d1
+
+With KL between distributions on the two actions,
 
     value     V*(rho) - V^pi(rho) = tau sum_s d(s)  KL(pi(s), pi*(s))
     Bellman                       = tau sum_s mu(s) KL(pi(s), pi*(s))
 
-where tau KL(pi(s), pi*(s)) = tau softplus(u) - y_s g + tau h(pi(s)), h the negative entropy; at tau = 0 it is max(g,
-0) - y_s g.
+where tau KL(pi(s), pi*(s)) = tau softplus(u) - y_s g + tau h(pi(s)), h the negative entropy; at tau = 0 it is
+max(g, 0) - y_s g.
 """
 
 from __future__ import annotations
@@ -116,7 +118,7 @@ class TwoStateProblem(TabularProblem):
         return (torch.stack([d_0, d_1]) * self._gap(x, pi, tau)).sum()
 
     def bellman_penalty(self, x: Tensor, pi: Tensor, tau: float, mu: Tensor | None = None) -> Tensor:
-        """tau sum_s mu(s) KL(pi(s), pi*(s)), a scalar, for x ``[1]``, pi ``[2, 2]`` and weights mu ``[2]``, by default uniform."""
+        """tau sum_s mu(s) KL(pi(s), pi*(s)), a scalar, for x ``[1]``, pi ``[2, 2]``, mu ``[2]`` (uniform)."""
         weights = self._rho if mu is None else as_float64(mu, "mu")
         require(tuple(weights.shape) == (2,), "mu", "shape (2,)", f"shape {tuple(weights.shape)}")
         return (weights * self._gap(x, pi, tau)).sum()
@@ -151,8 +153,7 @@ class TwoStateEnv(TabularEnv):
     ``Discrete(2)``: the state.
 
     ## Leader Space
-    ``Box(-1, 3, (1,), float64)``: the payment for action 1. ``info["leader_draw"]`` is always 0; ``commitment(s)`` is
-    x.
+    ``Box(-1, 3, (1,), float64)``: the payment for action 1. ``commitment(s)`` is x, ``info["leader_draw"]`` 0.
 
     ## Rewards
     The follower's: ``bonus`` in state 1, plus ``x - cost`` for action 1. The leader's: ``benefit - x`` for action 1.

@@ -144,9 +144,10 @@ class ObserveCommitment(gym.Wrapper[Features, Any, Any, Any], RecordConstructorA
             env.get_wrapper_attr("commitment_is_distribution"),
         )
         self._layout = _Layout.of(env.observation_space, size, is_distribution)
-        self.observation_space = self._layout.space
+        self.observation_space: gym.spaces.Space[Any] = self._layout.space
 
-    def _join(self, obs: Any) -> Features:
+    def observation(self, obs: Any) -> Features:
+        """What the follower sees where the environment observes ``obs``, ``[D]``."""
         features: Features = self._layout.join(np.asarray(obs)[None], self._commitment(obs)[None])[0]
         return features
 
@@ -154,11 +155,11 @@ class ObserveCommitment(gym.Wrapper[Features, Any, Any, Any], RecordConstructorA
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Features, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
-        return self._join(obs), info
+        return self.observation(obs), info
 
     def step(self, action: Any) -> tuple[Features, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return self._join(obs), reward, terminated, truncated, info
+        return self.observation(obs), reward, terminated, truncated, info
 
     def base_observation(self, obs: Any) -> NDArray[Any]:
         """The environment's own observations inside vectors ``[..., D]``."""
@@ -187,7 +188,7 @@ class ObserveCommitmentVec(VecEnvWrapper):
             "a VectorEnvAdapter (else wrap each environment in ObserveCommitment)",
             type(venv.unwrapped).__name__,
         )
-        self._commitment: Callable[[Any], Features] = venv.unwrapped.commitment
+        self._commitment: Callable[[Any], Features] = getattr(venv.unwrapped, "commitment")  # noqa: B009
         size, is_distribution = venv.get_attr("commitment_size")[0], venv.get_attr("commitment_is_distribution")[0]
         self._layout = _Layout.of(venv.observation_space, size, is_distribution)
         super().__init__(venv, observation_space=self._layout.space)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...envs.mdp import TabularMDP, TabularProblem, policy_return
 from ..common.policies import Direct, Softmax
+from ..common.projected_step import Projection
 from ..common.storage import storable
 from ..common.tabular import TabularLeader, TabularLeaderConfig
 
@@ -66,15 +67,17 @@ class IndependentPolicyGradient(TabularLeader):
 
     def _descend(self, progress_remaining: float) -> dict[str, float]:
         assert self._y is not None
+        if self.config.follower.learning_rate is None:
+            self.optimizer.param_groups[1]["lr"] = self._rate(progress_remaining)
         held = self.problem.follower_mdp(self._x.detach())
         pi_y = self.config.follower.policy(self._y, held)
         own_value = self.problem.over_contexts(policy_return(held, pi_y, self.tau))
         (-self.problem.leader_return(self._x, pi_y.detach()) - own_value).backward()  # type: ignore[no-untyped-call]
         return {}
 
-    def _project_follower(self) -> None:
-        assert self._y is not None
-        self._y.copy_(self.config.follower.project(self._y, self.problem.follower_mdp(self._x)))
+    def _projections(self) -> list[Projection]:
+        mdp = self.problem.follower_mdp(self._x.detach())
+        return [*super()._projections(), lambda y: self.config.follower.project(y, mdp)]
 
     def _pi_y(self, mdp: TabularMDP) -> Tensor:
         assert self._y is not None

@@ -89,6 +89,7 @@ class Leader(ABC):
         num_timesteps: what ``learn`` counts: outer iterations of exact leaders, follower steps of sampled ones.
         iteration: outer iterations so far.
         kept: the best x seen by honest evaluation (the last one judged, without ``keep_best``), with its record.
+        history: every honest record since counting began.
     """
 
     def __init__(self, leader_set: LeaderSet, start: Tensor, config: LeaderConfig, x0: Any, seed: int | None) -> None:
@@ -100,6 +101,7 @@ class Leader(ABC):
         self.num_timesteps = 0
         self.iteration = 0
         self.kept: Kept | None = None
+        self.history: list[Evaluation] = []
         self._total = 0
         self._evaluated_at = -1
         self._logger: Logger | None = None
@@ -131,7 +133,7 @@ class Leader(ABC):
     def _learn(self, total: int, callback: Callback | None, progress_bar: bool, reset_num_timesteps: bool) -> None:
         if reset_num_timesteps:
             self.num_timesteps = self.iteration = 0
-            self.kept, self._evaluated_at = None, -1
+            self.kept, self._evaluated_at, self.history = None, -1, []
         done = self.num_timesteps
         self._total = done + total
         if self.kept is None:
@@ -159,10 +161,10 @@ class Leader(ABC):
         """Evaluate the last x honestly, log it, keep it if it is the best."""
         evaluation = self._evaluate(self._x.detach())
         self._evaluated_at = self.iteration
+        self.history.append(evaluation)
         better = self.kept is None or evaluation.leader_return > self.kept.evaluation.leader_return
         if better or not self.config.keep_best:
             self.kept = Kept(self._x.detach().clone(), evaluation)
-            self._keep_followers()
         for key, value in (evaluation.as_dict() | (record or {})).items():
             if value is not None:
                 self.logger.record(f"leader/{key}", value)
@@ -184,9 +186,6 @@ class Leader(ABC):
     @abstractmethod
     def _evaluate(self, x: Tensor) -> Evaluation:
         """The honest record of the last x."""
-
-    def _keep_followers(self) -> None:
-        """Remember what belongs to the best x beside x itself."""
 
     @abstractmethod
     def save(self, path: str | Path) -> Path:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...envs.mdp import TabularMDP, solve_soft
-from ...envs.mdp.checks import check_number
+from ...envs.mdp.checks import check_number, require
 from ...envs.mdp.simplex import project_simplex
 from .storage import storable
 
@@ -60,6 +60,7 @@ class Direct:
 
     def start(self, mdp: TabularMDP) -> Tensor:
         """The uniform policy."""
+        require(self.floor * mdp.n_actions <= 1.0, "floor", f"at most 1/{mdp.n_actions}, for as many actions", self.floor)
         return self.project(torch.zeros((*mdp.batch_shape, *mdp.r.shape[-2:]), dtype=mdp.r.dtype), mdp)
 
     def policy(self, y: Tensor, mdp: TabularMDP) -> Tensor:

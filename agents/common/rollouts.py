@@ -87,7 +87,7 @@ def collect(venv: VecEnv, act: Act, horizon: int, seed: int) -> Rollout:
     return Rollout(*(np.stack(column) for column in columns))
 
 
-def masked_age(rollout: Rollout, gamma: float) -> Floats:
+def discounts(rollout: Rollout, gamma: float) -> Floats:
     """gamma^t while the episode runs, 0 after it, ``[T, N]``."""
     powers: Floats = gamma ** np.arange(rollout.alive.shape[0])[:, None] * rollout.alive
     return powers
@@ -110,7 +110,7 @@ def advantages(
 def start_values(reward: Floats, next_values: Floats, rollout: Rollout, gamma: float) -> Floats:
     """Discounted return of each copy, the critic's value standing for what lies beyond its last step, ``[N]``."""
     T = rollout.alive.shape[0]
-    weight = masked_age(rollout, gamma)
+    weight = discounts(rollout, gamma)
     last = np.append(rollout.alive[1:] == 0.0, np.ones((1, rollout.alive.shape[1]), dtype=bool), axis=0) & (
         rollout.alive == 1.0
     )

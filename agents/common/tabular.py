@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...envs.mdp import SoftOptimum, TabularMDP, TabularProblem, solve_soft, start_value, suboptimality
+from ...envs.mdp import SoftOptimum, TabularMDP, TabularProblem, solve_soft, suboptimality
 from ...envs.mdp.checks import check_size, require
 from ..oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
 from ..penalties import BellmanPenalty, Penalty, ValuePenalty
 from ..schedules import Schedule, as_schedule
 from .evaluation import Evaluation, best_response
 from .leader import Callback, Kept, Leader, LeaderConfig
+from .projected_step import Projection, projected_step
 from .storage import decode, encode, read_leader, storable, write_leader
 
 for _cls in (ValuePenalty, BellmanPenalty, SoftPolicyIteration, MirrorDescent, PolicyGradient):
@@ -52,7 +53,7 @@ class Source:
     env_kwargs: dict[str, Any]
 
 
-def make_env(env_id: str, env_kwargs: dict[str, Any] | None) -> gym.Env[Any, Any]:
+def make_env(env_id: str, env_kwargs: dict[str, Any] | None, name: str = "env") -> gym.Env[Any, Any]:
     """``gym.make`` whose error names the argument.
 
     Raises:
@@ -60,10 +61,10 @@ def make_env(env_id: str, env_kwargs: dict[str, Any] | None) -> gym.Env[Any, Any
     """
     try:
         return gym.make(env_id, **(env_kwargs or {}))
-    except (gym.error.UnregisteredEnv, gym.error.NamespaceNotFound, ModuleNotFoundError) as error:
+    except (gym.error.Error, ModuleNotFoundError) as error:
         known = sorted(name for name in gym.registry if name.startswith("bilevel_gym/"))
         raise ValueError(
-            f"env: expected a registered environment id such as {known}, got {env_id!r} ({error})"
+            f"{name}: expected a registered environment id such as {known}, got {env_id!r} ({error})"
         ) from error
 
 
@@ -77,12 +78,14 @@ def resolve_problem(
     """
     source = Source(problem, dict(env_kwargs or {})) if isinstance(problem, str) else Source(None, {})
     if isinstance(problem, str):
-        problem = make_env(problem, env_kwargs)
+        problem = make_env(problem, env_kwargs, "problem")
     else:
         require(
             not env_kwargs, "env_kwargs", "none beside a problem or an environment that is already made", env_kwargs
         )
-    found = getattr(problem.unwrapped, "problem", None) if isinstance(problem, gym.Env) else problem
+    found: Any = problem
+    if isinstance(problem, gym.Env):
+        found = problem.get_wrapper_attr("problem") if problem.has_wrapper_attr("problem") else None
     require(
         isinstance(found, TabularProblem),
         "problem",
@@ -163,11 +166,7 @@ class TabularLeader(Leader):
         self.optimizer.param_groups[0]["lr"] = self._rate(progress_remaining)
         self.optimizer.zero_grad(set_to_none=True)
         record = self._descend(progress_remaining)
-        self.optimizer.step()
-        with torch.no_grad():
-            project = self.leader_set.project if self.config.narrows else self.problem.project
-            self._x.copy_(project(self._x))
-            self._project_follower()
+        projected_step(self.optimizer, self._projections())
         self.num_timesteps += 1
         return record
 
@@ -175,8 +174,9 @@ class TabularLeader(Leader):
     def _descend(self, progress_remaining: float) -> dict[str, float]:
         """Leave the gradients of the minimised objective at the parameters; return what to log."""
 
-    def _project_follower(self) -> None:
-        """Project the method's own follower, where it has one."""
+    def _projections(self) -> list[Projection]:
+        """The projection of each group of :meth:`_parameters`."""
+        return [self.leader_set.project if self.config.narrows else self.problem.project]
 
     @abstractmethod
     def _pi_y(self, mdp: TabularMDP) -> Tensor:

@@ -4,7 +4,8 @@ r"""PBRL, exact: Algorithm 1 (eq. 4.4) of Shen, Yang and Chen, arXiv 2402.06886,
     z_{k+1} = Proj_{X x Y}[ z_k - alpha ( grad f(z_k) + lam grad^p(z_k; pihat_k) ) ],   z = (x, y)
 
 pihat_k is the oracle's last iterate in place of the best response pi*(x_k). The step is taken by any ``torch.optim``
-optimiser. Stationarity is logged as the norm of the projected gradient (4.6), ``(z - Proj(z - alpha grad F_lam)) / alpha``.
+optimiser, which is given the projected gradient (4.6), ``(z - Proj(z - alpha grad F_lam)) / alpha``. Its norm is logged as
+stationarity.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from ...envs.mdp import TabularMDP, TabularProblem
 from ...envs.mdp.checks import require
 from ..common.policies import Direct, Softmax, Solved
+from ..common.projected_step import Projection, projected_gradient
 from ..common.storage import storable
 from ..common.tabular import TabularLeader, TabularLeaderConfig
 from ..oracles import Oracle, OracleAnswer, SoftPolicyIteration
@@ -130,7 +132,7 @@ class TabularPBRL(TabularLeader):
         return {
             "oracle_residual": self._answer.residual,
             "oracle_iterations": float(self._answer.iterations),
-            "stationarity": self._stationarity(held),
+            "stationarity": self._stationarity(),
         }
 
     def _policy(self, mdp: TabularMDP) -> Tensor:
@@ -144,24 +146,18 @@ class TabularPBRL(TabularLeader):
         return follower.policy(self._y, mdp)
 
     @torch.no_grad()
-    def _stationarity(self, mdp: TabularMDP) -> float:
+    def _stationarity(self) -> float:
         """Norm of the projected gradient (4.6) at this iteration's steps."""
-        squares = 0.0
-        for group, project in zip(
-            self.optimizer.param_groups, (self.leader_set.project, self._project_y(mdp)), strict=False
-        ):
-            z, alpha = group["params"][0], group["lr"]
-            squares += float(((z - project(z - alpha * z.grad)) / alpha).square().sum())
-        return squares**0.5
+        pairs = zip(self.optimizer.param_groups, self._projections(), strict=True)
+        gradients = [projected_gradient(group["params"][0], group["lr"], project) for group, project in pairs]
+        return float(sum(g.square().sum() for g in gradients)) ** 0.5
 
-    def _project_y(self, mdp: TabularMDP) -> Any:
-        follower = self._follower
-        return None if isinstance(follower, Solved) else lambda y: follower.project(y, mdp)
-
-    def _project_follower(self) -> None:
-        if isinstance(self._follower, Direct):
-            assert self._y is not None
-            self._y.copy_(self._follower.project(self._y, self.problem.follower_mdp(self._x)))
+    def _projections(self) -> list[Projection]:
+        follower, projections = self._follower, super()._projections()
+        if isinstance(follower, Solved):
+            return projections
+        mdp = self.problem.follower_mdp(self._x.detach())
+        return [*projections, lambda y: follower.project(y, mdp)]
 
     def _pi_y(self, mdp: TabularMDP) -> Tensor:
         return self._policy(mdp)

@@ -43,6 +43,11 @@ def uniform_policy(mdp: TabularMDP) -> Tensor:
     return allowed / allowed.sum(-1, keepdim=True)
 
 
+def softmax_policy(mdp: TabularMDP, logits: Tensor) -> Tensor:
+    """softmax of the logits over the actions that exist, ``[..., S, A]``."""
+    return torch.softmax(logits if mdp.mask is None else logits.masked_fill(~mdp.mask, -torch.inf), -1)
+
+
 def evaluated(mdp: TabularMDP, pi: Tensor, tau: float) -> tuple[Tensor, Tensor, float]:
     """V and Q of pi, and the soft-optimality residual ``max |T V - V|`` of V."""
     V = policy_value(mdp, pi, tau)

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from ...envs.mdp import TabularMDP
 from ...envs.mdp.checks import check_number, check_size
-from ...envs.mdp.evaluation import LOG_FLOOR
-from .base import OracleAnswer, evaluated, uniform_policy
+from ...envs.mdp.evaluation import LOG_FLOOR, entropy_weight
+from .base import OracleAnswer, evaluated, softmax_policy, uniform_policy
 
 
 def mirror_descent_step(mdp: TabularMDP, pi: Tensor, Q: Tensor, tau: float, eta: float) -> Tensor:
-    """One step (C.36), ``[..., S, A]``; actions of probability zero keep it."""
-    logits = (pi.clamp_min(LOG_FLOOR).log() + eta * Q) / (1.0 + eta * tau)
-    return torch.softmax(logits.masked_fill(pi <= 0.0, -torch.inf), -1)
+    """One step (C.36), ``[..., S, A]``; an action whose probability was lost to rounding goes on from 1e-300."""
+    weight = entropy_weight(mdp, tau)
+    weight = weight.unsqueeze(-1) if isinstance(weight, Tensor) else weight
+    return softmax_policy(mdp, (pi.clamp_min(LOG_FLOOR).log() + eta * Q) / (1.0 + eta * weight))
 
 
 @dataclass(frozen=True)

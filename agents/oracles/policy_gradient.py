@@ -15,7 +15,7 @@ from torch import Tensor
 from ...envs.mdp import TabularMDP, policy_return_gradient
 from ...envs.mdp.checks import check_number, check_size
 from ...envs.mdp.evaluation import LOG_FLOOR
-from .base import OracleAnswer, evaluated, uniform_policy
+from .base import OracleAnswer, evaluated, softmax_policy, uniform_policy
 
 
 def softmax_policy_gradient(mdp: TabularMDP, pi: Tensor, tau: float) -> Tensor:
@@ -43,9 +43,9 @@ class PolicyGradient:
     @torch.no_grad()
     def solve(self, mdp: TabularMDP, tau: float, warm: OracleAnswer | None = None) -> OracleAnswer:
         pi = uniform_policy(mdp) if warm is None else warm.pi
-        theta = pi.clamp_min(LOG_FLOOR).log().masked_fill(pi <= 0.0, -torch.inf)
+        theta = pi.clamp_min(LOG_FLOOR).log()
         for _ in range(self.iterations):
             theta = theta + self.step * softmax_policy_gradient(mdp, pi, tau)
-            pi = torch.softmax(theta, -1)
+            pi = softmax_policy(mdp, theta)
         V, _, residual = evaluated(mdp, pi, tau)
         return OracleAnswer(pi, V, residual, 2 * self.iterations + 1)

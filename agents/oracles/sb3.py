@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -75,14 +74,14 @@ def tuned_settings(name: str, n_envs: int, linear: bool) -> dict[str, Any]:
             "n_epochs": 8,
             "gae_lambda": 0.5 if linear else 0.95,
             "learning_rate": 0.03 if linear else 3e-4,
-            "ent_coef": 0.01,
+            "ent_coef": 0.05 if linear else 0.0,
             "policy_kwargs": policy_kwargs,
         },
         "A2C": {
-            "n_steps": 4,
+            "n_steps": 8,
             "gae_lambda": 0.5 if linear else 0.95,
             "learning_rate": 0.03 if linear else 7e-4,
-            "ent_coef": 0.01,
+            "ent_coef": 0.05 if linear else 0.0,
             "policy_kwargs": policy_kwargs,
         },
         "DQN": {
@@ -101,18 +100,18 @@ def tuned_settings(name: str, n_envs: int, linear: bool) -> dict[str, Any]:
     return settings.get(name, {})
 
 
-class _Progress(BaseCallback):
-    """Lets SB3's schedules run over the leader's whole budget instead of over each short call of ``learn``."""
+@contextmanager
+def _planned(model: BaseAlgorithm, total: int) -> Iterator[None]:
+    """Let SB3's schedules run over the leader's whole budget instead of over each short call of ``learn``."""
 
-    def __init__(self, planned_total: int) -> None:
-        super().__init__()
-        self._planned_total = planned_total
+    def update(num_timesteps: int, _: int) -> None:
+        model._current_progress_remaining = max(0.0, 1.0 - num_timesteps / total)
 
-    def _on_training_start(self) -> None:
-        self.model._total_timesteps = max(self._planned_total, self.model.num_timesteps + 1)
-
-    def _on_step(self) -> bool:
-        return True
+    model._update_current_progress_remaining = update  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model._update_current_progress_remaining  # the class's own shows again
 
 
 def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linear: bool) -> BaseAlgorithm:
@@ -193,7 +192,8 @@ class SB3Follower:
         with self.generators.active():
             assert self.model.env is not None
             self.model.set_env(self.model.env)
-            self.model.learn(steps, callback=_Progress(planned_total), log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+            with _planned(self.model, max(planned_total, before + steps)):
+                self.model.learn(steps, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
         return self.num_timesteps - before
 
     def act(self, obs: Any) -> NDArray[Any]:

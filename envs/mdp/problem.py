@@ -148,11 +148,10 @@ class ArrayProblem(TabularProblem):
         TabularMDP(mdp.P, mdp.r, mdp.rho, mdp.gamma, mdp.terminal, mdp.mask)
 
     def follower_mdp(self, x: Tensor) -> TabularMDP:
-        P = self.base.P if self._transition is None else self._transition(x)
         b = self.base
-        return TabularMDP(
-            P, self._follower_reward(x), b.rho, b.gamma, b.terminal, b.mask, b.terminal_entropy, validate=False
-        )
+        P = b.P if self._transition is None else as_float64(self._transition(x), "transition")
+        r = as_float64(self._follower_reward(x), "follower_reward")
+        return TabularMDP(P, r, b.rho, b.gamma, b.terminal, b.mask, b.terminal_entropy, validate=False)
 
     def leader_reward(self, x: Tensor) -> Tensor:
-        return self._leader_reward(x)
+        return as_float64(self._leader_reward(x), "leader_reward")

@@ -12,7 +12,7 @@ def project_simplex(v: Tensor, mask: Tensor | None = None, floor: float = 0.0) -
     Sort and threshold (Held, Wolfe and Crowder, 1974): ``p_a = max(v_a - t, floor)`` with the t that makes the sum one.
     """
     allowed = torch.ones_like(v, dtype=torch.bool) if mask is None else mask.expand_as(v)
-    n = allowed.sum(-1, keepdim=True)
+    n = allowed.sum(-1, keepdim=True).to(v.dtype)
     mass = 1.0 - floor * n
     ordered = torch.where(allowed, v - floor, -torch.inf).sort(-1, descending=True).values
     rank = torch.arange(1, v.shape[-1] + 1, dtype=v.dtype)

@@ -15,7 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import check_distribution, check_gamma, check_number, check_size, check_tau, require
+from .checks import (
+    as_float64,
+    check_distribution,
+    check_finite,
+    check_gamma,
+    check_number,
+    check_size,
+    check_tau,
+    require,
+)
 from .leader_set import LeaderSet
 from .models import TabularKernel, TabularMDP
 from .problem import EVALUATION_TAU, TabularProblem
@@ -50,15 +59,18 @@ class StackelbergProblem(TabularProblem):
     commitment_is_distribution: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        for name in ("P", "r_leader", "r_follower", "rho"):
+            object.__setattr__(self, name, as_float64(getattr(self, name), name))
         require(
-            self.P.ndim == 4 and self.P.shape[0] == self.P.shape[3],
+            self.P.ndim == 4 and self.P.shape[0] == self.P.shape[3] and min(self.P.shape) >= 1,
             "P",
-            "shape [S, A_l, A_f, S]",
+            "shape [S, A_l, A_f, S] with sizes >= 1",
             f"shape {tuple(self.P.shape)}",
         )
         for name in ("r_leader", "r_follower"):
             shape = tuple(getattr(self, name).shape)
             require(shape == tuple(self.P.shape[:3]), name, f"shape {tuple(self.P.shape[:3])}", f"shape {shape}")
+            check_finite(getattr(self, name), name)
         require(
             self.rho.shape == self.P.shape[:1],
             "rho",

@@ -1,0 +1,128 @@
+"""Copies of the follower's world for SB3, made from what a user gives as environment."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from ...envs.mdp import LeaderSet, TabularProblem
+from ...envs.mdp.checks import check_gamma, require
+from ...envs.tabular import TabularEnv, TabularVectorEnv
+from ...wrappers import ObserveCommitment, ObserveCommitmentVec, VectorEnvAdapter
+from .tabular import Source, make_env
+
+EnvSpec = str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]]
+"""What a user gives as environment: an id, an environment (copied), or a callable that makes one."""
+
+
+class Worlds:
+    """The environment that the leader shapes, and as many copies of it as are asked for.
+
+    Tabular environments without wrappers of the user's are simulated natively, all copies at once; others by SB3's
+    ``DummyVecEnv``.
+
+    Args:
+        env: an id, an environment, or a callable that makes one.
+        env_kwargs: arguments of an id.
+        observe_commitment: whether followers see the leader's commitment in their observation.
+
+    Attributes:
+        env: one copy, for reading.
+        source: id and arguments, for leader files.
+        gamma: the discount.
+        leader_set: X.
+        problem: the tabular problem, or None.
+        base_space: observation space of the environment itself.
+    """
+
+    def __init__(self, env: EnvSpec, env_kwargs: dict[str, Any] | None, observe_commitment: bool) -> None:
+        self.source = Source(env, dict(env_kwargs or {})) if isinstance(env, str) else Source(None, {})
+        if isinstance(env, str):
+            self.env = make_env(env, env_kwargs)
+        else:
+            require(not env_kwargs, "env_kwargs", "none beside an environment that is already made", env_kwargs)
+            self.env = env if isinstance(env, gym.Env) else env()
+        require(isinstance(self.env, gym.Env), "env", "an environment, its id, or a callable that makes one", repr(env))
+        self._spec = env
+        for name in ("set_leader", "leader_model", "leader_space", "gamma", "leader_x"):
+            require(self.env.has_wrapper_attr(name), "env", f"a leader environment (it has {name})", repr(self.env))
+        self.gamma = check_gamma(self.env.get_wrapper_attr("gamma"))
+        space = self.env.get_wrapper_attr("leader_space")
+        require(isinstance(space, gym.spaces.Box), "env", "a leader_space that is a Box", repr(space))
+        problem = getattr(self.env.unwrapped, "problem", None)
+        self.problem: TabularProblem | None = problem if isinstance(problem, TabularProblem) else None
+        self.leader_set = LeaderSet(torch.as_tensor(space.low), torch.as_tensor(space.high))
+        if self.problem is not None:
+            self.leader_set = self.problem.leader_set
+        self.base_space = self.env.observation_space
+        self.observe_commitment = observe_commitment
+        self._native = self.problem is not None and _is_plain(self.env)
+        self._view: gym.Env[Any, Any] = ObserveCommitment(self.env) if observe_commitment else self.env
+
+    @property
+    def linear(self) -> bool:
+        """Whether followers observe one-hot or product features, in which a linear policy is exact."""
+        return isinstance(self.base_space, gym.spaces.Discrete)
+
+    def start_x(self) -> torch.Tensor:
+        """The untrained leader."""
+        return torch.as_tensor(self.env.get_wrapper_attr("leader_x"), dtype=torch.float64)
+
+    def make(self, n_envs: int) -> VecEnv:
+        """``n_envs`` copies as an SB3 VecEnv."""
+        if self._native:
+            assert self.problem is not None
+            limit = _episode_limit(self.env)
+            venv: VecEnv = VectorEnvAdapter(TabularVectorEnv(self.problem, n_envs, max_episode_steps=limit))
+            return ObserveCommitmentVec(venv) if self.observe_commitment else venv
+        return DummyVecEnv([self._make_one for _ in range(n_envs)])
+
+    def _make_one(self) -> gym.Env[Any, Any]:
+        if isinstance(self._spec, str):
+            env = gym.make(self._spec, **self.source.env_kwargs)
+        else:
+            env = copy.deepcopy(self._spec) if isinstance(self._spec, gym.Env) else self._spec()
+        return ObserveCommitment(env) if self.observe_commitment else env
+
+    def base_observation(self, obs: NDArray[Any]) -> NDArray[Any]:
+        """What the environment itself observed, from what a follower saw."""
+        return self._view.get_wrapper_attr("base_observation")(obs) if self.observe_commitment else obs  # type: ignore[no-any-return]
+
+    def every_observation(self, x: NDArray[np.float64]) -> NDArray[Any]:
+        """What a follower sees in each state of a tabular problem under x, ``[S, ...]``."""
+        self.env.get_wrapper_attr("set_leader")(x)
+        states = np.arange(self.base_space.n)  # type: ignore[attr-defined]
+        if not self.observe_commitment:
+            return states
+        return np.stack([self._view.get_wrapper_attr("observation")(s) for s in states])
+
+    def leader_model(self, x: NDArray[np.float64]) -> torch.nn.Module:
+        """The environment's leader model at x, over base observations."""
+        self.env.get_wrapper_attr("set_leader")(x)
+        return self.env.get_wrapper_attr("leader_model")()  # type: ignore[no-any-return]
+
+    def horizon(self, tail: float) -> int:
+        """Steps after which the discount has fallen to ``tail``, no more than an episode's limit."""
+        steps = 1 if self.gamma == 0.0 else int(np.ceil(np.log(tail) / np.log(self.gamma)))
+        return max(1, min(steps, _episode_limit(self.env) or steps))
+
+
+def _is_plain(env: gym.Env[Any, Any]) -> bool:
+    """Whether only Gymnasium's own checks and time limit lie around a TabularEnv."""
+    while isinstance(env, gym.Wrapper):
+        if type(env) not in (TimeLimit, OrderEnforcing, PassiveEnvChecker):
+            return False
+        env = env.env
+    return isinstance(env, TabularEnv)
+
+
+def _episode_limit(env: gym.Env[Any, Any]) -> int | None:
+    return None if env.spec is None else env.spec.max_episode_steps

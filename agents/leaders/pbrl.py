@@ -1,0 +1,466 @@
+r"""PBRL with the value penalty over any SB3 follower (Shen, Yang and Chen, arXiv 2402.06886, sampled).
+
+For the value penalty, minimising F_lam over y is itself reinforcement learning, ``max_y V^{pi_y}`` with reward
+``r_f + r_l/lam``: exact where leader and follower share gamma, rho and dynamics and J_L is linear in the occupancy. So
+two followers of the user's algorithm and only their rollouts are needed:
+
+    best response          trained on r_f under the current x              stands for  pihat ~ pi*(x)
+    penalised follower     trained on r_f + r_l/lam under the current x    stands for  pi_y
+
+    x += alpha [ grad_x V_l^{pi_y} + lam ( grad_x V_f^{pi_y} - grad_x V_f^{pihat} ) ]
+
+Returns are those of the unregularised problem (tau = 0): an algorithm's entropy bonus is a means of its training, no part
+of what is solved. The estimate ``p^ = V_f^{pihat} - V_f^{pi_y}`` must be >= 0; where it lies more than two standard errors
+below, the best response is certified to be worse than a policy in hand, and x is not moved.
+
+A best response that lags behind a moving x is the method's weak point: the leader climbs on the lag. Followers therefore
+see the leader's commitment, and most copies train at x plus noise, so that they need not relearn when x moves.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...envs.mdp import solve_soft, suboptimality
+from ...envs.mdp.checks import check_number, check_size, require
+from ...wrappers import RewardMixing, set_leader
+from ..common.evaluation import Evaluation, leader_return_at_best_response
+from ..common.leader import Callback, Kept, Leader, LeaderConfig
+from ..common.projected_step import projected_step
+from ..common.rollouts import LinearCritic, Rollout, advantages, collect, discounts, start_values, surrogate
+from ..common.storage import decode, encode, read_leader, storable, write_leader
+from ..common.tabular import check_fingerprint, fingerprint
+from ..common.worlds import EnvSpec, Worlds
+from ..oracles.sb3 import FollowerSpec, SB3Follower
+from ..penalties import ValuePenalty
+from ..schedules import Schedule
+
+
+@storable
+@dataclass(frozen=True, eq=False)
+class PBRLConfig(LeaderConfig):
+    """How :class:`PBRL` learns.
+
+    Attributes:
+        learning_rate: step of x.
+        n_envs: copies of the world per follower.
+        follower_steps: steps that each follower trains per outer iteration (SB3 rounds up to whole rollouts).
+        warmup_steps: steps that each follower trains before x first moves.
+        rollout_envs: episodes per policy and iteration for x's gradient.
+        rollout_tail: discount at which those episodes are cut; a critic stands for the rest.
+        gae_lambda: of the leader's advantages; None takes 0 for discrete observations, whose linear critic is exact,
+            and 0.95 otherwise.
+        critic_memory: weight that a critic keeps of earlier iterations' statistics, in [0, 1).
+        observe_commitment: whether followers see the leader's commitment.
+        x_noise: standard deviation of the noise on x under which followers train; 0 without ``observe_commitment``.
+        noisy_share: share of a follower's copies with that noise; the others train at x.
+        q_temperature: followers with a Q-network act by ``softmax(Q / q_temperature)`` when asked for their policy.
+        evaluation_steps: steps of the freshly trained best response, where the environment is not tabular.
+    """
+
+    learning_rate: float | Schedule = 0.05
+    n_envs: int = 64
+    follower_steps: int = 2048
+    warmup_steps: int = 20_000
+    rollout_envs: int = 64
+    rollout_tail: float = 0.05
+    gae_lambda: float | None = None
+    critic_memory: float = 0.8
+    observe_commitment: bool = True
+    x_noise: float = 1.0
+    noisy_share: float = 0.75
+    q_temperature: float = 0.02
+    evaluation_steps: int = 50_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("n_envs", "follower_steps", "rollout_envs", "evaluation_steps"):
+            check_size(getattr(self, name), name)
+        check_number(self.warmup_steps, "warmup_steps", low=0)
+        check_number(self.rollout_tail, "rollout_tail", low=0.0, high=1.0, open_low=True, open_high=True)
+        check_number(self.critic_memory, "critic_memory", low=0.0, high=1.0, open_high=True)
+        check_number(self.x_noise, "x_noise", low=0.0)
+        check_number(self.noisy_share, "noisy_share", low=0.0, high=1.0)
+        check_number(self.q_temperature, "q_temperature", low=0.0, open_low=True)
+        if self.gae_lambda is not None:
+            check_number(self.gae_lambda, "gae_lambda", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class PenaltyEstimate:
+    """``p^ = V_f^{pihat} - V_f^{pi_y}`` from paired episodes with common random numbers, and its standard error."""
+
+    mean: float
+    stderr: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether the best response is certified to be worse than the penalised follower."""
+        return self.mean < -2.0 * self.stderr
+
+
+class PBRL(Leader):
+    """The penalty method over any Stable-Baselines3 algorithm.
+
+    Args:
+        env: a leader environment: its id, an environment (it is copied), or a callable that makes one.
+        follower: an SB3 class, built with settings that suit a moving x, or a callable ``VecEnv -> BaseAlgorithm``
+            (its discount has to be the environment's).
+        penalty: a :class:`ValuePenalty`; by default ``lam = 3``.
+        config: steps, copies, bounds.
+        seed: of the followers, their worlds, and the leader's episodes.
+        env_kwargs: arguments of an id.
+        x0: start, ``[dim]``; by default the environment's own.
+
+    Attributes:
+        best_response: the follower that stands for pihat; its ``model`` is the SB3 model.
+        penalised: the follower that stands for pi_y.
+        penalty_estimate: the last p^.
+        oracle_failures: iterations in which p^ was certified negative and x was not moved.
+        num_timesteps: environment steps of both followers and of the leader's episodes.
+
+    Raises:
+        ValueError: an unknown id, an environment without a leader, an x0 outside X, a follower that cannot act in the
+            environment or has another discount, another penalty than the value penalty, a leader whose objective is
+            no return.
+
+    Example:
+        >>> from stable_baselines3 import A2C
+        >>> from bilevel_gym.agents import PBRL, PBRLConfig
+        >>> config = PBRLConfig(warmup_steps=256, follower_steps=256)
+        >>> leader = PBRL("bilevel_gym/StackelbergGame-v0", A2C, config=config, env_kwargs={"n_states": 5})
+        >>> leader.learn(10_000).evaluate().steps >= 10_000 or leader.num_timesteps >= 10_000
+        True
+    """
+
+    config: PBRLConfig
+    _unit = "step"
+
+    def __init__(
+        self,
+        env: EnvSpec,
+        follower: FollowerSpec,
+        penalty: ValuePenalty | None = None,
+        config: PBRLConfig | None = None,
+        seed: int | None = 0,
+        env_kwargs: dict[str, Any] | None = None,
+        x0: Any = None,
+    ) -> None:
+        config = PBRLConfig() if config is None else config
+        self.penalty = ValuePenalty(lam=3.0) if penalty is None else penalty
+        require(isinstance(self.penalty, ValuePenalty), "penalty", "a ValuePenalty", type(self.penalty).__name__)
+        self.worlds = Worlds(env, env_kwargs, config.observe_commitment)
+        super().__init__(self.worlds.leader_set, self.worlds.start_x(), config, x0, seed)
+        if self.worlds.problem is not None:
+            reward = self.worlds.problem.leader_reward(self._x.detach())
+            require(reward is not None, "env", "a leader whose objective is a return of the follower's MDP", repr(env))
+        self.follower_spec = follower
+        self.lam = self.penalty.lam_at(1.0)
+        seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
+        self.rng = np.random.default_rng(seeds[3])
+        self.best_response = self._new_follower(seeds[0] % 2**31, leader_weight=0.0)
+        self.penalised = self._new_follower(seeds[1] % 2**31, leader_weight=1.0 / self.lam)
+        self._rollout_env = self.worlds.make(config.rollout_envs)
+        self._horizon = self.worlds.horizon(config.rollout_tail)
+        self._critics = [LinearCritic(self._features, self.worlds.gamma, config.critic_memory) for _ in range(2)]
+        exact = isinstance(self.worlds.base_space, gym.spaces.Discrete)
+        self._gae_lambda = (0.0 if exact else 0.95) if config.gae_lambda is None else config.gae_lambda
+        self.optimizer = config.optimizer_class([self._x], lr=self._rate(1.0), **config.optimizer_kwargs)  # type: ignore[call-arg]
+        self.penalty_estimate: PenaltyEstimate | None = None
+        self.oracle_failures = 0
+        self._warm = False
+
+    def _new_follower(self, seed: int, leader_weight: float) -> SB3Follower:
+        venv = RewardMixing(self.worlds.make(self.config.n_envs), leader_weight)
+        set_leader(venv, self.last_x)
+        spec, w = self.follower_spec, self.worlds
+        return SB3Follower(spec, venv, w.gamma, seed, w.linear, self.config.q_temperature)
+
+    def _features(self, obs: NDArray[Any]) -> NDArray[np.float64]:
+        """Of base observations, for the leader's critics: one-hot states, or 1, o and o^2."""
+        if isinstance(self.worlds.base_space, gym.spaces.Discrete):
+            hot: NDArray[np.float64] = np.eye(int(self.worlds.base_space.n))[np.asarray(obs, dtype=np.int64)]
+            return hot
+        flat = np.asarray(obs, dtype=np.float64).reshape(len(obs), -1)
+        return np.concatenate([np.ones((len(flat), 1)), flat, flat**2], axis=1)
+
+    # --- learning ------------------------------------------------------------------------------------------------
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: Callback | None = None,
+        progress_bar: bool = False,
+        reset_num_timesteps: bool = True,
+    ) -> PBRL:
+        """Learn x until the followers have spent this many environment steps, all counted.
+
+        Args:
+            total_timesteps: steps of both followers and of the leader's episodes together; the last iteration is
+                finished.
+            callback: called with the leader after every iteration; False stops.
+            progress_bar: show one.
+            reset_num_timesteps: False goes on counting; schedules then run over the sum, as SB3's do.
+        """
+        failures = self.oracle_failures
+        self._learn(check_size(total_timesteps, "total_timesteps"), callback, progress_bar, reset_num_timesteps)
+        failures = self.oracle_failures - failures
+        if 2 * failures > self.iteration:
+            warnings.warn(
+                f"the best response was certified worse than the penalised follower in {failures} of {self.iteration} "
+                "iterations, and x was not moved in them: give the followers more steps (PBRLConfig.follower_steps)",
+                stacklevel=2,
+            )
+        return self
+
+    def _iterate(self, progress_remaining: float) -> dict[str, float]:
+        self.lam = self.penalty.lam_at(progress_remaining)
+        self.optimizer.param_groups[0]["lr"] = self._rate(progress_remaining)
+        self._train_followers()
+        hat, pi_y = self._rollouts()
+        ascent, estimate = self._gradient(hat, pi_y)
+        self.penalty_estimate = estimate
+        if estimate.failed:
+            self.oracle_failures += 1
+        else:
+            self._x.grad = -ascent
+            projected_step(self.optimizer, [self.leader_set.project])
+        return {
+            "penalty_estimate": estimate.mean,
+            "penalty_estimate_stderr": estimate.stderr,
+            "oracle_failures": float(self.oracle_failures),
+            "gradient_norm": float(ascent.norm()),
+        }
+
+    def _train_followers(self) -> None:
+        config = self.config
+        asked = config.follower_steps + (0 if self._warm else int(config.warmup_steps))
+        self._warm = True
+        per_iteration = 2 * config.follower_steps + 2 * config.rollout_envs * self._horizon
+        planned = int(self._total * config.follower_steps / per_iteration) + int(config.warmup_steps)
+        for follower in (self.best_response, self.penalised):
+            venv = follower.venv
+            assert isinstance(venv, RewardMixing)
+            if follower is self.penalised:
+                venv.weight = 1.0 / self.lam
+            set_leader(venv, self._neighbourhood())
+            self.num_timesteps += follower.train(asked, planned)
+
+    def _neighbourhood(self) -> NDArray[np.float64]:
+        """x for every copy, ``[n_envs, dim]``: x itself, and x plus noise, projected on X."""
+        n = self.config.n_envs
+        points = np.repeat(self.last_x[None], n, axis=0)
+        noisy = int(round(self.config.noisy_share * n)) if self.config.observe_commitment else 0
+        points[:noisy] += self.config.x_noise * self.rng.standard_normal((noisy, points.shape[1]))
+        for i in range(noisy):
+            points[i] = self.leader_set.project(torch.from_numpy(points[i])).numpy()
+        return points
+
+    def _rollouts(self) -> tuple[Rollout, Rollout]:
+        """Fresh episodes at x of the best response and of the penalised follower, from the same random numbers."""
+        set_leader(self._rollout_env, self.last_x)
+        seed = int(self.rng.integers(2**31))
+        hat, pi_y = (
+            collect(self._rollout_env, follower.act, self._horizon, seed)
+            for follower in (self.best_response, self.penalised)
+        )
+        self.num_timesteps += hat.steps + pi_y.steps
+        return hat, pi_y
+
+    def _gradient(self, hat: Rollout, pi_y: Rollout) -> tuple[Tensor, PenaltyEstimate]:
+        """grad_x V_l^{pi_y} + lam (grad_x V_f^{pi_y} - grad_x V_f^{pihat}), ``[dim]``, and p^."""
+        model = self.worlds.leader_model(self.last_x)
+        terms, returns = [], []
+        for rollout, critic in ((hat, self._critics[0]), (pi_y, self._critics[1])):
+            follower, leader, starts = self._surrogates(model, rollout, critic)
+            terms.append((follower, leader))
+            returns.append(starts)
+        objective = terms[1][1] + self.lam * (terms[1][0] - terms[0][0])
+        (ascent,) = torch.autograd.grad(objective, [model.get_parameter("x")])
+        difference = returns[0] - returns[1]
+        stderr = float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else np.inf
+        return ascent, PenaltyEstimate(float(difference.mean()), stderr)
+
+    def _surrogates(
+        self, model: torch.nn.Module, rollout: Rollout, critic: LinearCritic
+    ) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
+        """Surrogates of the follower's and the leader's return, and each copy's follower return."""
+        T, N = rollout.alive.shape
+        base, after = (
+            self.worlds.base_observation(part.reshape(T * N, *part.shape[2:])) for part in (rollout.obs, rollout.next_obs)
+        )
+        rewards = np.stack([rollout.r_follower.ravel(), rollout.r_leader.ravel()], axis=1)
+        critic.update(base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
+        V, V_next = (critic(obs).reshape(T, N, 2) for obs in (base, after))
+        gamma = self.worlds.gamma
+        A_f, A_l = (
+            advantages(reward, V[..., i], V_next[..., i], rollout, gamma, self._gae_lambda)
+            for i, reward in enumerate((rollout.r_follower, rollout.r_leader))
+        )
+        follower, leader = surrogate(model, rollout, (base, after), discounts(rollout, gamma), (A_f, A_l))
+        return follower, leader, start_values(rollout.r_follower, V_next[..., 0], rollout, gamma)
+
+    # --- evaluation ----------------------------------------------------------------------------------------------
+
+    def _evaluate(self, x: Tensor) -> Evaluation:
+        return self._evaluate_exactly(x) if self.worlds.problem is not None else self._evaluate_by_sampling(x)
+
+    def follower_policy(self, follower: SB3Follower, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """A follower's policy in every state of a tabular problem under x, ``[S, A]``."""
+        return follower.probabilities(self.worlds.every_observation(x))
+
+    @torch.no_grad()
+    def _evaluate_exactly(self, x: Tensor) -> Evaluation:
+        problem = self.worlds.problem
+        assert problem is not None
+        mdp = problem.follower_mdp(x)
+        pi_y = torch.as_tensor(self.follower_policy(self.penalised, x.numpy()))
+        pi_y = pi_y / pi_y.sum(-1, keepdim=True)
+        gap = float(problem.over_contexts(suboptimality(mdp, pi_y, 0.0, solve_soft(mdp, 0.0))))
+        return self._evaluation(
+            leader_return_at_best_response(problem, x), 0.0, float(problem.leader_return(x, pi_y)), gap, gap
+        )
+
+    def _evaluate_by_sampling(self, x: Tensor) -> Evaluation:
+        fresh = self._new_follower(int(self.rng.integers(2**31)), leader_weight=0.0)
+        set_leader(fresh.venv, x.numpy())
+        steps = self.config.evaluation_steps
+        self.num_timesteps += fresh.train(steps, steps)
+        set_leader(self._rollout_env, x.numpy())
+        seed = int(self.rng.integers(2**31))
+        best, pi_y = (
+            collect(self._rollout_env, f.act, self.worlds.horizon(0.01), seed) for f in (fresh, self.penalised)
+        )
+        self.num_timesteps += best.steps + pi_y.steps
+        leader, follower, leader_y, follower_y = (
+            (discounts(rollout, self.worlds.gamma) * reward).sum(0)
+            for rollout in (best, pi_y)
+            for reward in (rollout.r_leader, rollout.r_follower)
+        )
+        stderr = float(leader.std(ddof=1) / np.sqrt(len(leader))) if len(leader) > 1 else float("nan")
+        gap = float((follower - follower_y).mean())
+        estimate = None if self.penalty_estimate is None else self.penalty_estimate.mean
+        return self._evaluation(float(leader.mean()), stderr, float(leader_y.mean()), gap, estimate)
+
+    def _evaluation(self, best: float, stderr: float, at_pi_y: float, gap: float, penalty: float | None) -> Evaluation:
+        return Evaluation(
+            leader_return=best,
+            leader_return_at_pi_y=at_pi_y,
+            gap=gap,
+            penalty=penalty,
+            lam=self.lam,
+            tau=0.0,
+            steps=self.num_timesteps,
+            iteration=self.iteration,
+            leader_return_stderr=stderr,
+        )
+
+    # --- files ---------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write the leader to a zip, whole or not at all: x, its optimiser, the best x, both followers' weights.
+
+        A follower given as a class is named in the file; a callable is not stored and has to be given again. Replay
+        buffers and generators are not stored.
+        """
+        spec = self.follower_spec
+        header = {
+            "leader": type(self).__name__,
+            "source": {"env_id": self.worlds.source.env_id, "env_kwargs": encode(self.worlds.source.env_kwargs)},
+            "fingerprint": self._fingerprint(),
+            "follower": f"{spec.__module__}:{spec.__qualname__}" if isinstance(spec, type) else None,
+            "config": encode(self.config),
+            "penalty": encode(self.penalty),
+            "seed": self.seed,
+            "counters": {name: getattr(self, name) for name in _COUNTERS},
+            "evaluation": None if self.kept is None else self.kept.evaluation.as_dict(),
+        }
+        critics = [None if c.A is None or c.b is None else (torch.from_numpy(c.A), torch.from_numpy(c.b)) for c in self._critics]
+        tensors = {
+            "x": self._x.detach(),
+            "kept": None if self.kept is None else self.kept.x,
+            "optimizer": self.optimizer.state_dict(),
+            "best_response": self.best_response.state(),
+            "penalised": self.penalised.state(),
+            "critics": critics,
+        }
+        return write_leader(path, header, tensors)
+
+    def _fingerprint(self) -> list[float]:
+        problem = self.worlds.problem
+        return [float(self.leader_set.dim), self.worlds.gamma] if problem is None else fingerprint(problem)
+
+    @classmethod
+    def load(cls, path: str | Path, follower: FollowerSpec | None = None, env: EnvSpec | None = None) -> PBRL:
+        """Read a leader back, ready to evaluate or to learn on with ``reset_num_timesteps=False``.
+
+        Args:
+            path: the file.
+            follower: needed where it was a callable; else the class named in the file is taken.
+            env: needed where the environment was given as an object and not as an id.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a truncated file, that of another leader or environment, a follower that is missing or another.
+        """
+        header, tensors = read_leader(path, cls.__name__)
+        source, kwargs = header["source"], None
+        if env is None:
+            expected = "the environment that this leader was trained on (it was given as an object)"
+            require(source["env_id"] is not None, "env", expected, None)
+            env, kwargs = source["env_id"], decode(source["env_kwargs"])
+        spec = _named_follower(header["follower"]) if follower is None else follower
+        expected = "the callable that this leader was trained with (a callable is never stored)"
+        require(spec is not None, "follower", expected, None)
+        assert spec is not None and env is not None
+        penalty, config = decode(header["penalty"]), decode(header["config"])
+        leader = cls(env, spec, penalty, config, header["seed"], kwargs)
+        if leader.worlds.problem is not None:
+            check_fingerprint(header["fingerprint"], leader.worlds.problem, path)
+        else:
+            require(leader._fingerprint() == header["fingerprint"], "env", f"the environment of {path}", "another one")
+        leader._take_back(header, tensors, path)
+        return leader
+
+    def _take_back(self, header: dict[str, Any], tensors: dict[str, Any], path: str | Path) -> None:
+        with torch.no_grad():
+            self._x.copy_(tensors["x"])
+        self.optimizer.load_state_dict(tensors["optimizer"])
+        for name, value in header["counters"].items():
+            setattr(self, name, value)
+        try:
+            self.best_response.restore(tensors["best_response"])
+            self.penalised.restore(tensors["penalised"])
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise ValueError(f"follower: expected the algorithm that {path} was trained with, got another ({error})") from error
+        for critic, held in zip(self._critics, tensors["critics"], strict=True):
+            if held is not None:
+                critic.A, critic.b = held[0].numpy(), held[1].numpy()
+        if header["evaluation"] is not None:
+            self.kept = Kept(tensors["kept"], Evaluation(**header["evaluation"]))
+
+
+_COUNTERS = ("num_timesteps", "iteration", "oracle_failures", "_total", "_warm")
+
+
+def _named_follower(name: str | None) -> FollowerSpec | None:
+    """The SB3 class of a stored name, from SB3 or sb3-contrib only."""
+    if name is None:
+        return None
+    module, _, qualname = name.partition(":")
+    package = module.split(".")[0]
+    known = package in ("stable_baselines3", "sb3_contrib")
+    require(known, "follower", f"the class {name} to be given again (it is none of SB3's own)", None)
+    __import__(package)
+    found: FollowerSpec = getattr(sys.modules[package], qualname)
+    return found

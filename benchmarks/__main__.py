@@ -1,0 +1,121 @@
+"""Run benchmarks: ``python -m benchmarks [NAME ...] [--quick] [--out DIR] [--jobs N]``.
+
+Each writes ``NAME.json`` (data, command, versions, seconds), ``NAME.md`` and, where it has one, ``NAME.png``; the folder's
+``README.md`` lists them. ``--quick`` is a smoke test of minutes, written elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+import bilevel_gym
+
+BENCHMARKS = ("stackelberg_exact", "stackelberg_sampled", "speed")
+"""Modules of this folder with ``run(quick, jobs)``, ``table(data)`` and perhaps ``picture(data, path)``."""
+
+FULL, QUICK = Path("docs/results"), Path("runs/quick")
+PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "scipy")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; an unknown name is an error that lists the known ones."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Reproduce figures and tables, measure speed."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: few games, few iterations")
+    parser.add_argument("--out", type=Path, help=f"folder of the results (default: {FULL}; with --quick {QUICK})")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"unknown benchmark {', '.join(unknown)}: expected {', '.join(BENCHMARKS)}")
+    if options.jobs < 1:
+        parser.error(f"--jobs: expected at least 1, got {options.jobs}")
+    options.names = options.names or list(BENCHMARKS)
+    options.out = options.out or (QUICK if options.quick else FULL)
+    return options
+
+
+def title(module: ModuleType) -> str:
+    """The first line of a benchmark's docstring."""
+    return (module.__doc__ or module.__name__).strip().splitlines()[0]
+
+
+def about(name: str, quick: bool, jobs: int, seconds: float) -> dict[str, Any]:
+    """How results came about; nothing in it names a machine."""
+    versions = {package: version(package) for package in PACKAGES}
+    return {
+        "benchmark": name,
+        "command": f"python -m benchmarks {name}{' --quick' if quick else ''} --jobs {jobs}",
+        "quick": quick,
+        "wall_seconds": round(seconds, 1),
+        "cores": os.cpu_count(),
+        "versions": {"python": platform.python_version(), "bilevel_gym": bilevel_gym.__version__, **versions},
+    }
+
+
+def page(module: ModuleType, record: dict[str, Any], has_picture: bool) -> str:
+    """The markdown page of one benchmark."""
+    name, origin = record["benchmark"], record
+    versions = ", ".join(f"{package} {number}" for package, number in origin["versions"].items())
+    picture = [f"![{title(module)}]({name}.png)"] if has_picture else []
+    origin_line = f"`{origin['command']}`: {origin['wall_seconds']:.0f} s on {origin['cores']} cores; {versions}."
+    warning = ["**A quick run: a smoke test, not a result.**"] if origin["quick"] else []
+    return "\n\n".join([f"# {title(module)}", *warning, module.table(record["data"]), *picture, origin_line]) + "\n"
+
+
+def write_index(out: Path) -> None:
+    """List every benchmark that the folder has results of."""
+    lines = []
+    for name in BENCHMARKS:
+        path = out / f"{name}.json"
+        if path.is_file():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            module = importlib.import_module(f"benchmarks.{name}")
+            lines.append(
+                f"- [{title(module)}]({name}.md): `{record['command']}`, {record['wall_seconds']:.0f} s; [data]({name}.json)"
+            )
+    (out / "README.md").write_text("# Results\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def run_one(name: str, options: argparse.Namespace) -> None:
+    """Run one benchmark and write its files."""
+    module = importlib.import_module(f"benchmarks.{name}")
+    start = time.perf_counter()
+    data = module.run(options.quick, options.jobs)
+    record = about(name, options.quick, options.jobs, time.perf_counter() - start) | {"data": data}
+    has_picture = hasattr(module, "picture")
+    if has_picture:
+        module.picture(data, options.out / f"{name}.png")
+    text = page(module, record, has_picture)
+    (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (options.out / f"{name}.md").write_text(text, encoding="utf-8")
+    tqdm.write(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what the command line names."""
+    options = parse(arguments)
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in tqdm(options.names, desc="benchmarks", disable=len(options.names) == 1):
+        run_one(name, options)
+        write_index(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Speed: followers inside the leader's loop, the native simulator, an exact iteration.
+
+Times of the first and the last table are CPU time of one thread, which other work on the machine disturbs little, and wall
+time beside it. What is compared is run in turns in one process, and the median over repetitions is reported.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import stable_baselines3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from tqdm.auto import tqdm
+
+from bilevel_gym.agents import PBRL, BellmanPenalty, Softmax, TabularPBRL, TabularPBRLConfig
+from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.agents.oracles.sb3 import build_model
+from bilevel_gym.envs.mdp import random_stackelberg
+from bilevel_gym.wrappers import RewardMixing, set_leader
+
+from . import vector_env
+from .common import Data, markdown_table, verdict
+
+ENV_ID = "bilevel_gym/StackelbergGame-v0"
+ALGORITHMS = ("PPO", "A2C", "DQN")
+SIZES = (20, 100)
+STEPS = 60_000
+"""Environment steps, those of both followers together, of one repetition of either kind."""
+REPEATS = 7
+ITERATIONS = 100
+RATIO, NATIVE_US, NATIVE_RATIO, EXACT_MS = 0.95, 0.05, 75.0, 3.0
+
+
+@dataclass
+class Clock:
+    """CPU and wall seconds spent inside ``with``."""
+
+    cpu: float = 0.0
+    wall: float = 0.0
+    _start: tuple[float, float] = field(default=(0.0, 0.0), repr=False)
+
+    def __enter__(self) -> Clock:
+        self._start = (time.process_time(), time.perf_counter())
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.cpu += time.process_time() - self._start[0]
+        self.wall += time.perf_counter() - self._start[1]
+
+
+class TimedPBRL(PBRL):
+    """PBRL with a clock on the training of its two followers."""
+
+    clock: Clock | None = None
+
+    def _train_followers(self) -> None:
+        with self.clock or Clock():
+            super()._train_followers()
+
+    @property
+    def follower_steps(self) -> int:
+        """Steps that both followers have trained."""
+        return self.best_response.num_timesteps + self.penalised.num_timesteps
+
+
+def plain_model(leader: TimedPBRL) -> BaseAlgorithm:
+    """The same algorithm with the same settings on the same stack of wrappers, its copies at x + noise as in the loop."""
+    venv = RewardMixing(leader.worlds.make(leader.config.n_envs), 1.0 / leader.lam)
+    set_leader(venv, leader._neighbourhood())
+    return build_model(leader.follower_spec, venv, leader.worlds.gamma, seed=0, linear=leader.worlds.linear)
+
+
+def loop_speed(leader: TimedPBRL, steps: int) -> Data:
+    """Frames a second of the followers while the leader learns, and what share of its time they take."""
+    leader.clock, whole, before = Clock(), Clock(), leader.follower_steps
+    with whole:
+        while leader.follower_steps - before < steps:
+            leader.learn(steps // 4, reset_num_timesteps=False)
+    done = leader.follower_steps - before
+    return {
+        "cpu": done / leader.clock.cpu,
+        "wall": done / leader.clock.wall,
+        "follower_share": leader.clock.cpu / whole.cpu,
+    }
+
+
+def plain_speed(model: BaseAlgorithm, steps: int) -> Data:
+    """Frames a second of one long call of ``learn``."""
+    clock, before = Clock(), model.num_timesteps
+    with clock:
+        model.learn(steps, reset_num_timesteps=False)
+    done = model.num_timesteps - before
+    return {"cpu": done / clock.cpu, "wall": done / clock.wall}
+
+
+def medians(records: list[Data]) -> Data:
+    """Median of every key."""
+    return {key: statistics.median(r[key] for r in records) for key in records[0]}
+
+
+def follower_speed(algorithm: str, size: int, steps: int, repeats: int) -> Data:
+    """Row 1: frames a second in the leader's loop and in plain ``learn``, in turns."""
+    leader = TimedPBRL(ENV_ID, getattr(stable_baselines3, algorithm), env_kwargs={"n_states": size})
+    model = plain_model(leader)
+    leader.learn(2 * int(leader.config.warmup_steps))
+    plain_speed(model, int(leader.config.warmup_steps))
+    loop, plain = [], []
+    for _ in range(repeats):
+        loop.append(loop_speed(leader, steps))
+        plain.append(plain_speed(model, steps))
+    inside, alone = medians(loop), medians(plain)
+    return {
+        "algorithm": algorithm,
+        "n_states": size,
+        "follower_steps": leader.config.follower_steps,
+        "n_envs": leader.config.n_envs,
+        "loop": inside,
+        "plain": alone,
+        "ratio_cpu": statistics.median(a["cpu"] / b["cpu"] for a, b in zip(loop, plain, strict=True)),
+        "ratio_wall": statistics.median(a["wall"] / b["wall"] for a, b in zip(loop, plain, strict=True)),
+        "hand_over_ms": hand_over_ms(leader),
+        "repetitions": {"loop": loop, "plain": plain},
+    }
+
+
+def hand_over_ms(leader: TimedPBRL, repeats: int = 50) -> float:
+    """Milliseconds, of the above, of drawing x + noise and giving it to one follower's copies."""
+    clock = Clock()
+    with clock:
+        for _ in range(repeats):
+            set_leader(leader.best_response.venv, leader._neighbourhood())
+    return clock.cpu / repeats * 1e3
+
+
+EXACT: dict[str, Callable[[Any], TabularLeader]] = {
+    "value, follower solved (default)": TabularPBRL,
+    "value, joint softmax steps": lambda problem: TabularPBRL(problem, config=TabularPBRLConfig(follower=Softmax())),
+    "Bellman, joint softmax steps (default)": lambda problem: TabularPBRL(problem, BellmanPenalty()),
+}
+
+
+def exact_speed(label: str, iterations: int, repeats: int) -> Data:
+    """Row 3: milliseconds an exact iteration, 100 states and 5 x 5 actions, evaluations included."""
+    problem, cpu, wall = random_stackelberg(100, 5, 5), [], []
+    EXACT[label](problem).learn(5)
+    for _ in range(repeats):
+        leader, clock = EXACT[label](problem), Clock()
+        with clock:
+            leader.learn(iterations)
+        cpu.append(clock.cpu / iterations * 1e3)
+        wall.append(clock.wall / iterations * 1e3)
+    return {
+        "label": label,
+        "cpu_ms": statistics.median(cpu),
+        "wall_ms": statistics.median(wall),
+        "iterations": iterations,
+    }
+
+
+def run(quick: bool, jobs: int) -> Data:
+    """Measure, one thing after the other whatever ``jobs`` is."""
+    steps, repeats, iterations = (8_000, 2, 20) if quick else (STEPS, REPEATS, ITERATIONS)
+    tasks = [(algorithm, size) for size in SIZES for algorithm in ALGORITHMS]
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "seeds": [0],
+        "load_before": load,
+        "repeats": repeats,
+        "exact": [exact_speed(label, iterations, repeats) for label in tqdm(EXACT, desc="exact iteration")],
+        "vector_env": vector_env.run(),
+        "followers": [follower_speed(*task, steps, repeats) for task in tqdm(tasks, desc="followers")],
+    }
+
+
+def followers_table(data: Data) -> str:
+    """Row 1."""
+    headers = [
+        "follower", "states", "frames/s in the loop", "plain learn", "ratio", "ratio, wall time", f"target {RATIO}",
+        "handing over x, ms", "share of learn",
+    ]  # fmt: skip
+    rows = []
+    for r in data["followers"]:
+        loop, plain = f"{r['loop']['cpu']:,.0f}", f"{r['plain']['cpu']:,.0f}"
+        ratios = [f"{r['ratio_cpu']:.3f}", f"{r['ratio_wall']:.3f}", verdict(r["ratio_cpu"] >= RATIO)]
+        rest = [f"{r['hand_over_ms']:.2f}", f"{100 * r['loop']['follower_share']:.0f}%"]
+        rows.append([r["algorithm"], str(r["n_states"]), loop, plain, *ratios, *rest])
+    return markdown_table(headers, rows)
+
+
+def simulator_table(data: Data) -> str:
+    """Row 2."""
+    v = data["vector_env"]
+    rows = [
+        [
+            "native, 4096 copies, µs a step",
+            f"{v['native_4096_us']:.4f}",
+            f"{NATIVE_US}",
+            verdict(v["native_4096_us"] <= NATIVE_US),
+        ],
+        [
+            "times SyncVectorEnv",
+            f"{v['ratio_4096']:.0f}",
+            f"{NATIVE_RATIO:.0f}",
+            verdict(v["ratio_4096"] >= NATIVE_RATIO),
+        ],
+        ["native, 64 copies, µs a step", f"{v['native_64_us']:.4f}", "", ""],
+        ["SyncVectorEnv, µs a step", f"{v['sync_us']:.2f}", "", ""],
+        ["set_leader, µs", f"{v['set_leader_us']:.0f}", "", ""],
+    ]
+    return markdown_table(["100 states, infos included", "measured", "target", ""], rows)
+
+
+def exact_table(data: Data) -> str:
+    """Row 3."""
+    rows = [
+        [r["label"], f"{r['cpu_ms']:.2f}", f"{r['wall_ms']:.2f}", f"{EXACT_MS:.0f}", verdict(r["cpu_ms"] <= EXACT_MS)]
+        for r in data["exact"]
+    ]
+    return markdown_table(["PBRL, 100 states, 5 x 5 actions", "ms an iteration", "wall time", "target", ""], rows)
+
+
+NOTES = """\
+*In the loop*: both followers of `PBRL` while it learns, in many short calls, each from fresh episodes, with x + noise drawn and handed to the
+copies each time. *Plain learn*: one long `model.learn` of the same algorithm with the same settings on the same VecEnv
+stack (simulator, commitment in the observation, mixed rewards). The ratio is the median over repetitions run in turns. *Share of learn* is the
+followers' part of the leader's whole time; its own episodes, gradients and evaluations are the rest."""
+
+
+def table(data: Data) -> str:
+    """The page's tables."""
+    return "\n\n".join(
+        [
+            "## SB3 inside the leader's loop",
+            followers_table(data),
+            NOTES,
+            "## Native simulator",
+            simulator_table(data),
+            "## Exact iteration",
+            exact_table(data),
+        ]
+    )

@@ -1,0 +1,353 @@
+"""Random Stackelberg games, exact gradients: PBRL, the independent gradient and the hypergradient.
+
+Ten random games (seeds 0 to 9; 5 actions each, gamma 0.9, rho uniform) of 20 and of 100 states; every method on the same
+games. Two groups of methods: this library's settings (Adam, 300 iterations), and the published experiment's as far as they
+are remembered (arXiv 2402.06886, section 6.1; none of them checked against it: SGD, tau 0.001, lam 2 with one inner
+step or lam 7 with ten), with exact gradients in place of its Monte Carlo ones, mirror descent as the inner solver, and
+10,000 iterations.
+
+The leader's return is reported at the follower's best response, ``F_0(x) = J_L(x, pi*_tau0(x))``, tau0 = 0.002, and at
+the method's own follower, ``J_L(x, pi_y)``, which is what the paper plots.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bilevel_gym.agents import (
+    BellmanPenalty,
+    Evaluation,
+    Hypergradient,
+    IndependentPolicyGradient,
+    IndependentPolicyGradientConfig,
+    MirrorDescent,
+    Softmax,
+    TabularPBRL,
+    TabularPBRLConfig,
+    ValuePenalty,
+    leader_return_at_best_response,
+)
+from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.envs.mdp import random_stackelberg
+from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
+
+from .common import (
+    Data,
+    draw_band,
+    map_tasks,
+    markdown_table,
+    mean_interval,
+    new_figure,
+    paired_ratio,
+    save_figure,
+    verdict,
+)
+
+SEEDS = tuple(range(10))
+SIZES = (20, 100)
+ITERATIONS = 300
+PUBLISHED_ITERATIONS = 10_000
+PUBLISHED_STEP = 0.1
+PUBLISHED_TAU = 0.001
+TAU0 = 0.002
+AGAINST = -0.01
+"""Weight of the leader's reward in the follower's that breaks ties against the leader."""
+CURVE_POINTS = 100
+
+
+def independent(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+    """The independent gradient's defaults; keeping the best x seen leaves its path as it is."""
+    return IndependentPolicyGradient(problem, IndependentPolicyGradientConfig(keep_best=True, eval_every=eval_every))
+
+
+def pbrl(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+    """PBRL's defaults: lam 2 to 20, tau 0.2 to 0.003, the follower's answer solved for every x."""
+    return TabularPBRL(problem, config=TabularPBRLConfig(eval_every=eval_every))
+
+
+def pbrl_joint(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+    """The same with one joint step in x and y."""
+    return TabularPBRL(problem, config=TabularPBRLConfig(follower=Softmax(), eval_every=eval_every))
+
+
+def hypergradient(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+    """The hypergradient's defaults: tau 0.3 to 0.003."""
+    return Hypergradient(problem)
+
+
+def published_value(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+    """Value penalty, lam = 2, T = 1."""
+    return TabularPBRL(problem, ValuePenalty(lam=2.0), MirrorDescent(iterations=1), _published_config(eval_every))
+
+
+def published_bellman(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+    """Bellman penalty, lam = 7, T = 10."""
+    return TabularPBRL(problem, BellmanPenalty(lam=7.0), MirrorDescent(iterations=10), _published_config(eval_every))
+
+
+def _published_config(eval_every: int) -> TabularPBRLConfig:
+    return TabularPBRLConfig(
+        follower=Softmax(),
+        learning_rate=PUBLISHED_STEP,
+        optimizer_class=torch.optim.SGD,
+        tau=PUBLISHED_TAU,
+        eval_every=eval_every,
+    )
+
+
+def published_independent(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+    """The independent gradient by the same steps."""
+    config = IndependentPolicyGradientConfig(
+        learning_rate=PUBLISHED_STEP,
+        optimizer_class=torch.optim.SGD,
+        tau=PUBLISHED_TAU,
+        keep_best=True,
+        eval_every=eval_every,
+    )
+    return IndependentPolicyGradient(problem, config)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        label: its name in tables and pictures.
+        build: the leader, from a problem and the iterations between evaluations.
+        published: whether it is one of the published settings.
+        colour: in the picture; None leaves it out.
+    """
+
+    label: str
+    build: Callable[..., TabularLeader]
+    published: bool = False
+    colour: str | None = None
+
+
+METHODS = {
+    "independent": Method("independent gradient", independent, colour="#7f7f7f"),
+    "pbrl": Method("PBRL, value, annealed (default)", pbrl, colour="#1f77b4"),
+    "pbrl_joint": Method("PBRL, value, annealed, joint steps", pbrl_joint, colour="#17becf"),
+    "hypergradient": Method("hypergradient, annealed", hypergradient, colour="#2ca02c"),
+    "published_independent": Method("independent gradient", published_independent, published=True, colour="#7f7f7f"),
+    "published_value": Method("PBRL, value, lam 2, T 1", published_value, published=True, colour="#1f77b4"),
+    "published_bellman": Method("PBRL, Bellman, lam 7, T 10", published_bellman, published=True, colour="#d62728"),
+}
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def point(problem: StackelbergProblem, x: Any, evaluation: Evaluation) -> Data:
+    """What is reported of one x: exact returns, and the method's own record."""
+    tensor = torch.from_numpy(x)
+    return {
+        "leader_return": leader_return_at_best_response(problem, tensor, TAU0),
+        "leader_return_against": leader_return_at_best_response(problem, tensor, TAU0, tie=AGAINST),
+        "at_pi_y": evaluation.leader_return_at_pi_y,
+        "gap": evaluation.gap,
+    }
+
+
+def run_game(size: int, seed: int, name: str, iterations: int) -> Data:
+    """One method on one game."""
+    problem = random_stackelberg(size, seed=seed)
+    leader = METHODS[name].build(problem, max(10, iterations // CURVE_POINTS))
+    start = time.perf_counter()
+    leader.learn(iterations)
+    seconds = time.perf_counter() - start
+    assert leader.kept is not None
+    columns = {
+        "iteration": [e.iteration for e in leader.history],
+        "leader_return": [round(e.leader_return, 5) for e in leader.history],
+        "at_pi_y": [round(float(e.leader_return_at_pi_y or 0.0), 5) for e in leader.history],
+        "gap": [round(float(e.gap or 0.0), 7) for e in leader.history],
+    }
+    return {
+        "size": size,
+        "seed": seed,
+        "method": name,
+        "iterations": iterations,
+        "ms_per_iteration": seconds / iterations * 1e3,
+        "last": point(problem, leader.last_x, leader.history[-1]),
+        "best": point(problem, leader.x, leader.kept.evaluation),
+        "history": columns,
+    }
+
+
+def run(quick: bool, jobs: int) -> Data:
+    """Every method on every game."""
+    seeds = SEEDS[:2] if quick else SEEDS
+    count = {False: 40 if quick else ITERATIONS, True: 100 if quick else PUBLISHED_ITERATIONS}
+    tasks = [
+        (size, seed, name, count[method.published])
+        for size in sorted(SIZES, reverse=True)
+        for name, method in sorted(METHODS.items(), key=lambda item: -count[item[1].published])
+        for seed in seeds
+    ]
+    runs = map_tasks(run_game, tasks, jobs, "exact games")
+    return {"seeds": list(seeds), "sizes": list(SIZES), "runs": runs}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def select(data: Data, size: int, method: str) -> list[Data]:
+    """Runs of one method on the games of one size, by seed."""
+    found = [r for r in data["runs"] if r["size"] == size and r["method"] == method]
+    return sorted(found, key=lambda r: int(r["seed"]))
+
+
+def column(data: Data, size: int, method: str, which: str, key: str) -> list[float]:
+    """``runs[which][key]`` by seed; ``which`` is ``last`` or ``best``."""
+    return [float(r[which][key]) for r in select(data, size, method)]
+
+
+def size_table(data: Data, size: int, published: bool) -> str:
+    """Means over games of one size and one group of methods."""
+    headers = [
+        "method", "iterations", "F_0, last x", "F_0, best x", "F_0 of the last x, ties against", "J_L(x, pi_y), last",
+        "follower gap, last", "ms / iteration",
+    ]  # fmt: skip
+    rows = []
+    for name, method in METHODS.items():
+        if method.published != published:
+            continue
+        runs = select(data, size, name)
+        last, best = (
+            mean_interval(column(data, size, name, which, "leader_return")).text() for which in ("last", "best")
+        )
+        against, at_pi_y, gap = (
+            float(np.mean(column(data, size, name, "last", key))) for key in ("leader_return_against", "at_pi_y", "gap")
+        )
+        cost = float(np.median([r["ms_per_iteration"] for r in runs]))
+        cells = [last, best, f"{against:.2f}", f"{at_pi_y:.2f}", f"{gap:.4f}", f"{cost:.1f}"]
+        rows.append([method.label, str(runs[0]["iterations"]), *cells])
+    return markdown_table(headers, rows)
+
+
+def ratio_rows(data: Data, size: int) -> list[list[str]]:
+    """Paired ratios of mean leader returns."""
+    pairs = [
+        ("pbrl", "independent"),
+        ("pbrl", "hypergradient"),
+        ("pbrl_joint", "independent"),
+        ("pbrl_joint", "hypergradient"),
+        ("published_value", "published_independent"),
+        ("published_bellman", "published_independent"),
+        ("published_value", "published_bellman"),
+    ]
+    rows = []
+    for a, b in pairs:
+        label = f"{METHODS[a].label} / {METHODS[b].label}{', as published' if METHODS[a].published else ''}"
+        ratios = [
+            paired_ratio(column(data, size, a, which, key), column(data, size, b, which, key)).text(3)
+            for which, key in (("last", "leader_return"), ("best", "leader_return"), ("last", "at_pi_y"))
+        ]
+        rows.append([label, str(size), *ratios])
+    return rows
+
+
+def claims(data: Data) -> str:
+    """The three claims, at 100 states."""
+    size = max(data["sizes"])
+    rows = []
+    for which in ("last", "best"):
+        values = {
+            name: column(data, size, name, which, "leader_return") for name in ("pbrl", "independent", "hypergradient")
+        }
+        over = paired_ratio(values["pbrl"], values["independent"])
+        share = paired_ratio(values["pbrl"], values["hypergradient"])
+        rows.append(
+            [f"PBRL / independent gradient, {which} x", "1.45 or more", over.text(3), verdict(over.estimate >= 1.45)]
+        )
+        rows.append(
+            [f"PBRL / hypergradient, {which} x", "0.95 or more", share.text(3), verdict(share.estimate >= 0.95)]
+        )
+    gaps = column(data, size, "pbrl", "last", "gap")
+    text = f"{np.mean(gaps):.4f}, at most {max(gaps):.4f}"
+    rows.append(["follower gap at lam = 20, last x", "under 0.02", text, verdict(max(gaps) < 0.02)])
+    wins = sum(
+        a > b
+        for a, b in zip(*(column(data, size, n, "last", "leader_return") for n in ("pbrl", "independent")), strict=True)
+    )
+    rows.append(
+        [
+            "games on which PBRL's last x beats the independent gradient's",
+            "all",
+            f"{wins} of {len(data['seeds'])}",
+            verdict(wins == len(data["seeds"])),
+        ]
+    )
+    return markdown_table([f"claim, {size} states", "target", "measured", ""], rows)
+
+
+NOTES = """\
+F_0: leader return at the follower's best response, exact. *Last x* is where the method ended, *best x* the best by exact
+evaluation on the way (every 10 iterations; every 100 for the published settings). *Ties against*: the follower's reward less
+0.01 of the leader's. The gap `V*(rho) - V^{pi_y}(rho)` is taken at the method's own temperature. Means over games, 95%
+intervals by bootstrap over games. Milliseconds include the evaluations, several processes at a time; see the speed page for
+a measurement of its own.
+
+"As published" means: SGD with step 0.1 on x and y, tau 0.001, joint softmax steps, the value penalty with lam 2 and one inner
+step, the Bellman penalty with lam 7 and ten. These settings are recollections that were not checked against the paper, the
+gradients here are exact where the paper's are Monte Carlo, and the inner solver is mirror descent."""
+
+
+def table(data: Data) -> str:
+    """The page's tables."""
+    parts = [claims(data)]
+    for size in sorted(data["sizes"], reverse=True):
+        parts += [f"## {size} states, this library's settings", size_table(data, size, published=False)]
+        parts += [f"## {size} states, as published, exact gradients", size_table(data, size, published=True)]
+    headers = ["ratio of means, paired", "states", "F_0, last x", "F_0, best x", "J_L(x, pi_y), last"]
+    ratios = [row for size in sorted(data["sizes"], reverse=True) for row in ratio_rows(data, size)]
+    return "\n\n".join([*parts, "## Ratios", markdown_table(headers, ratios), NOTES])
+
+
+PANELS = (
+    ("at_pi_y", "J_L(x, π_y): what the paper plots"),
+    ("gap", "follower's gap"),
+    ("leader_return", "F₀: leader return at best response"),
+)
+
+
+def picture(data: Data, path: Path) -> None:
+    """Three panels over iterations, the published settings above and the annealed ones below."""
+    size = max(data["sizes"])
+    figure, axes = new_figure(2, 3, 12.5, 6.8)
+    for row, published in enumerate((True, False)):
+        for panel, (key, heading) in zip(axes[row], PANELS, strict=True):
+            draw_panel(panel, data, size, key, published)
+            panel.set_title(heading if row == 0 else "", fontsize=10)
+        axes[row][0].set_ylabel("as published, exact gradients" if published else "annealed defaults")
+        axes[row][2].legend(fontsize=8, loc="lower right", frameon=False)
+    for left in (0, 2):
+        tops = [axes[row][left].get_ylim() for row in (0, 1)] + [axes[row][2 - left].get_ylim() for row in (0, 1)]
+        for row in (0, 1):
+            axes[row][left].set_ylim(min(low for low, _ in tops), max(high for _, high in tops))
+    figure.suptitle(
+        f"{len(data['seeds'])} random Stackelberg games of {size} states: mean and its 95% band", fontsize=11
+    )
+    save_figure(figure, path)
+
+
+def draw_panel(panel: Any, data: Data, size: int, key: str, published: bool) -> None:
+    """One quantity of one group of methods."""
+    for name, method in METHODS.items():
+        if method.published != published or method.colour is None or (key == "gap" and name == "hypergradient"):
+            continue
+        histories: Sequence[Data] = [r["history"] for r in select(data, size, name)]
+        draw_band(panel, histories[0]["iteration"], [h[key] for h in histories], method.colour, method.label)
+    panel.set_xlabel("iterations")
+    if key == "gap":
+        panel.set_yscale("log")
+        panel.axhline(0.02, color="black", linewidth=0.8, linestyle=":")
+        panel.set_ylim(3e-3, 3.0)

@@ -1,0 +1,244 @@
+"""Random Stackelberg games, learned followers: PBRL with PPO, A2C and DQN under a million steps.
+
+Five random games (seeds 0 to 4) of 20 states. PBRL sees rollouts alone: the follower's algorithm trains the best response
+and the penalised follower, x moves by sampled gradients. All steps count, those of both followers and of the leader's own
+episodes. Beside it, on the same games, exact methods that know the model.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import stable_baselines3
+import torch
+
+from bilevel_gym.agents import (
+    PBRL,
+    Hypergradient,
+    IndependentPolicyGradient,
+    IndependentPolicyGradientConfig,
+    TabularPBRL,
+    leader_return_at_best_response,
+)
+from bilevel_gym.agents.common.leader import Leader
+from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.envs.mdp import random_stackelberg
+from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
+
+from .common import (
+    Data,
+    draw_band,
+    map_tasks,
+    markdown_table,
+    mean_interval,
+    new_figure,
+    paired_difference,
+    paired_ratio,
+    save_figure,
+)
+
+SEEDS = tuple(range(5))
+SIZE = 20
+BUDGET = 1_000_000
+ASKED = 990_000
+"""Steps asked for: the last iteration is finished, and the sum stays within the budget."""
+EXACT_ITERATIONS = 300
+TAU0 = 0.002
+ALGORITHMS = {"PPO": "#1f77b4", "A2C": "#ff7f0e", "DQN": "#2ca02c"}
+EXACT = {
+    "independent": "independent gradient, exact",
+    "pbrl": "PBRL, exact",
+    "hypergradient": "hypergradient, exact",
+}
+
+
+def exact_leader(name: str, problem: StackelbergProblem) -> TabularLeader:
+    """A method that knows the model, at its defaults."""
+    if name == "independent":  # keeping the best x seen leaves its path as it is
+        return IndependentPolicyGradient(problem, IndependentPolicyGradientConfig(keep_best=True))
+    return TabularPBRL(problem) if name == "pbrl" else Hypergradient(problem)
+
+
+def record(leader: Leader, problem: StackelbergProblem, method: str, seed: int, seconds: float) -> Data:
+    """What is reported of one run."""
+    assert leader.kept is not None
+    best, last = leader.kept.evaluation, leader.history[-1]
+    answer = {
+        "method": method,
+        "seed": seed,
+        "seconds": round(seconds, 2),
+        "iterations": leader.iteration,
+        "best": leader_return_at_best_response(problem, torch.from_numpy(leader.x), TAU0),
+        "last": leader_return_at_best_response(problem, torch.from_numpy(leader.last_x), TAU0),
+        "at_pi_y_best": best.leader_return_at_pi_y,
+        "at_pi_y": last.leader_return_at_pi_y,
+        "gap_best": best.gap,
+        "gap": last.gap,
+    }
+    return answer
+
+
+def run_exact(method: str, seed: int, iterations: int) -> Data:
+    """An exact method on one game."""
+    problem = random_stackelberg(SIZE, seed=seed)
+    leader = exact_leader(method, problem)
+    start = time.perf_counter()
+    leader.learn(iterations)
+    return record(leader, problem, method, seed, time.perf_counter() - start)
+
+
+def run_sampled(method: str, seed: int, steps: int) -> Data:
+    """PBRL with one algorithm on one game."""
+    start = time.perf_counter()
+    follower = getattr(stable_baselines3, method)
+    leader = PBRL("bilevel_gym/StackelbergGame-v0", follower, seed=seed, env_kwargs={"n_states": SIZE, "seed": seed})
+    leader.learn(steps)
+    seconds = time.perf_counter() - start
+    assert leader.num_timesteps <= BUDGET, f"{method}: {leader.num_timesteps} steps"
+    problem = leader.worlds.problem
+    assert isinstance(problem, StackelbergProblem)
+    history = {
+        "steps": [e.steps for e in leader.history],
+        "leader_return": [round(e.leader_return, 5) for e in leader.history],
+        "at_pi_y": [round(float(e.leader_return_at_pi_y or 0.0), 5) for e in leader.history],
+        "gap": [round(float(e.gap or 0.0), 6) for e in leader.history],
+    }
+    return record(leader, problem, method, seed, seconds) | {
+        "steps": leader.num_timesteps,
+        "oracle_failures": leader.oracle_failures,
+        "lam": leader.lam,
+        "history": history,
+    }
+
+
+def run(quick: bool, jobs: int) -> Data:
+    """Every algorithm and every exact method on every game."""
+    seeds = SEEDS[:2] if quick else SEEDS
+    asked, iterations = (60_000, 30) if quick else (ASKED, EXACT_ITERATIONS)
+    sampled = map_tasks(run_sampled, [(name, s, asked) for name in ALGORITHMS for s in seeds], jobs, "sampled games")
+    exact = map_tasks(run_exact, [(name, s, iterations) for name in EXACT for s in seeds], jobs, "exact references")
+    return {"seeds": list(seeds), "size": SIZE, "budget": BUDGET, "asked": asked, "runs": sampled + exact}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def select(data: Data, method: str) -> list[Data]:
+    """Runs of one method, by seed."""
+    return sorted((r for r in data["runs"] if r["method"] == method), key=lambda r: int(r["seed"]))
+
+
+def column(data: Data, method: str, key: str) -> list[float]:
+    """One number a game, by seed."""
+    return [float(r[key]) for r in select(data, method)]
+
+
+def returns_table(data: Data) -> str:
+    """Returns of every method."""
+    headers = ["method", "F_0, best x", "F_0, last x", "J_L(x, pi_y), last", "follower gap, last", "seconds a game"]
+    rows = []
+    for method in (*ALGORITHMS, *EXACT):
+        best, last = (mean_interval(column(data, method, key)).text() for key in ("best", "last"))
+        at_pi_y, gap = (float(np.mean(column(data, method, key))) for key in ("at_pi_y", "gap"))
+        seconds = float(np.median(column(data, method, "seconds")))
+        label = EXACT.get(method, f"PBRL, {method}")
+        rows.append([label, best, last, f"{at_pi_y:.2f}", f"{gap:.3f}", f"{seconds:.1f}"])
+    return markdown_table(headers, rows)
+
+
+def compared_table(data: Data) -> str:
+    """Each algorithm against the exact methods, paired."""
+    headers = [
+        "PBRL with",
+        "x",
+        "wins over the independent gradient",
+        "difference from it",
+        "share of the hypergradient",
+        "share of exact PBRL",
+    ]
+    rows = []
+    for method in ALGORITHMS:
+        for key in ("best", "last"):
+            own = column(data, method, key)
+            independent, exact, hyper = (column(data, name, key) for name in ("independent", "pbrl", "hypergradient"))
+            wins = sum(a > b for a, b in zip(own, independent, strict=True))
+            shares = [paired_ratio(own, other).text() for other in (hyper, exact)]
+            difference = paired_difference(own, independent).text()
+            rows.append([method, key, f"{wins} of {len(own)}", difference, *shares])
+    return markdown_table(headers, rows)
+
+
+def cost_table(data: Data) -> str:
+    """Each game: steps, iterations, failures of the oracle, returns."""
+    headers = [
+        "PBRL with",
+        "game",
+        "steps",
+        "iterations",
+        "oracle failures",
+        "F_0, best x",
+        "F_0, last x",
+        "independent, best",
+        "hypergradient, best",
+    ]
+    rows = []
+    for method in ALGORITHMS:
+        for i, r in enumerate(select(data, method)):
+            counts = [f"{r['steps']:,}", str(r["iterations"]), str(r["oracle_failures"])]
+            others = [f"{column(data, name, 'best')[i]:.2f}" for name in ("independent", "hypergradient")]
+            rows.append([method, str(r["seed"]), *counts, f"{r['best']:.2f}", f"{r['last']:.2f}", *others])
+    return markdown_table(headers, rows)
+
+
+NOTES = """\
+F_0: leader return at the follower's best response, evaluated exactly from the model, which PBRL itself never sees; *best x*
+is the best by that evaluation (every 10 iterations), *last x* where the method ended. The same choice, best or last, is made on both sides
+of every comparison. J_L(x, pi_y) is the return at the penalised follower, the gap that follower's own. An *oracle failure* is
+an iteration in which the best response was certified to be worse than the penalised follower, and x was not moved. Means over
+games; 95% intervals by bootstrap over five games, which is few."""
+
+
+def table(data: Data) -> str:
+    """The page's tables."""
+    parts = [
+        returns_table(data),
+        "## Paired comparisons",
+        compared_table(data),
+        "## Every game",
+        cost_table(data),
+        NOTES,
+    ]
+    return "\n\n".join(parts)
+
+
+def on_grid(runs: list[Data], key: str, grid: Any) -> list[Any]:
+    """Histories on common steps, ``[games, points]``."""
+    return [np.interp(grid, r["history"]["steps"], r["history"][key]) for r in runs]
+
+
+def picture(data: Data, path: Path) -> None:
+    """Returns against steps: F_0 solid, J_L(x, pi_y) dashed; exact methods as horizontal lines."""
+    figure, axes = new_figure(1, len(ALGORITHMS), 12.5, 4.4)
+    panels = axes[0]
+    for panel, (method, colour) in zip(panels, ALGORITHMS.items(), strict=True):
+        runs = select(data, method)
+        grid = np.linspace(0, min(r["history"]["steps"][-1] for r in runs), 80)
+        draw_band(panel, grid / 1e6, on_grid(runs, "leader_return", grid), colour, "F₀, at best response")
+        draw_band(panel, grid / 1e6, on_grid(runs, "at_pi_y", grid), colour, "J_L(x, π_y)", "--")
+        for name, look in (("independent", ":"), ("hypergradient", "-.")):
+            level = float(np.mean(column(data, name, "best")))
+            panel.axhline(level, color="black", linestyle=look, linewidth=1.0, label=EXACT[name])
+        panel.set_title(f"PBRL with {method}", fontsize=10)
+        panel.set_xlabel("environment steps, all counted (millions)")
+    low = min(p.get_ylim()[0] for p in panels)
+    high = max(p.get_ylim()[1] for p in panels)
+    for panel in panels:
+        panel.set_ylim(low, high)
+    panels[0].set_ylabel("leader return")
+    panels[-1].legend(fontsize=8, loc="lower right", frameon=False)
+    heading = f"{len(data['seeds'])} random Stackelberg games of {data['size']} states: mean and its 95% band"
+    figure.suptitle(heading, fontsize=11)
+    save_figure(figure, path)

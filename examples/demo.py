@@ -1,0 +1,172 @@
+"""What a leader gains by foreseeing its follower: one random Stackelberg game of 20 states, five leaders, one picture.
+
+`make demo` runs this; `python examples/demo.py --help` shows its arguments. It writes `demo.png`, `demo.json` and the
+best trained leader, `leader.zip`, to `runs/demo/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+from stable_baselines3 import PPO
+from tqdm import tqdm
+
+import bilevel_gym
+from bilevel_gym.agents import PBRL, Hypergradient, IndependentPolicyGradient, TabularPBRL, leader_return_at_best_response
+from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.envs.mdp import TabularProblem
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ENV_ID = "bilevel_gym/StackelbergGame-v0"
+SAMPLED = "PBRL, PPO follower"
+COLOURS = {
+    "untrained": "#9aa0a6",
+    "independent gradient": "#d98f3d",
+    SAMPLED: "#2a6fdb",
+    "PBRL, exact": "#1b998b",
+    "hypergradient, exact": "#5b5f97",
+}
+
+
+def train_sampled(seed: int, env_kwargs: dict[str, Any], timesteps: int, folder: Path) -> dict[str, Any]:
+    """Train one leader over PPO followers, save it, and return its records."""
+    torch.set_num_threads(1)
+    leader = PBRL(ENV_ID, PPO, seed=seed, env_kwargs=env_kwargs).learn(timesteps)
+    path = leader.save(folder / f"leader-{seed}.zip")
+    records = [evaluation.as_dict() for evaluation in leader.history]
+    return {"seed": seed, "best": leader.evaluate().as_dict(), "history": records, "file": str(path), "steps": leader.num_timesteps}
+
+
+def exact_row(name: str, leader: TabularLeader) -> dict[str, Any]:
+    """The row of a leader that knows the game; it draws nothing, so it has no interval."""
+    record = leader.learn(300).evaluate()
+    return {
+        "method": name,
+        "leader_return": record.leader_return,
+        "interval": None,
+        "leader_return_at_pi_y": record.leader_return_at_pi_y,
+        "gap": record.gap,
+        "steps": 0,
+    }
+
+
+def sampled_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of the sampled leader: mean over seeds with a 95% t-interval."""
+    best = [run["best"] for run in runs]
+    returns = np.array([record["leader_return"] for record in best])
+    half = float(stats.t.ppf(0.975, len(returns) - 1) * stats.sem(returns)) if len(returns) > 1 else None
+    return {
+        "method": SAMPLED,
+        "leader_return": float(returns.mean()),
+        "interval": None if half is None else [float(returns.mean()) - half, float(returns.mean()) + half],
+        "leader_return_at_pi_y": float(np.mean([record["leader_return_at_pi_y"] for record in best])),
+        "gap": float(np.mean([record["gap"] for record in best])),
+        "steps": int(np.mean([run["steps"] for run in runs])),
+    }
+
+
+def untrained_row(problem: TabularProblem) -> dict[str, Any]:
+    """The uniform leader."""
+    value = leader_return_at_best_response(problem, problem.start_x())
+    return {"method": "untrained", "leader_return": value, "interval": None, "leader_return_at_pi_y": None, "gap": None, "steps": 0}
+
+
+def show_table(rows: list[dict[str, Any]], n_seeds: int) -> None:
+    """Print the rows."""
+    table = Table(title=f"Leader's return at the follower's best response ({n_seeds} seeds where sampled)")
+    for name in ("method", "at best response", "95% interval", "at pi_y", "follower gap", "steps"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in rows:
+        interval = "exact" if row["interval"] is None else "{:.2f} to {:.2f}".format(*row["interval"])
+        rest = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("leader_return_at_pi_y", "gap")]
+        table.add_row(row["method"], f"{row['leader_return']:.3f}", interval, *rest, f"{row['steps']:,}")
+    Console().print(table)
+
+
+def draw(rows: list[dict[str, Any]], runs: list[dict[str, Any]], path: Path) -> None:
+    """Left: the five leaders. Right: how the sampled one learns, beside the exact ones."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1, 1.25), layout="constrained")
+    names = [row["method"] for row in rows]
+    values = np.array([row["leader_return"] for row in rows])
+    whisker = np.array([0.0 if row["interval"] is None else row["interval"][1] - row["leader_return"] for row in rows])
+    left.barh(names, values, color=[COLOURS[name] for name in names], xerr=np.where(whisker > 0, whisker, np.nan), capsize=4)
+    for i, value in enumerate(values):
+        left.text(0.15, i, f"{value:.2f}", va="center", color="white", fontweight="bold")
+    left.invert_yaxis()
+    left.set_xlabel("leader's return at the follower's best response")
+    left.spines[["top", "right"]].set_visible(False)
+    for k, run in enumerate(runs):
+        steps = np.array([record["steps"] for record in run["history"]]) / 1e6
+        honest = [record["leader_return"] for record in run["history"]]
+        hoped = [record["leader_return_at_pi_y"] for record in run["history"]]
+        right.plot(steps, honest, color=COLOURS[SAMPLED], lw=1.6, label="PBRL, PPO: at the best response" if k == 0 else None)
+        label = "PBRL, PPO: at its own pi_y (counts the follower's slack)" if k == 0 else None
+        right.plot(steps, hoped, color=COLOURS[SAMPLED], lw=0.8, ls=":", alpha=0.7, label=label)
+    for row in rows:
+        if row["method"] != SAMPLED:
+            right.axhline(row["leader_return"], color=COLOURS[row["method"]], ls="--", lw=1.3, label=row["method"])
+    right.set_xlabel("follower steps, all counted (millions)")
+    right.set_ylabel("leader's return")
+    right.set_ylim(bottom=min(values) - 0.6, top=max(values) + 2.4)
+    right.legend(fontsize=8, frameon=False, ncols=2, loc="upper left")
+    right.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=6, help="seeds of the sampled leader")
+    parser.add_argument("--timesteps", type=int, default=1_500_000, help="follower steps per seed, all counted")
+    parser.add_argument("--game-seed", type=int, default=0, help="which random game")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    arguments = parser.parse_args()
+    begun = time.perf_counter()
+    torch.set_num_threads(1)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    env_kwargs = {"n_states": 20, "seed": arguments.game_seed}
+    print(f"{ENV_ID} with 20 states: the leader commits to a policy, the follower answers with its best response.")
+    tasks = (delayed(train_sampled)(seed, env_kwargs, arguments.timesteps, arguments.out) for seed in range(arguments.seeds))
+    finished = Parallel(arguments.jobs, return_as="generator")(tasks)
+    runs = list(tqdm(finished, total=arguments.seeds, desc="PBRL over PPO followers, seeds"))
+    exact = TabularPBRL(ENV_ID, env_kwargs=env_kwargs)
+    rows = [
+        untrained_row(exact.problem),
+        exact_row("independent gradient", IndependentPolicyGradient(ENV_ID, env_kwargs=env_kwargs)),
+        sampled_row(runs),
+        exact_row("PBRL, exact", exact),
+        exact_row("hypergradient, exact", Hypergradient(ENV_ID, env_kwargs=env_kwargs)),
+    ]
+    show_table(rows, len(runs))
+    draw(rows, runs, arguments.out / "demo.png")
+    best = max(runs, key=lambda run: float(run["best"]["leader_return"]))
+    for run in runs:
+        kept = Path(run.pop("file"))
+        kept.replace(arguments.out / "leader.zip") if run is best else kept.unlink()
+    data = {
+        "environment": {"id": ENV_ID, **env_kwargs},
+        "version": bilevel_gym.__version__,
+        "rows": rows,
+        "runs": runs,
+        "leader_seed": best["seed"],
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+    (arguments.out / "demo.json").write_text(json.dumps(data, indent=1))
+    print(f"Done in {data['seconds']} s. Look at {arguments.out / 'demo.png'}; numbers in demo.json, the leader in leader.zip.")
+
+
+if __name__ == "__main__":
+    main()

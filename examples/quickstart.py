@@ -1,0 +1,20 @@
+"""Train a leader over one's own SB3 algorithm, keep it, and read it back."""
+
+from stable_baselines3 import A2C
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from bilevel_gym.agents import PBRL
+
+
+def follower(venv: VecEnv) -> BaseAlgorithm:
+    """Any SB3 model on the environment that it is given; its gamma has to be the environment's."""
+    return A2C("MlpPolicy", venv, gamma=0.9, n_steps=8, learning_rate=0.01, policy_kwargs={"net_arch": []}, device="cpu")
+
+
+if __name__ == "__main__":
+    leader = PBRL("bilevel_gym/StackelbergGame-v0", follower, env_kwargs={"n_states": 20})
+    leader.learn(total_timesteps=300_000, progress_bar=True)
+    print(leader.evaluate())  # the leader's return at the follower's best response, the gap, the steps spent
+    leader.save("leader.zip")
+    leader = PBRL.load("leader.zip", follower=follower)  # a callable is never stored

@@ -1,0 +1,393 @@
+"""PBRL over SB3 followers: its gradient, its watch over the oracle, its counting, its files, and that it learns."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+import bilevel_gym  # noqa: F401
+from bilevel_gym.agents import PBRL, BellmanPenalty, PBRLConfig, TabularPBRL, ValuePenalty, leader_return_at_best_response
+from bilevel_gym.envs.core import LeaderEnv
+from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem, policy_return
+from bilevel_gym.envs.tabular import TabularEnv, TabularVectorEnv
+
+ENV_ID = "bilevel_gym/StackelbergGame-v0"
+SMALL = PBRLConfig(n_envs=8, follower_steps=128, warmup_steps=128, rollout_envs=8, eval_every=2)
+
+
+def small(follower: Any = A2C, **changes: Any) -> PBRL:
+    arguments: dict[str, Any] = {"env": ENV_ID, "config": SMALL, "env_kwargs": {"n_states": 5}, **changes}
+    return PBRL(arguments.pop("env"), follower, **arguments)
+
+
+def dynamics_problem() -> TabularProblem:
+    """x enters rewards and transitions alike."""
+    rng = torch.Generator().manual_seed(4)
+    S, A, dim = 4, 3, 3
+    P, Q, r, g = (torch.rand(S, A, n, generator=rng, dtype=torch.float64) for n in (S, S, dim, dim))
+    base = TabularMDP(P / P.sum(-1, keepdim=True), r[..., 0], torch.full((S,), 1 / S), 0.8)
+
+    def transition(x: Tensor) -> Tensor:
+        return torch.softmax(P + x[0] * Q + x[1] * Q**2, -1)
+
+    return ArrayProblem(base, LeaderSet.box(dim, -2, 2), lambda x: r @ x, lambda x: g @ (1 - x), transition)
+
+
+ENVS: dict[str, Any] = {
+    "Stackelberg": lambda: gym.make(ENV_ID, n_states=4, n_leader_actions=3, n_follower_actions=3),
+    "TwoState": lambda: gym.make("bilevel_gym/TwoState-v0"),
+    "dynamics": lambda: TabularEnv(dynamics_problem()),
+}
+
+
+def fixed_policy(problem: TabularProblem, seed: int) -> Tensor:
+    mdp = problem.follower_mdp(problem.start_x())
+    return torch.softmax(torch.randn(mdp.r.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), -1)
+
+
+@pytest.mark.parametrize("gae_lambda", [1.0, 0.0])
+@pytest.mark.parametrize("name", list(ENVS))
+def test_sampled_gradient_is_the_exact_one_within_its_standard_error(name: str, gae_lambda: float) -> None:
+    config = PBRLConfig(rollout_envs=512, rollout_tail=1e-4, gae_lambda=gae_lambda, critic_memory=0.9, n_envs=4)
+    x0 = 0.3 * np.arange(1, 4) if name == "dynamics" else None
+    leader = PBRL(ENVS[name](), A2C, ValuePenalty(lam=3.0), config, x0=x0)
+    problem = leader.worlds.problem
+    assert problem is not None
+    rng = np.random.default_rng(0)
+    policies = [fixed_policy(problem, seed) for seed in (1, 2)]
+    for follower, pi in zip((leader.best_response, leader.penalised), policies, strict=True):
+
+        def act(obs: Any, pi: Tensor = pi) -> Any:
+            rows = pi.numpy()[leader.worlds.base_observation(obs)]
+            return (rows.cumsum(-1) < rng.random((len(rows), 1))).sum(-1)
+
+        follower.act = act  # type: ignore[method-assign]
+    estimates = []
+    for k in range(60):
+        ascent, _ = leader._gradient(*leader._rollouts())
+        if k >= 20:  # the critics have settled
+            estimates.append(ascent.numpy())
+    x = torch.from_numpy(leader.last_x).requires_grad_()
+    mdp = problem.follower_mdp(x)
+    hat, pi_y = policies
+    objective = problem.leader_return(x, pi_y) + 3.0 * (policy_return(mdp, pi_y) - policy_return(mdp, hat))
+    (exact,) = torch.autograd.grad(objective, [x])
+    stderr = np.std(estimates, axis=0, ddof=1) / np.sqrt(len(estimates))
+    z = (np.mean(estimates, axis=0) - exact.numpy()) / stderr
+    assert np.abs(z).max() < 4.5
+    assert np.square(z).mean() < 3.0
+    assert np.all(stderr < 0.1 * np.abs(exact.numpy()).max())  # small enough to tell a wrong gradient
+
+
+def test_without_the_best_responses_term_the_gradient_is_wrong() -> None:
+    problem = gym.make(ENV_ID, n_states=4).unwrapped.problem  # type: ignore[attr-defined]
+    x = problem.start_x().requires_grad_()
+    hat, pi_y = fixed_policy(problem, 1), fixed_policy(problem, 2)
+    mdp = problem.follower_mdp(x)
+    right = policy_return(mdp, pi_y) - policy_return(mdp, hat)
+    wrong = policy_return(mdp, pi_y)
+    a, b = (torch.autograd.grad(f, [x], retain_graph=True)[0] for f in (right, wrong))
+    assert (a - b).norm() > 0.5 * a.norm()
+
+
+def test_a_certified_bad_oracle_is_reported_and_not_climbed_on() -> None:
+    leader = small(env_kwargs={"n_states": 5}, config=PBRLConfig(n_envs=8, follower_steps=64, warmup_steps=64, rollout_envs=256))
+    problem = leader.worlds.problem
+    assert problem is not None
+    mdp = problem.follower_mdp(problem.start_x())
+    worst, best = mdp.r.argmin(-1).numpy(), mdp.r.argmax(-1).numpy()
+    leader.best_response.act = lambda obs: worst[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
+    leader.penalised.act = lambda obs: best[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
+    with pytest.warns(UserWarning, match="certified worse"):
+        leader.learn(10_000)
+    assert leader.iteration >= 1
+    assert leader.oracle_failures == leader.iteration
+    assert leader.penalty_estimate is not None
+    assert leader.penalty_estimate.mean < -2 * leader.penalty_estimate.stderr
+    assert np.array_equal(leader.last_x, np.zeros(25))
+    leader.best_response.act, leader.penalised.act = leader.penalised.act, leader.best_response.act  # type: ignore[method-assign]
+    leader.learn(10_000, reset_num_timesteps=False)
+    assert not np.array_equal(leader.last_x, np.zeros(25))
+
+
+def test_penalty_estimate_is_unbiased() -> None:
+    config = PBRLConfig(rollout_envs=4000, rollout_tail=1e-3, n_envs=4, gae_lambda=0.0)
+    leader = PBRL(ENV_ID, A2C, config=config, env_kwargs={"n_states": 5})
+    problem = leader.worlds.problem
+    assert problem is not None
+    mdp = problem.follower_mdp(problem.start_x())
+    best, worst = mdp.r.argmax(-1), mdp.r.argmin(-1)
+    leader.best_response.act = lambda obs: best.numpy()[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
+    leader.penalised.act = lambda obs: worst.numpy()[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
+    _, estimate = leader._gradient(*leader._rollouts())
+    one_hot = (torch.nn.functional.one_hot(a, 5).double() for a in (best, worst))
+    exact = float(policy_return(mdp, next(one_hot)) - policy_return(mdp, next(one_hot)))
+    assert abs(estimate.mean - exact) < 4 * estimate.stderr
+    assert estimate.stderr < 0.1 * exact
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN])
+def test_every_follower_step_is_counted(algorithm: type[BaseAlgorithm], monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = 0
+    step = TabularVectorEnv.step
+
+    def counting(self: TabularVectorEnv, actions: Any) -> Any:
+        nonlocal taken
+        taken += self.num_envs
+        return step(self, actions)
+
+    monkeypatch.setattr(TabularVectorEnv, "step", counting)
+    leader = small(algorithm).learn(5000)
+    assert leader.num_timesteps == taken >= 5000
+    assert leader.history[-1].steps == taken
+    assert leader.best_response.num_timesteps == leader.penalised.num_timesteps
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN])
+def test_one_seed_gives_one_result(algorithm: type[BaseAlgorithm]) -> None:
+    def run(seed: int) -> Any:
+        np.random.seed()  # whatever the caller's generators hold
+        return small(algorithm, seed=seed).learn(4000).last_x
+
+    assert np.array_equal(run(1), run(1))
+    assert not np.array_equal(run(1), run(2))
+
+
+def test_the_leader_learns_over_several_games() -> None:
+    gains = []
+    for seed in range(4):
+        config = PBRLConfig(n_envs=32, follower_steps=512, warmup_steps=5_000, rollout_envs=32)
+        leader = PBRL(ENV_ID, PPO, config=config, seed=seed, env_kwargs={"n_states": 5, "seed": seed}).learn(100_000)
+        problem = leader.worlds.problem
+        assert problem is not None
+        untrained, reached = (
+            leader_return_at_best_response(problem, torch.as_tensor(x)) for x in (problem.start_x(), leader.last_x)
+        )
+        exact = TabularPBRL(problem).learn(200).evaluate().leader_return
+        gains.append((reached - untrained) / (exact - untrained))
+    assert np.mean(gains) > 0.5
+    assert min(gains) > 0.0
+
+
+def test_the_best_x_is_kept() -> None:
+    leader = small(DQN).learn(20_000)
+    record = leader.evaluate()
+    problem = leader.worlds.problem
+    assert problem is not None
+    assert record.leader_return == max(e.leader_return for e in leader.history)
+    assert leader_return_at_best_response(problem, torch.from_numpy(leader.x)) == record.leader_return
+
+
+def test_learning_goes_on_and_callbacks_stop_it() -> None:
+    leader = small().learn(3000)
+    first = leader.num_timesteps
+    leader.learn(3000, reset_num_timesteps=False)
+    assert leader.num_timesteps >= first + 3000
+    seen: list[int] = []
+    leader.learn(50_000, callback=lambda it: (seen.append(it.iteration), len(seen) < 3)[1])
+    assert seen == [1, 2, 3]
+
+
+def test_bounds_and_budget_hold() -> None:
+    config = PBRLConfig(n_envs=8, follower_steps=64, warmup_steps=0, rollout_envs=8, low=-0.5, budget=2.0, learning_rate=0.5)
+    leader = small(config=config, x0=np.full(25, 0.05))
+    leader.learn(20_000, callback=lambda it: it.leader_set.contains(torch.from_numpy(it.last_x)))
+    assert leader.num_timesteps >= 20_000
+    assert leader.last_x.min() >= -0.5
+    assert np.abs(leader.last_x).sum() <= 2.0 + 1e-9
+    assert np.abs(leader.last_x).sum() > 1.5
+
+
+def test_records_are_logged(tmp_path: Path) -> None:
+    leader = small()
+    leader.set_logger(configure(str(tmp_path), ["csv", "json", "tensorboard"]))
+    leader.learn(5000)
+    leader.logger.close()
+    table = (tmp_path / "progress.csv").read_text().splitlines()
+    assert {"leader/leader_return", "leader/gap", "leader/lam", "leader/steps", "leader/penalty_estimate"} <= set(table[0].split(","))
+    assert len(table) == len(leader.history) + 1
+    assert list(tmp_path.glob("events*"))
+
+
+class Chase(LeaderEnv[Any, Any]):
+    """Continuous and not tabular: the follower is paid for meeting x, the leader for actions near 0.6."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    leader_space = gym.spaces.Box(-1, 1, (1,), np.float64)
+    gamma = 0.5
+    commitment_size = 1
+
+    def __init__(self) -> None:
+        self._x = np.zeros(1)
+        self._t = 0
+
+    @property
+    def leader_x(self) -> Any:
+        return self._x.copy()
+
+    def set_leader(self, x: Any) -> None:
+        self._x = np.array(x, dtype=np.float64)
+
+    def commitment(self, obs: Any) -> Any:
+        return self._x.astype(np.float32)
+
+    def leader_model(self) -> torch.nn.Module:
+        class Model(torch.nn.Module):
+            def __init__(self, x: Any) -> None:
+                super().__init__()
+                self.x = torch.nn.Parameter(torch.as_tensor(x))
+
+            def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> tuple[Tensor, Tensor, Tensor]:
+                a = torch.as_tensor(action).double().clamp(-1, 1)[:, 0]
+                return 1 - (a - self.x[0]) ** 2, -((a - 0.6) ** 2) + 0 * self.x[0], 0 * a * self.x[0]
+
+        return Model(self._x)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._t = 0
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        a = float(np.clip(action, -1, 1)[0])
+        self._t += 1
+        info = {"leader_reward": -((a - 0.6) ** 2), "leader_draw": 0}
+        obs = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return obs, 1 - (a - float(self._x[0])) ** 2, False, self._t >= 6, info
+
+
+def ppo_for_chase(venv: VecEnv) -> BaseAlgorithm:
+    return PPO("MlpPolicy", venv, gamma=0.5, n_steps=32, batch_size=64, learning_rate=1e-3, n_epochs=10, device="cpu")
+
+
+def test_any_environment_without_a_model() -> None:
+    config = PBRLConfig(
+        n_envs=4, follower_steps=128, warmup_steps=4000, rollout_envs=8, eval_every=1000, evaluation_steps=5000, x_noise=0.2
+    )
+    leader = PBRL(Chase, ppo_for_chase, ValuePenalty(lam=2.0), config, seed=0)
+    leader.learn(24_000)
+    record = leader.history[-1]
+    assert leader.worlds.problem is None
+    assert abs(leader.last_x[0] - 0.6) < 0.25  # the follower goes where x is, so x goes where the leader is paid
+    assert record.leader_return > leader.history[0].leader_return
+    assert record.leader_return_stderr > 0
+    assert record.steps == leader.num_timesteps
+
+
+def test_wrapped_environments_are_not_bypassed() -> None:
+    class Doubled(gym.RewardWrapper[Any, Any]):
+        def reward(self, reward: Any) -> float:
+            return 2.0 * float(reward)
+
+    plain, doubled = small(), small(env=Doubled(gym.make(ENV_ID, n_states=5)), env_kwargs=None)
+    assert type(plain._rollout_env.unwrapped).__name__ == "VectorEnvAdapter"
+    assert type(doubled._rollout_env.unwrapped).__name__ == "DummyVecEnv"
+    rewards = doubled._rollouts()[0].r_follower
+    assert set(np.round(rewards[rewards > 0] / 2, 6)) <= set(np.round(doubled.worlds.problem.r_follower.numpy().ravel(), 6))  # type: ignore[union-attr]
+    assert doubled.learn(2000).iteration >= 1
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN])
+def test_a_saved_leader_comes_back(algorithm: type[BaseAlgorithm], tmp_path: Path) -> None:
+    leader = small(algorithm).learn(4000)
+    path = leader.save(tmp_path / "leader")
+    again = PBRL.load(path)
+    assert path.suffix == ".zip"
+    assert np.array_equal(again.x, leader.x)
+    assert np.array_equal(again.last_x, leader.last_x)
+    assert again.evaluate() == leader.evaluate()
+    for a, b in ((leader.best_response, again.best_response), (leader.penalised, again.penalised)):
+        assert np.array_equal(leader.follower_policy(a, leader.x), again.follower_policy(b, leader.x))
+    before = again.num_timesteps
+    assert again.learn(2000, reset_num_timesteps=False).num_timesteps >= before + 2000
+
+
+def test_a_callable_follower_is_never_stored(tmp_path: Path) -> None:
+    unpicklable = (i for i in range(3))
+
+    def follower(venv: VecEnv) -> BaseAlgorithm:
+        assert unpicklable is not None
+        return A2C("MlpPolicy", venv, gamma=0.9, device="cpu")
+
+    path = small(follower).learn(1000).save(tmp_path / "leader.zip")
+    with pytest.raises(ValueError, match="follower: expected the callable"):
+        PBRL.load(path)
+    assert PBRL.load(path, follower=follower).iteration > 0
+    with pytest.raises(ValueError, match="follower: expected the algorithm"):
+        PBRL.load(path, follower=DQN)
+    with zipfile.ZipFile(path) as archive:
+        assert sorted(archive.namelist()) == ["leader.json", "tensors.pt"]
+        tensors = torch.load(io.BytesIO(archive.read("tensors.pt")), weights_only=True)
+    assert set(tensors) == {"x", "kept", "optimizer", "best_response", "penalised", "critics"}
+
+
+def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    path = small().learn(1000).save(tmp_path / "leader.zip")
+    whole = path.read_bytes()
+    cut = tmp_path / "cut.zip"
+    for length in (0, 10, len(whole) // 2, len(whole) - 1):
+        cut.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="path: expected a whole leader file"):
+            PBRL.load(cut)
+    with pytest.raises(FileNotFoundError, match="path: expected a leader file"):
+        PBRL.load(tmp_path / "none.zip")
+    with pytest.raises(ValueError, match="path: expected the file of a TabularPBRL, got that of a PBRL"):
+        TabularPBRL.load(path)
+    with pytest.raises(ValueError, match="problem: expected the problem of"):
+        PBRL.load(path, env=gym.make(ENV_ID, n_states=5, seed=8))
+    given = small(env=gym.make(ENV_ID, n_states=5), env_kwargs=None).save(tmp_path / "given.zip")
+    with pytest.raises(ValueError, match="env: expected the environment that this leader was trained on"):
+        PBRL.load(given)
+    assert PBRL.load(given, env=gym.make(ENV_ID, n_states=5)).num_timesteps == 0
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"env": "bilevel_gym/Nothing-v0"}, "env: expected a registered environment id"),
+        ({"env": "CartPole-v1", "env_kwargs": None}, "env: expected a leader environment"),
+        ({"env_kwargs": {"n_states": 0}}, "n_states: expected a whole number >= 1, got 0"),
+        ({"env_kwargs": {"gamma": 1.0}}, r"gamma: expected a number in \[0, 1\), got 1.0"),
+        ({"penalty": BellmanPenalty()}, "penalty: expected a ValuePenalty, got BellmanPenalty"),
+        ({"x0": np.zeros(3)}, r"x0: expected shape \(25,\), got shape \(3,\)"),
+        ({"x0": np.full(25, np.nan)}, "x0: expected finite numbers, got nan"),
+        ({"x0": np.full(25, 99.0)}, "x0: expected a point of X"),
+        ({"env": gym.make(ENV_ID, n_states=5)}, "env_kwargs: expected none beside an environment"),
+    ],
+)
+def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n_envs", 0), ("follower_steps", 1.5), ("rollout_tail", 1.0), ("critic_memory", 1.0), ("x_noise", -1), ("noisy_share", 2), ("q_temperature", 0)],
+)
+def test_bad_settings_are_named(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        PBRLConfig(**{name: value})
+
+
+def test_no_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match="total_timesteps: expected a whole number >= 1, got 0"):
+        small().learn(0)
