@@ -16,7 +16,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; \
 	  v >= (3, 10) or sys.exit("bilevel-gym needs Python 3.10 or later; $(PYTHON) is %d.%d. Name another with make PYTHON=..." % v[:2])'
 	@echo "==> Making a virtual environment in $(VENV)"
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) > /dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv --without-pip $(VENV) \
+	  && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; } # the second where Python comes without ensurepip
 	@echo "==> Installing torch (the largest download)"
 	@$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	@echo "==> Installing bilevel-gym, editable, with its development tools"
@@ -25,7 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/.installed ## Watch a leader learn, in a short script
 	@echo "==> Running examples/demo.py"
-	@$(BIN)/python examples/demo.py
+	@OMP_NUM_THREADS=1 $(BIN)/python examples/demo.py
 
 test: lint types ## Check style and types, then run the tests
 	@echo "==> Running the tests, $(JOBS) at a time"
@@ -42,7 +43,7 @@ types: $(VENV)/.installed ## Check types with mypy
 
 benchmark: $(VENV)/.installed ## Reproduce figures and tables, measure speed
 	@echo "==> Running the benchmarks"
-	@$(BIN)/python -m benchmarks
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
 clean: ## Remove the virtual environment, caches and build outputs
 	@echo "==> Removing the virtual environment, caches and build outputs"

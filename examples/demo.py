@@ -23,7 +23,13 @@ from stable_baselines3 import PPO
 from tqdm import tqdm
 
 import bilevel_gym
-from bilevel_gym.agents import PBRL, Hypergradient, IndependentPolicyGradient, TabularPBRL, leader_return_at_best_response
+from bilevel_gym.agents import (
+    PBRL,
+    Hypergradient,
+    IndependentPolicyGradient,
+    TabularPBRL,
+    leader_return_at_best_response,
+)
 from bilevel_gym.agents.common.tabular import TabularLeader
 from bilevel_gym.envs.mdp import TabularProblem
 
@@ -47,7 +53,13 @@ def train_sampled(seed: int, env_kwargs: dict[str, Any], timesteps: int, folder:
     leader = PBRL(ENV_ID, PPO, seed=seed, env_kwargs=env_kwargs).learn(timesteps)
     path = leader.save(folder / f"leader-{seed}.zip")
     records = [evaluation.as_dict() for evaluation in leader.history]
-    return {"seed": seed, "best": leader.evaluate().as_dict(), "history": records, "file": str(path), "steps": leader.num_timesteps}
+    return {
+        "seed": seed,
+        "best": leader.evaluate().as_dict(),
+        "history": records,
+        "file": str(path),
+        "steps": leader.num_timesteps,
+    }
 
 
 def exact_row(name: str, leader: TabularLeader) -> dict[str, Any]:
@@ -81,7 +93,14 @@ def sampled_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def untrained_row(problem: TabularProblem) -> dict[str, Any]:
     """The uniform leader."""
     value = leader_return_at_best_response(problem, problem.start_x())
-    return {"method": "untrained", "leader_return": value, "interval": None, "leader_return_at_pi_y": None, "gap": None, "steps": 0}
+    return {
+        "method": "untrained",
+        "leader_return": value,
+        "interval": None,
+        "leader_return_at_pi_y": None,
+        "gap": None,
+        "steps": 0,
+    }
 
 
 def show_table(rows: list[dict[str, Any]], n_seeds: int) -> None:
@@ -102,7 +121,9 @@ def draw(rows: list[dict[str, Any]], runs: list[dict[str, Any]], path: Path) -> 
     names = [row["method"] for row in rows]
     values = np.array([row["leader_return"] for row in rows])
     whisker = np.array([0.0 if row["interval"] is None else row["interval"][1] - row["leader_return"] for row in rows])
-    left.barh(names, values, color=[COLOURS[name] for name in names], xerr=np.where(whisker > 0, whisker, np.nan), capsize=4)
+    left.barh(
+        names, values, color=[COLOURS[name] for name in names], xerr=np.where(whisker > 0, whisker, np.nan), capsize=4
+    )
     for i, value in enumerate(values):
         left.text(0.15, i, f"{value:.2f}", va="center", color="white", fontweight="bold")
     left.invert_yaxis()
@@ -112,7 +133,9 @@ def draw(rows: list[dict[str, Any]], runs: list[dict[str, Any]], path: Path) -> 
         steps = np.array([record["steps"] for record in run["history"]]) / 1e6
         honest = [record["leader_return"] for record in run["history"]]
         hoped = [record["leader_return_at_pi_y"] for record in run["history"]]
-        right.plot(steps, honest, color=COLOURS[SAMPLED], lw=1.6, label="PBRL, PPO: at the best response" if k == 0 else None)
+        right.plot(
+            steps, honest, color=COLOURS[SAMPLED], lw=1.6, label="PBRL, PPO: at the best response" if k == 0 else None
+        )
         label = "PBRL, PPO: at its own pi_y (counts the follower's slack)" if k == 0 else None
         right.plot(steps, hoped, color=COLOURS[SAMPLED], lw=0.8, ls=":", alpha=0.7, label=label)
     for row in rows:
@@ -139,7 +162,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     env_kwargs = {"n_states": 20, "seed": arguments.game_seed}
     print(f"{ENV_ID} with 20 states: the leader commits to a policy, the follower answers with its best response.")
-    tasks = (delayed(train_sampled)(seed, env_kwargs, arguments.timesteps, arguments.out) for seed in range(arguments.seeds))
+    tasks = (
+        delayed(train_sampled)(seed, env_kwargs, arguments.timesteps, arguments.out) for seed in range(arguments.seeds)
+    )
     finished = Parallel(arguments.jobs, return_as="generator")(tasks)
     runs = list(tqdm(finished, total=arguments.seeds, desc="PBRL over PPO followers, seeds"))
     exact = TabularPBRL(ENV_ID, env_kwargs=env_kwargs)
@@ -165,7 +190,9 @@ def main() -> None:
         "seconds": round(time.perf_counter() - begun, 1),
     }
     (arguments.out / "demo.json").write_text(json.dumps(data, indent=1))
-    print(f"Done in {data['seconds']} s. Look at {arguments.out / 'demo.png'}; numbers in demo.json, the leader in leader.zip.")
+    print(
+        f"Done in {data['seconds']} s. Look at {arguments.out / 'demo.png'}; numbers in demo.json, the leader in leader.zip."
+    )
 
 
 if __name__ == "__main__":

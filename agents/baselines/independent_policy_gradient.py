@@ -72,7 +72,7 @@ class IndependentPolicyGradient(TabularLeader):
         held = self.problem.follower_mdp(self._x.detach())
         pi_y = self.config.follower.policy(self._y, held)
         own_value = self.problem.over_contexts(policy_return(held, pi_y, self.tau))
-        (-self.problem.leader_return(self._x, pi_y.detach()) - own_value).backward()  # type: ignore[no-untyped-call]
+        (-self.problem.leader_return(self._x, pi_y.detach()) - own_value).backward()
         return {}
 
     def _projections(self) -> list[Projection]:

@@ -60,7 +60,9 @@ class Direct:
 
     def start(self, mdp: TabularMDP) -> Tensor:
         """The uniform policy."""
-        require(self.floor * mdp.n_actions <= 1.0, "floor", f"at most 1/{mdp.n_actions}, for as many actions", self.floor)
+        require(
+            self.floor * mdp.n_actions <= 1.0, "floor", f"at most 1/{mdp.n_actions}, for as many actions", self.floor
+        )
         return self.project(torch.zeros((*mdp.batch_shape, *mdp.r.shape[-2:]), dtype=mdp.r.dtype), mdp)
 
     def policy(self, y: Tensor, mdp: TabularMDP) -> Tensor:

@@ -4,7 +4,7 @@ For any discounted return ``V = E sum_t gamma^t r_x(s_t,a_t,w_t)``, w_t being wh
 
     grad_x V = E sum_t gamma^t [ grad_x r_x + A_t grad_x log p_x(w_t|s_t,a_t) ]
 
-with A_t the return to go less a baseline of the state (MATH: section 3 of arXiv 2402.06886's sampled form). A_t is the
+with A_t the return to go less a baseline of the state (arXiv 2402.06886, Lemma 7, in sampled form). A_t is the
 generalised advantage of a critic: at ``gae_lambda`` = 1 the unbiased return less a baseline, at 0 the one-step TD error,
 exact in expectation where the critic is.
 """

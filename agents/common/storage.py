@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...envs.mdp.checks import require
 from ..schedules import Constant, Geometric, Linear
 
 FORMAT = 1
@@ -39,8 +40,11 @@ def encode(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type) and type(value).__name__ in _CLASSES:
         fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": type(value).__name__, "fields": fields}
-    if isinstance(value, type) and getattr(torch.optim, value.__name__, None) is value:
-        return {"optimizer": value.__name__}
+    if isinstance(value, type):
+        name: str = value.__name__
+        if getattr(torch.optim, name, None) is value:
+            return {"optimizer": name}
+        raise TypeError(f"a leader file cannot hold the class {value.__name__}; it is none of torch.optim")
     if isinstance(value, (np.ndarray, torch.Tensor, np.generic)):
         return value.tolist()
     if isinstance(value, (list, tuple)):
@@ -55,17 +59,23 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """The inverse of :func:`encode` (sequences come back as lists)."""
+    """The inverse of :func:`encode` (sequences come back as lists).
+
+    Raises:
+        ValueError: the name of a class that no leader file may hold.
+    """
     if isinstance(value, list):
         return [decode(item) for item in value]
     if not isinstance(value, dict):
         return value
     if "class" in value:
+        known = value["class"] in _CLASSES
+        require(known, "path", f"a leader file with classes of {sorted(_CLASSES)}", repr(value["class"]))
         return _CLASSES[value["class"]](**{key: decode(item) for key, item in value["fields"].items()})
     if "optimizer" in value:
-        cls = getattr(torch.optim, value["optimizer"])
-        if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
-            raise ValueError(f"{value['optimizer']} is no optimizer of torch.optim")
+        cls = getattr(torch.optim, value["optimizer"], None)
+        is_optimizer = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+        require(is_optimizer, "path", "a leader file with a class of torch.optim", repr(value["optimizer"]))
         return cls
     return {key: decode(item) for key, item in value["dict"].items()}
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...envs.mdp import SoftOptimum, TabularMDP, TabularProblem, solve_soft, suboptimality
+from ...envs.mdp import TabularMDP, TabularProblem, solve_soft, suboptimality
 from ...envs.mdp.checks import check_size, require
 from ..oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
 from ..penalties import BellmanPenalty, Penalty, ValuePenalty
@@ -100,8 +100,8 @@ def fingerprint(problem: TabularProblem) -> list[float]:
     """A few numbers by which two problems can be told apart, up to rounding."""
     x = problem.project(torch.linspace(-1.0, 1.0, problem.leader_dim, dtype=torch.float64))
     mdp = problem.follower_mdp(x).detach()
-    parts = [mdp.P, mdp.r, mdp.rho] + [
-        t.double() for t in (mdp.terminal, mdp.mask, problem.leader_reward(x)) if t is not None
+    parts = [mdp.P, mdp.r, mdp.rho, torch.tensor([problem.tau, mdp.terminal_entropy], dtype=torch.float64)] + [
+        t.double() for t in (mdp.terminal, mdp.mask, problem.leader_reward(x), problem.context_probs) if t is not None
     ]
     waves = [torch.cos(torch.arange(t.numel(), dtype=torch.float64)) @ t.detach().reshape(-1) for t in parts]
     return [float(problem.leader_dim), float(mdp.n_states), float(mdp.n_actions), mdp.gamma, *(float(w) for w in waves)]
@@ -131,7 +131,7 @@ class TabularLeader(Leader):
         tau = self.problem.tau if config.tau is None else config.tau
         self._tau = as_schedule(tau, "tau", positive=positive_tau)
         self.tau = self._tau(1.0)
-        self._optimum: SoftOptimum | None = None
+        self._evaluation_V: Tensor | None = None
         self._restart_optimizer()
 
     def _parameters(self) -> list[dict[str, Any]]:
@@ -188,8 +188,8 @@ class TabularLeader(Leader):
 
     @torch.no_grad()
     def _evaluate(self, x: Tensor) -> Evaluation:
-        answer = best_response(self.problem, x, self.problem.tau0, V=None if self._optimum is None else self._optimum.V)
-        self._optimum = answer
+        answer = best_response(self.problem, x, self.problem.tau0, V=self._evaluation_V)
+        self._evaluation_V = answer.V
         mdp = self.problem.follower_mdp(x)
         pi_y, at_tau = self._pi_y(mdp), solve_soft(mdp, self.tau, answer.V)
         penalised = self._penalty()
@@ -249,6 +249,7 @@ class TabularLeader(Leader):
             "kept": kept,
             "optimizer": self.optimizer.state_dict(),
             "state": self._state(),
+            "evaluation_V": self._evaluation_V,
         }
         return write_leader(path, header, tensors)
 
@@ -291,7 +292,7 @@ class TabularLeader(Leader):
         leader.num_timesteps, leader.iteration, leader._total = (
             counters[k] for k in ("num_timesteps", "iteration", "total")
         )
-        leader.tau = counters["tau"]
+        leader.tau, leader._evaluation_V = counters["tau"], tensors["evaluation_V"]
         if header["evaluation"] is not None:
             leader.kept = Kept(tensors["kept"], Evaluation(**header["evaluation"]))
         return leader

@@ -94,7 +94,9 @@ class Worlds:
 
     def base_observation(self, obs: NDArray[Any]) -> NDArray[Any]:
         """What the environment itself observed, from what a follower saw."""
-        return self._view.get_wrapper_attr("base_observation")(obs) if self.observe_commitment else obs  # type: ignore[no-any-return]
+        if not self.observe_commitment:
+            return obs
+        return np.asarray(self._view.get_wrapper_attr("base_observation")(obs))
 
     def every_observation(self, x: NDArray[np.float64]) -> NDArray[Any]:
         """What a follower sees in each state of a tabular problem under x, ``[S, ...]``."""

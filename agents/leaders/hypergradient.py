@@ -28,7 +28,7 @@ class HypergradientConfig(TabularLeaderConfig):
         tau: temperature, positive; annealed by default, None takes the problem's own.
     """
 
-    tau: float | Schedule | None = Geometric(0.3, 0.003)
+    tau: float | Schedule | None = Geometric(0.3, 0.003)  # noqa: RUF009 (frozen)
 
 
 def soft_leader_return(
@@ -69,9 +69,15 @@ class Hypergradient(TabularLeader):
 
     def _descend(self, progress_remaining: float) -> dict[str, float]:
         value, self._follower = soft_leader_return(self.problem, self._x, self.tau, self._follower)
-        (-value).backward()  # type: ignore[no-untyped-call]
+        (-value).backward()
         assert self._x.grad is not None
         return {"oracle_residual": self._follower.residual, "gradient_norm": float(self._x.grad.norm())}
 
     def _pi_y(self, mdp: TabularMDP) -> Tensor:
         return solve_soft(mdp, self.tau, None if self._follower is None else self._follower.V).pi
+
+    def _state(self) -> dict[str, Any]:
+        return {} if self._follower is None else vars(self._follower)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._follower = SoftOptimum(**state) if state else None

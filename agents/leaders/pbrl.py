@@ -260,7 +260,7 @@ class PBRL(Leader):
         """x for every copy, ``[n_envs, dim]``: x itself, and x plus noise, projected on X."""
         n = self.config.n_envs
         points = np.repeat(self.last_x[None], n, axis=0)
-        noisy = int(round(self.config.noisy_share * n)) if self.config.observe_commitment else 0
+        noisy = round(self.config.noisy_share * n) if self.config.observe_commitment else 0
         points[:noisy] += self.config.x_noise * self.rng.standard_normal((noisy, points.shape[1]))
         for i in range(noisy):
             points[i] = self.leader_set.project(torch.from_numpy(points[i])).numpy()
@@ -297,7 +297,8 @@ class PBRL(Leader):
         """Surrogates of the follower's and the leader's return, and each copy's follower return."""
         T, N = rollout.alive.shape
         base, after = (
-            self.worlds.base_observation(part.reshape(T * N, *part.shape[2:])) for part in (rollout.obs, rollout.next_obs)
+            self.worlds.base_observation(part.reshape(T * N, *part.shape[2:]))
+            for part in (rollout.obs, rollout.next_obs)
         )
         rewards = np.stack([rollout.r_follower.ravel(), rollout.r_leader.ravel()], axis=1)
         critic.update(base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
@@ -385,7 +386,10 @@ class PBRL(Leader):
             "counters": {name: getattr(self, name) for name in _COUNTERS},
             "evaluation": None if self.kept is None else self.kept.evaluation.as_dict(),
         }
-        critics = [None if c.A is None or c.b is None else (torch.from_numpy(c.A), torch.from_numpy(c.b)) for c in self._critics]
+        critics = [
+            None if c.A is None or c.b is None else (torch.from_numpy(c.A), torch.from_numpy(c.b))
+            for c in self._critics
+        ]
         tensors = {
             "x": self._x.detach(),
             "kept": None if self.kept is None else self.kept.x,
@@ -422,7 +426,8 @@ class PBRL(Leader):
         spec = _named_follower(header["follower"]) if follower is None else follower
         expected = "the callable that this leader was trained with (a callable is never stored)"
         require(spec is not None, "follower", expected, None)
-        assert spec is not None and env is not None
+        assert spec is not None
+        assert env is not None
         penalty, config = decode(header["penalty"]), decode(header["config"])
         leader = cls(env, spec, penalty, config, header["seed"], kwargs)
         if leader.worlds.problem is not None:
@@ -442,7 +447,9 @@ class PBRL(Leader):
             self.best_response.restore(tensors["best_response"])
             self.penalised.restore(tensors["penalised"])
         except (ValueError, KeyError, RuntimeError) as error:
-            raise ValueError(f"follower: expected the algorithm that {path} was trained with, got another ({error})") from error
+            raise ValueError(
+                f"follower: expected the algorithm that {path} was trained with, got another ({error})"
+            ) from error
         for critic, held in zip(self._critics, tensors["critics"], strict=True):
             if held is not None:
                 critic.A, critic.b = held[0].numpy(), held[1].numpy()

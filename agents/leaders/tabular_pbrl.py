@@ -10,6 +10,7 @@ stationarity.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ class TabularPBRLConfig(TabularLeaderConfig):
 
     follower: Softmax | Direct | Solved | None = None
     learning_rate: float | Schedule = 0.05
-    tau: float | Schedule | None = Geometric(0.2, 0.003)
+    tau: float | Schedule | None = Geometric(0.2, 0.003)  # noqa: RUF009 (frozen)
 
 
 class TabularPBRL(TabularLeader):
@@ -128,7 +129,7 @@ class TabularPBRL(TabularLeader):
         pi_y = self._policy(held)
         penalty = self.problem.over_contexts(self.penalty(mdp, pi_y, self._answer.pi, self.tau))
         leader_return = self.problem.leader_return(self._x, pi_y)
-        (self.lam * penalty - leader_return).backward()  # type: ignore[no-untyped-call]
+        (self.lam * penalty - leader_return).backward()
         return {
             "oracle_residual": self._answer.residual,
             "oracle_iterations": float(self._answer.iterations),
@@ -150,7 +151,7 @@ class TabularPBRL(TabularLeader):
         """Norm of the projected gradient (4.6) at this iteration's steps."""
         pairs = zip(self.optimizer.param_groups, self._projections(), strict=True)
         gradients = [projected_gradient(group["params"][0], group["lr"], project) for group, project in pairs]
-        return float(sum(g.square().sum() for g in gradients)) ** 0.5
+        return math.sqrt(sum(float(g.square().sum()) for g in gradients))
 
     def _projections(self) -> list[Projection]:
         follower, projections = self._follower, super()._projections()
@@ -170,9 +171,10 @@ class TabularPBRL(TabularLeader):
 
     def _state(self) -> dict[str, Any]:
         answer = {} if self._answer is None else {"pi": self._answer.pi, "V": self._answer.V}
-        return {"y": None if self._y is None else self._y.detach(), "answer": answer}
+        return {"y": None if self._y is None else self._y.detach(), "answer": answer, "lam": self.lam}
 
     def _restore(self, state: dict[str, Any]) -> None:
+        self.lam = state["lam"]
         if state["y"] is not None:
             self._y = state["y"].requires_grad_(not isinstance(self._follower, Solved))
         if state["answer"]:

@@ -107,7 +107,7 @@ def _planned(model: BaseAlgorithm, total: int) -> Iterator[None]:
     def update(num_timesteps: int, _: int) -> None:
         model._current_progress_remaining = max(0.0, 1.0 - num_timesteps / total)
 
-    model._update_current_progress_remaining = update  # type: ignore[method-assign]
+    model._update_current_progress_remaining = update  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -124,9 +124,10 @@ def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linea
     if isinstance(spec, type):
         require(issubclass(spec, BaseAlgorithm), "follower", "an SB3 algorithm class or a callable", spec.__name__)
         settings = tuned_settings(spec.__name__, venv.num_envs, linear)
-
-        def build(venv: VecEnv) -> BaseAlgorithm:
-            return spec("MlpPolicy", venv, gamma=gamma, seed=seed, device="cpu", **settings)
+        algorithm: Any = spec
+        build: Callable[[VecEnv], Any] = lambda venv: algorithm(  # noqa: E731
+            "MlpPolicy", venv, gamma=gamma, seed=seed, device="cpu", **settings
+        )
     else:
         require(callable(spec), "follower", "an SB3 algorithm class or a callable from a VecEnv to a model", repr(spec))
         build = spec
@@ -149,6 +150,7 @@ def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linea
         f"a model with the environment's gamma={gamma}",
         f"gamma={theirs} from {name}",
     )
+    assert isinstance(model, BaseAlgorithm)
     return model
 
 

@@ -1,11 +1,11 @@
-r"""Policy evaluation by linear solves (MATH: Shen, Yang and Chen, arXiv 2402.06886, section 2).
+r"""Policy evaluation by linear solves (Shen, Yang and Chen, arXiv 2402.06886, section 2).
 
     V(s)   = E[ sum_t gamma^t ( r(s_t,a_t) - tau h(pi(s_t)) ) | s_0 = s ]                      (2.1)
     Q(s,a) = r(s,a) + gamma E V(s')                                                            (2.2)
     d(s)   = sum_t gamma^t Pr(s_t = s)                   sums to 1/(1-gamma) without terminal states
 
-h is the negative entropy. Terminal states pay once: their rows of P_pi are zero. Everything is batched over leading axes
-and differentiable in the model and in the policy.
+h is the negative entropy. Terminal states pay once: their rows of P_pi are zero. Everything is batched over leading
+axes and differentiable in the model and in the policy.
 """
 
 from __future__ import annotations
@@ -55,13 +55,14 @@ def _resolvent(mdp: TabularMDP, pi: Tensor) -> Tensor:
 
 def policy_value(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Tensor:
     """Solve (I - gamma P_pi) V = r_pi - tau h(pi) for V, ``[..., S]`` (2.1)."""
-    return torch.linalg.solve(_resolvent(mdp, pi), induced_reward(mdp, pi, tau).unsqueeze(-1)).squeeze(-1)
+    V: Tensor = torch.linalg.solve(_resolvent(mdp, pi), induced_reward(mdp, pi, tau).unsqueeze(-1))
+    return V.squeeze(-1)
 
 
 def visitation(mdp: TabularMDP, pi: Tensor) -> Tensor:
     """Solve (I - gamma P_pi)^T d = rho for the unnormalised discounted visitation d, ``[..., S]``."""
-    rho = mdp.rho.unsqueeze(-1)
-    return torch.linalg.solve(_resolvent(mdp, pi).mT, rho).squeeze(-1)
+    d: Tensor = torch.linalg.solve(_resolvent(mdp, pi).mT, mdp.rho.unsqueeze(-1))
+    return d.squeeze(-1)
 
 
 def action_value(mdp: TabularMDP, V: Tensor) -> Tensor:

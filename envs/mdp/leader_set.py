@@ -3,8 +3,8 @@ r"""The leader's set X: a box, optionally cut by a budget on the sum of absolute
 .. math:: X = \{ x : low \le x \le high,\ \sum_i |x_i| \le budget \}
 
 X is compact and convex. The Euclidean projection solves, per coordinate and for a multiplier t >= 0 of the budget,
-``x_i(t) = clip(sign(z_i) max(|z_i| - t, 0), low_i, high_i)``; ``sum |x_i(t)|`` falls in t and is piecewise linear, so t is
-found exactly between two of its breakpoints.
+``x_i(t) = clip(sign(z_i) max(|z_i| - t, 0), low_i, high_i)``; ``sum |x_i(t)|`` falls in t and is piecewise linear,
+so t is found exactly between two of its breakpoints.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ class TabularMDP:
     def batch_shape(self) -> torch.Size:
         """The leading batch axes, broadcast over the fields."""
         flags = [f.shape[:-n] for f, n in ((self.terminal, 1), (self.mask, 2)) if f is not None]
-        return torch.broadcast_shapes(self.P.shape[:-3], self.r.shape[:-2], self.rho.shape[:-1], *flags)
+        shape: torch.Size = torch.broadcast_shapes(self.P.shape[:-3], self.r.shape[:-2], self.rho.shape[:-1], *flags)
+        return shape
 
     def detach(self) -> TabularMDP:
         """The same model without its graph."""

@@ -3,7 +3,7 @@ r"""The follower's best response: the soft-optimal policy by soft policy iterati
     (T V)(s) = tau logsumexp_a( Q(s,a)/tau ),   Q = r + gamma P V,   V* = T V*,   pi* = softmax(Q*/tau)
 
 Soft policy iteration evaluates the soft-greedy policy of V exactly, one linear solve a step; it is Newton's method on
-``V - T V = 0`` and converges quadratically. At tau = 0 the maximum replaces logsumexp and the method is policy iteration.
+``V - T V = 0`` and converges quadratically. At tau = 0 the maximum replaces logsumexp: policy iteration.
 
 The residual is ``max_s |T V - V|``; since T contracts at gamma, ``max_s |V* - V| <= residual / (1 - gamma)``.
 """

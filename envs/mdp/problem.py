@@ -15,7 +15,6 @@ from .evaluation import policy_return
 from .leader_set import LeaderSet
 from .models import TabularKernel, TabularMDP
 
-
 EVALUATION_TAU = 0.002
 """Temperature of honest evaluation for rewards in [0, 1] and a follower without entropy of its own."""
 
@@ -58,7 +57,7 @@ class TabularProblem(ABC):
 
     @abstractmethod
     def leader_reward(self, x: Tensor) -> Tensor | None:
-        """r_l(s,a) at x, ``[..., S, A]``, where J_L is its discounted return in the follower's MDP; None where J_L is no such return."""
+        """r_l(s,a) at x, ``[..., S, A]``, if J_L is its discounted return in the follower's MDP; None if J_L is no return."""
 
     def leader_return(self, x: Tensor, pi: Tensor) -> Tensor:
         """J_L(x, pi), a scalar to be maximised, differentiable in both."""
@@ -85,7 +84,7 @@ class TabularProblem(ABC):
 
     @property
     def tau0(self) -> float:
-        """Temperature of honest evaluation, ``F_0(x) = J_L(x, pi*_tau0(x))``: the problem's own where it has one, else 0.002."""
+        """Temperature of honest evaluation, ``F_0(x) = J_L(x, pi*_tau0(x))``: the problem's own if positive, else 0.002."""
         return self.tau if self.tau > 0.0 else EVALUATION_TAU
 
     @property

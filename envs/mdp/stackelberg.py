@@ -124,7 +124,9 @@ def random_stackelberg(
     sparsity: float = 0.7,
     seed: int | None = 0,
 ) -> StackelbergProblem:
-    """The paper's random game (section 6.1): rewards U[0,1], those under ``sparsity`` set to 0; transitions U[0,1], normalised; rho uniform.
+    """The paper's random game (section 6.1).
+
+    Rewards are U[0,1], those under ``sparsity`` set to 0; transitions U[0,1], normalised; rho is uniform.
 
     The sizes, ``sparsity`` and ``tau`` of the published experiment are remembered, not read: unverified defaults.
 

@@ -20,8 +20,8 @@ from bilevel_gym.agents import (
     Geometric,
     MirrorDescent,
     PolicyGradient,
-    SoftPolicyIteration,
     Softmax,
+    SoftPolicyIteration,
     Solved,
     TabularPBRL,
     TabularPBRLConfig,
@@ -59,7 +59,6 @@ from tests.problems import (
 TAU, LAM = 0.3, 4.0
 
 
-
 def one_step(problem: TabularProblem, penalty: Penalty, follower: Any, alpha: float, x0: Tensor) -> TabularPBRL:
     config = TabularPBRLConfig(
         follower=follower, learning_rate=alpha, tau=TAU, optimizer_class=torch.optim.SGD, keep_best=False
@@ -81,12 +80,18 @@ def test_a_step_is_algorithm_1(name: str, follower: Softmax | Direct, kind: str)
     def objective(x: Tensor, y: Tensor) -> Tensor:
         mdp = problem.follower_mdp(x)
         pi = follower.policy(y, mdp)
-        true = true_value_penalty(mdp, pi, TAU) if kind == "value" else true_bellman_penalty(mdp, pi, TAU, live_weights(mdp))
+        true = (
+            true_value_penalty(mdp, pi, TAU)
+            if kind == "value"
+            else true_bellman_penalty(mdp, pi, TAU, live_weights(mdp))
+        )
         return LAM * problem.over_contexts(true) - problem.leader_return(x, pi)
 
     alpha = 1e-3
     leader = one_step(problem, penalty, follower, alpha, x_0)
-    assert_gradient((x_0 - torch.from_numpy(leader.last_x)) / alpha, numerical_gradient(lambda x: objective(x, y_0), x_0))
+    assert_gradient(
+        (x_0 - torch.from_numpy(leader.last_x)) / alpha, numerical_gradient(lambda x: objective(x, y_0), x_0)
+    )
 
     y_1 = leader._y
     assert y_1 is not None
@@ -183,9 +188,7 @@ def test_the_penalised_optimum_nears_the_optimum_as_one_over_lam() -> None:
 
 @pytest.mark.parametrize("follower", [Softmax(), Direct(), Solved()])
 @pytest.mark.parametrize("penalty", [ValuePenalty(20.0), BellmanPenalty(100.0)])
-def test_the_fixed_point_is_the_penalised_optimum(
-    penalty: Penalty, follower: Softmax | Direct | Solved
-) -> None:
+def test_the_fixed_point_is_the_penalised_optimum(penalty: Penalty, follower: Softmax | Direct | Solved) -> None:
     """min over x and y of F_lam in closed form, by scipy; Adam must stop there and nowhere else, on the simplex too."""
     if isinstance(follower, Solved) and isinstance(penalty, BellmanPenalty):
         return
@@ -286,7 +289,10 @@ def bad() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"config": TabularPBRLConfig(tau=-0.1)}, r"^tau: expected a number in \[0, inf\)"
     yield {"config": TabularPBRLConfig(tau=math.nan)}, r"^tau: "
     yield {"config": TabularPBRLConfig(tau=0.0), "penalty": BellmanPenalty()}, r"^tau: expected a number in \(0, inf\)"
-    yield {"config": TabularPBRLConfig(tau=None), "problem": TwoStateProblem(tau=0.0), "penalty": BellmanPenalty()}, r"^tau"
+    yield (
+        {"config": TabularPBRLConfig(tau=None), "problem": TwoStateProblem(tau=0.0), "penalty": BellmanPenalty()},
+        r"^tau",
+    )
     yield {"penalty": BellmanPenalty(mu=[0.2, 0.3, 0.5])}, r"^mu: expected 2 weights"
     yield {"problem": "bilevel_gym/Nope-v0"}, r"^problem: expected a registered environment id .*Nope-v0"
     yield {"problem": "Nope"}, r"^problem: expected a registered"

@@ -86,7 +86,7 @@ def test_mirror_descent_contracts_the_log_policy(tau: float, eta: float) -> None
     mdp = random_mdp(3, gamma=0.8)
     star = solve_soft(mdp, tau, tol=1e-14, max_iterations=20).pi
     pi, errors = random_policy(mdp, 3), []
-    while not errors or 1e-10 < errors[-1] and len(errors) < 2000:
+    while not errors or (errors[-1] > 1e-10 and len(errors) < 2000):
         pi = mirror_descent_step(mdp, pi, action_value(mdp, policy_value(mdp, pi, tau)), tau, eta)
         errors.append(float((pi.log() - star.log()).abs().max()))
     late = [(k, math.log(e)) for k, e in enumerate(errors) if 1e-9 < e < 1e-2]

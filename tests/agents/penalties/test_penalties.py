@@ -119,7 +119,9 @@ def test_closed_form_gradients_are_autograd_s(name: str, mu: str | None) -> None
 def test_a_gradient_in_pi_is_that_of_the_penalty_solved_anew() -> None:
     mdp = random_mdp(3, terminal=True, terminal_entropy=True)
     star, pi, mu = best_response(mdp), random_policy(mdp, 3), live_weights(mdp)
-    assert_gradient(value_penalty_gradient(mdp, pi, TAU), numerical_gradient(lambda p: true_value_penalty(mdp, p, TAU), pi))
+    assert_gradient(
+        value_penalty_gradient(mdp, pi, TAU), numerical_gradient(lambda p: true_value_penalty(mdp, p, TAU), pi)
+    )
     # KL's derivative, 1 + log(pi/pi*), differs from the formula's by a constant in each row: no direction of the simplex sees it
     got = bellman_penalty_gradient(mdp, pi, star, TAU)
     truth = numerical_gradient(lambda p: true_bellman_penalty(mdp, p, TAU, mu), pi)

@@ -1,0 +1,145 @@
+"""The exact hypergradient against central differences of the leader's return at the follower solved anew, and where it leads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bilevel_gym.agents import (
+    Constant,
+    Geometric,
+    Hypergradient,
+    HypergradientConfig,
+    Linear,
+    leader_return_at_best_response,
+)
+from bilevel_gym.agents.leaders.hypergradient import soft_leader_return
+from bilevel_gym.envs.mdp import (
+    TabularProblem,
+    action_value,
+    random_stackelberg,
+    soft_policy,
+    solve_soft,
+)
+from bilevel_gym.envs.two_state import TwoStateProblem
+from tests.problems import (
+    PROBLEMS,
+    array_problem,
+    assert_gradient,
+    autograd,
+    numerical_gradient,
+    random_mdp,
+    random_x,
+    relative_error,
+)
+
+
+def solved_anew(problem: TabularProblem, x: Tensor, tau: float) -> Tensor:
+    return problem.leader_return(x, solve_soft(problem.follower_mdp(x).detach(), tau, tol=1e-13).pi)
+
+
+@pytest.mark.parametrize("tau", [0.5, 0.1])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_hypergradient_is_the_gradient(name: str, seed: int, tau: float) -> None:
+    problem = PROBLEMS[name](seed)
+    x = random_x(problem, seed)
+    numerical = numerical_gradient(lambda z: solved_anew(problem, z, tau), x, h=2e-3 * tau)
+    assert_gradient(autograd(lambda z: soft_leader_return(problem, z, tau)[0], x), numerical)
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        random_mdp(7, n_states=1, n_actions=2, gamma=0.9),
+        random_mdp(7, n_states=2, n_actions=2, gamma=0.0),
+        random_mdp(7, n_states=3, gamma=0.99, scale=100.0),
+        random_mdp(7, n_states=1, n_actions=3, terminal=True, terminal_entropy=True),
+        random_mdp(7, batch=(2, 1), n_states=3, gamma=0.5),
+    ],
+    ids=["one state", "gamma 0", "big rewards", "one step", "batch (2, 1)"],
+)
+def test_the_hypergradient_at_the_edges(base: Any) -> None:
+    batched = bool(base.batch_shape)
+    weights = torch.tensor([[0.4], [0.6]], dtype=torch.float64) if batched else None
+    problem = array_problem(base, 7, dynamics=True)
+    if batched:
+        problem.over_contexts = lambda values: (weights * values).sum()  # type: ignore[method-assign]
+    x, tau = random_x(problem, 7), 1.0
+    numerical = numerical_gradient(lambda z: solved_anew(problem, z, tau), x)
+    assert_gradient(autograd(lambda z: soft_leader_return(problem, z, tau)[0], x), numerical)
+
+
+@pytest.mark.parametrize("name", ["dynamics", "terminal, masked", "Stackelberg", "contexts"])
+def test_without_the_adjoint_solve_it_is_wrong(name: str) -> None:
+    """The direct derivative alone, and the one that lets the follower look one step ahead only."""
+    problem, tau = PROBLEMS[name](0), 0.5
+    x = random_x(problem, 0)
+    answer = solve_soft(problem.follower_mdp(x), tau)
+
+    def follower_that_looks_one_step_ahead(z: Tensor) -> Tensor:
+        mdp = problem.follower_mdp(z)
+        return problem.leader_return(z, soft_policy(mdp, action_value(mdp, answer.V), tau))
+
+    numerical = numerical_gradient(lambda z: solved_anew(problem, z, tau), x)
+    for wrong in (lambda z: problem.leader_return(z, answer.pi), follower_that_looks_one_step_ahead):
+        assert relative_error(autograd(wrong, x), numerical) > 1e-3  # a thousand times the tolerance
+
+
+@pytest.mark.parametrize("tau", [0.5, 0.1, 0.03])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 0.95])
+def test_it_arrives_at_the_two_state_optimum(gamma: float, tau: float) -> None:
+    problem = TwoStateProblem(gamma=gamma, tau=tau)
+    config = HypergradientConfig(tau=None, learning_rate=Geometric(0.2, 1e-3), eval_every=1000, keep_best=False)
+    leader = Hypergradient(problem, config, x0=[0.5]).learn(300)
+    optimum = problem.optimum(tau)
+    assert leader.last_x[0] == pytest.approx(float(optimum.x), abs=1e-6)
+    assert leader.evaluate().leader_return == pytest.approx(optimum.leader_return, rel=1e-9)
+
+
+def test_the_gradient_vanishes_at_the_two_state_optimum_and_nowhere_near() -> None:
+    problem, tau = TwoStateProblem(), 0.1
+    x_star = problem.optimum(tau).x
+    for shift in (-0.05, 0.0, 0.05):
+        slope = float(autograd(lambda z: soft_leader_return(problem, z, tau)[0], x_star + shift))
+        assert abs(slope) < 1e-9 if shift == 0.0 else slope * shift < -0.01
+
+
+def test_a_warm_start_changes_nothing() -> None:
+    problem = PROBLEMS["dynamics"](1)
+    x = random_x(problem, 1)
+    near = soft_leader_return(problem, x + 0.01, 0.1)[1]
+    (cold, _), (warm, answer) = soft_leader_return(problem, x, 0.1), soft_leader_return(problem, x, 0.1, near)
+    assert float(warm.detach()) == pytest.approx(float(cold.detach()), rel=1e-11)
+    assert answer.residual < 1e-10
+
+
+def test_the_leader_learns() -> None:
+    games = [random_stackelberg(5, 3, 3, gamma=0.8, sparsity=0.3, seed=seed) for seed in range(5)]
+    config = HypergradientConfig(keep_best=False, eval_every=1000)
+    xs = [torch.from_numpy(Hypergradient(game, config).learn(80).last_x) for game in games]
+    learned = np.array([leader_return_at_best_response(game, x) for game, x in zip(games, xs, strict=True)])
+    start = np.array([leader_return_at_best_response(game, game.start_x()) for game in games])
+    others = np.array([leader_return_at_best_response(game, xs[k - 1]) for k, game in enumerate(games)])
+    assert bool((learned > start).all())
+    assert bool((learned > others).all())
+
+
+def test_its_own_follower_is_the_best_response() -> None:
+    record = Hypergradient(TwoStateProblem(), HypergradientConfig(tau=None)).learn(3).evaluate()
+    assert record.gap == pytest.approx(0.0, abs=1e-11)
+    assert record.leader_return_at_pi_y == pytest.approx(record.leader_return, rel=1e-11)
+    assert record.penalty is None
+    assert record.lam is None
+
+
+@pytest.mark.parametrize("tau", [0.0, -0.1, float("nan"), Linear(0.1, 0.0), Constant(0.0)])
+def test_it_needs_entropy(tau: Any) -> None:
+    with pytest.raises(ValueError, match=r"^tau: expected a number in \("):
+        Hypergradient(TwoStateProblem(), HypergradientConfig(tau=tau))
+    with pytest.raises(ValueError, match=r"^tau: "):
+        Hypergradient(TwoStateProblem(tau=0.0), HypergradientConfig(tau=None))

@@ -1,0 +1,52 @@
+"""Schedules in the remaining progress."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bilevel_gym.agents.schedules import Constant, Geometric, Linear, as_schedule
+
+
+def test_ends_and_steps() -> None:
+    progress = np.linspace(1.0, 0.0, 11)
+    assert [Constant(3.0)(p) for p in progress] == [3.0] * 11
+    np.testing.assert_allclose([Linear(1.0, 2.0)(p) for p in progress], np.linspace(1.0, 2.0, 11), rtol=1e-15)
+    np.testing.assert_allclose([Geometric(2.0, 20.0)(p) for p in progress], np.geomspace(2.0, 20.0, 11), rtol=1e-14)
+    np.testing.assert_allclose([Geometric(0.3, 1e-4)(p) for p in progress], np.geomspace(0.3, 1e-4, 11), rtol=1e-14)
+
+
+def test_a_number_is_a_constant_schedule() -> None:
+    assert as_schedule(0.5, "rate", positive=True) == Constant(0.5)
+    assert as_schedule(Linear(0.0, 1.0), "rate", positive=False) == Linear(0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        0.0,
+        -1.0,
+        math.nan,
+        math.inf,
+        None,
+        "fast",
+        Constant(0.0),
+        Linear(1.0, 0.0),
+        Linear(-1.0, 1.0),
+        Linear(1.0, math.nan),
+    ],
+)
+def test_bad_ends_are_named(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^rate: expected a number in "):
+        as_schedule(value, "rate", positive=True)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "name"), [(0.0, 1.0, "start"), (1.0, 0.0, "end"), (-1.0, 1.0, "start"), (1.0, math.nan, "end")]
+)
+def test_equal_ratios_need_positive_ends(start: float, end: float, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: expected a number in \(0"):
+        Geometric(start, end)
