@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def title(module: ModuleType) -> str:
     """The first line of a benchmark's docstring."""
-    return (module.__doc__ or module.__name__).strip().splitlines()[0]
+    return (module.__doc__ or module.__name__).strip().splitlines()[0].rstrip(".")
 
 
 def about(name: str, quick: bool, jobs: int, seconds: float) -> dict[str, Any]:
@@ -70,12 +70,11 @@ def about(name: str, quick: bool, jobs: int, seconds: float) -> dict[str, Any]:
 
 def page(module: ModuleType, record: dict[str, Any], has_picture: bool) -> str:
     """The markdown page of one benchmark."""
-    name, origin = record["benchmark"], record
-    versions = ", ".join(f"{package} {number}" for package, number in origin["versions"].items())
-    picture = [f"![{title(module)}]({name}.png)"] if has_picture else []
-    origin_line = f"`{origin['command']}`: {origin['wall_seconds']:.0f} s on {origin['cores']} cores; {versions}."
-    warning = ["**A quick run: a smoke test, not a result.**"] if origin["quick"] else []
-    return "\n\n".join([f"# {title(module)}", *warning, module.table(record["data"]), *picture, origin_line]) + "\n"
+    versions = ", ".join(f"{package} {number}" for package, number in record["versions"].items())
+    picture = [f"![{title(module)}]({record['benchmark']}.png)"] if has_picture else []
+    origin = f"`{record['command']}`: {record['wall_seconds']:.0f} s on {record['cores']} cores; {versions}."
+    warning = ["**A quick run: a smoke test, not a result.**"] if record["quick"] else []
+    return "\n\n".join([f"# {title(module)}", *warning, module.table(record["data"]), *picture, origin]) + "\n"
 
 
 def write_index(out: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,6 +136,14 @@ def draw_band(panel: Axes, xs: ArrayLike, curves: ArrayLike, colour: str, label:
     means = values[rng.integers(len(values), size=(2000, len(values)))].mean(1)
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     panel.fill_between(np.asarray(xs), low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def share_limits(panels: Iterable[Axes]) -> None:
+    """One vertical range for all panels."""
+    chosen = list(panels)
+    ends = [panel.get_ylim() for panel in chosen]
+    for panel in chosen:
+        panel.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
 
 
 def save_figure(figure: Figure, path: Path) -> None:

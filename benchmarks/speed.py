@@ -165,7 +165,7 @@ def exact_speed(label: str, iterations: int, repeats: int) -> Data:
 def run(quick: bool, jobs: int) -> Data:
     """Measure, one thing after the other whatever ``jobs`` is."""
     steps, repeats, iterations = (8_000, 2, 20) if quick else (STEPS, REPEATS, ITERATIONS)
-    tasks = [(algorithm, size) for size in SIZES for algorithm in ALGORITHMS]
+    tasks = [(name, size) for size in SIZES for name in ALGORITHMS]
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "seeds": [0],
@@ -173,7 +173,7 @@ def run(quick: bool, jobs: int) -> Data:
         "repeats": repeats,
         "exact": [exact_speed(label, iterations, repeats) for label in tqdm(EXACT, desc="exact iteration")],
         "vector_env": vector_env.run(),
-        "followers": [follower_speed(*task, steps, repeats) for task in tqdm(tasks, desc="followers")],
+        "followers": [follower_speed(name, size, steps, repeats) for name, size in tqdm(tasks, desc="followers")],
     }
 
 
@@ -225,10 +225,11 @@ def exact_table(data: Data) -> str:
 
 
 NOTES = """\
-*In the loop*: both followers of `PBRL` while it learns, in many short calls, each from fresh episodes, with x + noise drawn and handed to the
-copies each time. *Plain learn*: one long `model.learn` of the same algorithm with the same settings on the same VecEnv
-stack (simulator, commitment in the observation, mixed rewards). The ratio is the median over repetitions run in turns. *Share of learn* is the
-followers' part of the leader's whole time; its own episodes, gradients and evaluations are the rest."""
+*In the loop*: both followers of `PBRL` while it learns, in many short calls, each from fresh episodes, with x + noise
+drawn and handed to the copies each time. *Plain learn*: one long `model.learn` of the same algorithm with the same
+settings on the same VecEnv stack (simulator, commitment in the observation, mixed rewards). The ratio is the median over
+repetitions run in turns. *Share of learn* is the followers' part of the leader's whole time; its own episodes, gradients
+and evaluations are the rest."""
 
 
 def table(data: Data) -> str:

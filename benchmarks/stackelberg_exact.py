@@ -25,6 +25,7 @@ from bilevel_gym.agents import (
     BellmanPenalty,
     Evaluation,
     Hypergradient,
+    HypergradientConfig,
     IndependentPolicyGradient,
     IndependentPolicyGradientConfig,
     MirrorDescent,
@@ -47,6 +48,7 @@ from .common import (
     new_figure,
     paired_ratio,
     save_figure,
+    share_limits,
     verdict,
 )
 
@@ -79,7 +81,7 @@ def pbrl_joint(problem: StackelbergProblem, eval_every: int = 10) -> TabularLead
 
 def hypergradient(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
     """The hypergradient's defaults: tau 0.3 to 0.003."""
-    return Hypergradient(problem)
+    return Hypergradient(problem, HypergradientConfig(eval_every=eval_every))
 
 
 def published_value(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
@@ -313,9 +315,9 @@ def table(data: Data) -> str:
 
 
 PANELS = (
-    ("at_pi_y", "J_L(x, π_y): what the paper plots"),
-    ("gap", "follower's gap"),
-    ("leader_return", "F₀: leader return at best response"),
+    ("at_pi_y", r"$J_L(x, \pi_y)$, as the paper plots it"),
+    ("gap", "follower's gap (dotted: 0.02)"),
+    ("leader_return", r"$F_0(x)$, leader return at best response"),
 )
 
 
@@ -329,10 +331,7 @@ def picture(data: Data, path: Path) -> None:
             panel.set_title(heading if row == 0 else "", fontsize=10)
         axes[row][0].set_ylabel("as published, exact gradients" if published else "annealed defaults")
         axes[row][2].legend(fontsize=8, loc="lower right", frameon=False)
-    for left in (0, 2):
-        tops = [axes[row][left].get_ylim() for row in (0, 1)] + [axes[row][2 - left].get_ylim() for row in (0, 1)]
-        for row in (0, 1):
-            axes[row][left].set_ylim(min(low for low, _ in tops), max(high for _, high in tops))
+    share_limits(axes[:, [0, 2]].ravel())
     figure.suptitle(
         f"{len(data['seeds'])} random Stackelberg games of {size} states: mean and its 95% band", fontsize=11
     )

@@ -38,6 +38,7 @@ from .common import (
     paired_difference,
     paired_ratio,
     save_figure,
+    share_limits,
 )
 
 SEEDS = tuple(range(5, 10))  # games 0 to 2 served to tune the defaults: these were not looked at
@@ -194,11 +195,11 @@ def cost_table(data: Data) -> str:
 
 
 NOTES = """\
-F_0: leader return at the follower's best response, evaluated exactly from the model, which PBRL itself never sees; *best x*
-is the best by that evaluation (every 10 iterations), *last x* where the method ended. The same choice, best or last, is made on both sides
-of every comparison. J_L(x, pi_y) is the return at the penalised follower, the gap that follower's own. An *oracle failure* is
-an iteration in which the best response was certified to be worse than the penalised follower, and x was not moved. Means over
-games; 95% intervals by bootstrap over five games, which is few."""
+F_0: leader return at the follower's best response, evaluated exactly from the model, which PBRL's steps never see;
+*best x* is the best by that evaluation (every 10 iterations), *last x* where the method ended. The same choice, best or
+last, is made on both sides of every comparison. J_L(x, pi_y) is the return at the penalised follower, the gap that
+follower's own. An *oracle failure* is an iteration in which the best response was certified to be worse than the penalised
+follower, and x was not moved. Means over games; 95% intervals by bootstrap over five games, which is few."""
 
 
 def table(data: Data) -> str:
@@ -226,17 +227,14 @@ def picture(data: Data, path: Path) -> None:
     for panel, (method, colour) in zip(panels, ALGORITHMS.items(), strict=True):
         runs = select(data, method)
         grid = np.linspace(0, min(r["history"]["steps"][-1] for r in runs), 80)
-        draw_band(panel, grid / 1e6, on_grid(runs, "leader_return", grid), colour, "F₀, at best response")
-        draw_band(panel, grid / 1e6, on_grid(runs, "at_pi_y", grid), colour, "J_L(x, π_y)", "--")
+        draw_band(panel, grid / 1e6, on_grid(runs, "leader_return", grid), colour, r"$F_0(x)$, at best response")
+        draw_band(panel, grid / 1e6, on_grid(runs, "at_pi_y", grid), colour, r"$J_L(x, \pi_y)$", "--")
         for name, look in (("independent", ":"), ("hypergradient", "-.")):
             level = float(np.mean(column(data, name, "best")))
             panel.axhline(level, color="black", linestyle=look, linewidth=1.0, label=EXACT[name])
         panel.set_title(f"PBRL with {method}", fontsize=10)
         panel.set_xlabel("environment steps, all counted (millions)")
-    low = min(p.get_ylim()[0] for p in panels)
-    high = max(p.get_ylim()[1] for p in panels)
-    for panel in panels:
-        panel.set_ylim(low, high)
+    share_limits(panels)
     panels[0].set_ylabel("leader return")
     panels[-1].legend(fontsize=8, loc="lower right", frameon=False)
     heading = f"{len(data['seeds'])} random Stackelberg games of {data['size']} states: mean and its 95% band"

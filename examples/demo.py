@@ -106,18 +106,20 @@ def untrained_row(problem: TabularProblem) -> dict[str, Any]:
 def show_table(rows: list[dict[str, Any]], n_seeds: int) -> None:
     """Print the rows."""
     table = Table(title=f"Leader's return at the follower's best response ({n_seeds} seeds where sampled)")
-    for name in ("method", "at best response", "95% interval", "at pi_y", "follower gap", "steps"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+    for name in ("method", "at best response", "95% interval", "at pi_y", "gap", "steps"):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name == "method")
     for row in rows:
         interval = "exact" if row["interval"] is None else "{:.2f} to {:.2f}".format(*row["interval"])
-        rest = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("leader_return_at_pi_y", "gap")]
+        rest = [
+            "-" if row[key] is None else f"{round(row[key], 3) + 0.0:.3f}" for key in ("leader_return_at_pi_y", "gap")
+        ]
         table.add_row(row["method"], f"{row['leader_return']:.3f}", interval, *rest, f"{row['steps']:,}")
     Console().print(table)
 
 
 def draw(rows: list[dict[str, Any]], runs: list[dict[str, Any]], path: Path) -> None:
     """Left: the five leaders. Right: how the sampled one learns, beside the exact ones."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1, 1.25), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=(1, 1.25), layout="constrained")
     names = [row["method"] for row in rows]
     values = np.array([row["leader_return"] for row in rows])
     whisker = np.array([0.0 if row["interval"] is None else row["interval"][1] - row["leader_return"] for row in rows])
@@ -136,15 +138,15 @@ def draw(rows: list[dict[str, Any]], runs: list[dict[str, Any]], path: Path) -> 
         right.plot(
             steps, honest, color=COLOURS[SAMPLED], lw=1.6, label="PBRL, PPO: at the best response" if k == 0 else None
         )
-        label = "PBRL, PPO: at its own pi_y (counts the follower's slack)" if k == 0 else None
+        label = "PBRL, PPO: at its own pi_y (counts slack)" if k == 0 else None
         right.plot(steps, hoped, color=COLOURS[SAMPLED], lw=0.8, ls=":", alpha=0.7, label=label)
     for row in rows:
         if row["method"] != SAMPLED:
             right.axhline(row["leader_return"], color=COLOURS[row["method"]], ls="--", lw=1.3, label=row["method"])
     right.set_xlabel("follower steps, all counted (millions)")
     right.set_ylabel("leader's return")
-    right.set_ylim(bottom=min(values) - 0.6, top=max(values) + 2.4)
-    right.legend(fontsize=8, frameon=False, ncols=2, loc="upper left")
+    right.set_ylim(bottom=min(values) - 0.4, top=max(values) + 0.4)
+    right.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     right.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
@@ -153,7 +155,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=6, help="seeds of the sampled leader")
     parser.add_argument("--timesteps", type=int, default=1_500_000, help="follower steps per seed, all counted")
-    parser.add_argument("--game-seed", type=int, default=0, help="which random game")
+    parser.add_argument(
+        "--game-seed", type=int, default=5, help="which random game; 0 to 2 served to tune the defaults"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     arguments = parser.parse_args()

@@ -96,7 +96,7 @@ def array_problem(base: TabularMDP, seed: int, dynamics: bool, context_probs: Te
     own = torch.rand(base.r.shape, generator=rng, dtype=F64)
 
     def mix(x: Tensor, features: Tensor) -> Tensor:
-        return torch.tensordot(torch.sin(x), features, 1)
+        return (torch.sin(x) @ features.flatten(1)).view(features.shape[1:])
 
     problem = ArrayProblem(
         base,

@@ -39,7 +39,7 @@ class Worlds:
         source: id and arguments, for leader files.
         gamma: the discount.
         leader_set: X.
-        problem: the tabular problem, or None.
+        problem: the tabular problem, or None where there is none or a wrapper lies around it.
         base_space: observation space of the environment itself.
     """
 
@@ -57,14 +57,14 @@ class Worlds:
         self.gamma = check_gamma(self.env.get_wrapper_attr("gamma"))
         space = self.env.get_wrapper_attr("leader_space")
         require(isinstance(space, gym.spaces.Box), "env", "a leader_space that is a Box", repr(space))
-        problem = getattr(self.env.unwrapped, "problem", None)
-        self.problem: TabularProblem | None = problem if isinstance(problem, TabularProblem) else None
+        self.problem: TabularProblem | None = None
+        if _is_plain(self.env):  # a wrapper of the user's may change what the follower lives in
+            self.problem = self.env.unwrapped.problem  # type: ignore[attr-defined]
         self.leader_set = LeaderSet(torch.as_tensor(space.low), torch.as_tensor(space.high))
         if self.problem is not None:
             self.leader_set = self.problem.leader_set
         self.base_space = self.env.observation_space
         self.observe_commitment = observe_commitment
-        self._native = self.problem is not None and _is_plain(self.env)
         self._view: gym.Env[Any, Any] = ObserveCommitment(self.env) if observe_commitment else self.env
 
     @property
@@ -78,8 +78,7 @@ class Worlds:
 
     def make(self, n_envs: int) -> VecEnv:
         """``n_envs`` copies as an SB3 VecEnv."""
-        if self._native:
-            assert self.problem is not None
+        if self.problem is not None:
             limit = _episode_limit(self.env)
             venv: VecEnv = VectorEnvAdapter(TabularVectorEnv(self.problem, n_envs, max_episode_steps=limit))
             return ObserveCommitmentVec(venv) if self.observe_commitment else venv

@@ -313,6 +313,12 @@ class PBRL(Leader):
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
+    def evaluate(self) -> Evaluation:
+        """The record of :attr:`x`. Where it is sampled, by a best response trained afresh: not the one x was chosen by."""
+        if self.worlds.problem is not None or self.kept is None:
+            return super().evaluate()
+        return self._evaluate_by_sampling(self.kept.x)
+
     def _evaluate(self, x: Tensor) -> Evaluation:
         return self._evaluate_exactly(x) if self.worlds.problem is not None else self._evaluate_by_sampling(x)
 

@@ -35,6 +35,7 @@ class Generators:
             np.random.RandomState(seed % 2**32).get_state(),
             torch.Generator().manual_seed(seed).get_state(),
         )
+        self._active = False
 
     @staticmethod
     def _swap(state: tuple[Any, Any, torch.Tensor]) -> tuple[Any, Any, torch.Tensor]:
@@ -46,12 +47,15 @@ class Generators:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Run under the private states; the caller's come back whatever happens."""
-        held = self._swap(self.state)
+        """Run under the private states; the caller's come back whatever happens. Inside itself it does nothing."""
+        if self._active:
+            yield
+            return
+        held, self._active = self._swap(self.state), True
         try:
             yield
         finally:
-            self.state = self._swap(held)
+            self.state, self._active = self._swap(held), False
 
 
 def _linear(**policy_kwargs: Any) -> dict[str, Any]:
@@ -216,7 +220,8 @@ class SB3Follower:
 
     def _probabilities(self, obs: Any) -> torch.Tensor:
         policy: Any = self.model.policy
-        policy.set_training_mode(False)
+        if policy.training:
+            policy.set_training_mode(False)
         tensor, _ = policy.obs_to_tensor(obs)
         if self._has_q_network():
             return torch.softmax(policy.q_net(tensor) / self.q_temperature, -1).cpu()

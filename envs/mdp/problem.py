@@ -64,7 +64,7 @@ class TabularProblem(ABC):
         reward = self.leader_reward(x)
         if reward is None:
             raise NotImplementedError(f"{type(self).__name__} has no leader reward and must define leader_return")
-        return self.over_contexts(policy_return(self.follower_mdp(x).with_reward(reward), pi))
+        return self.over_contexts(policy_return(self.follower_mdp(x).with_reward(reward), torch.as_tensor(pi)))
 
     def kernel(self, x: Tensor) -> TabularKernel:
         """What a simulator draws at x; here no draw of the leader's own (W = 1)."""

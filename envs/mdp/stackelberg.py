@@ -94,7 +94,7 @@ class StackelbergProblem(TabularProblem):
 
     def leader_policy(self, x: Tensor) -> Tensor:
         """pi_x(a_l|s) = softmax of the logits, ``[..., S, A_l]`` for x ``[..., S * A_l]``."""
-        return torch.softmax(x.unflatten(-1, tuple(self.P.shape[:2])), -1)
+        return torch.softmax(torch.as_tensor(x, dtype=torch.float64).unflatten(-1, tuple(self.P.shape[:2])), -1)
 
     def commitment(self, x: Tensor) -> Tensor:
         """The leader's policy: the follower is shown the row of its state."""

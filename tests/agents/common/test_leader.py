@@ -190,7 +190,7 @@ def test_projected_steps_arrive_on_a_simplex(seed: int, optimizer: Any, decay: f
     descent = optimizer([y], lr=0.04)
     for _ in range(500):
         descent.zero_grad()
-        ((y - z).square().sum() - 100.0 * y.sum()).backward()  # type: ignore[no-untyped-call]
+        ((y - z).square().sum() - 100.0 * y.sum()).backward()
         projected_step(descent, [project_simplex])
         descent.param_groups[0]["lr"] *= decay
     torch.testing.assert_close(y.detach(), project_simplex(z), rtol=0.0, atol=1e-6)
@@ -285,7 +285,7 @@ class Renamed(gym.Wrapper[Any, Any, Any, Any]):
 
 @pytest.mark.parametrize("name", LEADERS)
 def test_a_problem_is_a_problem_an_environment_or_an_id(name: str) -> None:
-    kwargs = {"gamma": 0.7, "tau": 0.2}
+    kwargs: dict[str, Any] = {"gamma": 0.7, "tau": 0.2}
     env = gym.make("bilevel_gym/TwoState-v0", **kwargs)
     xs = [
         make(name, TwoStateProblem(**kwargs)).learn(3).last_x,

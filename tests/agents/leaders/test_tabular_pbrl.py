@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,7 +173,7 @@ def test_without_entropy_the_gap_is_zero_beyond_a_finite_lam(seed: int) -> None:
     ]
     assert gaps[0] > 1e-3
     assert max(gaps[-5:]) < 1e-12
-    assert all(after <= before + 1e-12 for before, after in zip(gaps, gaps[1:], strict=False))
+    assert all(after <= before + 1e-12 for before, after in itertools.pairwise(gaps))
 
 
 def test_the_penalised_optimum_nears_the_optimum_as_one_over_lam() -> None:

@@ -85,7 +85,7 @@ def test_warm_iterations_are_fewer() -> None:
 def test_mirror_descent_contracts_the_log_policy(tau: float, eta: float) -> None:
     mdp = random_mdp(3, gamma=0.8)
     star = solve_soft(mdp, tau, tol=1e-14, max_iterations=20).pi
-    pi, errors = random_policy(mdp, 3), []
+    pi, errors = random_policy(mdp, 3), [1.0]
     while not errors or (errors[-1] > 1e-10 and len(errors) < 2000):
         pi = mirror_descent_step(mdp, pi, action_value(mdp, policy_value(mdp, pi, tau)), tau, eta)
         errors.append(float((pi.log() - star.log()).abs().max()))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.envs.mdp import (
+    SoftOptimum,
     TabularMDP,
     attach,
     policy_value,
@@ -156,12 +157,15 @@ def test_attached_derivatives_of_the_optimum(name: str, field: str) -> None:
         getattr(solve_soft(problem.follower_mdp(x), tau), field).shape, generator=generator(3), dtype=F64
     )
 
+    def total(answer: SoftOptimum) -> Tensor:
+        return torch.sum(weights * getattr(answer, field))
+
     def solved(z: Tensor) -> Tensor:
-        return (weights * getattr(solve_soft(problem.follower_mdp(z), tau, tol=1e-13), field)).sum()
+        return total(solve_soft(problem.follower_mdp(z), tau, tol=1e-13))
 
     def attached(z: Tensor) -> Tensor:
         mdp = problem.follower_mdp(z)
-        return (weights * getattr(attach(mdp, tau, solve_soft(mdp.detach(), tau)), field)).sum()
+        return total(attach(mdp, tau, solve_soft(mdp.detach(), tau)))
 
     assert_gradient(autograd(attached, x), numerical_gradient(solved, x))
 

@@ -95,7 +95,7 @@ def test_rewards_in_single_precision_are_taken_as_double() -> None:
     mdp = problem.follower_mdp(x)
     assert mdp.r.dtype == F64
     value = problem.leader_return(x, random_policy(mdp))
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     assert value.dtype == F64
     assert x.grad is not None
     assert x.grad.item() == pytest.approx(1 / (1 - 0.9), rel=1e-12)
