@@ -120,40 +120,6 @@ def start_values(reward: Floats, next_values: Floats, rollout: Rollout, gamma: f
     return returns
 
 
-class LinearCritic:
-    """Least-squares temporal differences (LSTD) of several rewards at once, on features of the state.
-
-    ``A = sum phi (phi - gamma phi')^T``, ``b = sum phi r``, ``theta = A^{-1} b``; older rollouts fade by ``memory`` a call.
-
-    Args:
-        features: from base observations ``[n, ...]`` to ``[n, F]``.
-        gamma: the discount.
-        memory: weight that past statistics keep at each update, in [0, 1).
-    """
-
-    def __init__(self, features: Callable[[NDArray[Any]], Floats], gamma: float, memory: float) -> None:
-        self.features, self.gamma, self.memory = features, gamma, memory
-        self.A: Floats | None = None
-        self.b: Floats | None = None
-
-    def update(
-        self, obs: NDArray[Any], next_obs: NDArray[Any], rewards: Floats, alive: Floats, terminated: Floats
-    ) -> None:
-        """Add steps (flattened to ``[n, ...]``; rewards ``[n, R]``) and solve."""
-        phi, phi_next = self.features(obs) * alive[:, None], self.features(next_obs)
-        A = phi.T @ (phi - self.gamma * phi_next * ((1.0 - terminated) * alive)[:, None])
-        b = phi.T @ rewards
-        self.A = A if self.A is None else self.memory * self.A + A
-        self.b = b if self.b is None else self.memory * self.b + b
-        ridge = 1e-6 * max(float(np.trace(self.A)) / len(self.A), 1e-12) * np.eye(len(self.A))
-        self.theta = np.linalg.solve(self.A + ridge, self.b)
-
-    def __call__(self, obs: NDArray[Any]) -> Floats:
-        """Values of ``[n, ...]`` observations, ``[n, R]``."""
-        values: Floats = self.features(obs) @ self.theta
-        return values
-
-
 def surrogate(
     model: torch.nn.Module, rollout: Rollout, base: tuple[Any, Any], weight: Floats, advantage: tuple[Floats, Floats]
 ) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -37,7 +36,8 @@ from ...wrappers import RewardMixing, set_leader
 from ..common.evaluation import Evaluation, leader_return_at_best_response
 from ..common.leader import Callback, Kept, Leader, LeaderConfig
 from ..common.projected_step import projected_step
-from ..common.rollouts import LinearCritic, Rollout, advantages, collect, discounts, start_values, surrogate
+from ..common.rollout_gradient import PenaltyEstimate, RolloutGradient
+from ..common.rollouts import Rollout, collect, discounts
 from ..common.storage import decode, encode, read_leader, storable, write_leader
 from ..common.tabular import check_fingerprint, fingerprint
 from ..common.worlds import EnvSpec, Worlds
@@ -94,19 +94,6 @@ class PBRLConfig(LeaderConfig):
         check_number(self.q_temperature, "q_temperature", low=0.0, open_low=True)
         if self.gae_lambda is not None:
             check_number(self.gae_lambda, "gae_lambda", low=0.0, high=1.0)
-
-
-@dataclass(frozen=True, eq=False)
-class PenaltyEstimate:
-    """``p^ = V_f^{pihat} - V_f^{pi_y}`` from paired episodes with common random numbers, and its standard error."""
-
-    mean: float
-    stderr: float
-
-    @property
-    def failed(self) -> bool:
-        """Whether the best response is certified to be worse than the penalised follower."""
-        return self.mean < -2.0 * self.stderr
 
 
 class PBRL(Leader):
@@ -172,9 +159,10 @@ class PBRL(Leader):
         self.penalised = self._new_follower(seeds[1] % 2**31, leader_weight=1.0 / self.lam)
         self._rollout_env = self.worlds.make(config.rollout_envs)
         self._horizon = self.worlds.horizon(config.rollout_tail)
-        self._critics = [LinearCritic(self._features, self.worlds.gamma, config.critic_memory) for _ in range(2)]
-        exact = isinstance(self.worlds.base_space, gym.spaces.Discrete)
-        self._gae_lambda = (0.0 if exact else 0.95) if config.gae_lambda is None else config.gae_lambda
+        w = self.worlds
+        self.gradient = RolloutGradient(
+            w.base_space, w.base_observation, w.gamma, config.gae_lambda, config.critic_memory
+        )
         self.optimizer = config.optimizer_class([self._x], lr=self._rate(1.0), **config.optimizer_kwargs)  # type: ignore[call-arg]
         self.penalty_estimate: PenaltyEstimate | None = None
         self.oracle_failures = 0
@@ -185,14 +173,6 @@ class PBRL(Leader):
         set_leader(venv, self.last_x)
         spec, w = self.follower_spec, self.worlds
         return SB3Follower(spec, venv, w.gamma, seed, w.linear, self.config.q_temperature)
-
-    def _features(self, obs: NDArray[Any]) -> NDArray[np.float64]:
-        """Of base observations, for the leader's critics: one-hot states, or 1, o and o^2."""
-        if isinstance(self.worlds.base_space, gym.spaces.Discrete):
-            hot: NDArray[np.float64] = np.eye(int(self.worlds.base_space.n))[np.asarray(obs, dtype=np.int64)]
-            return hot
-        flat = np.asarray(obs, dtype=np.float64).reshape(len(obs), -1)
-        return np.concatenate([np.ones((len(flat), 1)), flat, flat**2], axis=1)
 
     # --- learning ------------------------------------------------------------------------------------------------
 
@@ -228,7 +208,7 @@ class PBRL(Leader):
         self.optimizer.param_groups[0]["lr"] = self._rate(progress_remaining)
         self._train_followers()
         hat, pi_y = self._rollouts()
-        ascent, estimate = self._gradient(hat, pi_y)
+        ascent, estimate = self.gradient(self.worlds.leader_model(self.last_x), hat, pi_y, self.lam)
         self.penalty_estimate = estimate
         if estimate.failed:
             self.oracle_failures += 1
@@ -276,40 +256,6 @@ class PBRL(Leader):
         )
         self.num_timesteps += hat.steps + pi_y.steps
         return hat, pi_y
-
-    def _gradient(self, hat: Rollout, pi_y: Rollout) -> tuple[Tensor, PenaltyEstimate]:
-        """grad_x V_l^{pi_y} + lam (grad_x V_f^{pi_y} - grad_x V_f^{pihat}), ``[dim]``, and p^."""
-        model = self.worlds.leader_model(self.last_x)
-        terms, returns = [], []
-        for rollout, critic in ((hat, self._critics[0]), (pi_y, self._critics[1])):
-            follower, leader, starts = self._surrogates(model, rollout, critic)
-            terms.append((follower, leader))
-            returns.append(starts)
-        objective = terms[1][1] + self.lam * (terms[1][0] - terms[0][0])
-        (ascent,) = torch.autograd.grad(objective, [model.get_parameter("x")])
-        difference = returns[0] - returns[1]
-        stderr = float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else np.inf
-        return ascent, PenaltyEstimate(float(difference.mean()), stderr)
-
-    def _surrogates(
-        self, model: torch.nn.Module, rollout: Rollout, critic: LinearCritic
-    ) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
-        """Surrogates of the follower's and the leader's return, and each copy's follower return."""
-        T, N = rollout.alive.shape
-        base, after = (
-            self.worlds.base_observation(part.reshape(T * N, *part.shape[2:]))
-            for part in (rollout.obs, rollout.next_obs)
-        )
-        rewards = np.stack([rollout.r_follower.ravel(), rollout.r_leader.ravel()], axis=1)
-        critic.update(base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
-        V, V_next = (critic(obs).reshape(T, N, 2) for obs in (base, after))
-        gamma = self.worlds.gamma
-        A_f, A_l = (
-            advantages(reward, V[..., i], V_next[..., i], rollout, gamma, self._gae_lambda)
-            for i, reward in enumerate((rollout.r_follower, rollout.r_leader))
-        )
-        follower, leader = surrogate(model, rollout, (base, after), discounts(rollout, gamma), (A_f, A_l))
-        return follower, leader, start_values(rollout.r_follower, V_next[..., 0], rollout, gamma)
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
@@ -392,17 +338,13 @@ class PBRL(Leader):
             "counters": {name: getattr(self, name) for name in _COUNTERS},
             "evaluation": None if self.kept is None else self.kept.evaluation.as_dict(),
         }
-        critics = [
-            None if c.A is None or c.b is None else (torch.from_numpy(c.A), torch.from_numpy(c.b))
-            for c in self._critics
-        ]
         tensors = {
             "x": self._x.detach(),
             "kept": None if self.kept is None else self.kept.x,
             "optimizer": self.optimizer.state_dict(),
             "best_response": self.best_response.state(),
             "penalised": self.penalised.state(),
-            "critics": critics,
+            "critics": self.gradient.state(),
         }
         return write_leader(path, header, tensors)
 
@@ -456,9 +398,7 @@ class PBRL(Leader):
             raise ValueError(
                 f"follower: expected the algorithm that {path} was trained with, got another ({error})"
             ) from error
-        for critic, held in zip(self._critics, tensors["critics"], strict=True):
-            if held is not None:
-                critic.A, critic.b = held[0].numpy(), held[1].numpy()
+        self.gradient.restore(tensors["critics"])
         if header["evaluation"] is not None:
             self.kept = Kept(tensors["kept"], Evaluation(**header["evaluation"]))
 

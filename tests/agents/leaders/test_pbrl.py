@@ -85,7 +85,7 @@ def test_sampled_gradient_is_the_exact_one_within_its_standard_error(name: str, 
         follower.act = act  # type: ignore[method-assign]
     estimates = []
     for k in range(60):
-        ascent, _ = leader._gradient(*leader._rollouts())
+        ascent, _ = leader.gradient(leader.worlds.leader_model(leader.last_x), *leader._rollouts(), leader.lam)
         if k >= 20:  # the critics have settled
             estimates.append(ascent.numpy())
     x = torch.from_numpy(leader.last_x).requires_grad_()
@@ -142,7 +142,7 @@ def test_penalty_estimate_is_unbiased() -> None:
     best, worst = mdp.r.argmax(-1), mdp.r.argmin(-1)
     leader.best_response.act = lambda obs: best.numpy()[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
     leader.penalised.act = lambda obs: worst.numpy()[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
-    _, estimate = leader._gradient(*leader._rollouts())
+    _, estimate = leader.gradient(leader.worlds.leader_model(leader.last_x), *leader._rollouts(), leader.lam)
     one_hot = (torch.nn.functional.one_hot(a, 5).double() for a in (best, worst))
     exact = float(policy_return(mdp, next(one_hot)) - policy_return(mdp, next(one_hot)))
     assert abs(estimate.mean - exact) < 4 * estimate.stderr

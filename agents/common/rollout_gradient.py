@@ -1,0 +1,157 @@
+r"""x's gradient from rollouts alone, and the watch over the oracle.
+
+    grad_x V_l^{pi_y} + lam ( grad_x V_f^{pi_y} - grad_x V_f^{pihat} ),        p^ = V_f^{pihat} - V_f^{pi_y}
+
+each term from fresh episodes of one policy at x, with a least-squares critic of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .rollouts import Rollout, advantages, discounts, start_values, surrogate
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class PenaltyEstimate:
+    """``p^ = V_f^{pihat} - V_f^{pi_y}`` from paired episodes with common random numbers, and its standard error."""
+
+    mean: float
+    stderr: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether the best response is certified to be worse than the penalised follower."""
+        return self.mean < -2.0 * self.stderr
+
+
+class LinearCritic:
+    """Least-squares temporal differences (LSTD) of several rewards at once, on features of the state.
+
+    ``A = sum phi (phi - gamma phi')^T``, ``b = sum phi r``, ``theta = A^{-1} b``; older rollouts fade by ``memory`` a call.
+
+    Args:
+        features: from base observations ``[n, ...]`` to ``[n, F]``.
+        gamma: the discount.
+        memory: weight that past statistics keep at each update, in [0, 1).
+    """
+
+    def __init__(self, features: Callable[[NDArray[Any]], Floats], gamma: float, memory: float) -> None:
+        self.features, self.gamma, self.memory = features, gamma, memory
+        self.A: Floats | None = None
+        self.b: Floats | None = None
+
+    def update(
+        self, obs: NDArray[Any], next_obs: NDArray[Any], rewards: Floats, alive: Floats, terminated: Floats
+    ) -> None:
+        """Add steps (flattened to ``[n, ...]``; rewards ``[n, R]``) and solve."""
+        phi, phi_next = self.features(obs) * alive[:, None], self.features(next_obs)
+        A = phi.T @ (phi - self.gamma * phi_next * ((1.0 - terminated) * alive)[:, None])
+        b = phi.T @ rewards
+        self.A = A if self.A is None else self.memory * self.A + A
+        self.b = b if self.b is None else self.memory * self.b + b
+        ridge = 1e-6 * max(float(np.trace(self.A)) / len(self.A), 1e-12) * np.eye(len(self.A))
+        self.theta = np.linalg.solve(self.A + ridge, self.b)
+
+    def __call__(self, obs: NDArray[Any]) -> Floats:
+        """Values of ``[n, ...]`` observations, ``[n, R]``."""
+        values: Floats = self.features(obs) @ self.theta
+        return values
+
+
+def state_features(space: gym.spaces.Space[Any]) -> Callable[[NDArray[Any]], Floats]:
+    """Features of base observations for a linear critic, ``[n, ...]`` to ``[n, F]``: one-hot states, or 1, o and o^2."""
+    if isinstance(space, gym.spaces.Discrete):
+        hot = np.eye(int(space.n))
+        return lambda obs: hot[np.asarray(obs, dtype=np.int64)]
+
+    def features(obs: NDArray[Any]) -> Floats:
+        flat = np.asarray(obs, dtype=np.float64).reshape(len(obs), -1)
+        return np.concatenate([np.ones((len(flat), 1)), flat, flat**2], axis=1)
+
+    return features
+
+
+class RolloutGradient:
+    """The estimator; it keeps a critic for the best response and one for the penalised follower.
+
+    Args:
+        space: observation space of the environment itself.
+        base_observation: from what a follower sees to what the environment observes, batched.
+        gamma: the discount.
+        gae_lambda: of the leader's advantages; None takes 0 for discrete observations, whose linear critic is exact,
+            and 0.95 otherwise.
+        memory: weight that a critic keeps of earlier statistics, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        space: gym.spaces.Space[Any],
+        base_observation: Callable[[NDArray[Any]], NDArray[Any]],
+        gamma: float,
+        gae_lambda: float | None,
+        memory: float,
+    ) -> None:
+        self.gamma = gamma
+        self._base_observation = base_observation
+        exact = isinstance(space, gym.spaces.Discrete)
+        self.gae_lambda = (0.0 if exact else 0.95) if gae_lambda is None else gae_lambda
+        self.critics = [LinearCritic(state_features(space), gamma, memory) for _ in range(2)]
+
+    def __call__(
+        self, model: torch.nn.Module, hat: Rollout, pi_y: Rollout, lam: float
+    ) -> tuple[Tensor, PenaltyEstimate]:
+        """The direction of ascent in x, ``[dim]``, and p^.
+
+        Args:
+            model: the environment's leader model at x.
+            hat: episodes of the best response at x.
+            pi_y: episodes of the penalised follower at x, from the same random numbers.
+            lam: penalty coefficient.
+        """
+        follower_hat, _, returns_hat = self._surrogates(model, hat, self.critics[0])
+        follower_y, leader_y, returns_y = self._surrogates(model, pi_y, self.critics[1])
+        (ascent,) = torch.autograd.grad(leader_y + lam * (follower_y - follower_hat), [model.get_parameter("x")])
+        difference = returns_hat - returns_y
+        stderr = float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else np.inf
+        return ascent, PenaltyEstimate(float(difference.mean()), stderr)
+
+    def _surrogates(
+        self, model: torch.nn.Module, rollout: Rollout, critic: LinearCritic
+    ) -> tuple[Tensor, Tensor, Floats]:
+        """Surrogates of the follower's and the leader's return, and each copy's follower return."""
+        T, N = rollout.alive.shape
+        base, after = (
+            self._base_observation(part.reshape(T * N, *part.shape[2:])) for part in (rollout.obs, rollout.next_obs)
+        )
+        rewards = np.stack([rollout.r_follower.ravel(), rollout.r_leader.ravel()], axis=1)
+        critic.update(base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
+        V, V_next = (critic(obs).reshape(T, N, 2) for obs in (base, after))
+        A_f, A_l = (
+            advantages(reward, V[..., i], V_next[..., i], rollout, self.gamma, self.gae_lambda)
+            for i, reward in enumerate((rollout.r_follower, rollout.r_leader))
+        )
+        follower, leader = surrogate(model, rollout, (base, after), discounts(rollout, self.gamma), (A_f, A_l))
+        return follower, leader, start_values(rollout.r_follower, V_next[..., 0], rollout, self.gamma)
+
+    def state(self) -> list[tuple[Tensor, Tensor] | None]:
+        """The critics' statistics."""
+        return [
+            None if c.A is None or c.b is None else (torch.from_numpy(c.A), torch.from_numpy(c.b)) for c in self.critics
+        ]
+
+    def restore(self, state: list[tuple[Tensor, Tensor] | None]) -> None:
+        """Take back what :meth:`state` gave."""
+        for critic, held in zip(self.critics, state, strict=True):
+            if held is not None:
+                critic.A, critic.b = held[0].numpy(), held[1].numpy()
