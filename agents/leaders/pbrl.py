@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...envs.mdp import solve_soft, suboptimality
+from ...envs.mdp.problem import EVALUATION_TAU
 from ...envs.mdp.checks import check_number, check_size, require
 from ...wrappers import RewardMixing, set_leader
 from ..common.evaluation import Evaluation, leader_return_at_best_response
@@ -151,6 +152,12 @@ class PBRL(Leader):
         if self.worlds.problem is not None:
             reward = self.worlds.problem.leader_reward(self._x.detach())
             require(reward is not None, "env", "a leader whose objective is a return of the follower's MDP", repr(env))
+            if self.worlds.problem.tau > EVALUATION_TAU:
+                warnings.warn(
+                    f"the environment's follower is regularised at tau={self.worlds.problem.tau:g}, sampled followers "
+                    "are not: PBRL learns for tau = 0, its records are at the environment's own tau",
+                    stacklevel=2,
+                )
         self.follower_spec = follower
         self.lam = self.penalty.lam_at(1.0)
         seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
