@@ -31,9 +31,17 @@ def projected_gradient(z: Tensor, alpha: float, project: Projection) -> Tensor:
 
 @torch.no_grad()
 def projected_step(optimizer: torch.optim.Optimizer, projections: Sequence[Projection]) -> None:
-    """One step of the optimiser; each of its groups holds one tensor, and ``projections`` one projection for each."""
+    """One step of the optimiser; each of its groups holds one tensor, and ``projections`` one projection for each.
+
+    Raises:
+        FloatingPointError: a gradient that is not finite, before anything is moved.
+    """
     pairs = [(group["params"][0], group["lr"], p) for group, p in zip(optimizer.param_groups, projections, strict=True)]
     for z, alpha, project in pairs:
+        if z.grad is not None and not bool(torch.isfinite(z.grad).all()):
+            raise FloatingPointError(
+                "gradient: expected finite numbers, got NaN or infinity: look at the rewards at this x"
+            )
         if z.grad is not None:
             z.grad = projected_gradient(z, alpha, project)
     optimizer.step()

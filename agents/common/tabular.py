@@ -242,6 +242,7 @@ class TabularLeader(Leader):
                 "tau": self.tau,
             },
             "evaluation": None if self.kept is None else self.kept.evaluation.as_dict(),
+            "history": [evaluation.as_dict() for evaluation in self.history],
         }
         kept = None if self.kept is None else self.kept.x
         tensors = {
@@ -293,6 +294,7 @@ class TabularLeader(Leader):
             counters[k] for k in ("num_timesteps", "iteration", "total")
         )
         leader.tau, leader._evaluation_V = counters["tau"], tensors["evaluation_V"]
+        leader.history = [Evaluation(**record) for record in header["history"]]
         if header["evaluation"] is not None:
             leader.kept = Kept(tensors["kept"], Evaluation(**header["evaluation"]))
         return leader

@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...envs.mdp import solve_soft, suboptimality
-from ...envs.mdp.problem import EVALUATION_TAU
 from ...envs.mdp.checks import check_number, check_size, require
+from ...envs.mdp.problem import EVALUATION_TAU
 from ...wrappers import RewardMixing, set_leader
 from ..common.evaluation import Evaluation, leader_return_at_best_response
 from ..common.leader import Callback, Kept, Leader, LeaderConfig
@@ -344,6 +344,7 @@ class PBRL(Leader):
             "seed": self.seed,
             "counters": {name: getattr(self, name) for name in _COUNTERS},
             "evaluation": None if self.kept is None else self.kept.evaluation.as_dict(),
+            "history": [evaluation.as_dict() for evaluation in self.history],
         }
         tensors = {
             "x": self._x.detach(),
@@ -406,6 +407,7 @@ class PBRL(Leader):
                 f"follower: expected the algorithm that {path} was trained with, got another ({error})"
             ) from error
         self.gradient.restore(tensors["critics"])
+        self.history = [Evaluation(**record) for record in header["history"]]
         if header["evaluation"] is not None:
             self.kept = Kept(tensors["kept"], Evaluation(**header["evaluation"]))
 

@@ -340,6 +340,7 @@ def test_a_saved_leader_comes_back(algorithm: type[BaseAlgorithm], tmp_path: Pat
     assert np.array_equal(again.x, leader.x)
     assert np.array_equal(again.last_x, leader.last_x)
     assert again.evaluate() == leader.evaluate()
+    assert again.history == leader.history
     for a, b in ((leader.best_response, again.best_response), (leader.penalised, again.penalised)):
         assert np.array_equal(leader.follower_policy(a, leader.x), again.follower_policy(b, leader.x))
     before = again.num_timesteps

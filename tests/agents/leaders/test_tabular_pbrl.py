@@ -32,6 +32,8 @@ from bilevel_gym.agents import (
 from bilevel_gym.agents.oracles import Oracle
 from bilevel_gym.agents.penalties import Penalty
 from bilevel_gym.envs.mdp import (
+    ArrayProblem,
+    LeaderSet,
     TabularMDP,
     TabularProblem,
     policy_return,
@@ -323,3 +325,16 @@ def test_a_problem_without_a_leader_reward_has_a_softmax_follower_by_default() -
     leader = TabularPBRL(NoReturn(), x0=[2.0]).learn(30)
     assert isinstance(leader._follower, Softmax)
     assert abs(leader.last_x[0]) < 2.0
+
+
+def test_rewards_that_break_are_reported_and_nothing_is_moved() -> None:
+    base = random_mdp(0)
+
+    def breaks(x: Tensor) -> Tensor:
+        return base.r * (float("nan") if float(x.detach()[0]) > 0.2 else 1.0) + x[0]
+
+    problem = ArrayProblem(base, LeaderSet.box(1, -1.0, 1.0), breaks, lambda x: base.r + 5 * x[0])
+    leader = TabularPBRL(problem, config=TabularPBRLConfig(follower=Softmax()))
+    with pytest.raises(FloatingPointError, match="gradient: expected finite numbers"):
+        leader.learn(50)
+    assert np.isfinite(leader.last_x).all()
