@@ -22,8 +22,14 @@ Projection = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def projected_gradient(z: Tensor, alpha: float, project: Projection) -> Tensor:
-    """G, the shape of z, whose gradient g is at ``z.grad``."""
+    """G, the shape of z, whose gradient g is at ``z.grad``.
+
+    Raises:
+        FloatingPointError: a gradient that is not finite.
+    """
     assert z.grad is not None
+    if not bool(torch.isfinite(z.grad).all()):
+        raise FloatingPointError("gradient: expected finite numbers, got NaN or infinity; look at the rewards at this x")
     stepped = z - alpha * z.grad
     projected = project(stepped)
     return z.grad if torch.equal(projected, stepped) else (z - projected) / alpha
@@ -38,10 +44,6 @@ def projected_step(optimizer: torch.optim.Optimizer, projections: Sequence[Proje
     """
     pairs = [(group["params"][0], group["lr"], p) for group, p in zip(optimizer.param_groups, projections, strict=True)]
     for z, alpha, project in pairs:
-        if z.grad is not None and not bool(torch.isfinite(z.grad).all()):
-            raise FloatingPointError(
-                "gradient: expected finite numbers, got NaN or infinity: look at the rewards at this x"
-            )
         if z.grad is not None:
             z.grad = projected_gradient(z, alpha, project)
     optimizer.step()
