@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -91,6 +92,12 @@ def write_index(out: Path) -> None:
     (out / "README.md").write_text("# Results\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
+def to_json(record: dict[str, Any]) -> str:
+    """JSON, indented, with every list of numbers on one line."""
+    text = json.dumps(record, indent=1)
+    return re.sub(r"\[[^][{}\"]*\]", lambda found: re.sub(r"\s+", " ", found.group()), text) + "\n"
+
+
 def run_one(name: str, options: argparse.Namespace) -> None:
     """Run one benchmark and write its files."""
     module = importlib.import_module(f"benchmarks.{name}")
@@ -101,7 +108,7 @@ def run_one(name: str, options: argparse.Namespace) -> None:
     if has_picture:
         module.picture(data, options.out / f"{name}.png")
     text = page(module, record, has_picture)
-    (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (options.out / f"{name}.json").write_text(to_json(record), encoding="utf-8")
     (options.out / f"{name}.md").write_text(text, encoding="utf-8")
     tqdm.write(text)
 

@@ -146,7 +146,7 @@ def returns_table(data: Data) -> str:
         at_pi_y, gap = (float(np.mean(column(data, method, key))) for key in ("at_pi_y", "gap"))
         seconds = float(np.median(column(data, method, "seconds")))
         label = EXACT.get(method, f"PBRL, {method}")
-        rows.append([label, best, last, f"{at_pi_y:.2f}", f"{gap:.3f}", f"{seconds:.1f}"])
+        rows.append([label, best, last, f"{at_pi_y:.2f}", f"{abs(gap):.3f}", f"{seconds:.1f}"])
     return markdown_table(headers, rows)
 
 

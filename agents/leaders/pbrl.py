@@ -235,12 +235,13 @@ class PBRL(Leader):
         self._warm = True
         per_iteration = 2 * config.follower_steps + 2 * config.rollout_envs * self._horizon
         planned = int(self._total * config.follower_steps / per_iteration) + int(config.warmup_steps)
+        points = self._neighbourhood()
         for follower in (self.best_response, self.penalised):
             venv = follower.venv
             assert isinstance(venv, RewardMixing)
             if follower is self.penalised:
                 venv.weight = 1.0 / self.lam
-            set_leader(venv, self._neighbourhood())
+            set_leader(venv, points)
             self.num_timesteps += follower.train(asked, planned)
 
     def _neighbourhood(self) -> NDArray[np.float64]:
@@ -249,9 +250,7 @@ class PBRL(Leader):
         points = np.repeat(self.last_x[None], n, axis=0)
         noisy = round(self.config.noisy_share * n) if self.config.observe_commitment else 0
         points[:noisy] += self.config.x_noise * self.rng.standard_normal((noisy, points.shape[1]))
-        for i in range(noisy):
-            points[i] = self.leader_set.project(torch.from_numpy(points[i])).numpy()
-        return points
+        return self.leader_set.project(torch.from_numpy(points)).numpy()
 
     def _rollouts(self) -> tuple[Rollout, Rollout]:
         """Fresh episodes at x of the best response and of the penalised follower, from the same random numbers."""

@@ -72,8 +72,12 @@ class LeaderSet:
         return self._clip(z.sign() * (z.abs() - t).clamp_min(0.0))
 
     def project(self, x: Tensor) -> Tensor:
-        """Euclidean projection of x, ``[dim]``, on X."""
+        """Euclidean projection on X of x, ``[dim]``, or of each row of ``[n, dim]``."""
         clipped = self._clip(x)
+        if self.budget == math.inf:
+            return clipped
+        if x.ndim > 1:
+            return torch.stack([self.project(row) for row in x])
         if clipped.abs().sum() <= self.budget:
             return clipped
         kinks = torch.cat([x.abs(), (x.abs() - self.low.abs()), (x.abs() - self.high.abs()), torch.zeros_like(x[:1])])

