@@ -67,7 +67,12 @@ class InverseCdfSampler(Sampler):
         self._size = size
         self._width = 1 << max(0, size - 1).bit_length()
         cdf = np.full((p.shape[0], self._width), 2.0)
-        np.cumsum(p, axis=1, out=cdf[:, :size])
+        if size > 8:
+            np.cumsum(p, axis=1, out=cdf[:, :size])
+        else:  # column by column: the same sums, several times faster over short rows
+            cdf[:, 0] = p[:, 0]
+            for k in range(1, size):
+                np.add(cdf[:, k - 1], p[:, k], out=cdf[:, k])
         cdf[:, :size] /= cdf[:, size - 1 : size]  # ends at exactly 1, above every u
         self._cdf = cdf.ravel()
         self._memory = memoryview(self._cdf.data)  # indexing it gives Python floats, far quicker than the array's
