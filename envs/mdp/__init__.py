@@ -14,31 +14,43 @@ from .evaluation import (
 )
 from .leader_set import LeaderSet
 from .models import TabularKernel, TabularMDP
+from .nash import NashEquilibrium, matrix_game, regularised_matrix_game, solve_nash
 from .optimality import SoftOptimum, attach, soft_maximum, soft_policy, solve_soft, suboptimality, value_iteration
 from .problem import ArrayProblem, Optimum, TabularProblem
 from .stackelberg import StackelbergProblem, random_stackelberg
+from .zero_sum import ZeroSumGame, best_responses, joint_return, joint_value, nikaido_isoda_gap, player_mdp
 
 __all__ = [
     "ArrayProblem",
     "LeaderSet",
+    "NashEquilibrium",
     "Optimum",
     "SoftOptimum",
     "StackelbergProblem",
     "TabularKernel",
     "TabularMDP",
     "TabularProblem",
+    "ZeroSumGame",
     "action_value",
     "attach",
+    "best_responses",
     "induced_reward",
     "induced_transition",
+    "joint_return",
+    "joint_value",
+    "matrix_game",
     "negative_entropy",
     "negative_entropy_gradient",
+    "nikaido_isoda_gap",
+    "player_mdp",
     "policy_return",
     "policy_return_gradient",
     "policy_value",
     "random_stackelberg",
+    "regularised_matrix_game",
     "soft_maximum",
     "soft_policy",
+    "solve_nash",
     "solve_soft",
     "start_value",
     "suboptimality",
