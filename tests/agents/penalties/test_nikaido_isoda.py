@@ -89,13 +89,14 @@ def test_it_is_exploitability_positive_but_for_nash(tau: float) -> None:
     penalty = NikaidoIsodaPenalty()
     for seed in range(20):
         pair = random_pair(game, seed, spread=10.0 if seed % 2 else 1.0)
-        value = penalty(game, *pair, *(answer.pi for answer in best_responses(game, *pair, tau)), tau)
+        first, second = best_responses(game, *pair, tau)
+        value = penalty(game, *pair, first.pi, second.pi, tau)
         assert float(value) > 0.0
         torch.testing.assert_close(value, nikaido_isoda_gap(game, *pair, tau), rtol=1e-9, atol=1e-9)
     nash = solve_nash(game, tau)
     pair = nash.pi1, nash.pi2
-    stars = tuple(answer.pi for answer in best_responses(game, *pair, tau))
-    assert abs(float(penalty(game, *pair, stars[0], stars[1], tau))) < 1e-9
+    first, second = best_responses(game, *pair, tau)
+    assert abs(float(penalty(game, *pair, first.pi, second.pi, tau))) < 1e-9
     if tau > 0.0:
         for s in range(game.n_states):  # a mistake in any single state, of either player, is seen
             for player in (0, 1):
