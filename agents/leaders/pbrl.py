@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...envs.mdp import solve_soft, suboptimality
-from ...envs.mdp.problem import EVALUATION_TAU
 from ...envs.mdp.checks import check_number, check_size, require
+from ...envs.mdp.problem import EVALUATION_TAU
 from ...wrappers import RewardMixing, set_leader
 from ..common.evaluation import Evaluation, leader_return_at_best_response
 from ..common.leader import Callback, Kept, Leader, LeaderConfig
