@@ -29,6 +29,7 @@ from bilevel_gym.agents import (
 )
 from bilevel_gym.agents.leaders.game_pbrl import GamePBRL
 from bilevel_gym.envs.mdp import (
+    IncentiveDesignProblem,
     best_responses,
     joint_return,
     nikaido_isoda_gap,
@@ -44,7 +45,7 @@ SMALL: dict[str, Any] = {"n_states": 3, "n_actions_1": 2, "n_actions_2": 3}
 TAU, LAM = 0.3, 4.0
 
 
-def small(seed: int = 0) -> Any:
+def small(seed: int = 0) -> IncentiveDesignProblem:
     return random_incentive_design(**SMALL, gamma=0.8, seed=seed)
 
 
@@ -170,7 +171,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^config.follower: expected"):
         TabularPBRL(problem, config=TabularPBRLConfig(follower=Solved()))
     with pytest.raises(ValueError, match=r"^problem: expected a TabularProblem"):
-        Hypergradient(problem)
+        Hypergradient(problem)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^problem: expected a GameProblem"):
         GamePBRL(random_stackelberg(3, 2, 2))
     with pytest.raises(ValueError, match=r"^env_kwargs: expected"):

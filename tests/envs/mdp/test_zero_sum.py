@@ -138,6 +138,24 @@ def test_newton_is_quadratic() -> None:
     assert slope(sizes.log(), np.log(errors)) == pytest.approx(2.0, abs=0.15)
 
 
+def test_newton_s_steps_are_guarded() -> None:
+    """A game of van der Wal's kind, in which Newton's steps alone go 12, 4, 12, 4, ...; its value is 8."""
+    P, r = torch.zeros(2, 2, 2, 2, dtype=F64), torch.zeros(2, 2, 2, dtype=F64)
+    P[0, :, :, 0] = torch.tensor([[1.0, 1 / 3], [1.0, 1.0]], dtype=F64)
+    P[..., 1] = 1.0 - P[..., 0]
+    r[0] = torch.tensor([[3.0, 6.0], [2.0, 1.0]], dtype=F64)
+    game = ZeroSumGame(P, r, torch.tensor([1.0, 0.0], dtype=F64), 0.75)
+    V, newton = torch.zeros(2, dtype=F64), []
+    for _ in range(4):
+        V = joint_value(game, *matrix_game(game.r + game.gamma * (game.P @ V.view(1, 1, 2, 1)).squeeze(-1)))
+        newton.append(float(V[0]))
+    assert newton == pytest.approx([12.0, 4.0, 12.0, 4.0])
+    for tau in (0.0, 0.01):
+        nash = solve_nash(game, tau)
+        assert float(nash.V[0]) == pytest.approx(8.0, abs=1e-8)
+        assert nash.residual < 1e-9
+
+
 def test_both_players_see_one_value() -> None:
     """Player 1's MDP has the value V, player 2's -V; and V is the expectation written out."""
     game = random_game(4, batch=(2,))
