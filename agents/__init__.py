@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .leaders.pbrl import PBRL, PBRLConfig
     from .leaders.tabular_pbrl import TabularPBRL, TabularPBRLConfig
     from .oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
-    from .penalties import BellmanPenalty, ValuePenalty
+    from .penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty
     from .schedules import Constant, Geometric, Linear
 
 _HOME = {
@@ -27,6 +27,7 @@ _HOME = {
     "IndependentPolicyGradientConfig": "baselines.independent_policy_gradient",
     "ValuePenalty": "penalties",
     "BellmanPenalty": "penalties",
+    "NikaidoIsodaPenalty": "penalties",
     "SoftPolicyIteration": "oracles",
     "MirrorDescent": "oracles",
     "PolicyGradient": "oracles",
@@ -53,6 +54,7 @@ __all__ = [
     "IndependentPolicyGradientConfig",
     "Linear",
     "MirrorDescent",
+    "NikaidoIsodaPenalty",
     "PBRLConfig",
     "PolicyGradient",
     "SoftPolicyIteration",

@@ -1,5 +1,6 @@
 """Environments in which a leader chooses a parameter of the follower's problem: the registration table."""
 
+import pettingzoo
 from gymnasium.envs.registration import register
 
 # id, module of this package, class (<class>Env is the environment, <class>VectorEnv the natively vectorised one)
@@ -15,3 +16,9 @@ for _id, _module, _name in _TABLE:
         vector_entry_point=f"bilevel_gym.envs.{_module}:{_name}VectorEnv",
         max_episode_steps=100,
     )
+
+# modules of this package that hold a game of several players: the id is the module's name
+_GAMES = ("incentive_design_v0",)
+
+for _name in _GAMES:
+    pettingzoo.register("parallel", f"bilevel_gym/{_name}", f"bilevel_gym.envs.{_name}:parallel_env")

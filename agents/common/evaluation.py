@@ -23,9 +23,9 @@ class Evaluation:
     """A leader's record at one x.
 
     Attributes:
-        leader_return: ``F_0(x)``, the leader's return at the follower's best response.
+        leader_return: ``F_0(x)``, the leader's return at the follower's best response; in a game at the Nash equilibrium.
         leader_return_at_pi_y: ``J_L(x, pi_y)`` at the method's own follower; None where it has none.
-        gap: the follower's gap ``V*(rho) - V^{pi_y}(rho)`` at temperature tau.
+        gap: the follower's gap ``V*(rho) - V^{pi_y}(rho)`` at temperature tau; in a game the Nikaido-Isoda gap.
         penalty: p(x, y), without lam; None where the method has none.
         lam: penalty coefficient; None where the method has none.
         tau: the method's temperature.

@@ -6,27 +6,32 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
+import pettingzoo
 import torch
+from pettingzoo import ParallelEnv
+from pettingzoo.env_registry.exceptions import PettingZooRegistryError
 from torch import Tensor
 
-from ...envs.mdp import TabularMDP, TabularProblem, solve_soft, suboptimality
+from ...envs.mdp import BilevelProblem, GameProblem, TabularMDP, TabularProblem, solve_soft, suboptimality
 from ...envs.mdp.checks import check_size, require
 from ..oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
-from ..penalties import BellmanPenalty, Penalty, ValuePenalty
-from ..schedules import Schedule, as_schedule
+from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, Penalty, ValuePenalty
+from ..schedules import Geometric, Schedule, as_schedule
 from .evaluation import Evaluation, best_response
 from .leader import Callback, Kept, Leader, LeaderConfig
 from .projected_step import Projection, projected_step
 from .storage import decode, encode, read_leader, storable, write_leader
 
-for _cls in (ValuePenalty, BellmanPenalty, SoftPolicyIteration, MirrorDescent, PolicyGradient):
+for _cls in (ValuePenalty, BellmanPenalty, NikaidoIsodaPenalty, SoftPolicyIteration, MirrorDescent, PolicyGradient):
     storable(_cls)
 
 Self = TypeVar("Self", bound="TabularLeader")
+ProblemSource = BilevelProblem | gym.Env[Any, Any] | ParallelEnv[Any, Any, Any] | str
+"""A problem, an environment that has one, or its id."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +39,7 @@ class TabularLeaderConfig(LeaderConfig):
     """What every exact leader can be told.
 
     Attributes:
-        tau: temperature, a number or a schedule; None takes the problem's own.
+        tau: temperature, a number or a schedule; None takes the leader's default for the problem.
     """
 
     tau: float | Schedule | None = None
@@ -68,43 +73,76 @@ def make_env(env_id: str, env_kwargs: dict[str, Any] | None, name: str = "env") 
         ) from error
 
 
+def is_game_id(env_id: str) -> bool:
+    """Whether PettingZoo knows the id as that of a parallel environment."""
+    try:
+        pettingzoo.spec("parallel", env_id)
+    except PettingZooRegistryError:
+        return False
+    return True
+
+
+def problem_of(source: Any) -> Any:
+    """The problem that an environment has, or None; a problem is its own."""
+    if isinstance(source, gym.Env):
+        return source.get_wrapper_attr("problem") if source.has_wrapper_attr("problem") else None
+    return source if isinstance(source, BilevelProblem) else getattr(source, "problem", None)
+
+
+def plays_a_game(problem: Any) -> bool:
+    """Whether a problem, an environment or an id is that of a zero-sum game."""
+    return is_game_id(problem) if isinstance(problem, str) else isinstance(problem_of(problem), GameProblem)
+
+
 def resolve_problem(
-    problem: TabularProblem | gym.Env[Any, Any] | str, env_kwargs: dict[str, Any] | None
-) -> tuple[TabularProblem, Source]:
-    """A tabular problem from itself, from an environment that has one, or from an environment's id.
+    problem: Any, env_kwargs: dict[str, Any] | None, kind: type[BilevelProblem] = TabularProblem
+) -> tuple[Any, Source]:
+    """A problem of this kind from itself, from an environment that has one, or from an environment's id.
 
     Raises:
-        ValueError: an unknown id, or an environment without a tabular problem.
+        ValueError: an unknown id, or an environment without such a problem.
     """
     source = Source(problem, dict(env_kwargs or {})) if isinstance(problem, str) else Source(None, {})
     if isinstance(problem, str):
-        problem = make_env(problem, env_kwargs, "problem")
+        if is_game_id(problem):
+            problem = pettingzoo.make("parallel", problem, **(env_kwargs or {}))
+        else:
+            problem = make_env(problem, env_kwargs, "problem")
     else:
         require(
             not env_kwargs, "env_kwargs", "none beside a problem or an environment that is already made", env_kwargs
         )
-    found: Any = problem
-    if isinstance(problem, gym.Env):
-        found = problem.get_wrapper_attr("problem") if problem.has_wrapper_attr("problem") else None
-    require(
-        isinstance(found, TabularProblem),
-        "problem",
-        "a TabularProblem, an environment that has one, or its id",
-        repr(problem),
-    )
-    assert isinstance(found, TabularProblem)
+    found = problem_of(problem)
+    wanted = f"a {kind.__name__}, an environment that has one, or its id"
+    require(isinstance(found, kind), "problem", wanted, repr(problem))
     return found, source
 
 
-def fingerprint(problem: TabularProblem) -> list[float]:
+def _waves(parts: list[Tensor]) -> list[float]:
+    """One number a tensor, which nearly every change of an entry moves."""
+    return [float(torch.cos(torch.arange(t.numel(), dtype=torch.float64)) @ t.detach().reshape(-1)) for t in parts]
+
+
+def _game_fingerprint(problem: GameProblem, x: Tensor) -> list[float]:
+    game = problem.game(x).detach()
+    pair = [torch.softmax(torch.cos(torch.arange(n, dtype=torch.float64)), -1) for n in game.n_actions]
+    pi1, pi2 = (pi.expand(*game.batch_shape, game.n_states, -1) for pi in pair)
+    parts = [game.P, game.r, game.rho, torch.tensor([problem.tau]), problem.leader_return(x, (pi1, pi2))]
+    sizes = [float(problem.leader_dim), float(game.n_states), *(float(n) for n in game.n_actions), game.gamma]
+    return sizes + _waves([part.double() for part in parts])
+
+
+def fingerprint(problem: BilevelProblem) -> list[float]:
     """A few numbers by which two problems can be told apart, up to rounding."""
     x = problem.project(torch.linspace(-1.0, 1.0, problem.leader_dim, dtype=torch.float64))
+    if isinstance(problem, GameProblem):
+        return _game_fingerprint(problem, x)
+    assert isinstance(problem, TabularProblem)
     mdp = problem.follower_mdp(x).detach()
     parts = [mdp.P, mdp.r, mdp.rho, torch.tensor([problem.tau, mdp.terminal_entropy], dtype=torch.float64)] + [
         t.double() for t in (mdp.terminal, mdp.mask, problem.leader_reward(x), problem.context_probs) if t is not None
     ]
-    waves = [torch.cos(torch.arange(t.numel(), dtype=torch.float64)) @ t.detach().reshape(-1) for t in parts]
-    return [float(problem.leader_dim), float(mdp.n_states), float(mdp.n_actions), mdp.gamma, *(float(w) for w in waves)]
+    return [float(problem.leader_dim), float(mdp.n_states), float(mdp.n_actions), mdp.gamma, *_waves(parts)]
 
 
 class TabularLeader(Leader):
@@ -116,23 +154,34 @@ class TabularLeader(Leader):
     """
 
     config: TabularLeaderConfig
+    problem: TabularProblem
+    _problem_kind: ClassVar[type[BilevelProblem]] = TabularProblem
 
     def __init__(
         self,
-        problem: TabularProblem | gym.Env[Any, Any] | str,
+        problem: ProblemSource,
         config: TabularLeaderConfig,
         seed: int | None,
         env_kwargs: dict[str, Any] | None,
         x0: Any,
         positive_tau: bool,
     ) -> None:
-        self.problem, self.source = resolve_problem(problem, env_kwargs)
+        self.problem, self.source = resolve_problem(problem, env_kwargs, self._problem_kind)
         super().__init__(self.problem.leader_set, self.problem.start_x(), config, x0, seed)
-        tau = self.problem.tau if config.tau is None else config.tau
+        tau = self._default_tau() if config.tau is None else config.tau
         self._tau = as_schedule(tau, "tau", positive=positive_tau)
         self.tau = self._tau(1.0)
         self._evaluation_V: Tensor | None = None
         self._restart_optimizer()
+
+    def _default_tau(self) -> float | Schedule:
+        """The temperature where the config names none: the problem's own."""
+        return self.problem.tau
+
+    def _annealed(self, start: float) -> Schedule:
+        """From ``start`` down to the temperature of honest evaluation, and no further than 0.003."""
+        end = max(self.problem.tau0, 0.003)
+        return Geometric(max(start, end), end)
 
     def _parameters(self) -> list[dict[str, Any]]:
         """Parameter groups of the optimiser; the first is x's."""
@@ -211,6 +260,11 @@ class TabularLeader(Leader):
 
     # --- files ---------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def _file_kind(cls) -> str:
+        """The name under which this leader's files go."""
+        return cls.__name__
+
     def _parts(self) -> dict[str, Any]:
         """Constructor arguments beside the problem, the config and the seed."""
         return {}
@@ -229,7 +283,7 @@ class TabularLeader(Leader):
             The path written, ``.zip`` added where there was no suffix.
         """
         header = {
-            "leader": type(self).__name__,
+            "leader": self._file_kind(),
             "source": {"env_id": self.source.env_id, "env_kwargs": encode(self.source.env_kwargs)},
             "fingerprint": fingerprint(self.problem),
             "config": encode(self.config),
@@ -255,9 +309,7 @@ class TabularLeader(Leader):
         return write_leader(path, header, tensors)
 
     @classmethod
-    def load(
-        cls: type[Self], path: str | Path, problem: TabularProblem | gym.Env[Any, Any] | str | None = None
-    ) -> Self:
+    def load(cls: type[Self], path: str | Path, problem: ProblemSource | None = None) -> Self:
         """Read a leader back, ready to evaluate or to learn on with ``reset_num_timesteps=False``.
 
         Args:
@@ -268,7 +320,7 @@ class TabularLeader(Leader):
             FileNotFoundError: no such file.
             ValueError: a truncated file, that of another leader, or of another problem.
         """
-        header, tensors = read_leader(path, cls.__name__)
+        header, tensors = read_leader(path, cls._file_kind())
         source = header["source"]
         kwargs = None
         if problem is None:
@@ -300,7 +352,7 @@ class TabularLeader(Leader):
         return leader
 
 
-def check_fingerprint(expected: list[float], problem: TabularProblem, path: str | Path) -> None:
+def check_fingerprint(expected: list[float], problem: BilevelProblem, path: str | Path) -> None:
     """Raise ``ValueError`` unless ``problem`` is the one a file was written for."""
     got = fingerprint(problem)
     same = len(got) == len(expected) and bool(np.allclose(got, expected, rtol=1e-6, atol=1e-6))

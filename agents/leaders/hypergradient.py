@@ -16,19 +16,13 @@ from torch import Tensor
 from ...envs.mdp import SoftOptimum, TabularMDP, TabularProblem, attach, solve_soft
 from ..common.storage import storable
 from ..common.tabular import TabularLeader, TabularLeaderConfig
-from ..schedules import Geometric, Schedule
+from ..schedules import Schedule
 
 
 @storable
 @dataclass(frozen=True, eq=False)
 class HypergradientConfig(TabularLeaderConfig):
-    """How :class:`Hypergradient` learns.
-
-    Attributes:
-        tau: temperature, positive; annealed by default, None takes the problem's own.
-    """
-
-    tau: float | Schedule | None = Geometric(0.3, 0.003)  # noqa: RUF009 (frozen)
+    """How :class:`Hypergradient` learns: tau is positive; None anneals it from 0.3 to ``problem.tau0``, at least 0.003."""
 
 
 def soft_leader_return(
@@ -66,6 +60,9 @@ class Hypergradient(TabularLeader):
         super().__init__(
             problem, HypergradientConfig() if config is None else config, seed, env_kwargs, x0, positive_tau=True
         )
+
+    def _default_tau(self) -> Schedule:
+        return self._annealed(0.3)
 
     def _descend(self, progress_remaining: float) -> dict[str, float]:
         value, self._follower = soft_leader_return(self.problem, self._x, self.tau, self._follower)

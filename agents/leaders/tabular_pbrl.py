@@ -5,7 +5,7 @@ r"""PBRL, exact: Algorithm 1 (eq. 4.4) of Shen, Yang and Chen, arXiv 2402.06886,
 
 pihat_k is the oracle's last iterate in place of the best response pi*(x_k). The step is taken by any ``torch.optim``
 optimiser, which is given the projected gradient (4.6), ``(z - Proj(z - alpha grad F_lam)) / alpha``. Its norm is logged as
-stationarity.
+stationarity. Over a zero-sum game the step is that of ``game_pbrl``.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import torch
 from torch import Tensor
 
-from ...envs.mdp import TabularMDP, TabularProblem
+from ...envs.mdp import TabularMDP
 from ...envs.mdp.checks import require
 from ..common.policies import Direct, Softmax, Solved
 from ..common.projected_step import Projection, projected_gradient
 from ..common.storage import storable
-from ..common.tabular import TabularLeader, TabularLeaderConfig
+from ..common.tabular import ProblemSource, TabularLeader, TabularLeaderConfig, plays_a_game
 from ..oracles import Oracle, OracleAnswer, SoftPolicyIteration
-from ..penalties import BellmanPenalty, Penalty, ValuePenalty
+from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, Penalty, ValuePenalty
 from ..schedules import Geometric, Schedule
 
 
@@ -37,21 +36,22 @@ class TabularPBRLConfig(TabularLeaderConfig):
     Attributes:
         follower: how pi_y is held: :class:`Softmax` or :class:`Direct` (joint steps in x and y, the paper's), or
             :class:`Solved`. None takes ``Solved``, the best found, where it applies and ``Softmax`` elsewhere.
-        tau: temperature; annealed by default, None takes the problem's own.
+        tau: temperature; None anneals it from 0.2 to that of honest evaluation (``problem.tau0``, at least 0.003).
         learning_rate: step of x.
     """
 
     follower: Softmax | Direct | Solved | None = None
     learning_rate: float | Schedule = 0.05
-    tau: float | Schedule | None = Geometric(0.2, 0.003)  # noqa: RUF009 (frozen)
 
 
 class TabularPBRL(TabularLeader):
     """The penalty method with the model known.
 
     Args:
-        problem: a tabular problem, an environment that has one, or its id.
-        penalty: :class:`ValuePenalty` or :class:`BellmanPenalty`; by default the value penalty, lam 2 to 20.
+        problem: a tabular problem, an environment that has one, or its id; over a zero-sum game it makes a
+            :class:`~bilevel_gym.agents.leaders.game_pbrl.GamePBRL`, whose verbs are the same.
+        penalty: :class:`ValuePenalty` or :class:`BellmanPenalty`; by default the value penalty, lam 2 to 20. Over a
+            zero-sum game :class:`NikaidoIsodaPenalty`.
         oracle: how the best response is found; by default soft policy iteration.
         config: steps, schedules, bounds.
         seed: kept for files; the method draws nothing.
@@ -71,10 +71,18 @@ class TabularPBRL(TabularLeader):
 
     config: TabularPBRLConfig
 
+    def __new__(cls, problem: Any = None, *args: Any, **kwargs: Any) -> TabularPBRL:
+        """The leader whose step fits the problem's type."""
+        if cls is TabularPBRL and plays_a_game(problem):
+            from .game_pbrl import GamePBRL
+
+            return super().__new__(GamePBRL)
+        return super().__new__(cls)
+
     def __init__(
         self,
-        problem: TabularProblem | gym.Env[Any, Any] | str,
-        penalty: Penalty | None = None,
+        problem: ProblemSource,
+        penalty: Penalty | NikaidoIsodaPenalty | None = None,
         oracle: Oracle | None = None,
         config: TabularPBRLConfig | None = None,
         seed: int | None = 0,
@@ -82,7 +90,10 @@ class TabularPBRL(TabularLeader):
         x0: Any = None,
     ) -> None:
         config = TabularPBRLConfig() if config is None else config
-        self.penalty = ValuePenalty(lam=Geometric(2.0, 20.0)) if penalty is None else penalty
+        penalty = ValuePenalty(lam=Geometric(2.0, 20.0)) if penalty is None else penalty
+        single = not isinstance(penalty, NikaidoIsodaPenalty)
+        require(single, "penalty", "a penalty of one follower for a problem with one", type(penalty).__name__)
+        self.penalty: Penalty = penalty  # type: ignore[assignment]
         self.oracle: Oracle = SoftPolicyIteration() if oracle is None else oracle
         self.lam = self.penalty.lam_at(1.0)
         self._answer: OracleAnswer | None = None
@@ -105,6 +116,9 @@ class TabularPBRL(TabularLeader):
             require(
                 len(self.penalty.mu) == n_states, "mu", f"{n_states} weights, one a state", f"{len(self.penalty.mu)}"
             )
+
+    def _default_tau(self) -> Schedule:
+        return self._annealed(0.2)
 
     def _parameters(self) -> list[dict[str, Any]]:
         follower = self._follower

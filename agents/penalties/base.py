@@ -12,8 +12,8 @@ from ..schedules import Schedule, as_schedule
 
 
 @dataclass(frozen=True, eq=False)
-class Penalty:
-    """A penalty p(x, y) >= 0 of a single-agent lower level and its coefficient.
+class WeightedPenalty:
+    """A penalty's coefficient.
 
     Attributes:
         lam: coefficient of the penalty, positive; a number or a schedule.
@@ -33,6 +33,11 @@ class Penalty:
     def lam_at(self, progress_remaining: float) -> float:
         """lam at the remaining progress, 1 at the start and 0 at the end."""
         return as_schedule(self.lam, "lam", positive=True)(progress_remaining)
+
+
+@dataclass(frozen=True, eq=False)
+class Penalty(WeightedPenalty):
+    """A penalty p(x, y) >= 0 of a single-agent lower level and its coefficient."""
 
     def __call__(self, mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float) -> Tensor:
         """p(x, y), ``[...]``, whose autograd is the penalty's gradient.

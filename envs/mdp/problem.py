@@ -1,4 +1,4 @@
-r"""The bilevel problem over a tabular follower: max_x J_L(x, pi) s.t. pi optimal for M_tau(x)."""
+r"""Tabular bilevel problems: max_x J_L(x, pi) s.t. pi optimal for M_tau(x), or (pi1, pi2) an equilibrium of a game."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .checks import as_float64, check_tau, require
 from .evaluation import policy_return
 from .leader_set import LeaderSet
 from .models import TabularKernel, TabularMDP
+from .zero_sum import ZeroSumGame
 
 EVALUATION_TAU = 0.002
 """Temperature of honest evaluation for rewards in [0, 1] and a follower without entropy of its own."""
@@ -34,20 +35,54 @@ class Optimum:
     leader_return: float
 
 
-class TabularProblem(ABC):
-    """A leader's parameter x in X and the follower's MDP that it shapes.
+class BilevelProblem(ABC):
+    """A leader's parameter x in X: what problems over a follower's MDP and over a zero-sum game share.
 
     Attributes:
         leader_set: X.
-        tau: default temperature of the follower; a method may use its own.
+        tau: default temperature of the lower level; a method may use its own.
         context_probs: weights ``[C]`` of the leading context axis of every field, or None where there is none.
-        batched_kernel: whether ``kernel`` takes x ``[n, dim]``, one row a copy of the environment.
-        commitment_is_distribution: whether the rows of ``commitment`` sum to one.
     """
 
     leader_set: LeaderSet
     tau: float = 0.0
     context_probs: Tensor | None = None
+
+    def over_contexts(self, values: Tensor) -> Tensor:
+        """Average ``[C]`` values with the context probabilities; a scalar passes through."""
+        return values if self.context_probs is None else (self.context_probs * values).sum(-1)
+
+    @property
+    def tau0(self) -> float:
+        """Temperature of honest evaluation, ``F_0(x) = J_L(x, pi*_tau0(x))``: the problem's own if positive, else 0.002."""
+        return self.tau if self.tau > 0.0 else EVALUATION_TAU
+
+    @property
+    def leader_dim(self) -> int:
+        """Number of coordinates of x."""
+        return self.leader_set.dim
+
+    def project(self, x: Tensor) -> Tensor:
+        """Euclidean projection on X."""
+        return self.leader_set.project(x)
+
+    def start_x(self) -> Tensor:
+        """The untrained leader: 0, projected on X."""
+        return self.project(torch.zeros(self.leader_dim, dtype=torch.float64))
+
+    def optimum(self, tau: float | None = None) -> Optimum:
+        """The answer in closed form, where it is known."""
+        raise NotImplementedError(f"{type(self).__name__} has no closed-form optimum")
+
+
+class TabularProblem(BilevelProblem):
+    """A leader's parameter x in X and the follower's MDP that it shapes.
+
+    Attributes:
+        batched_kernel: whether ``kernel`` takes x ``[n, dim]``, one row a copy of the environment.
+        commitment_is_distribution: whether the rows of ``commitment`` sum to one.
+    """
+
     batched_kernel: ClassVar[bool] = False
     commitment_is_distribution: ClassVar[bool] = False
 
@@ -78,31 +113,17 @@ class TabularProblem(ABC):
         """What a follower may be shown of x in each state, ``[..., S or 1, size]``; here all of x, in every state."""
         return x.unsqueeze(-2)
 
-    def over_contexts(self, values: Tensor) -> Tensor:
-        """Average ``[C]`` values with the context probabilities; a scalar passes through."""
-        return values if self.context_probs is None else (self.context_probs * values).sum(-1)
 
-    @property
-    def tau0(self) -> float:
-        """Temperature of honest evaluation, ``F_0(x) = J_L(x, pi*_tau0(x))``: the problem's own if positive, else 0.002."""
-        return self.tau if self.tau > 0.0 else EVALUATION_TAU
+class GameProblem(BilevelProblem):
+    """A leader's parameter x in X and the zero-sum game that it shapes; the lower level is that game's Nash equilibrium."""
 
-    @property
-    def leader_dim(self) -> int:
-        """Number of coordinates of x."""
-        return self.leader_set.dim
+    @abstractmethod
+    def game(self, x: Tensor) -> ZeroSumGame:
+        """The players' game at x, differentiable in x, ``[dim]``."""
 
-    def project(self, x: Tensor) -> Tensor:
-        """Euclidean projection on X."""
-        return self.leader_set.project(x)
-
-    def start_x(self) -> Tensor:
-        """The untrained leader: 0, projected on X."""
-        return self.project(torch.zeros(self.leader_dim, dtype=torch.float64))
-
-    def optimum(self, tau: float | None = None) -> Optimum:
-        """The answer in closed form, where it is known."""
-        raise NotImplementedError(f"{type(self).__name__} has no closed-form optimum")
+    @abstractmethod
+    def leader_return(self, x: Tensor, pi: tuple[Tensor, Tensor]) -> Tensor:
+        """J_L(x, (pi1, pi2)), a scalar to be maximised, differentiable in all of them."""
 
 
 class ArrayProblem(TabularProblem):

@@ -92,7 +92,7 @@ def test_without_the_adjoint_solve_it_is_wrong(name: str) -> None:
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 0.95])
 def test_it_arrives_at_the_two_state_optimum(gamma: float, tau: float) -> None:
     problem = TwoStateProblem(gamma=gamma, tau=tau)
-    config = HypergradientConfig(tau=None, learning_rate=Geometric(0.2, 1e-3), eval_every=1000, keep_best=False)
+    config = HypergradientConfig(tau=tau, learning_rate=Geometric(0.2, 1e-3), eval_every=1000, keep_best=False)
     leader = Hypergradient(problem, config, x0=[0.5]).learn(300)
     optimum = problem.optimum(tau)
     assert leader.last_x[0] == pytest.approx(float(optimum.x), abs=1e-6)
@@ -128,7 +128,7 @@ def test_the_leader_learns() -> None:
 
 
 def test_its_own_follower_is_the_best_response() -> None:
-    record = Hypergradient(TwoStateProblem(), HypergradientConfig(tau=None)).learn(3).evaluate()
+    record = Hypergradient(TwoStateProblem(), HypergradientConfig(tau=0.1)).learn(3).evaluate()
     assert record.gap == pytest.approx(0.0, abs=1e-11)
     assert record.leader_return_at_pi_y == pytest.approx(record.leader_return, rel=1e-11)
     assert record.penalty is None
@@ -140,4 +140,11 @@ def test_it_needs_entropy(tau: Any) -> None:
     with pytest.raises(ValueError, match=r"^tau: expected a number in \("):
         Hypergradient(TwoStateProblem(), HypergradientConfig(tau=tau))
     with pytest.raises(ValueError, match=r"^tau: "):
-        Hypergradient(TwoStateProblem(tau=0.0), HypergradientConfig(tau=None))
+        Hypergradient(TwoStateProblem(tau=0.0), HypergradientConfig(tau=0.0))
+
+
+@pytest.mark.parametrize(("tau", "end"), [(0.5, 0.5), (0.1, 0.1), (0.001, 0.003), (0.0, 0.003)])
+def test_the_default_temperature_ends_at_that_of_honest_evaluation(tau: float, end: float) -> None:
+    leader = Hypergradient(TwoStateProblem(tau=tau))
+    assert leader.tau == pytest.approx(max(0.3, end))
+    assert leader._tau(0.0) == pytest.approx(end)

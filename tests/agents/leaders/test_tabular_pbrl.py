@@ -293,7 +293,7 @@ def bad() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"config": TabularPBRLConfig(tau=math.nan)}, r"^tau: "
     yield {"config": TabularPBRLConfig(tau=0.0), "penalty": BellmanPenalty()}, r"^tau: expected a number in \(0, inf\)"
     yield (
-        {"config": TabularPBRLConfig(tau=None), "problem": TwoStateProblem(tau=0.0), "penalty": BellmanPenalty()},
+        {"config": TabularPBRLConfig(tau=0.0), "problem": TwoStateProblem(tau=0.0), "penalty": BellmanPenalty()},
         r"^tau",
     )
     yield {"penalty": BellmanPenalty(mu=[0.2, 0.3, 0.5])}, r"^mu: expected 2 weights"

@@ -1,0 +1,64 @@
+r"""Nikaido-Isoda penalty of a zero-sum lower level (arXiv 2402.06886, eq. 5.6):
+
+    psi(x,pi) = max_{pi1'} V^{pi1',pi2}(rho) - min_{pi2'} V^{pi1,pi2'}(rho) >= 0,      0 iff pi is a Nash equilibrium
+
+By Danskin (Lemma 12) its gradient holds both best responses, pi1* to pi2 and pi2* to pi1:
+
+    grad_pi psi = ( -grad_{pi1} V^{pi1,pi2*}(rho),  +grad_{pi2} V^{pi1*,pi2}(rho) )
+    grad_x psi  = grad_x V^{pi1*,pi2}(rho) - grad_x V^{pi1,pi2*}(rho)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...envs.mdp import ZeroSumGame, player_mdp, policy_return, policy_return_gradient
+from ..schedules import Schedule
+from .base import WeightedPenalty
+
+
+def nikaido_isoda_penalty(
+    game: ZeroSumGame, pi1: Tensor, pi2: Tensor, pi1_star: Tensor, pi2_star: Tensor, tau: float
+) -> Tensor:
+    """V^{pi1_star,pi2}(rho) - V^{pi1,pi2_star}(rho), ``[...]``, both best responses held; autograd gives Lemma 12."""
+    first, second = player_mdp(game, 1, pi2, tau), player_mdp(game, 2, pi1, tau)
+    return policy_return(first, pi1_star.detach(), tau) + policy_return(second, pi2_star.detach(), tau)
+
+
+def nikaido_isoda_penalty_gradient(
+    game: ZeroSumGame, pi1: Tensor, pi2: Tensor, pi1_star: Tensor, pi2_star: Tensor, tau: float
+) -> tuple[Tensor, Tensor]:
+    """dpsi/dpi1(a|s), ``[..., S, A1]``, and dpsi/dpi2(a|s), ``[..., S, A2]``: each a policy gradient in that player's MDP.
+
+    Autograd's differ from them by a constant in each row, which no direction of the simplex sees.
+    """
+    first, second = player_mdp(game, 1, pi2_star, tau), player_mdp(game, 2, pi1_star, tau)
+    return -policy_return_gradient(first, pi1, tau), -policy_return_gradient(second, pi2, tau)
+
+
+@dataclass(frozen=True, eq=False)
+class NikaidoIsodaPenalty(WeightedPenalty):
+    """The Nikaido-Isoda penalty (5.6). Needs ``lam`` of order 1/delta for a gap of delta.
+
+    Attributes:
+        lam: coefficient of the penalty, positive; a number or a schedule.
+    """
+
+    lam: float | Schedule = 4.0
+
+    def __call__(
+        self, game: ZeroSumGame, pi1: Tensor, pi2: Tensor, pi1_star: Tensor, pi2_star: Tensor, tau: float
+    ) -> Tensor:
+        """psi(x, pi), ``[...]``, whose autograd is the penalty's gradient.
+
+        Args:
+            game: the players' game at x, carrying x's graph.
+            pi1: player 1's policy, ``[..., S, A1]``, carrying its graph.
+            pi2: player 2's policy, ``[..., S, A2]``, likewise.
+            pi1_star: the oracle's best response to pi2; a constant.
+            pi2_star: the oracle's best response to pi1; a constant.
+            tau: temperature.
+        """
+        return nikaido_isoda_penalty(game, pi1, pi2, pi1_star, pi2_star, tau)

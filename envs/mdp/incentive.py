@@ -1,0 +1,117 @@
+r"""Incentive design (arXiv 2402.06886, section 6.3): a designer shapes a zero-sum game and lives in another world.
+
+x holds one incentive per state and pair of actions, ``[S, A1, A2]`` flattened. The players meet in the game
+
+    r_x(s,a1,a2) = r(s,a1,a2) + sigmoid(x(s,a1,a2)),     transitions P
+
+and play its Nash equilibrium. The designer is paid what the same policies earn under its own transitions and reward:
+
+    J_D(x,pi1,pi2) = E[ sum_t gamma^t r_id(s_t,a1_t,a2_t) ],     transitions P_id
+
+x enters J_D through the policies only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checks import as_float64, check_size, check_tau, require
+from .leader_set import LeaderSet
+from .problem import GameProblem
+from .zero_sum import ZeroSumGame, joint_return
+
+INCENTIVE_BOUND = 10.0
+"""X is the box [-10, 10]: the incentive sigmoid(x) comes within 5e-5 of 0 and of 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class IncentiveDesignProblem(GameProblem):
+    """Incentive design from its arrays.
+
+    Attributes:
+        P: the players' transitions ``P(s'|s,a1,a2)``, ``[S, A1, A2, S]``.
+        r: what player 2 pays player 1 before incentives, ``[S, A1, A2]``.
+        P_id: the designer's transitions, ``[S, A1, A2, S]``.
+        r_id: the designer's reward, ``[S, A1, A2]``.
+        rho: start distribution of both worlds, ``[S]``.
+        gamma: discount in [0, 1), of all.
+        tau: default temperature of the players, part of their game.
+
+    Raises:
+        ValueError: shapes that do not fit, rows that are no distribution, gamma outside [0, 1), tau negative.
+    """
+
+    P: Tensor
+    r: Tensor
+    P_id: Tensor
+    r_id: Tensor
+    rho: Tensor
+    gamma: float
+    tau: float = 0.1
+
+    def __post_init__(self) -> None:
+        players = ZeroSumGame(self.P, self.r, self.rho, self.gamma)
+        require(
+            not players.batch_shape, "P", "one game, without batch axes", f"batch axes {tuple(players.batch_shape)}"
+        )
+        for name in ("P_id", "r_id"):
+            value, like = as_float64(getattr(self, name), name), getattr(players, name[0])
+            require(value.shape == like.shape, name, f"shape {tuple(like.shape)}", f"shape {tuple(value.shape)}")
+            object.__setattr__(self, name, value)
+        try:
+            designer = ZeroSumGame(self.P_id, self.r_id, players.rho, players.gamma)
+        except ValueError as error:  # its errors name the field P or r
+            field, _, rest = str(error).partition(":")
+            raise ValueError(f"{field}_id:{rest}") from error
+        check_tau(self.tau)
+        for name in ("P", "r", "rho", "gamma"):
+            object.__setattr__(self, name, getattr(players, name))
+        object.__setattr__(self, "_designer", designer)
+        object.__setattr__(self, "leader_set", LeaderSet.box(self.r.numel(), -INCENTIVE_BOUND, INCENTIVE_BOUND))
+
+    @property
+    def designer(self) -> ZeroSumGame:
+        """The designer's transitions and reward in the form of a game; nobody's payoff is meant by it."""
+        return self._designer  # type: ignore[attr-defined, no-any-return]
+
+    def incentive(self, x: Tensor) -> Tensor:
+        """sigmoid(x), ``[S, A1, A2]``."""
+        return torch.sigmoid(torch.as_tensor(x, dtype=torch.float64).view(self.r.shape))
+
+    def game(self, x: Tensor) -> ZeroSumGame:
+        return ZeroSumGame(self.P, self.r + self.incentive(x), self.rho, self.gamma, validate=False)
+
+    def leader_return(self, x: Tensor, pi: tuple[Tensor, Tensor]) -> Tensor:
+        """J_D(x, pi1, pi2), a scalar: x itself does not enter."""
+        return joint_return(self.designer, pi[0], pi[1])
+
+
+def random_incentive_design(
+    n_states: int = 10,
+    n_actions_1: int = 5,
+    n_actions_2: int = 5,
+    gamma: float = 0.9,
+    tau: float = 0.1,
+    seed: int | None = 0,
+) -> IncentiveDesignProblem:
+    """The paper's random instance: every reward U[0,1], transitions U[0,1] and normalised, rho uniform.
+
+    The sizes, gamma, tau and rho are remembered or chosen, not read: unverified defaults.
+
+    Raises:
+        ValueError: a size under one, gamma outside [0, 1), tau negative.
+    """
+    S = check_size(n_states, "n_states")
+    shape = (S, check_size(n_actions_1, "n_actions_1"), check_size(n_actions_2, "n_actions_2"))
+    whole = seed is None or (isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0)
+    require(whole, "seed", "None or a whole number >= 0", repr(seed))
+    rng = np.random.default_rng(seed)
+    r, r_id = torch.from_numpy(rng.uniform(size=(2, *shape)))
+    transitions = rng.uniform(size=(2, *shape, S))
+    P, P_id = torch.from_numpy(transitions / transitions.sum(-1, keepdims=True))
+    rho = torch.full((S,), 1.0 / S, dtype=torch.float64)
+    return IncentiveDesignProblem(P, r, P_id, r_id, rho, gamma, tau)

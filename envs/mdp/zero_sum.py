@@ -1,0 +1,192 @@
+r"""Zero-sum Markov games: two players, one reward (Shen, Yang and Chen, arXiv 2402.06886, section 5).
+
+    V(s)   = E[ sum_t gamma^t ( r(s_t,a1_t,a2_t) - tau h(pi1(s_t)) + tau h(pi2(s_t)) ) | s_0 = s ]
+
+Player 1 chooses pi1 to maximise V(rho), player 2 chooses pi2 to minimise it; h is the negative entropy. While one policy is
+held, the other player faces an MDP of its own, in which the held policy's entropy is a reward of the state:
+
+    player 1    r_1(s,a1) =  sum_a2 pi2(a2|s) r(s,a1,a2) + tau h(pi2(s)),     its value is  V
+    player 2    r_2(s,a2) = -sum_a1 pi1(a1|s) r(s,a1,a2) + tau h(pi1(s)),     its value is -V
+
+The Nikaido-Isoda function (5.6), here also the pair's exploitability,
+
+    psi(pi1,pi2) = max_{pi1'} V^{pi1',pi2}(rho) - min_{pi2'} V^{pi1,pi2'}(rho)  >= 0,
+
+needs two such MDPs solved and no equilibrium; with a rho of full support it is 0 exactly at a Nash equilibrium.
+"""
+
+from __future__ import annotations
+
+from dataclasses import InitVar, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import as_float64, check_distribution, check_finite, check_gamma, check_tau, require
+from .evaluation import negative_entropy, policy_value, start_value
+from .models import TabularMDP
+from .optimality import SoftOptimum, solve_soft
+
+ZERO_SUM_ATOL = 1e-10
+"""How far from 0 the two players' payoffs may add up to (rounding)."""
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroSumGame:
+    """A finite discounted zero-sum Markov game, or a batch of them.
+
+    Attributes:
+        P: transition probabilities ``P(s'|s,a1,a2)``, ``[..., S, A1, A2, S]``.
+        r: what player 2 pays player 1, ``[..., S, A1, A2]``.
+        rho: start distribution, ``[..., S]``.
+        gamma: discount in [0, 1), of both.
+        validate: False skips the checks (for games made from a checked one).
+
+    Raises:
+        ValueError: shapes that do not fit, rows of P or a rho that are no distribution, gamma outside [0, 1), a reward
+            that is not finite.
+
+    Example:
+        >>> from bilevel_gym.envs.mdp import ZeroSumGame, solve_nash
+        >>> pennies = ZeroSumGame.from_payoffs([[1.0, -1.0], [-1.0, 1.0]], [[-1.0, 1.0], [1.0, -1.0]])
+        >>> solve_nash(pennies, tau=0.0).pi1.tolist()
+        [[0.5, 0.5]]
+    """
+
+    P: Tensor
+    r: Tensor
+    rho: Tensor
+    gamma: float
+    validate: InitVar[bool] = True
+
+    def __post_init__(self, validate: bool) -> None:
+        if not validate:
+            return
+        for name in ("P", "r", "rho"):
+            object.__setattr__(self, name, as_float64(getattr(self, name), name))
+        object.__setattr__(self, "gamma", check_gamma(self.gamma))
+        P, r, rho = self.P, self.r, self.rho
+        sized = r.ndim >= 3 and min(r.shape) >= 1
+        require(sized, "r", "shape [..., S, A1, A2] with sizes >= 1", f"shape {tuple(r.shape)}")
+        S, A1, A2 = r.shape[-3:]
+        expected = f"shape [..., {S}, {A1}, {A2}, {S}], as r has"
+        require(P.shape[-4:] == (S, A1, A2, S), "P", expected, f"shape {tuple(P.shape)}")
+        require(rho.shape[-1:] == (S,), "rho", f"shape [..., {S}], as r has", f"shape {tuple(rho.shape)}")
+        check_distribution(P, "P")
+        check_distribution(rho, "rho")
+        check_finite(r, "r")
+        try:
+            _ = self.batch_shape
+        except RuntimeError as error:
+            raise ValueError(
+                f"P: expected batch axes that broadcast with those of the other fields ({error})"
+            ) from error
+
+    @staticmethod
+    def from_payoffs(r1: Any, r2: Any, P: Any = None, rho: Any = None, gamma: float = 0.0) -> ZeroSumGame:
+        """A game from what each player is paid, once it is checked that the two add up to 0.
+
+        Args:
+            r1: player 1's payoffs, ``[..., S, A1, A2]``; a matrix ``[A1, A2]`` is a game of one state.
+            r2: player 2's payoffs, of the same shape.
+            P: transitions, ``[..., S, A1, A2, S]``; by default each state follows itself.
+            rho: start distribution, ``[..., S]``; by default uniform.
+            gamma: discount; by default 0, a game played once.
+
+        Raises:
+            ValueError: payoffs that do not add up to 0, and as the constructor.
+        """
+        first, second = as_float64(r1, "r1"), as_float64(r2, "r2")
+        require(first.ndim >= 2, "r1", "shape [..., S, A1, A2] or [A1, A2]", f"shape {tuple(first.shape)}")
+        require(second.shape == first.shape, "r2", f"shape {tuple(first.shape)}, as r1 has", f"{tuple(second.shape)}")
+        check_finite(first, "r1")
+        check_finite(second, "r2")
+        total = (first + second).detach().abs()
+        if bool((total > ZERO_SUM_ATOL).any()):
+            where = tuple(int(i) for i in (total > ZERO_SUM_ATOL).nonzero()[0])
+            pair = f"{first.detach()[where].item():g} and {second.detach()[where].item():g}"
+            raise ValueError(f"r2: expected -r1, for the game is zero-sum, got {pair} at index {where}")
+        r = first.unsqueeze(0) if first.ndim == 2 else first
+        S, A1, A2 = r.shape[-3:]
+        stay = torch.eye(S, dtype=r.dtype)[:, None, None, :].expand(S, A1, A2, S)
+        uniform = torch.full((S,), 1.0 / max(S, 1), dtype=r.dtype)
+        return ZeroSumGame(stay if P is None else P, r, uniform if rho is None else rho, gamma)
+
+    @property
+    def n_states(self) -> int:
+        """S."""
+        return int(self.r.shape[-3])
+
+    @property
+    def n_actions(self) -> tuple[int, int]:
+        """A1, A2."""
+        return int(self.r.shape[-2]), int(self.r.shape[-1])
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The leading batch axes, broadcast over the fields."""
+        shape: torch.Size = torch.broadcast_shapes(self.P.shape[:-4], self.r.shape[:-3], self.rho.shape[:-1])
+        return shape
+
+    def detach(self) -> ZeroSumGame:
+        """The same game without its graph."""
+        return ZeroSumGame(self.P.detach(), self.r.detach(), self.rho.detach(), self.gamma, validate=False)
+
+
+def player_mdp(game: ZeroSumGame, player: int, held: Tensor, tau: float) -> TabularMDP:
+    """The MDP that one player faces while the other's policy is held.
+
+    Its value at temperature tau is V for player 1 and -V for player 2. Differentiable in the game and in ``held``.
+
+    Args:
+        game: the game.
+        player: whose MDP, 1 or 2.
+        held: the *other* player's policy, ``[..., S, A2]`` for player 1, ``[..., S, A1]`` for player 2.
+        tau: temperature.
+
+    Raises:
+        ValueError: a player other than 1 and 2, a policy of another shape.
+    """
+    require(player in (1, 2), "player", "1 or 2", repr(player))
+    expected = (game.n_states, game.n_actions[2 - player])
+    require(held.shape[-2:] == expected, "held", f"shape [..., {expected}]", f"shape {tuple(held.shape)}")
+    if player == 1:
+        P, r = torch.einsum("...sb,...sabt->...sat", held, game.P), (game.r @ held.unsqueeze(-1)).squeeze(-1)
+    else:
+        P, r = torch.einsum("...sa,...sabt->...sbt", held, game.P), -(held.unsqueeze(-2) @ game.r).squeeze(-2)
+    if tau != 0.0:
+        r = r + tau * negative_entropy(held).unsqueeze(-1)
+    return TabularMDP(P, r, game.rho, game.gamma, validate=False)
+
+
+def joint_value(game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float = 0.0) -> Tensor:
+    """V of the pair of policies, ``[..., S]``, by a linear solve; player 1's side of it."""
+    return policy_value(player_mdp(game, 1, pi2, tau), pi1, tau)
+
+
+def joint_return(game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float = 0.0) -> Tensor:
+    """V(rho) of the pair of policies, ``[...]``."""
+    return (game.rho * joint_value(game, pi1, pi2, tau)).sum(-1)
+
+
+@torch.no_grad()
+def best_responses(
+    game: ZeroSumGame,
+    pi1: Tensor,
+    pi2: Tensor,
+    tau: float,
+    warm: tuple[SoftOptimum, SoftOptimum] | None = None,
+) -> tuple[SoftOptimum, SoftOptimum]:
+    """Player 1's best response to pi2 and player 2's to pi1, each an MDP's optimum; the second one's V is -V."""
+    starts = (None, None) if warm is None else (warm[0].V, warm[1].V)
+    first = solve_soft(player_mdp(game, 1, pi2, tau), tau, starts[0])
+    return first, solve_soft(player_mdp(game, 2, pi1, tau), tau, starts[1])
+
+
+@torch.no_grad()
+def nikaido_isoda_gap(game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float) -> Tensor:
+    """psi(pi1,pi2) >= 0, ``[...]``: what the two could gain, added, by each answering the other best."""
+    check_tau(tau)
+    first, second = best_responses(game, pi1, pi2, tau)
+    return start_value(player_mdp(game, 1, pi2, tau), first.V) + start_value(player_mdp(game, 2, pi1, tau), second.V)
