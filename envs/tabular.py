@@ -216,17 +216,17 @@ class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
 
     Args:
         problem: the problem.
-        render_mode: None, or ``"ansi"`` for one line of text.
+        render_mode: None, or ``"ansi"`` for one line of text; another draws nothing.
 
     Raises:
-        ValueError: an unknown ``render_mode``; in ``step``, an action that does not exist in the current state.
+        ValueError: in ``step``, an action that does not exist in the current state.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}  # type: ignore[misc]
 
     def __init__(self, problem: TabularProblem, render_mode: str | None = None) -> None:
-        require(render_mode in (None, "ansi"), "render_mode", "None or 'ansi'", repr(render_mode))
-        self.render_mode = render_mode
+        # SB3 asks every environment for "rgb_array" first; Gymnasium has warned of a mode that is none of ours.
+        self.render_mode = render_mode if render_mode in self.metadata["render_modes"] else None
         self._set_up(problem, 1)
         self.observation_space = gym.spaces.Discrete(self._tables.n_contexts * self._tables.S)
         self.action_space = gym.spaces.Discrete(self._tables.A)

@@ -10,7 +10,14 @@ from bilevel_gym.agents import PBRL
 def follower(venv: VecEnv) -> BaseAlgorithm:
     """Any SB3 model on the environment that it is given; its gamma has to be the environment's."""
     return A2C(
-        "MlpPolicy", venv, gamma=0.9, n_steps=8, learning_rate=0.01, policy_kwargs={"net_arch": []}, device="cpu"
+        "MlpPolicy",
+        venv,
+        gamma=0.9,
+        n_steps=8,
+        learning_rate=0.03,
+        ent_coef=0.05,
+        policy_kwargs={"net_arch": []},
+        device="cpu",
     )
 
 

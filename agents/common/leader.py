@@ -93,6 +93,8 @@ class Leader(ABC):
     """
 
     def __init__(self, leader_set: LeaderSet, start: Tensor, config: LeaderConfig, x0: Any, seed: int | None) -> None:
+        whole = seed is None or (isinstance(seed, (int, np.integer)) and seed >= 0)
+        require(whole, "seed", "None or a whole number >= 0", repr(seed))
         self.leader_set = config.cut(leader_set) if config.narrows else leader_set
         self.config = config
         self.seed = seed
@@ -131,6 +133,7 @@ class Leader(ABC):
         self._logger = logger
 
     def _learn(self, total: int, callback: Callback | None, progress_bar: bool, reset_num_timesteps: bool) -> None:
+        require(callback is None or callable(callback), "callback", "a callable that takes the leader", repr(callback))
         if reset_num_timesteps:
             self.num_timesteps = self.iteration = 0
             self.kept, self._evaluated_at, self.history = None, -1, []

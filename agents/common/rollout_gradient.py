@@ -2,7 +2,9 @@ r"""x's gradient from rollouts alone, and the watch over the oracle.
 
     grad_x V_l^{pi_y} + lam ( grad_x V_f^{pi_y} - grad_x V_f^{pihat} ),        p^ = V_f^{pihat} - V_f^{pi_y}
 
-each term from fresh episodes of one policy at x, with a least-squares critic of its own.
+each term from fresh episodes of one policy at x, with a least-squares critic of its own, fitted on earlier episodes only. The
+critic stands for the rewards beyond an episode's last step, not for their gradient: what is cut there shrinks the gradient by
+about the discount at the cut.
 """
 
 from __future__ import annotations
@@ -60,6 +62,12 @@ class LinearCritic:
         b = phi.T @ rewards
         self.A = A if self.A is None else self.memory * self.A + A
         self.b = b if self.b is None else self.memory * self.b + b
+        self.solve()
+
+    def solve(self) -> None:
+        """theta from the statistics in hand."""
+        assert self.A is not None
+        assert self.b is not None
         ridge = 1e-6 * max(float(np.trace(self.A)) / len(self.A), 1e-12) * np.eye(len(self.A))
         self.theta = np.linalg.solve(self.A + ridge, self.b)
 
@@ -80,6 +88,26 @@ def state_features(space: gym.spaces.Space[Any]) -> Callable[[NDArray[Any]], Flo
         return np.concatenate([np.ones((len(flat), 1)), flat, flat**2], axis=1)
 
     return features
+
+
+def episode_returns(
+    rollout: Rollout,
+    space: gym.spaces.Space[Any],
+    base_observation: Callable[[NDArray[Any]], NDArray[Any]],
+    gamma: float,
+) -> tuple[Floats, Floats]:
+    """The follower's and the leader's return of each copy, ``[N]``; a critic of these episodes goes on where they are cut."""
+    T, N = rollout.alive.shape
+    base, after = (base_observation(part.reshape(T * N, *part.shape[2:])) for part in (rollout.obs, rollout.next_obs))
+    rewards = np.stack([rollout.r_follower.ravel(), rollout.r_leader.ravel()], axis=1)
+    critic = LinearCritic(state_features(space), gamma, memory=0.0)
+    critic.update(base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
+    V_next = critic(after).reshape(T, N, 2)
+    follower, leader = (
+        start_values(reward, V_next[..., i], rollout, gamma)
+        for i, reward in enumerate((rollout.r_follower, rollout.r_leader))
+    )
+    return follower, leader
 
 
 class RolloutGradient:
@@ -135,8 +163,13 @@ class RolloutGradient:
             self._base_observation(part.reshape(T * N, *part.shape[2:])) for part in (rollout.obs, rollout.next_obs)
         )
         rewards = np.stack([rollout.r_follower.ravel(), rollout.r_leader.ravel()], axis=1)
-        critic.update(base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
+        steps = (base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
+        fitted_before = critic.A is not None
+        if not fitted_before:
+            critic.update(*steps)
         V, V_next = (critic(obs).reshape(T, N, 2) for obs in (base, after))
+        if fitted_before:
+            critic.update(*steps)
         A_f, A_l = (
             advantages(reward, V[..., i], V_next[..., i], rollout, self.gamma, self.gae_lambda)
             for i, reward in enumerate((rollout.r_follower, rollout.r_leader))
@@ -155,3 +188,4 @@ class RolloutGradient:
         for critic, held in zip(self.critics, state, strict=True):
             if held is not None:
                 critic.A, critic.b = held[0].numpy(), held[1].numpy()
+                critic.solve()

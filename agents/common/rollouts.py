@@ -69,7 +69,7 @@ def collect(venv: VecEnv, act: Act, horizon: int, seed: int) -> Rollout:
             after[i] = infos[i]["terminal_observation"]
         truncated = np.array([bool(done[i]) and info.get("TimeLimit.truncated", False) for i, info in enumerate(infos)])
         leader = np.array([info["leader_reward"] for info in infos], dtype=np.float64)
-        draw = np.array([info["leader_draw"] for info in infos])
+        draw = np.array([info.get("leader_draw", 0) for info in infos])
         step = (
             obs,
             after,

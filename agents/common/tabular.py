@@ -166,6 +166,7 @@ class TabularLeader(Leader):
         x0: Any,
         positive_tau: bool,
     ) -> None:
+        require(isinstance(config, TabularLeaderConfig), "config", "a config of this leader", repr(config))
         self.problem, self.source = resolve_problem(problem, env_kwargs, self._problem_kind)
         super().__init__(self.problem.leader_set, self.problem.start_x(), config, x0, seed)
         tau = self._default_tau() if config.tau is None else config.tau

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,9 @@ from .tabular import Source, make_env
 
 EnvSpec = str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]]
 """What a user gives as environment: an id, an environment (copied), or a callable that makes one."""
+
+
+_ENV = "an environment, its id, or a callable that makes one"
 
 
 class Worlds:
@@ -49,10 +53,12 @@ class Worlds:
             self.env = make_env(env, env_kwargs)
         else:
             require(not env_kwargs, "env_kwargs", "none beside an environment that is already made", env_kwargs)
+            require(isinstance(env, gym.Env) or callable(env), "env", _ENV, repr(env))
             self.env = env if isinstance(env, gym.Env) else env()
-        require(isinstance(self.env, gym.Env), "env", "an environment, its id, or a callable that makes one", repr(env))
+        require(isinstance(self.env, gym.Env), "env", _ENV, repr(env))
         self._spec = env
-        for name in ("set_leader", "leader_model", "leader_space", "gamma", "leader_x"):
+        shown = ("commitment", "commitment_size", "commitment_is_distribution") if observe_commitment else ()
+        for name in ("set_leader", "leader_model", "leader_space", "gamma", "leader_x", *shown):
             require(self.env.has_wrapper_attr(name), "env", f"a leader environment (it has {name})", repr(self.env))
         self.gamma = check_gamma(self.env.get_wrapper_attr("gamma"))
         space = self.env.get_wrapper_attr("leader_space")
@@ -65,12 +71,19 @@ class Worlds:
             self.leader_set = self.problem.leader_set
         self.base_space = self.env.observation_space
         self.observe_commitment = observe_commitment
+        if self.problem is None:
+            _try_a_step(self.env)
         self._view: gym.Env[Any, Any] = ObserveCommitment(self.env) if observe_commitment else self.env
 
     @property
     def linear(self) -> bool:
         """Whether followers observe one-hot or product features, in which a linear policy is exact."""
         return isinstance(self.base_space, gym.spaces.Discrete)
+
+    @property
+    def continuous_actions(self) -> bool:
+        """Whether a policy's exploration is noise around an action, and no part of an answer."""
+        return isinstance(self.env.action_space, gym.spaces.Box)
 
     def start_x(self) -> torch.Tensor:
         """The untrained leader."""
@@ -116,6 +129,34 @@ class Worlds:
         return max(1, min(steps, _episode_limit(self.env) or steps))
 
 
+def _try_a_step(env: gym.Env[Any, Any]) -> None:
+    """Take one step and hold it against the leader model, before any training is paid for.
+
+    Raises:
+        ValueError: an info without the leader's reward, a leader model of another form than the contract's.
+    """
+    obs, _ = env.reset(seed=0)
+    action = env.action_space.sample()
+    after, reward, _, _, info = env.step(action)
+    require("leader_reward" in info, "info", "the key 'leader_reward' after every step", sorted(info))
+    batch = [torch.as_tensor(np.asarray(part)[None]) for part in (obs, action, info.get("leader_draw", 0), after)]
+    model = env.get_wrapper_attr("leader_model")()
+    form = "a torch module with a Parameter x that answers (r_follower, r_leader, log_p), each of shape [n]"
+    require(
+        isinstance(model, torch.nn.Module) and "x" in dict(model.named_parameters()), "leader_model", form, repr(model)
+    )
+    answer = model(*batch)
+    fits = isinstance(answer, tuple) and len(answer) == 3 and all(getattr(a, "shape", None) == (1,) for a in answer)
+    require(fits, "leader_model", form, repr(answer))
+    for name, modelled, paid in (("follower", answer[0], reward), ("leader", answer[1], info["leader_reward"])):
+        if abs(float(modelled.detach()) - float(paid)) > 1e-4 * max(1.0, abs(float(paid))):
+            warnings.warn(
+                f"leader_model: the {name}'s reward of a step is {float(modelled.detach()):g} by the model and "
+                f"{float(paid):g} by the environment; x's gradient trusts the model",
+                stacklevel=5,
+            )
+
+
 def _is_plain(env: gym.Env[Any, Any]) -> bool:
     """Whether only Gymnasium's own checks and time limit lie around a TabularEnv."""
     while isinstance(env, gym.Wrapper):
@@ -126,4 +167,10 @@ def _is_plain(env: gym.Env[Any, Any]) -> bool:
 
 
 def _episode_limit(env: gym.Env[Any, Any]) -> int | None:
-    return None if env.spec is None else env.spec.max_episode_steps
+    """The smallest time limit among an environment's wrappers."""
+    limits = []
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, TimeLimit):
+            limits.append(env._max_episode_steps)
+        env = env.env
+    return min(limits, default=None)

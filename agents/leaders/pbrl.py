@@ -13,6 +13,9 @@ Returns are those of the unregularised problem (tau = 0): an algorithm's entropy
 of what is solved. The estimate ``p^ = V_f^{pihat} - V_f^{pi_y}`` must be >= 0; where it lies more than two standard errors
 below, the best response is certified to be worse than a policy in hand, and x is not moved.
 
+Where the environment is tabular, honest evaluation, and with it the choice of the best x, reads the model; the path of x
+(``last_x``) does not.
+
 A best response that lags behind a moving x is the method's weak point: the leader climbs on the lag. Followers therefore
 see the leader's commitment, and most copies train at x plus noise, so that they need not relearn when x moves.
 """
@@ -37,8 +40,8 @@ from ...wrappers import RewardMixing, set_leader
 from ..common.evaluation import Evaluation, leader_return_at_best_response
 from ..common.leader import Callback, Kept, Leader, LeaderConfig
 from ..common.projected_step import projected_step
-from ..common.rollout_gradient import PenaltyEstimate, RolloutGradient
-from ..common.rollouts import Rollout, collect, discounts
+from ..common.rollout_gradient import PenaltyEstimate, RolloutGradient, episode_returns
+from ..common.rollouts import Rollout, collect
 from ..common.storage import decode, encode, read_leader, storable, write_leader
 from ..common.tabular import check_fingerprint, fingerprint
 from ..common.worlds import EnvSpec, Worlds
@@ -56,7 +59,7 @@ class PBRLConfig(LeaderConfig):
         learning_rate: step of x.
         n_envs: copies of the world per follower.
         follower_steps: steps that each follower trains per outer iteration (SB3 rounds up to whole rollouts).
-        warmup_steps: steps that each follower trains before x first moves.
+        warmup_steps: steps that each follower trains before x first moves, at most an eighth of the budget.
         rollout_envs: episodes per policy and iteration for x's gradient.
         rollout_tail: discount at which those episodes are cut; a critic stands for the rest.
         gae_lambda: of the leader's advantages; None takes 0 for discrete observations, whose linear critic is exact,
@@ -145,6 +148,7 @@ class PBRL(Leader):
         x0: Any = None,
     ) -> None:
         config = PBRLConfig() if config is None else config
+        require(isinstance(config, PBRLConfig), "config", "a PBRLConfig", repr(config))
         self.penalty = ValuePenalty(lam=3.0) if penalty is None else penalty
         require(isinstance(self.penalty, ValuePenalty), "penalty", "a ValuePenalty", type(self.penalty).__name__)
         self.worlds = Worlds(env, env_kwargs, config.observe_commitment)
@@ -152,6 +156,9 @@ class PBRL(Leader):
         if self.worlds.problem is not None:
             reward = self.worlds.problem.leader_reward(self._x.detach())
             require(reward is not None, "env", "a leader whose objective is a return of the follower's MDP", repr(env))
+            mask = self.worlds.problem.follower_mdp(self._x.detach()).mask
+            everywhere = mask is None or bool(mask.all())
+            require(everywhere, "env", "actions that exist in every state: SB3's followers know no masks", "a mask")
             if self.worlds.problem.tau > EVALUATION_TAU:
                 warnings.warn(
                     f"the environment's follower is regularised at tau={self.worlds.problem.tau:g}, sampled followers "
@@ -161,6 +168,7 @@ class PBRL(Leader):
         self.follower_spec = follower
         self.lam = self.penalty.lam_at(1.0)
         seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
+        self._entropy = seeds[2:]
         self.rng = np.random.default_rng(seeds[3])
         self.best_response = self._new_follower(seeds[0] % 2**31, leader_weight=0.0)
         self.penalised = self._new_follower(seeds[1] % 2**31, leader_weight=1.0 / self.lam)
@@ -199,12 +207,15 @@ class PBRL(Leader):
             progress_bar: show one.
             reset_num_timesteps: False goes on counting; schedules then run over the sum, as SB3's do.
         """
-        failures = self.oracle_failures
-        self._learn(check_size(total_timesteps, "total_timesteps"), callback, progress_bar, reset_num_timesteps)
-        failures = self.oracle_failures - failures
-        if 2 * failures > self.iteration:
+        total = check_size(total_timesteps, "total_timesteps")
+        if reset_num_timesteps:
+            self.oracle_failures = self.iteration = 0
+        failures, iterations = self.oracle_failures, self.iteration
+        self._learn(total, callback, progress_bar, reset_num_timesteps)
+        failures, iterations = self.oracle_failures - failures, self.iteration - iterations
+        if 2 * failures > iterations:
             warnings.warn(
-                f"the best response was certified worse than the penalised follower in {failures} of {self.iteration} "
+                f"the best response was certified worse than the penalised follower in {failures} of {iterations} "
                 "iterations, and x was not moved in them: give the followers more steps (PBRLConfig.follower_steps)",
                 stacklevel=2,
             )
@@ -231,7 +242,8 @@ class PBRL(Leader):
 
     def _train_followers(self) -> None:
         config = self.config
-        asked = config.follower_steps + (0 if self._warm else int(config.warmup_steps))
+        warmup = min(int(config.warmup_steps), self._total // 8)
+        asked = config.follower_steps + (0 if self._warm else warmup)
         self._warm = True
         per_iteration = 2 * config.follower_steps + 2 * config.rollout_envs * self._horizon
         planned = int(self._total * config.follower_steps / per_iteration) + int(config.warmup_steps)
@@ -242,7 +254,14 @@ class PBRL(Leader):
             if follower is self.penalised:
                 venv.weight = 1.0 / self.lam
             set_leader(venv, points)
-            self.num_timesteps += follower.train(asked, planned)
+            spent = follower.train(asked, planned)
+            self.num_timesteps += spent
+            if spent >= 4 * asked:
+                warnings.warn(
+                    f"follower: expected rollouts of about follower_steps={config.follower_steps} steps, got {spent} for "
+                    f"{asked} asked: {follower.model.__class__.__name__}'s n_steps counts for each of {config.n_envs} copies",
+                    stacklevel=4,
+                )
 
     def _neighbourhood(self) -> NDArray[np.float64]:
         """x for every copy, ``[n_envs, dim]``: x itself, and x plus noise, projected on X."""
@@ -283,7 +302,7 @@ class PBRL(Leader):
         problem = self.worlds.problem
         assert problem is not None
         mdp = problem.follower_mdp(x)
-        pi_y = torch.as_tensor(self.follower_policy(self.penalised, x.numpy()))
+        pi_y = torch.as_tensor(self.follower_policy(self.penalised, x.numpy())).reshape(mdp.r.shape)
         pi_y = pi_y / pi_y.sum(-1, keepdim=True)
         gap = float(problem.over_contexts(suboptimality(mdp, pi_y, 0.0, solve_soft(mdp, 0.0))))
         return self._evaluation(
@@ -291,20 +310,20 @@ class PBRL(Leader):
         )
 
     def _evaluate_by_sampling(self, x: Tensor) -> Evaluation:
-        fresh = self._new_follower(int(self.rng.integers(2**31)), leader_weight=0.0)
+        """By a best response trained afresh; it disturbs no generator of training, and its steps count."""
+        rng = np.random.default_rng([*self._entropy, self.iteration])
+        fresh = self._new_follower(int(rng.integers(2**31)), leader_weight=0.0)
         set_leader(fresh.venv, x.numpy())
         steps = self.config.evaluation_steps
         self.num_timesteps += fresh.train(steps, steps)
         set_leader(self._rollout_env, x.numpy())
-        seed = int(self.rng.integers(2**31))
-        best, pi_y = (
-            collect(self._rollout_env, f.act, self.worlds.horizon(0.01), seed) for f in (fresh, self.penalised)
-        )
+        seed, w, held = int(rng.integers(2**31)), self.worlds, self.penalised.generators.state
+        acts = (fresh.act_greedily if w.continuous_actions else fresh.act, self.penalised.act)
+        best, pi_y = (collect(self._rollout_env, act, w.horizon(0.01), seed) for act in acts)
+        self.penalised.generators.state = held
         self.num_timesteps += best.steps + pi_y.steps
-        leader, follower, leader_y, follower_y = (
-            (discounts(rollout, self.worlds.gamma) * reward).sum(0)
-            for rollout in (best, pi_y)
-            for reward in (rollout.r_leader, rollout.r_follower)
+        (follower, leader), (follower_y, leader_y) = (
+            episode_returns(rollout, w.base_space, w.base_observation, w.gamma) for rollout in (best, pi_y)
         )
         stderr = float(leader.std(ddof=1) / np.sqrt(len(leader))) if len(leader) > 1 else float("nan")
         gap = float((follower - follower_y).mean())
@@ -337,7 +356,7 @@ class PBRL(Leader):
             "leader": type(self).__name__,
             "source": {"env_id": self.worlds.source.env_id, "env_kwargs": encode(self.worlds.source.env_kwargs)},
             "fingerprint": self._fingerprint(),
-            "follower": f"{spec.__module__}:{spec.__qualname__}" if isinstance(spec, type) else None,
+            "follower": _name(spec) if isinstance(spec, type) else None,
             "config": encode(self.config),
             "penalty": encode(self.penalty),
             "seed": self.seed,
@@ -379,6 +398,9 @@ class PBRL(Leader):
             require(source["env_id"] is not None, "env", expected, None)
             env, kwargs = source["env_id"], decode(source["env_kwargs"])
         spec = _named_follower(header["follower"]) if follower is None else follower
+        if header["follower"] is not None and isinstance(spec, type):
+            same = _name(spec) == header["follower"]
+            require(same, "follower", f"{header['follower']}, which {path} was trained with", _name(spec))
         expected = "the callable that this leader was trained with (a callable is never stored)"
         require(spec is not None, "follower", expected, None)
         assert spec is not None
@@ -398,6 +420,7 @@ class PBRL(Leader):
         self.optimizer.load_state_dict(tensors["optimizer"])
         for name, value in header["counters"].items():
             setattr(self, name, value)
+        self.rng = np.random.default_rng([*self._entropy, 1, self.iteration])  # not the episodes of the start again
         try:
             self.best_response.restore(tensors["best_response"])
             self.penalised.restore(tensors["penalised"])
@@ -412,6 +435,10 @@ class PBRL(Leader):
 
 
 _COUNTERS = ("num_timesteps", "iteration", "oracle_failures", "_total", "_warm")
+
+
+def _name(follower: type) -> str:
+    return f"{follower.__module__}:{follower.__qualname__}"
 
 
 def _named_follower(name: str | None) -> FollowerSpec | None:

@@ -210,6 +210,12 @@ class SB3Follower:
             actions, _ = self.model.predict(obs, deterministic=False)
         return np.asarray(actions)
 
+    def act_greedily(self, obs: Any) -> NDArray[Any]:
+        """The actions that the policy holds best, ``[n, ...]``: for continuous actions, its mean."""
+        with self.generators.active(), torch.no_grad():
+            actions, _ = self.model.predict(obs, deterministic=True)
+        return np.asarray(actions)
+
     def probabilities(self, obs: Any) -> NDArray[np.float64]:
         """The policy over discrete actions, ``[n, A]``: exact where the model shows it, else its deterministic choice."""
         with self.generators.active(), torch.no_grad():

@@ -119,7 +119,6 @@ def test_vector_environments(name: str) -> None:
         ("tau", -1.0),
         ("sparsity", 1.5),
         ("seed", -3),
-        ("render_mode", "human"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*render_mode.*")
