@@ -428,3 +428,131 @@ def test_bad_settings_are_named(name: str, value: Any) -> None:
 def test_no_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="total_timesteps: expected a whole number >= 1, got 0"):
         small().learn(0)
+
+
+# --- what users stumbled over ----------------------------------------------------------------------------------------
+
+
+class Plain(gym.Wrapper[Any, Any, Any, Any]):
+    """A wrapper that does nothing, but hides that the environment is tabular."""
+
+
+def test_sampled_evaluation_leaves_training_alone_and_agrees_with_the_exact_one() -> None:
+    def train(eval_every: int) -> Any:
+        config = PBRLConfig(
+            n_envs=8, follower_steps=128, warmup_steps=0, rollout_envs=8, eval_every=eval_every, evaluation_steps=64
+        )
+        seen: list[Any] = []
+        leader = small(env=Plain(gym.make(ENV_ID, n_states=5)), env_kwargs=None, config=config)
+        leader.learn(20_000, callback=lambda it: (seen.append(it.last_x), len(seen) < 5)[1])  # type: ignore[func-returns-value]
+        return seen[4]
+
+    assert np.array_equal(train(1), train(1000))
+    config = PBRLConfig(rollout_envs=512, evaluation_steps=200_000)
+    sampled = PBRL(Plain(gym.make(ENV_ID, n_states=5, max_episode_steps=5)), PPO, config=config).evaluate()
+    problem = gym.make(ENV_ID, n_states=5).unwrapped.problem  # type: ignore[attr-defined]
+    exact = leader_return_at_best_response(problem, problem.start_x())
+    assert (
+        abs(sampled.leader_return - exact) < 4 * sampled.leader_return_stderr + 0.05
+    )  # the limit of 5 steps is no end
+    assert sampled.leader_return_stderr < 0.1
+
+
+def test_contexts_are_evaluated() -> None:
+    rng = torch.Generator().manual_seed(0)
+    P = torch.rand(2, 3, 2, 3, generator=rng, dtype=torch.float64)
+    base = TabularMDP(P / P.sum(-1, keepdim=True), torch.rand(2, 3, 2, generator=rng), torch.full((2, 3), 1 / 3), 0.8)
+    problem = ArrayProblem(base, LeaderSet.box(1, -1, 1), lambda x: base.r + x, lambda x: base.r - x)
+    problem.context_probs = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    leader = PBRL(TabularEnv(problem), A2C, config=SMALL).learn(2000)
+    assert leader.follower_policy(leader.penalised, leader.x).shape == (6, 2)
+    assert leader.evaluate().leader_return == leader_return_at_best_response(problem, torch.from_numpy(leader.x))
+
+
+def test_missing_actions_are_refused_before_training() -> None:
+    base = TabularMDP(
+        torch.full((2, 2, 2), 0.5),
+        torch.eye(2),
+        torch.full((2,), 0.5),
+        0.9,
+        mask=torch.tensor([[True, True], [True, False]]),
+    )
+    problem = ArrayProblem(base, LeaderSet.box(1, -1, 1), lambda x: base.r + x, lambda x: base.r - x)
+    with pytest.raises(ValueError, match="env: expected actions that exist in every state"):
+        PBRL(TabularEnv(problem), A2C)
+
+
+def test_another_class_than_the_files_is_refused(tmp_path: Path) -> None:
+    path = small(PPO).learn(1000).save(tmp_path / "leader.zip")
+    with pytest.raises(
+        ValueError, match=r"follower: expected stable_baselines3.ppo.ppo:PPO.*got stable_baselines3.a2c.a2c:A2C"
+    ):
+        PBRL.load(path, follower=A2C)
+
+
+def test_rollouts_far_longer_than_asked_are_reported() -> None:
+    def default_ppo(venv: VecEnv) -> BaseAlgorithm:
+        return PPO("MlpPolicy", venv, gamma=0.9, device="cpu")
+
+    with pytest.warns(UserWarning, match="follower: expected rollouts of about follower_steps=128 steps, got 16384"):
+        small(default_ppo).learn(1)
+
+
+class Unpaid(Chase):
+    """Its info lacks the leader's reward."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return (*super().step(action)[:4], {})
+
+
+class Misfit(Chase):
+    """Its model answers with scalars."""
+
+    def leader_model(self) -> torch.nn.Module:
+        class Model(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.x = torch.nn.Parameter(torch.zeros(1))
+
+            def forward(self, *batch: Any) -> Any:
+                return tuple(self.x.sum() for _ in range(3))
+
+        return Model()
+
+
+class Wrong(Chase):
+    """It pays other rewards than its model says."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, *rest = super().step(action)
+        return (obs, 10.0 * reward, *rest)  # type: ignore[return-value]
+
+
+def test_environments_that_break_the_contract_are_told_so_before_training() -> None:
+    for env, message in (
+        (Unpaid, "info: expected the key 'leader_reward'"),
+        (Misfit, "leader_model: expected a torch module"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PBRL(env, ppo_for_chase)
+    with pytest.warns(UserWarning, match="leader_model: the follower's reward of a step"):
+        PBRL(Wrong, ppo_for_chase)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": {"n_envs": 3}}, "config: expected a PBRLConfig"),
+        ({"seed": -1}, "seed: expected None or a whole number >= 0, got -1"),
+        ({"env": 3, "env_kwargs": None}, "env: expected an environment, its id, or a callable"),
+    ],
+)
+def test_arguments_of_another_type_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**changes)
+    with pytest.raises(ValueError, match="callback: expected a callable"):
+        small().learn(100, callback=3)  # type: ignore[arg-type]
+
+
+def test_sb3_makes_our_environments_by_id() -> None:
+    assert A2C("MlpPolicy", "bilevel_gym/TwoState-v0", device="cpu").learn(50).num_timesteps >= 50
