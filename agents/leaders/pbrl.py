@@ -275,10 +275,11 @@ class PBRL(Leader):
         """Fresh episodes at x of the best response and of the penalised follower, from the same random numbers."""
         set_leader(self._rollout_env, self.last_x)
         seed = int(self.rng.integers(2**31))
-        hat, pi_y = (
-            collect(self._rollout_env, follower.act, self._horizon, seed)
-            for follower in (self.best_response, self.penalised)
-        )
+        rollouts = []
+        for follower in (self.best_response, self.penalised):
+            with follower.generators.active():  # once, and not at every step
+                rollouts.append(collect(self._rollout_env, follower.act, self._horizon, seed))
+        hat, pi_y = rollouts
         self.num_timesteps += hat.steps + pi_y.steps
         return hat, pi_y
 
