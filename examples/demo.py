@@ -109,7 +109,7 @@ def show_table(rows: list[dict[str, Any]], n_seeds: int) -> None:
     for name in ("method", "at best response", "95% interval", "at pi_y", "gap", "steps"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name == "method")
     for row in rows:
-        interval = "exact" if row["interval"] is None else "{:.2f} to {:.2f}".format(*row["interval"])
+        interval = "exact" if row["interval"] is None else "{:.2f}-{:.2f}".format(*row["interval"])
         rest = [
             "-" if row[key] is None else f"{round(row[key], 3) + 0.0:.3f}" for key in ("leader_return_at_pi_y", "gap")
         ]
