@@ -90,9 +90,19 @@ class TabularPBRL(TabularLeader):
         x0: Any = None,
     ) -> None:
         config = TabularPBRLConfig() if config is None else config
+        require(isinstance(config, TabularPBRLConfig), "config", "a TabularPBRLConfig", repr(config))
         penalty = ValuePenalty(lam=Geometric(2.0, 20.0)) if penalty is None else penalty
-        single = not isinstance(penalty, NikaidoIsodaPenalty)
-        require(single, "penalty", "a penalty of one follower for a problem with one", type(penalty).__name__)
+        single = isinstance(penalty, Penalty)
+        require(single, "penalty", "a ValuePenalty or a BellmanPenalty for a problem with one follower", repr(penalty))
+        known = config.follower is None or isinstance(config.follower, (Softmax, Direct, Solved))
+        require(known, "config.follower", "Softmax(), Direct(), Solved() or None", repr(config.follower))
+        solves = oracle is None or (not isinstance(oracle, type) and hasattr(oracle, "solve"))
+        require(
+            solves,
+            "oracle",
+            "an oracle such as SoftPolicyIteration(), MirrorDescent() or PolicyGradient()",
+            repr(oracle),
+        )
         self.penalty: Penalty = penalty  # type: ignore[assignment]
         self.oracle: Oracle = SoftPolicyIteration() if oracle is None else oracle
         self.lam = self.penalty.lam_at(1.0)

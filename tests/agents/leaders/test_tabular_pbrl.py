@@ -338,3 +338,19 @@ def test_rewards_that_break_are_reported_and_nothing_is_moved() -> None:
     with pytest.raises(FloatingPointError, match="gradient: expected finite numbers"):
         leader.learn(50)
     assert np.isfinite(leader.last_x).all()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"penalty": 5.0}, "penalty: expected a ValuePenalty or a BellmanPenalty.*got 5.0"),
+        ({"penalty": BellmanPenalty}, "penalty: expected a ValuePenalty or a BellmanPenalty"),
+        ({"oracle": "spi"}, "oracle: expected an oracle such as.*got 'spi'"),
+        ({"oracle": MirrorDescent}, "oracle: expected an oracle such as"),
+        ({"config": {"tau": 1.0}}, "config: expected a TabularPBRLConfig"),
+        ({"config": TabularPBRLConfig(follower="softmax")}, "config.follower: expected Softmax"),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_of_another_type_are_named(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TabularPBRL(TwoStateProblem(), **kwargs)
