@@ -2,9 +2,9 @@ r"""x's gradient from rollouts alone, and the watch over the oracle.
 
     grad_x V_l^{pi_y} + lam ( grad_x V_f^{pi_y} - grad_x V_f^{pihat} ),        p^ = V_f^{pihat} - V_f^{pi_y}
 
-each term from fresh episodes of one policy at x, with a least-squares critic of its own, fitted on earlier episodes only. The
-critic stands for the rewards beyond an episode's last step, not for their gradient: what is cut there shrinks the gradient by
-about the discount at the cut.
+each term from fresh episodes of one policy at x, with a least-squares critic of its own, fitted on earlier episodes;
+the first call, which has none, fits it on its own. The critic stands for the rewards beyond an episode's last step, not for
+their gradient: what is cut there shrinks the gradient by about the discount at the cut.
 """
 
 from __future__ import annotations

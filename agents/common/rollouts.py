@@ -109,14 +109,12 @@ def advantages(
 
 def start_values(reward: Floats, next_values: Floats, rollout: Rollout, gamma: float) -> Floats:
     """Discounted return of each copy, the critic's value standing for what lies beyond its last step, ``[N]``."""
-    T = rollout.alive.shape[0]
     weight = discounts(rollout, gamma)
     last = np.append(rollout.alive[1:] == 0.0, np.ones((1, rollout.alive.shape[1]), dtype=bool), axis=0) & (
         rollout.alive == 1.0
     )
     beyond = gamma * weight * last * (1.0 - rollout.terminated) * next_values
     returns: Floats = (weight * reward + beyond).sum(0)
-    assert T >= 1
     return returns
 
 

@@ -322,6 +322,7 @@ class PBRL(Leader):
         acts = (fresh.act_greedily if w.continuous_actions else fresh.act, self.penalised.act)
         best, pi_y = (collect(self._rollout_env, act, w.horizon(0.01), seed) for act in acts)
         self.penalised.generators.state = held
+        fresh.venv.close()
         self.num_timesteps += best.steps + pi_y.steps
         (follower, leader), (follower_y, leader_y) = (
             episode_returns(rollout, w.base_space, w.base_observation, w.gamma) for rollout in (best, pi_y)

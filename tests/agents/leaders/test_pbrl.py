@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,17 @@ def test_the_leader_learns_over_several_games() -> None:
         gains.append((reached - untrained) / (exact - untrained))
     assert np.mean(gains) > 0.5
     assert min(gains) > 0.0
+
+
+def test_the_path_of_x_does_not_read_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = small().learn(10_000).last_x
+    evaluate = PBRL._evaluate_exactly
+    monkeypatch.setattr(
+        PBRL, "_evaluate_exactly", lambda self, x: replace(evaluate(self, x), leader_return=-float(self.iteration))
+    )
+    blind = small().learn(10_000)
+    assert np.array_equal(blind.last_x, honest)
+    assert np.array_equal(blind.x, np.zeros(25))  # the choice of the best does read it
 
 
 def test_the_best_x_is_kept() -> None:
