@@ -183,7 +183,7 @@ def test_the_leader_learns_over_several_games() -> None:
     gains = []
     for seed in range(4):
         config = PBRLConfig(n_envs=32, follower_steps=512, warmup_steps=5_000, rollout_envs=32)
-        leader = PBRL(ENV_ID, PPO, config=config, seed=seed, env_kwargs={"n_states": 5, "seed": seed}).learn(100_000)
+        leader = PBRL(ENV_ID, PPO, config=config, seed=seed, env_kwargs={"n_states": 5, "seed": seed}).learn(200_000)
         problem = leader.worlds.problem
         assert problem is not None
         untrained, reached = (
