@@ -58,14 +58,14 @@ class Interval:
         return asdict(self)
 
 
-def _interval(samples: Sequence[NDArray[np.float64]], statistic: Callable[..., Any]) -> Interval:
+def _interval(samples: Sequence[NDArray[np.float64]], statistic: Callable[..., Any], paired: bool = True) -> Interval:
     estimate = float(statistic(*samples, axis=-1))
     if len(samples[0]) < 2 or all(np.ptp(sample) == 0.0 for sample in samples):
         return Interval(estimate, None, None)
     found = bootstrap(
         tuple(samples),
         statistic,
-        paired=len(samples) > 1,
+        paired=paired and len(samples) > 1,
         vectorized=True,
         n_resamples=RESAMPLES,
         method="percentile",
@@ -95,6 +95,16 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Interval:
 def paired_ratio(a: ArrayLike, b: ArrayLike) -> Interval:
     """Mean of a over mean of b, the same games on both sides of every resample."""
     return _interval([np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)], _mean_ratio)
+
+
+def _mean_of_means(*tasks: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    return np.asarray(np.mean([task.mean(axis) for task in tasks], axis=0))
+
+
+def stratified_interval(values: ArrayLike) -> Interval:
+    """The mean over tasks and seeds, ``[tasks, seeds]``; seeds are resampled within each task (as rliable does)."""
+    tasks = np.asarray(values, dtype=np.float64)
+    return _interval(list(tasks), _mean_of_means, paired=False)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

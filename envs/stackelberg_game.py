@@ -40,7 +40,7 @@ class StackelbergGameEnv(TabularEnv):
     - ``tau``: default temperature of the follower (0.001).
     - ``sparsity``: rewards under it become 0 (0.7).
     - ``seed``: of the game's rewards and transitions, not of its play (0); None draws a random game.
-    - ``render_mode``: None or ``"ansi"``.
+    - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``.
 
     The sizes, ``sparsity`` and ``tau`` are recollections of the published experiment that were not checked against it.
 

@@ -7,7 +7,7 @@ one at each reset; its observations count (context, state) pairs, ``c * S + s``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -22,7 +22,11 @@ from .leader_model import TabularLeaderModel, moves_transitions
 from .mdp import LeaderSet, TabularKernel, TabularProblem
 from .mdp.checks import as_float64, check_size, require
 from .mdp.leader_set import MEMBERSHIP_ATOL
+from .render import draw_table, new_panel, to_rgb
 from .sampling import AliasSampler, Floats, Integers, InverseCdfSampler, Sampler
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Flags = NDArray[np.bool_]
 
@@ -216,16 +220,16 @@ class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
 
     Args:
         problem: the problem.
-        render_mode: None, or ``"ansi"`` for one line of text; another draws nothing.
+        render_mode: None, ``"ansi"`` for one line of text, ``"rgb_array"`` for a picture; another draws nothing.
 
     Raises:
         ValueError: in ``step``, an action that does not exist in the current state.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # type: ignore[misc]
 
     def __init__(self, problem: TabularProblem, render_mode: str | None = None) -> None:
-        # SB3 asks every environment for "rgb_array" first; Gymnasium has warned of a mode that is none of ours.
+        # Gymnasium has warned of a mode that is none of ours.
         self.render_mode = render_mode if render_mode in self.metadata["render_modes"] else None
         self._set_up(problem, 1)
         self.observation_space = gym.spaces.Discrete(self._tables.n_contexts * self._tables.S)
@@ -260,9 +264,19 @@ class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
         terminated = t.terminal is not None and bool(t.terminal[z])
         return np.int64(self._state), reward, terminated, False, {"leader_reward": leader_reward, "leader_draw": w}
 
-    def render(self) -> str | None:
-        """The last step and the state, in one line; None without a render mode."""
-        return None if self.render_mode is None else f"{self._last}state {self._state}"
+    def render(self) -> Any:
+        """The last step and the state in one line, or a picture, uint8 ``[height, width, 3]``; None without a mode."""
+        if self.render_mode != "rgb_array":
+            return None if self.render_mode is None else f"{self._last}state {self._state}"
+        figure, panel = new_panel()
+        self._draw(panel)
+        return to_rgb(figure)
+
+    def _draw(self, panel: Axes) -> None:
+        """Draw x and the follower; here the table of the follower's expected reward at x, with its state marked."""
+        t, z = self._tables, self._state or 0
+        rewards = self._problem.follower_mdp(self._x).r.detach().expand(t.n_contexts, t.S, t.A)
+        draw_table(panel, rewards[z // t.S], "follower's reward at x", None if self._state is None else z % t.S)
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
         """What the follower may be shown of x in a state, ``[commitment_size]``."""

@@ -168,7 +168,7 @@ class TwoStateEnv(TabularEnv):
     - ``gamma``: discount of both players, in [0, 1) (0.9).
     - ``tau``: default temperature of the follower (0.1).
     - ``bonus``, ``cost``, ``benefit``: amounts (0.5, 1.0, 1.5).
-    - ``render_mode``: None or ``"ansi"``.
+    - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``.
 
     ## Version History
     - v0: first version.

@@ -12,6 +12,7 @@ from .evaluation import (
     start_value,
     visitation,
 )
+from .grid import GridMap
 from .incentive import IncentiveDesignProblem, random_incentive_design
 from .leader_set import LeaderSet
 from .models import TabularKernel, TabularMDP
@@ -25,6 +26,7 @@ __all__ = [
     "ArrayProblem",
     "BilevelProblem",
     "GameProblem",
+    "GridMap",
     "IncentiveDesignProblem",
     "LeaderSet",
     "NashEquilibrium",

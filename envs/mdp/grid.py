@@ -1,0 +1,77 @@
+"""Maps of free cells and walls, and the four moves on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .checks import check_number, require
+
+MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
+"""Row and column of up, right, down, left."""
+
+
+class GridMap:
+    """A map whose free cells are numbered row by row.
+
+    Attributes:
+        shape: rows and columns of the map, walls included.
+        cells: row and column of each free cell, ``[n, 2]``.
+        moves: the cell where each move ends, up, right, down, left, ``[n, 4]``; into a wall or off the map is staying.
+
+    Args:
+        rows: one string a row, all as long; ``x`` is a wall, anything else is free.
+
+    Raises:
+        ValueError: rows of different lengths, or no free cell.
+
+    Example:
+        >>> from bilevel_gym.envs.mdp.grid import GridMap
+        >>> grid = GridMap(["  ", "x "])
+        >>> grid.moves.tolist()
+        [[0, 1, 0, 0], [1, 1, 2, 0], [1, 2, 2, 2]]
+    """
+
+    def __init__(self, rows: Sequence[str]) -> None:
+        lengths = {len(row) for row in rows}
+        require(len(lengths) == 1 and 0 not in lengths, "rows", "strings of one length, one or more", list(rows))
+        free = torch.tensor([[mark != "x" for mark in row] for row in rows])
+        require(bool(free.any()), "rows", "at least one free cell", list(rows))
+        self.shape = (int(free.shape[0]), int(free.shape[1]))
+        self.cells = free.nonzero()
+        number = torch.full((self.shape[0] + 2, self.shape[1] + 2), -1)
+        row, column = (self.cells + 1).unbind(-1)
+        number[row, column] = torch.arange(len(self.cells))
+        self._number = number
+        ends = torch.stack([number[row + down, column + right] for down, right in MOVES], -1)
+        self.moves = torch.where(ends < 0, torch.arange(len(self.cells)).unsqueeze(-1), ends)
+
+    @classmethod
+    def open(cls, n_rows: int, n_columns: int) -> GridMap:
+        """A map without inner walls."""
+        return cls([" " * n_columns] * n_rows)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of free cells."""
+        return len(self.cells)
+
+    def index(self, row: int, column: int) -> int:
+        """The number of a free cell.
+
+        Raises:
+            ValueError: a wall, or a place off the map.
+        """
+        inside = 0 <= row < self.shape[0] and 0 <= column < self.shape[1]
+        found = int(self._number[row + 1, column + 1]) if inside else -1
+        require(found >= 0, "cell", f"a free cell of the {self.shape[0]} x {self.shape[1]} map", (row, column))
+        return found
+
+    def transition(self, intended: float = 1.0) -> Tensor:
+        """P(s'|s,a), ``[n, 4, n]``: the move meant has probability ``intended``, each other one a third of the rest."""
+        check_number(intended, "intended", low=0.0, high=1.0)
+        slip = torch.full((4, 4), (1.0 - intended) / 3.0, dtype=torch.float64).fill_diagonal_(intended)
+        n = self.n_cells
+        return slip @ torch.nn.functional.one_hot(self.moves, n).to(torch.float64)

@@ -1,0 +1,92 @@
+"""Pictures of environments: what ``render_mode="rgb_array"`` is drawn with. matplotlib is loaded at the first picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium.error import DependencyNotInstalled
+from numpy.typing import ArrayLike, NDArray
+
+from .mdp.grid import GridMap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WALL, FOLLOWER = "0.25", "tab:orange"
+"""Colours of walls and of the follower."""
+
+
+def new_panel(width: float = 5.0, height: float = 4.0) -> tuple[Figure, Axes]:
+    """A figure of this size in inches, 100 dots each, and its panel; no window.
+
+    Raises:
+        gymnasium.error.DependencyNotInstalled: matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DependencyNotInstalled('rendering needs matplotlib: pip install "bilevel-gym[plots]"') from error
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def to_rgb(figure: Figure) -> NDArray[np.uint8]:
+    """The figure's pixels, ``[height, width, 3]``."""
+    figure.canvas.draw()
+    pixels: NDArray[np.uint8] = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
+    return pixels
+
+
+def draw_heat(panel: Axes, image: ArrayLike, label: str, **kwargs: Any) -> None:
+    """An image with its colour bar; NaN is left blank."""
+    shown = panel.imshow(np.asarray(image, dtype=np.float64), **{"cmap": "viridis", **kwargs})
+    assert panel.figure is not None
+    panel.figure.colorbar(shown, ax=panel, label=label, shrink=0.85)
+
+
+def draw_table(panel: Axes, values: ArrayLike, label: str, row: int | None = None) -> None:
+    """Numbers ``[S, A]`` as a heat map, a row of it marked."""
+    table = np.asarray(values, dtype=np.float64)
+    draw_heat(panel, table, label, aspect="auto", interpolation="nearest")
+    panel.set_xlabel("action")
+    panel.set_ylabel("state")
+    if row is not None:
+        panel.axhspan(row - 0.5, row + 0.5, fill=False, edgecolor=FOLLOWER, linewidth=2.0)
+
+
+def draw_grid(
+    panel: Axes,
+    grid: GridMap,
+    heat: ArrayLike,
+    label: str,
+    follower: int | None = None,
+    marks: Mapping[int, str] | None = None,
+    **kwargs: Any,
+) -> None:
+    """A map: a number a free cell as a heat map, walls dark, the follower a disc, and letters in marked cells.
+
+    Args:
+        panel: where to draw.
+        grid: the map.
+        heat: a number a free cell, ``[n]``.
+        label: what the numbers are.
+        follower: the follower's cell.
+        marks: short texts by cell.
+        kwargs: of matplotlib's ``imshow``, e.g. ``cmap``, ``vmin``.
+    """
+    rows, columns = grid.cells.numpy().T
+    image = np.full(grid.shape, np.nan)
+    image[rows, columns] = np.asarray(heat, dtype=np.float64)
+    panel.set_facecolor(WALL)
+    draw_heat(panel, image, label, **kwargs)
+    for cell, text in (marks or {}).items():
+        panel.text(columns[cell], rows[cell], text, ha="center", va="center", color="white", fontweight="bold")
+    if follower is not None:
+        panel.plot(columns[follower], rows[follower], "o", color=FOLLOWER, markersize=9, markeredgecolor="white")
+    panel.set_xticks([])
+    panel.set_yticks([])
