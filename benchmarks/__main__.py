@@ -1,7 +1,8 @@
 """Run benchmarks: ``python -m benchmarks [NAME ...] [--quick] [--out DIR] [--jobs N]``.
 
 Each writes ``NAME.json`` (data, command, versions, seconds), ``NAME.md`` and, where it has one, ``NAME.png``; the folder's
-``README.md`` lists them. ``--quick`` is a smoke test of minutes, written elsewhere.
+``README.md`` lists them and ``standing.md`` sets them beside figures from elsewhere. ``--quick`` is a smoke test of minutes,
+written elsewhere.
 """
 
 from __future__ import annotations
@@ -24,10 +25,16 @@ from tqdm.auto import tqdm
 
 import bilevel_gym
 
+from .common import markdown_table
+
 BENCHMARKS = ("stackelberg_exact", "stackelberg_sampled", "speed")
-"""Modules of this folder with ``run(quick, jobs)``, ``table(data)`` and perhaps ``picture(data, path)``."""
+"""Modules of this folder with ``run(quick, jobs)``, ``table(data)`` and perhaps ``picture(data, path)``, ``standing(data)``."""
 
 FULL, QUICK = Path("docs/results"), Path("runs/quick")
+STANDING_NOTE = """\
+Figures from elsewhere carry their source: *published* by the named paper; *prototype* is a script of a page or two that showed
+what is within reach. Ours are means with 95% bootstrap intervals, at the follower's best response unless the line says otherwise;
+each heading leads to the page with the command, the versions and the seeds."""
 PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "scipy")
 
 
@@ -78,18 +85,32 @@ def page(module: ModuleType, record: dict[str, Any], has_picture: bool) -> str:
     return "\n\n".join([f"# {title(module)}", *warning, module.table(record["data"]), *picture, origin]) + "\n"
 
 
+def read_records(out: Path) -> dict[str, dict[str, Any]]:
+    """What the folder has results of, by benchmark."""
+    paths = {name: out / f"{name}.json" for name in BENCHMARKS}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
+
+
 def write_index(out: Path) -> None:
     """List every benchmark that the folder has results of."""
-    lines = []
-    for name in BENCHMARKS:
-        path = out / f"{name}.json"
-        if path.is_file():
-            record = json.loads(path.read_text(encoding="utf-8"))
-            module = importlib.import_module(f"benchmarks.{name}")
-            lines.append(
-                f"- [{title(module)}]({name}.md): `{record['command']}`, {record['wall_seconds']:.0f} s; [data]({name}.json)"
-            )
+    lines = ["- [Where we stand beside figures from elsewhere](standing.md)"]
+    for name, record in read_records(out).items():
+        heading = title(importlib.import_module(f"benchmarks.{name}"))
+        origin = f"`{record['command']}`, {record['wall_seconds']:.0f} s; [data]({name}.json)"
+        lines.append(f"- [{heading}]({name}.md): {origin}")
     (out / "README.md").write_text("# Results\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_standing(out: Path) -> None:
+    """Set every benchmark's figures beside those from elsewhere."""
+    parts = ["# Where we stand", STANDING_NOTE]
+    for name, record in read_records(out).items():
+        module = importlib.import_module(f"benchmarks.{name}")
+        if hasattr(module, "standing"):
+            rows = [[s.quantity, s.elsewhere, s.ours, s.verdict] for s in module.standing(record["data"])]
+            table = markdown_table(["quantity", "elsewhere, or the target", "ours", ""], rows)
+            parts += [f"## [{title(module)}]({name}.md)", table]
+    (out / "standing.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def to_json(record: dict[str, Any]) -> str:
@@ -121,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in tqdm(options.names, desc="benchmarks", disable=len(options.names) == 1):
         run_one(name, options)
         write_index(options.out)
+        write_standing(options.out)
 
 
 if __name__ == "__main__":

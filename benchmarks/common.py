@@ -121,6 +121,23 @@ def verdict(met: bool) -> str:
     return "met" if met else "**missed**"
 
 
+@dataclass(frozen=True)
+class Standing:
+    """One line of the page that sets our figures beside those from elsewhere.
+
+    Attributes:
+        quantity: what is compared.
+        elsewhere: the figure, and whose it is.
+        ours: our figure, with its interval where it has one.
+        verdict: "met", "missed" or what else there is to say.
+    """
+
+    quantity: str
+    elsewhere: str
+    ours: str
+    verdict: str
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 

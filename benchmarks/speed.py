@@ -24,7 +24,7 @@ from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.wrappers import RewardMixing, set_leader
 
 from . import vector_env
-from .common import Data, markdown_table, verdict
+from .common import Data, Standing, markdown_table, verdict
 
 ENV_ID = "bilevel_gym/StackelbergGame-v0"
 ALGORITHMS = ("PPO", "A2C", "DQN")
@@ -245,3 +245,27 @@ def table(data: Data) -> str:
             exact_table(data),
         ]
     )
+
+
+def standing(data: Data) -> list[Standing]:
+    """Beside the targets."""
+    ratios = [r["ratio_cpu"] for r in data["followers"]]
+    met = sum(ratio >= RATIO for ratio in ratios)
+    v, worst = data["vector_env"], max(r["cpu_ms"] for r in data["exact"])
+    text = f"{min(ratios):.3f} to {max(ratios):.3f}; {met} of {len(ratios)} cells"
+    us, times = v["native_4096_us"], v["ratio_4096"]
+    return [
+        Standing(
+            "followers in the leader's loop, of plain learn", f"target {RATIO}", text, verdict(met == len(ratios))
+        ),
+        Standing("native simulator, µs a step", f"target {NATIVE_US}", f"{us:.3f}", verdict(us <= NATIVE_US)),
+        Standing(
+            "the same, times SyncVectorEnv",
+            f"target {NATIVE_RATIO:.0f}",
+            f"{times:.0f}",
+            verdict(times >= NATIVE_RATIO),
+        ),
+        Standing(
+            "exact PBRL iteration, 100 states, ms", f"target {EXACT_MS:.0f}", f"{worst:.1f}", verdict(worst <= EXACT_MS)
+        ),
+    ]

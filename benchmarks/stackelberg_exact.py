@@ -41,6 +41,7 @@ from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
 
 from .common import (
     Data,
+    Standing,
     draw_band,
     map_tasks,
     markdown_table,
@@ -327,6 +328,29 @@ def table(data: Data) -> str:
     ]
     ratios = [row for size in sorted(data["sizes"], reverse=True) for row in ratio_rows(data, size)]
     return "\n\n".join([*parts, "## Ratios", markdown_table(headers, ratios), NOTES])
+
+
+def standing(data: Data) -> list[Standing]:
+    """Beside the prototype's figures of the same ten games, and the paper's ordering."""
+    size = max(data["sizes"])
+    lines = []
+    for name, elsewhere in (("pbrl", 7.89), ("hypergradient", 8.10), ("independent", 5.11)):
+        own = mean_interval(column(data, size, name, "last", "leader_return"))
+        better = own.estimate >= elsewhere if name != "independent" else None
+        word = "the baseline" if better is None else verdict(better)
+        lines.append(
+            Standing(f"F_0, {METHODS[name].label}, {size} states", f"prototype {elsewhere:.2f}", own.text(), word)
+        )
+    published = [
+        float(np.mean(column(data, size, f"published_{name}", "last", "at_pi_y")))
+        for name in ("value", "bellman", "independent")
+    ]
+    order = published[0] > published[1] > published[2]
+    text = "value {:.2f}, Bellman {:.2f}, independent {:.2f}".format(*published)
+    quantity = "J_L(x, pi_y) at the published settings (unverified), gradients exact"
+    word = "same order" if order else "**another order**"
+    lines.append(Standing(quantity, "published (arXiv 2402.06886): value > Bellman > independent", text, word))
+    return lines
 
 
 PANELS = (
