@@ -10,6 +10,8 @@ from .evaluation import (
     policy_return_gradient,
     policy_value,
     start_value,
+    truncated_return,
+    truncated_value,
     visitation,
 )
 from .grid import GridMap
@@ -19,7 +21,9 @@ from .models import TabularKernel, TabularMDP
 from .nash import NashEquilibrium, matrix_game, regularised_matrix_game, solve_nash
 from .optimality import SoftOptimum, attach, soft_maximum, soft_policy, solve_soft, suboptimality, value_iteration
 from .problem import ArrayProblem, BilevelProblem, GameProblem, Optimum, TabularProblem
+from .sampled_return import sampled_return
 from .stackelberg import StackelbergProblem, random_stackelberg
+from .trajectories import TabularWorld, Trajectories, game_world, kernel_world, mdp_world, sample
 from .zero_sum import ZeroSumGame, best_responses, joint_return, joint_value, nikaido_isoda_gap, player_mdp
 
 __all__ = [
@@ -36,15 +40,20 @@ __all__ = [
     "TabularKernel",
     "TabularMDP",
     "TabularProblem",
+    "TabularWorld",
+    "Trajectories",
     "ZeroSumGame",
     "action_value",
     "attach",
     "best_responses",
+    "game_world",
     "induced_reward",
     "induced_transition",
     "joint_return",
     "joint_value",
+    "kernel_world",
     "matrix_game",
+    "mdp_world",
     "negative_entropy",
     "negative_entropy_gradient",
     "nikaido_isoda_gap",
@@ -55,12 +64,16 @@ __all__ = [
     "random_incentive_design",
     "random_stackelberg",
     "regularised_matrix_game",
+    "sample",
+    "sampled_return",
     "soft_maximum",
     "soft_policy",
     "solve_nash",
     "solve_soft",
     "start_value",
     "suboptimality",
+    "truncated_return",
+    "truncated_value",
     "value_iteration",
     "visitation",
 ]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .checks import check_size
 from .models import TabularMDP
 
 LOG_FLOOR = 1e-300
@@ -81,6 +82,24 @@ def start_value(mdp: TabularMDP, V: Tensor) -> Tensor:
 def policy_return(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Tensor:
     """V^pi(rho), ``[...]``."""
     return start_value(mdp, policy_value(mdp, pi, tau))
+
+
+def truncated_value(mdp: TabularMDP, pi: Tensor, length: int, tau: float = 0.0) -> Tensor:
+    """V_length, ``[..., S]``, of V_0 = 0, V_{k+1} = r_pi - tau h(pi) + gamma P_pi V_k: the return of ``length`` steps."""
+    P_pi, r_pi = induced_transition(mdp, pi), induced_reward(mdp, pi, tau)
+    V = torch.zeros_like(r_pi)
+    for _ in range(length):
+        V = r_pi + mdp.gamma * (P_pi @ V.unsqueeze(-1)).squeeze(-1)
+    return V
+
+
+def truncated_return(mdp: TabularMDP, pi: Tensor, length: int, tau: float = 0.0) -> Tensor:
+    """E sum_{t<length} gamma^t ( r(s_t,a_t) - tau h(pi(s_t)) ), s_0 ~ rho, ``[...]``; differentiable in model and policy.
+
+    Raises:
+        ValueError: a length under one.
+    """
+    return start_value(mdp, truncated_value(mdp, pi, check_size(length, "length"), tau))
 
 
 def policy_return_gradient(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Tensor:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .checks import as_float64, check_tau, require
+from .checks import as_float64, check_distribution, check_tau, require
 from .evaluation import policy_return
 from .leader_set import LeaderSet
 from .models import TabularKernel, TabularMDP
@@ -41,16 +41,45 @@ class BilevelProblem(ABC):
     Attributes:
         leader_set: X.
         tau: default temperature of the lower level; a method may use its own.
-        context_probs: weights ``[C]`` of the leading context axis of every field, or None where there is none.
     """
 
     leader_set: LeaderSet
     tau: float = 0.0
-    context_probs: Tensor | None = None
+    _context_probs: Tensor | None = None
+
+    @property
+    def context_probs(self) -> Tensor | None:
+        """Weights ``[C]`` of the leading context axis of every field, or None where there is none.
+
+        Raises:
+            ValueError: on assignment, weights that are no distribution.
+        """
+        return self._context_probs
+
+    @context_probs.setter
+    def context_probs(self, probs: Tensor | None) -> None:
+        if probs is not None:
+            probs = as_float64(probs, "context_probs")
+            require(
+                probs.ndim == 1 and len(probs) >= 1,
+                "context_probs",
+                "a vector [C], C >= 1",
+                f"shape {tuple(probs.shape)}",
+            )
+            check_distribution(probs, "context_probs")
+        object.__setattr__(self, "_context_probs", probs)  # problems may be frozen dataclasses
 
     def over_contexts(self, values: Tensor) -> Tensor:
-        """Average ``[C]`` values with the context probabilities; a scalar passes through."""
-        return values if self.context_probs is None else (self.context_probs * values).sum(-1)
+        """Average ``[C]`` values with the context probabilities; a scalar passes through.
+
+        Raises:
+            ValueError: more or fewer values than contexts.
+        """
+        if self.context_probs is None:
+            return values
+        fits = values.ndim == 0 or values.shape[-1] == len(self.context_probs)
+        require(fits, "context_probs", f"{values.shape[-1:].numel()} weights, one a context", len(self.context_probs))
+        return (self.context_probs * values).sum(-1)
 
     @property
     def tau0(self) -> float:

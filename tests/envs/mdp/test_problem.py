@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from bilevel_gym.envs.mdp import (
     LeaderSet,
     policy_return,
     policy_value,
+    random_incentive_design,
     random_stackelberg,
     visitation,
 )
@@ -99,3 +102,31 @@ def test_rewards_in_single_precision_are_taken_as_double() -> None:
     assert value.dtype == F64
     assert x.grad is not None
     assert x.grad.item() == pytest.approx(1 / (1 - 0.9), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("probs", "message"),
+    [
+        ([0.3, 0.6], r"rows that sum to 1, got a sum of 0\.9"),
+        ([1.2, -0.2], r"probabilities >= 0"),
+        ([float("nan"), 1.0], r"finite numbers"),
+        ([[0.5, 0.5]], r"a vector \[C\]"),
+        ("half", r"numbers"),
+    ],
+)
+def test_contexts_have_a_distribution(probs: Any, message: str) -> None:
+    """One door for all problems, frozen ones too: it is the assignment that checks."""
+    for problem in (PROBLEMS["contexts"](0), random_stackelberg(3, 2, 2), random_incentive_design(3, 2, 2)):
+        before = problem.context_probs
+        with pytest.raises(ValueError, match=f"^context_probs: expected {message}"):
+            object.__setattr__(problem, "context_probs", probs)
+        assert problem.context_probs is before
+
+
+def test_contexts_are_as_many_as_the_fields_have() -> None:
+    problem = PROBLEMS["contexts"](0)
+    problem.context_probs = [0.2, 0.3, 0.5]  # type: ignore[assignment]
+    x = problem.start_x()
+    pi = random_policy(problem.follower_mdp(x))
+    with pytest.raises(ValueError, match=r"^context_probs: expected 2 weights, one a context, got 3"):
+        problem.leader_return(x, pi)

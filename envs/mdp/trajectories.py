@@ -1,0 +1,285 @@
+r"""Episodes of a fixed number of steps, drawn from tabular models in one batch (inverse cdf, torch).
+
+    s_0 ~ rho,    a_t ~ pi(.|s_t),    w_t ~ p(.|s_t,a_t),    s_{t+1} ~ P(.|s_t,a_t,w_t),       t = 0 .. length - 1
+
+w is what the world draws beside the next state. Three models take this form:
+
+- a :class:`TabularMDP`: no draw of its own, W = 1 (:func:`mdp_world`);
+- a leader's :class:`TabularKernel`, e.g. of a Stackelberg game, where w is the leader's action, ``w ~ pi_x``
+  (:func:`kernel_world`);
+- a :class:`ZeroSumGame`, where a is player 1's action and w player 2's (:func:`game_world`).
+
+Each draw takes one uniform number u and the first k whose cumulative probability exceeds u. It is monotone in the table, so
+runs of two policies with the same random numbers stay together as long as the policies agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_size, require
+from .evaluation import negative_entropy
+from .models import TabularKernel, TabularMDP
+from .zero_sum import ZeroSumGame
+
+
+def broadcast_batch(*named: tuple[str, torch.Size]) -> torch.Size:
+    """The batch axes that all of these broadcast to.
+
+    Raises:
+        ValueError: batch axes that do not fit, with the first pair that does not.
+    """
+    shape, names = torch.Size([]), "no batch axes"
+    for name, other in named:
+        try:
+            shape = torch.broadcast_shapes(shape, other)
+        except RuntimeError:
+            raise ValueError(
+                f"{name}: expected batch axes that broadcast with {tuple(shape)} ({names}), got {tuple(other)}"
+            ) from None
+        names = name if names == "no batch axes" else f"{names}, {name}"
+    return shape
+
+
+@dataclass(frozen=True, eq=False)
+class TabularWorld:
+    """What episodes are drawn from and paid by. Its tables may carry a graph.
+
+    Attributes:
+        rho: start distribution, ``[..., S]``.
+        draw: ``p(w|s,a)``, ``[..., S, A or 1, W]``.
+        P: ``P(s'|s,a,w)``, ``[..., S, A, W, S]``.
+        r: reward of a step, ``[..., S, A, W]``.
+        gamma: discount.
+        state_reward: what is earned in a state whatever is done in it, ``[..., S]``, such as tau times the other
+            player's entropy; None for nothing.
+        terminal: states whose step is the episode's last, bool ``[..., S]``; None for none.
+        terminal_entropy: whether the step taken in a terminal state earns its entropy.
+
+    Raises:
+        ValueError: sizes that do not fit, batch axes that do not broadcast.
+    """
+
+    rho: Tensor
+    draw: Tensor
+    P: Tensor
+    r: Tensor
+    gamma: float
+    state_reward: Tensor | None = None
+    terminal: Tensor | None = None
+    terminal_entropy: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.r.ndim >= 3, "r", "shape [..., S, A, W]", f"shape {tuple(self.r.shape)}")
+        S, A, W = self.r.shape[-3:]
+        for name, shapes in (
+            ("rho", [(S,)]),
+            ("draw", [(S, A, W), (S, 1, W)]),
+            ("P", [(S, A, W, S)]),
+            ("state_reward", [(S,)]),
+            ("terminal", [(S,)]),
+        ):
+            table = getattr(self, name)
+            if table is not None:
+                found = tuple(table.shape[-len(shapes[0]) :])
+                require(found in shapes, name, f"shape [..., {shapes[0]}], as r has", f"shape {tuple(table.shape)}")
+        _ = self.batch_shape
+
+    @property
+    def n_states(self) -> int:
+        """S."""
+        return int(self.r.shape[-3])
+
+    @property
+    def n_actions(self) -> int:
+        """A."""
+        return int(self.r.shape[-2])
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The leading batch axes, broadcast over the tables."""
+        ranks = {"rho": 1, "draw": 3, "P": 4, "r": 3, "state_reward": 1, "terminal": 1}
+        tables = [(name, getattr(self, name), rank) for name, rank in ranks.items()]
+        return broadcast_batch(*((name, table.shape[:-rank]) for name, table, rank in tables if table is not None))
+
+    def with_reward(self, r: Tensor) -> TabularWorld:
+        """The same world paid by another reward, ``[..., S, A, W]``, and nothing by the state."""
+        return dataclasses.replace(self, r=r, state_reward=None)
+
+    def with_start(self, rho: Tensor) -> TabularWorld:
+        """The same world started elsewhere, ``[..., S]``."""
+        return dataclasses.replace(self, rho=rho)
+
+    def detach(self) -> TabularWorld:
+        """The same world without its graph."""
+        tables = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        held: dict[str, Any] = {name: table.detach() for name, table in tables.items() if isinstance(table, Tensor)}
+        return dataclasses.replace(self, **held)
+
+
+def mdp_world(mdp: TabularMDP) -> TabularWorld:
+    """An MDP's world: it draws the next state only."""
+    draw = torch.ones((mdp.n_states, 1, 1), dtype=mdp.r.dtype)
+    return TabularWorld(
+        mdp.rho, draw, mdp.P.unsqueeze(-2), mdp.r.unsqueeze(-1), mdp.gamma, None, mdp.terminal, mdp.terminal_entropy
+    )
+
+
+def kernel_world(kernel: TabularKernel, mdp: TabularMDP) -> TabularWorld:
+    """The follower's world at x with the leader's draw shown; ``mdp`` is M(x) and gives start, discount and ends."""
+    return TabularWorld(
+        mdp.rho, kernel.draw, kernel.P, kernel.r_follower, mdp.gamma, None, mdp.terminal, mdp.terminal_entropy
+    )
+
+
+def game_world(game: ZeroSumGame, pi2: Tensor, tau: float = 0.0) -> TabularWorld:
+    """A game in which player 2 plays pi2, ``[..., S, A2]``: its actions are the draws. Its returns are player 1's.
+
+    ``tau h(pi2(s))``, which the game at temperature tau pays player 1, is a reward of the state.
+
+    Raises:
+        ValueError: a policy of another size.
+    """
+    expected = (game.n_states, game.n_actions[1])
+    require(pi2.shape[-2:] == expected, "pi2", f"shape [..., {expected}]", f"shape {tuple(pi2.shape)}")
+    paid = tau * negative_entropy(pi2) if tau != 0.0 else None
+    return TabularWorld(game.rho, pi2.unsqueeze(-2), game.P, game.r, game.gamma, paid)
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """Episodes, ``[..., batch, length]`` each: ``...`` are the models' batch axes.
+
+    Attributes:
+        states: s_t.
+        actions: a_t.
+        draws: w_t.
+        next_states: s_{t+1}.
+        alive: False once an earlier step was taken in a terminal state: such a step does not count.
+        uniforms: the random numbers, ``[..., batch, 1 + 3 length]``: the start's, then those of each step.
+
+    Raises:
+        ValueError: fields of unequal sizes.
+    """
+
+    states: Tensor
+    actions: Tensor
+    draws: Tensor
+    next_states: Tensor
+    alive: Tensor
+    uniforms: Tensor
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.states.shape)
+        require(len(shape) >= 2, "states", "shape [..., batch, length]", f"shape {shape}")
+        for name in ("actions", "draws", "next_states", "alive"):
+            found = tuple(getattr(self, name).shape)
+            require(found == shape, name, f"shape {shape}, as states has", f"shape {found}")
+        expected, found = (*shape[:-1], 1 + 3 * shape[-1]), tuple(self.uniforms.shape)
+        require(found == expected, "uniforms", f"shape {expected}, as states has", f"shape {found}")
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The models' batch axes."""
+        return self.states.shape[:-2]
+
+    @property
+    def batch(self) -> int:
+        """Episodes per model."""
+        return int(self.states.shape[-2])
+
+    @property
+    def length(self) -> int:
+        """Steps per episode."""
+        return int(self.states.shape[-1])
+
+
+def pick(table: Tensor, rank: int, batch_shape: torch.Size, *index: Tensor) -> Tensor:
+    """Entries (or rows) of a table ``[..., (rank axes)]`` at indices ``[*batch_shape, ...]``, each in its own instance.
+
+    An axis of size one is read as "the same for every index".
+    """
+    wide = table.expand(*batch_shape, *table.shape[-rank:])
+    n, dims = len(batch_shape), index[0].ndim
+    grid = [torch.arange(size).view(-1, *[1] * (dims - 1 - axis)) for axis, size in enumerate(batch_shape)]
+    own = [torch.zeros_like(i) if wide.shape[n + axis] == 1 else i for axis, i in enumerate(index)]
+    return wide[(*grid, *own)]
+
+
+def _inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
+    """The first k with ``sum_{j<=k} p_j > u``, ``[...]``, for rows p, ``[..., K]``, and u, ``[...]``."""
+    cdf = p.cumsum(-1)
+    cdf = cdf / cdf[..., -1:]  # ends at exactly 1, above every u
+    return torch.searchsorted(cdf, u.unsqueeze(-1).contiguous(), right=True).squeeze(-1)
+
+
+@torch.no_grad()
+def sample(
+    world: TabularWorld,
+    pi: Tensor,
+    length: int,
+    batch: int,
+    generator: torch.Generator,
+    first: Tensor | None = None,
+    twin: Trajectories | None = None,
+) -> Trajectories:
+    """Draw ``batch`` episodes of ``length`` steps in every instance at once.
+
+    Args:
+        world: what they are drawn from.
+        pi: policy, ``[..., S, A]``.
+        length: steps of an episode.
+        batch: episodes an instance.
+        generator: source of the random numbers; untouched where there is a twin.
+        first: policy of the first step, ``[..., S, A]``; None takes pi.
+        twin: trajectories whose random numbers are used again.
+
+    Raises:
+        ValueError: a policy of another size, batch axes that do not broadcast, a twin of another size, a length or a
+            batch under one, something else than a ``torch.Generator``.
+    """
+    length, batch = check_size(length, "length"), check_size(batch, "batch")
+    require(isinstance(generator, torch.Generator), "generator", "a torch.Generator", repr(generator))
+    shape = _batch_shape(world, pi, first)
+    if twin is None:
+        uniforms = torch.rand((*shape, batch, 1 + 3 * length), generator=generator, dtype=torch.float64)
+    else:
+        expected = (*shape, batch, length)
+        require(
+            twin.states.shape == expected,
+            "twin",
+            f"trajectories {expected}",
+            f"trajectories {tuple(twin.states.shape)}",
+        )
+        uniforms = twin.uniforms
+    rho = world.rho.unsqueeze(-2).expand(*shape, batch, world.n_states)
+    s = _inverse_cdf(rho, uniforms[..., 0])
+    alive = torch.ones_like(s, dtype=torch.bool)
+    columns: list[tuple[Tensor, ...]] = []
+    for t in range(length):
+        policy = first if t == 0 and first is not None else pi
+        u_a, u_w, u_s = uniforms[..., 1 + 3 * t : 4 + 3 * t].unbind(-1)
+        a = _inverse_cdf(pick(policy, 2, shape, s), u_a)
+        w = _inverse_cdf(pick(world.draw, 3, shape, s, a), u_w)
+        s_next = _inverse_cdf(pick(world.P, 4, shape, s, a, w), u_s)
+        columns.append((s, a, w, s_next, alive))
+        if world.terminal is not None:
+            alive = alive & ~pick(world.terminal, 1, shape, s)
+        s = s_next
+    states, actions, draws, next_states, lives = (torch.stack(column, -1) for column in zip(*columns, strict=True))
+    return Trajectories(states, actions, draws, next_states, lives, uniforms)
+
+
+def _batch_shape(world: TabularWorld, pi: Tensor, first: Tensor | None) -> torch.Size:
+    """The batch axes of a world and the policies played in it."""
+    expected, named = (world.n_states, world.n_actions), [("world", world.batch_shape)]
+    for name, policy in (("pi", pi), ("first", first)):
+        if policy is not None:
+            require(policy.shape[-2:] == expected, name, f"shape [..., {expected}]", f"shape {tuple(policy.shape)}")
+            named.append((name, policy.shape[:-2]))
+    return broadcast_batch(*named)
