@@ -7,6 +7,7 @@ from gymnasium.envs.registration import register
 _TABLE = (
     ("TwoState-v0", "two_state", "TwoState"),
     ("StackelbergGame-v0", "stackelberg_game", "StackelbergGame"),
+    ("RandomMDP-v0", "random_mdp", "RandomMDP"),
 )
 
 for _id, _module, _name in _TABLE:
