@@ -30,3 +30,11 @@ def random_pair(game: ZeroSumGame, seed: int = 0, spread: float = 1.0) -> tuple[
     rng, shape = generator(500 + seed), (*game.batch_shape, game.n_states)
     pi1, pi2 = (torch.softmax(spread * torch.randn(*shape, n, generator=rng, dtype=F64), -1) for n in game.n_actions)
     return pi1, pi2
+
+
+def moved_game(game: ZeroSumGame, x: Tensor) -> ZeroSumGame:
+    """x, ``[..., 3]``, moves the rewards and the transitions."""
+    rng = generator(77)
+    phi, kappa = (torch.randn(3, *t.shape, generator=rng, dtype=F64) for t in (game.r, game.P))
+    mix = [(torch.sin(x) @ f.flatten(1)).unflatten(-1, f.shape[1:]) for f in (phi, kappa)]
+    return ZeroSumGame(torch.softmax(game.P.log() + mix[1], -1), game.r + mix[0], game.rho, game.gamma, validate=False)

@@ -88,6 +88,18 @@ def instances(mdp: TabularMDP) -> Iterator[tuple[tuple[int, ...], TabularMDP]]:
         yield index, TabularMDP(P, r, rho, mdp.gamma, terminal, mask, mdp.terminal_entropy)
 
 
+def shifted(base: TabularMDP, x: Tensor) -> TabularMDP:
+    """x, ``[..., 3]``, moves rewards, transitions and start of an unbatched model, none of them linearly."""
+    rng = generator(7)
+    phi, psi, omega = (torch.randn(3, *t.shape, generator=rng, dtype=F64) for t in (base.r, base.P, base.rho))
+    mix = [(torch.sin(x) @ f.flatten(1)).unflatten(-1, f.shape[1:]) for f in (phi, psi, omega)]
+    P = torch.softmax(base.P.log() + mix[1], -1)
+    rho = torch.softmax(base.rho.log() + mix[2], -1)
+    return TabularMDP(
+        P, base.r + mix[0], rho, base.gamma, base.terminal, base.mask, base.terminal_entropy, validate=False
+    )
+
+
 def array_problem(base: TabularMDP, seed: int, dynamics: bool, context_probs: Tensor | None = None) -> ArrayProblem:
     """x, four numbers in [-2, 2], moves both rewards and, if asked, the transitions, none of them linearly."""
     rng = generator(1000 + seed)
@@ -158,6 +170,23 @@ def assert_gradient(got: Tensor, numerical: Tensor) -> None:
     largest = float(numerical.abs().max())
     assert largest > 1e-4, "a vanishing gradient proves nothing"
     torch.testing.assert_close(got, numerical, rtol=1e-6, atol=1e-10 * largest)
+
+
+def standard_scores(estimates: Tensor, exact: Tensor) -> Tensor:
+    """How many standard errors the mean over the first axis lies from ``exact``, per coordinate."""
+    error = estimates.std(0) / math.sqrt(len(estimates))
+    difference = estimates.mean(0) - exact
+    still = error == 0.0  # no chance enters here
+    assert bool((difference[still].abs() <= 1e-12).all())
+    return torch.where(still, 0.0, difference / torch.where(still, 1.0, error))
+
+
+def assert_unbiased(estimates: Tensor, exact: Tensor) -> None:
+    """Within four standard errors in every coordinate, and so precise that the test could have failed."""
+    scores = standard_scores(estimates, exact)
+    assert float(scores.abs().max()) < 4.0, scores
+    precision = estimates.std(0).norm() / math.sqrt(len(estimates)) / exact.norm()
+    assert float(precision) < 0.1, f"a standard error of {float(precision):.2f} of the gradient proves little"
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

@@ -16,13 +16,15 @@ SUBPACKAGES = {"agents", "envs", "wrappers"}
 SCRIPTS = {"benchmarks", "docs", "examples", "tests"}
 
 _ORACLES = {"agents.oracles", "agents.oracles.sb3"}
-_GROUND = {"envs", "envs.mdp", "wrappers", "agents.schedules", "agents.penalties", "agents.common", *_ORACLES}
+_METHOD = {"agents.schedules", "agents.estimators", "agents.penalties", "agents.common", *_ORACLES}
+_GROUND = {"envs", "envs.mdp", "wrappers", *_METHOD}
 LAYERS: dict[str, set[str]] = {
     "envs.mdp": set(),
     "envs": {"envs.mdp"},
     "wrappers": {"envs", "envs.mdp"},
     "agents.schedules": {"envs.mdp"},
-    "agents.penalties": {"envs.mdp", "agents.schedules"},
+    "agents.estimators": {"envs.mdp"},
+    "agents.penalties": {"envs.mdp", "agents.schedules", "agents.estimators"},
     "agents.oracles": {"envs.mdp", "agents.schedules", *_ORACLES},
     "agents.oracles.sb3": {"envs", "envs.mdp", "wrappers", "agents.schedules", *_ORACLES},
     "agents.common": _GROUND - {"agents.common"},
@@ -120,7 +122,8 @@ CLEAN = {
     "wrappers/__init__.py": "from ..envs.core import LeaderEnv",
     "agents/__init__.py": "from .leaders import PBRL\nfrom .baselines.random import Random",
     "agents/schedules.py": "from ..envs.mdp.models import P",
-    "agents/penalties/__init__.py": "from ...envs import mdp\nfrom ..schedules import Constant",
+    "agents/estimators.py": "from ..envs.mdp import P",
+    "agents/penalties/__init__.py": "from ..estimators import E\nfrom ...envs import mdp\nfrom ..schedules import Constant",
     "agents/oracles/__init__.py": "from .sb3 import SB3\nfrom ...envs.mdp import P",
     "agents/oracles/sb3.py": "from ... import wrappers\nfrom ...envs import core\nfrom stable_baselines3 import PPO",
     "agents/common/__init__.py": "from .. import oracles, penalties\nfrom ... import envs",
@@ -159,6 +162,7 @@ def test_a_tree_without_fault_passes(tmp_path: Path) -> None:
         ("envs/core.py", "from .. import agents", "1: envs imports agents"),
         ("wrappers/mix.py", "from ..agents.oracles import O", "1: wrappers imports agents.oracles"),
         ("agents/schedules.py", "from .penalties import V", "1: agents.schedules imports agents.penalties"),
+        ("agents/estimators.py", "from .schedules import S", "1: agents.estimators imports agents.schedules"),
         ("agents/penalties/value.py", "from ..oracles import O", "1: agents.penalties imports agents.oracles"),
         ("agents/penalties/value.py", "from .. import oracles", "1: agents.penalties imports agents.oracles"),
         ("agents/penalties/value.py", "from ...envs import core", "1: agents.penalties imports envs.core"),

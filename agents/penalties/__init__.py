@@ -1,9 +1,14 @@
 """Penalties: what an answer of the follower, or of two players, costs by not being a best response."""
 
 from .base import Penalty, WeightedPenalty
-from .bellman import BellmanPenalty, bellman_penalty, bellman_penalty_gradient
-from .nikaido_isoda import NikaidoIsodaPenalty, nikaido_isoda_penalty, nikaido_isoda_penalty_gradient
-from .value import ValuePenalty, value_penalty, value_penalty_gradient
+from .bellman import BellmanPenalty, bellman_penalty, bellman_penalty_gradient, sampled_bellman_penalty
+from .nikaido_isoda import (
+    NikaidoIsodaPenalty,
+    nikaido_isoda_penalty,
+    nikaido_isoda_penalty_gradient,
+    sampled_nikaido_isoda_penalty,
+)
+from .value import ValuePenalty, sampled_value_penalty, value_penalty, value_penalty_gradient
 
 __all__ = [
     "BellmanPenalty",
@@ -15,6 +20,9 @@ __all__ = [
     "bellman_penalty_gradient",
     "nikaido_isoda_penalty",
     "nikaido_isoda_penalty_gradient",
+    "sampled_bellman_penalty",
+    "sampled_nikaido_isoda_penalty",
+    "sampled_value_penalty",
     "value_penalty",
     "value_penalty_gradient",
 ]

@@ -9,6 +9,14 @@ with rho(s) > 0; here mu defaults to the uniform distribution over non-terminal 
     grad_x p    = -E_{mu, a~pi_y}[ grad_x Q*(s,a) ] + E_{mu, a~pi*}[ grad_x Q*(s,a) ]          Lemma 8
 
 and grad_x Q* differentiates Q^pi at the fixed pi = pi* (Danskin).
+
+**Sampled.** Nobody shows Q*: an oracle's policy pihat stands for pi*, and its Q for Q*. Two kinds of episodes start in
+s_0 ~ mu and differ in the first action alone, a_0 ~ pihat(.|s_0) or a_0 ~ pi_y(.|s_0); pihat plays on. With tau h(first policy)
+counted in each, the difference of their returns estimates, without bias,
+
+    E_mu[ <pihat, Q_T> - tau h(pihat) ] - E_mu[ <pi_y, Q_T> - tau h(pi_y) ],
+
+Q_T the return of T steps from (s,a) under pihat. At pihat = pi* and T to infinity this is p, and its gradient Lemma 8's.
 """
 
 from __future__ import annotations
@@ -22,6 +30,7 @@ from torch import Tensor
 
 from ...envs.mdp import (
     TabularMDP,
+    TabularWorld,
     action_value,
     negative_entropy,
     negative_entropy_gradient,
@@ -30,10 +39,11 @@ from ...envs.mdp import (
 )
 from ...envs.mdp.checks import as_float64, check_distribution, check_tau, require
 from ...envs.mdp.evaluation import entropy_weight
+from ..estimators import Sampler
 from .base import Penalty
 
 
-def state_weights(mdp: TabularMDP, mu: Tensor | None) -> Tensor:
+def state_weights(mdp: TabularMDP | TabularWorld, mu: Tensor | None) -> Tensor:
     """mu, ``[..., S]``; by default uniform over non-terminal states."""
     if mu is not None:
         require(mu.shape[-1] == mdp.n_states, "mu", f"shape [..., {mdp.n_states}]", f"shape {tuple(mu.shape)}")
@@ -60,6 +70,22 @@ def bellman_penalty_gradient(
     Q = action_value(mdp, policy_value(mdp, pi_star, tau))
     slope = negative_entropy_gradient(pi) * (weight.unsqueeze(-1) if isinstance(weight, Tensor) else weight)
     return state_weights(mdp, mu).unsqueeze(-1) * (slope - Q)
+
+
+def sampled_bellman_penalty(
+    world: TabularWorld,
+    pi: Tensor,
+    pi_star: Tensor,
+    tau: float,
+    sampler: Sampler,
+    mu: Tensor | None = None,
+) -> Tensor:
+    """The estimate of :func:`bellman_penalty` described above and, by autograd, of its gradient, ``[...]``."""
+    check_tau(tau, positive=True)
+    world, pi_star = world.with_start(state_weights(world, mu)), pi_star.detach()
+    best = sampler.play(world, pi_star)
+    own = sampler.play(world, pi_star, first=pi, partner=best)
+    return sampler.policy_return(world, pi_star, best, tau) - sampler.policy_return(world, pi_star, own, tau, first=pi)
 
 
 @dataclass(frozen=True, eq=False)

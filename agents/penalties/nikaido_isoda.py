@@ -6,6 +6,8 @@ By Danskin (Lemma 12) its gradient holds both best responses, pi1* to pi2 and pi
 
     grad_pi psi = ( -grad_{pi1} V^{pi1,pi2*}(rho),  +grad_{pi2} V^{pi1*,pi2}(rho) )
     grad_x psi  = grad_x V^{pi1*,pi2}(rho) - grad_x V^{pi1,pi2*}(rho)
+
+Sampled: episodes of the pairs (pi1*, pi2) and (pi1, pi2*), from rho; unbiased for the same with truncated returns.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...envs.mdp import ZeroSumGame, player_mdp, policy_return, policy_return_gradient
+from ...envs.mdp import ZeroSumGame, game_world, player_mdp, policy_return, policy_return_gradient
+from ..estimators import Sampler
 from ..schedules import Schedule
 from .base import WeightedPenalty
 
@@ -36,6 +39,21 @@ def nikaido_isoda_penalty_gradient(
     """
     first, second = player_mdp(game, 1, pi2_star, tau), player_mdp(game, 2, pi1_star, tau)
     return -policy_return_gradient(first, pi1, tau), -policy_return_gradient(second, pi2, tau)
+
+
+def sampled_nikaido_isoda_penalty(
+    game: ZeroSumGame,
+    pi: tuple[Tensor, Tensor],
+    best: tuple[Tensor, Tensor],
+    tau: float,
+    sampler: Sampler,
+) -> Tensor:
+    """The estimate of :func:`nikaido_isoda_penalty` and, by autograd, of its gradient, ``[...]``."""
+    (pi1, pi2), (pi1_star, pi2_star) = pi, (answer.detach() for answer in best)
+    first, second = game_world(game, pi2, tau), game_world(game, pi2_star, tau)
+    against_2 = sampler.play(first, pi1_star)
+    against_1 = sampler.play(second, pi1, partner=against_2)
+    return sampler.policy_return(first, pi1_star, against_2, tau) - sampler.policy_return(second, pi1, against_1, tau)
 
 
 @dataclass(frozen=True, eq=False)

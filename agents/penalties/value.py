@@ -6,13 +6,16 @@ By Danskin (Lemma 6) its gradient holds the maximiser fixed:
 
     grad_y p = -grad_y V^{pi_y}(rho)
     grad_x p = -grad_x V^{pi_y}(rho) + grad_x V^{pi}(rho) |_{pi = pi*(x)}
+
+Sampled: episodes of pi_y and of the best response in hand, from rho; unbiased for the same with truncated returns.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ...envs.mdp import TabularMDP, policy_return, policy_return_gradient
+from ...envs.mdp import TabularMDP, TabularWorld, Trajectories, policy_return, policy_return_gradient
+from ..estimators import Sampler
 from .base import Penalty
 
 
@@ -24,6 +27,30 @@ def value_penalty(mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float) -> T
 def value_penalty_gradient(mdp: TabularMDP, pi: Tensor, tau: float) -> Tensor:
     """dp/dpi(a|s) = -d(s) [ Q(s,a) - tau (grad h(pi(s)))_a ], ``[..., S, A]``."""
     return -policy_return_gradient(mdp, pi, tau)
+
+
+def sampled_value_penalty(
+    world: TabularWorld,
+    pi: Tensor,
+    pi_star: Tensor,
+    tau: float,
+    sampler: Sampler,
+    played: Trajectories | None = None,
+) -> Tensor:
+    """The estimate of :func:`value_penalty` and, by autograd, of its gradient, ``[...]``.
+
+    Args:
+        world: the follower's world at x, carrying x's graph.
+        pi: the follower's policy, carrying y's graph.
+        pi_star: the best response in hand; held.
+        tau: temperature.
+        sampler: plays.
+        played: pi's episodes in this world, where they were drawn before.
+    """
+    pi_star = pi_star.detach()
+    own = sampler.play(world, pi) if played is None else played
+    best = sampler.play(world, pi_star, partner=own)
+    return sampler.policy_return(world, pi_star, best, tau) - sampler.policy_return(world, pi, own, tau)
 
 
 class ValuePenalty(Penalty):

@@ -19,7 +19,6 @@ from bilevel_gym.envs.mdp import (
     TabularMDP,
     TabularWorld,
     Trajectories,
-    ZeroSumGame,
     action_value,
     game_world,
     kernel_world,
@@ -33,27 +32,22 @@ from bilevel_gym.envs.mdp import (
     truncated_return,
     truncated_value,
 )
-from tests.games import random_game, random_pair
-from tests.problems import F64, MDPS, autograd, generator, instances, random_mdp, random_policy, slope
+from tests.games import moved_game, random_game, random_pair
+from tests.problems import (
+    F64,
+    MDPS,
+    assert_unbiased,
+    autograd,
+    generator,
+    instances,
+    random_mdp,
+    random_policy,
+    shifted,
+    slope,
+    standard_scores,
+)
 
 REPLICAS, BATCH, LENGTH, TAU = 1000, 100, 5, 0.3
-
-
-def standard_scores(estimates: Tensor, exact: Tensor) -> Tensor:
-    """How many standard errors the mean over the first axis lies from ``exact``, per coordinate."""
-    error = estimates.std(0) / math.sqrt(len(estimates))
-    difference = estimates.mean(0) - exact
-    still = error == 0.0  # no chance enters here
-    assert bool((difference[still].abs() <= 1e-12).all())
-    return torch.where(still, 0.0, difference / torch.where(still, 1.0, error))
-
-
-def assert_unbiased(estimates: Tensor, exact: Tensor) -> None:
-    """Within four standard errors in every coordinate, and so precise that the test could have failed."""
-    scores = standard_scores(estimates, exact)
-    assert float(scores.abs().max()) < 4.0, scores
-    precision = estimates.std(0).norm() / math.sqrt(len(estimates)) / exact.norm()
-    assert float(precision) < 0.1, f"a standard error of {float(precision):.2f} of the gradient proves little"
 
 
 def replicated(z: Tensor) -> Tensor:
@@ -63,18 +57,6 @@ def replicated(z: Tensor) -> Tensor:
 
 def logits_policy(y: Tensor, mask: Tensor | None) -> Tensor:
     return torch.softmax(y if mask is None else y.masked_fill(~mask, -math.inf), -1)
-
-
-def shifted(base: TabularMDP, x: Tensor) -> TabularMDP:
-    """x, ``[..., 3]``, moves rewards, transitions and start of an unbatched model, none of them linearly."""
-    rng = generator(7)
-    phi, psi, omega = (torch.randn(3, *t.shape, generator=rng, dtype=F64) for t in (base.r, base.P, base.rho))
-    mix = [(torch.sin(x) @ f.flatten(1)).unflatten(-1, f.shape[1:]) for f in (phi, psi, omega)]
-    P = torch.softmax(base.P.log() + mix[1], -1)
-    rho = torch.softmax(base.rho.log() + mix[2], -1)
-    return TabularMDP(
-        P, base.r + mix[0], rho, base.gamma, base.terminal, base.mask, base.terminal_entropy, validate=False
-    )
 
 
 X = torch.tensor([0.3, -0.5, 0.8], dtype=F64)
@@ -234,14 +216,6 @@ def test_a_stackelberg_game_s_estimates_are_unbiased(whose: str) -> None:
     assert_unbiased(value, exact(x, y))
     assert_unbiased(in_x, autograd(lambda z: exact(z, y), x))
     assert_unbiased(in_y, autograd(lambda z: exact(x, z), y))
-
-
-def moved_game(game: ZeroSumGame, x: Tensor) -> ZeroSumGame:
-    """x, ``[..., 3]``, moves the rewards and the transitions."""
-    rng = generator(77)
-    phi, kappa = (torch.randn(3, *t.shape, generator=rng, dtype=F64) for t in (game.r, game.P))
-    mix = [(torch.sin(x) @ f.flatten(1)).unflatten(-1, f.shape[1:]) for f in (phi, kappa)]
-    return ZeroSumGame(torch.softmax(game.P.log() + mix[1], -1), game.r + mix[0], game.rho, game.gamma, validate=False)
 
 
 def test_a_zero_sum_game_s_estimates_are_unbiased() -> None:

@@ -1,0 +1,74 @@
+r"""How a leader's gradients are estimated: Monte Carlo, the paper's setting (arXiv 2402.06886, section 6), for exact ones.
+
+Every return in a penalised objective is replaced by the mean return of a batch of episodes of fixed length, whose autograd
+gradient is unbiased for that of the truncated return (``envs.mdp.sampled_return``). What is cut is the return after ``length``
+steps: a bias, which the batch does not lower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..envs.mdp import TabularWorld, Trajectories, sample, sampled_return
+from ..envs.mdp.checks import check_size, require
+
+
+@dataclass(frozen=True)
+class MonteCarlo:
+    """Gradients from episodes. The published lengths and batches are remembered, not read: unverified.
+
+    Attributes:
+        length: steps of an episode (unverified: 5).
+        batch: episodes a policy (unverified: 16 in the Stackelberg game, 24 in incentive design).
+        baseline: whether the mean over the batch's other episodes is subtracted from the weights of the scores.
+        paired: whether the policies that a penalty compares are played with the same random numbers.
+
+    Raises:
+        ValueError: a length or a batch under one, flags that are none.
+    """
+
+    length: int = 5
+    batch: int = 16
+    baseline: bool = True
+    paired: bool = True
+
+    def __post_init__(self) -> None:
+        check_size(self.length, "length")
+        check_size(self.batch, "batch")
+        for name in ("baseline", "paired"):
+            value = getattr(self, name)
+            require(isinstance(value, bool), name, "True or False", repr(value))
+
+
+class Sampler:
+    """A Monte Carlo estimator with its source of random numbers.
+
+    Args:
+        monte_carlo: lengths, batches, variance reduction.
+        generator: drawn from by every :meth:`play` that has no partner.
+
+    Attributes:
+        steps: steps played so far, over all instances.
+    """
+
+    def __init__(self, monte_carlo: MonteCarlo, generator: torch.Generator) -> None:
+        self.monte_carlo, self.generator = monte_carlo, generator
+        self.steps = 0
+
+    def play(
+        self, world: TabularWorld, pi: Tensor, first: Tensor | None = None, partner: Trajectories | None = None
+    ) -> Trajectories:
+        """Episodes of pi (``first`` in the first step), with the partner's random numbers where episodes are paired."""
+        m = self.monte_carlo
+        played = sample(world, pi, m.length, m.batch, self.generator, first, partner if m.paired else None)
+        self.steps += played.states.numel()
+        return played
+
+    def policy_return(
+        self, world: TabularWorld, pi: Tensor, played: Trajectories, tau: float = 0.0, first: Tensor | None = None
+    ) -> Tensor:
+        """The mean return of these episodes, ``[...]``, whose gradient is the estimate."""
+        return sampled_return(world, pi, played, tau, first, self.monte_carlo.baseline)
