@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .baselines.independent_policy_gradient import IndependentPolicyGradient, IndependentPolicyGradientConfig
     from .common.evaluation import Evaluation, leader_return_at_best_response
     from .common.policies import Direct, Softmax, Solved
+    from .leaders.hpgd import HPGD, HPGDConfig
     from .leaders.hypergradient import Hypergradient, HypergradientConfig
     from .leaders.pbrl import PBRL, PBRLConfig
     from .leaders.tabular_pbrl import TabularPBRL, TabularPBRLConfig
@@ -23,6 +24,8 @@ _HOME = {
     "TabularPBRLConfig": "leaders.tabular_pbrl",
     "Hypergradient": "leaders.hypergradient",
     "HypergradientConfig": "leaders.hypergradient",
+    "HPGD": "leaders.hpgd",
+    "HPGDConfig": "leaders.hpgd",
     "IndependentPolicyGradient": "baselines.independent_policy_gradient",
     "IndependentPolicyGradientConfig": "baselines.independent_policy_gradient",
     "ValuePenalty": "penalties",
@@ -42,12 +45,14 @@ _HOME = {
 }
 
 __all__ = [
+    "HPGD",
     "PBRL",
     "BellmanPenalty",
     "Constant",
     "Direct",
     "Evaluation",
     "Geometric",
+    "HPGDConfig",
     "Hypergradient",
     "HypergradientConfig",
     "IndependentPolicyGradient",

@@ -18,9 +18,11 @@ from torch import Tensor
 
 import bilevel_gym  # noqa: F401  registers the environments
 from bilevel_gym.agents import (
+    HPGD,
     BellmanPenalty,
     Direct,
     Geometric,
+    HPGDConfig,
     Hypergradient,
     HypergradientConfig,
     IndependentPolicyGradient,
@@ -53,6 +55,7 @@ LEADERS: dict[str, tuple[Make, Callable[..., LeaderConfig]]] = {
     "PBRL": (TabularPBRL, TabularPBRLConfig),
     "hypergradient": (Hypergradient, HypergradientConfig),
     "independent": (IndependentPolicyGradient, IndependentPolicyGradientConfig),
+    "HPGD": (HPGD, HPGDConfig),
 }
 
 
