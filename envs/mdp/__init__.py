@@ -22,6 +22,7 @@ from .nash import NashEquilibrium, matrix_game, regularised_matrix_game, solve_n
 from .optimality import SoftOptimum, attach, soft_maximum, soft_policy, solve_soft, suboptimality, value_iteration
 from .problem import ArrayProblem, BilevelProblem, GameProblem, Optimum, TabularProblem
 from .sampled_return import sampled_return
+from .stack import stack_problems
 from .stackelberg import StackelbergProblem, random_stackelberg
 from .trajectories import TabularWorld, Trajectories, game_world, kernel_world, mdp_world, sample
 from .zero_sum import ZeroSumGame, best_responses, joint_return, joint_value, nikaido_isoda_gap, player_mdp
@@ -70,6 +71,7 @@ __all__ = [
     "soft_policy",
     "solve_nash",
     "solve_soft",
+    "stack_problems",
     "start_value",
     "suboptimality",
     "truncated_return",

@@ -30,14 +30,14 @@ INCENTIVE_BOUND = 10.0
 
 @dataclass(frozen=True, eq=False)
 class IncentiveDesignProblem(GameProblem):
-    """Incentive design from its arrays.
+    """Incentive design from its arrays, or a stack of N of them (:mod:`.stack`), one leading axis N.
 
     Attributes:
-        P: the players' transitions ``P(s'|s,a1,a2)``, ``[S, A1, A2, S]``.
-        r: what player 2 pays player 1 before incentives, ``[S, A1, A2]``.
-        P_id: the designer's transitions, ``[S, A1, A2, S]``.
-        r_id: the designer's reward, ``[S, A1, A2]``.
-        rho: start distribution of both worlds, ``[S]``.
+        P: the players' transitions ``P(s'|s,a1,a2)``, ``[(N,) S, A1, A2, S]``.
+        r: what player 2 pays player 1 before incentives, ``[(N,) S, A1, A2]``.
+        P_id: the designer's transitions, ``[(N,) S, A1, A2, S]``.
+        r_id: the designer's reward, ``[(N,) S, A1, A2]``.
+        rho: start distribution of both worlds, ``[(N,) S]``.
         gamma: discount in [0, 1), of all.
         tau: default temperature of the players, part of their game.
 
@@ -55,9 +55,9 @@ class IncentiveDesignProblem(GameProblem):
 
     def __post_init__(self) -> None:
         players = ZeroSumGame(self.P, self.r, self.rho, self.gamma)
-        require(
-            not players.batch_shape, "P", "one game, without batch axes", f"batch axes {tuple(players.batch_shape)}"
-        )
+        stack = players.batch_shape
+        even = players.P.ndim - 4 == players.r.ndim - 3 == players.rho.ndim - 1 == len(stack) <= 1
+        require(even, "P", "one game, or one axis of games on every table", f"batch axes {tuple(stack)}")
         for name in ("P_id", "r_id"):
             value, like = as_float64(getattr(self, name), name), getattr(players, name[0])
             require(value.shape == like.shape, name, f"shape {tuple(like.shape)}", f"shape {tuple(value.shape)}")
@@ -72,6 +72,8 @@ class IncentiveDesignProblem(GameProblem):
             object.__setattr__(self, name, getattr(players, name))
         object.__setattr__(self, "_designer", designer)
         object.__setattr__(self, "leader_set", LeaderSet.box(self.r.numel(), -INCENTIVE_BOUND, INCENTIVE_BOUND))
+        if stack:
+            object.__setattr__(self, "context_probs", torch.full(stack, 1.0 / stack[0], dtype=torch.float64))
 
     @property
     def designer(self) -> ZeroSumGame:
@@ -79,7 +81,7 @@ class IncentiveDesignProblem(GameProblem):
         return self._designer  # type: ignore[attr-defined, no-any-return]
 
     def incentive(self, x: Tensor) -> Tensor:
-        """sigmoid(x), ``[S, A1, A2]``."""
+        """sigmoid(x), ``[(N,) S, A1, A2]``."""
         return torch.sigmoid(torch.as_tensor(x, dtype=torch.float64).view(self.r.shape))
 
     def game(self, x: Tensor) -> ZeroSumGame:
@@ -87,7 +89,7 @@ class IncentiveDesignProblem(GameProblem):
 
     def leader_return(self, x: Tensor, pi: tuple[Tensor, Tensor]) -> Tensor:
         """J_D(x, pi1, pi2), a scalar: x itself does not enter."""
-        return joint_return(self.designer, pi[0], pi[1])
+        return self.over_contexts(joint_return(self.designer, pi[0], pi[1]))
 
 
 def random_incentive_design(

@@ -35,13 +35,13 @@ LOGIT_BOUND = 10.0
 
 @dataclass(frozen=True, eq=False)
 class StackelbergProblem(TabularProblem):
-    """A Stackelberg Markov game from its arrays.
+    """A Stackelberg Markov game from its arrays, or a stack of N of them (:mod:`.stack`), one leading axis N.
 
     Attributes:
-        P: ``P(s'|s,a_l,a_f)``, ``[S, A_l, A_f, S]``.
-        r_leader: ``[S, A_l, A_f]``.
-        r_follower: ``[S, A_l, A_f]``.
-        rho: start distribution, ``[S]``.
+        P: ``P(s'|s,a_l,a_f)``, ``[(N,) S, A_l, A_f, S]``.
+        r_leader: ``[(N,) S, A_l, A_f]``.
+        r_follower: ``[(N,) S, A_l, A_f]``.
+        rho: start distribution, ``[(N,) S]``.
         gamma: discount in [0, 1), shared by both.
         tau: default temperature of the follower.
 
@@ -62,30 +62,32 @@ class StackelbergProblem(TabularProblem):
         for name in ("P", "r_leader", "r_follower", "rho"):
             object.__setattr__(self, name, as_float64(getattr(self, name), name))
         require(
-            self.P.ndim == 4 and self.P.shape[0] == self.P.shape[3] and min(self.P.shape) >= 1,
+            self.P.ndim in (4, 5) and self.P.shape[-4] == self.P.shape[-1] and min(self.P.shape) >= 1,
             "P",
-            "shape [S, A_l, A_f, S] with sizes >= 1",
+            "shape [S, A_l, A_f, S] or [N, S, A_l, A_f, S] with sizes >= 1",
             f"shape {tuple(self.P.shape)}",
         )
+        stack, (S, A_l, A_f) = self.P.shape[:-4], self.P.shape[-4:-1]
         for name in ("r_leader", "r_follower"):
             shape = tuple(getattr(self, name).shape)
-            require(shape == tuple(self.P.shape[:3]), name, f"shape {tuple(self.P.shape[:3])}", f"shape {shape}")
+            require(shape == tuple(self.P.shape[:-1]), name, f"shape {tuple(self.P.shape[:-1])}", f"shape {shape}")
             check_finite(getattr(self, name), name)
         require(
-            self.rho.shape == self.P.shape[:1],
+            self.rho.shape == self.P.shape[:-3],
             "rho",
-            f"shape {tuple(self.P.shape[:1])}",
+            f"shape {tuple(self.P.shape[:-3])}",
             f"shape {tuple(self.rho.shape)}",
         )
         check_distribution(self.P, "P")
         check_distribution(self.rho, "rho")
         check_gamma(self.gamma)
         check_tau(self.tau)
-        S, A_l, A_f, _ = self.P.shape
-        object.__setattr__(self, "leader_set", LeaderSet.box(S * A_l, -LOGIT_BOUND, LOGIT_BOUND))
+        object.__setattr__(self, "leader_set", LeaderSet.box(stack.numel() * S * A_l, -LOGIT_BOUND, LOGIT_BOUND))
+        if stack:
+            object.__setattr__(self, "context_probs", torch.full(stack, 1.0 / stack[0], dtype=torch.float64))
         # The simulator's axis order [S, A_f, A_l, ...], and P as S matrices [A_l, A_f * S] for one batched product.
-        object.__setattr__(self, "_kernel_P", self.P.transpose(1, 2).contiguous())
-        object.__setattr__(self, "_flat_P", self.P.reshape(S, A_l, A_f * S))
+        object.__setattr__(self, "_kernel_P", self.P.transpose(-3, -2).contiguous())
+        object.__setattr__(self, "_flat_P", self.P.reshape(*stack, S, A_l, A_f * S))
 
     @property
     def tau0(self) -> float:
@@ -93,8 +95,8 @@ class StackelbergProblem(TabularProblem):
         return EVALUATION_TAU
 
     def leader_policy(self, x: Tensor) -> Tensor:
-        """pi_x(a_l|s) = softmax of the logits, ``[..., S, A_l]`` for x ``[..., S * A_l]``."""
-        logits = torch.as_tensor(x, dtype=torch.float64).unflatten(-1, tuple(self.P.shape[:2]))
+        """pi_x(a_l|s) = softmax of the logits, ``[..., (N,) S, A_l]`` for x ``[..., (N *) S * A_l]``."""
+        logits = torch.as_tensor(x, dtype=torch.float64).unflatten(-1, tuple(self.P.shape[:-2]))
         if logits.ndim == 2:
             return torch.softmax(logits, -1)
         # Many x at once: over short rows torch's softmax is six times faster down columns.
@@ -105,18 +107,18 @@ class StackelbergProblem(TabularProblem):
         return self.leader_policy(x)
 
     def follower_mdp(self, x: Tensor) -> TabularMDP:
-        S, _, A_f, _ = self.P.shape
-        pi_x = self.leader_policy(x).unsqueeze(1)
-        P_x = (pi_x @ self._flat_P).view(S, A_f, S)  # type: ignore[attr-defined]
-        return TabularMDP(P_x, (pi_x @ self.r_follower).squeeze(1), self.rho, self.gamma, validate=False)
+        pi_x = self.leader_policy(x).unsqueeze(-2)
+        P_x = (pi_x @ self._flat_P).squeeze(-2).unflatten(-1, tuple(self.P.shape[-2:]))  # type: ignore[attr-defined]
+        return TabularMDP(P_x, (pi_x @ self.r_follower).squeeze(-2), self.rho, self.gamma, validate=False)
 
     def leader_reward(self, x: Tensor) -> Tensor:
-        return (self.leader_policy(x).unsqueeze(1) @ self.r_leader).squeeze(1)
+        return (self.leader_policy(x).unsqueeze(-2) @ self.r_leader).squeeze(-2)
 
     def kernel(self, x: Tensor) -> TabularKernel:
         """w is the leader's action; x may be ``[n, S * A_l]``, one row a copy of the environment."""
         draw = self.leader_policy(x).unsqueeze(-2)
-        return TabularKernel(draw, self._kernel_P, self.r_follower.transpose(1, 2), self.r_leader.transpose(1, 2))  # type: ignore[attr-defined]
+        r_follower, r_leader = self.r_follower.transpose(-2, -1), self.r_leader.transpose(-2, -1)
+        return TabularKernel(draw, self._kernel_P, r_follower, r_leader)  # type: ignore[attr-defined]
 
 
 def random_stackelberg(

@@ -1,0 +1,45 @@
+r"""Several problems of one kind and size as one, solved and sampled in one batch.
+
+A stack of N problems has a leading axis of N on every table, x = (x_1, .., x_N) one after another, X the product of theirs,
+and the objective ``(1/N) sum_i J_i(x_i, pi_i)``. Nothing couples its parts: a gradient step N times as long is each problem's
+own step, and steps of Adam, which are free of scale, are each problem's own as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .checks import require
+from .incentive import IncentiveDesignProblem
+from .stackelberg import StackelbergProblem
+
+StackableT = TypeVar("StackableT", StackelbergProblem, IncentiveDesignProblem)
+
+
+def stack_problems(problems: Sequence[StackableT]) -> StackableT:
+    """One problem from N Stackelberg games, or from N of incentive design.
+
+    Raises:
+        ValueError: none at all, problems of unequal kinds, sizes, gamma or tau, a stack among them.
+    """
+    require(len(problems) >= 1, "problems", "at least one", "none")
+    head = problems[0]
+    columns: dict[str, Any] = {}
+    for field in dataclasses.fields(head):
+        values: list[Any] = [getattr(problem, field.name, None) for problem in problems]
+        first = values[0]
+        for i, (problem, value) in enumerate(zip(problems, values, strict=True)):
+            name = f"problems[{i}]"
+            require(type(problem) is type(head), name, f"a {type(head).__name__}", type(problem).__name__)
+            if isinstance(first, Tensor):
+                expected, found = tuple(first.shape), tuple(value.shape)
+                require(found == expected, name, f"{field.name} of shape {expected}", f"shape {found}")
+            else:
+                require(value == first, name, f"{field.name} of {first}", value)
+        columns[field.name] = torch.stack(values) if isinstance(first, Tensor) else first
+    return type(head)(**columns)
