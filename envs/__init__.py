@@ -8,6 +8,7 @@ _TABLE = (
     ("TwoState-v0", "two_state", "TwoState"),
     ("StackelbergGame-v0", "stackelberg_game", "StackelbergGame"),
     ("RandomMDP-v0", "random_mdp", "RandomMDP"),
+    ("GoalPlacement-v0", "goal_placement", "GoalPlacement"),
 )
 
 for _id, _module, _name in _TABLE:

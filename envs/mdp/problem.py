@@ -130,6 +130,16 @@ class TabularProblem(BilevelProblem):
             raise NotImplementedError(f"{type(self).__name__} has no leader reward and must define leader_return")
         return self.over_contexts(policy_return(self.follower_mdp(x).with_reward(reward), torch.as_tensor(pi)))
 
+    def occupancy_return(self, x: Tensor, occupancy: Tensor) -> Tensor:
+        """J_L as a function of x and of the occupancy m(s,a) = (1-gamma) d(s) pi(a|s), ``[..., S, A]``, differentiable in both.
+
+        Where J_L is a discounted return it is linear in m; a problem whose J_L is no return may have one of its own.
+        """
+        reward = self.leader_reward(x)
+        if reward is None:
+            raise NotImplementedError(f"{type(self).__name__} has no leader reward and defines no occupancy_return")
+        return self.over_contexts((occupancy * reward).sum((-2, -1))) / (1.0 - self.follower_mdp(x).gamma)
+
     def kernel(self, x: Tensor) -> TabularKernel:
         """What a simulator draws at x; here no draw of the leader's own (W = 1)."""
         mdp, reward = self.follower_mdp(x), self.leader_reward(x)

@@ -130,3 +130,13 @@ def test_contexts_are_as_many_as_the_fields_have() -> None:
     pi = random_policy(problem.follower_mdp(x))
     with pytest.raises(ValueError, match=r"^context_probs: expected 2 weights, one a context, got 3"):
         problem.leader_return(x, pi)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_return_of_an_occupancy_is_that_of_its_policy(name: str) -> None:
+    problem = PROBLEMS[name](5)
+    x = random_x(problem, 5)
+    mdp = problem.follower_mdp(x)
+    pi = random_policy(mdp, 5)
+    occupancy = (1.0 - mdp.gamma) * visitation(mdp, pi).unsqueeze(-1) * pi
+    torch.testing.assert_close(problem.occupancy_return(x, occupancy), problem.leader_return(x, pi))

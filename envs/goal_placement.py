@@ -1,0 +1,289 @@
+r"""Goal placement: the leader lays out reward on a grid and is judged by where the follower then goes.
+
+States are the cells of a size x size grid, actions the four moves; x_s in [0, 1] is the reward placed in cell s, and u_s in
+[0, 1] how rough the ground is there:
+
+    r_x(s,a) = x_s - roughness u_s,      P: the move meant with probability ``intended``, each other one a third of the rest
+
+The leader has a target distribution over cells, three blobs of unequal weight, and dislikes what separates it from the
+follower's visitation m(s) = (1-gamma) d(s), by a Gaussian kernel k (a squared maximum mean discrepancy):
+
+    f(x,pi) = |m - target|^2_k / |uniform - target|^2_k,      |e|^2_k = sum_{s,t} e(s) k(s,t) e(t),      J_L = -f
+
+A near miss costs little, a blob without visitors much; 1 is the score of a follower that moves at random, whose visitation is
+uniform because rho is. J_L is a smooth function of the occupancy and no discounted return; x enters it through pi alone, so
+placing reward is free. rho is uniform so that every policy visits every cell: gradient dominance of the follower's problem
+needs that (arXiv 2402.06886, Lemma 2).
+
+**The unregularised problem** is solved exactly. f is convex in the occupancy, and occupancies form a polytope whose corners
+belong to deterministic policies. Let m* minimise f over it, and c = df/dm there. Then m* also maximises the linear <-c, m>, so
+a policy pi* that makes m* is optimal for the reward -c/w + constant, and that is r_x for
+
+    x = constant - c/w + roughness u,      w = (max c - min c) / (1 - roughness),      the constant such that min x = 0
+
+a point of X. So x and pi* solve the bilevel problem at tau = 0, ties broken for the leader, and no follower scores better at any
+x and any temperature. m* is found by the Frank-Wolfe method, fully corrective: the corner v that -c likes best (one policy
+iteration) joins those in use, whose weights are then optimised together by least squares; <c, m - v> bounds f(m) - f(m*).
+
+A goal on a 10 x 10 grid is an experiment of Zeng, Bhatt, Ganesh and Koppel, arXiv 2601.16399. Its objective and constants were
+not available: those here are this library's own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+
+from .mdp import GridMap, LeaderSet, Optimum, TabularMDP, TabularProblem, solve_soft, visitation
+from .mdp.checks import check_gamma, check_number, check_size, check_tau, require
+from .render import FOLLOWER, draw_grid
+from .tabular import TabularEnv, TabularVectorEnv
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHARES = (0.5, 0.3, 0.2)
+"""Weights of the three blobs of the target."""
+
+BLOB_WIDTH = 1.0
+"""Standard deviation of a blob, in cells."""
+
+OPTIMUM_GAP = 1e-12
+"""Bound on f(m) - f(m*) at which the Frank-Wolfe method stops."""
+
+
+class GoalPlacementProblem(TabularProblem):
+    """The problem above.
+
+    Args:
+        size: rows and columns of the grid.
+        gamma: discount in [0, 1).
+        tau: default temperature of the follower.
+        intended: probability of the move that was meant.
+        roughness: what the roughest ground may cost a step; below 1, the largest reward that can be placed.
+        width: of the leader's kernel, in cells, at most ``size``.
+        seed: of the ground and the blobs' places; None draws anew.
+
+    Attributes:
+        grid: the map.
+        goals: the cell at the middle of each blob.
+        target: the leader's target distribution, ``[S]``.
+        ground: -roughness u, ``[S]``.
+
+    Raises:
+        ValueError: a size under two, gamma outside [0, 1), tau negative, a probability or a roughness outside its
+            interval, a width that is not positive, a negative seed.
+    """
+
+    batched_kernel: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        size: int = 10,
+        gamma: float = 0.9,
+        tau: float = 0.0,
+        intended: float = 0.8,
+        roughness: float = 0.1,
+        width: float = 1.5,
+        seed: int | None = 0,
+    ) -> None:
+        require(check_size(size, "size") >= 2, "size", "a whole number >= 2", size)
+        self.gamma, self.tau = check_gamma(gamma), check_tau(tau)
+        check_number(intended, "intended", low=0.0, high=1.0)
+        self._roughness = check_number(roughness, "roughness", low=0.0, high=1.0, open_high=True)
+        check_number(width, "width", low=0.0, high=float(size), open_low=True)
+        whole = seed is None or (isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0)
+        require(whole, "seed", "None or a whole number >= 0", repr(seed))
+        self.grid = GridMap.open(size, size)
+        n = self.grid.n_cells
+        rng = np.random.default_rng(seed)
+        self.ground = torch.from_numpy(-self._roughness * rng.uniform(size=n))
+        self.goals = _goals(self.grid, rng)
+        self.leader_set = LeaderSet.box(n, 0.0, 1.0)
+        self._P = self.grid.transition(intended)
+        self._rho = torch.full((n,), 1.0 / n, dtype=torch.float64)
+        blobs = _gaussian(self.grid, BLOB_WIDTH)[list(self.goals)]
+        self.target = torch.tensor(SHARES, dtype=torch.float64) @ (blobs / blobs.sum(-1, keepdim=True))
+        kernel, apart = _gaussian(self.grid, width), self._rho - self.target
+        self._kernel = kernel / (apart @ kernel @ apart)
+        self._solution: tuple[Tensor, Tensor] | None = None
+
+    def follower_mdp(self, x: Tensor) -> TabularMDP:
+        """M(x) for x ``[..., S]``."""
+        r = (self.ground + x).unsqueeze(-1).expand(*x.shape, 4)
+        return TabularMDP(self._P, r, self._rho, self.gamma, validate=False)
+
+    def leader_reward(self, x: Tensor) -> None:
+        """None: J_L is no return."""
+
+    def discrepancy(self, m: Tensor) -> Tensor:
+        """f of a visitation ``[..., S]`` that sums to one, ``[...]``."""
+        apart = m - self.target
+        return ((apart @ self._kernel) * apart).sum(-1)
+
+    def occupancy_return(self, x: Tensor, occupancy: Tensor) -> Tensor:
+        """-f, for occupancies ``[..., S, A]``."""
+        return -self.discrepancy(occupancy.sum(-1))
+
+    def leader_return(self, x: Tensor, pi: Tensor) -> Tensor:
+        """-f(x, pi)."""
+        return -self.discrepancy((1.0 - self.gamma) * visitation(self.follower_mdp(x), torch.as_tensor(pi)))
+
+    def optimum(self, tau: float | None = None) -> Optimum:
+        """The answer at tau = 0, ties broken for the leader; f is within 1e-12 of the least.
+
+        Raises:
+            ValueError: a positive tau, at which the answer is not known.
+        """
+        tau = self.tau if tau is None else check_tau(tau)
+        require(tau == 0.0, "tau", "0, where the answer is known", tau)
+        if self._solution is None:
+            self._solution = self._best_occupancy()
+        m, c = self._solution
+        w = ((c.max() - c.min()) / (1.0 - self._roughness)).clamp_min(
+            1e-6
+        )  # any larger w does too; c = 0 in a perfect match
+        x = -c / w - self.ground
+        pi = m / m.sum(-1, keepdim=True)
+        return Optimum(self.project(x - x.min()), pi, -float(self.discrepancy(m.sum(-1))))
+
+    @torch.no_grad()
+    def _best_occupancy(self) -> tuple[Tensor, Tensor]:
+        """m* as a state-action occupancy, ``[S, A]``, and c, ``[S]``."""
+        values, vectors = torch.linalg.eigh(self._kernel)
+        root = values.clamp_min(0.0).sqrt() * vectors  # |e|^2_k = |e root|^2
+        mdp = self.follower_mdp(torch.zeros_like(self.target))
+        corners = [self._occupancy(mdp, torch.full((self.grid.n_cells, 4), 0.25, dtype=torch.float64))]
+        weights, least = np.ones(1), float("inf")
+        while True:
+            m = torch.tensordot(torch.from_numpy(weights), torch.stack(corners), 1)
+            c = 2.0 * (m.sum(-1) - self.target) @ self._kernel
+            best = solve_soft(mdp.with_reward((-c).unsqueeze(-1).expand_as(mdp.r)), 0.0)
+            corner = self._occupancy(mdp, best.pi)
+            f = float(self.discrepancy(m.sum(-1)))
+            if float(c @ (m - corner).sum(-1)) <= OPTIMUM_GAP or f >= least:  # f falls until rounding stops it
+                return m, c
+            least = f
+            corners = [v for v, weight in zip(corners, weights, strict=True) if weight > 0.0] + [corner]
+            # The nearest point to 0 of the simplex spanned by columns A: least squares on (A, a row of ones) = (0, 1),
+            # weights >= 0, scaled to sum to one.
+            A = ((torch.stack(corners).sum(-1) - self.target) @ root).T.numpy()
+            weights, _ = nnls(np.vstack([A, np.ones(len(corners))]), np.append(np.zeros(len(A)), 1.0))
+            weights = weights / weights.sum()
+
+    def _occupancy(self, mdp: TabularMDP, pi: Tensor) -> Tensor:
+        return (1.0 - self.gamma) * visitation(mdp, pi).unsqueeze(-1) * pi
+
+
+def _goals(grid: GridMap, rng: np.random.Generator) -> tuple[int, ...]:
+    """Three cells, each half the grid's side or more from the others, in moves."""
+    while True:
+        goals = rng.choice(grid.n_cells, len(SHARES), replace=False)
+        places = grid.cells[torch.from_numpy(goals)]
+        steps = (places.unsqueeze(1) - places).abs().sum(-1)
+        if int(steps[~torch.eye(len(SHARES), dtype=torch.bool)].min()) >= grid.shape[0] // 2:
+            return tuple(int(goal) for goal in goals)
+
+
+def _gaussian(grid: GridMap, width: float) -> Tensor:
+    """exp(-distance^2 / (2 width^2)) between cells, ``[S, S]``."""
+    places = grid.cells.to(torch.float64)
+    return torch.exp(-(places.unsqueeze(1) - places).square().sum(-1) / (2.0 * width**2))
+
+
+class GoalPlacementEnv(TabularEnv):
+    """A grid on which the leader places reward so that the follower spends its time where the leader wants it.
+
+    ## Description
+    The follower walks a grid of rough ground, slips now and then, and collects what the leader has placed in the cell it
+    stands in. The leader has a target distribution over cells, three blobs that are to receive a half, three tenths and
+    a fifth of the follower's discounted visits, and is judged by a smoothed squared distance between the two:
+    1 for a follower that wanders at random, 0 for a perfect match. ``problem.optimum(0.0)`` is the best that any
+    follower can score; ``problem.leader_return`` is minus the distance.
+
+    ## Action Space
+    ``Discrete(4)``: up, right, down, left. The move meant happens with probability ``intended``, each other one with a
+    third of the rest; off the grid is staying.
+
+    ## Observation Space
+    ``Discrete(size ** 2)``: the cell, row by row.
+
+    ## Leader Space
+    ``Box(0, 1, (size ** 2,), float64)``: the reward placed in each cell. ``commitment(s)`` is x, ``info["leader_draw"]`` 0.
+
+    ## Rewards
+    The follower's: the reward placed in its cell, less what its ground costs. The leader's objective is no sum of
+    rewards: ``info["leader_reward"]`` is 0.
+
+    ## Starting State
+    Uniform over the cells.
+
+    ## Episode End
+    It does not terminate; the registered environment truncates after 100 steps (``max_episode_steps``).
+
+    ## Arguments
+    - ``size``: rows and columns (10).
+    - ``gamma``: discount, in [0, 1) (0.9).
+    - ``tau``: default temperature of the follower (0).
+    - ``intended``: probability of the move meant (0.8).
+    - ``roughness``: the ground costs a uniform share of it, drawn for each cell (0.1).
+    - ``width``: of the leader's kernel, in cells (1.5).
+    - ``seed``: of the ground and the blobs' places, not of the play (0); None draws a random grid.
+    - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``: the reward placed, the target (white lines), the follower's
+      visits at its best response (circles, by area), and where it stands.
+
+    The grid's size is that of a published experiment; everything else is this library's own.
+
+    ## Version History
+    - v0: first version.
+
+    ## References
+    Zeng, Bhatt, Ganesh and Koppel, A Regularized Actor-Critic Algorithm for Bi-Level Reinforcement Learning, arXiv 2601.16399.
+    """
+
+    def __init__(
+        self,
+        size: int = 10,
+        gamma: float = 0.9,
+        tau: float = 0.0,
+        intended: float = 0.8,
+        roughness: float = 0.1,
+        width: float = 1.5,
+        seed: int | None = 0,
+        render_mode: str | None = None,
+    ) -> None:
+        super().__init__(GoalPlacementProblem(size, gamma, tau, intended, roughness, width, seed), render_mode)
+
+    def _draw(self, panel: Axes) -> None:
+        problem = self.problem
+        assert isinstance(problem, GoalPlacementProblem)
+        grid, mdp = problem.grid, problem.follower_mdp(self._x)
+        marks = {cell: f"{share:.0%}" for cell, share in zip(problem.goals, SHARES, strict=True)}
+        draw_grid(panel, grid, self._x, "reward placed", self._state, marks, vmin=0.0, vmax=1.0)
+        panel.contour(problem.target.reshape(grid.shape).numpy(), levels=4, colors="white", linewidths=0.8)
+        m = (1.0 - problem.gamma) * visitation(mdp, solve_soft(mdp, problem.tau0).pi).numpy()
+        rows, columns = grid.cells.numpy().T
+        panel.scatter(columns, rows, s=3000.0 * m, facecolors="none", edgecolors=FOLLOWER, linewidths=1.0)
+
+
+class GoalPlacementVectorEnv(TabularVectorEnv):
+    """``GoalPlacementEnv``, many copies of one grid; its arguments, and those of ``TabularVectorEnv``."""
+
+    def __init__(
+        self,
+        num_envs: int,
+        size: int = 10,
+        gamma: float = 0.9,
+        tau: float = 0.0,
+        intended: float = 0.8,
+        roughness: float = 0.1,
+        width: float = 1.5,
+        seed: int | None = 0,
+        max_episode_steps: int | None = None,
+    ) -> None:
+        problem = GoalPlacementProblem(size, gamma, tau, intended, roughness, width, seed)
+        super().__init__(problem, num_envs, max_episode_steps)
