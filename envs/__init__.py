@@ -9,6 +9,7 @@ _TABLE = (
     ("StackelbergGame-v0", "stackelberg_game", "StackelbergGame"),
     ("RandomMDP-v0", "random_mdp", "RandomMDP"),
     ("GoalPlacement-v0", "goal_placement", "GoalPlacement"),
+    ("TollDesign-v0", "toll_design", "TollDesign"),
 )
 
 for _id, _module, _name in _TABLE:

@@ -61,6 +61,7 @@ class _Tables:
         rho = weights.to(torch.float64)[:, None] * mdp.rho.expand(self.n_contexts, self.S)
         self.start = InverseCdfSampler(rho.reshape(1, rows).numpy())
         self.terminal, self.mask = self._flags(mdp.terminal, self.S), self._flags(mdp.mask, self.S, self.A)
+        self.refused = None if self.mask is None or problem.takes_missing_actions else ~self.mask
         # Does x move P? Then tables that are cheap to build and monotone in x; else the quicker ones, built once.
         moving = moves_transitions(problem)
         self._next_sampler: type[AliasSampler | InverseCdfSampler] = InverseCdfSampler if moving else AliasSampler
@@ -94,6 +95,8 @@ class _Tables:
         self.draw_by_state = kernel.draw.shape[-2] == 1
         self.draw = self._field("draw", kernel.draw, InverseCdfSampler if self.W > 1 else None)
         self.P = self._field("P", kernel.P, self._next_sampler)
+        # Contexts that share P share its rows: those of the first context.
+        self.P_rows = self.S * self.A * self.W if self._contexts and kernel.P.ndim == _RANK["P"] else None
         self.r_follower = self._field("r_follower", kernel.r_follower)
         self.r_leader = self._field("r_leader", kernel.r_leader)
 
@@ -107,12 +110,20 @@ class _Tables:
         actions = tensor.shape[-rank + 1] if name == "draw" else self.A
         inner = torch.Size([self.S, actions, *tensor.shape[-rank + 2 :]])
         copies = torch.Size([self._n] if tensor.ndim - rank > len(self._contexts) else [])
-        values = tensor.detach().expand(copies + self._contexts + inner).contiguous().numpy()
+        contexts = torch.Size([]) if name == "P" and tensor.ndim == rank else self._contexts
+        values = tensor.detach().expand(copies + contexts + inner).contiguous().numpy()
         rows = values.reshape(-1, values.shape[-1]) if sampler is not None else values.reshape(-1)
         offset: Integers | int = np.arange(self._n) * (rows.shape[0] // self._n) if copies else 0
         field = _Field(rows if sampler is None else np.empty(0), offset, None if sampler is None else sampler(rows))
         self._seen[name] = (tensor, tensor._version, field)
         return field
+
+    def masks(self, z: Integers | int) -> Flags:
+        """Which actions exist in a state, ``[A]``, or in each of some, ``[n, A]``."""
+        if self.mask is None:
+            return np.ones((*np.shape(z), self.A), dtype=np.bool_)
+        found: Flags = self.mask.reshape(-1, self.A)[z]
+        return found
 
 
 _RANK = {"draw": 3, "P": 4, "r_follower": 3, "r_leader": 3}
@@ -216,14 +227,16 @@ class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
     """The follower's MDP of a tabular problem, under the leader's current x.
 
     Observations are states, Discrete(S); actions Discrete(A). ``step`` returns the follower's reward and, in ``info``,
-    ``leader_reward`` and ``leader_draw`` (w). It does not truncate: see ``gymnasium.wrappers.TimeLimit``.
+    ``leader_reward`` and ``leader_draw`` (w); where actions are missing, also ``action_mask``, int8 ``[A]``, that of the
+    observation. It does not truncate: see ``gymnasium.wrappers.TimeLimit``.
 
     Args:
         problem: the problem.
         render_mode: None, ``"ansi"`` for one line of text, ``"rgb_array"`` for a picture; another draws nothing.
 
     Raises:
-        ValueError: in ``step``, an action that does not exist in the current state.
+        ValueError: in ``step``, an action that does not exist in the current state, unless the problem
+            ``takes_missing_actions``.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # type: ignore[misc]
@@ -243,26 +256,36 @@ class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
         """Draw a start state; ``options`` are not used."""
         super().reset(seed=seed)
         self._state, self._last = self._tables.start.draw_one(0, self.np_random.random()), ""
-        return np.int64(self._state), {}
+        return np.int64(self._state), self._mask_info()
+
+    def _mask_info(self) -> dict[str, Any]:
+        return {} if self._tables.mask is None else {"action_mask": self.action_masks().astype(np.int8)}
+
+    def action_masks(self) -> Flags:
+        """Which actions exist in the current state, ``[A]``: what sb3-contrib's ``MaskablePPO`` asks for."""
+        if self._state is None:
+            raise gym.error.ResetNeeded("action_masks was called before reset")
+        return self._tables.masks(self._state).copy()
 
     def step(self, action: Any) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
         """One step of the follower; two random numbers, whatever the action."""
         t, z, a = self._tables, self._state, int(action)
         if z is None:
             raise gym.error.ResetNeeded("step was called before reset")
-        if not 0 <= a < t.A or (t.mask is not None and not t.mask[z * t.A + a]):
+        if not 0 <= a < t.A or (t.refused is not None and t.refused[z * t.A + a]):
             raise ValueError(f"action: expected one that exists in state {z}, got {action}")
         u, v = self.np_random.random(), self.np_random.random()
         row = z * t.A + a
         w = 0 if t.draw.sampler is None else t.draw.sampler.draw_one(z if t.draw_by_state else row, u)
         row = row * t.W + w
         assert t.P.sampler is not None
-        self._state = z - z % t.S + t.P.sampler.draw_one(row, v)
+        self._state = z - z % t.S + t.P.sampler.draw_one(row if t.P_rows is None else row % t.P_rows, v)
         reward, leader_reward = t.r_follower.values.item(row), t.r_leader.values.item(row)
         if self.render_mode is not None:
             self._last = f"state {z}, action {a}, draw {w}: follower {reward:g}, leader {leader_reward:g}; "
         terminated = t.terminal is not None and bool(t.terminal[z])
-        return np.int64(self._state), reward, terminated, False, {"leader_reward": leader_reward, "leader_draw": w}
+        info = {"leader_reward": leader_reward, "leader_draw": w} | self._mask_info()
+        return np.int64(self._state), reward, terminated, False, info
 
     def render(self) -> Any:
         """The last step and the state in one line, or a picture, uint8 ``[height, width, 3]``; None without a mode."""
@@ -290,8 +313,9 @@ class TabularVectorEnv(_TabularLeader, VectorEnv[Integers, Any, Any]):
 
     Copies may have different x: ``set_leader`` takes ``[dim]`` or ``[num_envs, dim]``. Copies that end are reset in
     the same step (``final_obs``, ``final_info``); ``infos["leader_reward"]`` and ``["leader_draw"]`` belong to the
-    step taken, for all copies. Each step consumes three random numbers a copy, from one generator, whatever the
-    actions: two simulators reset with the same seed see common random numbers.
+    step taken, for all copies; where actions are missing, ``["action_mask"]`` is that of the observations returned. Each
+    step consumes three random numbers a copy, from one generator, whatever the actions: two simulators reset with the
+    same seed see common random numbers.
 
     Args:
         problem: the problem.
@@ -329,7 +353,18 @@ class TabularVectorEnv(_TabularLeader, VectorEnv[Integers, Any, Any]):
         super().reset(seed=seed)
         self._elapsed[:] = 0
         self._state = self._tables.start.draw(self._first_row, self.np_random.random(self.num_envs))
-        return self._state.copy(), {}
+        return self._state.copy(), self._mask_infos()
+
+    def _mask_infos(self) -> dict[str, Any]:
+        if self._tables.mask is None:
+            return {}
+        return {"action_mask": self.action_masks().astype(np.int8), "_action_mask": self._everyone}
+
+    def action_masks(self) -> Flags:
+        """Which actions exist in each copy's current state, ``[num_envs, A]``."""
+        if self._state is None:
+            raise gym.error.ResetNeeded("action_masks was called before reset")
+        return self._tables.masks(self._state)
 
     def _check(self, actions: Any, state: Integers) -> Integers:
         """The rows ``z * A + a``."""
@@ -340,8 +375,8 @@ class TabularVectorEnv(_TabularLeader, VectorEnv[Integers, Any, Any]):
         a = a.astype(np.int64, copy=False)
         rows: Integers = state * t.A + a
         exists = (a >= 0) & (a < t.A)
-        if t.mask is not None:
-            exists &= t.mask.take(rows, mode="clip")
+        if t.refused is not None:
+            exists &= ~t.refused.take(rows, mode="clip")
         if not exists.all():
             i = int(exists.argmin())
             raise ValueError(f"actions[{i}]: expected one that exists in state {state[i]}, got {a[i]}")
@@ -361,7 +396,7 @@ class TabularVectorEnv(_TabularLeader, VectorEnv[Integers, Any, Any]):
             row *= t.W
             row += w
         assert t.P.sampler is not None
-        following = t.P.sampler.draw(row + t.P.offset, u[1])
+        following = t.P.sampler.draw((row if t.P_rows is None else row % t.P_rows) + t.P.offset, u[1])
         if t.n_contexts > 1:
             following += z - z % t.S
         rewards = t.r_follower.values.take(row + t.r_follower.offset)
@@ -384,6 +419,7 @@ class TabularVectorEnv(_TabularLeader, VectorEnv[Integers, Any, Any]):
             following = np.where(done, t.start.draw(self._first_row, u[2]), following)
             self._elapsed[done] = 0
         self._state = following
+        infos |= self._mask_infos()
         return following.copy(), rewards, terminated, truncated, infos
 
     def _end(self, done: Flags, final_obs: Integers, leader_rewards: Floats, w: Integers) -> dict[str, Any]:

@@ -92,8 +92,8 @@ class VectorEnvAdapter(VecEnv):
         """Call a method for the copies in ``indices``, by default all; one answer a copy.
 
         ``set_leader`` with ``indices`` changes the x of those copies alone. ``commitment`` takes one observation, or
-        one a copy of ``indices``. Other methods belong to the simulator as a whole: they are called once and every
-        copy gets the answer.
+        one a copy of ``indices``; ``action_masks`` gives each copy its own row. Other methods belong to the simulator as a
+        whole: they are called once and every copy gets the answer.
         """
         chosen = self._indices(indices)
         if method_name == "set_leader" and indices is not None:
@@ -107,6 +107,8 @@ class VectorEnvAdapter(VecEnv):
             obs = np.zeros(self.num_envs, dtype=np.int64)
             obs[chosen] = method_args[0] if method_args else method_kwargs["obs"]
             return list(self.env.commitment(obs)[chosen])
+        if method_name == "action_masks":
+            return list(self.env.action_masks()[chosen])
         return [getattr(self.env, method_name)(*method_args, **method_kwargs)] * len(chosen)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:

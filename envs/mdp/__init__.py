@@ -21,9 +21,12 @@ from .models import TabularKernel, TabularMDP
 from .nash import NashEquilibrium, matrix_game, regularised_matrix_game, solve_nash
 from .optimality import SoftOptimum, attach, soft_maximum, soft_policy, solve_soft, suboptimality, value_iteration
 from .problem import ArrayProblem, BilevelProblem, GameProblem, Optimum, TabularProblem
+from .road_network import RoadNetwork, random_city
 from .sampled_return import sampled_return
 from .stack import stack_problems
 from .stackelberg import StackelbergProblem, random_stackelberg
+from .tntp import read_tntp
+from .toll import TollDesignProblem, Trip
 from .trajectories import TabularWorld, Trajectories, game_world, kernel_world, mdp_world, sample
 from .zero_sum import ZeroSumGame, best_responses, joint_return, joint_value, nikaido_isoda_gap, player_mdp
 
@@ -36,13 +39,16 @@ __all__ = [
     "LeaderSet",
     "NashEquilibrium",
     "Optimum",
+    "RoadNetwork",
     "SoftOptimum",
     "StackelbergProblem",
     "TabularKernel",
     "TabularMDP",
     "TabularProblem",
     "TabularWorld",
+    "TollDesignProblem",
     "Trajectories",
+    "Trip",
     "ZeroSumGame",
     "action_value",
     "attach",
@@ -62,8 +68,10 @@ __all__ = [
     "policy_return",
     "policy_return_gradient",
     "policy_value",
+    "random_city",
     "random_incentive_design",
     "random_stackelberg",
+    "read_tntp",
     "regularised_matrix_game",
     "sample",
     "sampled_return",

@@ -109,10 +109,13 @@ class TabularProblem(BilevelProblem):
 
     Attributes:
         batched_kernel: whether ``kernel`` takes x ``[n, dim]``, one row a copy of the environment.
+        takes_missing_actions: whether simulators take an action outside the mask, as the kernel's rows say (a wait, for
+            followers that know no masks); else they raise.
         commitment_is_distribution: whether the rows of ``commitment`` sum to one.
     """
 
     batched_kernel: ClassVar[bool] = False
+    takes_missing_actions: ClassVar[bool] = False
     commitment_is_distribution: ClassVar[bool] = False
 
     @abstractmethod

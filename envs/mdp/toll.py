@@ -1,0 +1,200 @@
+r"""Tolls on a road network (recursive logit: Fosgerau, Frejinger and Karlstroem 2013).
+
+A driver at node s on the way to destination c takes an outgoing link l, which takes a random time of mean t_l minutes,
+and pays its toll x_l (in minutes of the driver's time):
+
+    r_x(c,s,l) = -(t_l + x_l),     0 in s = c, where the trip ends
+    V_c(s)     = tau log sum_l exp( (r_x(c,s,l) + gamma V_c(head(l))) / tau ),     V_c(c) = 0
+    pi(l|c,s)  = exp( (r_x(c,s,l) + gamma V_c(head(l)) - V_c(s)) / tau )
+
+which for gamma to 1 is a logit choice among all paths. The leader is paid, a use of link l,
+
+    r_l(c,s,l) = -e_l + w x_l,     e_l the external cost, w the weight of revenue.
+
+Destinations are contexts, weighted by their share of the trips; the start distribution of context c is the share of the
+origins in its trips. Links' times are fixed: there is **no congestion**.
+
+**Cycles.** Entropy must not pay for driving in circles. The expected number of uses of a path weighs ``exp(-cost/tau)``; the
+sum over all paths is finite where the matrix ``M(s,s') = sum_{l: s to s'} exp(-t_l/tau)``, without the destination's row, has
+spectral radius under 1. Tolls are not negative and so only lower it. Since M >= 0 this holds exactly where the solution of
+(I - M) z = 1 is positive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .checks import check_gamma, check_number, check_tau, require
+from .evaluation import visitation
+from .leader_set import LeaderSet
+from .models import TabularKernel, TabularMDP
+from .problem import TabularProblem
+from .road_network import RoadNetwork
+
+TIME_FACTORS = (0.7, 0.8, 0.9, 1.1, 1.5)
+"""A link takes its mean time times one of these, equally likely: late more seriously than early, 1 on average."""
+
+MAX_ENTRIES = 50_000_000
+"""Largest C * S * A * S: P_pi is formed from an array of so many numbers (400 MB), of which an exact step holds several."""
+
+
+@dataclass(frozen=True)
+class Trip:
+    """What an average trip comes to, undiscounted.
+
+    Attributes:
+        time: minutes on the road.
+        external_cost: in the network's unit.
+        toll: paid, in minutes.
+        flow: expected uses of each link a trip, ``[L]``.
+    """
+
+    time: float
+    external_cost: float
+    toll: float
+    flow: Tensor
+
+
+class TollDesignProblem(TabularProblem):
+    """Tolls on a road network: x holds every link's, in ``[0, max_toll]``.
+
+    Args:
+        network: the network.
+        gamma: discount of both players, in [0, 1), a link.
+        tau: default temperature of the driver, in minutes: the scale of a logit route choice.
+        max_toll: largest toll, in minutes of the driver's time.
+        revenue_weight: w, what a minute of toll is worth to the leader, in [-1, 1]; negative where tolls are a burden.
+
+    Raises:
+        ValueError: an argument out of range; an origin without a way to its destination; a temperature at which driving
+            in circles would pay; a network too large for the exact path.
+    """
+
+    batched_kernel: ClassVar[bool] = True
+    takes_missing_actions: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        network: RoadNetwork,
+        gamma: float = 0.999,
+        tau: float = 0.5,
+        max_toll: float = 5.0,
+        revenue_weight: float = 0.0,
+    ) -> None:
+        self.network, self.gamma, self.tau = network, check_gamma(gamma), check_tau(tau)
+        self.max_toll = check_number(max_toll, "max_toll", low=0.0, open_low=True, open_high=True)
+        self.revenue_weight = check_number(revenue_weight, "revenue_weight", low=-1.0, high=1.0)
+        self.leader_set = LeaderSet.box(network.n_links, 0.0, self.max_toll)
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Destinations, slots of outgoing links, who may use which on the way to which destination."""
+        network, N = self.network, self.network.n_nodes
+        tail, head = network.links.unbind(-1)
+        trips = network.demand.sum(0)
+        self.destinations = trips.nonzero().flatten()
+        C = len(self.destinations)
+        self.context_probs = trips[self.destinations] / trips.sum()
+        degree = torch.bincount(tail, minlength=N)
+        A = int(degree.max())
+        require(
+            C * N * A * N <= MAX_ENTRIES,
+            "network",
+            f"at most {MAX_ENTRIES} for destinations x nodes x out-degree x nodes, held as one array by an exact step",
+            f"{C} x {N} x {A} x {N} = {C * N * A * N}",
+        )
+        self._rho = torch.zeros(C, N, dtype=torch.float64)
+        self._rho[:, : len(trips)] = (network.demand[:, self.destinations] / trips[self.destinations]).T
+        order = torch.argsort(tail, stable=True)
+        rank = torch.arange(len(tail)) - (degree.cumsum(0) - degree)[tail[order]]
+        self.link_of = torch.full((N, A), -1).index_put((tail[order], rank), order)
+        slot, exists = self.link_of.clamp_min(0), self.link_of >= 0
+        self._slot = slot
+        # A missing action stays where it is.
+        ends = torch.where(exists, head[slot], torch.arange(N).unsqueeze(-1))
+        self._P = torch.nn.functional.one_hot(ends, N).to(torch.float64)
+        reached, enters = self._reach(tail, head)
+        lost = (self._rho > 0) & ~reached
+        if bool(lost.any()):
+            c, origin = (int(i) for i in lost.nonzero()[0])
+            pair = f"{origin} to node {int(self.destinations[c])}"
+            raise ValueError(f"network: expected a way for every trip, got none from node {pair}")
+        self._terminal = (torch.arange(N) == self.destinations.unsqueeze(-1)) | ~reached
+        self._drives = exists & enters[:, slot] & ~self._terminal.unsqueeze(-1)
+        self._mask = self._drives.clone()
+        self._mask[..., 0] |= self._terminal
+        self._check_cycles(tail, head, enters)
+        self._draw = torch.full((N, 1, len(TIME_FACTORS)), 1.0 / len(TIME_FACTORS), dtype=torch.float64)
+        weights = self._drives.to(torch.float64)
+        self._uses, self._time = weights, network.time[slot]
+        # Waiting is dearer than the dearest link, hence strictly worse than going on, whatever gamma.
+        idle = torch.where(self._terminal, 0.0, -(float(network.time.max()) + self.max_toll)).unsqueeze(-1)
+        self._idle = torch.where(self._drives, 0.0, idle.expand(C, N, A))
+        self._external = weights * network.external_cost[slot]
+
+    def _reach(self, tail: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+        """Which nodes have a way to each destination, ``[C, N]``, and which links lie on one, ``[C, L]``."""
+        network, to = self.network, self.destinations.unsqueeze(-1)
+        open_to = (head >= network.first_through) | (head == to)
+        reached = torch.arange(network.n_nodes) == to
+        while True:
+            enters = open_to & reached[:, head]
+            wider = reached | (torch.zeros(reached.shape).index_add_(1, tail, enters.float()) > 0)
+            if torch.equal(wider, reached):
+                return reached, enters
+            reached = wider
+
+    def _check_cycles(self, tail: Tensor, head: Tensor, enters: Tensor) -> None:
+        """Raise ``ValueError`` unless the sum over all paths is finite (see the module)."""
+        if self.tau == 0.0:
+            return
+        N = self.network.n_nodes
+        weight = enters * torch.exp(-self.network.time / self.tau)
+        M = torch.zeros(len(enters), N * N, dtype=torch.float64).index_add_(1, tail * N + head, weight)
+        M = M.view(-1, N, N) * ~self._terminal.unsqueeze(-1)
+        z, failed = torch.linalg.solve_ex(torch.eye(N, dtype=torch.float64) - M, torch.ones(len(M), N, 1).double())
+        cycling = (failed != 0) | ~(z > 0).all(-1).all(-1)
+        if bool(cycling.any()):
+            radius = float(torch.linalg.eigvals(M[int(cycling.nonzero()[0])]).abs().max())
+            raise ValueError(
+                "tau: expected a temperature at which driving in circles does not pay (spectral radius of exp(-time/tau) "
+                f"over the links under 1), got {self.tau:g} (spectral radius {radius:.4g})"
+            )
+
+    def _tolls(self, x: Tensor) -> Tensor:
+        """The toll in every state and action, ``[..., C, N, A]`` for x ``[..., L]``; 0 where no link is taken."""
+        return self._uses * x[..., self._slot].unsqueeze(-3)
+
+    def follower_mdp(self, x: Tensor) -> TabularMDP:
+        r = self._idle - self._uses * self._time - self._tolls(x)
+        return TabularMDP(self._P, r, self._rho, self.gamma, self._terminal, self._mask, validate=False)
+
+    def leader_reward(self, x: Tensor) -> Tensor:
+        return self.revenue_weight * self._tolls(x) - self._external
+
+    def kernel(self, x: Tensor) -> TabularKernel:
+        """w numbers the factor in ``TIME_FACTORS`` of the link's time; x may be ``[n, L]``, one row a copy."""
+        factors = torch.tensor(TIME_FACTORS, dtype=torch.float64)
+        W, (N, A) = len(factors), self._slot.shape
+        drawn = (self._uses * self._time).unsqueeze(-1) * factors
+        r_follower = (self._idle - self._tolls(x)).unsqueeze(-1) - drawn
+        r_leader = self.leader_reward(x).unsqueeze(-1).expand(r_follower.shape)
+        P = self._P.unsqueeze(-2).expand(N, A, W, N)
+        return TabularKernel(self._draw, P, r_follower, r_leader)
+
+    def trip(self, x: Tensor, pi: Tensor) -> Trip:
+        """What a trip comes to under tolls x, ``[L]``, and policy pi, ``[C, N, A]``: expectations, undiscounted.
+
+        pi must arrive with probability 1, as every soft-optimal policy does.
+        """
+        to_the_end = TabularMDP(self._P, self._time, self._rho, 1.0, self._terminal, self._mask, validate=False)
+        use = self.over_contexts((visitation(to_the_end, pi).unsqueeze(-1) * pi * self._uses).movedim(0, -1))
+        flow = torch.zeros(self.network.n_links, dtype=torch.float64)
+        flow.index_add_(0, self._slot.flatten(), use.flatten())
+        network = self.network
+        time, external, toll = (float(flow @ v) for v in (network.time, network.external_cost, x))
+        return Trip(time, external, toll, flow)

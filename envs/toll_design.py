@@ -1,0 +1,196 @@
+"""Tolls on a road network: a driver on the way through a city, a leader that prices its links."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .mdp import RoadNetwork, TollDesignProblem, random_city, read_tntp, solve_soft
+from .render import FOLLOWER
+from .tabular import TabularEnv, TabularVectorEnv
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NetworkSource = RoadNetwork | str | PathLike[str] | None
+"""A network, the path of a ``*_net.tntp`` file, or None for a random city."""
+
+
+def toll_design(
+    network: NetworkSource = None,
+    n_nodes: int = 25,
+    seed: int | None = 0,
+    gamma: float = 0.999,
+    tau: float = 0.5,
+    max_toll: float = 5.0,
+    revenue_weight: float = 0.0,
+) -> TollDesignProblem:
+    """The problem of a network, of a file of one, or of a random city; arguments as ``TollDesignEnv``."""
+    if network is None:
+        network = random_city(n_nodes, seed)
+    elif not isinstance(network, RoadNetwork):
+        network = read_tntp(network)
+    return TollDesignProblem(network, gamma, tau, max_toll, revenue_weight)
+
+
+def draw_network(panel: Axes, network: RoadNetwork, width: Tensor, colour: Tensor, label: str, **kwargs: Any) -> None:
+    """A map: each one-way link beside its opposite, so wide and in such a colour.
+
+    Args:
+        panel: where to draw.
+        network: the network.
+        width: of each link, in ``[0, 1]``, ``[L]``.
+        colour: a number of each link, ``[L]``.
+        label: what the colours are.
+        kwargs: of matplotlib's ``LineCollection``, e.g. ``cmap``, ``clim``.
+    """
+    from matplotlib.collections import LineCollection
+
+    places = network.coordinates
+    ends = places[network.links]
+    along = ends[:, 1] - ends[:, 0]
+    right = torch.stack([along[:, 1], -along[:, 0]], -1) / along.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    extent = float((places.max(0).values - places.min(0).values).max())
+    lanes = ends + 0.008 * extent * right.unsqueeze(1)
+    points = (0.6 + 7.0 * width).numpy()
+    drawn = LineCollection(lanes.numpy(), linewidths=points, array=colour.numpy(), capstyle="butt", **kwargs)
+    panel.add_collection(drawn)
+    panel.plot(*places.T.numpy(), "o", color="0.3", markersize=3.0)
+    panel.set_aspect("equal")
+    panel.set_axis_off()
+    assert panel.figure is not None
+    panel.figure.colorbar(drawn, ax=panel, label=label, shrink=0.8)
+
+
+def draw_before_and_after(before: Axes, after: Axes, problem: TollDesignProblem, x: Tensor) -> None:
+    """Two maps: the traffic without tolls over the links' external cost, and the traffic under x over its tolls.
+
+    The traffic is that of the soft-optimal driver; links are as wide as their use a trip, on one scale in both maps.
+    """
+    network, free = problem.network, torch.zeros_like(x)
+    trips = [problem.trip(tolls, solve_soft(problem.follower_mdp(tolls), problem.tau0).pi) for tolls in (free, x)]
+    widest = max(float(trip.flow.max()) for trip in trips)
+    cost = network.external_cost
+    for panel, trip, title, colour, label, top in (
+        (before, trips[0], "without tolls", cost, "external cost of a use", float(cost.max())),
+        (after, trips[1], "under the tolls x", x, "toll, minutes", problem.max_toll),
+    ):
+        draw_network(panel, network, trip.flow / widest, colour, label, cmap="viridis_r", clim=(0.0, top))
+        panel.set_title(f"{title}: external cost {trip.external_cost:.2f}, {trip.time:.1f} min a trip", fontsize=9)
+
+
+class TollDesignEnv(TabularEnv):
+    """A driver finds the way through a city in which every link has a toll.
+
+    ## Description
+    A road network: a random city with a centre, residential streets, avenues and a ring road, or one read from a file in
+    the TNTP text format. A trip has an origin and a destination, drawn from the network's demand. At a node the driver
+    takes an outgoing link; that takes a random time, its mean times 0.7, 0.8, 0.9, 1.1 or 1.5, equally likely, and costs
+    the link's toll. The leader sets the tolls to lower the external cost of the links that are used (noise, danger, bad
+    air), with a weight on revenue. **There is no congestion**: mean times do not depend on the traffic. All is in minutes
+    of the driver's time, tolls too.
+
+    ## Action Space
+    ``Discrete(A)``, A the largest number of links that leave a node: the a-th outgoing link, in the order of
+    ``problem.link_of``, ``[N, A]``. Where the node has fewer, the action is missing, and so is a link that does not lead on
+    to the destination: ``info["action_mask"]`` and ``action_masks()`` (for sb3-contrib's MaskablePPO) tell. The model
+    excludes missing actions; the environment answers one with a wait at the node, as long as the dearest link may cost,
+    which is worse than going on, so that algorithms without masks can play. At the destination the one action is 0.
+
+    ## Observation Space
+    ``Discrete(C * N)``: ``c * N + s``, at node s on the way to ``problem.destinations[c]``.
+
+    ## Leader Space
+    ``Box(0, max_toll, (L,), float64)``: the tolls of the links, in the network's order. ``commitment(s)`` is all of them.
+    ``info["leader_draw"]`` numbers the factor of the link's mean time that was drawn; with it, ``leader_model()`` gives the
+    rewards of the very step.
+
+    ## Rewards
+    The driver's: minus the link's random time and its toll; nothing at the destination. The leader's: minus the link's
+    external cost plus ``revenue_weight`` times its toll.
+
+    ## Starting State
+    A destination by its share of the trips, then an origin by its share of the trips to there.
+
+    ## Episode End
+    With the step taken at the destination, whose action is free (the observation after it means nothing); the registered
+    environment truncates after 100 steps (``max_episode_steps``).
+
+    ## Arguments
+    - ``network``: the path of a ``*_net.tntp`` file (a ``*_trips.tntp`` and a ``*_node.tntp`` beside it are read too; see
+      ``read_tntp``), or a ``RoadNetwork``; None for a random city.
+    - ``n_nodes``, ``seed``: of the random city (25, 0); seed None draws a random one.
+    - ``gamma``: discount of both players, a link, in [0, 1) (0.999).
+    - ``tau``: default temperature of the driver, in minutes (0.5): the scale of a logit choice of routes. It is refused
+      where driving in circles would pay.
+    - ``max_toll``: largest toll, in minutes (5).
+    - ``revenue_weight``: what a minute of toll is worth to the leader, in [-1, 1] (0).
+    - ``render_mode``: None, ``"ansi"``, or ``"rgb_array"``: two maps, the traffic without tolls over the links' external
+      cost, and the traffic under x over its tolls, both of the soft-optimal driver, with the driver of this episode (disc)
+      and its destination (star).
+
+    A network is refused where destinations x nodes x out-degree x nodes exceeds 50 million, an array that an exact step
+    has to hold.
+
+    ## Version History
+    - v0: first version.
+
+    ## References
+    Fosgerau, Frejinger and Karlstrom, A link based network route choice model with unrestricted choice set,
+    Transportation Research Part B, 2013, for the driver (recursive logit; here discounted). The cities are this library's
+    own.
+    """
+
+    _problem: TollDesignProblem
+
+    def __init__(
+        self,
+        network: NetworkSource = None,
+        n_nodes: int = 25,
+        seed: int | None = 0,
+        gamma: float = 0.999,
+        tau: float = 0.5,
+        max_toll: float = 5.0,
+        revenue_weight: float = 0.0,
+        render_mode: str | None = None,
+    ) -> None:
+        problem = toll_design(network, n_nodes, seed, gamma, tau, max_toll, revenue_weight)
+        super().__init__(problem, render_mode)
+
+    def _draw(self, panel: Axes) -> None:
+        figure, where = panel.get_figure(root=True), panel.get_subplotspec()
+        assert figure is not None
+        assert where is not None
+        figure.set_size_inches(10.0, 4.5)
+        panel.set_axis_off()
+        halves = where.subgridspec(1, 2)
+        before, after = (figure.add_subplot(halves[k]) for k in range(2))
+        problem, network = self._problem, self._problem.network
+        draw_before_and_after(before, after, problem, self._x)
+        if self._state is not None:
+            c, s = divmod(self._state, network.n_nodes)
+            places = network.coordinates[[s, int(problem.destinations[c])]].numpy()
+            for (x, y), marker, size in zip(places, "o*", (9, 14), strict=True):
+                after.plot(x, y, marker, markersize=size, color=FOLLOWER, markeredgecolor="white", zorder=5)
+
+
+class TollDesignVectorEnv(TabularVectorEnv):
+    """``TollDesignEnv``, many drivers in one network; its arguments, and those of ``TabularVectorEnv``."""
+
+    def __init__(
+        self,
+        num_envs: int,
+        network: NetworkSource = None,
+        n_nodes: int = 25,
+        seed: int | None = 0,
+        gamma: float = 0.999,
+        tau: float = 0.5,
+        max_toll: float = 5.0,
+        revenue_weight: float = 0.0,
+        max_episode_steps: int | None = None,
+    ) -> None:
+        problem = toll_design(network, n_nodes, seed, gamma, tau, max_toll, revenue_weight)
+        super().__init__(problem, num_envs, max_episode_steps)
