@@ -94,9 +94,9 @@ class _Tables:
         self.W = int(kernel.P.shape[-2])
         self.draw_by_state = kernel.draw.shape[-2] == 1
         self.draw = self._field("draw", kernel.draw, InverseCdfSampler if self.W > 1 else None)
-        self.P = self._field("P", kernel.P, self._next_sampler)
-        # Contexts that share P share its rows: those of the first context.
-        self.P_rows = self.S * self.A * self.W if self._contexts and kernel.P.ndim == _RANK["P"] else None
+        # One P for every w, laid out once (an expanded axis): its rows are then (z, a) alone.
+        self.P_by_draw = kernel.P.stride(-2) != 0
+        self.P = self._field("P", kernel.P if self.P_by_draw else kernel.P[..., :1, :], self._next_sampler)
         self.r_follower = self._field("r_follower", kernel.r_follower)
         self.r_leader = self._field("r_leader", kernel.r_leader)
 
@@ -110,8 +110,7 @@ class _Tables:
         actions = tensor.shape[-rank + 1] if name == "draw" else self.A
         inner = torch.Size([self.S, actions, *tensor.shape[-rank + 2 :]])
         copies = torch.Size([self._n] if tensor.ndim - rank > len(self._contexts) else [])
-        contexts = torch.Size([]) if name == "P" and tensor.ndim == rank else self._contexts
-        values = tensor.detach().expand(copies + contexts + inner).contiguous().numpy()
+        values = tensor.detach().expand(copies + self._contexts + inner).contiguous().numpy()
         rows = values.reshape(-1, values.shape[-1]) if sampler is not None else values.reshape(-1)
         offset: Integers | int = np.arange(self._n) * (rows.shape[0] // self._n) if copies else 0
         field = _Field(rows if sampler is None else np.empty(0), offset, None if sampler is None else sampler(rows))
@@ -275,16 +274,18 @@ class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
         if not 0 <= a < t.A or (t.refused is not None and t.refused[z * t.A + a]):
             raise ValueError(f"action: expected one that exists in state {z}, got {action}")
         u, v = self.np_random.random(), self.np_random.random()
-        row = z * t.A + a
-        w = 0 if t.draw.sampler is None else t.draw.sampler.draw_one(z if t.draw_by_state else row, u)
-        row = row * t.W + w
+        pair = z * t.A + a
+        w = 0 if t.draw.sampler is None else t.draw.sampler.draw_one(z if t.draw_by_state else pair, u)
+        row = pair * t.W + w
         assert t.P.sampler is not None
-        self._state = z - z % t.S + t.P.sampler.draw_one(row if t.P_rows is None else row % t.P_rows, v)
+        self._state = z - z % t.S + t.P.sampler.draw_one(row if t.P_by_draw else pair, v)
         reward, leader_reward = t.r_follower.values.item(row), t.r_leader.values.item(row)
         if self.render_mode is not None:
             self._last = f"state {z}, action {a}, draw {w}: follower {reward:g}, leader {leader_reward:g}; "
         terminated = t.terminal is not None and bool(t.terminal[z])
-        info = {"leader_reward": leader_reward, "leader_draw": w} | self._mask_info()
+        info: dict[str, Any] = {"leader_reward": leader_reward, "leader_draw": w}
+        if t.mask is not None:
+            info |= self._mask_info()
         return np.int64(self._state), reward, terminated, False, info
 
     def render(self) -> Any:
@@ -387,16 +388,16 @@ class TabularVectorEnv(_TabularLeader, VectorEnv[Integers, Any, Any]):
         t, z = self._tables, self._state
         if z is None:
             raise gym.error.ResetNeeded("step was called before reset")
-        row = self._check(actions, z)
+        row = pair = self._check(actions, z)
         u = self.np_random.random(out=self._uniforms)
         if t.draw.sampler is None:
             w = np.zeros(self.num_envs, dtype=np.int64)
         else:
-            w = t.draw.sampler.draw((z if t.draw_by_state else row) + t.draw.offset, u[0])
-            row *= t.W
+            w = t.draw.sampler.draw((z if t.draw_by_state else pair) + t.draw.offset, u[0])
+            row = pair * t.W
             row += w
         assert t.P.sampler is not None
-        following = t.P.sampler.draw((row if t.P_rows is None else row % t.P_rows) + t.P.offset, u[1])
+        following = t.P.sampler.draw((row if t.P_by_draw else pair) + t.P.offset, u[1])
         if t.n_contexts > 1:
             following += z - z % t.S
         rewards = t.r_follower.values.take(row + t.r_follower.offset)

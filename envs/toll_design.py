@@ -116,8 +116,8 @@ class TollDesignEnv(TabularEnv):
     A destination by its share of the trips, then an origin by its share of the trips to there.
 
     ## Episode End
-    With the step taken at the destination, whose action is free (the observation after it means nothing); the registered
-    environment truncates after 100 steps (``max_episode_steps``).
+    With the step taken at the destination, which costs nothing and stays there; the registered environment truncates
+    after 100 steps (``max_episode_steps``).
 
     ## Arguments
     - ``network``: the path of a ``*_net.tntp`` file (a ``*_trips.tntp`` and a ``*_node.tntp`` beside it are read too; see
@@ -132,14 +132,14 @@ class TollDesignEnv(TabularEnv):
       cost, and the traffic under x over its tolls, both of the soft-optimal driver, with the driver of this episode (disc)
       and its destination (star).
 
-    A network is refused where destinations x nodes x out-degree x nodes exceeds 50 million, an array that an exact step
-    has to hold.
+    A network is refused where destinations x nodes x out-degree x nodes, the size of P in the exact model, exceeds 50
+    million (400 MB, and seconds an exact step).
 
     ## Version History
     - v0: first version.
 
     ## References
-    Fosgerau, Frejinger and Karlstrom, A link based network route choice model with unrestricted choice set,
+    Fosgerau, Frejinger and Karlström, A link based network route choice model with unrestricted choice set,
     Transportation Research Part B, 2013, for the driver (recursive logit; here discounted). The cities are this library's
     own.
     """

@@ -1,4 +1,4 @@
-r"""Tolls on a road network (recursive logit: Fosgerau, Frejinger and Karlstroem 2013).
+r"""Tolls on a road network (recursive logit: Fosgerau, Frejinger and Karlström 2013).
 
 A driver at node s on the way to destination c takes an outgoing link l, which takes a random time of mean t_l minutes,
 and pays its toll x_l (in minutes of the driver's time):
@@ -14,9 +14,9 @@ which for gamma to 1 is a logit choice among all paths. The leader is paid, a us
 Destinations are contexts, weighted by their share of the trips; the start distribution of context c is the share of the
 origins in its trips. Links' times are fixed: there is **no congestion**.
 
-**Cycles.** Entropy must not pay for driving in circles. The expected number of uses of a path weighs ``exp(-cost/tau)``; the
-sum over all paths is finite where the matrix ``M(s,s') = sum_{l: s to s'} exp(-t_l/tau)``, without the destination's row, has
-spectral radius under 1. Tolls are not negative and so only lower it. Since M >= 0 this holds exactly where the solution of
+**Cycles.** Entropy must not pay for driving in circles. A path is chosen in proportion to ``exp(-cost/tau)``; the sum over
+all paths is finite where the matrix ``M(s,s') = sum_{l: s to s'} exp(-t_l/tau)``, without the destination's row, has
+spectral radius under 1. Tolls are not negative and so only lower it. Since M >= 0 this holds exactly where the solution z of
 (I - M) z = 1 is positive.
 """
 
@@ -39,7 +39,7 @@ TIME_FACTORS = (0.7, 0.8, 0.9, 1.1, 1.5)
 """A link takes its mean time times one of these, equally likely: late more seriously than early, 1 on average."""
 
 MAX_ENTRIES = 50_000_000
-"""Largest C * S * A * S: P_pi is formed from an array of so many numbers (400 MB), of which an exact step holds several."""
+"""Largest C * S * A * S, the size of P (400 MB); at two thirds of it an exact step takes about 3 s of one core."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class TollDesignProblem(TabularProblem):
         require(
             C * N * A * N <= MAX_ENTRIES,
             "network",
-            f"at most {MAX_ENTRIES} for destinations x nodes x out-degree x nodes, held as one array by an exact step",
+            f"at most {MAX_ENTRIES} for destinations x nodes x out-degree x nodes, the size of P in the exact model",
             f"{C} x {N} x {A} x {N} = {C * N * A * N}",
         )
         self._rho = torch.zeros(C, N, dtype=torch.float64)
@@ -114,9 +114,6 @@ class TollDesignProblem(TabularProblem):
         self.link_of = torch.full((N, A), -1).index_put((tail[order], rank), order)
         slot, exists = self.link_of.clamp_min(0), self.link_of >= 0
         self._slot = slot
-        # A missing action stays where it is.
-        ends = torch.where(exists, head[slot], torch.arange(N).unsqueeze(-1))
-        self._P = torch.nn.functional.one_hot(ends, N).to(torch.float64)
         reached, enters = self._reach(tail, head)
         lost = (self._rho > 0) & ~reached
         if bool(lost.any()):
@@ -127,14 +124,16 @@ class TollDesignProblem(TabularProblem):
         self._drives = exists & enters[:, slot] & ~self._terminal.unsqueeze(-1)
         self._mask = self._drives.clone()
         self._mask[..., 0] |= self._terminal
+        # Missing actions, and those at the end of a trip, stay where they are.
+        ends = torch.where(self._drives, head[slot], torch.arange(N).unsqueeze(-1))
+        self._P = torch.nn.functional.one_hot(ends, N).to(torch.float64)
         self._check_cycles(tail, head, enters)
         self._draw = torch.full((N, 1, len(TIME_FACTORS)), 1.0 / len(TIME_FACTORS), dtype=torch.float64)
-        weights = self._drives.to(torch.float64)
-        self._uses, self._time = weights, network.time[slot]
+        self._uses = self._drives.to(torch.float64)
+        self._time, self._external = self._uses * network.time[slot], self._uses * network.external_cost[slot]
         # Waiting is dearer than the dearest link, hence strictly worse than going on, whatever gamma.
-        idle = torch.where(self._terminal, 0.0, -(float(network.time.max()) + self.max_toll)).unsqueeze(-1)
-        self._idle = torch.where(self._drives, 0.0, idle.expand(C, N, A))
-        self._external = weights * network.external_cost[slot]
+        idle = ~self._drives & ~self._terminal.unsqueeze(-1)
+        self._idle = -(float(network.time.max()) + self.max_toll) * idle.to(torch.float64)
 
     def _reach(self, tail: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
         """Which nodes have a way to each destination, ``[C, N]``, and which links lie on one, ``[C, L]``."""
@@ -170,7 +169,7 @@ class TollDesignProblem(TabularProblem):
         return self._uses * x[..., self._slot].unsqueeze(-3)
 
     def follower_mdp(self, x: Tensor) -> TabularMDP:
-        r = self._idle - self._uses * self._time - self._tolls(x)
+        r = self._idle - self._time - self._tolls(x)
         return TabularMDP(self._P, r, self._rho, self.gamma, self._terminal, self._mask, validate=False)
 
     def leader_reward(self, x: Tensor) -> Tensor:
@@ -179,11 +178,9 @@ class TollDesignProblem(TabularProblem):
     def kernel(self, x: Tensor) -> TabularKernel:
         """w numbers the factor in ``TIME_FACTORS`` of the link's time; x may be ``[n, L]``, one row a copy."""
         factors = torch.tensor(TIME_FACTORS, dtype=torch.float64)
-        W, (N, A) = len(factors), self._slot.shape
-        drawn = (self._uses * self._time).unsqueeze(-1) * factors
-        r_follower = (self._idle - self._tolls(x)).unsqueeze(-1) - drawn
+        r_follower = (self._idle - self._tolls(x)).unsqueeze(-1) - self._time.unsqueeze(-1) * factors
         r_leader = self.leader_reward(x).unsqueeze(-1).expand(r_follower.shape)
-        P = self._P.unsqueeze(-2).expand(N, A, W, N)
+        P = self._P.unsqueeze(-2).expand(*self._P.shape[:-1], len(factors), -1)
         return TabularKernel(self._draw, P, r_follower, r_leader)
 
     def trip(self, x: Tensor, pi: Tensor) -> Trip:
