@@ -157,7 +157,7 @@ class PBRL(Leader):
             reward = self.worlds.problem.leader_reward(self._x.detach())
             require(reward is not None, "env", "a leader whose objective is a return of the follower's MDP", repr(env))
             mask = self.worlds.problem.follower_mdp(self._x.detach()).mask
-            everywhere = mask is None or bool(mask.all())
+            everywhere = mask is None or self.worlds.problem.takes_missing_actions or bool(mask.all())
             require(everywhere, "env", "actions that exist in every state: SB3's followers know no masks", "a mask")
             if self.worlds.problem.tau > EVALUATION_TAU:
                 warnings.warn(

@@ -69,6 +69,10 @@ class TollDesignProblem(TabularProblem):
         max_toll: largest toll, in minutes of the driver's time.
         revenue_weight: w, what a minute of toll is worth to the leader, in [-1, 1]; negative where tolls are a burden.
 
+    Attributes:
+        destinations: the node of each context, ``[C]``.
+        link_of: the link that each action at each node is, ``[N, A]``; -1 where the node has fewer.
+
     Raises:
         ValueError: an argument out of range; an origin without a way to its destination; a temperature at which driving
             in circles would pay; a network too large for the exact path.

@@ -515,6 +515,26 @@ def test_missing_actions_are_refused_before_training() -> None:
         PBRL(TabularEnv(problem), A2C)
 
 
+@pytest.mark.filterwarnings("ignore:.*regularised at tau.*")
+def test_a_simulator_that_takes_missing_actions_teaches_not_to_take_them() -> None:
+    leader = PBRL("bilevel_gym/TollDesign-v0", PPO, config=SMALL, env_kwargs={"n_nodes": 8})
+    problem = leader.worlds.problem
+    assert problem is not None
+    mdp = problem.follower_mdp(problem.start_x())
+    assert mdp.mask is not None
+    assert mdp.terminal is not None
+    missing = (~mdp.mask & ~mdp.terminal.unsqueeze(-1)).flatten(0, 1)
+
+    def share() -> float:
+        return float(leader.follower_policy(leader.best_response, leader.x)[missing].mean())
+
+    before = share()
+    leader.learn(6_000)
+    assert before == pytest.approx(1.0 / mdp.n_actions, abs=0.02)
+    assert share() < 0.5 * before
+    assert leader.evaluate().leader_return <= 0.0
+
+
 def test_another_class_than_the_files_is_refused(tmp_path: Path) -> None:
     path = small(PPO).learn(1000).save(tmp_path / "leader.zip")
     with pytest.raises(
