@@ -7,17 +7,20 @@ from gymnasium.envs.registration import register
 _TABLE = (
     ("TwoState-v0", "two_state", "TwoState"),
     ("StackelbergGame-v0", "stackelberg_game", "StackelbergGame"),
+    ("FourRooms-v0", "four_rooms", "FourRooms"),
     ("RandomMDP-v0", "random_mdp", "RandomMDP"),
     ("GoalPlacement-v0", "goal_placement", "GoalPlacement"),
     ("TollDesign-v0", "toll_design", "TollDesign"),
 )
+
+_STEPS = {"FourRooms-v0": 500}  # max_episode_steps, where 100 are too few
 
 for _id, _module, _name in _TABLE:
     register(
         id=f"bilevel_gym/{_id}",
         entry_point=f"bilevel_gym.envs.{_module}:{_name}Env",
         vector_entry_point=f"bilevel_gym.envs.{_module}:{_name}VectorEnv",
-        max_episode_steps=100,
+        max_episode_steps=_STEPS.get(_id, 100),
     )
 
 # modules of this package that hold a game of several players: the id is the module's name
