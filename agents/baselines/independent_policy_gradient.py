@@ -1,21 +1,21 @@
 r"""Independent policy gradient (Daskalakis et al. 2020): each level ascends its own value, nobody foresees anything.
 
-x += alpha grad_x J_L(x, pi_y),      y += alpha grad_y V_x^{pi_y}(rho)
+x += alpha grad_x J_L(x, pi_y),      y_i += alpha grad_{y_i} V_i^{pi_y}(rho), each player i in the MDP that it faces
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-import gymnasium as gym
-from torch import Tensor
+import torch
 
-from ...envs.mdp import TabularMDP, TabularProblem, policy_return
-from ..common.policies import Direct, Softmax
+from ...envs.mdp import GameProblem, TabularProblem, policy_return
+from ..common.lower_level import Policies
+from ..common.policies import Direct, HeldPolicies, Softmax
 from ..common.projected_step import Projection
 from ..common.storage import storable
-from ..common.tabular import TabularLeader, TabularLeaderConfig
+from ..common.tabular import Kinds, ProblemSource, TabularLeader, TabularLeaderConfig
 
 
 @storable
@@ -36,7 +36,7 @@ class IndependentPolicyGradient(TabularLeader):
     """The method without a penalty, exact.
 
     Args:
-        problem: a tabular problem, an environment that has one, or its id.
+        problem: a tabular problem or one over a zero-sum game, an environment that has one, or its id.
         config: steps, schedules, bounds.
         seed: kept for files; the method draws nothing.
         env_kwargs: arguments of an id.
@@ -44,48 +44,48 @@ class IndependentPolicyGradient(TabularLeader):
     """
 
     config: IndependentPolicyGradientConfig
+    _kinds: ClassVar[Kinds] = (TabularProblem, GameProblem)
 
     def __init__(
         self,
-        problem: TabularProblem | gym.Env[Any, Any] | str,
+        problem: ProblemSource,
         config: IndependentPolicyGradientConfig | None = None,
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
         x0: Any = None,
     ) -> None:
-        self._y: Tensor | None = None
+        self._held: HeldPolicies | None = None
         config = IndependentPolicyGradientConfig() if config is None else config
         super().__init__(problem, config, seed, env_kwargs, x0, positive_tau=False)
 
     def _parameters(self) -> list[dict[str, Any]]:
-        if self._y is None:
-            self._y = self.config.follower.start(self.problem.follower_mdp(self._x.detach())).requires_grad_()
-        groups = super()._parameters()
-        rate = self.config.follower.learning_rate
-        groups.append({"params": [self._y]} if rate is None else {"params": [self._y], "lr": rate})
-        return groups
+        if self._held is None:
+            self._held = HeldPolicies(self.config.follower, self._level.views)
+        return [*super()._parameters(), *self._held.groups()]
 
     def _descend(self, progress_remaining: float) -> dict[str, float]:
-        assert self._y is not None
-        if self.config.follower.learning_rate is None:
-            self.optimizer.param_groups[1]["lr"] = self._rate(progress_remaining)
-        held = self.problem.follower_mdp(self._x.detach())
-        pi_y = self.config.follower.policy(self._y, held)
-        own_value = self.problem.over_contexts(policy_return(held, pi_y, self.tau))
-        (-self.problem.leader_return(self._x, pi_y.detach()) - own_value).backward()
+        assert self._held is not None
+        self._held.set_rate(self.optimizer.param_groups[1:], self._rate(progress_remaining))
+        level, pi_y = self._level, self._held.policies()
+        held = tuple(pi.detach() for pi in pi_y)
+        faced = level.faced(level.model(self._x.detach()), held, self.tau)
+        own = [policy_return(mdp, pi, self.tau) for mdp, pi in zip(faced, pi_y, strict=True)]
+        value = level.leader_return(self._x, held) + self.problem.over_contexts(torch.stack(own).sum(0))
+        (-value).backward()
         return {}
 
     def _projections(self) -> list[Projection]:
-        mdp = self.problem.follower_mdp(self._x.detach())
-        return [*super()._projections(), lambda y: self.config.follower.project(y, mdp)]
+        assert self._held is not None
+        return [*super()._projections(), *self._held.projections()]
 
-    def _pi_y(self, mdp: TabularMDP) -> Tensor:
-        assert self._y is not None
-        return self.config.follower.policy(self._y.detach(), mdp)
+    def _policies(self, model: Any) -> Policies:
+        assert self._held is not None
+        return self._held.policies()
 
     def _state(self) -> dict[str, Any]:
-        return {"y": None if self._y is None else self._y.detach()}
+        assert self._held is not None
+        return {"ys": self._held.state()}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["y"] is not None:
-            self._y = state["y"].requires_grad_()
+        assert self._held is not None
+        self._held.restore(state["ys"])

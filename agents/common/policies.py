@@ -1,13 +1,17 @@
 r"""How a tabular leader holds the follower's answer pi_y.
 
 softmax: pi_y = softmax(y), no projection. direct: pi_y = y, each row projected on the simplex. solved: for the value penalty
-min_y F_lam is itself an MDP with reward r_f + r_l/lam, and pi_y is its soft optimum: y has no step of its own.
+min_y F_lam is itself an MDP with reward r_f + r_l/lam, and pi_y is its soft optimum: y has no step of its own. The players
+of a game are held alike, a y each.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +19,7 @@ from torch import Tensor
 from ...envs.mdp import TabularMDP, solve_soft
 from ...envs.mdp.checks import check_number, require
 from ...envs.mdp.simplex import project_simplex
+from .projected_step import Projection
 from .storage import storable
 
 
@@ -85,3 +90,46 @@ class Solved:
         """pi_y and its values (the next warm start)."""
         optimum = solve_soft(mdp.with_reward(mdp.r + leader_reward.detach() / lam), tau, V)
         return optimum.pi, optimum.V
+
+
+class HeldPolicies:
+    """The players' policies pi_y, by parameters y that the leader's optimiser moves.
+
+    Args:
+        how: softmax or direct.
+        views: an MDP of each player, for its sizes and mask.
+
+    Attributes:
+        ys: y of each player, ``[..., S, A_i]``; they require gradients.
+    """
+
+    def __init__(self, how: Softmax | Direct, views: Sequence[TabularMDP]) -> None:
+        self.how, self.views = how, views
+        self.ys = [how.start(view).requires_grad_() for view in views]
+
+    def policies(self) -> tuple[Tensor, ...]:
+        """pi_y of each player, carrying y's graph."""
+        return tuple(self.how.policy(y, view) for y, view in zip(self.ys, self.views, strict=True))
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of the optimiser, one a player."""
+        rate = self.how.learning_rate
+        return [{"params": [y]} if rate is None else {"params": [y], "lr": rate} for y in self.ys]
+
+    def projections(self) -> list[Projection]:
+        """The projection of each group."""
+        return [partial(self.how.project, mdp=view) for view in self.views]
+
+    def set_rate(self, groups: list[dict[str, Any]], rate: float) -> None:
+        """Give these groups the leader's step, where they have none of their own."""
+        if self.how.learning_rate is None:
+            for group in groups:
+                group["lr"] = rate
+
+    def state(self) -> list[Tensor]:
+        """What a file keeps."""
+        return [y.detach() for y in self.ys]
+
+    def restore(self, state: Sequence[Tensor]) -> None:
+        """Take back what :meth:`state` gave."""
+        self.ys = [y.requires_grad_() for y in state]

@@ -16,13 +16,14 @@ from pettingzoo import ParallelEnv
 from pettingzoo.env_registry.exceptions import PettingZooRegistryError
 from torch import Tensor
 
-from ...envs.mdp import BilevelProblem, GameProblem, TabularMDP, TabularProblem, solve_soft, suboptimality
+from ...envs.mdp import BilevelProblem, GameProblem, TabularMDP, TabularProblem
 from ...envs.mdp.checks import check_size, require
 from ..oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
-from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, Penalty, ValuePenalty
+from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty, WeightedPenalty
 from ..schedules import Geometric, Schedule, as_schedule
-from .evaluation import Evaluation, best_response
+from .evaluation import Evaluation
 from .leader import Callback, Kept, Leader, LeaderConfig
+from .lower_level import LowerLevel, Policies, lower_level
 from .projected_step import Projection, projected_step
 from .storage import decode, encode, read_leader, storable, write_leader
 
@@ -94,10 +95,14 @@ def plays_a_game(problem: Any) -> bool:
     return is_game_id(problem) if isinstance(problem, str) else isinstance(problem_of(problem), GameProblem)
 
 
+Kinds = tuple[type[BilevelProblem], ...]
+"""Kinds of problems that a leader takes."""
+
+
 def resolve_problem(
-    problem: Any, env_kwargs: dict[str, Any] | None, kind: type[BilevelProblem] = TabularProblem
+    problem: Any, env_kwargs: dict[str, Any] | None, kinds: Kinds = (TabularProblem,)
 ) -> tuple[Any, Source]:
-    """A problem of this kind from itself, from an environment that has one, or from an environment's id.
+    """A problem of one of these kinds from itself, from an environment that has one, or from an environment's id.
 
     Raises:
         ValueError: an unknown id, or an environment without such a problem.
@@ -113,8 +118,8 @@ def resolve_problem(
             not env_kwargs, "env_kwargs", "none beside a problem or an environment that is already made", env_kwargs
         )
     found = problem_of(problem)
-    wanted = f"a {kind.__name__}, an environment that has one, or its id"
-    require(isinstance(found, kind), "problem", wanted, repr(problem))
+    wanted = f"a {' or a '.join(kind.__name__ for kind in kinds)}, an environment that has one, or its id"
+    require(isinstance(found, kinds), "problem", wanted, repr(problem))
     return found, source
 
 
@@ -148,6 +153,8 @@ def fingerprint(problem: BilevelProblem) -> list[float]:
 class TabularLeader(Leader):
     """A leader that knows the problem.
 
+    A method over one follower says ``_pi_y``; one that takes games too sets ``_kinds`` and says ``_policies``.
+
     Attributes:
         problem: the bilevel problem.
         tau: the temperature last used.
@@ -155,7 +162,7 @@ class TabularLeader(Leader):
 
     config: TabularLeaderConfig
     problem: TabularProblem
-    _problem_kind: ClassVar[type[BilevelProblem]] = TabularProblem
+    _kinds: ClassVar[Kinds] = (TabularProblem,)
 
     def __init__(
         self,
@@ -167,7 +174,8 @@ class TabularLeader(Leader):
         positive_tau: bool,
     ) -> None:
         require(isinstance(config, TabularLeaderConfig), "config", "a config of this leader", repr(config))
-        self.problem, self.source = resolve_problem(problem, env_kwargs, self._problem_kind)
+        self.problem, self.source = resolve_problem(problem, env_kwargs, self._kinds)
+        self._level: LowerLevel[Any, Any] = lower_level(self.problem)
         super().__init__(self.problem.leader_set, self.problem.start_x(), config, x0, seed)
         tau = self._default_tau() if config.tau is None else config.tau
         self._tau = as_schedule(tau, "tau", positive=positive_tau)
@@ -228,30 +236,34 @@ class TabularLeader(Leader):
         """The projection of each group of :meth:`_parameters`."""
         return [self.leader_set.project if self.config.narrows else self.problem.project]
 
-    @abstractmethod
     def _pi_y(self, mdp: TabularMDP) -> Tensor:
         """The method's own follower at x, ``[..., S, A]``, without graph."""
+        raise NotImplementedError
 
-    def _penalty(self) -> tuple[Penalty, float] | None:
+    def _policies(self, model: Any) -> Policies:
+        """The method's own policies at x, one a player, without graph."""
+        return (self._pi_y(model),)
+
+    def _penalty(self) -> tuple[WeightedPenalty, float] | None:
         """The method's penalty and current lam, or None."""
         return None
 
     @torch.no_grad()
     def _evaluate(self, x: Tensor) -> Evaluation:
-        answer = best_response(self.problem, x, self.problem.tau0, V=self._evaluation_V)
-        self._evaluation_V = answer.V
-        mdp = self.problem.follower_mdp(x)
-        pi_y, at_tau = self._pi_y(mdp), solve_soft(mdp, self.tau, answer.V)
-        penalised = self._penalty()
-        penalty = (
-            None
-            if penalised is None
-            else float(self.problem.over_contexts(penalised[0](mdp, pi_y, at_tau.pi, self.tau)))
-        )
+        level, problem = self._level, self.problem
+        model = level.model(x)
+        solution = level.solve(model, problem.tau0, self._evaluation_V)
+        self._evaluation_V = solution.V
+        own = self._policies(model)
+        best = level.best_responses(model, own, self.tau, solution)
+        penalised, penalty = self._penalty(), None
+        if penalised is not None:
+            answers = tuple(response.pi for response in best)
+            penalty = float(problem.over_contexts(penalised[0].at(model, own, answers, self.tau)))
         return Evaluation(
-            leader_return=float(self.problem.leader_return(x, answer.pi)),
-            leader_return_at_pi_y=float(self.problem.leader_return(x, pi_y)),
-            gap=float(self.problem.over_contexts(suboptimality(mdp, pi_y, self.tau, at_tau))),
+            leader_return=float(level.leader_return(x, level.policies(solution))),
+            leader_return_at_pi_y=float(level.leader_return(x, own)),
+            gap=float(problem.over_contexts(level.gap(model, own, self.tau, best))),
             penalty=penalty,
             lam=None if penalised is None else penalised[1],
             tau=self.tau,

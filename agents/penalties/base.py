@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from ..schedules import Schedule, as_schedule
 
 
 @dataclass(frozen=True, eq=False)
-class WeightedPenalty:
+class WeightedPenalty(ABC):
     """A penalty's coefficient.
 
     Attributes:
@@ -34,11 +35,19 @@ class WeightedPenalty:
         """lam at the remaining progress, 1 at the start and 0 at the end."""
         return as_schedule(self.lam, "lam", positive=True)(progress_remaining)
 
+    @abstractmethod
+    def at(self, model: Any, pi: tuple[Tensor, ...], best: tuple[Tensor, ...], tau: float) -> Tensor:
+        """p(x, y), ``[...]``, of one policy and one best response a player; its autograd is the penalty's gradient."""
+
 
 @dataclass(frozen=True, eq=False)
 class Penalty(WeightedPenalty):
     """A penalty p(x, y) >= 0 of a single-agent lower level and its coefficient."""
 
+    def at(self, model: TabularMDP, pi: tuple[Tensor, ...], best: tuple[Tensor, ...], tau: float) -> Tensor:
+        return self(model, pi[0], best[0], tau)
+
+    @abstractmethod
     def __call__(self, mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float) -> Tensor:
         """p(x, y), ``[...]``, whose autograd is the penalty's gradient.
 
@@ -48,4 +57,3 @@ class Penalty(WeightedPenalty):
             pi_star: the oracle's best response at x, ``[..., S, A]``; a constant.
             tau: temperature.
         """
-        raise NotImplementedError

@@ -66,6 +66,10 @@ class NikaidoIsodaPenalty(WeightedPenalty):
 
     lam: float | Schedule = 4.0
 
+    def at(self, model: ZeroSumGame, pi: tuple[Tensor, ...], best: tuple[Tensor, ...], tau: float) -> Tensor:
+        (pi1, pi2), (pi1_star, pi2_star) = pi, best
+        return self(model, pi1, pi2, pi1_star, pi2_star, tau)
+
     def __call__(
         self, game: ZeroSumGame, pi1: Tensor, pi2: Tensor, pi1_star: Tensor, pi2_star: Tensor, tau: float
     ) -> Tensor:

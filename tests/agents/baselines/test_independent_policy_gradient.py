@@ -41,11 +41,11 @@ def test_each_level_steps_up_its_own_value(name: str, follower: Softmax | Direct
     def own_value(y: Tensor) -> Tensor:
         return problem.over_contexts(policy_return(mdp_0, follower.policy(y, mdp_0), tau))
 
-    assert leader._y is not None
+    assert leader._held is not None
     y_1 = y_0 + alpha * numerical_gradient(own_value, y_0)
     if isinstance(follower, Direct):
         y_1 = project_simplex(y_1, mdp_0.mask, follower.floor)
-    assert_gradient((leader._y.detach() - y_0) / alpha, (y_1 - y_0) / alpha)
+    assert_gradient((leader._held.ys[0].detach() - y_0) / alpha, (y_1 - y_0) / alpha)
 
 
 def test_it_does_not_foresee_the_follower() -> None:

@@ -220,8 +220,8 @@ def test_the_record_is_what_it_says(name: str, penalty: ValuePenalty | BellmanPe
     record, x = leader.evaluate(), torch.from_numpy(leader.x)
     assert (record.iteration, record.lam, record.tau, record.steps) == (7, 5.0, leader.tau, 0)
     mdp = problem.follower_mdp(x)
-    assert leader._y is not None
-    pi_y = leader._y.detach()
+    assert leader._held is not None
+    pi_y = leader._held.ys[0].detach()
     assert record.leader_return == pytest.approx(leader_return_at_best_response(problem, x), rel=1e-11)
     tau0 = 0.002 if problem.tau in (0.0, 0.001) else problem.tau
     honest = problem.leader_return(x, solve_soft(mdp, tau0).pi)

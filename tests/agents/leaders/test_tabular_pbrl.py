@@ -96,8 +96,8 @@ def test_a_step_is_algorithm_1(name: str, follower: Softmax | Direct, kind: str)
         (x_0 - torch.from_numpy(leader.last_x)) / alpha, numerical_gradient(lambda x: objective(x, y_0), x_0)
     )
 
-    y_1 = leader._y
-    assert y_1 is not None
+    assert leader._held is not None
+    (y_1,) = leader._held.ys
     g_y = numerical_gradient(lambda y: objective(x_0, y), y_0)
     if isinstance(follower, Softmax):
         assert_gradient((y_0 - y_1.detach()) / alpha, g_y)
@@ -140,9 +140,10 @@ def test_logged_stationarity_is_the_projected_gradient(tmp_path: Path) -> None:
     leader.set_logger(configure(str(tmp_path), ["csv"]))
     y_0 = Direct().start(problem.follower_mdp(torch.from_numpy(x_0)))
     leader.learn(1)
-    assert leader._y is not None
+    assert leader._held is not None
+    (y_1,) = leader._held.ys
     moved = np.linalg.norm(
-        np.concatenate([(x_0 - leader.last_x) / 0.05, ((y_0 - leader._y.detach()) / 0.02).numpy().ravel()])
+        np.concatenate([(x_0 - leader.last_x) / 0.05, ((y_0 - y_1.detach()) / 0.02).numpy().ravel()])
     )
     rows = np.genfromtxt(tmp_path / "progress.csv", delimiter=",", names=True, deletechars="")
     assert rows["leader/stationarity"][-1] == pytest.approx(moved, rel=1e-9)
@@ -209,8 +210,8 @@ def test_the_fixed_point_is_the_penalised_optimum(penalty: Penalty, follower: So
     )
     leader = TabularPBRL(problem, penalty, config=config).learn(800)
     assert leader.last_x[0] == pytest.approx(best.x[0], abs=1e-5)
-    pi_y = leader._pi_y(problem.follower_mdp(leader._x.detach())).detach()
-    torch.testing.assert_close(pi_y[:, 1], torch.sigmoid(torch.tensor(best.x[1:])), rtol=0.0, atol=1e-5)
+    (pi_y,) = leader._policies(problem.follower_mdp(leader._x.detach()))
+    torch.testing.assert_close(pi_y.detach()[:, 1], torch.sigmoid(torch.tensor(best.x[1:])), rtol=0.0, atol=1e-5)
 
 
 METHODS: dict[str, tuple[Penalty, Oracle, Softmax | Direct | Solved]] = {
@@ -247,7 +248,7 @@ def test_a_direct_follower_stays_on_the_simplex(floor: float) -> None:
     config = TabularPBRLConfig(follower=Direct(0.5, floor), tau=0.01)
 
     def on_the_simplex(leader: Any) -> None:
-        y = leader._y.detach()
+        y = leader._held.ys[0].detach()
         assert float(y[mask].min()) >= floor
         assert float(y[~mask].abs().max()) == 0.0
         torch.testing.assert_close(y.sum(-1), torch.ones(5, dtype=F64), rtol=0.0, atol=1e-12)
@@ -323,7 +324,8 @@ def test_bad_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:
 
 def test_a_problem_without_a_leader_reward_has_a_softmax_follower_by_default() -> None:
     leader = TabularPBRL(NoReturn(), x0=[2.0]).learn(30)
-    assert isinstance(leader._follower, Softmax)
+    assert leader._held is not None
+    assert isinstance(leader._held.how, Softmax)
     assert abs(leader.last_x[0]) < 2.0
 
 
