@@ -15,10 +15,10 @@ from bilevel_gym.agents import (
     Softmax,
     TabularPBRL,
 )
-from bilevel_gym.envs.mdp import policy_return
+from bilevel_gym.envs.mdp import joint_return, policy_return, random_incentive_design
 from bilevel_gym.envs.mdp.simplex import project_simplex
 from bilevel_gym.envs.two_state import TwoStateProblem
-from tests.problems import PROBLEMS, assert_gradient, numerical_gradient, random_x
+from tests.problems import F64, PROBLEMS, assert_gradient, generator, numerical_gradient, random_x
 
 
 @pytest.mark.parametrize("follower", [Softmax(), Direct(learning_rate=1e-3)])
@@ -74,3 +74,27 @@ def test_the_follower_takes_the_leader_s_step_where_it_has_none_of_its_own() -> 
     )
     expected = [Geometric(0.1, 0.001)(1 - k / 4) for k in range(4)]
     assert rates == [[rate, rate] for rate in expected]
+
+
+def test_over_a_game_each_player_steps_up_its_own_value() -> None:
+    problem, tau, alpha = random_incentive_design(3, 2, 3, gamma=0.8, seed=1), 0.2, 1e-3
+    config = IndependentPolicyGradientConfig(learning_rate=alpha, tau=tau, optimizer_class=torch.optim.SGD)
+    leader = IndependentPolicyGradient(problem, config)
+    assert leader._held is not None
+    ys = [torch.randn(y.shape, generator=generator(i), dtype=F64) for i, y in enumerate(leader._held.ys)]
+    with torch.no_grad():
+        for y, start in zip(leader._held.ys, ys, strict=True):
+            y.copy_(start)
+    leader.learn(1)
+    game = problem.game(problem.start_x())
+
+    def value(y1: Tensor, y2: Tensor) -> Tensor:
+        return joint_return(game, torch.softmax(y1, -1), torch.softmax(y2, -1), tau)
+
+    up, down = (
+        numerical_gradient(lambda y: value(y, ys[1]), ys[0]),
+        numerical_gradient(lambda y: value(ys[0], y), ys[1]),
+    )
+    for y_0, y_1, ascent in zip(ys, leader._held.ys, (up, -down), strict=True):
+        assert_gradient((y_1.detach() - y_0) / alpha, ascent)
+    np.testing.assert_array_equal(leader.last_x, problem.start_x())  # x moves the designer's return through them alone
