@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .baselines.independent_policy_gradient import IndependentPolicyGradient, IndependentPolicyGradientConfig
+    from .baselines.zero_order import ZeroOrder, ZeroOrderConfig
     from .common.evaluation import Evaluation, leader_return_at_best_response
     from .common.policies import Direct, Softmax, Solved
     from .leaders.hpgd import HPGD, HPGDConfig
@@ -28,6 +29,8 @@ _HOME = {
     "HPGDConfig": "leaders.hpgd",
     "IndependentPolicyGradient": "baselines.independent_policy_gradient",
     "IndependentPolicyGradientConfig": "baselines.independent_policy_gradient",
+    "ZeroOrder": "baselines.zero_order",
+    "ZeroOrderConfig": "baselines.zero_order",
     "ValuePenalty": "penalties",
     "BellmanPenalty": "penalties",
     "NikaidoIsodaPenalty": "penalties",
@@ -68,6 +71,8 @@ __all__ = [
     "TabularPBRL",
     "TabularPBRLConfig",
     "ValuePenalty",
+    "ZeroOrder",
+    "ZeroOrderConfig",
     "leader_return_at_best_response",
 ]
 

@@ -32,6 +32,8 @@ from bilevel_gym.agents import (
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
+    ZeroOrder,
+    ZeroOrderConfig,
     leader_return_at_best_response,
 )
 from bilevel_gym.agents.common.leader import LeaderConfig
@@ -56,6 +58,7 @@ LEADERS: dict[str, tuple[Make, Callable[..., LeaderConfig]]] = {
     "hypergradient": (Hypergradient, HypergradientConfig),
     "independent": (IndependentPolicyGradient, IndependentPolicyGradientConfig),
     "HPGD": (HPGD, HPGDConfig),
+    "zero order": (ZeroOrder, ZeroOrderConfig),
 }
 
 
