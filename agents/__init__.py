@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .baselines.cma_es import CMAES, CMAESConfig, TabularCMAES, TabularCMAESConfig
     from .baselines.independent_policy_gradient import IndependentPolicyGradient, IndependentPolicyGradientConfig
     from .baselines.zero_order import ZeroOrder, ZeroOrderConfig
     from .common.evaluation import Evaluation, leader_return_at_best_response
@@ -27,6 +28,10 @@ _HOME = {
     "HypergradientConfig": "leaders.hypergradient",
     "HPGD": "leaders.hpgd",
     "HPGDConfig": "leaders.hpgd",
+    "CMAES": "baselines.cma_es",
+    "CMAESConfig": "baselines.cma_es",
+    "TabularCMAES": "baselines.cma_es",
+    "TabularCMAESConfig": "baselines.cma_es",
     "IndependentPolicyGradient": "baselines.independent_policy_gradient",
     "IndependentPolicyGradientConfig": "baselines.independent_policy_gradient",
     "ZeroOrder": "baselines.zero_order",
@@ -48,9 +53,11 @@ _HOME = {
 }
 
 __all__ = [
+    "CMAES",
     "HPGD",
     "PBRL",
     "BellmanPenalty",
+    "CMAESConfig",
     "Constant",
     "Direct",
     "Evaluation",
@@ -68,6 +75,8 @@ __all__ = [
     "SoftPolicyIteration",
     "Softmax",
     "Solved",
+    "TabularCMAES",
+    "TabularCMAESConfig",
     "TabularPBRL",
     "TabularPBRLConfig",
     "ValuePenalty",

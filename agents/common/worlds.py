@@ -89,6 +89,18 @@ class Worlds:
         """The untrained leader."""
         return torch.as_tensor(self.env.get_wrapper_attr("leader_x"), dtype=torch.float64)
 
+    def require_sampled_return(self, x: torch.Tensor) -> None:
+        """Raise ``ValueError`` where the model says that J_L is no return, or that an action is missing somewhere."""
+        if self.problem is None:
+            return
+        reward = self.problem.leader_reward(x)
+        require(
+            reward is not None, "env", "a leader whose objective is a return of the follower's MDP", repr(self._spec)
+        )
+        mask = self.problem.follower_mdp(x).mask
+        everywhere = mask is None or self.problem.takes_missing_actions or bool(mask.all())
+        require(everywhere, "env", "actions that exist in every state: SB3's followers know no masks", "a mask")
+
     def make(self, n_envs: int) -> VecEnv:
         """``n_envs`` copies as an SB3 VecEnv."""
         if self.problem is not None:

@@ -22,7 +22,6 @@ see the leader's commitment, and most copies train at x plus noise, so that they
 
 from __future__ import annotations
 
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ from ..common.rollouts import Rollout, collect
 from ..common.storage import decode, encode, read_leader, storable, write_leader
 from ..common.tabular import check_fingerprint, fingerprint
 from ..common.worlds import EnvSpec, Worlds
-from ..oracles.sb3 import FollowerSpec, SB3Follower
+from ..oracles.sb3 import FollowerSpec, SB3Follower, follower_name, follower_of_file
 from ..penalties import ValuePenalty
 from ..schedules import Schedule
 
@@ -153,18 +152,13 @@ class PBRL(Leader):
         require(isinstance(self.penalty, ValuePenalty), "penalty", "a ValuePenalty", type(self.penalty).__name__)
         self.worlds = Worlds(env, env_kwargs, config.observe_commitment)
         super().__init__(self.worlds.leader_set, self.worlds.start_x(), config, x0, seed)
-        if self.worlds.problem is not None:
-            reward = self.worlds.problem.leader_reward(self._x.detach())
-            require(reward is not None, "env", "a leader whose objective is a return of the follower's MDP", repr(env))
-            mask = self.worlds.problem.follower_mdp(self._x.detach()).mask
-            everywhere = mask is None or self.worlds.problem.takes_missing_actions or bool(mask.all())
-            require(everywhere, "env", "actions that exist in every state: SB3's followers know no masks", "a mask")
-            if self.worlds.problem.tau > EVALUATION_TAU:
-                warnings.warn(
-                    f"the environment's follower is regularised at tau={self.worlds.problem.tau:g}, sampled followers "
-                    "are not: PBRL learns for tau = 0, its records are at the environment's own tau",
-                    stacklevel=2,
-                )
+        self.worlds.require_sampled_return(self._x.detach())
+        if self.worlds.problem is not None and self.worlds.problem.tau > EVALUATION_TAU:
+            warnings.warn(
+                f"the environment's follower is regularised at tau={self.worlds.problem.tau:g}, sampled followers "
+                "are not: PBRL learns for tau = 0, its records are at the environment's own tau",
+                stacklevel=2,
+            )
         self.follower_spec = follower
         self.lam = self.penalty.lam_at(1.0)
         seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
@@ -358,7 +352,7 @@ class PBRL(Leader):
             "leader": type(self).__name__,
             "source": {"env_id": self.worlds.source.env_id, "env_kwargs": encode(self.worlds.source.env_kwargs)},
             "fingerprint": self._fingerprint(),
-            "follower": _name(spec) if isinstance(spec, type) else None,
+            "follower": follower_name(spec),
             "config": encode(self.config),
             "penalty": encode(self.penalty),
             "seed": self.seed,
@@ -399,13 +393,7 @@ class PBRL(Leader):
             expected = "the environment that this leader was trained on (it was given as an object)"
             require(source["env_id"] is not None, "env", expected, None)
             env, kwargs = source["env_id"], decode(source["env_kwargs"])
-        spec = _named_follower(header["follower"]) if follower is None else follower
-        if header["follower"] is not None and isinstance(spec, type):
-            same = _name(spec) == header["follower"]
-            require(same, "follower", f"{header['follower']}, which {path} was trained with", _name(spec))
-        expected = "the callable that this leader was trained with (a callable is never stored)"
-        require(spec is not None, "follower", expected, None)
-        assert spec is not None
+        spec = follower_of_file(header["follower"], follower, path)
         assert env is not None
         penalty, config = decode(header["penalty"]), decode(header["config"])
         leader = cls(env, spec, penalty, config, header["seed"], kwargs)
@@ -437,20 +425,3 @@ class PBRL(Leader):
 
 
 _COUNTERS = ("num_timesteps", "iteration", "oracle_failures", "_total", "_warm")
-
-
-def _name(follower: type) -> str:
-    return f"{follower.__module__}:{follower.__qualname__}"
-
-
-def _named_follower(name: str | None) -> FollowerSpec | None:
-    """The SB3 class of a stored name, from SB3 or sb3-contrib only."""
-    if name is None:
-        return None
-    module, _, qualname = name.partition(":")
-    package = module.split(".")[0]
-    known = package in ("stable_baselines3", "sb3_contrib")
-    require(known, "follower", f"the class {name} to be given again (it is none of SB3's own)", None)
-    __import__(package)
-    found: FollowerSpec = getattr(sys.modules[package], qualname)
-    return found

@@ -7,6 +7,7 @@ disturb each other, and neither disturbs the leader.
 
 from __future__ import annotations
 
+import importlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -245,3 +246,32 @@ class SB3Follower:
         """Take back what :meth:`state` gave."""
         self.model.set_parameters(state["parameters"], exact_match=True)
         self.model.num_timesteps = int(state["num_timesteps"])
+
+
+# --- followers in leader files ------------------------------------------------------------------------------------------
+
+
+def follower_name(spec: FollowerSpec) -> str | None:
+    """The name under which a leader file holds a class; None for a callable, which it does not hold."""
+    return f"{spec.__module__}:{spec.__qualname__}" if isinstance(spec, type) else None
+
+
+def follower_of_file(name: str | None, given: FollowerSpec | None, path: object) -> FollowerSpec:
+    """The follower of a leader file: the one given again, or the class of SB3 or sb3-contrib that the file names.
+
+    Raises:
+        ValueError: another class than the file's, a class of neither package or a callable that is not given again.
+    """
+    if given is not None:
+        same = name is None or not isinstance(given, type) or follower_name(given) == name
+        require(same, "follower", f"{name}, which {path} was trained with", follower_name(given))
+        return given
+    expected = "the callable that this leader was trained with (a callable is never stored)"
+    require(name is not None, "follower", expected, None)
+    assert name is not None
+    module, _, qualname = name.partition(":")
+    package = module.split(".")[0]
+    known = package in ("stable_baselines3", "sb3_contrib")
+    require(known, "follower", f"the class {name} to be given again (it is none of SB3's own)", None)
+    found: FollowerSpec = getattr(importlib.import_module(package), qualname)
+    return found
