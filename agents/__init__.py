@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .baselines.zero_order import ZeroOrder, ZeroOrderConfig
     from .common.evaluation import Evaluation, leader_return_at_best_response
     from .common.policies import Direct, Softmax, Solved
+    from .estimators import MonteCarlo
     from .leaders.hpgd import HPGD, HPGDConfig
     from .leaders.hypergradient import Hypergradient, HypergradientConfig
     from .leaders.pbrl import PBRL, PBRLConfig
@@ -42,6 +43,7 @@ _HOME = {
     "SoftPolicyIteration": "oracles",
     "MirrorDescent": "oracles",
     "PolicyGradient": "oracles",
+    "MonteCarlo": "estimators",
     "Softmax": "common.policies",
     "Direct": "common.policies",
     "Solved": "common.policies",
@@ -69,6 +71,7 @@ __all__ = [
     "IndependentPolicyGradientConfig",
     "Linear",
     "MirrorDescent",
+    "MonteCarlo",
     "NikaidoIsodaPenalty",
     "PBRLConfig",
     "PolicyGradient",

@@ -28,6 +28,13 @@ class MonteCarlo:
 
     Raises:
         ValueError: a length or a batch under one, flags that are none.
+
+    Example:
+        >>> from bilevel_gym.agents import MonteCarlo, TabularPBRL, TabularPBRLConfig
+        >>> config = TabularPBRLConfig(estimator=MonteCarlo(length=5, batch=16))
+        >>> leader = TabularPBRL("bilevel_gym/StackelbergGame-v0", config=config, env_kwargs={"n_states": 10}).learn(20)
+        >>> leader.history[-1].steps  # 20 iterations, two policies, 16 episodes, 5 steps
+        3200
     """
 
     length: int = 5
@@ -51,7 +58,7 @@ class Sampler:
         generator: drawn from by every :meth:`play` that has no partner.
 
     Attributes:
-        steps: steps played so far, over all instances.
+        steps: steps played so far, over all instances; none after an episode's end.
     """
 
     def __init__(self, monte_carlo: MonteCarlo, generator: torch.Generator) -> None:
@@ -64,7 +71,7 @@ class Sampler:
         """Episodes of pi (``first`` in the first step), with the partner's random numbers where episodes are paired."""
         m = self.monte_carlo
         played = sample(world, pi, m.length, m.batch, self.generator, first, partner if m.paired else None)
-        self.steps += played.states.numel()
+        self.steps += int(played.alive.sum())
         return played
 
     def policy_return(

@@ -14,8 +14,10 @@ from ...envs.mdp import GameProblem, TabularProblem, policy_return
 from ..common.lower_level import Policies
 from ..common.policies import Direct, HeldPolicies, Softmax
 from ..common.projected_step import Projection
+from ..common.sampled_level import sampled_level
 from ..common.storage import storable
 from ..common.tabular import Kinds, ProblemSource, TabularLeader, TabularLeaderConfig
+from ..estimators import MonteCarlo
 
 
 @storable
@@ -25,22 +27,27 @@ class IndependentPolicyGradientConfig(TabularLeaderConfig):
 
     Attributes:
         follower: how pi_y is held, :class:`Softmax` or :class:`Direct`.
+        estimator: ``MonteCarlo(...)`` takes gradients from episodes; None, the default, takes exact ones.
         keep_best: by default the last x is the answer, as the method is published.
     """
 
     follower: Softmax | Direct = field(default_factory=Softmax)
+    estimator: MonteCarlo | None = None
     keep_best: bool = False
 
 
 class IndependentPolicyGradient(TabularLeader):
-    """The method without a penalty, exact.
+    """The method without a penalty.
 
     Args:
         problem: a tabular problem or one over a zero-sum game, an environment that has one, or its id.
         config: steps, schedules, bounds.
-        seed: kept for files; the method draws nothing.
+        seed: of a Monte Carlo estimator; exact gradients draw nothing.
         env_kwargs: arguments of an id.
         x0: start, ``[dim]``; by default 0, projected on X.
+
+    Raises:
+        ValueError: as :class:`TabularPBRL`.
     """
 
     config: IndependentPolicyGradientConfig
@@ -57,6 +64,7 @@ class IndependentPolicyGradient(TabularLeader):
         self._held: HeldPolicies | None = None
         config = IndependentPolicyGradientConfig() if config is None else config
         super().__init__(problem, config, seed, env_kwargs, x0, positive_tau=False)
+        self._sampled = sampled_level(self.problem, config.estimator, seed)
 
     def _parameters(self) -> list[dict[str, Any]]:
         if self._held is None:
@@ -67,6 +75,9 @@ class IndependentPolicyGradient(TabularLeader):
         assert self._held is not None
         self._held.set_rate(self.optimizer.param_groups[1:], self._rate(progress_remaining))
         level, pi_y = self._level, self._held.policies()
+        if self._sampled is not None:
+            (-self._sampled.independent(self._x, level.model(self._x), pi_y, self.tau)).backward()
+            return {}
         held = tuple(pi.detach() for pi in pi_y)
         faced = level.faced(level.model(self._x.detach()), held, self.tau)
         own = [policy_return(mdp, pi, self.tau) for mdp, pi in zip(faced, pi_y, strict=True)]
@@ -84,8 +95,13 @@ class IndependentPolicyGradient(TabularLeader):
 
     def _state(self) -> dict[str, Any]:
         assert self._held is not None
-        return {"ys": self._held.state()}
+        return {"ys": self._held.state(), "sampled": None if self._sampled is None else self._sampled.state()}
 
     def _restore(self, state: dict[str, Any]) -> None:
         assert self._held is not None
         self._held.restore(state["ys"])
+        if self._sampled is not None:
+            self._sampled.restore(state["sampled"])
+
+    def _steps(self) -> int:
+        return 0 if self._sampled is None else self._sampled.sampler.steps

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...envs.mdp import BilevelProblem, GameProblem, TabularMDP, TabularProblem
 from ...envs.mdp.checks import check_size, require
+from ..estimators import MonteCarlo
 from ..oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
 from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty, WeightedPenalty
 from ..schedules import Geometric, Schedule, as_schedule
@@ -27,7 +28,15 @@ from .lower_level import LowerLevel, Policies, lower_level
 from .projected_step import Projection, projected_step
 from .storage import decode, encode, read_leader, storable, write_leader
 
-for _cls in (ValuePenalty, BellmanPenalty, NikaidoIsodaPenalty, SoftPolicyIteration, MirrorDescent, PolicyGradient):
+for _cls in (
+    MonteCarlo,
+    ValuePenalty,
+    BellmanPenalty,
+    NikaidoIsodaPenalty,
+    SoftPolicyIteration,
+    MirrorDescent,
+    PolicyGradient,
+):
     storable(_cls)
 
 Self = TypeVar("Self", bound="TabularLeader")
@@ -244,6 +253,15 @@ class TabularLeader(Leader):
         """The method's own policies at x, one a player, without graph."""
         return (self._pi_y(model),)
 
+    def _steps(self) -> int:
+        """Environment steps drawn so far."""
+        return 0
+
+    @torch.no_grad()
+    def policies(self) -> Policies:
+        """The method's own policies at the last x, one a player, ``[..., S, A_i]``."""
+        return tuple(pi.detach() for pi in self._policies(self._level.model(self._x.detach())))
+
     def _penalty(self) -> tuple[WeightedPenalty, float] | None:
         """The method's penalty and current lam, or None."""
         return None
@@ -267,7 +285,7 @@ class TabularLeader(Leader):
             penalty=penalty,
             lam=None if penalised is None else penalised[1],
             tau=self.tau,
-            steps=0,
+            steps=self._steps(),
             iteration=self.iteration,
         )
 

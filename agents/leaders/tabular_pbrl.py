@@ -23,8 +23,10 @@ from ...envs.mdp.checks import require
 from ..common.lower_level import Policies
 from ..common.policies import Direct, HeldPolicies, Softmax, Solved
 from ..common.projected_step import Projection, projected_gradient
+from ..common.sampled_level import sampled_level
 from ..common.storage import storable
 from ..common.tabular import Kinds, ProblemSource, TabularLeader, TabularLeaderConfig, plays_a_game
+from ..estimators import MonteCarlo
 from ..oracles import Oracle, OracleAnswer, SoftPolicyIteration
 from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, Penalty, ValuePenalty, WeightedPenalty
 from ..schedules import Geometric, Schedule
@@ -41,10 +43,12 @@ class TabularPBRLConfig(TabularLeaderConfig):
             players of a game are held alike.
         tau: temperature; None anneals it from 0.2 to that of honest evaluation (``problem.tau0``, at least 0.003).
         learning_rate: step of x.
+        estimator: ``MonteCarlo(...)`` takes gradients from episodes; None, the default, takes exact ones.
     """
 
     follower: Softmax | Direct | Solved | None = None
     learning_rate: float | Schedule = 0.05
+    estimator: MonteCarlo | None = None
 
 
 class TabularPBRL(TabularLeader):
@@ -59,13 +63,14 @@ class TabularPBRL(TabularLeader):
             zero-sum game :class:`NikaidoIsodaPenalty`, by default lam 4.
         oracle: how best responses are found; by default soft policy iteration.
         config: steps, schedules, bounds.
-        seed: kept for files; the method draws nothing.
+        seed: of a Monte Carlo estimator; exact gradients draw nothing.
         env_kwargs: arguments of an id.
         x0: start, ``[dim]``; by default 0, projected on X.
 
     Raises:
         ValueError: an unknown id, an x0 outside X, a tau of 0 for a penalty that needs it positive, a penalty that is not
-            the problem's, a solved follower without the value penalty or without a leader reward.
+            the problem's, a solved follower without the value penalty or without a leader reward, a Monte Carlo
+            estimator where J_L is no return.
 
     Example:
         >>> from bilevel_gym.agents import NikaidoIsodaPenalty, TabularPBRL
@@ -104,6 +109,7 @@ class TabularPBRL(TabularLeader):
         self._held: HeldPolicies | None = None  # None: solved for every x
         self._solved_V: Tensor | None = None
         super().__init__(problem, config, seed, env_kwargs, x0, positive_tau=self.penalty.needs_positive_tau)
+        self._sampled = sampled_level(self.problem, config.estimator, seed)
         if isinstance(self.penalty, BellmanPenalty) and self.penalty.mu is not None:
             n_states, given = self._level.views[0].n_states, len(self.penalty.mu)
             require(given == n_states, "mu", f"{n_states} weights, one a state", f"{given}")
@@ -140,8 +146,13 @@ class TabularPBRL(TabularLeader):
         warm = self._answers or [None] * len(faced)
         answers = [self.oracle.solve(mdp, self.tau, near) for mdp, near in zip(faced, warm, strict=True)]
         self._answers = [*answers]
-        penalty = self.penalty.at(model, pi_y, tuple(answer.pi for answer in answers), self.tau)
-        (self.lam * self.problem.over_contexts(penalty) - level.leader_return(self._x, pi_y)).backward()
+        best = tuple(answer.pi for answer in answers)
+        if self._sampled is None:
+            penalty = self.problem.over_contexts(self.penalty.at(model, pi_y, best, self.tau))
+            leader_return = level.leader_return(self._x, pi_y)
+        else:
+            penalty, leader_return = self._sampled.penalised(self._x, model, self.penalty, pi_y, best, self.tau)
+        (self.lam * penalty - leader_return).backward()
         return {
             "oracle_residual": max(answer.residual for answer in answers),
             "oracle_iterations": float(sum(answer.iterations for answer in answers)),
@@ -167,6 +178,9 @@ class TabularPBRL(TabularLeader):
         projections = super()._projections()
         return projections if self._held is None else [*projections, *self._held.projections()]
 
+    def _steps(self) -> int:
+        return 0 if self._sampled is None else self._sampled.sampler.steps
+
     def _penalty(self) -> tuple[WeightedPenalty, float]:
         return self.penalty, self.lam
 
@@ -176,12 +190,15 @@ class TabularPBRL(TabularLeader):
     def _state(self) -> dict[str, Any]:
         answers = [None if answer is None else {"pi": answer.pi, "V": answer.V} for answer in self._answers]
         ys = None if self._held is None else self._held.state()
-        return {"ys": ys, "solved_V": self._solved_V, "answers": answers, "lam": self.lam}
+        sampled = None if self._sampled is None else self._sampled.state()
+        return {"ys": ys, "solved_V": self._solved_V, "answers": answers, "lam": self.lam, "sampled": sampled}
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.lam, self._solved_V = state["lam"], state["solved_V"]
         if self._held is not None:
             self._held.restore(state["ys"])
+        if self._sampled is not None:
+            self._sampled.restore(state["sampled"])
         self._answers = [OracleAnswer(a["pi"], a["V"], float("nan"), 0) for a in state["answers"]]
 
 

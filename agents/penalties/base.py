@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...envs.mdp import TabularMDP
+from ...envs.mdp import TabularMDP, Trajectories
+from ..estimators import Sampler
 from ..schedules import Schedule, as_schedule
 
 
@@ -38,6 +39,27 @@ class WeightedPenalty(ABC):
     @abstractmethod
     def at(self, model: Any, pi: tuple[Tensor, ...], best: tuple[Tensor, ...], tau: float) -> Tensor:
         """p(x, y), ``[...]``, of one policy and one best response a player; its autograd is the penalty's gradient."""
+
+    @abstractmethod
+    def sampled(
+        self,
+        model: Any,
+        pi: tuple[Tensor, ...],
+        best: tuple[Tensor, ...],
+        tau: float,
+        sampler: Sampler,
+        played: Trajectories | None = None,
+    ) -> Tensor:
+        """The estimate of p(x, y) and, by autograd, of its gradient, ``[...]``.
+
+        Args:
+            model: the follower's world, or the players' game, carrying x's graph.
+            pi: one policy a player, carrying y's graph.
+            best: one best response a player; constants.
+            tau: temperature.
+            sampler: plays.
+            played: the follower's episodes in its world, where they were drawn before.
+        """
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,7 @@ from torch import Tensor
 from ...envs.mdp import (
     TabularMDP,
     TabularWorld,
+    Trajectories,
     action_value,
     negative_entropy,
     negative_entropy_gradient,
@@ -106,4 +107,18 @@ class BellmanPenalty(Penalty):
             check_distribution(as_float64(self.mu, "mu"), "mu")
 
     def __call__(self, mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float) -> Tensor:
-        return bellman_penalty(mdp, pi, pi_star, tau, None if self.mu is None else as_float64(self.mu, "mu"))
+        return bellman_penalty(mdp, pi, pi_star, tau, self._weights())
+
+    def sampled(
+        self,
+        model: TabularWorld,
+        pi: tuple[Tensor, ...],
+        best: tuple[Tensor, ...],
+        tau: float,
+        sampler: Sampler,
+        played: Trajectories | None = None,
+    ) -> Tensor:
+        return sampled_bellman_penalty(model, pi[0], best[0], tau, sampler, self._weights())
+
+    def _weights(self) -> Tensor | None:
+        return None if self.mu is None else as_float64(self.mu, "mu")

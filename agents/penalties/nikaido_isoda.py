@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...envs.mdp import ZeroSumGame, game_world, player_mdp, policy_return, policy_return_gradient
+from ...envs.mdp import Trajectories, ZeroSumGame, game_world, player_mdp, policy_return, policy_return_gradient
 from ..estimators import Sampler
 from ..schedules import Schedule
 from .base import WeightedPenalty
@@ -69,6 +69,18 @@ class NikaidoIsodaPenalty(WeightedPenalty):
     def at(self, model: ZeroSumGame, pi: tuple[Tensor, ...], best: tuple[Tensor, ...], tau: float) -> Tensor:
         (pi1, pi2), (pi1_star, pi2_star) = pi, best
         return self(model, pi1, pi2, pi1_star, pi2_star, tau)
+
+    def sampled(
+        self,
+        model: ZeroSumGame,
+        pi: tuple[Tensor, ...],
+        best: tuple[Tensor, ...],
+        tau: float,
+        sampler: Sampler,
+        played: Trajectories | None = None,
+    ) -> Tensor:
+        (pi1, pi2), (pi1_star, pi2_star) = pi, best
+        return sampled_nikaido_isoda_penalty(model, (pi1, pi2), (pi1_star, pi2_star), tau, sampler)
 
     def __call__(
         self, game: ZeroSumGame, pi1: Tensor, pi2: Tensor, pi1_star: Tensor, pi2_star: Tensor, tau: float

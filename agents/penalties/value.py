@@ -58,3 +58,14 @@ class ValuePenalty(Penalty):
 
     def __call__(self, mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float) -> Tensor:
         return value_penalty(mdp, pi, pi_star, tau)
+
+    def sampled(
+        self,
+        model: TabularWorld,
+        pi: tuple[Tensor, ...],
+        best: tuple[Tensor, ...],
+        tau: float,
+        sampler: Sampler,
+        played: Trajectories | None = None,
+    ) -> Tensor:
+        return sampled_value_penalty(model, pi[0], best[0], tau, sampler, played)

@@ -85,3 +85,23 @@ def check_gamma(gamma: object) -> float:
 def check_tau(tau: object, *, positive: bool = False, name: str = "tau") -> float:
     """Return the temperature as a float; non-negative, or positive where the method needs it."""
     return check_number(tau, name, low=0.0, high=math.inf, open_low=positive, open_high=True)
+
+
+def broadcast_batch(*named: tuple[str, torch.Size]) -> torch.Size:
+    """The batch axes that all of these broadcast to.
+
+    Raises:
+        ValueError: batch axes that do not fit, with the first pair that does not.
+    """
+    shape, names = torch.Size([]), "no batch axes"
+    for name, other in named:
+        if not other or other == shape:
+            continue
+        try:
+            shape = torch.broadcast_shapes(shape, other)
+        except RuntimeError:
+            raise ValueError(
+                f"{name}: expected batch axes that broadcast with {tuple(shape)} ({names}), got {tuple(other)}"
+            ) from None
+        names = name if names == "no batch axes" else f"{names}, {name}"
+    return shape

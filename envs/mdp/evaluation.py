@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_size
+from .checks import broadcast_batch, check_size, require
 from .models import TabularMDP
 
 LOG_FLOOR = 1e-300
@@ -38,7 +38,14 @@ def entropy_weight(mdp: TabularMDP, tau: float) -> float | Tensor:
 
 
 def induced_transition(mdp: TabularMDP, pi: Tensor) -> Tensor:
-    """P_pi(s,s') = sum_a pi(a|s) P(s'|s,a), ``[..., S, S]``; rows of terminal states are zero."""
+    """P_pi(s,s') = sum_a pi(a|s) P(s'|s,a), ``[..., S, S]``; rows of terminal states are zero.
+
+    Raises:
+        ValueError: a policy of other sizes than the model's, batch axes that do not broadcast.
+    """
+    expected = tuple(mdp.r.shape[-2:])
+    require(pi.shape[-2:] == expected, "pi", f"shape [..., {expected}]", f"shape {tuple(pi.shape)}")
+    broadcast_batch(("P", mdp.P.shape[:-3]), ("r", mdp.r.shape[:-2]), ("pi", pi.shape[:-2]))
     P_pi = (pi.unsqueeze(-2) @ mdp.P).squeeze(-2)
     return P_pi if mdp.terminal is None else P_pi * (~mdp.terminal).unsqueeze(-1)
 

@@ -87,6 +87,9 @@ class IncentiveDesignProblem(GameProblem):
     def game(self, x: Tensor) -> ZeroSumGame:
         return ZeroSumGame(self.P, self.r + self.incentive(x), self.rho, self.gamma, validate=False)
 
+    def leader_game(self, x: Tensor) -> ZeroSumGame:
+        return self.designer
+
     def leader_return(self, x: Tensor, pi: tuple[Tensor, Tensor]) -> Tensor:
         """J_D(x, pi1, pi2), a scalar: x itself does not enter."""
         return self.over_contexts(joint_return(self.designer, pi[0], pi[1]))

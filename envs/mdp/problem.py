@@ -167,6 +167,10 @@ class GameProblem(BilevelProblem):
     def leader_return(self, x: Tensor, pi: tuple[Tensor, Tensor]) -> Tensor:
         """J_L(x, (pi1, pi2)), a scalar to be maximised, differentiable in all of them."""
 
+    def leader_game(self, x: Tensor) -> ZeroSumGame | None:
+        """The world in which J_L is the pair's discounted return, r being the leader's reward; None if J_L is no return."""
+        return None
+
 
 class ArrayProblem(TabularProblem):
     """A problem from plain arrays and two reward functions of x, without an environment.

@@ -1,6 +1,6 @@
 r"""Monte Carlo returns whose autograd gradient is the unbiased estimate of the truncated return's.
 
-The return of episodes of T steps of pi (then pi_0 in the first step, where a first policy is given),
+The return of episodes of T steps of pi (of another policy in the first step, where one is given),
 
     J_T = E sum_{t<T} gamma^t [ c(s_t) + r(s_t,a_t,w_t) ],      c(s) = state_reward(s) - tau h(pi(s)),
 

@@ -22,28 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_size, require
+from .checks import broadcast_batch, check_size, require
 from .evaluation import negative_entropy
 from .models import TabularKernel, TabularMDP
 from .zero_sum import ZeroSumGame
-
-
-def broadcast_batch(*named: tuple[str, torch.Size]) -> torch.Size:
-    """The batch axes that all of these broadcast to.
-
-    Raises:
-        ValueError: batch axes that do not fit, with the first pair that does not.
-    """
-    shape, names = torch.Size([]), "no batch axes"
-    for name, other in named:
-        try:
-            shape = torch.broadcast_shapes(shape, other)
-        except RuntimeError:
-            raise ValueError(
-                f"{name}: expected batch axes that broadcast with {tuple(shape)} ({names}), got {tuple(other)}"
-            ) from None
-        names = name if names == "no batch axes" else f"{names}, {name}"
-    return shape
 
 
 @dataclass(frozen=True, eq=False)

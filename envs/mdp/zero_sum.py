@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import as_float64, check_distribution, check_finite, check_gamma, check_tau, require
+from .checks import as_float64, broadcast_batch, check_distribution, check_finite, check_gamma, check_tau, require
 from .evaluation import negative_entropy, policy_value, start_value
 from .models import TabularMDP
 from .optimality import SoftOptimum, solve_soft
@@ -146,11 +146,12 @@ def player_mdp(game: ZeroSumGame, player: int, held: Tensor, tau: float) -> Tabu
         tau: temperature.
 
     Raises:
-        ValueError: a player other than 1 and 2, a policy of another shape.
+        ValueError: a player other than 1 and 2, a policy of another shape, batch axes that do not broadcast.
     """
     require(player in (1, 2), "player", "1 or 2", repr(player))
     expected = (game.n_states, game.n_actions[2 - player])
     require(held.shape[-2:] == expected, "held", f"shape [..., {expected}]", f"shape {tuple(held.shape)}")
+    broadcast_batch(("P", game.P.shape[:-4]), ("r", game.r.shape[:-3]), ("held", held.shape[:-2]))
     if player == 1:
         P, r = torch.einsum("...sb,...sabt->...sat", held, game.P), (game.r @ held.unsqueeze(-1)).squeeze(-1)
     else:

@@ -21,6 +21,7 @@ from bilevel_gym.envs.mdp import (
     Trajectories,
     action_value,
     game_world,
+    joint_return,
     kernel_world,
     mdp_world,
     player_mdp,
@@ -31,6 +32,7 @@ from bilevel_gym.envs.mdp import (
     start_value,
     truncated_return,
     truncated_value,
+    visitation,
 )
 from tests.games import moved_game, random_game, random_pair
 from tests.problems import (
@@ -388,15 +390,25 @@ def test_batches_that_do_not_fit_are_named() -> None:
         sample(mdp_world(three), pi_2, 5, 4, generator(0))
     with pytest.raises(ValueError, match=r"^first: expected batch axes that broadcast with \(3,\).*got \(2,\)"):
         sample(mdp_world(three), pi_3, 5, 4, generator(0), first=pi_2)
-    with pytest.raises(
-        ValueError, match=r"^P: expected batch axes that broadcast with \(3,\) \(rho, draw\), got \(2,\)"
-    ):
+    with pytest.raises(ValueError, match=r"^P: expected batch axes that broadcast with \(3,\) \(rho\), got \(2,\)"):
         dataclasses.replace(mdp_world(three), P=mdp_world(two).P)
     drawn = sample(mdp_world(three), pi_3, 5, 4, generator(0))
     with pytest.raises(ValueError, match=r"^trajectories: expected batch axes \(\) of world and policy, got \(3,\)"):
         sampled_return(mdp_world(one), pi, drawn)
     with pytest.raises(ValueError, match=r"^pi: expected batch axes that broadcast"):
         sampled_return(mdp_world(three), pi_2, drawn)
+
+
+def test_exact_returns_name_them_too() -> None:
+    three, pi_2 = random_mdp(1, batch=(3,), n_states=4), random_policy(random_mdp(1, batch=(2,), n_states=4))
+    for function in (policy_return, visitation, lambda mdp, pi: truncated_return(mdp, pi, 5)):
+        with pytest.raises(ValueError, match=r"^pi: expected batch axes that broadcast with \(3,\) \(P\), got \(2,\)"):
+            function(three, pi_2)
+        with pytest.raises(ValueError, match=r"^pi: expected shape \[..., \(4, 3\)\], got shape \(2, 4, 2\)"):
+            function(three, pi_2[..., :2])
+    games, pair = random_game(1, batch=(3,)), random_pair(random_game(1, batch=(2,)))
+    with pytest.raises(ValueError, match=r"^held: expected batch axes that broadcast with \(3,\) \(P\), got \(2,\)"):
+        joint_return(games, *pair)
 
 
 def test_trajectories_of_unequal_sizes_are_named() -> None:
