@@ -27,7 +27,14 @@ import bilevel_gym
 
 from .common import markdown_table
 
-BENCHMARKS = ("stackelberg_exact", "stackelberg_sampled", "toll_design", "speed")
+BENCHMARKS = (
+    "stackelberg_exact",
+    "stackelberg_sampled",
+    "monte_carlo",
+    "monte_carlo_gradients",
+    "toll_design",
+    "speed",
+)
 """Modules of this folder with ``run(quick, jobs)``, ``table(data)`` and perhaps ``picture(data, path)``, ``standing(data)``."""
 
 FULL, QUICK = Path("docs/results"), Path("runs/quick")

@@ -1,0 +1,324 @@
+"""Monte Carlo gradients beside exact ones: what an episode's end cuts off, how noisy a batch is, what batching games saves.
+
+The gradients are those of F_lam at the published settings of arXiv 2402.06886, section 6.1, as far as they are remembered and
+none of them checked against it (tau 0.001, the value penalty with lam 2, the Bellman penalty with lam 7), on ten random
+Stackelberg games of 100 states (seeds 0 to 9) stacked into one problem; the best response is exact. They are taken at two points:
+the start, x = 0 and a uniform follower, and after 100 iterations of Adam with exact gradients and the value penalty.
+
+An estimate from episodes of T steps is unbiased for the gradient of returns cut at T; what is cut is bias, which is computed
+here, not sampled. The transitions of these games are dense, and a state is forgotten in one step; the *certain* games, which lead
+from each state and pair of actions to its likeliest next state, are set beside them, and so is Four Rooms, where the goal is far
+(gamma 0.99, tau 0.005, value penalty with lam 2, after 200 iterations at the trained point).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilevel_gym.agents import MonteCarlo, Softmax, TabularPBRL, TabularPBRLConfig, ValuePenalty
+from bilevel_gym.agents.estimators import Sampler
+from bilevel_gym.agents.penalties import sampled_bellman_penalty, sampled_value_penalty
+from bilevel_gym.envs.four_rooms import FourRoomsProblem
+from bilevel_gym.envs.mdp import (
+    StackelbergProblem,
+    TabularMDP,
+    TabularProblem,
+    action_value,
+    kernel_world,
+    negative_entropy,
+    policy_return,
+    policy_value,
+    random_stackelberg,
+    solve_soft,
+    stack_problems,
+    truncated_return,
+    truncated_value,
+)
+
+from .common import Data, markdown_table, new_figure, save_figure, verdict
+
+SEEDS = tuple(range(10))
+STATES, GAMMA, TAU = 100, 0.9, 0.001
+LAM = {"value": 2.0, "Bellman": 7.0}
+LENGTHS, ROOMS_LENGTHS, PUBLISHED = (2, 5, 10, 20, 40), (5, 20, 80, 320), 5
+BATCHES = (16, 64, 256)
+WORLDS, POINTS = ("random", "certain"), ("start", "trained")
+
+
+def games(n: int, world: str) -> list[StackelbergProblem]:
+    """The first n games, as they are or with certain transitions."""
+    found = [random_stackelberg(STATES, gamma=GAMMA, tau=TAU, seed=seed) for seed in SEEDS[:n]]
+    if world == "random":
+        return found
+    identity = torch.eye(STATES, dtype=torch.float64)
+    return [dataclasses.replace(game, P=identity[game.P.argmax(-1)]) for game in found]
+
+
+def trained(problem: TabularProblem, tau: float, iterations: int) -> tuple[Tensor, Tensor]:
+    """x and the follower's logits after some learning with exact gradients."""
+    config = TabularPBRLConfig(follower=Softmax(), learning_rate=0.05, tau=tau, keep_best=False, eval_every=10**9)
+    leader = TabularPBRL(problem, ValuePenalty(LAM["value"]), config=config).learn(iterations)
+    return torch.from_numpy(leader.last_x), leader.policies()[0].log()
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def exact(
+    problem: TabularProblem, star: Tensor, kind: str, length: int | None, tau: float = TAU
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """-F_lam of each game, ``[N]``, as a function of x and pi_y; returns cut at ``length`` steps, None for whole ones."""
+
+    def value(mdp: TabularMDP, pi: Tensor, tau: float) -> Tensor:
+        return policy_return(mdp, pi, tau) if length is None else truncated_return(mdp, pi, length, tau)
+
+    def function(x: Tensor, pi: Tensor) -> Tensor:
+        mdp = problem.follower_mdp(x)
+        if kind == "value":
+            slack = value(mdp, star, tau) - value(mdp, pi, tau)
+        else:
+            V = policy_value(mdp, star, tau) if length is None else truncated_value(mdp, star, length - 1, tau)
+            gained = ((star - pi) * action_value(mdp, V)).sum(-1)
+            slack = (gained + tau * (negative_entropy(pi) - negative_entropy(star))).mean(-1)
+        reward = problem.leader_reward(x)
+        assert reward is not None
+        return value(mdp.with_reward(reward), pi, 0.0) - LAM[kind] * slack
+
+    return function
+
+
+def sampled(
+    problem: StackelbergProblem, mdp: TabularMDP, star: Tensor, kind: str, sampler: Sampler
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same from episodes; ``mdp`` is M(x) without its graph."""
+
+    def function(x: Tensor, pi: Tensor) -> Tensor:
+        kernel = problem.kernel(x)
+        world = kernel_world(kernel, mdp)
+        played = sampler.play(world, pi)
+        if kind == "value":
+            slack = sampled_value_penalty(world, pi, star, TAU, sampler, played)
+        else:
+            slack = sampled_bellman_penalty(world, pi, star, TAU, sampler)
+        return sampler.policy_return(world.with_reward(kernel.r_leader), pi, played) - LAM[kind] * slack
+
+    return function
+
+
+def gradients(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, rows: int) -> list[Tensor]:
+    """In x and in y, ``[rows, ...]``: one row a game."""
+    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    found = torch.autograd.grad(function(x, torch.softmax(y, -1)).sum(), [x, y])
+    return [g.reshape(rows, -1) for g in found]
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Of rows, averaged."""
+    return float(torch.nn.functional.cosine_similarity(a, b, -1).mean())
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """|a - b| / |b| of rows, averaged."""
+    return float(((a - b).norm(dim=-1) / b.norm(dim=-1)).mean())
+
+
+def truncation(
+    problem: TabularProblem, x: Tensor, y: Tensor, kind: str, tau: float, lengths: tuple[int, ...], n: int
+) -> list[Data]:
+    """The expected gradient of each length beside the whole one."""
+    star = solve_soft(problem.follower_mdp(x), tau).pi
+    whole, rows = gradients(exact(problem, star, kind, None, tau), x, y, n), []
+    for length in lengths:
+        row: Data = {"length": length}
+        cut_short = gradients(exact(problem, star, kind, length, tau), x, y, n)
+        for name, cut, all_ in zip("xy", cut_short, whole, strict=True):
+            row |= {f"cosine_{name}": cosine(cut, all_), f"error_{name}": relative_error(cut, all_)}
+        rows.append(row)
+    return rows
+
+
+def noise(problem: StackelbergProblem, x: Tensor, y: Tensor, kind: str, estimator: MonteCarlo, repeats: int) -> Data:
+    """The spread of estimates in units of the whole gradient's norm, and the direction of one."""
+    mdp = problem.follower_mdp(x)
+    star = solve_soft(mdp, TAU).pi
+    whole = gradients(exact(problem, star, kind, None), x, y, len(y))
+    function = sampled(problem, mdp, star, kind, Sampler(estimator, torch.Generator().manual_seed(0)))
+    drawn = [gradients(function, x, y, len(y)) for _ in range(repeats)]
+    row: Data = {"length": estimator.length, "batch": estimator.batch, "reduced": estimator.baseline}
+    for i, name in enumerate("xy"):
+        each = torch.stack([d[i] for d in drawn])
+        spread = each.var(0).sum(-1).sqrt() / whole[i].norm(dim=-1)
+        row |= {f"noise_{name}": float(spread.mean()), f"cosine_{name}": cosine(each, whole[i].expand_as(each))}
+    return row
+
+
+def cost(n: int, repeats: int) -> Data:
+    """CPU milliseconds of one estimate of the value penalty's gradients for n games, in one call and in n calls."""
+    sampler = Sampler(MonteCarlo(PUBLISHED, 16), torch.Generator().manual_seed(0))
+
+    def ready(problem: StackelbergProblem, y: Tensor) -> Callable[[], Any]:
+        x = problem.start_x()
+        mdp = problem.follower_mdp(x)
+        star = solve_soft(mdp, TAU).pi
+        return lambda: gradients(sampled(problem, mdp, star, "value", sampler), x, y, y[..., 0, 0].numel())
+
+    alone, uniform = games(n, "random"), torch.zeros(STATES, 5, dtype=torch.float64)
+    calls = {
+        "together": [ready(stack_problems(alone), uniform.expand(n, -1, -1))],
+        "apart": [ready(game, uniform) for game in alone],
+    }
+    took = {}
+    for name, each in calls.items():
+        for call in each:
+            call()
+        start = time.process_time()
+        for call in each * repeats:
+            call()
+        took[name] = (time.process_time() - start) / repeats * 1e3
+    return took
+
+
+def run(quick: bool, jobs: int) -> Data:
+    """Truncation in both kinds of games, noise in the random ones, cost."""
+    n, repeats = (2, 5) if quick else (len(SEEDS), 40)
+    cut, spread = [], []
+    for world in WORLDS:
+        problem = stack_problems(games(n, world))
+        uniform = torch.zeros(n, STATES, 5, dtype=torch.float64)
+        points = {"start": (problem.start_x(), uniform), "trained": trained(problem, 0.02, 20 if quick else 100)}
+        for kind in LAM:
+            for where, (x, y) in points.items():
+                about = {"world": world, "penalty": kind, "at": where}
+                cut += [about | row for row in truncation(problem, x, y, kind, TAU, LENGTHS, n)]
+                if world == "random":
+                    plain = MonteCarlo(PUBLISHED, 16, baseline=False, paired=False)
+                    tried = [plain, *(MonteCarlo(PUBLISHED, batch) for batch in BATCHES), MonteCarlo(20, 16)]
+                    spread += [about | noise(problem, x, y, kind, estimator, repeats) for estimator in tried]
+    rooms = FourRoomsProblem()
+    points = {
+        "start": (rooms.start_x(), torch.zeros(2, rooms.grid.n_cells, 4, dtype=torch.float64)),
+        "trained": trained(rooms, rooms.tau, 20 if quick else 200),
+    }
+    for where, (x, y) in points.items():
+        about = {"world": "Four Rooms", "penalty": "value", "at": where}
+        cut += [about | row for row in truncation(rooms, x, y, "value", rooms.tau, ROOMS_LENGTHS, 1)]
+    return {"seeds": list(SEEDS[:n]), "truncation": cut, "noise": spread, "cost": cost(n, 5 if quick else 100)}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def find(rows: list[Data], **wanted: Any) -> list[Data]:
+    """The rows with these entries."""
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def summary(data: Data) -> str:
+    """What truncation and noise cost at the published length and batch, in words, from the numbers."""
+
+    def cut(**wanted: str) -> Data:
+        return find(data["truncation"], length=PUBLISHED, **wanted)[0]
+
+    same, sharp = (cut(world=world, penalty="value", at="trained") for world in WORLDS)
+    rooms = cut(world="Four Rooms", penalty="value", at="start")
+    bellman = cut(world="random", penalty="Bellman", at="start")
+    at = {"penalty": "value", "at": "trained", "batch": 16, "length": PUBLISHED}
+    noisy, plain = (find(data["noise"], reduced=reduced, **at)[0] for reduced in (True, False))
+    return f"""\
+**What five steps cost.** In the random games, trained, the value penalty's expected gradient keeps its direction (cosine
+{same["cosine_x"]:.3f} in x, {same["cosine_y"]:.3f} in y) and loses {same["error_x"]:.2f} of its length, gamma^5 =
+{GAMMA**PUBLISHED:.2f}: the state is forgotten in one step, what an action brings lies in its reward and hardly in where it
+leads, and truncation is a shorter step. That is the exception. Where transitions are certain the cosine is
+{sharp["cosine_x"]:.2f} in x and {sharp["cosine_y"]:.2f} in y; in Four Rooms, where five steps from the start meet nothing but
+penalties, {rooms["cosine_x"]:.2f} and {rooms["cosine_y"]:.2f}. And the Bellman penalty's own part in y is not shortened as the
+leader's return is, as if lam were larger: cosine at the start of the random games {bellman["cosine_x"]:.2f} in x,
+{bellman["cosine_y"]:.2f} in y.
+
+**What batches of 16 cost.** In the random games, trained, one estimate's noise is {noisy["noise_x"]:.0f} times the whole gradient
+in x and {noisy["noise_y"]:.0f} times in y ({plain["noise_x"]:.0f} and {plain["noise_y"]:.0f} without baseline and pairing). A
+single estimate says next to nothing (cosine {noisy["cosine_x"]:.2f} and {noisy["cosine_y"]:.2f}); thousands of short steps
+average it out."""
+
+
+def truncation_table(data: Data, worlds: tuple[str, ...], lengths: tuple[int, ...]) -> str:
+    """Direction and length of the expected gradient, by length of the episodes."""
+    rows = []
+    for world, kind, where, name in itertools.product(worlds, LAM, POINTS, "xy"):
+        found = find(data["truncation"], world=world, penalty=kind, at=where)
+        if found:
+            cells = [f"{row[f'cosine_{name}']:.3f}, {row[f'error_{name}']:.2f}" for row in found]
+            rows.append([world, kind, where, name, *cells])
+    return markdown_table(["games", "penalty", "at", "in", *(f"T = {length}" for length in lengths)], rows)
+
+
+def noise_table(data: Data) -> str:
+    """Noise of the estimates."""
+    headers = ["penalty", "at", "episodes", "baseline, pairs", "noise, x", "noise, y", "cosine, x", "cosine, y"]
+    rows = [
+        [row["penalty"], row["at"], f"{row['batch']} of {row['length']}", "yes" if row["reduced"] else "no"]
+        + [f"{row[key]:.1f}" for key in ("noise_x", "noise_y")]
+        + [f"{row[key]:.2f}" for key in ("cosine_x", "cosine_y")]
+        for row in data["noise"]
+    ]
+    return markdown_table(headers, rows)
+
+
+TRUNCATION_NOTE = "Of the expected estimate with the whole gradient; means over games. Nothing here is sampled."
+NOISE_NOTE = """\
+Noise: root of the total variance of one estimate over the norm of the whole gradient. Cosine: of one estimate with the whole
+gradient. Means over games, 40 estimates each. *Baseline, pairs*: the mean over the batch's other episodes is subtracted, and the
+policies that a penalty compares are played on the same random numbers."""
+
+
+def table(data: Data) -> str:
+    """The page's tables."""
+    took, n = data["cost"], len(data["seeds"])
+    ratio = took["apart"] / took["together"]
+    text = f"{took['apart']:.1f} ms / {took['together']:.1f} ms = {ratio:.1f}"
+    line = [
+        f"one estimate for each of {n} games: {n} calls / one call, CPU time",
+        "above 1",
+        text,
+        verdict(ratio > 1.0),
+    ]
+    return "\n\n".join(
+        [
+            markdown_table(["batching", "target", "measured", ""], [line]),
+            summary(data),
+            "## Truncation: cosine, relative error",
+            truncation_table(data, WORLDS, LENGTHS),
+            truncation_table(data, ("Four Rooms",), ROOMS_LENGTHS),
+            TRUNCATION_NOTE,
+            "## Noise",
+            noise_table(data),
+            NOISE_NOTE,
+        ]
+    )
+
+
+def picture(data: Data, path: Path) -> None:
+    """Truncation to the left, noise to the right; trained."""
+    figure, axes = new_figure(1, 2, 9.5, 3.8)
+    colours = {"value": "#1f77b4", "Bellman": "#d62728"}
+    for kind, colour in colours.items():
+        for world, style in zip(WORLDS, ("-", "--"), strict=True):
+            rows = find(data["truncation"], world=world, penalty=kind, at="trained")
+            xs, label = [r["length"] for r in rows], f"{kind}, {world} transitions"
+            axes[0][0].plot(xs, [r["cosine_x"] for r in rows], "o" + style, color=colour, label=label, ms=3)
+        for name, style in zip("xy", ("-", "--"), strict=True):
+            rows = find(data["noise"], penalty=kind, at="trained", length=PUBLISHED, reduced=True)
+            xs, label = [r["batch"] for r in rows], f"{kind}, in {name}"
+            axes[0][1].loglog(xs, [r[f"noise_{name}"] for r in rows], "o" + style, color=colour, label=label, ms=3)
+    axes[0][0].set(xlabel="steps of an episode", ylabel="cosine with the whole gradient, in x")
+    axes[0][1].set(xlabel="episodes a batch, of five steps", ylabel="noise / whole gradient")
+    for panel in axes.flat:
+        panel.legend(fontsize=8, frameon=False)
+    save_figure(figure, path)
