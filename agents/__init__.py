@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .leaders.hpgd import HPGD, HPGDConfig
     from .leaders.hypergradient import Hypergradient, HypergradientConfig
     from .leaders.pbrl import PBRL, PBRLConfig
+    from .leaders.sobirl import SoBiRL, SoBiRLConfig
     from .leaders.tabular_pbrl import TabularPBRL, TabularPBRLConfig
     from .oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
     from .penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty
@@ -33,6 +34,8 @@ _HOME = {
     "CMAESConfig": "baselines.cma_es",
     "TabularCMAES": "baselines.cma_es",
     "TabularCMAESConfig": "baselines.cma_es",
+    "SoBiRL": "leaders.sobirl",
+    "SoBiRLConfig": "leaders.sobirl",
     "IndependentPolicyGradient": "baselines.independent_policy_gradient",
     "IndependentPolicyGradientConfig": "baselines.independent_policy_gradient",
     "ZeroOrder": "baselines.zero_order",
@@ -75,6 +78,8 @@ __all__ = [
     "NikaidoIsodaPenalty",
     "PBRLConfig",
     "PolicyGradient",
+    "SoBiRL",
+    "SoBiRLConfig",
     "SoftPolicyIteration",
     "Softmax",
     "Solved",

@@ -33,6 +33,7 @@ BENCHMARKS = (
     "monte_carlo",
     "monte_carlo_gradients",
     "toll_design",
+    "random_mdp",
     "speed",
 )
 """Modules of this folder with ``run(quick, jobs)``, ``table(data)`` and perhaps ``picture(data, path)``, ``standing(data)``."""

@@ -28,6 +28,8 @@ from bilevel_gym.agents import (
     IndependentPolicyGradient,
     IndependentPolicyGradientConfig,
     Linear,
+    SoBiRL,
+    SoBiRLConfig,
     Softmax,
     TabularPBRL,
     TabularPBRLConfig,
@@ -56,6 +58,7 @@ Make = Callable[..., TabularLeader]
 LEADERS: dict[str, tuple[Make, Callable[..., LeaderConfig]]] = {
     "PBRL": (TabularPBRL, TabularPBRLConfig),
     "hypergradient": (Hypergradient, HypergradientConfig),
+    "tracked hypergradient": (SoBiRL, SoBiRLConfig),
     "independent": (IndependentPolicyGradient, IndependentPolicyGradientConfig),
     "HPGD": (HPGD, HPGDConfig),
     "zero order": (ZeroOrder, ZeroOrderConfig),

@@ -24,6 +24,8 @@ from bilevel_gym.agents import (
     Linear,
     MirrorDescent,
     PolicyGradient,
+    SoBiRL,
+    SoBiRLConfig,
     Softmax,
     Solved,
     TabularPBRL,
@@ -51,6 +53,7 @@ LEADERS: dict[str, Callable[[Any], TabularLeader]] = {
         p, BellmanPenalty(4.0), PolicyGradient(2.0, 3), TabularPBRLConfig(follower=Direct(), tau=0.1, high=1.5)
     ),
     "hypergradient": lambda p: Hypergradient(p, HypergradientConfig(learning_rate=Geometric(0.2, 0.01), eval_every=3)),
+    "tracked hypergradient": lambda p: SoBiRL(p, SoBiRLConfig(learning_rate=0.05, sweeps=3, tau=Linear(0.3, 0.1))),
     "independent": lambda p: IndependentPolicyGradient(p, IndependentPolicyGradientConfig(tau=0.1, budget=0.75)),
 }
 
