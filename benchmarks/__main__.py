@@ -34,6 +34,7 @@ BENCHMARKS = (
     "monte_carlo_gradients",
     "toll_design",
     "random_mdp",
+    "sparse_grid",
     "speed",
 )
 """Modules of this folder with ``run(quick, jobs)``, ``table(data)`` and perhaps ``picture(data, path)``, ``standing(data)``."""

@@ -16,7 +16,7 @@ from pettingzoo import ParallelEnv
 from pettingzoo.env_registry.exceptions import PettingZooRegistryError
 from torch import Tensor
 
-from ...envs.mdp import BilevelProblem, GameProblem, TabularMDP, TabularProblem
+from ...envs.mdp import BilevelProblem, GameProblem, SparseMDP, TabularMDP, TabularProblem
 from ...envs.mdp.checks import check_size, require
 from ..estimators import MonteCarlo
 from ..oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
@@ -153,7 +153,12 @@ def fingerprint(problem: BilevelProblem) -> list[float]:
         return _game_fingerprint(problem, x)
     assert isinstance(problem, TabularProblem)
     mdp = problem.follower_mdp(x).detach()
-    parts = [mdp.P, mdp.r, mdp.rho, torch.tensor([problem.tau, mdp.terminal_entropy], dtype=torch.float64)] + [
+    P = (
+        [torch.from_numpy(part) for part in (mdp.P.data, mdp.P.indices.astype(float))]
+        if isinstance(mdp, SparseMDP)
+        else [mdp.P]
+    )
+    parts = [*P, mdp.r, mdp.rho, torch.tensor([problem.tau, mdp.terminal_entropy], dtype=torch.float64)] + [
         t.double() for t in (mdp.terminal, mdp.mask, problem.leader_reward(x), problem.context_probs) if t is not None
     ]
     return [float(problem.leader_dim), float(mdp.n_states), float(mdp.n_actions), mdp.gamma, *_waves(parts)]

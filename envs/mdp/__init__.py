@@ -23,6 +23,7 @@ from .optimality import SoftOptimum, attach, soft_maximum, soft_policy, solve_so
 from .problem import ArrayProblem, BilevelProblem, GameProblem, Optimum, TabularProblem
 from .road_network import RoadNetwork, random_city
 from .sampled_return import sampled_return
+from .sparse import SparseMDP
 from .stack import stack_problems
 from .stackelberg import StackelbergProblem, random_stackelberg
 from .tntp import read_tntp
@@ -41,6 +42,7 @@ __all__ = [
     "Optimum",
     "RoadNetwork",
     "SoftOptimum",
+    "SparseMDP",
     "StackelbergProblem",
     "TabularKernel",
     "TabularMDP",

@@ -5,7 +5,7 @@ r"""Policy evaluation by linear solves (Shen, Yang and Chen, arXiv 2402.06886, s
     d(s)   = sum_t gamma^t Pr(s_t = s)                   sums to 1/(1-gamma) without terminal states
 
 h is the negative entropy. Terminal states pay once: their rows of P_pi are zero. Everything is batched over leading
-axes and differentiable in the model and in the policy.
+axes and differentiable in the model and in the policy. Sparse models are solved as :mod:`sparse` says.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .checks import broadcast_batch, check_size, require
 from .models import TabularMDP
+from .sparse import SparseMDP, check_policy, expected_value, require_dense, solve_linear
 
 LOG_FLOOR = 1e-300
 """Probabilities are floored here inside logarithms: 0 log 0 = 0, with a finite slope."""
@@ -38,11 +39,12 @@ def entropy_weight(mdp: TabularMDP, tau: float) -> float | Tensor:
 
 
 def induced_transition(mdp: TabularMDP, pi: Tensor) -> Tensor:
-    """P_pi(s,s') = sum_a pi(a|s) P(s'|s,a), ``[..., S, S]``; rows of terminal states are zero.
+    """P_pi(s,s') = sum_a pi(a|s) P(s'|s,a), ``[..., S, S]``, dense; rows of terminal states are zero.
 
     Raises:
         ValueError: a policy of other sizes than the model's, batch axes that do not broadcast.
     """
+    require_dense(mdp)
     expected = tuple(mdp.r.shape[-2:])
     require(pi.shape[-2:] == expected, "pi", f"shape [..., {expected}]", f"shape {tuple(pi.shape)}")
     broadcast_batch(("P", mdp.P.shape[:-3]), ("r", mdp.r.shape[:-2]), ("pi", pi.shape[:-2]))
@@ -61,21 +63,30 @@ def _resolvent(mdp: TabularMDP, pi: Tensor) -> Tensor:
     return torch.eye(mdp.n_states, dtype=mdp.r.dtype) - mdp.gamma * induced_transition(mdp, pi)
 
 
-def policy_value(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Tensor:
-    """Solve (I - gamma P_pi) V = r_pi - tau h(pi) for V, ``[..., S]`` (2.1)."""
+def policy_value(mdp: TabularMDP, pi: Tensor, tau: float = 0.0, guess: Tensor | None = None) -> Tensor:
+    """Solve (I - gamma P_pi) V = r_pi - tau h(pi) for V, ``[..., S]`` (2.1).
+
+    ``guess``, ``[S]``, is where the iterative solve of a sparse model starts; others do not need it.
+    """
+    if isinstance(mdp, SparseMDP):
+        check_policy(mdp, pi)
+        return solve_linear(mdp, pi, induced_reward(mdp, pi, tau), guess=guess)
     V: Tensor = torch.linalg.solve(_resolvent(mdp, pi), induced_reward(mdp, pi, tau).unsqueeze(-1))
     return V.squeeze(-1)
 
 
 def visitation(mdp: TabularMDP, pi: Tensor) -> Tensor:
     """Solve (I - gamma P_pi)^T d = rho for the unnormalised discounted visitation d, ``[..., S]``."""
+    if isinstance(mdp, SparseMDP):
+        check_policy(mdp, pi)
+        return solve_linear(mdp, pi, mdp.rho, transposed=True)
     d: Tensor = torch.linalg.solve(_resolvent(mdp, pi).mT, mdp.rho.unsqueeze(-1))
     return d.squeeze(-1)
 
 
 def action_value(mdp: TabularMDP, V: Tensor) -> Tensor:
     """Q(s,a) = r(s,a) + gamma E V(s'), ``[..., S, A]``, no regulariser at the current step (2.2)."""
-    following = (mdp.P @ V[..., None, :, None]).squeeze(-1)
+    following = expected_value(mdp, V) if isinstance(mdp, SparseMDP) else (mdp.P @ V[..., None, :, None]).squeeze(-1)
     if mdp.terminal is not None:
         following = following * (~mdp.terminal).unsqueeze(-1)
     return mdp.r + mdp.gamma * following

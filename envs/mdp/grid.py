@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from .checks import check_number, require
@@ -71,7 +73,21 @@ class GridMap:
 
     def transition(self, intended: float = 1.0) -> Tensor:
         """P(s'|s,a), ``[n, 4, n]``: the move meant has probability ``intended``, each other one a third of the rest."""
-        check_number(intended, "intended", low=0.0, high=1.0)
-        slip = torch.full((4, 4), (1.0 - intended) / 3.0, dtype=torch.float64).fill_diagonal_(intended)
         n = self.n_cells
-        return slip @ torch.nn.functional.one_hot(self.moves, n).to(torch.float64)
+        return _slip(intended) @ torch.nn.functional.one_hot(self.moves, n).to(torch.float64)
+
+    def sparse_transition(self, intended: float = 1.0) -> csr_array:
+        """The same as a scipy CSR matrix ``[n * 4, n]``, row ``cell * 4 + move``, without forming the other."""
+        n = self.n_cells
+        cells = self.moves.to(torch.int32).unsqueeze(1).expand(n, 4, 4).reshape(-1).numpy()
+        weights = _slip(intended).expand(n, 4, 4).reshape(-1).numpy()
+        P = csr_array((weights, cells, np.arange(0, 16 * n + 1, 4, dtype=np.int32)), shape=(4 * n, n))
+        P.sum_duplicates()  # moves that end in one cell
+        P.eliminate_zeros()
+        return P
+
+
+def _slip(intended: float) -> Tensor:
+    """The probability that each move, ``[4, 4]``, is made when another is meant."""
+    check_number(intended, "intended", low=0.0, high=1.0)
+    return torch.full((4, 4), (1.0 - intended) / 3.0, dtype=torch.float64).fill_diagonal_(intended)

@@ -6,12 +6,15 @@ temperature tau belongs to the method, not to the model. Leading axes ``...`` ar
 
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .checks import as_float64, check_distribution, check_finite, check_gamma, require
+
+Model = TypeVar("Model", bound="TabularMDP")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,15 +48,13 @@ class TabularMDP:
     def __post_init__(self, validate: bool) -> None:
         if not validate:
             return
-        for name in ("P", "r", "rho"):
+        for name in ("r", "rho"):
             object.__setattr__(self, name, as_float64(getattr(self, name), name))
         object.__setattr__(self, "gamma", check_gamma(self.gamma))
-        P, r, rho = self.P, self.r, self.rho
+        r, rho = self.r, self.rho
         require(r.ndim >= 2 and min(r.shape) >= 1, "r", "shape [..., S, A] with sizes >= 1", f"shape {tuple(r.shape)}")
         S, A = r.shape[-2:]
-        require(P.shape[-3:] == (S, A, S), "P", f"shape [..., {S}, {A}, {S}], as r has", f"shape {tuple(P.shape)}")
         require(rho.shape[-1:] == (S,), "rho", f"shape [..., {S}], as r has", f"shape {tuple(rho.shape)}")
-        check_distribution(P, "P")
         check_distribution(rho, "rho")
         check_finite(r, "r")
         for name, shape in (("terminal", (S,)), ("mask", (S, A))):
@@ -64,6 +65,7 @@ class TabularMDP:
             require(flags.dtype == torch.bool, name, "booleans", str(flags.dtype))
             require(flags.shape[-len(shape) :] == shape, name, f"shape [..., {shape}]", f"shape {tuple(flags.shape)}")
             object.__setattr__(self, name, flags)
+        self._check_transitions()
         try:
             _ = self.batch_shape
         except RuntimeError as error:
@@ -73,6 +75,14 @@ class TabularMDP:
         if self.mask is not None and not bool(self.mask.any(-1).all()):
             where = tuple(int(i) for i in (~self.mask.any(-1)).nonzero()[0])
             raise ValueError(f"mask: expected at least one action in every state, got none in state {where}")
+
+    def _check_transitions(self) -> None:
+        """Check P and keep it as float64."""
+        S, A = self.n_states, self.n_actions
+        P = as_float64(self.P, "P")
+        require(P.shape[-3:] == (S, A, S), "P", f"shape [..., {S}, {A}, {S}], as r has", f"shape {tuple(P.shape)}")
+        check_distribution(P, "P")
+        object.__setattr__(self, "P", P)
 
     @property
     def n_states(self) -> int:
@@ -104,11 +114,9 @@ class TabularMDP:
             validate=False,
         )
 
-    def with_reward(self, r: Tensor) -> TabularMDP:
+    def with_reward(self: Model, r: Tensor) -> Model:
         """The same dynamics under another reward, ``[..., S, A]``."""
-        return TabularMDP(
-            self.P, r, self.rho, self.gamma, self.terminal, self.mask, self.terminal_entropy, validate=False
-        )
+        return replace(self, r=r, validate=False)
 
 
 @dataclass(frozen=True, eq=False)

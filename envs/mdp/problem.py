@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from .checks import as_float64, check_distribution, check_tau, require
 from .evaluation import policy_return
 from .leader_set import LeaderSet
 from .models import TabularKernel, TabularMDP
+from .sparse import SparseMDP, require_dense
 from .zero_sum import ZeroSumGame
 
 EVALUATION_TAU = 0.002
@@ -146,6 +147,7 @@ class TabularProblem(BilevelProblem):
     def kernel(self, x: Tensor) -> TabularKernel:
         """What a simulator draws at x; here no draw of the leader's own (W = 1)."""
         mdp, reward = self.follower_mdp(x), self.leader_reward(x)
+        require_dense(mdp)
         reward = torch.zeros_like(mdp.r) if reward is None else reward
         return TabularKernel(
             torch.ones_like(mdp.r).unsqueeze(-1), mdp.P.unsqueeze(-2), mdp.r.unsqueeze(-1), reward.unsqueeze(-1)
@@ -176,11 +178,11 @@ class ArrayProblem(TabularProblem):
     """A problem from plain arrays and two reward functions of x, without an environment.
 
     Args:
-        base: the follower's model; its P, rho, gamma, terminal and mask are used, and its r where x adds nothing.
+        base: the follower's model, dense or sparse; all but its r is used.
         leader_set: X.
         follower_reward: ``x -> r_x``, ``[S, A]``, differentiable.
         leader_reward: ``x -> r_l``, ``[S, A]``, differentiable.
-        transition: ``x -> P_x``, ``[S, A, S]``, where x enters the dynamics.
+        transition: ``x -> P_x``, ``[S, A, S]``, where x enters the dynamics; not with a sparse base.
         tau: default temperature.
 
     Raises:
@@ -210,14 +212,15 @@ class ArrayProblem(TabularProblem):
         for name, function in (("follower_reward", follower_reward), ("leader_reward", leader_reward)):
             shape = tuple(as_float64(function(x), name).shape)
             require(shape == tuple(base.r.shape), name, f"an answer of shape {tuple(base.r.shape)}", f"shape {shape}")
-        mdp = self.follower_mdp(x)
-        TabularMDP(mdp.P, mdp.r, mdp.rho, mdp.gamma, mdp.terminal, mdp.mask)
+        held = transition is None or not isinstance(base, SparseMDP)
+        require(held, "transition", "None with a sparse base: its P is held", "a function")
+        replace(self.follower_mdp(x), validate=True)
 
     def follower_mdp(self, x: Tensor) -> TabularMDP:
-        b = self.base
-        P = b.P if self._transition is None else as_float64(self._transition(x), "transition")
-        r = as_float64(self._follower_reward(x), "follower_reward")
-        return TabularMDP(P, r, b.rho, b.gamma, b.terminal, b.mask, b.terminal_entropy, validate=False)
+        mdp = self.base.with_reward(as_float64(self._follower_reward(x), "follower_reward"))
+        if self._transition is None:
+            return mdp
+        return replace(mdp, P=as_float64(self._transition(x), "transition"), validate=False)
 
     def leader_reward(self, x: Tensor) -> Tensor:
         return as_float64(self._leader_reward(x), "leader_reward")
