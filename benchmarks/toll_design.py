@@ -248,8 +248,8 @@ the drivers' best response. Means over the cities; 95% intervals by bootstrap ov
 uniformly on [0, 5], by the leader's return.
 
 *Units.* Times, tolls and temperatures are minutes. With tolls in [0, 5] the methods' default steps fit as they are (0.05 or 0.1
-minutes an iteration). Their temperature starts at 0.2 (PBRL) or 0.3 (hypergradient) and falls to the drivers' own: at
-tau0 = 0.5 it is 0.5 throughout, at tau0 = 0.1 it falls to 0.1.
+minutes an iteration). Their temperature starts at 0.2 (PBRL) or 0.3 (hypergradient), or at the drivers' own where that is
+higher, and falls to the drivers' own: at tau0 = 0.5 it is 0.5 throughout, at tau0 = 0.1 it falls to 0.1.
 
 *What the leader does not see.* At weight 0 nothing holds tolls down but the bound, and drivers' time counts for nothing; trips
 cannot be given up. A positive weight makes tolls on what cannot be avoided worth raising."""
