@@ -35,7 +35,7 @@ class _Reader:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{name}: no such file: {str(self.path)!r}")
-        text = self.path.read_text(encoding="latin-1").splitlines()
+        text = self.path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         self._lines = [(i, line.strip()) for i, line in enumerate(text, 1)]
         self._lines = [(i, line) for i, line in self._lines if line and not line.startswith("~")]
         self.metadata: dict[str, tuple[int, str]] = {}

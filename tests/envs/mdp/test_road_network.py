@@ -77,6 +77,14 @@ def test_files_elsewhere_and_links_without_length(tmp_path: Path) -> None:
     assert torch.equal(network.external_cost, network.time)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])
+def test_files_of_other_editors(tmp_path: Path, encoding: str) -> None:
+    """A byte order mark, lines ended by two characters, a comment in another alphabet."""
+    text = BRAESS_NET.replace("~ a comment", "~ \u00e0 la carte").replace("\n", "\r\n")
+    (tmp_path / "Braess_net.tntp").write_bytes(text.encode(encoding))
+    assert read_tntp(tmp_path / "Braess_net.tntp").time.tolist() == [1.5, 50.0, 50.0, 10.0, 1.0]
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     net = write(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"^net: no such file: .*nowhere"):
