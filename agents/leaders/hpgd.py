@@ -8,9 +8,10 @@ With pi* = softmax(Q*/tau), d_x log pi* = (1/tau) d_x A_F, and the policy gradie
 where d_x V_L holds pi*, and so does d_x A_F = d_x Q_F - d_x V_F (Danskin). It equals the implicit hypergradient, without an
 adjoint solve: :func:`advantage_leader_return` is the sum by occupancy, :class:`HPGD` the estimate from episodes.
 
-**The estimate.** From each of n episodes of pi*, of T steps, one step (s,a) is kept, t with probability ~ gamma^t. From (s,a)
-and from s go two pairs of episodes, independent of each other: one for A_L(s,a), one for d_x A_F(s,a), both members of a pair
-on the same random numbers. The product of the two has the expectation above, cut at T steps. One context is drawn for all.
+**The estimate.** From each of n episodes of pi*, of T steps, a few steps (s,a) are kept, t with probability ~ gamma^t until the
+episode's end. From (s,a) and from s go two pairs of episodes, independent of each other: one for A_L(s,a), one for d_x A_F(s,a),
+both members of a pair on the same random numbers. The product of the two, weighted by the episode's sum of gamma^t, has the
+expectation above, cut at T steps. One context is drawn for all.
 The publication's own truncation is another, and its code averages returns over visits in place of fresh episodes.
 """
 
@@ -55,7 +56,8 @@ class HPGDConfig(TabularLeaderConfig):
         optimizer_class: plain gradient descent, as the method is published.
         tau: temperature, positive; None takes the problem's own, and that of honest evaluation where it has none.
         max_gradient_norm: longer gradients are cut to this norm.
-        episodes: n, episodes an iteration; four more go from the step kept of each.
+        episodes: n, episodes an iteration.
+        points: steps kept of each; four more episodes go from every one.
         tail: episodes are cut once gamma^T is no more than this.
         keep_best: by default the last x is the answer, as the method is published.
     """
@@ -64,6 +66,7 @@ class HPGDConfig(TabularLeaderConfig):
     optimizer_class: type[torch.optim.Optimizer] = torch.optim.SGD
     max_gradient_norm: float = 1.0
     episodes: int = 16
+    points: int = 1
     tail: float = 0.01
     keep_best: bool = False
 
@@ -71,6 +74,7 @@ class HPGDConfig(TabularLeaderConfig):
         super().__post_init__()
         check_number(self.max_gradient_norm, "max_gradient_norm", low=0.0, open_low=True)
         check_size(self.episodes, "episodes")
+        check_size(self.points, "points")
         check_number(self.tail, "tail", low=0.0, high=1.0, open_low=True, open_high=True)
 
 
@@ -129,6 +133,7 @@ def sampled_advantage_return(
     tau: float,
     length: int,
     episodes: int,
+    points: int,
     generator: torch.Generator,
 ) -> SampledReturn:
     """The estimate above in one context.
@@ -140,15 +145,16 @@ def sampled_advantage_return(
         tau: its temperature, positive.
         length: T.
         episodes: n.
+        points: steps kept of each.
         generator: source of the random numbers.
     """
     pi, world = pi.detach(), mdp_world(mdp)
     leaders = world.with_reward(leader_reward.unsqueeze(-1))
     main = sample(world, pi, length, episodes, generator)
-    weights = mdp.gamma ** torch.arange(length, dtype=pi.dtype)
-    kept = torch.multinomial(weights, episodes, replacement=True, generator=generator).unsqueeze(-1)
-    s, a, alive = (part.gather(-1, kept).squeeze(-1) for part in (main.states, main.actions, main.alive))
-    first = torch.nn.functional.one_hot(a, mdp.n_actions).to(pi.dtype).unsqueeze(-2).expand(episodes, *pi.shape)
+    weights = main.alive * mdp.gamma ** torch.arange(length, dtype=pi.dtype)
+    kept = torch.multinomial(weights, points, replacement=True, generator=generator)
+    s, a = (part.gather(-1, kept).reshape(-1) for part in (main.states, main.actions))
+    first = torch.nn.functional.one_hot(a, mdp.n_actions).to(pi.dtype).unsqueeze(-2).expand(len(a), *pi.shape)
     start = torch.nn.functional.one_hot(s, mdp.n_states).to(pi.dtype)
     advantages, steps = [], int(main.alive.sum())
     for kind, temperature in ((leaders.detach(), 0.0), (world, tau)):
@@ -159,7 +165,8 @@ def sampled_advantage_return(
         advantages.append(Q - sampled_return(kind, pi, from_s, temperature))
         steps += int(from_s.alive.sum() + from_sa.alive.sum())
     A_L, A_F = advantages
-    response = (weights.sum() / tau) * (alive * _earns_entropy(mdp)[s] * A_L * A_F).mean()
+    weight = weights.sum(-1).repeat_interleave(points) * _earns_entropy(mdp)[s]
+    response = (weight * A_L * A_F).mean() / tau
     return SampledReturn(sampled_return(leaders, pi, main) + response - response.detach(), steps)
 
 
@@ -237,7 +244,7 @@ class HPGD(TabularLeader):
         self._V[c] = optimum.V
         config = self.config
         estimate = sampled_advantage_return(
-            mdp, reward, optimum.pi, self.tau, self.length, config.episodes, self._generator
+            mdp, reward, optimum.pi, self.tau, self.length, config.episodes, config.points, self._generator
         )
         self.steps += estimate.steps
         (-estimate.value).backward()

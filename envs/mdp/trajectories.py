@@ -254,6 +254,9 @@ def sample(
         columns.append((s, a, w, s_next, alive))
         if world.terminal is not None:
             alive = alive & ~pick(world.terminal, 1, shape, s)
+            if not bool(alive.any()):  # every episode has ended: what follows does not count
+                columns += [(s_next, a, w, s_next, alive)] * (length - t - 1)
+                break
         s = s_next
     states, actions, draws, next_states, lives = (torch.stack(column, -1) for column in zip(*columns, strict=True))
     return Trajectories(states, actions, draws, next_states, lives, uniforms)

@@ -82,7 +82,7 @@ def estimates(problem: TabularProblem, x: Tensor, tau: float, told_tau: float | 
         of_contexts = []
         for c in range(1 if problem.context_probs is None else len(problem.context_probs)):
             r, pi = (part if part.ndim == 2 else part[c] for part in (reward, pis))
-            one = sampled_advantage_return(in_context(mdp, c), r, pi, told, length, 512, generator)
+            one = sampled_advantage_return(in_context(mdp, c), r, pi, told, length, 200, 3, generator)
             of_contexts.append(one.value)
         value = of_contexts[0] if problem.context_probs is None else problem.over_contexts(torch.stack(of_contexts))
         (gradient,) = torch.autograd.grad(value, z)
@@ -201,7 +201,8 @@ def test_it_needs_a_return() -> None:
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"max_gradient_norm": 0.0}, {"episodes": 0}, {"episodes": 1.5}, {"tail": 0.0}, {"tail": 1.0}]
+    "kwargs",
+    [{"max_gradient_norm": 0.0}, {"episodes": 0}, {"episodes": 1.5}, {"points": 0}, {"tail": 0.0}, {"tail": 1.0}],
 )
 def test_bad_configs_are_named(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(kwargs))}: expected "):

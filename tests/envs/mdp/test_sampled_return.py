@@ -151,6 +151,28 @@ def test_steps_follow_one_another_and_end_in_terminal_states() -> None:
     assert bool(chosen.all())
 
 
+def test_drawing_stops_once_every_episode_has_ended() -> None:
+    """Two steps at most: drawn for two or for seven, the steps that count are the same, and so is the return."""
+    mdp = random_mdp(3, n_states=4, n_actions=2)
+    ends = torch.tensor([False, True, True, True])
+    P = mdp.P.clone()
+    P[0, :, 0], P[0, :, 1] = 0.0, P[0, :, :2].sum(-1)
+    mdp = TabularMDP(P, mdp.r, mdp.rho, mdp.gamma, ends)
+    world, pi = mdp_world(mdp), random_policy(mdp, 0)
+    long = sample(world, pi, 7, 40, generator(0))
+    assert int(long.alive.sum(-1).max()) == 2
+    assert torch.equal(long.states[..., 1:], long.next_states[..., :-1])
+    short = dataclasses.replace(
+        long,
+        **{name: getattr(long, name)[..., :2] for name in ("states", "actions", "draws", "next_states", "alive")},
+        uniforms=long.uniforms[..., :7],
+    )
+    again = sample(world, pi, 2, 40, generator(1), twin=short)
+    for name in ("states", "actions", "next_states", "alive"):
+        assert torch.equal(getattr(again, name), getattr(short, name))
+    torch.testing.assert_close(sampled_return(world, pi, long), sampled_return(world, pi, short), rtol=1e-14, atol=0.0)
+
+
 def test_a_seed_tells_the_draws_and_a_twin_repeats_the_numbers() -> None:
     mdp = random_mdp(3)
     world, pi, other = mdp_world(mdp), random_policy(mdp, 3), random_policy(mdp, 4)
