@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .leaders.tabular_pbrl import TabularPBRL, TabularPBRLConfig
     from .oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
     from .penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty
-    from .schedules import Constant, Geometric, Linear
+    from .schedules import Constant, Geometric, Linear, Quench
 
 _HOME = {
     "PBRL": "leaders.pbrl",
@@ -52,6 +52,7 @@ _HOME = {
     "Solved": "common.policies",
     "Constant": "schedules",
     "Linear": "schedules",
+    "Quench": "schedules",
     "Geometric": "schedules",
     "Evaluation": "common.evaluation",
     "leader_return_at_best_response": "common.evaluation",
@@ -78,6 +79,7 @@ __all__ = [
     "NikaidoIsodaPenalty",
     "PBRLConfig",
     "PolicyGradient",
+    "Quench",
     "SoBiRL",
     "SoBiRLConfig",
     "SoftPolicyIteration",

@@ -43,7 +43,25 @@ class Geometric:
         return float(self.end * (self.start / self.end) ** progress_remaining)
 
 
-Schedule = Constant | Linear | Geometric
+@dataclass(frozen=True)
+class Quench:
+    """``start`` for the first ``share`` of training, then ``end`` at once.
+
+    A temperature that jumps makes another problem of it: exact leaders go on from the same x with a fresh optimiser.
+    """
+
+    start: float
+    end: float
+    share: float = 1 / 6
+
+    def __post_init__(self) -> None:
+        check_number(self.share, "share", low=0.0, high=1.0)
+
+    def __call__(self, progress_remaining: float) -> float:
+        return self.start if progress_remaining > 1.0 - self.share else self.end
+
+
+Schedule = Constant | Linear | Geometric | Quench
 
 
 def as_schedule(value: float | Schedule, name: str, *, positive: bool) -> Schedule:
@@ -52,7 +70,7 @@ def as_schedule(value: float | Schedule, name: str, *, positive: bool) -> Schedu
     Raises:
         ValueError: a value, at the start or at the end, that is negative, not finite, or zero where ``positive``.
     """
-    schedule = value if isinstance(value, (Constant, Linear, Geometric)) else Constant(check_number(value, name))
+    schedule = value if isinstance(value, Schedule) else Constant(check_number(value, name))
     for progress_remaining in (1.0, 0.0):
         check_number(schedule(progress_remaining), name, low=0.0, high=float("inf"), open_low=positive, open_high=True)
     return schedule

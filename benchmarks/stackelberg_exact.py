@@ -24,6 +24,7 @@ import torch
 from bilevel_gym.agents import (
     BellmanPenalty,
     Evaluation,
+    Geometric,
     Hypergradient,
     HypergradientConfig,
     IndependentPolicyGradient,
@@ -81,8 +82,8 @@ def pbrl_joint(problem: StackelbergProblem, eval_every: int = 10) -> TabularLead
 
 
 def hypergradient(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
-    """The hypergradient's defaults: tau 0.3 to 0.003."""
-    return Hypergradient(problem, HypergradientConfig(eval_every=eval_every))
+    """The hypergradient, tau 0.3 to 0.003."""
+    return Hypergradient(problem, HypergradientConfig(tau=Geometric(0.3, 0.003), eval_every=eval_every))
 
 
 def published_value(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:

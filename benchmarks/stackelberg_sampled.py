@@ -17,7 +17,9 @@ import torch
 
 from bilevel_gym.agents import (
     PBRL,
+    Geometric,
     Hypergradient,
+    HypergradientConfig,
     IndependentPolicyGradient,
     IndependentPolicyGradientConfig,
     TabularPBRL,
@@ -51,6 +53,7 @@ ASKED = 990_000
 LEADER_SEEDS = (0, 1, 2)
 """Runs on one game differ as much as games do: a game's numbers are means over these."""
 EXACT_ITERATIONS = 300
+ANNEALED = HypergradientConfig(tau=Geometric(0.3, 0.003))
 LONG_ITERATIONS = 3000
 TAU0 = 0.002
 ALGORITHMS = {"PPO": "#1f77b4", "A2C": "#ff7f0e", "DQN": "#2ca02c"}
@@ -63,10 +66,10 @@ EXACT = {
 
 
 def exact_leader(name: str, problem: StackelbergProblem) -> TabularLeader:
-    """A method that knows the model, at its defaults."""
+    """A method that knows the model; tau is annealed."""
     if name.startswith("independent"):  # keeping the best x seen leaves its path as it is
         return IndependentPolicyGradient(problem, IndependentPolicyGradientConfig(keep_best=True))
-    return TabularPBRL(problem) if name == "pbrl" else Hypergradient(problem)
+    return TabularPBRL(problem) if name == "pbrl" else Hypergradient(problem, ANNEALED)
 
 
 def record(leader: Leader, problem: StackelbergProblem, method: str, seed: int, seconds: float) -> Data:

@@ -59,12 +59,20 @@ def random_mdp(
     )
 
 
+def shared_dynamics(seed: int) -> TabularMDP:
+    """Six rewards and ends on one map: P and rho without batch axes."""
+    one, many = random_mdp(seed, n_states=4), random_mdp(seed + 50, n_states=4, batch=(2, 3), masked=True)
+    ends = torch.nn.functional.one_hot(torch.arange(6) % 4, 4).bool().view(2, 3, 4)
+    return TabularMDP(one.P, many.r, one.rho, one.gamma, ends, many.mask, terminal_entropy=True)
+
+
 MDPS: dict[str, Callable[[int], TabularMDP]] = {
     "plain": lambda seed: random_mdp(seed),
     "terminal": lambda seed: random_mdp(seed, terminal=True),
     "terminal entropy": lambda seed: random_mdp(seed, terminal=True, terminal_entropy=True),
     "masked, terminal": lambda seed: random_mdp(seed, n_actions=4, terminal=True, masked=True),
     "batched, masked": lambda seed: random_mdp(seed, batch=(2, 3), n_states=4, masked=True, terminal=True),
+    "batched, shared P": lambda seed: shared_dynamics(seed),
     "gamma 0": lambda seed: random_mdp(seed, gamma=0.0),
     "one action": lambda seed: random_mdp(seed, n_actions=1),
     "one state": lambda seed: random_mdp(seed, n_states=1),
@@ -100,6 +108,12 @@ def shifted(base: TabularMDP, x: Tensor) -> TabularMDP:
     )
 
 
+def shared_contexts(seed: int) -> TabularMDP:
+    """Two goals on one map: only rewards and ends carry the context axis."""
+    one, many = random_mdp(seed, n_states=4), random_mdp(seed + 50, n_states=4, batch=(2,))
+    return TabularMDP(one.P, many.r, one.rho, one.gamma, torch.eye(4, dtype=torch.bool)[2:])
+
+
 def array_problem(base: TabularMDP, seed: int, dynamics: bool, context_probs: Tensor | None = None) -> ArrayProblem:
     """x, four numbers in [-2, 2], moves both rewards and, if asked, the transitions, none of them linearly."""
     rng = generator(1000 + seed)
@@ -132,6 +146,9 @@ PROBLEMS: dict[str, Callable[[int], TabularProblem]] = {
     ),
     "contexts": lambda seed: array_problem(
         random_mdp(seed, batch=(2,), n_states=4, masked=True), seed, True, torch.tensor([0.3, 0.7], dtype=F64)
+    ),
+    "contexts, shared P": lambda seed: array_problem(
+        shared_contexts(seed), seed, False, torch.tensor([0.6, 0.4], dtype=torch.float64)
     ),
     "Stackelberg": lambda seed: random_stackelberg(4, 3, 3, gamma=0.8, sparsity=0.3, seed=seed),
 }

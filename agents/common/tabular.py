@@ -21,7 +21,7 @@ from ...envs.mdp.checks import check_size, require
 from ..estimators import MonteCarlo
 from ..oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
 from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty, WeightedPenalty
-from ..schedules import Geometric, Schedule, as_schedule
+from ..schedules import Geometric, Quench, Schedule, as_schedule
 from .evaluation import Evaluation
 from .leader import Callback, Kept, Leader, LeaderConfig
 from .lower_level import LowerLevel, Policies, lower_level
@@ -201,9 +201,14 @@ class TabularLeader(Leader):
         """The temperature where the config names none: the problem's own."""
         return self.problem.tau
 
+    def _final_tau(self) -> float:
+        """The temperature of honest evaluation; 0.003 where that is lower and no part of the problem."""
+        tau0 = self.problem.tau0
+        return tau0 if tau0 == self.problem.tau else max(tau0, 0.003)
+
     def _annealed(self, start: float) -> Schedule:
-        """From ``start`` down to the temperature of honest evaluation, and no further than 0.003."""
-        end = max(self.problem.tau0, 0.003)
+        """From ``start`` down to the final temperature in equal ratios."""
+        end = self._final_tau()
         return Geometric(max(start, end), end)
 
     def _parameters(self) -> list[dict[str, Any]]:
@@ -234,7 +239,10 @@ class TabularLeader(Leader):
         return self
 
     def _iterate(self, progress_remaining: float) -> dict[str, float]:
-        self.tau = self._tau(progress_remaining)
+        tau = self._tau(progress_remaining)
+        if isinstance(self._tau, Quench) and tau != self.tau:
+            self._restart_optimizer()
+        self.tau = tau
         self.optimizer.param_groups[0]["lr"] = self._rate(progress_remaining)
         self.optimizer.zero_grad(set_to_none=True)
         record = self._descend(progress_remaining)

@@ -2,7 +2,7 @@ r"""The exact hypergradient of F(x) = J_L(x, pi*_tau(x)), by the implicit functi
 
     dF/dx = d_x J_L(x, pi(x,V))|_{V=V*}  +  (d_V J_L)^T (I - gamma P_{pi*})^{-1} d_x T(x, V*)
 
-one adjoint solve beside the follower's Newton solve. Needs tau > 0; annealing tau leads to the unregularised problem.
+one adjoint solve beside the follower's Newton solve. Needs tau > 0; lowering tau leads to the unregularised problem.
 """
 
 from __future__ import annotations
@@ -11,18 +11,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
+import torch
 from torch import Tensor
 
-from ...envs.mdp import SoftOptimum, TabularMDP, TabularProblem, attach, solve_soft
+from ...envs.mdp import SoftOptimum, SparseMDP, TabularMDP, TabularProblem, action_value, attach, solve_soft
+from ...envs.mdp.evaluation import FactoredResolvent, entropy_weight, going_on
 from ..common.storage import storable
 from ..common.tabular import TabularLeader, TabularLeaderConfig
-from ..schedules import Schedule
+from ..schedules import Quench, Schedule
 
 
 @storable
 @dataclass(frozen=True, eq=False)
 class HypergradientConfig(TabularLeaderConfig):
-    """How :class:`Hypergradient` learns: tau is positive; None anneals it from 0.3 to ``problem.tau0``, at least 0.003."""
+    """How :class:`Hypergradient` learns.
+
+    Attributes:
+        tau: temperature, positive; None takes 0.07 for a sixth of training, and then the problem's own, or 0.003.
+    """
 
 
 def soft_leader_return(
@@ -32,6 +38,95 @@ def soft_leader_return(
     mdp = problem.follower_mdp(x)
     optimum = solve_soft(mdp.detach(), tau, None if warm is None else warm.V)
     return problem.leader_return(x, attach(mdp, tau, optimum).pi), optimum
+
+
+@dataclass(frozen=True, eq=False)
+class Cotangents:
+    """Derivatives of F, a weighted sum of J_L over the batch, in the tables of the model and in J_L's reward.
+
+    Attributes:
+        value: F.
+        r: dF/dr, ``[..., S, A]``.
+        reward: dF/dr_l, ``[..., S, A]``.
+        P: dF/dP, ``[..., S, A, S]``; None where it was not asked for.
+    """
+
+    value: Tensor
+    r: Tensor
+    reward: Tensor
+    P: Tensor | None
+
+
+@torch.no_grad()
+def cotangents(
+    mdp: TabularMDP, reward: Tensor, tau: float, optimum: SoftOptimum, weights: Tensor | None, with_P: bool
+) -> Cotangents:
+    r"""F and its derivatives where J_L is the return of ``reward``.
+
+    With Q_l and V_l the values of the leader's reward under pi*, and A = I - gamma P_{pi*}:
+
+        A^T d = rho,                        the visitation
+        g = d pi* (Q_l - V_l) / tau         through Q*, since d pi*(a)/d Q*(b) = pi*(a) ( 1[a=b] - pi*(b) ) / tau
+        A^T w = gamma P^T g                 the adjoint
+        dF/dr = g + w pi*,    dF/dr_l = d pi*,    dF/dP(s'|s,a) = gamma ( dF/dr_l V_l(s') + dF/dr V*(s') )
+
+    Args:
+        mdp: the follower's model.
+        reward: r_l, ``[..., S, A]``.
+        tau: temperature, positive.
+        optimum: the follower's soft optimum.
+        weights: of the contexts, ``[C]``; None where there are none.
+        with_P: whether to work out dF/dP.
+    """
+    pi, resolvent = optimum.pi, FactoredResolvent(mdp, optimum.pi)
+    rho = mdp.rho.expand(pi.shape[:-1])
+    V_l = resolvent.solve((pi * reward).sum(-1))
+    Q_l = action_value(mdp.with_reward(reward), V_l)
+    d = resolvent.solve_adjoint(rho if weights is None else rho * weights.unsqueeze(-1))
+    to_reward = d.unsqueeze(-1) * pi
+    g = to_reward * (Q_l - V_l.unsqueeze(-1)) / tau
+    entropy = entropy_weight(mdp, tau)
+    if isinstance(entropy, Tensor):  # a state that earns no entropy has a greedy policy
+        g = g * (entropy > 0).unsqueeze(-1)
+    following = going_on(mdp, g).flatten(-2).unsqueeze(-2) @ mdp.P.flatten(-3, -2)
+    w = resolvent.solve_adjoint(mdp.gamma * following.squeeze(-2))
+    to_r = g + w.unsqueeze(-1) * pi
+    value = (d * (pi * reward).sum(-1)).sum()
+    if not with_P:
+        return Cotangents(value, to_r, to_reward, None)
+    both = going_on(mdp, to_reward).unsqueeze(-1) * V_l[..., None, None, :]
+    return Cotangents(
+        value,
+        to_r,
+        to_reward,
+        mdp.gamma * (both + going_on(mdp, to_r).unsqueeze(-1) * optimum.V[..., None, None, :]),
+    )
+
+
+def hypergradient(
+    problem: TabularProblem, x: Tensor, tau: float, warm: SoftOptimum | None = None
+) -> tuple[Tensor, Tensor, SoftOptimum]:
+    """F(x), dF/dx, ``[dim]``, and the follower's optimum: one factored matrix beside the follower's own Newton steps.
+
+    An objective that is no return and a sparse model are left to autograd, through :func:`soft_leader_return`.
+    """
+    x = x.detach().requires_grad_()
+    reward, mdp = problem.leader_reward(x), problem.follower_mdp(x)
+    if reward is None or isinstance(mdp, SparseMDP):
+        value, optimum = soft_leader_return(problem, x, tau, warm)
+        (gradient,) = torch.autograd.grad(value, x)
+        return value.detach(), gradient, optimum
+    optimum = solve_soft(mdp.detach(), tau, None if warm is None else warm.V)
+    found = cotangents(mdp.detach(), reward.detach(), tau, optimum, problem.context_probs, mdp.P.requires_grad)
+    pairs = ((mdp.r, found.r), (reward, found.reward), (mdp.P, found.P))
+    moved = [
+        (table, slope.sum_to_size(table.shape)) for table, slope in pairs if slope is not None and table.requires_grad
+    ]
+    if not moved:
+        return found.value, torch.zeros_like(x), optimum
+    tables, slopes = zip(*moved, strict=True)
+    (gradient,) = torch.autograd.grad(tables, x, slopes)
+    return found.value, gradient, optimum
 
 
 class Hypergradient(TabularLeader):
@@ -62,13 +157,13 @@ class Hypergradient(TabularLeader):
         )
 
     def _default_tau(self) -> Schedule:
-        return self._annealed(0.3)
+        end = self._final_tau()
+        return Quench(max(0.07, end), end)
 
     def _descend(self, progress_remaining: float) -> dict[str, float]:
-        value, self._follower = soft_leader_return(self.problem, self._x, self.tau, self._follower)
-        (-value).backward()
-        assert self._x.grad is not None
-        return {"oracle_residual": self._follower.residual, "gradient_norm": float(self._x.grad.norm())}
+        _, gradient, self._follower = hypergradient(self.problem, self._x, self.tau, self._follower)
+        self._x.grad = -gradient
+        return {"oracle_residual": self._follower.residual, "gradient_norm": float(gradient.norm())}
 
     def _pi_y(self, mdp: TabularMDP) -> Tensor:
         return solve_soft(mdp, self.tau, None if self._follower is None else self._follower.V).pi

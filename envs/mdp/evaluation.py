@@ -38,6 +38,26 @@ def entropy_weight(mdp: TabularMDP, tau: float) -> float | Tensor:
     return tau * (~mdp.terminal).to(mdp.r.dtype)
 
 
+def going_on(mdp: TabularMDP, weights: Tensor) -> Tensor:
+    """Weights of states and actions, ``[..., S, A]``, with rows of 0 in terminal states."""
+    return weights if mdp.terminal is None else weights * (~mdp.terminal).unsqueeze(-1)
+
+
+def _mix(mdp: TabularMDP, weights: Tensor) -> Tensor:
+    """sum_a weights(s,a) P(s'|s,a), ``[..., S, S]``; one P for a whole batch is not copied."""
+    if mdp.P.ndim > 3:
+        return (weights.unsqueeze(-2) @ mdp.P).squeeze(-2)
+    by_state = weights.reshape(-1, *weights.shape[-2:]).transpose(0, 1)
+    return (by_state @ mdp.P).transpose(0, 1).view(*weights.shape[:-1], mdp.n_states)
+
+
+def _check_policy(mdp: TabularMDP, pi: Tensor) -> None:
+    """Raise ``ValueError`` for a policy of other sizes than the model's, or batch axes that do not broadcast."""
+    expected = tuple(mdp.r.shape[-2:])
+    require(pi.shape[-2:] == expected, "pi", f"shape [..., {expected}]", f"shape {tuple(pi.shape)}")
+    broadcast_batch(("P", mdp.P.shape[:-3]), ("r", mdp.r.shape[:-2]), ("pi", pi.shape[:-2]))
+
+
 def induced_transition(mdp: TabularMDP, pi: Tensor) -> Tensor:
     """P_pi(s,s') = sum_a pi(a|s) P(s'|s,a), ``[..., S, S]``, dense; rows of terminal states are zero.
 
@@ -45,11 +65,8 @@ def induced_transition(mdp: TabularMDP, pi: Tensor) -> Tensor:
         ValueError: a policy of other sizes than the model's, batch axes that do not broadcast.
     """
     require_dense(mdp)
-    expected = tuple(mdp.r.shape[-2:])
-    require(pi.shape[-2:] == expected, "pi", f"shape [..., {expected}]", f"shape {tuple(pi.shape)}")
-    broadcast_batch(("P", mdp.P.shape[:-3]), ("r", mdp.r.shape[:-2]), ("pi", pi.shape[:-2]))
-    P_pi = (pi.unsqueeze(-2) @ mdp.P).squeeze(-2)
-    return P_pi if mdp.terminal is None else P_pi * (~mdp.terminal).unsqueeze(-1)
+    _check_policy(mdp, pi)
+    return _mix(mdp, going_on(mdp, pi))
 
 
 def induced_reward(mdp: TabularMDP, pi: Tensor, tau: float) -> Tensor:
@@ -60,33 +77,76 @@ def induced_reward(mdp: TabularMDP, pi: Tensor, tau: float) -> Tensor:
 
 def _resolvent(mdp: TabularMDP, pi: Tensor) -> Tensor:
     """I - gamma P_pi, ``[..., S, S]``."""
-    return torch.eye(mdp.n_states, dtype=mdp.r.dtype) - mdp.gamma * induced_transition(mdp, pi)
+    return torch.eye(mdp.n_states, dtype=mdp.r.dtype) + _mix(mdp, -mdp.gamma * going_on(mdp, pi))
+
+
+def _solve(matrix: Tensor, b: Tensor) -> Tensor:
+    """Solve matrix V = b for V, ``[..., S]``; batch axes broadcast."""
+    if b.ndim < matrix.ndim - 1:  # which linalg.solve could take for a batch of vectors
+        b = b.expand(matrix.shape[:-1])
+    V: Tensor = torch.linalg.solve(matrix, b.unsqueeze(-1))
+    return V.squeeze(-1)
+
+
+def solve_resolvent(mdp: TabularMDP, pi: Tensor, b: Tensor) -> Tensor:
+    """Solve (I - gamma P_pi) V = b for V, ``[..., S]``; P dense."""
+    return _solve(_resolvent(mdp, pi), b)
+
+
+class FactoredResolvent:
+    """I - gamma P_pi of a dense model, factored once for several right-hand sides; carries no graph."""
+
+    @torch.no_grad()
+    def __init__(self, mdp: TabularMDP, pi: Tensor) -> None:
+        self._factors = torch.linalg.lu_factor(_resolvent(mdp, pi))
+
+    def solve(self, b: Tensor) -> Tensor:
+        """Solve (I - gamma P_pi) V = b for V, ``[..., S]``."""
+        V: Tensor = torch.linalg.lu_solve(*self._factors, b.unsqueeze(-1))
+        return V.squeeze(-1)
+
+    def solve_adjoint(self, b: Tensor) -> Tensor:
+        """Solve (I - gamma P_pi)^T d = b for d, ``[..., S]``."""
+        d: Tensor = torch.linalg.lu_solve(*self._factors, b.unsqueeze(-1), adjoint=True)
+        return d.squeeze(-1)
 
 
 def policy_value(mdp: TabularMDP, pi: Tensor, tau: float = 0.0, guess: Tensor | None = None) -> Tensor:
     """Solve (I - gamma P_pi) V = r_pi - tau h(pi) for V, ``[..., S]`` (2.1).
 
     ``guess``, ``[S]``, is where the iterative solve of a sparse model starts; others do not need it.
+
+    Raises:
+        ValueError: as :func:`induced_transition`.
     """
     if isinstance(mdp, SparseMDP):
         check_policy(mdp, pi)
         return solve_linear(mdp, pi, induced_reward(mdp, pi, tau), guess=guess)
-    V: Tensor = torch.linalg.solve(_resolvent(mdp, pi), induced_reward(mdp, pi, tau).unsqueeze(-1))
-    return V.squeeze(-1)
+    _check_policy(mdp, pi)
+    return solve_resolvent(mdp, pi, induced_reward(mdp, pi, tau))
 
 
 def visitation(mdp: TabularMDP, pi: Tensor) -> Tensor:
-    """Solve (I - gamma P_pi)^T d = rho for the unnormalised discounted visitation d, ``[..., S]``."""
+    """Solve (I - gamma P_pi)^T d = rho for the unnormalised discounted visitation d, ``[..., S]``.
+
+    Raises:
+        ValueError: as :func:`induced_transition`.
+    """
     if isinstance(mdp, SparseMDP):
         check_policy(mdp, pi)
         return solve_linear(mdp, pi, mdp.rho, transposed=True)
-    d: Tensor = torch.linalg.solve(_resolvent(mdp, pi).mT, mdp.rho.unsqueeze(-1))
-    return d.squeeze(-1)
+    _check_policy(mdp, pi)
+    return _solve(_resolvent(mdp, pi).mT, mdp.rho)
 
 
 def action_value(mdp: TabularMDP, V: Tensor) -> Tensor:
     """Q(s,a) = r(s,a) + gamma E V(s'), ``[..., S, A]``, no regulariser at the current step (2.2)."""
-    following = expected_value(mdp, V) if isinstance(mdp, SparseMDP) else (mdp.P @ V[..., None, :, None]).squeeze(-1)
+    if isinstance(mdp, SparseMDP):
+        following = expected_value(mdp, V)
+    elif mdp.P.ndim > 3:
+        following = (mdp.P @ V[..., None, :, None]).squeeze(-1)
+    else:
+        following = (V @ mdp.P.flatten(0, 1).mT).unflatten(-1, mdp.P.shape[:2])
     if mdp.terminal is not None:
         following = following * (~mdp.terminal).unsqueeze(-1)
     return mdp.r + mdp.gamma * following

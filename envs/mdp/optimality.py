@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_tau
-from .evaluation import action_value, entropy_weight, policy_value, start_value
+from .evaluation import action_value, entropy_weight, policy_value, solve_resolvent, start_value
 from .models import TabularMDP
 from .sparse import Resolvent, SparseMDP
 
@@ -90,11 +90,29 @@ def soft_maximum(mdp: TabularMDP, Q: Tensor, tau: float) -> Tensor:
     return soft if not isinstance(weight, Tensor) else torch.where(weight > 0, soft, q.max(-1).values)
 
 
+def soft_backup(mdp: TabularMDP, Q: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """T V, ``[..., S]``, and the soft-greedy policy, ``[..., S, A]``, at once: what the two functions above give."""
+    q = _masked(mdp, Q)
+    top = q.amax(-1, keepdim=True)
+    if tau == 0.0:
+        return top.squeeze(-1), greedy_policy(mdp, Q)
+    share = ((q - top) / tau).exp()
+    total = share.sum(-1, keepdim=True)
+    backup, pi = (top + tau * total.log()).squeeze(-1), share / total
+    weight = entropy_weight(mdp, tau)
+    if not isinstance(weight, Tensor):
+        return backup, pi
+    soft = weight > 0
+    return torch.where(soft, backup, top.squeeze(-1)), torch.where(soft.unsqueeze(-1), pi, greedy_policy(mdp, Q))
+
+
 @torch.no_grad()
 def solve_soft(
     mdp: TabularMDP, tau: float, V: Tensor | None = None, tol: float = TOLERANCE, max_iterations: int = 200
 ) -> SoftOptimum:
     """Soft policy iteration from V (by default 0); quadratic, so one to six solves from a near start.
+
+    Evaluating the soft-greedy policy pi of V is the Newton step ``V + (I - gamma P_pi)^{-1} (T V - V)``.
 
     Args:
         mdp: the model, batched or not.
@@ -109,11 +127,13 @@ def solve_soft(
         return _solve_soft_sparse(mdp, tau, V, tol, max_iterations)
     for iterations in range(max_iterations + 1):
         Q = action_value(mdp, V)
-        residuals = (soft_maximum(mdp, Q, tau) - V).abs().amax(-1)
-        if bool((residuals <= tol * V.abs().amax(-1).clamp_min(1.0)).all()) or iterations == max_iterations:
+        backup, pi = soft_backup(mdp, Q, tau)
+        step = backup - V
+        residuals = step.abs().amax(-1)
+        if iterations == max_iterations or bool((residuals <= tol * V.abs().amax(-1).clamp_min(1.0)).all()):
             break
-        V = policy_value(mdp, soft_policy(mdp, Q, tau), tau)
-    return SoftOptimum(V, Q, soft_policy(mdp, Q, tau), float(residuals.max()), iterations)
+        V = V + solve_resolvent(mdp, pi, step)
+    return SoftOptimum(V, Q, pi, float(residuals.max()), iterations)
 
 
 def _solve_soft_sparse(mdp: SparseMDP, tau: float, V: Tensor, tol: float, max_iterations: int) -> SoftOptimum:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bilevel_gym.agents.schedules import Constant, Geometric, Linear, as_schedule
+from bilevel_gym.agents.schedules import Constant, Geometric, Linear, Quench, as_schedule
 
 
 def test_ends_and_steps() -> None:
@@ -17,6 +17,14 @@ def test_ends_and_steps() -> None:
     np.testing.assert_allclose([Linear(1.0, 2.0)(p) for p in progress], np.linspace(1.0, 2.0, 11), rtol=1e-15)
     np.testing.assert_allclose([Geometric(2.0, 20.0)(p) for p in progress], np.geomspace(2.0, 20.0, 11), rtol=1e-14)
     np.testing.assert_allclose([Geometric(0.3, 1e-4)(p) for p in progress], np.geomspace(0.3, 1e-4, 11), rtol=1e-14)
+
+
+def test_a_quench_jumps() -> None:
+    values = [Quench(2.0, 0.5, 0.25)(1.0 - k / 8) for k in range(9)]
+    assert values == [2.0, 2.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert [Quench(2.0, 0.5, share)(0.5) for share in (0.0, 1.0)] == [0.5, 2.0]
+    with pytest.raises(ValueError, match=r"^share: expected a number in \[0, 1\]"):
+        Quench(1.0, 0.1, 1.5)
 
 
 def test_a_number_is_a_constant_schedule() -> None:
@@ -37,6 +45,8 @@ def test_a_number_is_a_constant_schedule() -> None:
         Linear(1.0, 0.0),
         Linear(-1.0, 1.0),
         Linear(1.0, math.nan),
+        Quench(-1.0, 1.0),
+        Quench(1.0, 0.0),
     ],
 )
 def test_bad_ends_are_named(value: Any) -> None:

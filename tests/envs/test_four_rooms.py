@@ -21,10 +21,10 @@ from bilevel_gym.agents import (
     ValuePenalty,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.leaders.hypergradient import soft_leader_return
+from bilevel_gym.agents.leaders.hypergradient import hypergradient
 from bilevel_gym.envs.four_rooms import MAP, FourRoomsEnv, FourRoomsProblem, FourRoomsVectorEnv
 from bilevel_gym.envs.mdp import policy_value, solve_soft
-from tests.problems import F64, assert_gradient, autograd, generator, numerical_gradient, residual
+from tests.problems import F64, assert_gradient, generator, numerical_gradient, residual
 
 UP, RIGHT, DOWN, LEFT = range(4)
 START, GOALS, LEADER_CELL = (4, 1), ((1, 9), (11, 11)), (8, 4)
@@ -117,7 +117,7 @@ def test_the_hypergradient(tau: float, beta: float) -> None:
         return problem.leader_return(z, solve_soft(problem.follower_mdp(z), tau, tol=1e-13).pi)
 
     numerical = numerical_gradient(solved_anew, x, h=3e-3)
-    assert_gradient(autograd(lambda z: soft_leader_return(problem, z, tau)[0], x), numerical)
+    assert_gradient(hypergradient(problem, x, tau)[1], numerical)
 
 
 def test_it_ends_where_a_second_implementation_did() -> None:
@@ -125,6 +125,13 @@ def test_it_ends_where_a_second_implementation_did() -> None:
     config = HypergradientConfig(learning_rate=0.2, tau=0.005, eval_every=1000, keep_best=False)
     leader = Hypergradient("bilevel_gym/FourRooms-v0", config, env_kwargs={"tau": 0.005, "beta": 1.0}).learn(450)
     assert leader.evaluate().leader_return == pytest.approx(1.347, abs=0.002)
+
+
+def test_the_default_passes_the_published_figure_where_others_fell_short() -> None:
+    """(.003, 3): .73 by HPGD, under .41 by the exact methods it was compared with; from a random start."""
+    x0 = torch.randn(105, generator=generator(7), dtype=F64)
+    leader = Hypergradient("bilevel_gym/FourRooms-v0", env_kwargs={"tau": 0.003, "beta": 3.0}, x0=x0).learn(500)
+    assert leader.history[-1].leader_return > 0.73
 
 
 # --- contexts: the two goals through simulators and leaders -----------------------------------------------------------

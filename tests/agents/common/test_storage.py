@@ -24,6 +24,7 @@ from bilevel_gym.agents import (
     Linear,
     MirrorDescent,
     PolicyGradient,
+    Quench,
     SoBiRL,
     SoBiRLConfig,
     Softmax,
@@ -54,6 +55,7 @@ LEADERS: dict[str, Callable[[Any], TabularLeader]] = {
     ),
     "hypergradient": lambda p: Hypergradient(p, HypergradientConfig(learning_rate=Geometric(0.2, 0.01), eval_every=3)),
     "tracked hypergradient": lambda p: SoBiRL(p, SoBiRLConfig(learning_rate=0.05, sweeps=3, tau=Linear(0.3, 0.1))),
+    "quenched": lambda p: Hypergradient(p, HypergradientConfig(tau=Quench(0.5, 0.1, 0.6), eval_every=3)),
     "independent": lambda p: IndependentPolicyGradient(p, IndependentPolicyGradientConfig(tau=0.1, budget=0.75)),
 }
 
