@@ -1,8 +1,8 @@
-"""Run benchmarks: ``python -m benchmarks [NAME ...] [--quick] [--out DIR] [--jobs N]``.
+"""Run benchmarks: ``python -m benchmarks [NAME ...] [--quick] [--cell CELL ...] [--out DIR] [--jobs N]``.
 
 Each writes ``NAME.json`` (data, command, versions, seconds), ``NAME.md`` and, where it has one, ``NAME.png``; the folder's
 ``README.md`` lists them and ``standing.md`` sets them beside figures from elsewhere. ``--quick`` is a smoke test of minutes,
-written elsewhere.
+written elsewhere; so are the results of single cells of a table.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from .common import markdown_table
 BENCHMARKS = (
     "stackelberg_exact",
     "stackelberg_sampled",
+    "four_rooms",
     "monte_carlo",
     "monte_carlo_gradients",
     "toll_design",
@@ -37,7 +38,10 @@ BENCHMARKS = (
     "sparse_grid",
     "speed",
 )
-"""Modules of this folder with ``run(quick, jobs)``, ``table(data)`` and perhaps ``picture(data, path)``, ``standing(data)``."""
+"""Modules of this folder with ``run(quick, jobs)``, ``table(data)`` and perhaps ``picture(data, path)``, ``standing(data)``.
+
+One whose table has cells names them in ``CELLS`` and has ``run(quick, jobs, cells)``.
+"""
 
 FULL, QUICK = Path("docs/results"), Path("runs/quick")
 STANDING_NOTE = """\
@@ -54,7 +58,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="a smoke test: few games, few iterations")
-    parser.add_argument("--out", type=Path, help=f"folder of the results (default: {FULL}; with --quick {QUICK})")
+    parser.add_argument("--cell", action="append", default=[], dest="cells", help="a cell of a table; may be repeated")
+    parser.add_argument("--out", type=Path, help=f"folder of the results (default: {FULL}; of a part {QUICK})")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in BENCHMARKS]
@@ -63,7 +68,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.jobs < 1:
         parser.error(f"--jobs: expected at least 1, got {options.jobs}")
     options.names = options.names or list(BENCHMARKS)
-    options.out = options.out or (QUICK if options.quick else FULL)
+    for name in options.names if options.cells else ():
+        known = getattr(importlib.import_module(f"benchmarks.{name}"), "CELLS", ())
+        missing = [cell for cell in options.cells if cell not in known]
+        if missing:
+            parser.error(
+                f"unknown cell {' '.join(missing)} of {name}: expected {' '.join(known) or 'none: it has no cells'}"
+            )
+    options.out = options.out or (QUICK if options.quick or options.cells else FULL)
     return options
 
 
@@ -72,13 +84,14 @@ def title(module: ModuleType) -> str:
     return (module.__doc__ or module.__name__).strip().splitlines()[0].rstrip(".")
 
 
-def about(name: str, quick: bool, jobs: int, seconds: float) -> dict[str, Any]:
+def about(name: str, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
     """How results came about; nothing in it names a machine."""
     versions = {package: version(package) for package in PACKAGES}
+    part = (" --quick" if options.quick else "") + "".join(f" --cell {cell}" for cell in options.cells)
     return {
         "benchmark": name,
-        "command": f"python -m benchmarks {name}{' --quick' if quick else ''} --jobs {jobs}",
-        "quick": quick,
+        "command": f"python -m benchmarks {name}{part} --jobs {options.jobs}",
+        "quick": options.quick,
         "wall_seconds": round(seconds, 1),
         "cores": os.cpu_count(),
         "versions": {"python": platform.python_version(), "bilevel_gym": bilevel_gym.__version__, **versions},
@@ -132,8 +145,8 @@ def run_one(name: str, options: argparse.Namespace) -> None:
     """Run one benchmark and write its files."""
     module = importlib.import_module(f"benchmarks.{name}")
     start = time.perf_counter()
-    data = module.run(options.quick, options.jobs)
-    record = about(name, options.quick, options.jobs, time.perf_counter() - start) | {"data": data}
+    data = module.run(options.quick, options.jobs, *([options.cells] if options.cells else []))
+    record = about(name, options, time.perf_counter() - start) | {"data": data}
     has_picture = hasattr(module, "picture")
     if has_picture:
         module.picture(data, options.out / f"{name}.png")
