@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .baselines.cma_es import CMAES, CMAESConfig, TabularCMAES, TabularCMAESConfig
     from .baselines.independent_policy_gradient import IndependentPolicyGradient, IndependentPolicyGradientConfig
+    from .baselines.meta_gradient import MetaGradient, MetaGradientConfig
     from .baselines.zero_order import ZeroOrder, ZeroOrderConfig
     from .common.evaluation import Evaluation, leader_return_at_best_response
     from .common.policies import Direct, Softmax, Solved
@@ -38,6 +39,8 @@ _HOME = {
     "SoBiRLConfig": "leaders.sobirl",
     "IndependentPolicyGradient": "baselines.independent_policy_gradient",
     "IndependentPolicyGradientConfig": "baselines.independent_policy_gradient",
+    "MetaGradient": "baselines.meta_gradient",
+    "MetaGradientConfig": "baselines.meta_gradient",
     "ZeroOrder": "baselines.zero_order",
     "ZeroOrderConfig": "baselines.zero_order",
     "ValuePenalty": "penalties",
@@ -74,6 +77,8 @@ __all__ = [
     "IndependentPolicyGradient",
     "IndependentPolicyGradientConfig",
     "Linear",
+    "MetaGradient",
+    "MetaGradientConfig",
     "MirrorDescent",
     "MonteCarlo",
     "NikaidoIsodaPenalty",

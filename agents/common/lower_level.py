@@ -11,6 +11,7 @@ the level's solution at temperature tau.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import torch
@@ -24,6 +25,8 @@ from ...envs.mdp import (
     TabularMDP,
     TabularProblem,
     ZeroSumGame,
+    attach,
+    attach_nash,
     player_mdp,
     solve_nash,
     solve_soft,
@@ -37,13 +40,12 @@ Solution = TypeVar("Solution", SoftOptimum, NashEquilibrium)
 
 
 class LowerLevel(ABC, Generic[Model, Solution]):
-    """The players of one problem.
+    """The players of one problem."""
 
-    Attributes:
-        views: for each player an MDP with the sizes and the mask of its policies, which x does not change.
-    """
-
-    views: tuple[TabularMDP, ...]
+    @property
+    @abstractmethod
+    def views(self) -> tuple[TabularMDP, ...]:
+        """For each player an MDP with the sizes and the mask of its policies, which x does not change."""
 
     @abstractmethod
     def model(self, x: Tensor) -> Model:
@@ -60,6 +62,10 @@ class LowerLevel(ABC, Generic[Model, Solution]):
     @abstractmethod
     def solve(self, model: Model, tau: float, V: Tensor | None = None) -> Solution:
         """The solution at temperature tau, from the values V of a nearby x."""
+
+    @abstractmethod
+    def attach(self, model: Model, tau: float, solution: Solution) -> Solution:
+        """The solution with its first derivative in the model (implicit function theorem); tau > 0."""
 
     @abstractmethod
     def policies(self, solution: Solution) -> Policies:
@@ -87,7 +93,10 @@ class OneFollower(LowerLevel[TabularMDP, SoftOptimum]):
 
     def __init__(self, problem: TabularProblem) -> None:
         self.problem = problem
-        self.views = (problem.follower_mdp(problem.start_x()).detach(),)
+
+    @cached_property
+    def views(self) -> tuple[TabularMDP]:
+        return (self.problem.follower_mdp(self.problem.start_x()).detach(),)
 
     def model(self, x: Tensor) -> TabularMDP:
         return self.problem.follower_mdp(x)
@@ -101,6 +110,9 @@ class OneFollower(LowerLevel[TabularMDP, SoftOptimum]):
     def solve(self, model: TabularMDP, tau: float, V: Tensor | None = None) -> SoftOptimum:
         return solve_soft(model, tau, V)
 
+    def attach(self, model: TabularMDP, tau: float, solution: SoftOptimum) -> SoftOptimum:
+        return attach(model, tau, solution)
+
     def policies(self, solution: SoftOptimum) -> tuple[Tensor]:
         return (solution.pi,)
 
@@ -113,10 +125,13 @@ class TwoPlayers(LowerLevel[ZeroSumGame, NashEquilibrium]):
 
     def __init__(self, problem: GameProblem) -> None:
         self.problem = problem
-        game = problem.game(problem.start_x()).detach()
+
+    @cached_property
+    def views(self) -> tuple[TabularMDP, TabularMDP]:
+        game = self.problem.game(self.problem.start_x()).detach()
         shape = (*game.batch_shape, game.n_states)
         uniform = tuple(torch.full((*shape, n), 1.0 / n, dtype=game.r.dtype) for n in game.n_actions)
-        self.views = self.faced(game, uniform, 0.0)
+        return self.faced(game, uniform, 0.0)
 
     def model(self, x: Tensor) -> ZeroSumGame:
         return self.problem.game(x)
@@ -131,6 +146,9 @@ class TwoPlayers(LowerLevel[ZeroSumGame, NashEquilibrium]):
 
     def solve(self, model: ZeroSumGame, tau: float, V: Tensor | None = None) -> NashEquilibrium:
         return solve_nash(model, tau, V)
+
+    def attach(self, model: ZeroSumGame, tau: float, solution: NashEquilibrium) -> NashEquilibrium:
+        return attach_nash(model, tau, solution)
 
     def policies(self, solution: NashEquilibrium) -> tuple[Tensor, Tensor]:
         return solution.pi1, solution.pi2

@@ -2,22 +2,34 @@ r"""The exact hypergradient of F(x) = J_L(x, pi*_tau(x)), by the implicit functi
 
     dF/dx = d_x J_L(x, pi(x,V))|_{V=V*}  +  (d_V J_L)^T (I - gamma P_{pi*})^{-1} d_x T(x, V*)
 
-one adjoint solve beside the follower's Newton solve. Needs tau > 0; lowering tau leads to the unregularised problem.
+one adjoint solve beside the follower's Newton solve. Over a zero-sum game pi* is the Nash equilibrium, unique and smooth in x
+for tau > 0, T the value of each state's matrix game, and pi(x,V) its saddle point, whose derivative is one more linear
+system a state (:mod:`~bilevel_gym.envs.mdp.nash`). Needs tau > 0; lowering tau leads to the unregularised problem.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import gymnasium as gym
 import torch
 from torch import Tensor
 
-from ...envs.mdp import SoftOptimum, SparseMDP, TabularMDP, TabularProblem, action_value, attach, solve_soft
+from ...envs.mdp import (
+    BilevelProblem,
+    GameProblem,
+    NashEquilibrium,
+    SoftOptimum,
+    SparseMDP,
+    TabularMDP,
+    TabularProblem,
+    action_value,
+    solve_soft,
+)
 from ...envs.mdp.evaluation import FactoredResolvent, entropy_weight, going_on
+from ..common.lower_level import LowerLevel, Policies, lower_level
 from ..common.storage import storable
-from ..common.tabular import TabularLeader, TabularLeaderConfig
+from ..common.tabular import Kinds, ProblemSource, TabularLeader, TabularLeaderConfig
 from ..schedules import Quench, Schedule
 
 
@@ -27,17 +39,26 @@ class HypergradientConfig(TabularLeaderConfig):
     """How :class:`Hypergradient` learns.
 
     Attributes:
-        tau: temperature, positive; None takes 0.07 for a sixth of training, and then the problem's own, or 0.003.
+        tau: temperature, positive; None takes 0.07 for a sixth of training, and then the problem's own, or 0.003. Over a game
+            None anneals it from 0.2 to the problem's own.
     """
 
 
-def soft_leader_return(
-    problem: TabularProblem, x: Tensor, tau: float, warm: SoftOptimum | None = None
-) -> tuple[Tensor, SoftOptimum]:
-    """F(x) = J_L(x, pi*_tau(x)), a scalar whose gradient in x is the exact hypergradient, and the follower's optimum."""
-    mdp = problem.follower_mdp(x)
-    optimum = solve_soft(mdp.detach(), tau, None if warm is None else warm.V)
-    return problem.leader_return(x, attach(mdp, tau, optimum).pi), optimum
+def soft_leader_return(problem: BilevelProblem, x: Tensor, tau: float, warm: Any = None) -> tuple[Tensor, Any]:
+    """F(x) = J_L(x, pi*_tau(x)), a scalar whose gradient in x is the exact hypergradient, and the lower level's solution.
+
+    The solution is a :class:`SoftOptimum` over one follower, a :class:`NashEquilibrium` over a game.
+
+    Args:
+        problem: over one follower or over a zero-sum game.
+        x: a point of X, ``[dim]``.
+        tau: temperature, positive.
+        warm: the solution at a nearby x, or None.
+    """
+    level: LowerLevel[Any, Any] = lower_level(problem)
+    model = level.model(x)
+    solution = level.solve(model.detach(), tau, None if warm is None else warm.V)
+    return level.leader_return(x, level.policies(level.attach(model, tau, solution))), solution
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,19 +124,19 @@ def cotangents(
     )
 
 
-def hypergradient(
-    problem: TabularProblem, x: Tensor, tau: float, warm: SoftOptimum | None = None
-) -> tuple[Tensor, Tensor, SoftOptimum]:
-    """F(x), dF/dx, ``[dim]``, and the follower's optimum: one factored matrix beside the follower's own Newton steps.
+def hypergradient(problem: BilevelProblem, x: Tensor, tau: float, warm: Any = None) -> tuple[Tensor, Tensor, Any]:
+    """F(x), dF/dx, ``[dim]``, and the lower level's solution; the arguments are those of :func:`soft_leader_return`.
 
-    An objective that is no return and a sparse model are left to autograd, through :func:`soft_leader_return`.
+    Over one follower one factored matrix beside its own Newton steps. Games, an objective that is no return and a sparse
+    model are left to autograd, through :func:`soft_leader_return`.
     """
     x = x.detach().requires_grad_()
-    reward, mdp = problem.leader_reward(x), problem.follower_mdp(x)
-    if reward is None or isinstance(mdp, SparseMDP):
-        value, optimum = soft_leader_return(problem, x, tau, warm)
+    tables = _tables(problem, x)
+    if tables is None:
+        value, solution = soft_leader_return(problem, x, tau, warm)
         (gradient,) = torch.autograd.grad(value, x)
-        return value.detach(), gradient, optimum
+        return value.detach(), gradient, solution
+    mdp, reward = tables
     optimum = solve_soft(mdp.detach(), tau, None if warm is None else warm.V)
     found = cotangents(mdp.detach(), reward.detach(), tau, optimum, problem.context_probs, mdp.P.requires_grad)
     pairs = ((mdp.r, found.r), (reward, found.reward), (mdp.P, found.P))
@@ -124,16 +145,24 @@ def hypergradient(
     ]
     if not moved:
         return found.value, torch.zeros_like(x), optimum
-    tables, slopes = zip(*moved, strict=True)
-    (gradient,) = torch.autograd.grad(tables, x, slopes)
+    outputs, slopes = zip(*moved, strict=True)
+    (gradient,) = torch.autograd.grad(outputs, x, slopes)
     return found.value, gradient, optimum
+
+
+def _tables(problem: BilevelProblem, x: Tensor) -> tuple[TabularMDP, Tensor] | None:
+    """M(x) and r_l at x where F is a return in a follower's dense model, else None."""
+    if not isinstance(problem, TabularProblem):
+        return None
+    reward, mdp = problem.leader_reward(x), problem.follower_mdp(x)
+    return None if reward is None or isinstance(mdp, SparseMDP) else (mdp, reward)
 
 
 class Hypergradient(TabularLeader):
     """Ascent on F by its exact gradient.
 
     Args:
-        problem: a tabular problem, an environment that has one, or its id.
+        problem: a tabular problem or one over a zero-sum game, an environment that has one, or its id.
         config: steps, schedules, bounds.
         seed: kept for files; the method draws nothing.
         env_kwargs: arguments of an id.
@@ -143,33 +172,39 @@ class Hypergradient(TabularLeader):
         ValueError: as :class:`TabularPBRL`; tau must be positive.
     """
 
+    _kinds: ClassVar[Kinds] = (TabularProblem, GameProblem)
+
     def __init__(
         self,
-        problem: TabularProblem | gym.Env[Any, Any] | str,
+        problem: ProblemSource,
         config: HypergradientConfig | None = None,
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
         x0: Any = None,
     ) -> None:
-        self._follower: SoftOptimum | None = None
+        self._solution: SoftOptimum | NashEquilibrium | None = None
         super().__init__(
             problem, HypergradientConfig() if config is None else config, seed, env_kwargs, x0, positive_tau=True
         )
 
     def _default_tau(self) -> Schedule:
+        if isinstance(self.problem, GameProblem):
+            return self._annealed(0.2)
         end = self._final_tau()
         return Quench(max(0.07, end), end)
 
     def _descend(self, progress_remaining: float) -> dict[str, float]:
-        _, gradient, self._follower = hypergradient(self.problem, self._x, self.tau, self._follower)
+        _, gradient, self._solution = hypergradient(self.problem, self._x, self.tau, self._solution)
         self._x.grad = -gradient
-        return {"oracle_residual": self._follower.residual, "gradient_norm": float(gradient.norm())}
+        return {"oracle_residual": self._solution.residual, "gradient_norm": float(gradient.norm())}
 
-    def _pi_y(self, mdp: TabularMDP) -> Tensor:
-        return solve_soft(mdp, self.tau, None if self._follower is None else self._follower.V).pi
+    def _policies(self, model: Any) -> Policies:
+        near = None if self._solution is None else self._solution.V
+        return self._level.policies(self._level.solve(model, self.tau, near))
 
     def _state(self) -> dict[str, Any]:
-        return {} if self._follower is None else vars(self._follower)
+        return {} if self._solution is None else vars(self._solution)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self._follower = SoftOptimum(**state) if state else None
+        kind = NashEquilibrium if isinstance(self.problem, GameProblem) else SoftOptimum
+        self._solution = kind(**state) if state else None

@@ -18,7 +18,7 @@ from .grid import GridMap
 from .incentive import IncentiveDesignProblem, random_incentive_design
 from .leader_set import LeaderSet
 from .models import TabularKernel, TabularMDP
-from .nash import NashEquilibrium, matrix_game, regularised_matrix_game, solve_nash
+from .nash import NashEquilibrium, attach_nash, matrix_game, regularised_matrix_game, solve_nash
 from .optimality import SoftOptimum, attach, soft_maximum, soft_policy, solve_soft, suboptimality, value_iteration
 from .problem import ArrayProblem, BilevelProblem, GameProblem, Optimum, TabularProblem
 from .road_network import RoadNetwork, random_city
@@ -54,6 +54,7 @@ __all__ = [
     "ZeroSumGame",
     "action_value",
     "attach",
+    "attach_nash",
     "best_responses",
     "game_world",
     "induced_reward",

@@ -18,12 +18,21 @@ at V is gamma P of the saddle point's policies (Danskin), so that Newton's step 
 policies. Newton need not converge from far away: where it fails to bring the residual down by gamma, the step is ``T V``,
 which does (compare Filar and Tolwinski's safeguard of policy iteration in such games, 1991).
 
+**Derivative.** With tau > 0 the equilibrium is unique and smooth in the game. By Danskin dV is that of the pair of policies held,
+``(I - gamma P_pi)^{-1} (d r + gamma d P V)_pi``; it moves A_s, and the saddle point moves with A_s as its fixed point
+``p = softmax(A q/tau)``, ``q = softmax(-A^T p/tau)`` says:
+
+    ( I + D_p A D_q A^T / tau^2 ) dp = D_p ( dA q - A D_q dA^T p / tau ) / tau,      dq = -D_q ( dA^T p + A^T dp ) / tau
+
 **Residual.** ``max_s max(up(s) - V(s), V(s) - low(s))``, where up and low are the values at A_s of p and q answered best. Each
-player can gain at most ``residual / (1 - gamma)`` in any state.
+player can gain at most ``residual / (1 - gamma)`` in any state. For tau > 0 this is of second order in the policies' error, so
+``max_s |T V - V|``, of first order, must come down as far.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +105,7 @@ def regularised_matrix_game(
     w = torch.zeros_like(A[..., 0, :]) if w is None else _centred(w)
     eye = torch.eye(A.shape[-1], dtype=A.dtype)
     lengths = 0.5 ** torch.arange(30, dtype=A.dtype)
+    here = _potential(A, w, tau)
     for _ in range(max_iterations):
         q = torch.softmax(w, -1)
         p = torch.softmax(_times(A, q) / tau, -1)
@@ -105,12 +115,16 @@ def regularised_matrix_game(
         D_q = _covariance(q)
         d = -torch.linalg.solve(eye + A.mT @ _covariance(p) @ A @ D_q / tau**2, G.unsqueeze(-1)).squeeze(-1)
         slope = tau * (d * _times(D_q, G)).sum(-1)
-        here = _potential(A, w, tau)
-        tried = _potential(A.unsqueeze(-3), w.unsqueeze(-2) + lengths.unsqueeze(-1) * d.unsqueeze(-2), tau)
-        rounding = 1e-14 * here.abs().clamp_min(1.0)
-        good = tried <= (here + rounding).unsqueeze(-1) + ARMIJO * lengths * slope.unsqueeze(-1)
-        length = torch.where(good.any(-1), lengths[good.to(torch.int8).argmax(-1)], lengths[-1])
-        w = _centred(w + length.unsqueeze(-1) * d)
+        bound = here + 1e-14 * here.abs().clamp_min(1.0)  # as much as rounding may hide
+        stepped = _centred(w + d)
+        there = _potential(A, stepped, tau)
+        if not bool((there <= bound + ARMIJO * slope).all()):
+            tried = _potential(A.unsqueeze(-3), w.unsqueeze(-2) + lengths.unsqueeze(-1) * d.unsqueeze(-2), tau)
+            good = tried <= bound.unsqueeze(-1) + ARMIJO * lengths * slope.unsqueeze(-1)
+            first = torch.where(good.any(-1), good.to(torch.int8).argmax(-1), len(lengths) - 1)
+            stepped = _centred(w + lengths[first].unsqueeze(-1) * d)
+            there = tried.gather(-1, first.unsqueeze(-1)).squeeze(-1)
+        w, here = stepped, there
     q = torch.softmax(w, -1)
     return torch.softmax(_times(A, q) / tau, -1), q
 
@@ -177,15 +191,19 @@ def solve_nash(
         game: the game, batched or not.
         tau: temperature, ``>= 0``.
         V: starting values, ``[..., S]``, e.g. those of the equilibrium at a nearby x.
-        tol: residual at which to stop, relative to the largest of 1 and the values' size.
-        max_iterations: most rounds of matrix games; the answer tells the residual it has reached.
+        tol: residual (and for tau > 0 change of V) at which to stop, relative to the largest of 1 and the values' size.
+        max_iterations: most rounds of matrix games.
+
+    Warns:
+        RuntimeWarning: the residual is still above ``tol`` after the last round; the answer is the best pair seen, and its
+            ``residual`` says how far it is from an equilibrium.
     """
     check_tau(tau)
     check_number(tol, "tol", low=0.0)
     check_size(max_iterations, "max_iterations")
     game = game.detach()
     V = torch.zeros((*game.batch_shape, game.n_states), dtype=game.r.dtype) if V is None else V
-    best, near = None, None
+    best, least, near = None, math.inf, None
     for iteration in range(1, max_iterations + 1):
         A = _payoffs(game, V).expand(*game.batch_shape, *game.r.shape[-3:])
         near = _saddle(A, tau, near)
@@ -196,11 +214,46 @@ def solve_nash(
         evaluated = joint_value(game, p, q, tau)
         low, up = _bounds(_payoffs(game, evaluated), p, q, tau)
         residual = float(torch.maximum(up - evaluated, evaluated - low).max())
-        if best is None or residual < best.residual:
-            best = NashEquilibrium(evaluated, p, q, residual, iteration)
-        if residual <= tol * max(1.0, float(evaluated.abs().max())) or change == 0.0:
+        # The residual is second order in the policies' error; with tau > 0 that error is of the order of the change of V.
+        error = residual if tau == 0.0 else max(residual, change)
+        if best is None or error < least:
+            best, least = NashEquilibrium(evaluated, p, q, residual, iteration), error
+        if error <= tol * max(1.0, float(evaluated.abs().max())) or change == 0.0:
             break
         # T contracts at gamma: a step that does not beat it by then is not taken.
         V = evaluated if residual <= game.gamma * change else T_V
+    else:
+        assert best is not None
+        warnings.warn(
+            f"solve_nash stopped at its limit of {max_iterations} rounds with residual {best.residual:.3g}, above tol={tol:.3g} "
+            f"relative to values of {float(best.V.abs().max()):.3g}; a larger tau than {tau:g} is easier to solve",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     assert best is not None
     return NashEquilibrium(best.V, best.pi1, best.pi2, best.residual, iteration)
+
+
+def attach_nash(game: ZeroSumGame, tau: float, nash: NashEquilibrium) -> NashEquilibrium:
+    """The same equilibrium with its first derivative in the game (implicit function theorem); tau > 0.
+
+    Args:
+        game: the game, carrying x's graph.
+        tau: the equilibrium's temperature, positive.
+        nash: its equilibrium, solved.
+
+    Returns:
+        V, pi1 and pi2 that carry the graph; autograd's adjoint solves one system a state and one over the states.
+    """
+    check_tau(tau, positive=True)
+    p, q = nash.pi1.detach(), nash.pi2.detach()
+    V = joint_value(game, p, q, tau)
+    A = _payoffs(game, V)
+    held, D_p, D_q = A.detach(), _covariance(p), _covariance(q)
+    dA = A - held  # 0, with A's derivative
+    forced = -_times(D_q, _times(dA.mT, p)) / tau
+    system = torch.eye(p.shape[-1], dtype=p.dtype) + D_p @ held @ D_q @ held.mT / tau**2
+    forcing = _times(D_p, _times(dA, q) + _times(held, forced)) / tau
+    dp: Tensor = torch.linalg.solve(system, forcing.unsqueeze(-1)).squeeze(-1)
+    dq = forced - _times(D_q, _times(held.mT, dp)) / tau
+    return NashEquilibrium(V, p + dp, q + dq, nash.residual, nash.iterations)

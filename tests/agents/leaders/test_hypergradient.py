@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,13 @@ from bilevel_gym.envs.mdp import (
     LeaderSet,
     TabularMDP,
     TabularProblem,
+    ZeroSumGame,
     action_value,
+    attach_nash,
+    random_incentive_design,
     random_stackelberg,
     soft_policy,
+    solve_nash,
     solve_soft,
 )
 from bilevel_gym.envs.two_state import TwoStateProblem
@@ -35,6 +40,7 @@ from tests.problems import (
     array_problem,
     assert_gradient,
     autograd,
+    generator,
     numerical_gradient,
     random_mdp,
     random_x,
@@ -179,6 +185,43 @@ def test_its_own_follower_is_the_best_response() -> None:
     assert record.leader_return_at_pi_y == pytest.approx(record.leader_return, rel=1e-11)
     assert record.penalty is None
     assert record.lam is None
+
+
+@pytest.mark.parametrize("tau", [0.5, 0.1, 0.05])
+@pytest.mark.parametrize("seed", range(2))
+def test_over_a_game_it_is_the_derivative_through_the_equilibrium(seed: int, tau: float) -> None:
+    problem = random_incentive_design(3, 2, 3, gamma=0.8, seed=seed)
+    x = 0.5 * torch.randn(problem.leader_dim, generator=generator(seed), dtype=torch.float64)
+
+    def at_nash(z: Tensor) -> Tensor:
+        nash = solve_nash(problem.game(z), tau, tol=1e-13)
+        return problem.leader_return(z, (nash.pi1, nash.pi2))
+
+    numerical = numerical_gradient(at_nash, x, h=1e-2 * tau)
+    implicit = autograd(lambda z: soft_leader_return(problem, z, tau)[0], x)
+    assert_gradient(implicit, numerical)
+
+    def players_that_look_one_step_ahead(z: Tensor) -> Tensor:
+        game, nash = problem.game(z), solve_nash(problem.game(z).detach(), tau)
+        one_shot = ZeroSumGame(game.P, game.r + problem.gamma * (game.P @ nash.V), game.rho, 0.0, validate=False)
+        attached = attach_nash(one_shot, tau, nash)
+        return problem.leader_return(z, (attached.pi1, attached.pi2))
+
+    assert relative_error(autograd(players_that_look_one_step_ahead, x), numerical) > 1e-3
+
+
+def test_over_games_it_learns_and_its_players_are_at_equilibrium(tmp_path: Path) -> None:
+    for seed in range(2):
+        problem = random_incentive_design(seed=seed)
+        leader = Hypergradient(problem, HypergradientConfig(tau=problem.tau)).learn(100)
+        assert leader.history[-1].leader_return > leader.history[0].leader_return + 2.0
+        record = leader.evaluate()
+        assert record.gap == pytest.approx(0.0, abs=1e-9)
+        assert record.leader_return_at_pi_y == pytest.approx(record.leader_return, rel=1e-8)
+    loaded = Hypergradient.load(leader.save(tmp_path / "leader"), problem)
+    for one in (leader, loaded):
+        one.learn(3, reset_num_timesteps=False)
+    np.testing.assert_array_equal(loaded.last_x, leader.last_x)
 
 
 @pytest.mark.parametrize("tau", [0.0, -0.1, float("nan"), Linear(0.1, 0.0), Constant(0.0)])

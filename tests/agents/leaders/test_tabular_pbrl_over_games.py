@@ -15,10 +15,10 @@ from torch import Tensor
 
 import bilevel_gym  # noqa: F401  registers the environments
 from bilevel_gym.agents import (
+    HPGD,
     BellmanPenalty,
     Direct,
     Geometric,
-    Hypergradient,
     MirrorDescent,
     NikaidoIsodaPenalty,
     Softmax,
@@ -168,6 +168,6 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^config.follower: expected"):
         TabularPBRL(problem, config=TabularPBRLConfig(follower=Solved()))
     with pytest.raises(ValueError, match=r"^problem: expected a TabularProblem"):
-        Hypergradient(problem)  # type: ignore[arg-type]
+        HPGD(problem)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^env_kwargs: expected"):
         TabularPBRL(problem, env_kwargs={"seed": 1})

@@ -17,8 +17,8 @@ from bilevel_gym.envs.mdp import (
     solve_soft,
     start_value,
 )
-from tests.games import random_game, random_pair
-from tests.problems import F64, assert_gradient, autograd, generator, numerical_gradient, relative_error
+from tests.games import moved_game, random_game, random_pair
+from tests.problems import F64, assert_gradient, autograd, numerical_gradient, relative_error
 
 TAU = 0.2
 
@@ -35,31 +35,22 @@ def tangent(gradient: Tensor) -> Tensor:
     return gradient - gradient.mean(-1, keepdim=True)
 
 
-def moved(game: ZeroSumGame, x: Tensor) -> ZeroSumGame:
-    """x moves the rewards and the dynamics, not linearly."""
-    rng = generator(77)
-    phi, kappa = (torch.randn(len(x), *t.shape, generator=rng, dtype=F64) for t in (game.r, game.P))
-    r = game.r + torch.einsum("i,i...->...", torch.sin(x), phi)
-    P = torch.softmax(game.P.log() + torch.einsum("i,i...->...", torch.sin(x), kappa), -1)
-    return ZeroSumGame(P, r, game.rho, game.gamma, validate=False)
-
-
 @pytest.mark.parametrize("batch", [(), (2,)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_gradients_are_those_of_psi_solved_anew(seed: int, batch: tuple[int, ...]) -> None:
     game = random_game(seed, n_states=3, batch=batch)
-    x = torch.tensor([0.3, -0.5], dtype=F64)
-    at_x = moved(game, x)
+    x = torch.tensor([0.3, -0.5, 0.2], dtype=F64)
+    at_x = moved_game(game, x)
     pi1, pi2 = random_pair(game, seed)
     star1, star2 = (answer.pi for answer in best_responses(at_x, pi1, pi2, TAU))
 
     def penalty(game: ZeroSumGame, pi1: Tensor, pi2: Tensor) -> Tensor:
         return nikaido_isoda_penalty(game, pi1, pi2, star1, star2, TAU).sum()
 
-    in_x = numerical_gradient(lambda z: psi(moved(game, z), pi1, pi2), x)
+    in_x = numerical_gradient(lambda z: psi(moved_game(game, z), pi1, pi2), x)
     in_1 = numerical_gradient(lambda p: psi(at_x, p, pi2), pi1)
     in_2 = numerical_gradient(lambda p: psi(at_x, pi1, p), pi2)
-    assert_gradient(autograd(lambda z: penalty(moved(game, z), pi1, pi2), x), in_x)
+    assert_gradient(autograd(lambda z: penalty(moved_game(game, z), pi1, pi2), x), in_x)
     assert_gradient(autograd(lambda p: penalty(at_x, p, pi2), pi1), in_1)
     assert_gradient(autograd(lambda p: penalty(at_x, pi1, p), pi2), in_2)
     closed_1, closed_2 = nikaido_isoda_penalty_gradient(at_x, pi1, pi2, star1, star2, TAU)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from bilevel_gym.envs.mdp import (
+    NashEquilibrium,
     ZeroSumGame,
+    attach_nash,
     best_responses,
     joint_return,
     joint_value,
@@ -23,8 +26,8 @@ from bilevel_gym.envs.mdp import (
     regularised_matrix_game,
     solve_nash,
 )
-from tests.games import random_game, random_pair
-from tests.problems import F64, generator, slope
+from tests.games import moved_game, random_game, random_pair
+from tests.problems import F64, assert_gradient, autograd, generator, numerical_gradient, slope
 
 ROCK_PAPER_SCISSORS = [[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]
 
@@ -127,6 +130,55 @@ def test_a_batch_is_its_instances() -> None:
             torch.testing.assert_close(nash.V[i], one.V, rtol=0.0, atol=1e-9)
 
 
+@pytest.mark.parametrize("tau", [1.0, 0.2, 0.05])
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("n_actions", [(3, 2), (2, 4)])
+def test_the_equilibrium_s_derivative(n_actions: tuple[int, int], batch: tuple[int, ...], tau: float) -> None:
+    """V, pi1 and pi2, weighed at random, against differences of the equilibrium solved anew; x moves r and P."""
+    game, x = random_game(4, n_states=3, n_actions=n_actions, batch=batch), torch.tensor([0.3, -0.5, 0.2], dtype=F64)
+    shapes = [(*batch, 3, n) for n in (1, *n_actions)]
+    weights = [torch.randn(*shape, generator=generator(i), dtype=F64) for i, shape in enumerate(shapes)]
+
+    for part in range(3):
+
+        def total(nash: NashEquilibrium) -> Tensor:
+            return (weights[part] * (nash.V.unsqueeze(-1), nash.pi1, nash.pi2)[part]).sum()  # noqa: B023
+
+        def attached(z: Tensor) -> Tensor:
+            at_z = moved_game(game, z)
+            return total(attach_nash(at_z, tau, solve_nash(at_z, tau)))
+
+        numerical = numerical_gradient(
+            lambda z: total(solve_nash(moved_game(game, z), tau, tol=1e-13)), x, h=min(1e-3, 5e-3 * tau)
+        )
+        assert_gradient(autograd(attached, x), numerical)
+
+
+def test_attaching_changes_no_value() -> None:
+    game = random_game(6)
+    nash = solve_nash(game, 0.1)
+    attached = attach_nash(game, 0.1, nash)
+    for name in ("V", "pi1", "pi2"):
+        torch.testing.assert_close(getattr(attached, name), getattr(nash, name), rtol=0.0, atol=1e-13)
+    with pytest.raises(ValueError, match=r"^tau: expected"):
+        attach_nash(game, 0.0, nash)
+
+
+def test_an_unsolved_game_is_said() -> None:
+    """Too few rounds; and a temperature of a millionth of the rewards, which rounding does not let be solved."""
+    game = random_game(0, n_states=6, n_actions=(4, 3))
+    with pytest.warns(RuntimeWarning, match=r"limit of 1 rounds with residual"):
+        nash = solve_nash(game, 0.1, max_iterations=1)
+    assert nash.residual > 1e-6
+    hard = ZeroSumGame(game.P, 1000.0 * game.r, game.rho, 0.9)
+    with pytest.warns(RuntimeWarning, match=r"a larger tau than 0.0001 is easier"):
+        solve_nash(hard, 1e-4, max_iterations=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert solve_nash(game, 0.1, max_iterations=30).residual < 1e-9
+
+
+@pytest.mark.filterwarnings("ignore:solve_nash stopped")  # after one step, as asked
 def test_newton_is_quadratic() -> None:
     """From V* plus an error e, one evaluation of the saddle point's policies leaves an error of order e^2."""
     game = random_game(3, n_states=5, n_actions=(3, 3), sharp=4.0)
