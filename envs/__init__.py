@@ -11,6 +11,7 @@ _TABLE = (
     ("RandomMDP-v0", "random_mdp", "RandomMDP"),
     ("GoalPlacement-v0", "goal_placement", "GoalPlacement"),
     ("TollDesign-v0", "toll_design", "TollDesign"),
+    ("LQStackelberg-v0", "lq_stackelberg", "LQStackelberg"),
 )
 
 _STEPS = {"FourRooms-v0": 500}  # max_episode_steps, where 100 are too few

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -68,3 +69,39 @@ class LeaderEnv(gym.Env[ObsType, ActType], ABC):
     @abstractmethod
     def commitment(self, obs: Any) -> NDArray[np.float32]:
         """What a follower may be shown of x at an observation, ``[commitment_size]``."""
+
+    def vectorised(self, num_envs: int, max_episode_steps: int | None) -> LeaderVectorEnv | None:
+        """Copies of this environment that are stepped together; None where there is no such simulator."""
+        return None
+
+
+class LeaderVectorEnv(VectorEnv[Any, Any, Any], ABC):
+    """Copies of a ``LeaderEnv``, stepped together, each under an x of its own if need be.
+
+    ``leader_x`` and ``set_leader`` also take ``[num_envs, dim]``, one row a copy. Copies that end are reset in the same
+    step; ``infos["leader_reward"]`` and ``["leader_draw"]``, one row a copy, belong to the step taken.
+
+    Attributes: as ``LeaderEnv``.
+    """
+
+    leader_space: gym.spaces.Box | None
+    gamma: float
+    commitment_size: int
+    commitment_is_distribution: bool = False
+
+    @property
+    @abstractmethod
+    def leader_x(self) -> NDArray[np.float64]:
+        """A copy of the leader's current parameter, ``[dim]``, or ``[num_envs, dim]`` where each copy has its own."""
+
+    @abstractmethod
+    def set_leader(self, x: Any) -> None:
+        """Set the leader's parameter, from the next step on; raises as ``LeaderEnv.set_leader``."""
+
+    @abstractmethod
+    def leader_model(self) -> torch.nn.Module:
+        """As ``LeaderEnv.leader_model``, where all copies have one x."""
+
+    @abstractmethod
+    def commitment(self, obs: Any) -> NDArray[np.float32]:
+        """What each copy's follower may be shown of its copy's x, ``[num_envs, commitment_size]``."""

@@ -17,11 +17,10 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .core import LeaderEnv
+from .core import LeaderEnv, LeaderVectorEnv
 from .leader_model import TabularLeaderModel, moves_transitions
-from .mdp import LeaderSet, TabularKernel, TabularProblem
+from .mdp import TabularKernel, TabularProblem
 from .mdp.checks import as_float64, check_size, require
-from .mdp.leader_set import MEMBERSHIP_ATOL
 from .render import draw_table, new_panel, to_rgb
 from .sampling import AliasSampler, Floats, Integers, InverseCdfSampler, Sampler
 
@@ -133,21 +132,6 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride())
 
 
-def _check_rows(leader_set: LeaderSet, x: Tensor, n: int) -> Tensor:
-    """x, ``[n, dim]``, every row a point of X."""
-    require(
-        tuple(x.shape) == (n, leader_set.dim),
-        "x",
-        f"shape ({leader_set.dim},) or ({n}, {leader_set.dim})",
-        f"shape {tuple(x.shape)}",
-    )
-    inside = (x >= leader_set.low - MEMBERSHIP_ATOL) & (x <= leader_set.high + MEMBERSHIP_ATOL)
-    inside = inside.all(-1) & (x.abs().sum(-1) <= leader_set.budget + MEMBERSHIP_ATOL * leader_set.dim)
-    for i in (~inside).nonzero().flatten().tolist():
-        leader_set.check(x[i], f"x[{i}]")
-    return x
-
-
 class _TabularLeader:
     """What both simulators share: the leader's side of the contract."""
 
@@ -194,7 +178,7 @@ class _TabularLeader:
         point = as_float64(x, "x").detach()
         leader_set = self._problem.leader_set
         many = point.ndim == 2 and isinstance(self, VectorEnv)
-        self._load((_check_rows(leader_set, point, self._n_copies) if many else leader_set.check(point)).clone())
+        self._load((leader_set.check_rows(point, self._n_copies) if many else leader_set.check(point)).clone())
 
     def leader_model(self) -> TabularLeaderModel:
         """The step as a function of x: see ``TabularLeaderModel``.
@@ -308,8 +292,11 @@ class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
         row: NDArray[np.float32] = shown[int(obs) if len(shown) > 1 else 0].copy()
         return row
 
+    def vectorised(self, num_envs: int, max_episode_steps: int | None) -> TabularVectorEnv:
+        return TabularVectorEnv(self._problem, num_envs, max_episode_steps)
 
-class TabularVectorEnv(_TabularLeader, VectorEnv[Integers, Any, Any]):
+
+class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
     """Many copies of ``TabularEnv``, stepped together in numpy.
 
     Copies may have different x: ``set_leader`` takes ``[dim]`` or ``[num_envs, dim]``. Copies that end are reset in

@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from torch import nn
 
-from ..envs.leader_model import TabularLeaderModel
+from ..envs.core import LeaderVectorEnv
 from ..envs.mdp.checks import require
-from ..envs.tabular import TabularVectorEnv
 
 
 class VectorEnvAdapter(VecEnv):
-    """A ``TabularVectorEnv`` as the VecEnv that SB3 algorithms train on.
+    """A ``LeaderVectorEnv`` as the VecEnv that SB3 algorithms train on.
 
-    Infos are one dict a copy, with ``leader_reward`` (float), ``leader_draw`` (int), ``TimeLimit.truncated`` and, at
-    an episode's end, ``terminal_observation``. ``env_method("set_leader", x)`` and ``env_method("commitment", obs)``
+    Infos are one dict a copy, with ``leader_reward`` (float), ``leader_draw`` (int, or an array), ``TimeLimit.truncated``
+    and, at an episode's end, ``terminal_observation``. ``env_method("set_leader", x)`` and ``env_method("commitment", obs)``
     work as on other VecEnvs, with ``indices`` too; ``set_leader`` and ``commitment`` serve all copies at once. For
     episode statistics, wrap it in SB3's ``VecMonitor``.
 
@@ -28,21 +28,21 @@ class VectorEnvAdapter(VecEnv):
         env: the simulator, e.g. ``gym.make_vec("bilevel_gym/StackelbergGame-v0", num_envs=64)``.
 
     Raises:
-        ValueError: an env that is no ``TabularVectorEnv``.
+        ValueError: an env that is no ``LeaderVectorEnv``, or one inside a wrapper.
     """
 
     def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any]) -> None:
         base = env.unwrapped
-        require(
-            isinstance(base, TabularVectorEnv) and env is base, "env", "a TabularVectorEnv without wrappers", repr(env)
-        )
-        assert isinstance(base, TabularVectorEnv)
+        fits = isinstance(base, LeaderVectorEnv) and env is base
+        require(fits, "env", "a LeaderVectorEnv (a natively vectorised environment) without wrappers", repr(env))
+        assert isinstance(base, LeaderVectorEnv)
         self.env = base
         super().__init__(base.num_envs, base.single_observation_space, base.single_action_space)
         self._actions: NDArray[Any] | None = None
 
-    def reset(self) -> NDArray[np.int64]:
-        """Start every copy anew, from the seed given to ``seed`` last, if any; ``[n]``."""
+    def reset(self) -> NDArray[Any]:
+        """Start every copy anew, from the seed given to ``seed`` last, if any; ``[n, ...]``."""
+        obs: NDArray[Any]
         obs, _ = self.env.reset(seed=self._seeds[0])
         self.reset_infos = [{} for _ in range(self.num_envs)]
         self._reset_seeds()
@@ -50,14 +50,16 @@ class VectorEnvAdapter(VecEnv):
         return obs
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Keep the actions, ``[n]``, for ``step_wait``."""
+        """Keep the actions, ``[n, ...]``, for ``step_wait``."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
         """Step every copy."""
         obs, rewards, terminated, truncated, columns = self.env.step(self._actions)
         limited = truncated & ~terminated
-        rows = zip(columns["leader_reward"].tolist(), columns["leader_draw"].tolist(), limited.tolist(), strict=True)
+        drawn = columns["leader_draw"]
+        draws = drawn.tolist() if drawn.ndim == 1 else list(drawn)
+        rows = zip(columns["leader_reward"].tolist(), draws, limited.tolist(), strict=True)
         infos = [
             {"leader_reward": reward, "leader_draw": draw, "TimeLimit.truncated": cut} for reward, draw, cut in rows
         ]
@@ -65,7 +67,7 @@ class VectorEnvAdapter(VecEnv):
         final_obs = columns.get("final_obs")
         if final_obs is not None:
             for i in dones.nonzero()[0].tolist():
-                infos[i]["terminal_observation"] = np.int64(final_obs[i])
+                infos[i]["terminal_observation"] = np.asarray(final_obs[i], dtype=obs.dtype)[()]
         return obs, rewards.astype(np.float32), dones, infos
 
     def set_leader(self, x: Any) -> None:
@@ -73,10 +75,10 @@ class VectorEnvAdapter(VecEnv):
         self.env.set_leader(x)
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """What each copy's follower may be shown of its copy's x, ``[n, size]`` for obs ``[n]``."""
+        """What each copy's follower may be shown of its copy's x, ``[n, size]`` for obs ``[n, ...]``."""
         return self.env.commitment(obs)
 
-    def leader_model(self) -> TabularLeaderModel:
+    def leader_model(self) -> nn.Module:
         """The step as a function of x."""
         return self.env.leader_model()
 
@@ -85,6 +87,11 @@ class VectorEnvAdapter(VecEnv):
 
     def _indices(self, indices: VecEnvIndices) -> list[int]:
         return list(self._get_indices(indices))
+
+    def _rows(self) -> NDArray[np.float64]:
+        """Each copy's x, ``[n, dim]``."""
+        x = self.env.leader_x
+        return np.broadcast_to(x, (self.num_envs, x.shape[-1]))
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
@@ -97,14 +104,15 @@ class VectorEnvAdapter(VecEnv):
         """
         chosen = self._indices(indices)
         if method_name == "set_leader" and indices is not None:
-            x = np.broadcast_to(self.env.leader_x, (self.num_envs, self.env.problem.leader_dim)).copy()
+            x = self._rows().copy()
             point = np.asarray(method_args[0] if method_args else method_kwargs["x"], dtype=np.float64)
             require(point.shape == x.shape[1:], "x", f"shape {x.shape[1:]}", f"shape {point.shape}")
             x[chosen] = point
             self.env.set_leader(x)
             return [None] * len(chosen)
         if method_name == "commitment":
-            obs = np.zeros(self.num_envs, dtype=np.int64)
+            space = self.observation_space
+            obs = np.zeros((self.num_envs, *(space.shape or ())), dtype=space.dtype)
             obs[chosen] = method_args[0] if method_args else method_kwargs["obs"]
             return list(self.env.commitment(obs)[chosen])
         if method_name == "action_masks":
@@ -115,10 +123,7 @@ class VectorEnvAdapter(VecEnv):
         """An attribute of the simulator, once a copy; ``leader_x`` is each copy's own."""
         chosen = self._indices(indices)
         if attr_name == "leader_x":
-            return [
-                row.copy()
-                for row in np.broadcast_to(self.env.leader_x, (self.num_envs, self.env.problem.leader_dim))[chosen]
-            ]
+            return [row.copy() for row in self._rows()[chosen]]
         return [getattr(self.env, attr_name)] * len(chosen)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:

@@ -14,9 +14,9 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from ...envs.mdp import LeaderSet, TabularProblem
+from ...envs.core import LeaderEnv
+from ...envs.mdp import LeaderSet, LinearQuadraticProblem, TabularProblem
 from ...envs.mdp.checks import check_gamma, require
-from ...envs.tabular import TabularEnv, TabularVectorEnv
 from ...wrappers import ObserveCommitment, ObserveCommitmentVec, VectorEnvAdapter
 from .tabular import Source, make_env
 
@@ -30,8 +30,8 @@ _ENV = "an environment, its id, or a callable that makes one"
 class Worlds:
     """The environment that the leader shapes, and as many copies of it as are asked for.
 
-    Tabular environments without wrappers of the user's are simulated natively, all copies at once; others by SB3's
-    ``DummyVecEnv``.
+    Environments that have a simulator of many copies, and no wrappers of the user's, are simulated natively, all copies at
+    once; others by SB3's ``DummyVecEnv``.
 
     Args:
         env: an id, an environment, or a callable that makes one.
@@ -44,6 +44,7 @@ class Worlds:
         gamma: the discount.
         leader_set: X.
         problem: the tabular problem, or None where there is none or a wrapper lies around it.
+        linear_quadratic: the linear-quadratic problem, likewise.
         base_space: observation space of the environment itself.
     """
 
@@ -63,9 +64,10 @@ class Worlds:
         self.gamma = check_gamma(self.env.get_wrapper_attr("gamma"))
         space = self.env.get_wrapper_attr("leader_space")
         require(isinstance(space, gym.spaces.Box), "env", "a leader_space that is a Box", repr(space))
-        self.problem: TabularProblem | None = None
-        if _is_plain(self.env):  # a wrapper of the user's may change what the follower lives in
-            self.problem = self.env.unwrapped.problem  # type: ignore[attr-defined]
+        self._plain = _without_gymnasiums_wrappers(self.env)
+        problem = getattr(self._plain, "problem", None)
+        self.problem = problem if isinstance(problem, TabularProblem) else None
+        self.linear_quadratic = problem if isinstance(problem, LinearQuadraticProblem) else None
         self.leader_set = LeaderSet(torch.as_tensor(space.low), torch.as_tensor(space.high))
         if self.problem is not None:
             self.leader_set = self.problem.leader_set
@@ -103,9 +105,9 @@ class Worlds:
 
     def make(self, n_envs: int) -> VecEnv:
         """``n_envs`` copies as an SB3 VecEnv."""
-        if self.problem is not None:
-            limit = _episode_limit(self.env)
-            venv: VecEnv = VectorEnvAdapter(TabularVectorEnv(self.problem, n_envs, max_episode_steps=limit))
+        native = None if self._plain is None else self._plain.vectorised(n_envs, _episode_limit(self.env))
+        if native is not None:
+            venv = VectorEnvAdapter(native)
             return ObserveCommitmentVec(venv) if self.observe_commitment else venv
         return DummyVecEnv([self._make_one for _ in range(n_envs)])
 
@@ -169,13 +171,13 @@ def _try_a_step(env: gym.Env[Any, Any]) -> None:
             )
 
 
-def _is_plain(env: gym.Env[Any, Any]) -> bool:
-    """Whether only Gymnasium's own checks and time limit lie around a TabularEnv."""
+def _without_gymnasiums_wrappers(env: gym.Env[Any, Any]) -> LeaderEnv[Any, Any] | None:
+    """The LeaderEnv inside; None where a wrapper of the user's may change what the follower lives in."""
     while isinstance(env, gym.Wrapper):
         if type(env) not in (TimeLimit, OrderEnforcing, PassiveEnvChecker):
-            return False
+            return None
         env = env.env
-    return isinstance(env, TabularEnv)
+    return env if isinstance(env, LeaderEnv) else None
 
 
 def _episode_limit(env: gym.Env[Any, Any]) -> int | None:

@@ -17,6 +17,15 @@ from .evaluation import (
 from .grid import GridMap
 from .incentive import IncentiveDesignProblem, random_incentive_design
 from .leader_set import LeaderSet
+from .linear_quadratic import (
+    LinearDynamics,
+    LinearOptimum,
+    LinearQuadraticProblem,
+    LinearResponse,
+    QuadraticCost,
+    random_linear_quadratic,
+    steering_game,
+)
 from .models import TabularKernel, TabularMDP
 from .nash import NashEquilibrium, attach_nash, matrix_game, regularised_matrix_game, solve_nash
 from .optimality import SoftOptimum, attach, soft_maximum, soft_policy, solve_soft, suboptimality, value_iteration
@@ -38,8 +47,13 @@ __all__ = [
     "GridMap",
     "IncentiveDesignProblem",
     "LeaderSet",
+    "LinearDynamics",
+    "LinearOptimum",
+    "LinearQuadraticProblem",
+    "LinearResponse",
     "NashEquilibrium",
     "Optimum",
+    "QuadraticCost",
     "RoadNetwork",
     "SoftOptimum",
     "SparseMDP",
@@ -73,6 +87,7 @@ __all__ = [
     "policy_value",
     "random_city",
     "random_incentive_design",
+    "random_linear_quadratic",
     "random_stackelberg",
     "read_tntp",
     "regularised_matrix_game",
@@ -84,6 +99,7 @@ __all__ = [
     "solve_soft",
     "stack_problems",
     "start_value",
+    "steering_game",
     "suboptimality",
     "truncated_return",
     "truncated_value",

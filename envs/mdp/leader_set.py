@@ -110,6 +110,21 @@ class LeaderSet:
             raise ValueError(f"{name}: expected sum |x_i| <= {self.budget:g}, got {point.abs().sum().item():g}")
         return point
 
+    def check_rows(self, x: Any, n: int, name: str = "x") -> Tensor:
+        """Return x as a float64 matrix ``[n, dim]`` whose every row is a point of X.
+
+        Raises:
+            ValueError: wrong shape, an entry that is not finite, or a point outside X.
+        """
+        points = as_float64(x, name)
+        expected = f"shape ({self.dim},) or ({n}, {self.dim})"
+        require(tuple(points.shape) == (n, self.dim), name, expected, f"shape {tuple(points.shape)}")
+        inside = (points >= self.low - MEMBERSHIP_ATOL) & (points <= self.high + MEMBERSHIP_ATOL)
+        inside = inside.all(-1) & (points.abs().sum(-1) <= self.budget + MEMBERSHIP_ATOL * self.dim)
+        for i in (~inside).nonzero().flatten().tolist():
+            self.check(points[i], f"{name}[{i}]")
+        return points
+
     def intersect(self, low: Any = -math.inf, high: Any = math.inf, budget: float = math.inf) -> LeaderSet:
         """X cut by further bounds (a number, or one a coordinate) and a budget."""
         budget, cut = check_number(budget, "budget", low=0.0), []

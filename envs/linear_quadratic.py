@@ -1,0 +1,344 @@
+"""Simulators of any linear-quadratic Stackelberg game: an ordinary environment, and a natively vectorised one.
+
+Observations are states, actions a in [-1, 1] stand for the follower's inputs ``u_f = action_bound * a``; what lies beyond is
+clipped. The leader draws ``u_l ~ N(-K s, sigma^2 I)``, then the plant its noise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .core import LeaderEnv, LeaderVectorEnv
+from .mdp.checks import as_float64, check_size, require
+from .mdp.linear_quadratic import LinearQuadraticProblem, QuadraticCost
+from .render import FOLLOWER, draw_heat, new_panel, to_rgb
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.float64]
+
+
+def _root(covariance: Tensor) -> Floats:
+    """L with L L^T the covariance, which may be singular."""
+    values, vectors = torch.linalg.eigh(covariance)
+    root: Floats = (vectors * values.clamp_min(0.0).sqrt()).numpy()
+    return root
+
+
+def _quadratic(v: Any, matrix: Any) -> Any:
+    """v^T M v of each row, ``[...]`` for v ``[..., k]``; numpy or torch."""
+    return ((v @ matrix) * v).sum(-1)
+
+
+class _Plant:
+    """The game's matrices as numpy arrays, and a step of many copies."""
+
+    def __init__(self, problem: LinearQuadraticProblem) -> None:
+        d = problem.dynamics
+        self.n, self.m_l, self.m_f = problem.sizes
+        self.A_T, self.B_l_T, self.B_f_T = (B.T.numpy() for B in (d.A, d.B_leader, d.B_follower))
+        self.noise_T, self.start_T = _root(d.noise).T, _root(d.start).T
+        self.sigma, self.bound = problem.sigma, problem.action_bound.numpy()
+        self.costs = [
+            tuple(part.numpy() for part in (cost.Q, cost.R_leader, cost.R_follower))
+            for cost in (problem.follower_cost, problem.leader_cost)
+        ]
+
+    def step(self, s: Floats, K: Floats, action: Floats, normal: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        """u_l, the follower's and the leader's reward, and s', one row a copy.
+
+        Args:
+            s: states, ``[N, n]``.
+            K: gains, ``[m_l, n]`` for all copies, or ``[N, m_l, n]``.
+            action: ``[N, m_f]``.
+            normal: standard normal numbers, ``[N, m_l + n]``.
+        """
+        mean = s @ K.T if K.ndim == 2 else np.einsum("Nij,Nj->Ni", K, s)
+        u_l = self.sigma * normal[:, : self.m_l] - mean
+        u_f = self.bound * np.clip(action, -1.0, 1.0)
+        r_f, r_l = (-(_quadratic(s, Q) + _quadratic(u_l, R_l) + _quadratic(u_f, R_f)) for Q, R_l, R_f in self.costs)
+        following = s @ self.A_T + u_l @ self.B_l_T + u_f @ self.B_f_T + normal[:, self.m_l :] @ self.noise_T
+        return u_l, r_f, r_l, following
+
+
+class LinearQuadraticLeaderModel(nn.Module):
+    r"""Rewards and log-probability of steps as functions of x: :math:`\log p_x = \log N(u_l; -K s, \sigma^2 I)`.
+
+    Args:
+        problem: the game.
+        x: where the parameter starts, ``[dim]``.
+    """
+
+    def __init__(self, problem: LinearQuadraticProblem, x: Tensor) -> None:
+        super().__init__()
+        self.problem = problem
+        self.x = nn.Parameter(x.detach().to(torch.float64).clone())
+
+    def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate a batch of steps.
+
+        Args:
+            obs: states, ``[..., n]``.
+            action: the follower's actions, ``[..., m_f]``, clipped to [-1, 1].
+            draw: the leader's inputs u_l, ``info["leader_draw"]``, ``[..., m_l]``.
+            next_obs: not used: given s, u_l and u_f it does not depend on x.
+
+        Returns:
+            r_follower, r_leader, log_p, each ``[...]``, float64.
+        """
+        p = self.problem
+        s, a, u_l = (torch.as_tensor(part).to(torch.float64) for part in (obs, action, draw))
+        u_f = p.action_bound * a.clamp(-1.0, 1.0)
+        attached = 0.0 * self.x.sum()
+
+        def reward(cost: QuadraticCost) -> Tensor:
+            paid = _quadratic(s, cost.Q) + _quadratic(u_l, cost.R_leader) + _quadratic(u_f, cost.R_follower)
+            return attached - torch.as_tensor(paid)
+
+        z = (u_l + s @ p.gain(self.x).T) / p.sigma
+        log_p = -0.5 * z.square().sum(-1) - u_l.shape[-1] * math.log(p.sigma * math.sqrt(2.0 * math.pi))
+        return reward(p.follower_cost), reward(p.leader_cost), log_p
+
+
+class _LinearLeader:
+    """What both simulators share: the leader's side of the contract."""
+
+    leader_space: gym.spaces.Box | None
+    gamma: float
+    commitment_size: int
+
+    def _set_up(self, problem: LinearQuadraticProblem, n_copies: int) -> None:
+        self._problem, self._n_copies, self._plant = problem, n_copies, _Plant(problem)
+        low, high = problem.leader_set.low.numpy(), problem.leader_set.high.numpy()
+        self.leader_space = gym.spaces.Box(low, high, dtype=np.float64)
+        self.gamma = problem.gamma
+        self.commitment_size = problem.leader_dim
+        self._load(problem.start_x())
+
+    def _load(self, x: Tensor) -> None:
+        self._x = x
+        self._K: Floats = self._problem.gain(x).numpy()
+
+    @property
+    def problem(self) -> LinearQuadraticProblem:
+        """The game itself."""
+        return self._problem
+
+    @property
+    def leader_x(self) -> Floats:
+        """A copy of the leader's current parameter, ``[dim]``; ``[num_envs, dim]`` where each copy has its own."""
+        x: Floats = self._x.numpy().copy()
+        return x
+
+    def set_leader(self, x: Any) -> None:
+        """Set the leader's parameter, from the next step on; x is copied.
+
+        Args:
+            x: a point of X, ``[dim]``; a vectorised environment also takes ``[num_envs, dim]``, one row a copy.
+
+        Raises:
+            ValueError: wrong shape, an entry that is not finite, a point outside X, or one where the follower has no best
+                response of finite cost (naming the eigenvalue).
+        """
+        point, leader_set = as_float64(x, "x").detach(), self._problem.leader_set
+        many = point.ndim == 2 and isinstance(self, LeaderVectorEnv)
+        point = leader_set.check_rows(point, self._n_copies) if many else leader_set.check(point)
+        self._problem.check_stable(point)
+        self._load(point.clone())
+
+    def leader_model(self) -> LinearQuadraticLeaderModel:
+        """The step as a function of x.
+
+        Raises:
+            ValueError: if the copies have different x.
+        """
+        require(self._x.ndim == 1, "x", "one x for all copies", f"shape {tuple(self._x.shape)}")
+        return LinearQuadraticLeaderModel(self._problem, self._x)
+
+    def _spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
+        """Of observations and of actions."""
+        observations = gym.spaces.Box(-np.inf, np.inf, (self._plant.n,), np.float64)
+        return observations, gym.spaces.Box(-1.0, 1.0, (self._plant.m_f,), np.float32)
+
+
+class LinearQuadraticEnv(_LinearLeader, LeaderEnv[Any, Any]):
+    """The follower's side of a linear-quadratic Stackelberg game, under the leader's current K.
+
+    ``step`` returns the follower's reward and, in ``info``, ``leader_reward`` and ``leader_draw`` (u_l). It neither terminates
+    nor truncates: see ``gymnasium.wrappers.TimeLimit``.
+
+    Args:
+        problem: the game.
+        render_mode: None, ``"ansi"`` for one line of text, ``"rgb_array"`` for a picture; another draws nothing.
+
+    Raises:
+        ValueError: in ``step``, an action of the wrong shape or that is not finite.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # type: ignore[misc]
+
+    def __init__(self, problem: LinearQuadraticProblem, render_mode: str | None = None) -> None:
+        # Gymnasium has warned of a mode that is none of ours.
+        self.render_mode = render_mode if render_mode in self.metadata["render_modes"] else None
+        self._set_up(problem, 1)
+        self.observation_space, self.action_space = self._spaces()
+        self._state: Floats | None = None
+        self._path: list[Floats] = []
+        self._inputs: list[Floats] = []
+        self._last = ""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
+        """Draw a start state; ``options`` are not used."""
+        super().reset(seed=seed)
+        self._state = self.np_random.standard_normal((1, self._plant.n)) @ self._plant.start_T
+        self._path, self._inputs, self._last = [self._state[0]], [], ""
+        return self._state[0].copy(), {}
+
+    def step(self, action: Any) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
+        """One step of the follower; m_l + n normal numbers, whatever the action."""
+        plant, s = self._plant, self._state
+        if s is None:
+            raise gym.error.ResetNeeded("step was called before reset")
+        a = _check_actions(action, (plant.m_f,), "action")
+        normal = self.np_random.standard_normal((1, plant.m_l + plant.n))
+        u_l, r_f, r_l, self._state = plant.step(s, self._K, a[None], normal)
+        reward, leader_reward = r_f.item(), r_l.item()
+        if self.render_mode is not None:
+            u_f = plant.bound * np.clip(a, -1.0, 1.0)
+            self._path.append(self._state[0])
+            self._inputs.append(u_f)
+            inputs = f"follower's input {_numbers(u_f)}, leader's {_numbers(u_l[0])}"
+            self._last = f"{inputs}: follower {reward:.3g}, leader {leader_reward:.3g}; "
+        info = {"leader_reward": leader_reward, "leader_draw": u_l[0]}
+        return self._state[0].copy(), reward, False, False, info
+
+    def commitment(self, obs: Any) -> NDArray[np.float32]:
+        """x, in every state, ``[commitment_size]``."""
+        return self._x.numpy().astype(np.float32)
+
+    def vectorised(self, num_envs: int, max_episode_steps: int | None) -> LinearQuadraticVectorEnv:
+        return LinearQuadraticVectorEnv(self._problem, num_envs, max_episode_steps)
+
+    def render(self) -> Any:
+        """The last step and the state in one line, or a picture, uint8 ``[height, width, 3]``; None without a mode."""
+        if self.render_mode != "rgb_array":
+            state = "" if self._state is None else f"state {_numbers(self._state[0])}"
+            return None if self.render_mode is None else f"{self._last}{state}"
+        figure, _ = new_panel(10.0, 3.2)
+        self._draw(figure)
+        return to_rgb(figure)
+
+    def _draw(self, figure: Figure) -> None:
+        """The path of the first two coordinates of the state, K as a heat map, the follower's inputs so far."""
+        figure.clear()
+        path_panel, gain_panel, input_panel = figure.subplots(1, 3)
+        path = np.reshape(self._path, (-1, self._plant.n))
+        across, along = (np.arange(len(path)), path[:, 0]) if self._plant.n == 1 else (path[:, 0], path[:, 1])
+        path_panel.plot(across, along, color="0.6", linewidth=1.0, marker=".", markersize=3.0)
+        path_panel.plot(across[-1:], along[-1:], "o", color=FOLLOWER, markersize=8.0, markeredgecolor="white")
+        path_panel.axhline(0.0, color="0.85", zorder=0)
+        if self._plant.n > 1:
+            path_panel.axvline(0.0, color="0.85", zorder=0)
+        names = ("step", "state 0") if self._plant.n == 1 else ("state 0", "state 1")
+        path_panel.set(xlabel=names[0], ylabel=names[1], title="path of the state")
+        largest = max(abs(self._problem.leader_set.low).max(), abs(self._problem.leader_set.high).max())
+        limits = {"vmin": -float(largest), "vmax": float(largest)}
+        draw_heat(gain_panel, self._K, "K", cmap="RdBu", aspect="auto", **limits)
+        gain_panel.set(xlabel="state", ylabel="leader's input", title="the leader's feedback")
+        gain_panel.set_xticks(range(self._plant.n))
+        gain_panel.set_yticks(range(self._plant.m_l))
+        for i, line in enumerate(np.reshape(self._inputs, (-1, self._plant.m_f)).T):
+            input_panel.step(np.arange(len(line)), line, where="post", label=f"input {i}")
+        input_panel.set(xlabel="step", ylabel="u_f", title="the follower's inputs")
+        if self._inputs and self._plant.m_f > 1:
+            input_panel.legend(fontsize=8, frameon=False)
+
+
+def _numbers(values: Floats) -> str:
+    return "(" + ", ".join(f"{value:.3g}" for value in values) + ")"
+
+
+def _check_actions(actions: Any, shape: tuple[int, ...], name: str) -> Floats:
+    """Actions as float64 of this shape, finite."""
+    a = np.asarray(actions, dtype=np.float64)
+    if a.shape != shape or not np.isfinite(a).all():
+        got = f"shape {a.shape}" if a.shape != shape else "NaN or infinity"
+        raise ValueError(f"{name}: expected finite numbers of shape {shape}, got {got}")
+    return a
+
+
+class LinearQuadraticVectorEnv(_LinearLeader, LeaderVectorEnv):
+    """Many copies of ``LinearQuadraticEnv``, stepped together in numpy.
+
+    All copies start and are truncated together, and are reset in the same step. Each step draws m_l + n normal numbers a copy
+    from one generator, whatever the actions: two simulators reset with the same seed see common random numbers.
+
+    Args:
+        problem: the game.
+        num_envs: number of copies.
+        max_episode_steps: steps after which an episode is truncated; None for never.
+
+    Raises:
+        ValueError: a size under one; in ``step``, actions of the wrong shape or that are not finite.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+
+    def __init__(self, problem: LinearQuadraticProblem, num_envs: int, max_episode_steps: int | None = None) -> None:
+        self.num_envs = check_size(num_envs, "num_envs")
+        limit = max_episode_steps
+        self.max_episode_steps = None if limit is None else check_size(limit, "max_episode_steps")
+        self._set_up(problem, self.num_envs)
+        self.single_observation_space, self.single_action_space = self._spaces()
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._state: Floats | None = None
+        self._elapsed = 0
+
+    def _start(self) -> Floats:
+        start: Floats = self.np_random.standard_normal((self.num_envs, self._plant.n)) @ self._plant.start_T
+        return start
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
+        """Start every copy anew; ``options`` are not used."""
+        super().reset(seed=seed)
+        self._elapsed, self._state = 0, self._start()
+        return self._state.copy(), {}
+
+    def step(self, actions: Any) -> tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """One step of every copy; see the class."""
+        plant, N = self._plant, self.num_envs
+        if self._state is None:
+            raise gym.error.ResetNeeded("step was called before reset")
+        a = _check_actions(actions, (N, plant.m_f), "actions")
+        normal = self.np_random.standard_normal((N, plant.m_l + plant.n))
+        u_l, r_f, r_l, following = plant.step(self._state, self._K, a, normal)
+        self._elapsed += 1
+        over = self.max_episode_steps is not None and self._elapsed >= self.max_episode_steps
+        infos: dict[str, Any] = _everyone({"leader_reward": r_l, "leader_draw": u_l}, N)
+        if over:
+            final = _everyone({"leader_reward": r_l.copy(), "leader_draw": u_l.copy()}, N)
+            infos |= _everyone({"final_obs": following, "final_info": final}, N)
+            self._elapsed, following = 0, self._start()
+        self._state = following
+        return following.copy(), r_f, np.zeros(N, dtype=np.bool_), np.full(N, over), infos
+
+    def commitment(self, obs: Any) -> NDArray[np.float32]:
+        """Each copy's x, ``[num_envs, commitment_size]``."""
+        shown: NDArray[np.float32] = np.broadcast_to(self._x.numpy(), (self.num_envs, self.commitment_size))
+        return shown.astype(np.float32)
+
+
+def _everyone(infos: dict[str, Any], n: int) -> dict[str, Any]:
+    """Infos that all copies have, each with its mask."""
+    return infos | {f"_{name}": np.ones(n, dtype=np.bool_) for name in infos}

@@ -1,0 +1,551 @@
+r"""Discrete-time linear-quadratic Stackelberg game: a linear leader policy, the follower's answer by Riccati.
+
+    s' = A s + B_l u_l + B_f u_f + w,     w ~ N(0, W),     s_0 ~ N(0, S_0)
+    u_l ~ N(-K s, sigma^2 I)              the leader commits to K; x is K, row after row
+    c_i = s^T Q_i s + u_l^T R_il u_l + u_f^T R_if u_f,     J_i = -E sum_t gamma^t c_i,     i = leader, follower
+
+The leader's policy is Gaussian so that log p_x exists; its noise enters costs and states. tau = 0: the follower is not
+regularised.
+
+**Returns.** For u_f = -F s, with M = A - B_l K - B_f F and N = W + sigma^2 B_l B_l^T, a discrete Lyapunov equation gives
+
+    P_i = Q_i + K^T R_il K + F^T R_if F + gamma M^T P_i M
+    J_i(K,F) = -[ tr(P_i S_0) + gamma/(1-gamma) tr(P_i N) + sigma^2/(1-gamma) tr(R_il) ]
+
+which is finite where every eigenvalue of sqrt(gamma) M lies inside the unit circle.
+
+**Best response.** Given K the follower faces a discounted linear-quadratic regulator with A_K = A - B_l K:
+
+    X = Q_f + K^T R_fl K + gamma A_K^T X A_K - F^T (R_ff + gamma B_f^T X B_f) F        Riccati
+    F = (R_ff + gamma B_f^T X B_f)^{-1} gamma B_f^T X A_K
+
+It exists, and stabilises, where (sqrt(gamma) A_K, B_f) is stabilisable and (sqrt(gamma) A_K, Q_f + K^T R_fl K) is detectable
+(Popov-Belevitch-Hautus: at each eigenvalue of modulus >= 1 the rank is full).
+
+**Hypergradient.** X is the cost of the policy F held fixed, to first order in K (F minimises it: the envelope theorem). So the
+Lyapunov solution of the fixed F, put into the formula of F, has the right derivative, and autograd through the two linear
+solves is the implicit function theorem: two adjoint Lyapunov equations.
+
+Source: textbook; e.g. Bertsekas, Dynamic Programming and Optimal Control; Anderson and Moore, Optimal Control: Linear
+Quadratic Methods.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import solve_discrete_are
+from scipy.optimize import minimize
+from scipy.stats import norm
+from torch import Tensor
+
+from .checks import as_float64, check_finite, check_gamma, check_number, check_size, require
+from .leader_set import LeaderSet
+from .problem import BilevelProblem
+
+Floats = NDArray[np.float64]
+
+SATURATION = 1e-6
+"""Largest probability, at any one step, that the best response leaves the action bounds."""
+
+_CORNERS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class LinearDynamics:
+    """s' = A s + B_leader u_l + B_follower u_f + w.
+
+    Attributes:
+        A: ``[n, n]``.
+        B_leader: ``[n, m_l]``.
+        B_follower: ``[n, m_f]``.
+        noise: covariance W of w, ``[n, n]``.
+        start: covariance S_0 of s_0, whose mean is 0, ``[n, n]``.
+
+    Raises:
+        ValueError: shapes that do not fit, entries that are not finite, a covariance that is none.
+    """
+
+    A: Tensor
+    B_leader: Tensor
+    B_follower: Tensor
+    noise: Tensor
+    start: Tensor
+
+    def __post_init__(self) -> None:
+        n = len(_matrix(self, "A", None, None))
+        _matrix(self, "A", n, n)
+        for name in ("B_leader", "B_follower"):
+            _matrix(self, name, n, None)
+        for name in ("noise", "start"):
+            _matrix(self, name, n, n)
+            _check_semidefinite(getattr(self, name), name)
+
+
+@dataclass(frozen=True, eq=False)
+class QuadraticCost:
+    """c = s^T Q s + u_l^T R_leader u_l + u_f^T R_follower u_f.
+
+    Attributes:
+        Q: ``[n, n]``, positive semidefinite.
+        R_leader: ``[m_l, m_l]``, positive semidefinite.
+        R_follower: ``[m_f, m_f]``, positive semidefinite.
+
+    Raises:
+        ValueError: a matrix that is not square, symmetric, finite and positive semidefinite.
+    """
+
+    Q: Tensor
+    R_leader: Tensor
+    R_follower: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("Q", "R_leader", "R_follower"):
+            size = len(_matrix(self, name, None, None))
+            _check_semidefinite(_matrix(self, name, size, size), name)
+
+    def plus(self, other: QuadraticCost, weight: float) -> QuadraticCost:
+        """This cost + weight * the other."""
+        names = ("Q", "R_leader", "R_follower")
+        return QuadraticCost(*(getattr(self, name) + weight * getattr(other, name) for name in names))
+
+
+def _matrix(record: Any, name: str, rows: int | None, columns: int | None) -> Tensor:
+    """Store a field as a finite float64 matrix of this shape and return it."""
+    value = as_float64(getattr(record, name), name)
+    shape = f"shape [{'n' if rows is None else rows}, {'m' if columns is None else columns}]"
+    fits = value.ndim == 2 and min(value.shape) >= 1
+    fits = fits and rows in (None, value.shape[0]) and columns in (None, value.shape[1])
+    require(fits, name, shape, f"shape {tuple(value.shape)}")
+    check_finite(value, name)
+    object.__setattr__(record, name, value)
+    return value
+
+
+def _check_semidefinite(value: Tensor, name: str, definite: bool = False) -> None:
+    size = float(value.abs().max())
+    skew = float((value - value.T).abs().max())
+    require(skew <= 1e-9 * max(size, 1.0), name, "a symmetric matrix", f"entries that differ by {skew:.3g}")
+    low = float(torch.linalg.eigvalsh(value)[0])
+    kind, fits = ("definite", low > 1e-12 * size) if definite else ("semidefinite", low >= -1e-9 * max(size, 1.0))
+    require(fits, name, f"a positive {kind} matrix", f"the eigenvalue {low:.6g}")
+
+
+@dataclass(frozen=True, eq=False)
+class LinearResponse:
+    """The follower's best linear policy u_f = -F s.
+
+    Attributes:
+        F: ``[m_f, n]``.
+        X: the Riccati solution, ``[n, n]``; s^T X s is the cost to go but for a constant.
+        residual: largest entry of the Riccati equation's residual, relative to the largest of X where that exceeds 1.
+        modulus: largest modulus of an eigenvalue of the closed loop A - B_l K - B_f F, without the discount.
+    """
+
+    F: Tensor
+    X: Tensor
+    residual: float
+    modulus: float
+
+
+@dataclass(frozen=True, eq=False)
+class LinearOptimum:
+    """A stationary point of the leader's return at the follower's best response.
+
+    Attributes:
+        x: the leader's parameter, ``[dim]``.
+        F: the follower's best response to it, ``[m_f, n]``.
+        leader_return: J_L(x, F).
+        gradient_norm: norm of ``x - Proj(x + gradient)``; inside X that of the gradient.
+    """
+
+    x: Tensor
+    F: Tensor
+    leader_return: float
+    gradient_norm: float
+
+
+class LinearQuadraticProblem(BilevelProblem):
+    """The game above.
+
+    Args:
+        dynamics: A, B_l, B_f, W, S_0.
+        leader_cost: Q_l, R_ll, R_lf.
+        follower_cost: Q_f, R_fl, R_ff; R_ff is positive definite.
+        gamma: discount in [0, 1), shared by both.
+        sigma: standard deviation of the leader's noise, positive.
+        leader_set: X, of m_l * n coordinates; K = 0 need not lie in it.
+        action_bound: the follower's inputs lie in [-bound, bound], ``[m_f]`` or one number; None takes the smallest that the
+            best response leaves with probability under 1e-6 at every step, at the start and at the corners of X, and a
+            tenth more.
+
+    Attributes:
+        leader_set: X.
+        tau: 0.
+        action_bound: ``[m_f]``.
+
+    Raises:
+        ValueError: shapes that do not fit, a cost that is not positive semidefinite, a best response that does not exist
+            (naming the eigenvalue) or that leaves the bounds too often, at the start or a corner of X.
+    """
+
+    def __init__(
+        self,
+        dynamics: LinearDynamics,
+        leader_cost: QuadraticCost,
+        follower_cost: QuadraticCost,
+        gamma: float,
+        sigma: float,
+        leader_set: LeaderSet,
+        action_bound: Any = None,
+    ) -> None:
+        self.dynamics, self.leader_cost, self.follower_cost = dynamics, leader_cost, follower_cost
+        self.gamma = check_gamma(gamma)
+        self.sigma = check_number(sigma, "sigma", low=0.0, open_low=True, high=math.inf, open_high=True)
+        self.leader_set = leader_set
+        n, m_l, m_f = self.sizes
+        for whose, cost in (("leader_cost", leader_cost), ("follower_cost", follower_cost)):
+            for name, size in (("Q", n), ("R_leader", m_l), ("R_follower", m_f)):
+                shape = tuple(getattr(cost, name).shape)
+                require(shape == (size, size), f"{whose}.{name}", f"shape {(size, size)}", f"shape {shape}")
+        _check_semidefinite(follower_cost.R_follower, "follower_cost.R_follower", definite=True)
+        require(leader_set.dim == m_l * n, "leader_set", f"{m_l * n} coordinates, K of {m_l} x {n}", leader_set.dim)
+        self._optimum: LinearOptimum | None = None
+        points = self._corners()
+        self.check_stable(torch.stack(points))
+        if action_bound is None:
+            spread = torch.stack([self.action_spread(x) for x in points]).amax(0)
+            settles = bool(torch.isfinite(spread).all())
+            wanted = "closed loops of the best response that are stable without the discount too"
+            require(settles, "leader_set", f"{wanted} (their inputs have no bound else)", "one that is not")
+            bound = 1.1 * float(norm.isf(0.5 * SATURATION / m_f)) * spread
+            action_bound = torch.where(bound > 0.0, bound, torch.ones_like(bound))
+        bound = as_float64(action_bound, "action_bound")
+        require(bound.shape in ((), (m_f,)), "action_bound", f"a number or {m_f}", f"shape {tuple(bound.shape)}")
+        positive = bool(torch.isfinite(bound).all()) and bool((bound > 0.0).all())
+        require(positive, "action_bound", "finite positive numbers", bound.tolist())
+        self.action_bound = bound.expand(m_f).clone()
+        for x in points:
+            chance = self.saturation_probability(x)
+            least = f"bounds that the best response leaves with probability under {SATURATION:g} a step"
+            require(chance < SATURATION, "action_bound", least, f"{chance:.3g} at x = {x.tolist()}")
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """n, m_l, m_f."""
+        d = self.dynamics
+        return len(d.A), int(d.B_leader.shape[1]), int(d.B_follower.shape[1])
+
+    def _corners(self) -> list[Tensor]:
+        """The start and the corners of the box around X, projected on X; 256 of them where there are more."""
+        ends = list(zip(self.leader_set.low.tolist(), self.leader_set.high.tolist(), strict=True))
+        if 2 ** len(ends) <= _CORNERS:
+            chosen: Any = itertools.product(*ends)
+        else:
+            sides = np.random.default_rng(0).integers(2, size=(_CORNERS, len(ends)))
+            chosen = ([end[side] for end, side in zip(ends, row, strict=True)] for row in sides)
+        corners = [self.project(torch.tensor(corner, dtype=torch.float64)) for corner in chosen]
+        return [self.start_x(), *corners]
+
+    def gain(self, x: Tensor) -> Tensor:
+        """K, ``[..., m_l, n]``, of x ``[..., dim]``."""
+        n, m_l, _ = self.sizes
+        K: Tensor = x.unflatten(-1, (m_l, n))
+        return K
+
+    # --- what is solved ------------------------------------------------------------------------------------------
+
+    def check_stable(self, x: Tensor) -> None:
+        """Check that the follower's best response exists and stabilises, at x ``[dim]`` or at each row of ``[k, dim]``.
+
+        Raises:
+            ValueError: an eigenvalue of sqrt(gamma) (A - B_l K) of modulus >= 1 that the follower does not move, or does not
+                see in its cost.
+        """
+        points = x.detach().reshape(-1, self.leader_dim)
+        d, root = self.dynamics, math.sqrt(self.gamma)
+        matrices = root * (d.A - d.B_leader @ self.gain(points)).numpy()
+        eigenvalues = np.linalg.eigvals(matrices)
+        for i, k in np.argwhere(np.abs(eigenvalues) >= 1.0):
+            value, K = eigenvalues[i, k], self.gain(points[i])
+            shifted = value * np.eye(len(d.A)) - matrices[i]
+            weight = self.follower_cost.Q + K.T @ self.follower_cost.R_leader @ K
+            for stacked, wanted in (
+                (np.hstack([shifted, root * d.B_follower.numpy()]), "one that the follower's input moves"),
+                (np.vstack([shifted, weight.numpy()]), "one that the follower's cost sees"),
+            ):
+                smallest = np.linalg.svd(stacked, compute_uv=False)[-1]
+                where = f"{_eigenvalue(value)} of sqrt(gamma) (A - B_leader K) at K = {K.tolist()}"
+                fits = bool(smallest > 1e-9 * np.abs(stacked).max())
+                require(fits, "x", f"eigenvalues of modulus under 1, or {wanted}", where)
+
+    @torch.no_grad()
+    def best_response(self, x: Tensor, leader_weight: float = 0.0) -> LinearResponse:
+        """The follower's optimum at x, ``[dim]``, for its own cost + ``leader_weight`` * the leader's.
+
+        With weight 1/lam it is the lower variable of the value penalty's problem.
+
+        Raises:
+            ValueError: no best response with a finite return.
+        """
+        x = x.detach()
+        self.check_stable(x)
+        cost = self.follower_cost if leader_weight == 0.0 else self.follower_cost.plus(self.leader_cost, leader_weight)
+        K, d, root = self.gain(x), self.dynamics, math.sqrt(self.gamma)
+        A_K, Q = d.A - d.B_leader @ K, cost.Q + K.T @ cost.R_leader @ K
+        try:
+            solution = solve_discrete_are(
+                root * A_K.numpy(), root * d.B_follower.numpy(), Q.numpy(), cost.R_follower.numpy()
+            )
+        except (np.linalg.LinAlgError, ValueError) as error:
+            raise ValueError(f"x: expected a K with a Riccati solution, got K = {K.tolist()} ({error})") from error
+        F = self._greedy(cost, A_K, torch.from_numpy(solution))
+        X = self._lyapunov(A_K - d.B_follower @ F, Q + F.T @ cost.R_follower @ F)  # Newton's step: what rounding left
+        F = self._greedy(cost, A_K, X)
+        S = cost.R_follower + self.gamma * d.B_follower.T @ X @ d.B_follower
+        excess = X - (Q + self.gamma * A_K.T @ X @ A_K - F.T @ S @ F)
+        residual = float(excess.abs().max() / X.abs().max().clamp_min(1.0))
+        closed = A_K - d.B_follower @ F
+        return LinearResponse(F, X, residual, float(torch.linalg.eigvals(closed).abs().max()))
+
+    def _greedy(self, cost: QuadraticCost, A_K: Tensor, X: Tensor) -> Tensor:
+        """F of the formula, ``[m_f, n]``."""
+        B = self.dynamics.B_follower
+        S = cost.R_follower + self.gamma * B.T @ X @ B
+        F: Tensor = torch.linalg.solve(S, self.gamma * B.T @ X @ A_K)
+        return F
+
+    def _lyapunov(self, M: Tensor, Q: Tensor) -> Tensor:
+        """P = Q + gamma M^T P M, ``[n, n]``, by one linear solve in n^2 unknowns; differentiable."""
+        n = len(M)
+        operator = torch.eye(n * n, dtype=torch.float64) - self.gamma * torch.kron(M.T.contiguous(), M.T.contiguous())
+        P: Tensor = torch.linalg.solve(operator, Q.reshape(-1))
+        return P.reshape(n, n)
+
+    def _closed_loop(self, x: Tensor, F: Tensor) -> Tensor:
+        """M = A - B_l K - B_f F.
+
+        Raises:
+            ValueError: F of a wrong shape; an eigenvalue of sqrt(gamma) M of modulus >= 1.
+        """
+        n, _, m_f = self.sizes
+        require(tuple(F.shape) == (m_f, n), "F", f"shape {(m_f, n)}", f"shape {tuple(F.shape)}")
+        d = self.dynamics
+        M = d.A - d.B_leader @ self.gain(x) - d.B_follower @ F
+        eigenvalues = math.sqrt(self.gamma) * torch.linalg.eigvals(M.detach())
+        worst = complex(eigenvalues[eigenvalues.abs().argmax()])
+        where = f"{_eigenvalue(worst)} of sqrt(gamma) (A - B_leader K - B_follower F)"
+        require(abs(worst) < 1.0, "F", "a closed loop with eigenvalues of modulus under 1", where)
+        return M
+
+    def _return(self, cost: QuadraticCost, x: Tensor, F: Tensor) -> Tensor:
+        K, d, gamma = self.gain(x), self.dynamics, self.gamma
+        M = self._closed_loop(x, F)
+        P = self._lyapunov(M, cost.Q + K.T @ cost.R_leader @ K + F.T @ cost.R_follower @ F)
+        paid = (P * d.start).sum() + gamma / (1.0 - gamma) * (P * self.step_noise).sum()
+        return -(paid + self.sigma**2 / (1.0 - gamma) * cost.R_leader.trace())
+
+    @property
+    def step_noise(self) -> Tensor:
+        """N, the covariance of s' given s and u_f, ``[n, n]``."""
+        B = self.dynamics.B_leader
+        return self.dynamics.noise + self.sigma**2 * B @ B.T
+
+    def leader_return(self, x: Tensor, F: Tensor) -> Tensor:
+        """J_L(x, F), a scalar to be maximised, for x ``[dim]``, F ``[m_f, n]``; differentiable in both.
+
+        Raises:
+            ValueError: an unstable closed loop, naming the eigenvalue.
+        """
+        return self._return(self.leader_cost, x, F)
+
+    def follower_return(self, x: Tensor, F: Tensor) -> Tensor:
+        """J_F(x, F), likewise."""
+        return self._return(self.follower_cost, x, F)
+
+    def attached_response(self, x: Tensor, F: Tensor) -> Tensor:
+        """F again, which is the best response at x, ``[m_f, n]``, with its exact first derivative in x."""
+        K, d, cost = self.gain(x), self.dynamics, self.follower_cost
+        A_K = d.A - d.B_leader @ K
+        Q = cost.Q + K.T @ cost.R_leader @ K + F.T @ cost.R_follower @ F
+        return self._greedy(cost, A_K, self._lyapunov(A_K - d.B_follower @ F, Q))
+
+    def return_at_best_response(self, x: Tensor) -> Tensor:
+        """F_0(x) = J_L(x, F*(x)), a scalar whose gradient in x is the exact hypergradient.
+
+        Raises:
+            ValueError: no best response with a finite return.
+        """
+        return self.leader_return(x, self.attached_response(x, self.best_response(x).F))
+
+    def leader_return_gradient(self, x: Tensor) -> Tensor:
+        """dF_0/dx, ``[dim]``."""
+        point = x.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.return_at_best_response(point), [point])
+        return gradient
+
+    # --- action bounds -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def action_spread(self, x: Tensor) -> Tensor:
+        """Largest standard deviation of each of the best response's inputs over all steps, ``[m_f]``.
+
+        The state at step t is Gaussian with covariance S_{t+1} = M S_t M^T + N, followed until it has settled; infinite where
+        the closed loop is stable only with the discount.
+        """
+        answer = self.best_response(x)
+        F, d = answer.F, self.dynamics
+        if answer.modulus >= 1.0:
+            return torch.full((len(F),), math.inf, dtype=torch.float64)
+        M, N, S = d.A - d.B_leader @ self.gain(x) - d.B_follower @ F, self.step_noise, d.start
+        variance = torch.zeros(len(F), dtype=torch.float64)
+        settled = False
+        while not settled:
+            variance = torch.maximum(variance, (F @ S * F).sum(-1))
+            following = M @ S @ M.T + N
+            settled = bool((following - S).abs().max() <= 1e-12 * S.abs().max().clamp_min(1e-300))
+            S = following
+        return variance.sqrt()
+
+    def saturation_probability(self, x: Tensor) -> float:
+        """Probability that the best response leaves its bounds, at the worst step (at most; inputs are added up)."""
+        spread = self.action_spread(x)
+        ratio = torch.where(spread > 0.0, self.action_bound / spread, torch.full_like(spread, math.inf))
+        return min(1.0, float(2.0 * norm.sf(ratio.numpy()).sum()))
+
+    # --- the leader's best ---------------------------------------------------------------------------------------
+
+    def optimum(self, tau: float | None = None) -> LinearOptimum:  # type: ignore[override]
+        """A stationary point in X: the best that ascent from the start and from eight random points finds; kept.
+
+        Quasi-Newton ascent, then Newton's method on the exact gradient (its Jacobian by central differences) in the
+        coordinates that no bound holds. F_0 need not be concave: that no better point exists is not shown.
+
+        Raises:
+            ValueError: a tau other than 0, an X with a budget, an x on the way without a best response.
+        """
+        require(tau is None or tau == 0.0, "tau", "0: the follower is not regularised", tau)
+        require(self.leader_set.budget == math.inf, "leader_set", "a box", f"a budget of {self.leader_set.budget:g}")
+        if self._optimum is None:
+            low, high = self.leader_set.low.numpy(), self.leader_set.high.numpy()
+            starts = [self.start_x().numpy(), *np.random.default_rng(0).uniform(low, high, (8, len(low)))]
+            best = min((self._ascend(start) for start in starts), key=lambda found: float(found.fun))
+            self._optimum = self._polish(torch.from_numpy(best.x))
+        return self._optimum
+
+    def _ascend(self, start: Floats) -> Any:
+        def objective(z: Floats) -> tuple[float, Floats]:
+            x = torch.tensor(z, requires_grad=True)
+            value = -self.return_at_best_response(x)
+            (gradient,) = torch.autograd.grad(value, [x])
+            return float(value.detach()), gradient.numpy()
+
+        bounds = list(zip(self.leader_set.low.tolist(), self.leader_set.high.tolist(), strict=True))
+        return minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 0.0})
+
+    def _polish(self, x: Tensor) -> LinearOptimum:
+        gradient, norm_now = self._stationarity(x)
+        for _ in range(20):
+            moved = self.project(x + gradient)
+            free = ((moved > self.leader_set.low) & (moved < self.leader_set.high)).nonzero().flatten()
+            if norm_now < 1e-12 or not len(free):
+                break
+            step = torch.zeros_like(x)
+            step[free] = torch.linalg.solve(self._jacobian(x)[free][:, free], -gradient[free])
+            candidate = self.project(x + step)
+            following, norm_then = self._stationarity(candidate)
+            if norm_then >= norm_now:
+                break
+            x, gradient, norm_now = candidate, following, norm_then
+        F = self.best_response(x).F
+        return LinearOptimum(x, F, float(self.leader_return(x, F)), norm_now)
+
+    def _stationarity(self, x: Tensor) -> tuple[Tensor, float]:
+        gradient = self.leader_return_gradient(x)
+        return gradient, float((x - self.project(x + gradient)).norm())
+
+    def _jacobian(self, x: Tensor, h: float = 1e-5) -> Tensor:
+        """Derivative of the gradient, ``[dim, dim]``, symmetric."""
+        steps = h * torch.eye(len(x), dtype=torch.float64)
+        rows = [(self.leader_return_gradient(x + e) - self.leader_return_gradient(x - e)) / (2.0 * h) for e in steps]
+        jacobian = torch.stack(rows)
+        return (jacobian + jacobian.T) / 2.0
+
+
+def _eigenvalue(value: complex) -> str:
+    text = f"{value.real:.6g}" if value.imag == 0.0 else f"{value.real:.6g}{value.imag:+.6g}i"
+    return f"the eigenvalue {text} (modulus {abs(value):.6g})"
+
+
+# --- games ------------------------------------------------------------------------------------------------------------
+
+
+def steering_game(
+    gamma: float = 0.9,
+    leader_effort: float = 0.2,
+    follower_effort: float = 0.3,
+    sigma: float = 0.2,
+    noise: float = 0.1,
+) -> LinearQuadraticProblem:
+    r"""The leader steers a quantity that only the follower moves.
+
+        p' = 0.9 p             + 0.5 u_f + w_p         leader:   p^2 + leader_effort u_l^2
+        q' = 0.9 q + 0.5 u_l   + 0.5 u_f + w_q         follower: q^2 + follower_effort u_f^2
+
+    The follower is paid to hold q, the leader wants p held; the leader's input reaches q alone. A leader who does not
+    reckon with the follower does nothing. One who does lets p show in q (K_p < 0), so that the follower, holding q, holds p.
+
+    X is K_p in [-1.5, 0], K_q in [0, 1.5]: there the only mode the follower cannot move, p - q where K_p = -K_q, has the
+    eigenvalue 0.9 + K_p/2, inside the unit circle.
+
+    Raises:
+        ValueError: gamma outside [0, 1), an effort, sigma or noise that is not positive.
+    """
+    efforts = {"leader_effort": leader_effort, "follower_effort": follower_effort, "noise": noise}
+    for name, value in efforts.items():
+        check_number(value, name, low=0.0, open_low=True, high=math.inf, open_high=True)
+    eye = torch.eye(2, dtype=torch.float64)
+    dynamics = LinearDynamics(0.9 * eye, [[0.0], [0.5]], [[0.5], [0.5]], noise**2 * eye, eye)  # type: ignore[arg-type]
+    p, q = torch.diag(eye[0]), torch.diag(eye[1])
+    leader = QuadraticCost(p, [[leader_effort]], [[0.0]])  # type: ignore[arg-type]
+    follower = QuadraticCost(q, [[0.0]], [[follower_effort]])  # type: ignore[arg-type]
+    leader_set = LeaderSet(torch.tensor([-1.5, 0.0]), torch.tensor([0.0, 1.5]))
+    return LinearQuadraticProblem(dynamics, leader, follower, gamma, sigma, leader_set)
+
+
+def random_linear_quadratic(
+    n_states: int = 3, n_leader_inputs: int = 1, gamma: float = 0.9, seed: int | None = 0
+) -> LinearQuadraticProblem:
+    """A random game in which the follower has as many inputs as there are states, so that it can stabilise any K.
+
+    A has spectral norm 1, B_l 0.5, B_f is half a random orthogonal matrix; each player minds one random direction of the state
+    and a twentieth of all others; efforts cost both 0.2; sigma 0.2, noise 0.1; X is [-1, 1] in every entry of K.
+
+    Raises:
+        ValueError: a size under one, gamma outside [0, 1), a seed that is negative.
+    """
+    n, m = check_size(n_states, "n_states"), check_size(n_leader_inputs, "n_leader_inputs")
+    whole = seed is None or (isinstance(seed, (int, np.integer)) and seed >= 0)
+    require(whole, "seed", "None or a whole number >= 0", repr(seed))
+    rng = np.random.default_rng(seed)
+    A, B = rng.standard_normal((n, n)), rng.standard_normal((n, m))
+    orthogonal = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    eye = torch.eye(n, dtype=torch.float64)
+    directions = torch.from_numpy(rng.standard_normal((2, n)))
+    Q_l, Q_f = (torch.outer(v, v) / v.square().sum() + 0.05 * eye for v in directions)
+    dynamics = LinearDynamics(
+        torch.from_numpy(A / np.linalg.norm(A, 2)),
+        torch.from_numpy(0.5 * B / np.linalg.norm(B, 2)),
+        torch.from_numpy(0.5 * orthogonal),
+        0.01 * eye,
+        eye,
+    )
+    own, none = 0.2 * torch.eye(m, dtype=torch.float64), torch.zeros(m, m)
+    leader, follower = QuadraticCost(Q_l, own, torch.zeros(n, n)), QuadraticCost(Q_f, none, 0.2 * eye)
+    return LinearQuadraticProblem(dynamics, leader, follower, gamma, 0.2, LeaderSet.box(m * n, -1.0, 1.0))
