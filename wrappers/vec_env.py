@@ -116,7 +116,8 @@ class VectorEnvAdapter(VecEnv):
             obs[chosen] = method_args[0] if method_args else method_kwargs["obs"]
             return list(self.env.commitment(obs)[chosen])
         if method_name == "action_masks":
-            return list(self.env.action_masks()[chosen])
+            masks = getattr(self.env, method_name)()  # of environments whose actions may be missing
+            return list(masks[chosen])
         return [getattr(self.env, method_name)(*method_args, **method_kwargs)] * len(chosen)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
