@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...envs.mdp import TabularMDP, TabularProblem, policy_return, solve_soft
+from ...envs.mdp import SparseMDP, TabularMDP, TabularProblem, policy_return, solve_soft
 
 
 def _stacked(mdps: list[TabularMDP]) -> TabularMDP:
@@ -45,7 +45,13 @@ def leader_returns(
     Returns:
         F, ``[n]``, and V*, ``[n, ..., S]``.
     """
-    mdps = _stacked([problem.follower_mdp(x) for x in points])
+    models = [problem.follower_mdp(x) for x in points]
+    if isinstance(models[0], SparseMDP):  # no batch axes: one after the other
+        starts = [None] * len(points) if V is None else V.expand(len(points), models[0].n_states)
+        optima = [solve_soft(mdp, tau, start) for mdp, start in zip(models, starts, strict=True)]
+        values = [problem.leader_return(x, optimum.pi) for x, optimum in zip(points, optima, strict=True)]
+        return torch.stack(values), torch.stack([optimum.V for optimum in optima])
+    mdps = _stacked(models)
     optimum = solve_soft(mdps, tau, None if V is None else V.expand(mdps.r.shape[:-1]))
     rewards = [problem.leader_reward(x) for x in points]
     if any(reward is None for reward in rewards):

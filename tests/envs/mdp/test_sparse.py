@@ -18,12 +18,16 @@ from bilevel_gym.agents import (
     Direct,
     Hypergradient,
     HypergradientConfig,
+    IndependentPolicyGradient,
+    IndependentPolicyGradientConfig,
     SoBiRL,
     SoBiRLConfig,
     Softmax,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
+    ZeroOrder,
+    ZeroOrderConfig,
 )
 from bilevel_gym.agents.leaders.hypergradient import soft_leader_return
 from bilevel_gym.envs.mdp import (
@@ -278,8 +282,10 @@ def test_the_hypergradient_of_a_grid() -> None:
         lambda p: TabularPBRL(p, ValuePenalty(3.0), config=TabularPBRLConfig(tau=0.2)),
         lambda p: TabularPBRL(p, ValuePenalty(3.0), config=TabularPBRLConfig(follower=Softmax(), tau=0.2)),
         lambda p: TabularPBRL(p, BellmanPenalty(3.0), config=TabularPBRLConfig(follower=Direct(), tau=0.2)),
+        lambda p: IndependentPolicyGradient(p, IndependentPolicyGradientConfig(tau=0.2)),
+        lambda p: ZeroOrder(p, ZeroOrderConfig(tau=0.2, directions=2)),
     ],
-    ids=["hypergradient", "SoBiRL", "PBRL, solved", "PBRL, softmax", "PBRL, Bellman"],
+    ids=["hypergradient", "SoBiRL", "PBRL, solved", "PBRL, softmax", "PBRL, Bellman", "independent", "zero order"],
 )
 def test_exact_leaders_go_the_same_way(make: Any, tmp_path: Path) -> None:
     dense = random_mdp(1, n_actions=4, gamma=0.8, terminal=True, masked=True)
