@@ -123,6 +123,8 @@ def measure(side: int, kind: str) -> Data:
     (sweeps, finished), sweep_cpu, _ = timed(lambda: sweeps_to_the_end(mdp, None if checked else 20))
     record |= {"sweeps": sweeps if finished else None, "sweep_cpu": sweep_cpu / sweeps}
 
+    if side > TARGET_SIDE:
+        return record
     problem = toll_problem(mdp)
     x = 0.1 * torch.rand(mdp.n_states, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     z = x.clone().requires_grad_()
@@ -180,8 +182,9 @@ def table(data: Data) -> str:
         cpu = sweeps * run["sweep_cpu"]
         mark = "" if run["sweeps"] else "about "
         iteration.append([*name, f"{mark}{sweeps}", f"{mark}{cpu:.1f}", f"{mark}{cpu / run['cpu']:.0f}"])
-        error = "" if run["gradient_error"] is None else f"{run['gradient_error']:.1e}"
-        gradients.append([*name, f"{run['gradient_cpu']:.1f}", f"{run['gradient_peak_gib']:.2f}", error])
+        if "gradient_cpu" in run:
+            error = "" if run["gradient_error"] is None else f"{run['gradient_error']:.1e}"
+            gradients.append([*name, f"{run['gradient_cpu']:.1f}", f"{run['gradient_peak_gib']:.2f}", error])
     parts = [
         markdown_table(headers, rows),
         "## Value iteration",
@@ -202,7 +205,8 @@ def known_sweeps(data: Data, kind: str) -> int:
 def notes(data: Data) -> str:
     """What the columns are."""
     lines = [
-        "Peak memory is the process's, Python and torch included; the residual is computed anew. Newton steps assemble P_pi,"
+        "Wall seconds hold whatever else ran on the machine; the solver uses one thread. Peak memory is the process's, Python"
+        " and torch included; the residual is computed anew. Newton steps assemble P_pi,"
         " products are those of the Krylov solves (see `envs/mdp/sparse.py`). Value iteration is run to the end on grids of up"
         f" to {CHECKED_SIDE} x {CHECKED_SIDE}; beyond them *about* stands for the sweeps of that grid times the CPU time of a"
         " sweep here. The hypergradient's time is that of F and dF/dx together, the follower warm-started from tolls a tenth"
@@ -242,9 +246,12 @@ def picture(data: Data, path: Path) -> None:
         seconds.plot(states, [run["cpu"] for run in runs], "o-", color=colour, label=f"soft optimum, {kind}")
         sweeps = [(run["sweeps"] or known_sweeps(data, kind)) * run["sweep_cpu"] for run in runs]
         seconds.plot(states, sweeps, "x:", color=colour, label=f"value iteration, {kind}")
-        seconds.plot(states, [run["gradient_cpu"] for run in runs], "^--", color=colour, label=f"hypergradient, {kind}")
         memory.plot(states, [run["peak_gib"] for run in runs], "o-", color=colour, label=f"soft optimum, {kind}")
-        memory.plot(states, [run["gradient_peak_gib"] for run in runs], "^--", color=colour)
+        through = [run for run in runs if "gradient_cpu" in run]
+        states = [run["states"] for run in through]
+        label = f"hypergradient, {kind}"
+        seconds.plot(states, [run["gradient_cpu"] for run in through], "^--", color=colour, label=label)
+        memory.plot(states, [run["gradient_peak_gib"] for run in through], "^--", color=colour)
     for panel, limit in ((seconds, TARGET_SECONDS), (memory, TARGET_GIB)):
         panel.axhline(limit, color="0.6", linestyle=":", linewidth=1.0)
         panel.set_xscale("log")
