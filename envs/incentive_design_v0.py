@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils import wrappers
 from pettingzoo.utils.conversions import parallel_to_aec_wrapper
 
+from .leader_model import GameLeaderModel
 from .mdp import IncentiveDesignProblem, random_incentive_design
 from .mdp.checks import check_size, require
+from .render import FOLLOWER, draw_table, new_panel, to_rgb
 from .sampling import AliasSampler
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["IncentiveDesignEnv", "env", "parallel_env", "raw_env"]
 
@@ -30,8 +36,10 @@ class IncentiveDesignEnv(ParallelEnv[str, np.int64, Any]):
     ## Description
     In each state both players choose an action at once. Player 2 pays player 1 ``r(s,a1,a2) + sigmoid(x(s,a1,a2))``,
     where x is the designer's, and the state moves by ``P(s'|s,a1,a2)``. The designer earns what the players' policies
-    earn under transitions ``P_id`` and rewards ``r_id`` of its own: x reaches it through those policies alone. Rewards
-    are drawn once, uniformly from [0, 1]; transition probabilities are uniform numbers, normalised.
+    earn under transitions ``P_id`` and rewards ``r_id`` of its own: x reaches it through those policies alone. In the
+    registered environment rewards are drawn once, uniformly from [0, 1]; transition probabilities are uniform numbers,
+    normalised. ``IncentiveDesignEnv(problem)`` plays any :class:`IncentiveDesignProblem`, one built from the user's own
+    payoff tables for instance.
 
     ``reset(options={"designer_world": True})`` starts an episode that moves by ``P_id``: there the discounted sum of
     ``leader_reward`` is an unbiased estimate of the designer's return.
@@ -47,7 +55,9 @@ class IncentiveDesignEnv(ParallelEnv[str, np.int64, Any]):
 
     ## Leader Space
     ``Box(-10, 10, (n_states * n_actions_1 * n_actions_2,), float64)``: x, ``[S, A1, A2]`` flattened; 0 is the same
-    incentive 1/2 everywhere. ``set_leader(x)`` holds from the next step on.
+    incentive 1/2 everywhere. ``set_leader(x)`` holds from the next step on. ``commitment(s)`` is what the players may be
+    shown of x: the incentives ``sigmoid(x(s, ., .))`` of their state, ``[A1 * A2]``. ``leader_model()`` takes both players'
+    actions, ``[..., 2]``, and answers with both their rewards, ``[..., 2]``.
 
     ## Rewards
     The payoff and its negative. ``info["leader_reward"]``, the same for both players, is the designer's ``r_id`` of the
@@ -65,9 +75,11 @@ class IncentiveDesignEnv(ParallelEnv[str, np.int64, Any]):
     - ``tau``: default temperature of the players (0.1).
     - ``seed``: of the game's rewards and transitions, not of its play (0); None draws a random game.
     - ``max_cycles``: steps of an episode (100).
-    - ``render_mode``: None or ``"ansi"``.
+    - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``: the incentives, the state and the last pair of actions.
 
-    The sizes, ``gamma`` and ``tau`` are recollections or choices that were not checked against the published experiment.
+    These are arguments of ``parallel_env``, ``env`` and ``raw_env``; the class takes ``problem``, ``max_cycles`` and
+    ``render_mode``. The sizes, ``gamma`` and ``tau`` are recollections or choices that were not checked against the
+    published experiment.
 
     ## Version History
     - v0: first version.
@@ -78,32 +90,25 @@ class IncentiveDesignEnv(ParallelEnv[str, np.int64, Any]):
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
         "name": "incentive_design_v0",
-        "render_modes": ["ansi"],
+        "render_modes": ["ansi", "rgb_array"],
         "render_fps": 4,
         "is_parallelizable": True,
     }
 
-    def __init__(
-        self,
-        n_states: int = 10,
-        n_actions_1: int = 5,
-        n_actions_2: int = 5,
-        gamma: float = 0.9,
-        tau: float = 0.1,
-        seed: int | None = 0,
-        max_cycles: int = 100,
-        render_mode: str | None = None,
-    ) -> None:
-        require(render_mode in (None, "ansi"), "render_mode", "None or 'ansi'", repr(render_mode))
+    def __init__(self, problem: IncentiveDesignProblem, max_cycles: int = 100, render_mode: str | None = None) -> None:
+        modes = (None, *self.metadata["render_modes"])
+        require(render_mode in modes, "render_mode", f"one of {modes}", repr(render_mode))
+        single = isinstance(problem, IncentiveDesignProblem) and problem.context_probs is None
+        require(single, "problem", "an IncentiveDesignProblem, not a stack of them", repr(problem))
         self.max_cycles, self.render_mode = check_size(max_cycles, "max_cycles"), render_mode
-        self._problem = random_incentive_design(n_states, n_actions_1, n_actions_2, gamma, tau, seed)
-        problem = self._problem
+        self._problem = problem
         self.gamma = problem.gamma
         self._sizes = tuple(int(n) for n in problem.r.shape)
         low, high = problem.leader_set.low.numpy(), problem.leader_set.high.numpy()
         self.leader_space = gym.spaces.Box(low, high, dtype=np.float64)
         self.possible_agents, self.agents = list(PLAYERS), []
         S, A1, A2 = self._sizes
+        self.commitment_size, self.commitment_is_distribution = A1 * A2, False
         self.observation_spaces: dict[str, gym.Space[Any]] = {agent: gym.spaces.Discrete(S) for agent in PLAYERS}
         self.action_spaces: dict[str, gym.Space[Any]] = {
             agent: gym.spaces.Discrete(n) for agent, n in zip(PLAYERS, (A1, A2), strict=True)
@@ -112,7 +117,8 @@ class IncentiveDesignEnv(ParallelEnv[str, np.int64, Any]):
         self._worlds = tuple(AliasSampler(P.reshape(-1, S).numpy()) for P in (problem.P, problem.P_id))
         self._leader_payoffs = problem.r_id.reshape(-1).numpy()
         self._random = seeding.np_random(None)[0]
-        self._designer_world, self._state, self._elapsed, self._last = False, 0, 0, ""
+        self._designer_world, self._state, self._elapsed = False, 0, 0
+        self._last: tuple[int, int, int, float, float] | None = None  # state, both actions, payoff, leader's reward
         self.set_leader(problem.start_x())
 
     @property
@@ -132,7 +138,16 @@ class IncentiveDesignEnv(ParallelEnv[str, np.int64, Any]):
             ValueError: wrong shape, an entry that is not finite, or a point outside X.
         """
         self._x = self._problem.leader_set.check(x).detach().clone()
-        self._payoffs = (self._problem.r + self._problem.incentive(self._x)).reshape(-1).numpy()
+        self._payoffs = self._problem.game(self._x).r.reshape(-1).numpy()
+
+    def leader_model(self) -> GameLeaderModel:
+        """The step as a function of x: see ``GameLeaderModel``."""
+        return GameLeaderModel(self._problem, self._x)
+
+    def commitment(self, obs: Any) -> NDArray[np.float32]:
+        """The incentives of a state, ``[A1 * A2]``: what the players may be shown of x in it."""
+        shown: NDArray[np.float32] = self._problem.incentive(self._x)[int(obs)].flatten().to(torch.float32).numpy()
+        return shown
 
     def observation_space(self, agent: str) -> gym.Space[Any]:
         """The player's, always the same object."""
@@ -147,7 +162,7 @@ class IncentiveDesignEnv(ParallelEnv[str, np.int64, Any]):
         if seed is not None:
             self._random = seeding.np_random(seed)[0]
         self._designer_world = bool((options or {}).get("designer_world", False))
-        self.agents, self._elapsed, self._last = list(PLAYERS), 0, ""
+        self.agents, self._elapsed, self._last = list(PLAYERS), 0, None
         self._state = self._start.draw_one(0, self._random.random())
         return self._observations(), {agent: {} for agent in PLAYERS}
 
@@ -164,15 +179,12 @@ class IncentiveDesignEnv(ParallelEnv[str, np.int64, Any]):
         """
         if not self.agents:
             raise gym.error.ResetNeeded("step was called before reset, or after the episode's end")
-        row = self._state
-        for agent, size in zip(PLAYERS, self._sizes[1:], strict=True):
-            action = int(actions[agent])
+        a1, a2 = (int(actions[agent]) for agent in PLAYERS)
+        for agent, action, size in zip(PLAYERS, (a1, a2), self._sizes[1:], strict=True):
             require(0 <= action < size, f"actions[{agent!r}]", f"a whole number in [0, {size})", actions[agent])
-            row = row * size + action
+        row = (self._state * self._sizes[1] + a1) * self._sizes[2] + a2
         payoff, leader_reward = self._payoffs.item(row), self._leader_payoffs.item(row)
-        if self.render_mode is not None:
-            moves = ", ".join(f"{agent} {int(actions[agent])}" for agent in PLAYERS)
-            self._last = f"state {self._state}, {moves}: payoff {payoff:g}, leader {leader_reward:g}; "
+        self._last = (self._state, a1, a2, payoff, leader_reward)
         self._state = self._worlds[self._designer_world].draw_one(row, self._random.random())
         self._elapsed += 1
         ended = self._elapsed >= self.max_cycles
@@ -185,9 +197,30 @@ class IncentiveDesignEnv(ParallelEnv[str, np.int64, Any]):
             {agent: {"leader_reward": leader_reward, "leader_draw": 0} for agent in PLAYERS},
         )
 
-    def render(self) -> str | None:
-        """The last step and the state, in one line; None without a render mode."""
-        return None if self.render_mode is None else f"{self._last}state {self._state}"
+    def render(self) -> Any:
+        """The last step and the state in one line, or a picture, uint8 ``[height, width, 3]``; None without a mode."""
+        if self.render_mode == "rgb_array":
+            figure, panel = new_panel(7.0, 4.0)
+            self._draw(panel)
+            return to_rgb(figure)
+        if self.render_mode is None or self._last is None:
+            return None if self.render_mode is None else f"state {self._state}"
+        state, a1, a2, payoff, leader = self._last
+        moves = f"{PLAYERS[0]} {a1}, {PLAYERS[1]} {a2}"
+        return f"state {state}, {moves}: payoff {payoff:g}, leader {leader:g}; state {self._state}"
+
+    def _draw(self, panel: Axes) -> None:
+        """The incentives ``[S, A1 * A2]``, the current row marked, a cross where the last step was taken."""
+        S, A1, A2 = self._sizes
+        incentives = self._problem.incentive(self._x).reshape(S, A1 * A2)
+        draw_table(panel, incentives, "incentive", self._state, vmin=0.0, vmax=1.0)
+        panel.set_xlabel("actions of both players (a2 within each group)")
+        panel.set_xticks([(a1 + 0.5) * A2 - 0.5 for a1 in range(A1)], [f"a1={a1}" for a1 in range(A1)])
+        for a1 in range(1, A1):
+            panel.axvline(a1 * A2 - 0.5, color="white", linewidth=0.8)
+        if self._last is not None:
+            state, a1, a2, _, _ = self._last
+            panel.plot(a1 * A2 + a2, state, "X", color=FOLLOWER, markersize=9, markeredgecolor="white")
 
     def close(self) -> None:
         """Nothing to close."""
@@ -211,14 +244,47 @@ class _TurnByTurn(parallel_to_aec_wrapper):  # type: ignore[type-arg]
         """A copy of the designer's current parameter."""
         return self.env.leader_x  # type: ignore[no-any-return, attr-defined]
 
+    @property
+    def gamma(self) -> float:
+        """The discount of all."""
+        return self.env.gamma  # type: ignore[no-any-return, attr-defined]
+
+    @property
+    def commitment_size(self) -> int:
+        """Entries of ``commitment``."""
+        return self.env.commitment_size  # type: ignore[no-any-return, attr-defined]
+
+    @property
+    def commitment_is_distribution(self) -> bool:
+        """Whether those entries are non-negative and sum to one."""
+        return self.env.commitment_is_distribution  # type: ignore[no-any-return, attr-defined]
+
     def set_leader(self, x: Any) -> None:
         """Set the designer's parameter, from the next step on."""
         self.env.set_leader(x)  # type: ignore[attr-defined]
 
+    def leader_model(self) -> GameLeaderModel:
+        """The joint step as a function of x: see ``GameLeaderModel``."""
+        return self.env.leader_model()  # type: ignore[no-any-return, attr-defined]
 
-def parallel_env(**kwargs: Any) -> IncentiveDesignEnv:
-    """The environment in PettingZoo's parallel interface; see :class:`IncentiveDesignEnv` for its arguments."""
-    return IncentiveDesignEnv(**kwargs)
+    def commitment(self, obs: Any) -> NDArray[np.float32]:
+        """What the players may be shown of x in a state."""
+        return self.env.commitment(obs)  # type: ignore[no-any-return, attr-defined]
+
+
+def parallel_env(
+    n_states: int = 10,
+    n_actions_1: int = 5,
+    n_actions_2: int = 5,
+    gamma: float = 0.9,
+    tau: float = 0.1,
+    seed: int | None = 0,
+    max_cycles: int = 100,
+    render_mode: str | None = None,
+) -> IncentiveDesignEnv:
+    """A random instance in PettingZoo's parallel interface; see :class:`IncentiveDesignEnv` for the arguments."""
+    problem = random_incentive_design(n_states, n_actions_1, n_actions_2, gamma, tau, seed)
+    return IncentiveDesignEnv(problem, max_cycles, render_mode)
 
 
 def raw_env(**kwargs: Any) -> AECEnv[str, np.int64, Any]:

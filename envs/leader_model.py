@@ -1,4 +1,4 @@
-"""The leader's view of a tabular step, differentiable in x."""
+"""The leader's view of a step of a tabular problem or of a game, differentiable in x."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .mdp import TabularProblem
+from .mdp import GameProblem, TabularProblem
+from .mdp.checks import require
 
 
 def moves_transitions(problem: TabularProblem) -> bool:
@@ -61,3 +62,44 @@ class TabularLeaderModel(nn.Module):
         attached = 0.0 * self.x.sum()
         r_follower, r_leader = at(kernel.r_follower, 3, s, a, w), at(kernel.r_leader, 3, s, a, w)
         return r_follower + attached, r_leader + attached, log_p + attached
+
+
+class GameLeaderModel(nn.Module):
+    """Rewards and log-probability of steps of a zero-sum game, as functions of x.
+
+    Args:
+        problem: the problem, not a stack; its leader's objective is a return.
+        x: where the parameter starts, ``[dim]``.
+
+    Raises:
+        ValueError: a problem whose leader is paid no reward a step.
+    """
+
+    def __init__(self, problem: GameProblem, x: Tensor) -> None:
+        super().__init__()
+        self.problem = problem
+        self.x = nn.Parameter(x.detach().to(torch.float64).clone())
+        paid = problem.leader_game(self.x) is not None
+        require(paid, "problem", "a leader whose objective is a return", type(problem).__name__)
+
+    def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate a batch of steps.
+
+        Args:
+            obs: states, ``[...]``, whole numbers.
+            action: the players' actions, ``[..., 2]``.
+            draw: the leader's draws, ``[...]``; here it draws nothing.
+            next_obs: states after the step, ``[...]``.
+
+        Returns:
+            r_follower, ``[..., 2]``, one a player, which add up to 0; r_leader and log_p, ``[...]``; all float64. log_p is 0
+            where x does not move the players' transitions. Where x does not enter, the gradient is zero.
+        """
+        s, joint, s_next = (torch.as_tensor(part).long() for part in (obs, action, next_obs))
+        a1, a2 = joint.unbind(-1)
+        game, leader_game = self.problem.game(self.x), self.problem.leader_game(self.x)
+        assert leader_game is not None
+        attached = 0.0 * self.x.sum()
+        payoff = game.r[s, a1, a2] + attached
+        log_p = game.P[s, a1, a2, s_next].log() if game.P.requires_grad else torch.zeros_like(payoff)
+        return torch.stack([payoff, -payoff], -1), leader_game.r[s, a1, a2] + attached, log_p + attached

@@ -49,10 +49,10 @@ def draw_heat(panel: Axes, image: ArrayLike, label: str, **kwargs: Any) -> None:
     panel.figure.colorbar(shown, ax=panel, label=label, shrink=0.85)
 
 
-def draw_table(panel: Axes, values: ArrayLike, label: str, row: int | None = None) -> None:
-    """Numbers ``[S, A]`` as a heat map, a row of it marked."""
+def draw_table(panel: Axes, values: ArrayLike, label: str, row: int | None = None, **kwargs: Any) -> None:
+    """Numbers ``[S, A]`` as a heat map, a row of it marked; ``kwargs`` are of matplotlib's ``imshow``."""
     table = np.asarray(values, dtype=np.float64)
-    draw_heat(panel, table, label, aspect="auto", interpolation="nearest")
+    draw_heat(panel, table, label, aspect="auto", interpolation="nearest", **kwargs)
     panel.set_xlabel("action")
     panel.set_ylabel("state")
     if row is not None:

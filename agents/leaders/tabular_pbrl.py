@@ -31,6 +31,9 @@ from ..oracles import Oracle, OracleAnswer, SoftPolicyIteration
 from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, Penalty, ValuePenalty, WeightedPenalty
 from ..schedules import Geometric, Schedule
 
+GAME_RATE = 0.2
+"""The players' step over a game, where the config names none."""
+
 
 @storable
 @dataclass(frozen=True, eq=False)
@@ -39,8 +42,8 @@ class TabularPBRLConfig(TabularLeaderConfig):
 
     Attributes:
         follower: how pi_y is held: :class:`Softmax` or :class:`Direct` (joint steps in x and y, the paper's), or
-            :class:`Solved`. None takes ``Solved``, the best found, where it applies and ``Softmax`` elsewhere. The two
-            players of a game are held alike.
+            :class:`Solved`. None takes the best found: ``Solved`` where it applies, ``Softmax(0.2)`` over a game, whose two
+            players are held alike, and ``Softmax`` elsewhere.
         tau: temperature; None anneals it from 0.2 to that of honest evaluation (``problem.tau0``, at least 0.003).
         learning_rate: step of x.
         estimator: ``MonteCarlo(...)`` takes gradients from episodes; None, the default, takes exact ones.
@@ -60,7 +63,7 @@ class TabularPBRL(TabularLeader):
     Args:
         problem: a tabular problem or one over a zero-sum game, an environment that has one, or its id.
         penalty: :class:`ValuePenalty` or :class:`BellmanPenalty`; by default the value penalty, lam 2 to 20. Over a
-            zero-sum game :class:`NikaidoIsodaPenalty`, by default lam 4.
+            zero-sum game :class:`NikaidoIsodaPenalty`, by default lam 1 to 100.
         oracle: how best responses are found; by default soft policy iteration.
         config: steps, schedules, bounds.
         seed: of a Monte Carlo estimator; exact gradients draw nothing.
@@ -121,7 +124,8 @@ class TabularPBRL(TabularLeader):
         groups, follower = super()._parameters(), self.config.follower
         if self._held is None and not self._solves():
             assert not isinstance(follower, Solved)
-            self._held = HeldPolicies(Softmax() if follower is None else follower, self._level.views)
+            default = Softmax(GAME_RATE) if isinstance(self.problem, GameProblem) else Softmax()
+            self._held = HeldPolicies(default if follower is None else follower, self._level.views)
         return groups if self._held is None else [*groups, *self._held.groups()]
 
     def _solves(self) -> bool:
@@ -209,7 +213,7 @@ def _checked(penalty: WeightedPenalty | None, over_a_game: bool) -> WeightedPena
         ValueError: a penalty of the other kind.
     """
     if over_a_game:
-        chosen = NikaidoIsodaPenalty() if penalty is None else penalty
+        chosen = NikaidoIsodaPenalty(lam=Geometric(1.0, 100.0)) if penalty is None else penalty
         wanted, fits = "a NikaidoIsodaPenalty over a zero-sum game", isinstance(chosen, NikaidoIsodaPenalty)
     else:
         chosen = ValuePenalty(lam=Geometric(2.0, 20.0)) if penalty is None else penalty

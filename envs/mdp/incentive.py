@@ -14,6 +14,7 @@ x enters J_D through the policies only.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,6 +75,11 @@ class IncentiveDesignProblem(GameProblem):
         object.__setattr__(self, "leader_set", LeaderSet.box(self.r.numel(), -INCENTIVE_BOUND, INCENTIVE_BOUND))
         if stack:
             object.__setattr__(self, "context_probs", torch.full(stack, 1.0 / stack[0], dtype=torch.float64))
+
+    @staticmethod
+    def over(game: ZeroSumGame, P_id: Any, r_id: Any, tau: float = 0.1) -> IncentiveDesignProblem:
+        """Incentive design over this game, e.g. one of two payoff tables by :meth:`ZeroSumGame.from_payoffs`."""
+        return IncentiveDesignProblem(game.P, game.r, P_id, r_id, game.rho, game.gamma, tau)
 
     @property
     def designer(self) -> ZeroSumGame:

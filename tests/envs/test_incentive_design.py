@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from pettingzoo.test.parallel_test import parallel_api_test
 import bilevel_gym
 from bilevel_gym.envs import incentive_design_v0
 from bilevel_gym.envs.incentive_design_v0 import PLAYERS, IncentiveDesignEnv
+from bilevel_gym.envs.leader_model import GameLeaderModel
+from bilevel_gym.envs.mdp import IncentiveDesignProblem, ZeroSumGame, random_incentive_design, stack_problems
+from tests.problems import F64, assert_gradient, generator, numerical_gradient
 
 assert bilevel_gym.__version__
 ID = "bilevel_gym/incentive_design_v0"
@@ -146,15 +150,145 @@ def test_discounted_rewards_in_the_designer_s_world_are_its_return() -> None:
     assert abs(np.mean(returns) - truth) < 4 * np.std(returns) / 2000**0.5
 
 
+def random_steps(env: IncentiveDesignEnv, n: int = 40) -> tuple[torch.Tensor, ...]:
+    """States, joint actions, states after, rewards of both players and the designer's, of n steps."""
+    rng, rows = np.random.default_rng(3), []
+    state = int(env.reset(seed=1)[0][PLAYERS[0]])
+    for _ in range(n):
+        actions = {agent: int(rng.integers(5)) for agent in PLAYERS}
+        obs, rewards, _, _, infos = env.step(actions)
+        following = int(obs[PLAYERS[0]])
+        paid = [rewards[agent] for agent in PLAYERS]
+        rows.append((state, list(actions.values()), following, paid, infos[PLAYERS[0]]["leader_reward"]))
+        state = following
+    return tuple(torch.tensor(column) for column in zip(*rows, strict=True))
+
+
+@pytest.mark.parametrize("turn_by_turn", [False, True])
+def test_the_leader_model_is_the_step_as_a_function_of_x(turn_by_turn: bool) -> None:
+    env = make(seed=4)
+    x = 2.0 * torch.randn(250, generator=generator(0), dtype=F64)
+    env.set_leader(x.numpy())
+    s, joint, following, paid, designer = random_steps(env)
+    if turn_by_turn:
+        aec: Any = incentive_design_v0.env(seed=4)
+        aec.set_leader(x.numpy())
+        model = aec.leader_model()
+    else:
+        model = env.leader_model()
+    (parameter,) = model.parameters()
+    assert parameter is model.x
+    torch.testing.assert_close(parameter.detach(), x)
+    answer = model(s, joint, torch.zeros(len(s)), following)
+    assert [part.shape for part in answer] == [(40, 2), (40,), (40,)]
+    torch.testing.assert_close(answer[0].detach(), paid.double(), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(answer[1].detach(), designer.double(), rtol=1e-6, atol=0.0)
+    assert not bool(answer[2].any())  # x makes nothing be drawn
+
+    weights = torch.linspace(-1.0, 1.0, 80, dtype=F64).view(40, 2)
+
+    def total(z: torch.Tensor) -> torch.Tensor:
+        game = env.problem.game(z)
+        payoff = game.r[s, joint[:, 0], joint[:, 1]]
+        return (weights * torch.stack([payoff, -payoff], -1)).sum()
+
+    (weights * answer[0]).sum().backward(retain_graph=True)
+    assert_gradient(parameter.grad, numerical_gradient(total, x))
+    for part in answer[1:]:
+        (gradient,) = torch.autograd.grad(part.sum(), parameter, retain_graph=True)
+        assert not bool(gradient.any())
+    assert env.leader_x is not None
+    with torch.no_grad():
+        parameter.zero_()
+    np.testing.assert_array_equal(env.leader_x, x.numpy())  # the model's x is its own
+
+
+class Moving(IncentiveDesignProblem):
+    """x moves the players' transitions too."""
+
+    def game(self, x: torch.Tensor) -> ZeroSumGame:
+        game = super().game(x)
+        P = torch.softmax(game.P.log() + self.incentive(x).unsqueeze(-1) * torch.arange(3.0, dtype=F64), -1)
+        return ZeroSumGame(P, game.r, game.rho, game.gamma, validate=False)
+
+
+def test_the_leader_model_knows_where_x_moves_transitions() -> None:
+    plain = random_incentive_design(3, 2, 2)
+    problem = Moving(plain.P, plain.r, plain.P_id, plain.r_id, plain.rho, plain.gamma)
+    x = torch.randn(12, generator=generator(0), dtype=F64)
+    model = GameLeaderModel(problem, x)
+    s, joint, following = torch.tensor([0, 2]), torch.tensor([[0, 1], [1, 1]]), torch.tensor([2, 1])
+    log_p = model(s, joint, torch.zeros(2), following)[2]
+
+    def total(z: torch.Tensor) -> torch.Tensor:
+        P = problem.game(z).P
+        return P[0, 0, 1, 2].log() + P[2, 1, 1, 1].log()
+
+    log_p.sum().backward()
+    assert float(log_p.sum().detach()) == pytest.approx(float(total(x)), rel=1e-12)
+    assert model.x.grad is not None
+    assert_gradient(model.x.grad, numerical_gradient(total, x))
+
+
+def test_the_commitment_is_the_state_s_incentives() -> None:
+    aec: Any = incentive_design_v0.env()
+    for env in (make(), aec):
+        x = np.linspace(-3.0, 3.0, 250)
+        env.set_leader(x)
+        assert (env.commitment_size, env.commitment_is_distribution, env.gamma) == (25, False, 0.9)
+        shown = env.commitment(np.int64(7))
+        assert shown.dtype == np.float32
+        np.testing.assert_allclose(shown, 1.0 / (1.0 + np.exp(-x.reshape(10, 25)[7])), rtol=1e-6)
+
+
 def test_rendering_is_one_line() -> None:
     env = make(render_mode="ansi")
     env.reset(seed=0)
+    assert env.render().startswith("state ")
     env.step({agent: 1 for agent in PLAYERS})
     line = env.render()
-    assert line is not None
     assert "player_2 1" in line
     assert "\n" not in line
     assert make().render() is None
+
+
+def test_the_picture_shows_the_incentives_the_state_and_the_last_actions() -> None:
+    env = make(render_mode="rgb_array", n_states=3, n_actions_1=2, n_actions_2=3)
+    env.reset(seed=0)
+    pictures = [env.render()]
+    assert pictures[0].dtype == np.uint8
+    assert pictures[0].ndim == 3
+    assert pictures[0].shape[-1] == 3
+    np.testing.assert_array_equal(env.render(), pictures[0])
+    env.set_leader(np.full(18, 2.0))
+    pictures.append(env.render())
+    env.step({"player_1": 1, "player_2": 0})
+    pictures.append(env.render())
+    env.step({"player_1": 0, "player_2": 2})
+    pictures.append(env.render())
+    for before, after in itertools.pairwise(pictures):
+        assert before.shape != after.shape or not np.array_equal(before, after)
+
+
+def test_an_environment_of_the_user_s_own_tables() -> None:
+    """And the two payoffs of a game that is not zero-sum are refused at the door."""
+    plain = random_incentive_design(3, 2, 2, seed=5)
+    game = ZeroSumGame.from_payoffs(plain.r, -plain.r, plain.P, plain.rho, plain.gamma)
+    problem = IncentiveDesignProblem.over(game, plain.P_id, plain.r_id, plain.tau)
+    parallel_api_test(IncentiveDesignEnv(problem), num_cycles=20)
+    env = IncentiveDesignEnv(problem, max_cycles=7)
+    twin = make(n_states=3, n_actions_1=2, n_actions_2=2, seed=5, max_cycles=7)
+    rng = np.random.default_rng(0)
+    np.testing.assert_equal(env.reset(seed=3), twin.reset(seed=3))
+    while env.agents:
+        actions = {agent: rng.integers(2) for agent in PLAYERS}
+        np.testing.assert_equal(env.step(actions), twin.step(actions))
+    with pytest.raises(ValueError, match=r"^r2: expected -r1, for the game is zero-sum"):
+        ZeroSumGame.from_payoffs(plain.r, plain.r, plain.P, plain.rho, plain.gamma)
+    with pytest.raises(ValueError, match=r"^r_id: expected shape \(3, 2, 2\)"):
+        IncentiveDesignProblem.over(game, plain.P_id, plain.r_id[:, :1])
+    with pytest.raises(ValueError, match=r"^problem: expected an IncentiveDesignProblem, not a stack"):
+        IncentiveDesignEnv(stack_problems([plain, plain]))
 
 
 def test_wrong_arguments_are_named() -> None:
@@ -167,4 +301,4 @@ def test_wrong_arguments_are_named() -> None:
             env.set_leader(x)
     for name, value in (("max_cycles", 0), ("render_mode", "human"), ("n_states", 0)):
         with pytest.raises(ValueError, match=f"^{name}: expected"):
-            incentive_design_v0.parallel_env(**{name: value})
+            make(**{name: value})

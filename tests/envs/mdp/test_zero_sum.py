@@ -272,6 +272,20 @@ def test_payoffs_that_do_not_add_up_to_zero_are_refused() -> None:
         ZeroSumGame.from_payoffs([[1.0, 3.0]], [[-1.0]])
 
 
+def test_unequal_sizes_are_named() -> None:
+    r = torch.zeros(2, 3, 2, 2, dtype=F64)  # two games of three states
+    P = torch.full((3, 2, 2, 3), 1 / 3, dtype=F64)
+    assert ZeroSumGame.from_payoffs(r, -r, P, gamma=0.5).batch_shape == (2,)
+    with pytest.raises(ValueError, match=r"^P: expected batch axes that broadcast"):
+        ZeroSumGame.from_payoffs(r, -r, P.expand(5, 3, 2, 2, 3), gamma=0.5)
+    with pytest.raises(ValueError, match=r"^r2: expected shape \(2, 3, 2, 2\), as r1 has"):
+        ZeroSumGame.from_payoffs(r, -r[:1])
+    with pytest.raises(ValueError, match=r"^P: expected shape \[..., 3, 2, 2, 3\], as r has"):
+        ZeroSumGame.from_payoffs(r, -r, P[:2])
+    with pytest.raises(ValueError, match=r"^rho: expected shape \[..., 3\], as r has"):
+        ZeroSumGame.from_payoffs(r, -r, P, rho=[0.5, 0.5])
+
+
 def test_wrong_arguments_are_named() -> None:
     game = random_game(0)
     pi1, pi2 = random_pair(game, 0)
