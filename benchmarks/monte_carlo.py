@@ -359,7 +359,7 @@ def picture(data: Data, path: Path) -> None:
         draw(panel, data, GAMES, key)
         panel.set_title(heading, fontsize=10)
     axes[0][1].set_yscale("log")
-    axes[0][2].legend(fontsize=7, frameon=False)
+    axes[0][0].legend(fontsize=7, frameon=False, loc="upper left")
     draw(axes[0][3], data, DESIGNS, "leader_return")
     axes[0][3].set_title("incentive design: designer's return at Nash", fontsize=10)
     axes[0][3].legend(fontsize=7, frameon=False)

@@ -319,6 +319,8 @@ def picture(data: Data, path: Path) -> None:
             axes[0][1].loglog(xs, [r[f"noise_{name}"] for r in rows], "o" + style, color=colour, label=label, ms=3)
     axes[0][0].set(xlabel="steps of an episode", ylabel="cosine with the whole gradient, in x")
     axes[0][1].set(xlabel="episodes a batch, of five steps", ylabel="noise / whole gradient")
+    axes[0][1].set_xticks(BATCHES, labels=[str(batch) for batch in BATCHES])
+    axes[0][1].minorticks_off()
     for panel in axes.flat:
         panel.legend(fontsize=8, frameon=False)
     save_figure(figure, path)
