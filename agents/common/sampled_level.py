@@ -15,6 +15,7 @@ from torch import Tensor
 from ...envs.mdp import (
     BilevelProblem,
     GameProblem,
+    SparseMDP,
     TabularMDP,
     TabularProblem,
     TabularWorld,
@@ -73,10 +74,12 @@ class SampledFollower(SampledLevel[TabularMDP]):
     """The follower of a tabular problem, with the leader's draws shown.
 
     Raises:
-        ValueError: a problem whose J_L is no return.
+        ValueError: a problem whose J_L is no return, a sparse model.
     """
 
     def __init__(self, problem: TabularProblem, sampler: Sampler) -> None:
+        sparse = isinstance(problem.follower_mdp(problem.start_x()), SparseMDP)
+        require(not sparse, "estimator", "None, exact gradients, for a sparse model", "MonteCarlo")
         is_return = problem.leader_reward(problem.start_x()) is not None
         _require_return(is_return, problem)
         super().__init__(sampler)
@@ -151,7 +154,7 @@ def sampled_level(
     """Estimates for a problem of either kind, drawn from the leader's seed; None where gradients are exact.
 
     Raises:
-        ValueError: an estimator that is none, a problem whose J_L is no return.
+        ValueError: an estimator that is none, a problem whose J_L is no return, a sparse model.
     """
     if estimator is None:
         return None

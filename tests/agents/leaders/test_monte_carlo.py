@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from bilevel_gym.agents import (
@@ -30,8 +31,11 @@ from bilevel_gym.agents import (
     leader_return_at_best_response,
 )
 from bilevel_gym.envs.mdp import (
+    ArrayProblem,
     GameProblem,
     IncentiveDesignProblem,
+    LeaderSet,
+    SparseMDP,
     StackelbergProblem,
     TabularMDP,
     ZeroSumGame,
@@ -318,6 +322,16 @@ def test_a_leader_whose_objective_is_no_return_is_refused() -> None:
         with pytest.raises(ValueError, match=message):
             leader_of(kind, problem)
         leader_of(kind, problem, estimator=None).learn(1)
+
+
+@pytest.mark.parametrize("kind", ["follower", "independent"])
+def test_a_sparse_model_is_refused(kind: str) -> None:
+    base = SparseMDP(csr_array(np.full((4, 2), 0.5)), torch.eye(2, dtype=F64), [0.5, 0.5], 0.9)  # type: ignore[arg-type]
+    problem = ArrayProblem(base, LeaderSet.box(2, -1, 1), lambda x: base.r + x, lambda x: base.r - x)
+    with pytest.raises(
+        ValueError, match=r"^estimator: expected None, exact gradients, for a sparse model, got MonteCarlo"
+    ):
+        leader_of(kind, problem)
 
 
 @pytest.mark.parametrize("kind", KINDS)
