@@ -33,6 +33,7 @@ BENCHMARKS = (
     "four_rooms",
     "monte_carlo",
     "monte_carlo_gradients",
+    "incentive_design",
     "toll_design",
     "random_mdp",
     "sparse_grid",
