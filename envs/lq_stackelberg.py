@@ -12,8 +12,8 @@ class LQStackelbergEnv(LinearQuadraticEnv):
     ## Description
     The state is (p, q), w is Gaussian noise:
 
-        p' = 0.9 p             + 0.5 u_f + w_p
-        q' = 0.9 q + 0.5 u_l   + 0.5 u_f + w_q
+        p' = 0.8 p             + 0.5 u_f + w_p
+        q' = 0.7 q + 0.5 u_l   + 0.5 u_f + w_q
 
     The follower is paid to hold q at 0, the leader wants p held at 0; the leader's input reaches q alone. It commits to
     ``u_l ~ N(-K s, sigma^2)``. A leader who does not reckon with the follower does nothing (K = 0); one who does lets p show in
@@ -36,16 +36,16 @@ class LQStackelbergEnv(LinearQuadraticEnv):
     ``info["leader_reward"]``.
 
     ## Starting State
-    Standard normal.
+    p and q are normal with mean 0 and standard deviation 0.5.
 
     ## Episode End
     It does not terminate; the registered environment truncates after 100 steps (``max_episode_steps``).
 
     ## Arguments
     - ``gamma``: discount of both players, in [0, 1) (0.9).
-    - ``leader_effort``, ``follower_effort``: weights of the inputs in the costs, positive (0.2, 0.3).
-    - ``sigma``: standard deviation of the leader's input around -K s, positive (0.2).
-    - ``noise``: standard deviation of w, positive (0.1).
+    - ``leader_effort``, ``follower_effort``: weights of the inputs in the costs, positive (0.2, 0.5).
+    - ``sigma``: standard deviation of the leader's input around -K s, positive (0.3).
+    - ``noise``: standard deviation of w, positive (0.3).
     - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``: path of the state, K as a heat map, the follower's inputs.
 
     ## Version History
@@ -59,9 +59,9 @@ class LQStackelbergEnv(LinearQuadraticEnv):
         self,
         gamma: float = 0.9,
         leader_effort: float = 0.2,
-        follower_effort: float = 0.3,
-        sigma: float = 0.2,
-        noise: float = 0.1,
+        follower_effort: float = 0.5,
+        sigma: float = 0.3,
+        noise: float = 0.3,
         render_mode: str | None = None,
     ) -> None:
         super().__init__(steering_game(gamma, leader_effort, follower_effort, sigma, noise), render_mode)
@@ -75,9 +75,9 @@ class LQStackelbergVectorEnv(LinearQuadraticVectorEnv):
         num_envs: int,
         gamma: float = 0.9,
         leader_effort: float = 0.2,
-        follower_effort: float = 0.3,
-        sigma: float = 0.2,
-        noise: float = 0.1,
+        follower_effort: float = 0.5,
+        sigma: float = 0.3,
+        noise: float = 0.3,
         max_episode_steps: int | None = None,
     ) -> None:
         problem = steering_game(gamma, leader_effort, follower_effort, sigma, noise)

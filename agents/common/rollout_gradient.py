@@ -78,14 +78,20 @@ class LinearCritic:
 
 
 def state_features(space: gym.spaces.Space[Any]) -> Callable[[NDArray[Any]], Floats]:
-    """Features of base observations for a linear critic, ``[n, ...]`` to ``[n, F]``: one-hot states, or 1, o and o^2."""
+    """Features of base observations for a linear critic, ``[n, ...]`` to ``[n, F]``: one-hot states, or 1, o and products.
+
+    All products o_i o_j up to 16 numbers, so that a quadratic value is exact; beyond that the squares alone.
+    """
     if isinstance(space, gym.spaces.Discrete):
         hot = np.eye(int(space.n))
         return lambda obs: hot[np.asarray(obs, dtype=np.int64)]
 
+    size = int(np.prod(space.shape or ()))
+    i, j = np.triu_indices(size) if size <= 16 else (np.arange(size), np.arange(size))
+
     def features(obs: NDArray[Any]) -> Floats:
         flat = np.asarray(obs, dtype=np.float64).reshape(len(obs), -1)
-        return np.concatenate([np.ones((len(flat), 1)), flat, flat**2], axis=1)
+        return np.concatenate([np.ones((len(flat), 1)), flat, flat[:, i] * flat[:, j]], axis=1)
 
     return features
 

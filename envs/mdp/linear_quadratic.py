@@ -489,20 +489,20 @@ def _eigenvalue(value: complex) -> str:
 def steering_game(
     gamma: float = 0.9,
     leader_effort: float = 0.2,
-    follower_effort: float = 0.3,
-    sigma: float = 0.2,
-    noise: float = 0.1,
+    follower_effort: float = 0.5,
+    sigma: float = 0.3,
+    noise: float = 0.3,
 ) -> LinearQuadraticProblem:
     r"""The leader steers a quantity that only the follower moves.
 
-        p' = 0.9 p             + 0.5 u_f + w_p         leader:   p^2 + leader_effort u_l^2
-        q' = 0.9 q + 0.5 u_l   + 0.5 u_f + w_q         follower: q^2 + follower_effort u_f^2
+        p' = 0.8 p             + 0.5 u_f + w_p         leader:   p^2 + leader_effort u_l^2
+        q' = 0.7 q + 0.5 u_l   + 0.5 u_f + w_q         follower: q^2 + follower_effort u_f^2
 
     The follower is paid to hold q, the leader wants p held; the leader's input reaches q alone. A leader who does not
     reckon with the follower does nothing. One who does lets p show in q (K_p < 0), so that the follower, holding q, holds p.
 
-    X is K_p in [-1.5, 0], K_q in [0, 1.5]: there the only mode the follower cannot move, p - q where K_p = -K_q, has the
-    eigenvalue 0.9 + K_p/2, inside the unit circle.
+    p and q start at N(0, 0.5^2). X is K_p in [-1.5, 0], K_q in [0, 1.5]: the only mode that the follower cannot move, p - q
+    where K_p + K_q = -0.2, has the eigenvalue 0.8 + K_p/2 there, inside the unit circle.
 
     Raises:
         ValueError: gamma outside [0, 1), an effort, sigma or noise that is not positive.
@@ -510,11 +510,16 @@ def steering_game(
     efforts = {"leader_effort": leader_effort, "follower_effort": follower_effort, "noise": noise}
     for name, value in efforts.items():
         check_number(value, name, low=0.0, open_low=True, high=math.inf, open_high=True)
-    eye = torch.eye(2, dtype=torch.float64)
-    dynamics = LinearDynamics(0.9 * eye, [[0.0], [0.5]], [[0.5], [0.5]], noise**2 * eye, eye)  # type: ignore[arg-type]
-    p, q = torch.diag(eye[0]), torch.diag(eye[1])
-    leader = QuadraticCost(p, [[leader_effort]], [[0.0]])  # type: ignore[arg-type]
-    follower = QuadraticCost(q, [[0.0]], [[follower_effort]])  # type: ignore[arg-type]
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    p, q = (torch.diag(row) for row in torch.eye(2, dtype=torch.float64))
+    dynamics = LinearDynamics(
+        A=0.8 * p + 0.7 * q,
+        B_leader=torch.tensor([[0.0], [0.5]]),
+        B_follower=torch.tensor([[0.5], [0.5]]),
+        noise=noise**2 * torch.eye(2),
+        start=0.25 * torch.eye(2),
+    )
+    leader, follower = QuadraticCost(p, zero + leader_effort, zero), QuadraticCost(q, zero, zero + follower_effort)
     leader_set = LeaderSet(torch.tensor([-1.5, 0.0]), torch.tensor([0.0, 1.5]))
     return LinearQuadraticProblem(dynamics, leader, follower, gamma, sigma, leader_set)
 
