@@ -86,6 +86,11 @@ def hypergradient(problem: StackelbergProblem, eval_every: int = 10) -> TabularL
     return Hypergradient(problem, HypergradientConfig(tau=Geometric(0.3, 0.003), eval_every=eval_every))
 
 
+def hypergradient_quenched(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+    """The hypergradient's defaults: tau 0.07 for a sixth of the iterations, then 0.003."""
+    return Hypergradient(problem, HypergradientConfig(eval_every=eval_every))
+
+
 def published_value(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
     """Value penalty, lam = 2, T = 1."""
     return TabularPBRL(problem, ValuePenalty(lam=2.0), MirrorDescent(iterations=1), _published_config(eval_every))
@@ -140,6 +145,9 @@ METHODS = {
     "pbrl": Method("PBRL, value, annealed (default)", pbrl, colour="#1f77b4"),
     "pbrl_joint": Method("PBRL, value, annealed, joint steps", pbrl_joint, colour="#17becf"),
     "hypergradient": Method("hypergradient, annealed", hypergradient, colour="#2ca02c"),
+    "hypergradient_quenched": Method(
+        "hypergradient, hot, then cold (default)", hypergradient_quenched, colour="#9467bd"
+    ),
     "published_independent": Method("independent gradient", published_independent, published=True, colour="#7f7f7f"),
     "published_value": Method("PBRL, value, lam 2, T 1", published_value, published=True, colour="#1f77b4"),
     "published_bellman": Method("PBRL, Bellman, lam 7, T 10", published_bellman, published=True, colour="#d62728"),
@@ -257,6 +265,8 @@ def ratio_rows(data: Data, size: int) -> list[list[str]]:
         ("pbrl", "hypergradient"),
         ("pbrl_joint", "independent"),
         ("pbrl_joint", "hypergradient"),
+        ("hypergradient_quenched", "hypergradient"),
+        ("hypergradient_quenched", "pbrl"),
         ("published_value", "published_independent"),
         ("published_bellman", "published_independent"),
         ("published_value", "published_bellman"),
