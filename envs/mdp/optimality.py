@@ -140,9 +140,9 @@ def _solve_soft_sparse(mdp: SparseMDP, tau: float, V: Tensor, tol: float, max_it
     eta, least, before, products = LOOSEST, LOOSEST * (1.0 - mdp.gamma) ** 3, math.inf, 0
     for iterations in range(max_iterations + 1):
         Q = action_value(mdp, V)
-        b = soft_maximum(mdp, Q, tau) - V
+        backup, pi = soft_backup(mdp, Q, tau)
+        b = backup - V
         residual, enough = float(b.abs().max()), tol * max(1.0, float(V.abs().max()))
-        pi = soft_policy(mdp, Q, tau)
         if residual <= enough or iterations == max_iterations:
             break
         if residual > 0.99 * before:
