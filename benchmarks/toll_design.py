@@ -19,7 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_gym.agents import Hypergradient, TabularPBRL, leader_return_at_best_response
+from bilevel_gym.agents import (
+    Geometric,
+    Hypergradient,
+    HypergradientConfig,
+    TabularPBRL,
+    leader_return_at_best_response,
+)
 from bilevel_gym.envs.mdp import TollDesignProblem, random_city, solve_soft
 from bilevel_gym.envs.toll_design import draw_before_and_after
 
@@ -43,6 +49,7 @@ ITERATIONS = 300
 UNIFORM_STEP = 0.01
 """Step of the search for the best uniform toll, minutes."""
 
+HOT_TAU = 1.0
 RANDOM_STARTS = 4
 SHOWN = 0
 """The city in the picture."""
@@ -78,6 +85,12 @@ def hypergradient(problem: TollDesignProblem, quick: bool) -> Tensor:
     return torch.from_numpy(Hypergradient(problem).learn(30 if quick else ITERATIONS).x)
 
 
+def annealed(problem: TollDesignProblem, quick: bool) -> Tensor:
+    """The hypergradient with a temperature that falls from 1 minute to the drivers' own."""
+    config = HypergradientConfig(tau=Geometric(HOT_TAU, problem.tau0))
+    return torch.from_numpy(Hypergradient(problem, config).learn(30 if quick else ITERATIONS).x)
+
+
 def many_starts(problem: TollDesignProblem, quick: bool) -> Tensor:
     """The best of four hypergradient runs from random tolls: how much the start matters."""
     rng, runs = np.random.default_rng(0), []
@@ -106,6 +119,7 @@ METHODS = {
     "pigou": Method("toll = external cost", pigou),
     "pbrl": Method("PBRL (default)", pbrl),
     "hypergradient": Method("hypergradient (default)", hypergradient),
+    "annealed": Method("hypergradient, tau from 1 minute", annealed),
     "many_starts": Method(f"hypergradient, best of {RANDOM_STARTS} random starts", many_starts),
 }
 LEARNERS = ("pbrl", "hypergradient")
@@ -248,8 +262,9 @@ the drivers' best response. Means over the cities; 95% intervals by bootstrap ov
 uniformly on [0, 5], by the leader's return.
 
 *Units.* Times, tolls and temperatures are minutes. With tolls in [0, 5] the methods' default steps fit as they are (0.05 or 0.1
-minutes an iteration). Their temperature starts at 0.2 (PBRL) or 0.3 (hypergradient), or at the drivers' own where that is
-higher, and falls to the drivers' own: at tau0 = 0.5 it is 0.5 throughout, at tau0 = 0.1 it falls to 0.1.
+minutes an iteration). Their default temperatures are made for rewards in [0, 1]: here they are tau0 or little above it from the
+start. The row *tau from 1 minute* lets it fall in equal ratios to tau0: it changes little at tau0 = 0.5 and helps at 0.1, where
+routes that nobody takes give no gradient.
 
 *What the leader does not see.* At weight 0 nothing holds tolls down but the bound, and drivers' time counts for nothing; trips
 cannot be given up. A positive weight makes tolls on what cannot be avoided worth raising."""
