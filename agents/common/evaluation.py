@@ -1,6 +1,6 @@
 r"""Honest evaluation: the leader's return at the follower's *best response*.
 
-    F_0(x) = J_L(x, pi*_{tau0}(x))
+    F_0(x) = J_L(x, pi*_{tau0}(x)),      over a zero-sum game pi* = (pi1, pi2) is the Nash equilibrium,
 
 beside ``J_L(x, pi_y)``, which at finite lam counts the follower's slack as the leader's gain. Near indifference of the
 follower ties decide: a small tau0 breaks them evenly; ``tie`` > 0 breaks them for the leader, ``tie`` < 0 against it.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...envs.mdp import SoftOptimum, TabularProblem, solve_soft
+from ...envs.mdp import GameProblem, SoftOptimum, TabularProblem, solve_nash, solve_soft
 from ...envs.mdp.checks import check_tau, require
 
 
@@ -63,7 +63,7 @@ def best_response(
 
 @torch.no_grad()
 def leader_return_at_best_response(
-    problem: TabularProblem, x: Tensor, tau0: float | None = None, tie: float = 0.0
+    problem: TabularProblem | GameProblem, x: Tensor, tau0: float | None = None, tie: float = 0.0
 ) -> float:
     """F_0(x), exact.
 
@@ -71,8 +71,16 @@ def leader_return_at_best_response(
         problem: the bilevel problem.
         x: a point of X, ``[dim]``.
         tau0: temperature of the best response; None takes the problem's own ``tau0``.
-        tie: weight of the leader's reward in the follower's, to break ties for (+) or against (-) the leader.
+        tie: weight of the leader's reward in the follower's, to break ties for (+) or against (-) the leader; 0 over a
+            game, whose equilibrium at tau0 = 0 is whichever the linear programs find.
+
+    Raises:
+        ValueError: an x outside X, a tau0 that is negative, a tie over a game or without a leader reward.
     """
     x = problem.leader_set.check(x)
     tau0 = problem.tau0 if tau0 is None else check_tau(tau0, name="tau0")
+    if isinstance(problem, GameProblem):
+        require(tie == 0.0, "tie", "0 over a game", tie)
+        nash = solve_nash(problem.game(x), tau0)
+        return float(problem.leader_return(x, (nash.pi1, nash.pi2)))
     return float(problem.leader_return(x, best_response(problem, x, tau0, tie).pi))

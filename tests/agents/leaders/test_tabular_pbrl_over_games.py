@@ -26,6 +26,7 @@ from bilevel_gym.agents import (
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
+    leader_return_at_best_response,
 )
 from bilevel_gym.envs.mdp import (
     IncentiveDesignProblem,
@@ -117,7 +118,14 @@ def test_the_record_is_the_problem_s() -> None:
     nash, (pi1, pi2) = solve_nash(game, problem.tau), leader._policies(game)
     pair = (pi1.detach(), pi2.detach())
     x = torch.from_numpy(leader.x)
-    assert record.leader_return == pytest.approx(float(problem.leader_return(x, (nash.pi1, nash.pi2))), abs=1e-7)
+    assert record.leader_return == pytest.approx(float(problem.leader_return(x, (nash.pi1, nash.pi2))), rel=1e-9)
+    assert record.leader_return == pytest.approx(leader_return_at_best_response(problem, x), rel=1e-9)
+    colder = solve_nash(game, 0.01)
+    expected = float(problem.leader_return(x, (colder.pi1, colder.pi2)))
+    assert leader_return_at_best_response(problem, x, tau0=0.01) == pytest.approx(expected, rel=1e-12)
+    assert abs(expected - record.leader_return) > 1e-3
+    with pytest.raises(ValueError, match=r"^tie: expected 0 over a game"):
+        leader_return_at_best_response(problem, x, tie=0.01)
     assert record.leader_return_at_pi_y == pytest.approx(float(problem.leader_return(x, pair)), rel=1e-12)
     for gap in (record.gap, record.penalty):
         assert gap == pytest.approx(float(nikaido_isoda_gap(game, *pair, problem.tau)), abs=1e-9)
