@@ -59,7 +59,7 @@ METHODS: dict[str, tuple[str, str, Callable[[GameProblem], TabularLeader]]] = {
     "pbrl_4": ("PBRL, lam 4 (as published)", "tab:blue", pbrl(4.0)),
     "pbrl_10": ("PBRL, lam 10", "tab:cyan", pbrl(10.0)),
     "pbrl_30": ("PBRL, lam 30", "tab:purple", pbrl(30.0)),
-    "pbrl_rising": ("PBRL, lam 2 to 20", "tab:olive", pbrl(Geometric(2.0, 20.0))),
+    "pbrl_rising": ("PBRL, lam 2 to 20 (default)", "tab:olive", pbrl(Geometric(2.0, 20.0))),
     "hypergradient": (
         "hypergradient through the equilibrium",
         "tab:red",

@@ -63,7 +63,7 @@ class TabularPBRL(TabularLeader):
     Args:
         problem: a tabular problem or one over a zero-sum game, an environment that has one, or its id.
         penalty: :class:`ValuePenalty` or :class:`BellmanPenalty`; by default the value penalty, lam 2 to 20. Over a
-            zero-sum game :class:`NikaidoIsodaPenalty`, by default lam 1 to 100.
+            zero-sum game :class:`NikaidoIsodaPenalty`, by default lam 2 to 20.
         oracle: how best responses are found; by default soft policy iteration.
         config: steps, schedules, bounds.
         seed: of a Monte Carlo estimator; exact gradients draw nothing.
@@ -213,7 +213,7 @@ def _checked(penalty: WeightedPenalty | None, over_a_game: bool) -> WeightedPena
         ValueError: a penalty of the other kind.
     """
     if over_a_game:
-        chosen = NikaidoIsodaPenalty(lam=Geometric(1.0, 100.0)) if penalty is None else penalty
+        chosen = NikaidoIsodaPenalty(lam=Geometric(2.0, 20.0)) if penalty is None else penalty
         wanted, fits = "a NikaidoIsodaPenalty over a zero-sum game", isinstance(chosen, NikaidoIsodaPenalty)
     else:
         chosen = ValuePenalty(lam=Geometric(2.0, 20.0)) if penalty is None else penalty

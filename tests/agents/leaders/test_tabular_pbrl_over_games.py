@@ -87,7 +87,7 @@ def test_a_step_is_algorithm_1(follower: Softmax | Direct) -> None:
 
 
 def test_it_learns_on_every_instance_and_a_larger_lam_leaves_a_smaller_gap() -> None:
-    """The defaults, lam 1 to 100, end above lam 4 and 10, with a gap below both."""
+    """The defaults, lam 2 to 20, end above lam 4 and 10, with a gap below both."""
     returns = []
     for seed in range(3):
         problem = random_incentive_design(seed=seed)
