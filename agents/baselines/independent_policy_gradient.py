@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from ...envs.mdp import GameProblem, TabularProblem, policy_return
-from ..common.lower_level import Policies
+from ..common.lower_level import Policies, TabularLevel
 from ..common.policies import Direct, HeldPolicies, Softmax
 from ..common.projected_step import Projection
 from ..common.sampled_level import sampled_level
@@ -51,6 +51,7 @@ class IndependentPolicyGradient(TabularLeader):
     """
 
     config: IndependentPolicyGradientConfig
+    _level: TabularLevel[Any, Any]
     _kinds: ClassVar[Kinds] = (TabularProblem, GameProblem)
 
     def __init__(

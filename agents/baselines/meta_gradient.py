@@ -18,7 +18,7 @@ import torch
 
 from ...envs.mdp import GameProblem, TabularProblem, policy_return
 from ...envs.mdp.checks import check_size
-from ..common.lower_level import LowerLevel, Policies
+from ..common.lower_level import Policies, TabularLevel
 from ..common.policies import Softmax
 from ..common.storage import storable
 from ..common.tabular import Kinds, ProblemSource, TabularLeader, TabularLeaderConfig
@@ -48,12 +48,12 @@ class MetaGradientConfig(TabularLeaderConfig):
         check_size(self.inner_steps, "inner_steps")
 
 
-def softmax_policies(level: LowerLevel[Any, Any], thetas: Policies) -> Policies:
+def softmax_policies(level: TabularLevel[Any, Any], thetas: Policies) -> Policies:
     """pi_theta of each player."""
     return tuple(Softmax().policy(theta, view) for theta, view in zip(thetas, level.views, strict=True))
 
 
-def followers_step(level: LowerLevel[Any, Any], model: Any, thetas: Policies, tau: float, alpha: float) -> Policies:
+def followers_step(level: TabularLevel[Any, Any], model: Any, thetas: Policies, tau: float, alpha: float) -> Policies:
     """theta' of each player, ``[..., S, A_i]``: one step up its own value.
 
     Args:
@@ -90,6 +90,7 @@ class MetaGradient(TabularLeader):
     """
 
     config: MetaGradientConfig
+    _level: TabularLevel[Any, Any]
     _kinds: ClassVar[Kinds] = (TabularProblem, GameProblem)
 
     def __init__(

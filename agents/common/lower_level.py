@@ -1,18 +1,20 @@
-r"""The lower level as exact leaders see it: one follower, or the two players of a zero-sum game.
+r"""The lower level as exact leaders see it: one follower, the two players of a zero-sum game, or a regulator.
 
-Each player has a policy; while the others' are held it faces an MDP of its own, in which it ascends. The leader is judged at
-the level's solution at temperature tau.
+Each player has a policy. In a table, while the others' are held, it faces an MDP of its own, in which it ascends. The leader is
+judged at the level's solution at temperature tau.
 
     level           player i faces                            solution                       gap, summed over players
     one follower    M(x)                                      the soft optimum pi*_tau(x)    V*(rho) - V^pi(rho)
     two players     the game with the other's policy held     the Nash equilibrium           psi, Nikaido-Isoda (5.6)
+    a regulator     no table: its policy is u_f = -F s        Riccati's F, at tau = 0        J_F(x,F*) - J_F(x,F)
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +22,8 @@ from torch import Tensor
 from ...envs.mdp import (
     BilevelProblem,
     GameProblem,
+    LinearQuadraticProblem,
+    LinearResponse,
     NashEquilibrium,
     SoftOptimum,
     TabularMDP,
@@ -34,18 +38,20 @@ from ...envs.mdp import (
 )
 
 Policies = tuple[Tensor, ...]
-"""One policy a player, ``[..., S, A_i]``."""
-Model = TypeVar("Model", TabularMDP, ZeroSumGame)
-Solution = TypeVar("Solution", SoftOptimum, NashEquilibrium)
+"""One policy a player, ``[..., S, A_i]``; a regulator's is F, ``[m_f, n]``."""
+Model = TypeVar("Model", TabularMDP, ZeroSumGame, Tensor)
+Solution = TypeVar("Solution", SoftOptimum, NashEquilibrium, LinearResponse)
+Answer = TypeVar("Answer", SoftOptimum, LinearResponse)
 
 
-class LowerLevel(ABC, Generic[Model, Solution]):
-    """The players of one problem."""
+class LowerLevel(ABC, Generic[Model, Solution, Answer]):
+    """The players of one problem.
 
-    @property
-    @abstractmethod
-    def views(self) -> tuple[TabularMDP, ...]:
-        """For each player an MDP with the sizes and the mask of its policies, which x does not change."""
+    Attributes:
+        takes_tau: whether the players can be regularised; tau is 0 where not.
+    """
+
+    takes_tau: ClassVar[bool]
 
     @abstractmethod
     def model(self, x: Tensor) -> Model:
@@ -56,20 +62,39 @@ class LowerLevel(ABC, Generic[Model, Solution]):
         """J_L(x, pi), a scalar."""
 
     @abstractmethod
-    def faced(self, model: Model, pi: Policies, tau: float) -> tuple[TabularMDP, ...]:
-        """The MDP of each player while the others hold their policies, differentiable in both."""
-
-    @abstractmethod
     def solve(self, model: Model, tau: float, V: Tensor | None = None) -> Solution:
         """The solution at temperature tau, from the values V of a nearby x."""
 
     @abstractmethod
     def attach(self, model: Model, tau: float, solution: Solution) -> Solution:
-        """The solution with its first derivative in the model (implicit function theorem); tau > 0."""
+        """The solution with its first derivative in the model (implicit function theorem); tau > 0 in a table."""
 
     @abstractmethod
     def policies(self, solution: Solution) -> Policies:
         """The solution's policies."""
+
+    @abstractmethod
+    def best_responses(self, model: Model, pi: Policies, tau: float, near: Solution) -> tuple[Answer, ...]:
+        """Each player's best response to the others; a nearby solution is the warm start."""
+
+    @abstractmethod
+    def gap(self, model: Model, pi: Policies, tau: float, best: tuple[Answer, ...]) -> Tensor:
+        """What the players would gain, added, by their best responses, ``[...]``."""
+
+
+class TabularLevel(LowerLevel[Model, Solution, SoftOptimum]):
+    """Players whose policies are tables."""
+
+    takes_tau = True
+
+    @property
+    @abstractmethod
+    def views(self) -> tuple[TabularMDP, ...]:
+        """For each player an MDP with the sizes and the mask of its policies, which x does not change."""
+
+    @abstractmethod
+    def faced(self, model: Model, pi: Policies, tau: float) -> tuple[TabularMDP, ...]:
+        """The MDP of each player while the others hold their policies, differentiable in both."""
 
     @abstractmethod
     def values(self, solution: Solution) -> tuple[Tensor, ...]:
@@ -77,18 +102,16 @@ class LowerLevel(ABC, Generic[Model, Solution]):
 
     @torch.no_grad()
     def best_responses(self, model: Model, pi: Policies, tau: float, near: Solution) -> tuple[SoftOptimum, ...]:
-        """Each player's best response to the others; a nearby solution is the warm start."""
         pairs = zip(self.faced(model, pi, tau), self.values(near), strict=True)
         return tuple(solve_soft(mdp, tau, V) for mdp, V in pairs)
 
     @torch.no_grad()
     def gap(self, model: Model, pi: Policies, tau: float, best: tuple[SoftOptimum, ...]) -> Tensor:
-        """What the players would gain, added, by their best responses, ``[...]``."""
         players = zip(self.faced(model, pi, tau), pi, best, strict=True)
         return torch.stack([suboptimality(mdp, own, tau, optimum) for mdp, own, optimum in players]).sum(0)
 
 
-class OneFollower(LowerLevel[TabularMDP, SoftOptimum]):
+class OneFollower(TabularLevel[TabularMDP, SoftOptimum]):
     """The follower of a tabular problem."""
 
     def __init__(self, problem: TabularProblem) -> None:
@@ -120,7 +143,7 @@ class OneFollower(LowerLevel[TabularMDP, SoftOptimum]):
         return (solution.V,)
 
 
-class TwoPlayers(LowerLevel[ZeroSumGame, NashEquilibrium]):
+class TwoPlayers(TabularLevel[ZeroSumGame, NashEquilibrium]):
     """The two players of a game problem."""
 
     def __init__(self, problem: GameProblem) -> None:
@@ -157,9 +180,42 @@ class TwoPlayers(LowerLevel[ZeroSumGame, NashEquilibrium]):
         return solution.V, -solution.V
 
 
-def lower_level(problem: BilevelProblem) -> OneFollower | TwoPlayers:
-    """The lower level of a problem of either kind."""
+class Regulator(LowerLevel[Tensor, LinearResponse, LinearResponse]):
+    """The follower of a linear-quadratic problem; the model is x itself."""
+
+    takes_tau = False
+
+    def __init__(self, problem: LinearQuadraticProblem) -> None:
+        self.problem = problem
+
+    def model(self, x: Tensor) -> Tensor:
+        return x
+
+    def leader_return(self, x: Tensor, pi: Policies) -> Tensor:
+        return self.problem.leader_return(x, pi[0])
+
+    def solve(self, model: Tensor, tau: float, V: Tensor | None = None) -> LinearResponse:
+        return self.problem.best_response(model)
+
+    def attach(self, model: Tensor, tau: float, solution: LinearResponse) -> LinearResponse:
+        return replace(solution, F=self.problem.attached_response(model, solution.F))
+
+    def policies(self, solution: LinearResponse) -> tuple[Tensor]:
+        return (solution.F,)
+
+    def best_responses(self, model: Tensor, pi: Policies, tau: float, near: LinearResponse) -> tuple[LinearResponse]:
+        return (self.solve(model, tau),)
+
+    @torch.no_grad()
+    def gap(self, model: Tensor, pi: Policies, tau: float, best: tuple[LinearResponse, ...]) -> Tensor:
+        return self.problem.follower_return(model, best[0].F) - self.problem.follower_return(model, pi[0])
+
+
+def lower_level(problem: BilevelProblem) -> OneFollower | TwoPlayers | Regulator:
+    """The lower level of a problem of any kind."""
     if isinstance(problem, GameProblem):
         return TwoPlayers(problem)
+    if isinstance(problem, LinearQuadraticProblem):
+        return Regulator(problem)
     assert isinstance(problem, TabularProblem)
     return OneFollower(problem)

@@ -16,7 +16,7 @@ from pettingzoo import ParallelEnv
 from pettingzoo.env_registry.exceptions import PettingZooRegistryError
 from torch import Tensor
 
-from ...envs.mdp import BilevelProblem, GameProblem, SparseMDP, TabularMDP, TabularProblem
+from ...envs.mdp import BilevelProblem, GameProblem, LinearQuadraticProblem, SparseMDP, TabularMDP, TabularProblem
 from ...envs.mdp.checks import check_size, require
 from ..estimators import MonteCarlo
 from ..oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
@@ -146,11 +146,20 @@ def _game_fingerprint(problem: GameProblem, x: Tensor) -> list[float]:
     return sizes + _waves([part.double() for part in parts])
 
 
+def _linear_fingerprint(problem: LinearQuadraticProblem) -> list[float]:
+    records = (problem.dynamics, problem.leader_cost, problem.follower_cost)
+    parts = [part for record in records for part in vars(record).values()]
+    sizes = [float(size) for size in problem.sizes]
+    return [*sizes, problem.gamma, problem.sigma, *_waves([*parts, problem.action_bound])]
+
+
 def fingerprint(problem: BilevelProblem) -> list[float]:
     """A few numbers by which two problems can be told apart, up to rounding."""
     x = problem.project(torch.linspace(-1.0, 1.0, problem.leader_dim, dtype=torch.float64))
     if isinstance(problem, GameProblem):
         return _game_fingerprint(problem, x)
+    if isinstance(problem, LinearQuadraticProblem):
+        return _linear_fingerprint(problem)
     assert isinstance(problem, TabularProblem)
     mdp = problem.follower_mdp(x).detach()
     P = (
@@ -189,10 +198,12 @@ class TabularLeader(Leader):
     ) -> None:
         require(isinstance(config, TabularLeaderConfig), "config", "a config of this leader", repr(config))
         self.problem, self.source = resolve_problem(problem, env_kwargs, self._kinds)
-        self._level: LowerLevel[Any, Any] = lower_level(self.problem)
+        self._level: LowerLevel[Any, Any, Any] = lower_level(self.problem)
         super().__init__(self.problem.leader_set, self.problem.start_x(), config, x0, seed)
         tau = self._default_tau() if config.tau is None else config.tau
-        self._tau = as_schedule(tau, "tau", positive=positive_tau)
+        self._tau = as_schedule(tau, "tau", positive=positive_tau and self._level.takes_tau)
+        zero = self._tau(1.0) == self._tau(0.0) == 0.0
+        require(zero or self._level.takes_tau, "tau", "0: this problem's follower is not regularised", tau)
         self.tau = self._tau(1.0)
         self._evaluation_V: Tensor | None = None
         self._restart_optimizer()

@@ -5,6 +5,7 @@ r"""The exact hypergradient of F(x) = J_L(x, pi*_tau(x)), by the implicit functi
 one adjoint solve beside the follower's Newton solve. Over a zero-sum game pi* is the Nash equilibrium, unique and smooth in x
 for tau > 0, T the value of each state's matrix game, and pi(x,V) its saddle point, whose derivative is one more linear
 system a state (:mod:`~bilevel_gym.envs.mdp.nash`). Needs tau > 0; lowering tau leads to the unregularised problem.
+Over a linear-quadratic problem pi* is Riccati's and tau is 0 (:mod:`~bilevel_gym.envs.mdp.linear_quadratic`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor
 from ...envs.mdp import (
     BilevelProblem,
     GameProblem,
+    LinearQuadraticProblem,
+    LinearResponse,
     NashEquilibrium,
     SoftOptimum,
     SparseMDP,
@@ -40,22 +43,23 @@ class HypergradientConfig(TabularLeaderConfig):
 
     Attributes:
         tau: temperature, positive; None takes 0.07 for a sixth of training, and then the problem's own, or 0.003. Over a game
-            None anneals it from 0.2 to the problem's own.
+            None anneals it from 0.2 to the problem's own. Over a linear-quadratic problem it is 0.
     """
 
 
 def soft_leader_return(problem: BilevelProblem, x: Tensor, tau: float, warm: Any = None) -> tuple[Tensor, Any]:
     """F(x) = J_L(x, pi*_tau(x)), a scalar whose gradient in x is the exact hypergradient, and the lower level's solution.
 
-    The solution is a :class:`SoftOptimum` over one follower, a :class:`NashEquilibrium` over a game.
+    The solution is a :class:`SoftOptimum` over one follower, a :class:`NashEquilibrium` over a game, a
+    :class:`LinearResponse` over a linear-quadratic problem.
 
     Args:
         problem: over one follower or over a zero-sum game.
         x: a point of X, ``[dim]``.
-        tau: temperature, positive.
+        tau: temperature, positive; 0 over a linear-quadratic problem.
         warm: the solution at a nearby x, or None.
     """
-    level: LowerLevel[Any, Any] = lower_level(problem)
+    level: LowerLevel[Any, Any, Any] = lower_level(problem)
     model = level.model(x)
     solution = level.solve(model.detach(), tau, None if warm is None else warm.V)
     return level.leader_return(x, level.policies(level.attach(model, tau, solution))), solution
@@ -162,17 +166,17 @@ class Hypergradient(TabularLeader):
     """Ascent on F by its exact gradient.
 
     Args:
-        problem: a tabular problem or one over a zero-sum game, an environment that has one, or its id.
+        problem: a tabular problem, one over a zero-sum game or a linear-quadratic one, an environment that has one, or its id.
         config: steps, schedules, bounds.
         seed: kept for files; the method draws nothing.
         env_kwargs: arguments of an id.
         x0: start, ``[dim]``; by default 0, projected on X.
 
     Raises:
-        ValueError: as :class:`TabularPBRL`; tau must be positive.
+        ValueError: as :class:`TabularPBRL`; tau must be positive, over a linear-quadratic problem 0.
     """
 
-    _kinds: ClassVar[Kinds] = (TabularProblem, GameProblem)
+    _kinds: ClassVar[Kinds] = (TabularProblem, GameProblem, LinearQuadraticProblem)
 
     def __init__(
         self,
@@ -182,12 +186,14 @@ class Hypergradient(TabularLeader):
         env_kwargs: dict[str, Any] | None = None,
         x0: Any = None,
     ) -> None:
-        self._solution: SoftOptimum | NashEquilibrium | None = None
+        self._solution: SoftOptimum | NashEquilibrium | LinearResponse | None = None
         super().__init__(
             problem, HypergradientConfig() if config is None else config, seed, env_kwargs, x0, positive_tau=True
         )
 
-    def _default_tau(self) -> Schedule:
+    def _default_tau(self) -> float | Schedule:
+        if isinstance(self.problem, LinearQuadraticProblem):
+            return 0.0
         if isinstance(self.problem, GameProblem):
             return self._annealed(0.2)
         end = self._final_tau()
@@ -206,5 +212,10 @@ class Hypergradient(TabularLeader):
         return {} if self._solution is None else vars(self._solution)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        kind = NashEquilibrium if isinstance(self.problem, GameProblem) else SoftOptimum
+        kinds: dict[type[BilevelProblem], Any] = {
+            TabularProblem: SoftOptimum,
+            GameProblem: NashEquilibrium,
+            LinearQuadraticProblem: LinearResponse,
+        }
+        kind = next(kind for of, kind in kinds.items() if isinstance(self.problem, of))
         self._solution = kind(**state) if state else None

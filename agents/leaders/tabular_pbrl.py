@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...envs.mdp import GameProblem, TabularProblem
 from ...envs.mdp.checks import require
-from ..common.lower_level import Policies
+from ..common.lower_level import Policies, TabularLevel
 from ..common.policies import Direct, HeldPolicies, Softmax, Solved
 from ..common.projected_step import Projection, projected_gradient
 from ..common.sampled_level import sampled_level
@@ -86,6 +86,7 @@ class TabularPBRL(TabularLeader):
     """
 
     config: TabularPBRLConfig
+    _level: TabularLevel[Any, Any]
     _kinds: ClassVar[Kinds] = (TabularProblem, GameProblem)
 
     def __init__(

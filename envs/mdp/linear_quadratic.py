@@ -16,13 +16,13 @@ which is finite where every eigenvalue of sqrt(gamma) M lies inside the unit cir
 
 **Best response.** Given K the follower faces a discounted linear-quadratic regulator with A_K = A - B_l K:
 
-    X = Q_f + K^T R_fl K + gamma A_K^T X A_K - F^T (R_ff + gamma B_f^T X B_f) F        Riccati
-    F = (R_ff + gamma B_f^T X B_f)^{-1} gamma B_f^T X A_K
+    V = Q_f + K^T R_fl K + gamma A_K^T V A_K - F^T (R_ff + gamma B_f^T V B_f) F        Riccati
+    F = (R_ff + gamma B_f^T V B_f)^{-1} gamma B_f^T V A_K
 
 It exists, and stabilises, where (sqrt(gamma) A_K, B_f) is stabilisable and (sqrt(gamma) A_K, Q_f + K^T R_fl K) is detectable
 (Popov-Belevitch-Hautus: at each eigenvalue of modulus >= 1 the rank is full).
 
-**Hypergradient.** X is the cost of the policy F held fixed, to first order in K (F minimises it: the envelope theorem). So the
+**Hypergradient.** V is the cost of the policy F held fixed, to first order in K (F minimises it: the envelope theorem). So the
 Lyapunov solution of the fixed F, put into the formula of F, has the right derivative, and autograd through the two linear
 solves is the implicit function theorem: two adjoint Lyapunov equations.
 
@@ -143,13 +143,13 @@ class LinearResponse:
 
     Attributes:
         F: ``[m_f, n]``.
-        X: the Riccati solution, ``[n, n]``; s^T X s is the cost to go but for a constant.
-        residual: largest entry of the Riccati equation's residual, relative to the largest of X where that exceeds 1.
+        V: the Riccati equation's solution, ``[n, n]``; s^T V s is the cost to go but for a constant.
+        residual: largest entry of the Riccati equation's residual, relative to the largest of V where that exceeds 1.
         modulus: largest modulus of an eigenvalue of the closed loop A - B_l K - B_f F, without the discount.
     """
 
     F: Tensor
-    X: Tensor
+    V: Tensor
     residual: float
     modulus: float
 
@@ -306,19 +306,19 @@ class LinearQuadraticProblem(BilevelProblem):
         except (np.linalg.LinAlgError, ValueError) as error:
             raise ValueError(f"x: expected a K with a Riccati solution, got K = {K.tolist()} ({error})") from error
         F = self._greedy(cost, A_K, torch.from_numpy(solution))
-        X = self._lyapunov(A_K - d.B_follower @ F, Q + F.T @ cost.R_follower @ F)  # Newton's step: what rounding left
-        F = self._greedy(cost, A_K, X)
-        S = cost.R_follower + self.gamma * d.B_follower.T @ X @ d.B_follower
-        excess = X - (Q + self.gamma * A_K.T @ X @ A_K - F.T @ S @ F)
-        residual = float(excess.abs().max() / X.abs().max().clamp_min(1.0))
+        V = self._lyapunov(A_K - d.B_follower @ F, Q + F.T @ cost.R_follower @ F)  # Newton's step: what rounding left
+        F = self._greedy(cost, A_K, V)
+        S = cost.R_follower + self.gamma * d.B_follower.T @ V @ d.B_follower
+        excess = V - (Q + self.gamma * A_K.T @ V @ A_K - F.T @ S @ F)
+        residual = float(excess.abs().max() / V.abs().max().clamp_min(1.0))
         closed = A_K - d.B_follower @ F
-        return LinearResponse(F, X, residual, float(torch.linalg.eigvals(closed).abs().max()))
+        return LinearResponse(F, V, residual, float(torch.linalg.eigvals(closed).abs().max()))
 
-    def _greedy(self, cost: QuadraticCost, A_K: Tensor, X: Tensor) -> Tensor:
+    def _greedy(self, cost: QuadraticCost, A_K: Tensor, V: Tensor) -> Tensor:
         """F of the formula, ``[m_f, n]``."""
         B = self.dynamics.B_follower
-        S = cost.R_follower + self.gamma * B.T @ X @ B
-        F: Tensor = torch.linalg.solve(S, self.gamma * B.T @ X @ A_K)
+        S = cost.R_follower + self.gamma * B.T @ V @ B
+        F: Tensor = torch.linalg.solve(S, self.gamma * B.T @ V @ A_K)
         return F
 
     def _lyapunov(self, M: Tensor, Q: Tensor) -> Tensor:

@@ -113,11 +113,11 @@ def test_returns_are_differentiable_in_both(name: str, seed: int) -> None:
 # --- the follower's answer --------------------------------------------------------------------------------------------
 
 
-def riccati_residual(problem: LinearQuadraticProblem, x: Tensor, X: Tensor) -> float:
-    """max |X - min_F cost of F against X|, the minimum by completing the square in numpy."""
+def riccati_residual(problem: LinearQuadraticProblem, x: Tensor, solution: Tensor) -> float:
+    """max |V - min_F cost of F against V|, the minimum by completing the square in numpy."""
     d, c, K, g = problem.dynamics, problem.follower_cost, problem.gain(x).numpy(), problem.gamma
     A, B = (d.A - d.B_leader @ problem.gain(x)).numpy(), d.B_follower.numpy()
-    V = X.numpy()
+    V = solution.numpy()
     cross = g * B.T @ V @ A
     inverse = np.linalg.inv(c.R_follower.numpy() + g * B.T @ V @ B)
     right = c.Q.numpy() + K.T @ c.R_leader.numpy() @ K + g * A.T @ V @ A - cross.T @ inverse @ cross
@@ -130,8 +130,8 @@ def test_the_riccati_equation_holds(name: str, seed: int) -> None:
     for x in (problem.start_x(), inner_x(problem, seed)):
         answer = problem.best_response(x)
         assert answer.residual < 1e-10
-        assert riccati_residual(problem, x, answer.X) < 1e-10
-        assert riccati_residual(problem, x, 1.001 * answer.X + 1e-6) > 1e-7  # the ruler tells a wrong X
+        assert riccati_residual(problem, x, answer.V) < 1e-10
+        assert riccati_residual(problem, x, 1.001 * answer.V + 1e-6) > 1e-7  # the ruler tells a wrong V
 
 
 @everywhere
@@ -181,7 +181,7 @@ def test_a_scalar_game_by_hand() -> None:
     m = c - b * F
     P = (Q + r * F * F) / (1 - g * m * m)
     answer = problem.best_response(torch.tensor([k], dtype=F64))
-    assert float(answer.X) == pytest.approx(X, rel=1e-12)
+    assert float(answer.V) == pytest.approx(X, rel=1e-12)
     assert float(answer.F) == pytest.approx(F, rel=1e-12)
     assert answer.modulus == pytest.approx(abs(m), rel=1e-12)
     expected = -(P * (1.0 + g / (1 - g) * (0.1 + 0.09 * b * b)) + 0.09 * r / (1 - g))
