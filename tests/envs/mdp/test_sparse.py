@@ -149,12 +149,18 @@ def test_it_converges_on_a_grid(gamma: float, tau: float) -> None:
 
 
 def test_the_loosest_inner_solves_alone_do_not_converge() -> None:
-    mdp = grid_mdp(100, 0.9999)
-    V = torch.zeros(mdp.n_states, dtype=F64)
-    for _ in range(80):  # four times the steps that suffice
-        answer = solve_soft(mdp, 0.01, V, max_iterations=1)  # eta starts anew at its loosest
-        V = answer.V
-    assert answer.residual > 1.0
+    """Rounding decides on which grids. With the tightening that :func:`solve_soft` does all of them do."""
+    strayed = 0
+    for seed in range(8):
+        mdp = grid_mdp(100, 0.9999, seed)
+        solved = solve_soft(mdp, 0.01)
+        assert solved.residual <= 1e-11 * float(solved.V.abs().max())
+        V = torch.zeros(mdp.n_states, dtype=F64)
+        for _ in range(2 * solved.iterations):
+            answer = solve_soft(mdp, 0.01, V, max_iterations=1)  # eta starts anew at its loosest
+            V = answer.V
+        strayed += answer.residual > 1.0
+    assert strayed >= 2
 
 
 @pytest.mark.parametrize("transposed", [False, True])
