@@ -36,6 +36,8 @@ BENCHMARKS = (
     "incentive_design",
     "toll_design",
     "random_mdp",
+    "lam_sensitivity",
+    "black_box",
     "sparse_grid",
     "speed",
 )
