@@ -16,11 +16,19 @@ if TYPE_CHECKING:
     from .leaders.hpgd import HPGD, HPGDConfig
     from .leaders.hypergradient import Hypergradient, HypergradientConfig
     from .leaders.pbrl import PBRL, PBRLConfig
+    from .leaders.single_loop import (
+        FiniteDifferences,
+        FiniteDifferencesConfig,
+        NestedLoopConfig,
+        PartialSGD,
+        SingleLoop,
+        SingleLoopConfig,
+    )
     from .leaders.sobirl import SoBiRL, SoBiRLConfig
     from .leaders.tabular_pbrl import TabularPBRL, TabularPBRLConfig
     from .oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
     from .penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty
-    from .schedules import Constant, Geometric, Linear, Quench
+    from .schedules import Constant, Geometric, Linear, Power, Quench
 
 _HOME = {
     "PBRL": "leaders.pbrl",
@@ -37,6 +45,12 @@ _HOME = {
     "TabularCMAESConfig": "baselines.cma_es",
     "SoBiRL": "leaders.sobirl",
     "SoBiRLConfig": "leaders.sobirl",
+    "SingleLoop": "leaders.single_loop",
+    "SingleLoopConfig": "leaders.single_loop",
+    "NestedLoopConfig": "leaders.single_loop",
+    "PartialSGD": "leaders.single_loop",
+    "FiniteDifferences": "leaders.single_loop",
+    "FiniteDifferencesConfig": "leaders.single_loop",
     "IndependentPolicyGradient": "baselines.independent_policy_gradient",
     "IndependentPolicyGradientConfig": "baselines.independent_policy_gradient",
     "MetaGradient": "baselines.meta_gradient",
@@ -57,6 +71,7 @@ _HOME = {
     "Linear": "schedules",
     "Quench": "schedules",
     "Geometric": "schedules",
+    "Power": "schedules",
     "Evaluation": "common.evaluation",
     "leader_return_at_best_response": "common.evaluation",
 }
@@ -70,6 +85,8 @@ __all__ = [
     "Constant",
     "Direct",
     "Evaluation",
+    "FiniteDifferences",
+    "FiniteDifferencesConfig",
     "Geometric",
     "HPGDConfig",
     "Hypergradient",
@@ -81,10 +98,15 @@ __all__ = [
     "MetaGradientConfig",
     "MirrorDescent",
     "MonteCarlo",
+    "NestedLoopConfig",
     "NikaidoIsodaPenalty",
     "PBRLConfig",
+    "PartialSGD",
     "PolicyGradient",
+    "Power",
     "Quench",
+    "SingleLoop",
+    "SingleLoopConfig",
     "SoBiRL",
     "SoBiRLConfig",
     "SoftPolicyIteration",

@@ -61,7 +61,28 @@ class Quench:
         return self.start if progress_remaining > 1.0 - self.share else self.end
 
 
-Schedule = Constant | Linear | Geometric | Quench
+@dataclass(frozen=True)
+class Power:
+    """From ``start`` to ``end``, both positive, as ``start / (1 + k/delay)^exponent`` falls in the progress k.
+
+    The delay follows from the ends: a schedule ``c / (k + 1)^exponent`` over N iterates starts at c, ends at
+    ``c / N^exponent``, and has a delay of one iterate.
+    """
+
+    start: float
+    end: float
+    exponent: float
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end", "exponent"):
+            check_number(getattr(self, name), name, low=0.0, open_low=True, open_high=True)
+
+    def __call__(self, progress_remaining: float) -> float:
+        spread = (self.start / self.end) ** (1.0 / self.exponent) - 1.0
+        return float(self.start * (1.0 + spread * (1.0 - progress_remaining)) ** -self.exponent)
+
+
+Schedule = Constant | Linear | Geometric | Power | Quench
 
 
 def as_schedule(value: float | Schedule, name: str, *, positive: bool) -> Schedule:

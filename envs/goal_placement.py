@@ -88,7 +88,7 @@ class GoalPlacementProblem(TabularProblem):
         tau: float = 0.0,
         intended: float = 0.8,
         roughness: float = 0.1,
-        width: float = 1.5,
+        width: float = 1.0,
         seed: int | None = 0,
     ) -> None:
         require(check_size(size, "size") >= 2, "size", "a whole number >= 2", size)
@@ -231,7 +231,7 @@ class GoalPlacementEnv(TabularEnv):
     - ``tau``: default temperature of the follower (0).
     - ``intended``: probability of the move meant (0.8).
     - ``roughness``: the ground costs a uniform share of it, drawn for each cell (0.1).
-    - ``width``: of the leader's kernel, in cells (1.5).
+    - ``width``: of the leader's kernel, in cells (1.0).
     - ``seed``: of the ground and the blobs' places, not of the play (0); None draws a random grid.
     - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``: the reward placed, the target (white lines), the follower's
       visits at its best response (circles, by area), and where it stands.
@@ -252,7 +252,7 @@ class GoalPlacementEnv(TabularEnv):
         tau: float = 0.0,
         intended: float = 0.8,
         roughness: float = 0.1,
-        width: float = 1.5,
+        width: float = 1.0,
         seed: int | None = 0,
         render_mode: str | None = None,
     ) -> None:
@@ -281,7 +281,7 @@ class GoalPlacementVectorEnv(TabularVectorEnv):
         tau: float = 0.0,
         intended: float = 0.8,
         roughness: float = 0.1,
-        width: float = 1.5,
+        width: float = 1.0,
         seed: int | None = 0,
         max_episode_steps: int | None = None,
     ) -> None:

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from ...envs.mdp.checks import require
-from ..schedules import Constant, Geometric, Linear, Quench
+from ..schedules import Constant, Geometric, Linear, Power, Quench
 
 FORMAT = 1
-_CLASSES: dict[str, type] = {cls.__name__: cls for cls in (Constant, Linear, Geometric, Quench)}
+_CLASSES: dict[str, type] = {cls.__name__: cls for cls in (Constant, Linear, Geometric, Power, Quench)}
 
 
 def storable(cls: type) -> type:

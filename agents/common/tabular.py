@@ -25,6 +25,7 @@ from ..schedules import Geometric, Quench, Schedule, as_schedule
 from .evaluation import Evaluation
 from .leader import Callback, Kept, Leader, LeaderConfig
 from .lower_level import LowerLevel, Policies, lower_level
+from .policies import Softmax
 from .projected_step import Projection, projected_step
 from .storage import decode, encode, read_leader, storable, write_leader
 
@@ -153,6 +154,15 @@ def _linear_fingerprint(problem: LinearQuadraticProblem) -> list[float]:
     return [*sizes, problem.gamma, problem.sigma, *_waves([*parts, problem.action_bound])]
 
 
+def _judgement(problem: TabularProblem, x: Tensor, mdp: TabularMDP) -> Tensor:
+    """The leader's reward, or where J_L is no return J_L at one policy."""
+    reward = problem.leader_reward(x)
+    if reward is not None:
+        return reward
+    waves = torch.cos(torch.arange(mdp.r.shape[-2:].numel(), dtype=torch.float64)).view(mdp.r.shape[-2:])
+    return problem.leader_return(x, Softmax().policy(waves.expand(*mdp.batch_shape, -1, -1), mdp))
+
+
 def fingerprint(problem: BilevelProblem) -> list[float]:
     """A few numbers by which two problems can be told apart, up to rounding."""
     x = problem.project(torch.linspace(-1.0, 1.0, problem.leader_dim, dtype=torch.float64))
@@ -168,7 +178,9 @@ def fingerprint(problem: BilevelProblem) -> list[float]:
         else [mdp.P]
     )
     parts = [*P, mdp.r, mdp.rho, torch.tensor([problem.tau, mdp.terminal_entropy], dtype=torch.float64)] + [
-        t.double() for t in (mdp.terminal, mdp.mask, problem.leader_reward(x), problem.context_probs) if t is not None
+        t.double()
+        for t in (mdp.terminal, mdp.mask, _judgement(problem, x, mdp), problem.context_probs)
+        if t is not None
     ]
     return [float(problem.leader_dim), float(mdp.n_states), float(mdp.n_actions), mdp.gamma, *_waves(parts)]
 

@@ -1,0 +1,516 @@
+r"""Single-loop actor-critic with attenuating entropy (Zeng, Bhatt, Ganesh and Koppel, arXiv 2601.16399), and its rivals.
+
+x enters the follower's reward only; f = -J_L is a smooth function of x and of the occupancy m(s,a) = (1-gamma) d(s) pi(a|s).
+Two followers, softmax tables with a table critic each, track the best response and the answer of the penalised problem,
+
+    L(x,pi_L) = f(x,pi_L) + (1/w) ( J_tau(x,pi*_tau(x)) - J_tau(x,pi_L) ),
+    grad_x L  = d_x f(x,pi_L) + 1/(w(1-gamma)) ( E_{m(pi)} grad r_x - E_{m(pi_L)} grad r_x )  at pi = pi*_tau(x),
+
+one transition (s,a,s') each per iterate; tau and w fall as power laws of the number of iterates, as the steps do:
+
+    x       <- Proj_X( x - zeta [ d_x f + (grad r_x(s,a) - grad r_x(s_L,a_L)) / (w(1-gamma)) ] )
+    theta   <- theta + alpha delta grad log pi(a|s),      delta = r(s,a) - tau log pi(a|s) + gamma V(s') - V(s)
+    V(s)    <- V(s) + beta delta                          and the same for pi_L, with its own reward r_L
+
+- **States** follow the occupancy: after its transition a follower starts anew with probability 1-gamma. Sums over a discounted
+  episode are then means over transitions, divided by 1-gamma; alpha takes in the followers' factor.
+- **f's gradient in pi_L** is a policy gradient: grad f = E_m[ A_c grad log pi_L ] with A_c the advantage under the pseudo-reward
+  c(s,a) = df/dm(s,a). So pi_L ascends J_tau - w f, up to a factor, by one critic of the reward r_L = r_x - w (1-gamma) c; m is
+  estimated from pi_L's own transitions, an average with steps of its own. Nothing is known of P but transitions.
+- **Blocks.** x, the slowest, moves once in ``block`` iterates, by all their steps; the tables of r_x and c are made then.
+  A block of one iterate is the method as published.
+- **Common random numbers.** Both followers are handed the same uniform numbers. That changes neither's law and takes most of
+  the noise out of the difference of two gradients, which 1/w magnifies; it is this library's own.
+
+The publication compares with four methods, which are known here by name alone; each is what its name says, in this setting:
+
+- **fixed tau**: the same with ``tau`` a number.
+- **partial SGD** (:class:`PartialSGD`): x follows d_x f(x,pi) at the tracked best response, as if the follower did not answer.
+- **nested loop** (:class:`NestedLoopConfig`): x rests for a long block and steps by the mean gradient of its last part.
+- **finite differences** (:class:`FiniteDifferences`): two followers, at x + h u and x - h u, u standard normal, and the
+  difference of their f.
+
+The exponents 9/10 (zeta), 1/2 (alpha, beta), 3/20 (w) and 1/20 (tau) of the publication are remembered, not read (unverified).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...envs.mdp import TabularMDP, TabularProblem
+from ...envs.mdp.checks import check_number, check_size, require
+from ...envs.sampling import AliasSampler, Floats, Integers
+from ..common.evaluation import Evaluation
+from ..common.leader import Callback
+from ..common.projected_step import projected_step
+from ..common.storage import storable
+from ..common.tabular import TabularLeader, TabularLeaderConfig
+from ..penalties import Penalty, ValuePenalty
+from ..schedules import Power, Schedule, as_schedule
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """What the followers live in, to draw from and no more.
+
+    Attributes:
+        n_states: S.
+        n_actions: A.
+        gamma: discount.
+        following: draws s' from row ``s * A + a``.
+        start: draws a start state from row 0.
+    """
+
+    n_states: int
+    n_actions: int
+    gamma: float
+    following: AliasSampler
+    start: AliasSampler
+
+    @staticmethod
+    def of(problem: TabularProblem) -> World:
+        """The world of a problem.
+
+        Raises:
+            ValueError: contexts, terminal states, missing actions, an x that enters the transitions or nothing.
+        """
+        mdp = problem.follower_mdp(problem.start_x().requires_grad_())
+        ends = mdp.terminal is not None and bool(mdp.terminal.any())
+        missing = mdp.mask is not None and not bool(mdp.mask.all())
+        plain = not mdp.batch_shape and problem.context_probs is None and not ends and not missing
+        wanted = "a single context, no terminal states and every action in every state"
+        require(plain, "problem", wanted, repr(problem))
+        enters = mdp.r.requires_grad and not mdp.P.requires_grad
+        require(enters, "problem", "an x that enters the follower's reward and not its transitions", repr(problem))
+        rows = mdp.P.reshape(-1, mdp.n_states).numpy()
+        following, start = AliasSampler(rows), AliasSampler(mdp.rho.reshape(1, -1).numpy())
+        return World(mdp.n_states, mdp.n_actions, mdp.gamma, following, start)
+
+    def begin(self, u: Floats) -> Integers:
+        """Start states from uniform numbers, the shape of u."""
+        return self.start.draw(np.zeros(u.size, dtype=np.int64), u.ravel()).reshape(u.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Followers:
+    """F followers of each of n runs.
+
+    Attributes:
+        theta: logits of the policies, ``[F, n, S, A]``.
+        V: critics, ``[F, n, S]``.
+        state: where they stand, ``[F, n]``.
+        occupancy: running averages of their transitions, ``[F, n, S, A]``.
+    """
+
+    theta: Floats
+    V: Floats
+    state: Integers
+    occupancy: Floats
+
+    @staticmethod
+    def new(world: World, F: int, u: Floats) -> Followers:
+        """Uniform policies at start states drawn by uniform numbers u, ``[n]``."""
+        n, S, A = len(u), world.n_states, world.n_actions
+        state = np.broadcast_to(world.begin(u), (F, n)).copy()
+        return Followers(np.zeros((F, n, S, A)), np.zeros((F, n, S)), state, np.full((F, n, S, A), 1.0 / (S * A)))
+
+    @property
+    def policies(self) -> Floats:
+        """softmax(theta), ``[F, n, S, A]``."""
+        p = np.exp(self.theta - self.theta.max(-1, keepdims=True))
+        policies: Floats = p / p.sum(-1, keepdims=True)
+        return policies
+
+
+@dataclass(frozen=True, eq=False)
+class Rates:
+    """The schedules' values in a block, each ``[n]``, one a run.
+
+    Attributes:
+        alpha: step of the policies.
+        beta: step of the critics.
+        occupancy: step of the occupancies, the weight of the newest transition in the average.
+        w: penalty weight 1/lam.
+        tau: temperature.
+    """
+
+    alpha: Floats
+    beta: Floats
+    occupancy: Floats
+    w: Floats
+    tau: Floats
+
+
+def track(world: World, followers: Followers, reward: Floats, rates: Rates, u: Floats) -> tuple[Followers, Integers]:
+    """K actor-critic steps of every follower, one transition each.
+
+    Args:
+        world: what they live in.
+        followers: where they stand.
+        reward: what each is paid, ``[F, n, S, A]``.
+        rates: steps and temperatures.
+        u: uniform numbers for the action, the next state and the start anew, ``[K, 3, n]``; a run's followers share them.
+
+    Returns:
+        The followers after it, and the transitions' pairs ``s * A + a``, ``[K, F, n]``.
+    """
+    F, n, S, A = reward.shape
+    K, N, gamma = len(u), F * n, world.gamma
+    theta, V = followers.theta.reshape(-1, A).copy(), followers.V.ravel().copy()
+    paid, s = reward.ravel(), followers.state.ravel()
+    alpha, beta, tau = (np.tile(rate, F) for rate in (rates.alpha, rates.beta, rates.tau))
+    draws = np.tile(u, F)
+    anew = draws[:, 2] < 1.0 - gamma
+    starts = world.begin(np.where(anew, draws[:, 2] / (1.0 - gamma), 0.0))
+    first, each = np.arange(N) * S, np.arange(N)
+    pairs = np.empty((K, N), dtype=np.int64)
+    for t in range(K):
+        here = first + s
+        logits = theta.take(here, 0)
+        z = logits - logits.max(1, keepdims=True)
+        p = np.exp(z)
+        below = p.cumsum(1)
+        total = below[:, -1:]
+        a = (below[:, :-1] <= draws[t, 0][:, None] * total).sum(1)
+        pair = s * A + a
+        following = world.following.draw(pair, draws[t, 1])
+        v = V.take(here)
+        log_pi = z[each, a] - np.log(total[:, 0])
+        delta = paid.take(first * A + pair) - tau * log_pi + gamma * V.take(first + following) - v
+        p *= (-alpha * delta)[:, None] / total  # theta + alpha delta (e_a - pi)
+        p[each, a] += alpha * delta
+        theta[here] = logits + p
+        V[here] = v + beta * delta
+        pairs[t] = pair
+        s = np.where(anew[t], starts[t], following)
+    weights = rates.occupancy * (1.0 - rates.occupancy) ** np.arange(K - 1, -1, -1)[:, None]
+    newest = _tally(pairs.reshape(K, F, n), S * A, np.broadcast_to(weights[:, None], (K, F, n)))
+    kept = ((1.0 - rates.occupancy) ** K)[:, None, None]
+    after = Followers(
+        theta.reshape(F, n, S, A),
+        V.reshape(F, n, S),
+        s.reshape(F, n),
+        kept * followers.occupancy + newest.reshape(F, n, S, A),
+    )
+    return after, pairs.reshape(K, F, n)
+
+
+def _tally(pairs: Integers, size: int, weights: Floats | None = None) -> Floats:
+    """The weight of each pair, ``[F, n, size]``, of pairs ``[K, F, n]``; by default a K-th each."""
+    K, F, n = pairs.shape
+    cells = pairs + (np.arange(F * n) * size).reshape(F, n)
+    if weights is None:
+        weights = np.full(pairs.shape, 1.0 / K)
+    sums = np.bincount(cells.ravel(), weights.ravel(), F * n * size)
+    return sums.reshape(F, n, size).astype(np.float64, copy=False)
+
+
+def frequencies(world: World, pairs: Integers) -> Floats:
+    """How often each pair occurred, ``[F, n, S, A]``, of ``[K, F, n]``."""
+    return _tally(pairs, world.n_states * world.n_actions).reshape(*pairs.shape[1:], world.n_states, world.n_actions)
+
+
+def _cost(problem: TabularProblem, x: Tensor, occupancy: Tensor) -> Tensor:
+    """f, ``[n]``, at x ``[n, dim]`` and occupancies ``[n, S, A]``; more runs than one need a problem that takes them."""
+    if len(x) == 1:
+        return -problem.occupancy_return(x[0], occupancy[0]).reshape(1)
+    return -problem.occupancy_return(x, occupancy)
+
+
+def _slopes(problem: TabularProblem, x: Tensor, occupancy: Floats) -> tuple[Tensor, Tensor]:
+    """d_x f, ``[n, dim]``, and c = df/dm, ``[n, S, A]``."""
+    x, m = x.detach().requires_grad_(), torch.from_numpy(occupancy).requires_grad_()
+    f = _cost(problem, x, m).sum()
+    direct, c = torch.autograd.grad(f, (x, m), allow_unused=True, materialize_grads=True)
+    return direct, c
+
+
+def _reward(problem: TabularProblem, x: Tensor) -> Tensor:
+    """r_x, ``[n, S, A]``."""
+    return problem.follower_mdp(x[0]).r.unsqueeze(0) if len(x) == 1 else problem.follower_mdp(x).r
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """What a method's step is given.
+
+    Attributes:
+        problem: the bilevel problem; of several runs at once, one whose functions take leading axes.
+        world: its world.
+        followers: where they stand.
+        x: the leader's parameters, ``[n, dim]``, without graph.
+        rates: the schedules' values.
+        u: uniform numbers, ``[K, 3, n]``.
+        burn_in: how many of the first transitions do not enter x's gradient.
+    """
+
+    problem: TabularProblem
+    world: World
+    followers: Followers
+    x: Tensor
+    rates: Rates
+    u: Floats
+    burn_in: int = 0
+
+
+Step = tuple[Followers, Tensor]
+"""Followers after a block, and the descent gradient of x, ``[n, dim]``, the mean over the block's iterates."""
+
+
+def single_loop(block: Block) -> Step:
+    """K iterates of the method above; two followers, the best response and the penalised one."""
+    x, scale = block.x.detach().requires_grad_(), block.rates.w * (1.0 - block.world.gamma)
+    direct, c = _slopes(block.problem, x, block.followers.occupancy[1])
+    r = _reward(block.problem, x)
+    paid = r.detach().numpy()
+    rewards = np.stack([paid, paid - scale[:, None, None] * c.numpy()])
+    followers, pairs = track(block.world, block.followers, rewards, block.rates, block.u)
+    best, penalised = frequencies(block.world, pairs[block.burn_in :])
+    weights = torch.from_numpy((best - penalised) / scale[:, None, None])
+    (through_reward,) = torch.autograd.grad(r, x, weights)
+    return followers, direct + through_reward
+
+
+def partial_sgd(block: Block) -> Step:
+    """d_x f at the tracked best response; one follower."""
+    direct, _ = _slopes(block.problem, block.x, block.followers.occupancy[0])
+    with torch.no_grad():
+        paid = _reward(block.problem, block.x).numpy()
+    followers, _ = track(block.world, block.followers, paid[None], block.rates, block.u)
+    return followers, direct
+
+
+@torch.no_grad()
+def finite_differences(block: Block, direction: Tensor, h: float) -> Step:
+    """(f(x + h u) - f(x - h u)) / 2h times u, ``direction``, at the occupancies of two followers, one at each point."""
+    points = [block.problem.project(block.x + sign * h * direction) for sign in (1.0, -1.0)]
+    paid = np.stack([_reward(block.problem, point).numpy() for point in points])
+    followers, pairs = track(block.world, block.followers, paid, block.rates, block.u)
+    seen = torch.from_numpy(frequencies(block.world, pairs[block.burn_in :]))
+    above, below = (_cost(block.problem, point, m) for point, m in zip(points, seen, strict=True))
+    return followers, ((above - below) / (2.0 * h)).unsqueeze(-1) * direction
+
+
+ZETA, ALPHA, BETA = Power(2e-5, 4e-6, 0.9), Power(0.8, 0.1, 0.5), Power(0.3, 0.04, 0.5)
+TAU, W, OCCUPANCY_RATE = Power(0.5, 0.04, 0.5), Power(4.0, 1.6, 0.15), Power(0.015, 0.002, 0.5)
+
+
+@storable
+@dataclass(frozen=True, eq=False)
+class SingleLoopConfig(TabularLeaderConfig):
+    """How :class:`SingleLoop` learns. Every schedule runs over the budget of ``learn``.
+
+    Attributes:
+        learning_rate: zeta, the step of x an iterate; a block moves x by ``block`` times it.
+        optimizer_class: plain gradient descent, as the method is published.
+        tau: temperature.
+        alpha: step of the policies.
+        beta: step of the critics.
+        w: weight 1/lam of the penalty, positive.
+        occupancy_rate: step of the occupancies' averages, at most 1.
+        block: iterates between two steps of x.
+        burn_in: how many of a block's first iterates do not enter x's gradient.
+        eval_every: blocks between honest evaluations.
+        keep_best: by default the last x is the answer, as the method is published.
+    """
+
+    learning_rate: float | Schedule = ZETA
+    optimizer_class: type[torch.optim.Optimizer] = torch.optim.SGD
+    tau: float | Schedule | None = TAU
+    alpha: float | Schedule = ALPHA
+    beta: float | Schedule = BETA
+    w: float | Schedule = W
+    occupancy_rate: float | Schedule = OCCUPANCY_RATE
+    block: int = 20
+    burn_in: int = 0
+    eval_every: int = 1000
+    keep_best: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size(self.block, "block")
+        check_number(self.burn_in, "burn_in", low=0)
+        require(self.burn_in < self.block, "burn_in", f"less than block, {self.block}", self.burn_in)
+        for name, positive in (("alpha", False), ("beta", False), ("w", True), ("occupancy_rate", True)):
+            as_schedule(getattr(self, name), name, positive=positive)
+        for progress_remaining in (1.0, 0.0):
+            rate = as_schedule(self.occupancy_rate, "occupancy_rate", positive=True)(progress_remaining)
+            check_number(rate, "occupancy_rate", low=0.0, high=1.0)
+
+
+@storable
+@dataclass(frozen=True, eq=False)
+class NestedLoopConfig(SingleLoopConfig):
+    """The nested loop: x rests while its followers learn, then steps by the mean gradient of the block's last part."""
+
+    block: int = 2000
+    burn_in: int = 1000
+    eval_every: int = 10
+
+
+@storable
+@dataclass(frozen=True, eq=False)
+class FiniteDifferencesConfig(SingleLoopConfig):
+    """How :class:`FiniteDifferences` learns.
+
+    Attributes:
+        h: how far from x its followers live, times a standard normal direction.
+    """
+
+    block: int = 2000
+    burn_in: int = 1000
+    eval_every: int = 10
+    h: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self.h, "h", low=0.0, open_low=True, open_high=True)
+
+
+class SingleLoop(TabularLeader):
+    """The method above over a simulator of the problem; the model serves to draw from, and for honest evaluation.
+
+    ``evaluate()``: ``leader_return`` is that at the exact best response; ``leader_return_at_pi_y``, ``gap`` and ``penalty``
+    are those of the penalised follower, lam = 1/w. ``num_timesteps`` counts transitions of all followers.
+
+    Args:
+        problem: a tabular problem, an environment that has one, or its id. x must enter the follower's reward only, there
+            must be one context, no terminal state and no missing action, and J_L must be a function of the occupancy.
+        config: steps, schedules, bounds.
+        seed: of all that is drawn.
+        env_kwargs: arguments of an id.
+        x0: start, ``[dim]``; by default 0, projected on X.
+
+    Attributes:
+        followers: the followers' policies, critics, places and occupancies.
+
+    Raises:
+        ValueError: an unknown id, an x0 outside X, a problem of another kind than the above.
+
+    Example:
+        >>> from bilevel_gym.agents import SingleLoop, SingleLoopConfig
+        >>> config = SingleLoopConfig(learning_rate=0.003, tau=0.1, w=0.1)
+        >>> leader = SingleLoop("bilevel_gym/TwoState-v0", config, x0=[0.0]).learn(20_000)
+        >>> leader.evaluate().leader_return > 1.0
+        True
+    """
+
+    config: SingleLoopConfig
+    _default_config: ClassVar[type[SingleLoopConfig]] = SingleLoopConfig
+    _n_followers: ClassVar[int] = 2
+    _unit = "step"
+
+    def __init__(
+        self,
+        problem: TabularProblem | gym.Env[Any, Any] | str,
+        config: SingleLoopConfig | None = None,
+        seed: int | None = 0,
+        env_kwargs: dict[str, Any] | None = None,
+        x0: Any = None,
+    ) -> None:
+        config = self._default_config() if config is None else config
+        require(isinstance(config, self._default_config), "config", f"a {self._default_config.__name__}", repr(config))
+        super().__init__(problem, config, seed, env_kwargs, x0, positive_tau=False)
+        self.world = World.of(self.problem)
+        self._generator = torch.Generator()
+        self._generator.seed() if seed is None else self._generator.manual_seed(int(seed))
+        u = torch.rand(1, dtype=torch.float64, generator=self._generator).numpy()
+        self.followers = Followers.new(self.world, self._n_followers, u)
+        self._schedules = [
+            as_schedule(getattr(config, n), n, positive=False) for n in ("alpha", "beta", "occupancy_rate", "w")
+        ]
+        self.w = self._schedules[3](1.0)
+        try:
+            _cost(self.problem, self._x.detach()[None], torch.from_numpy(self.followers.occupancy[0]))
+        except NotImplementedError as error:
+            raise ValueError(f"problem: expected a J_L that is a function of x and the occupancy ({error})") from error
+
+    def learn(
+        self: SingleLoop,
+        total_timesteps: int,
+        callback: Callback | None = None,
+        progress_bar: bool = False,
+        reset_num_timesteps: bool = True,
+    ) -> SingleLoop:
+        """Learn x until the followers have made this many transitions, all counted; the last block is finished.
+
+        Args:
+            total_timesteps: transitions of all followers together.
+            callback: called with the leader after every block; False stops.
+            progress_bar: show one.
+            reset_num_timesteps: False goes on counting; schedules then run over the sum, as SB3's do.
+        """
+        self._learn(check_size(total_timesteps, "total_timesteps"), callback, progress_bar, reset_num_timesteps)
+        return self
+
+    def _iterate(self, progress_remaining: float) -> dict[str, float]:
+        self.tau = self._tau(progress_remaining)
+        record = self._descend(progress_remaining)
+        self.optimizer.param_groups[0]["lr"] = self._rate(progress_remaining) * self.config.block
+        projected_step(self.optimizer, self._projections())
+        self.num_timesteps += self._n_followers * self.config.block
+        return record
+
+    def _descend(self, progress_remaining: float) -> dict[str, float]:
+        alpha, beta, occupancy, self.w = (schedule(progress_remaining) for schedule in self._schedules)
+        rates = Rates(*(np.array([rate]) for rate in (alpha, beta, occupancy, self.w, self.tau)))
+        u = torch.rand(self.config.block, 3, 1, dtype=torch.float64, generator=self._generator).numpy()
+        x = self._x.detach().clone()[None]
+        block = Block(self.problem, self.world, self.followers, x, rates, u, self.config.burn_in)
+        self.followers, gradient = self._step(block)
+        self._x.grad = gradient[0]
+        return {"gradient_norm": float(gradient.norm()), "w": self.w}
+
+    def _step(self, block: Block) -> Step:
+        """Advance the followers; x's descent gradient."""
+        return single_loop(block)
+
+    def _pi_y(self, mdp: TabularMDP) -> Tensor:
+        return torch.from_numpy(self.followers.policies[-1, 0])
+
+    def _penalty(self) -> tuple[Penalty, float] | None:
+        return ValuePenalty(), 1.0 / self.w
+
+    def _evaluate(self, x: Tensor) -> Evaluation:
+        return replace(super()._evaluate(x), steps=self.num_timesteps)
+
+    def _state(self) -> dict[str, Any]:
+        arrays = {name: torch.from_numpy(array) for name, array in vars(self.followers).items()}
+        return {"followers": arrays, "generator": self._generator.get_state(), "w": self.w}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.followers = Followers(**{name: array.numpy() for name, array in state["followers"].items()})
+        self._generator.set_state(state["generator"])
+        self.w = state["w"]
+
+
+class PartialSGD(SingleLoop):
+    """x follows d_x f alone, at a tracked best response; arguments as :class:`SingleLoop`, whose w is not used."""
+
+    _n_followers = 1
+
+    def _step(self, block: Block) -> Step:
+        return partial_sgd(block)
+
+    def _penalty(self) -> None:
+        return None
+
+
+class FiniteDifferences(SingleLoop):
+    """x follows central differences of f at tracked best responses; arguments as :class:`SingleLoop`, w is not used."""
+
+    config: FiniteDifferencesConfig
+    _default_config = FiniteDifferencesConfig
+
+    def _step(self, block: Block) -> Step:
+        direction = torch.randn(block.x.shape, dtype=torch.float64, generator=self._generator)
+        return finite_differences(block, direction, self.config.h)
+
+    def _penalty(self) -> None:
+        return None
