@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bilevel_gym.agents.schedules import Constant, Geometric, Linear, Quench, as_schedule
+from bilevel_gym.agents.schedules import Constant, Geometric, Linear, Power, Quench, as_schedule
 
 
 def test_ends_and_steps() -> None:
@@ -25,6 +25,16 @@ def test_a_quench_jumps() -> None:
     assert [Quench(2.0, 0.5, share)(0.5) for share in (0.0, 1.0)] == [0.5, 2.0]
     with pytest.raises(ValueError, match=r"^share: expected a number in \[0, 1\]"):
         Quench(1.0, 0.1, 1.5)
+
+
+@pytest.mark.parametrize("exponent", [0.05, 0.5, 0.9])
+def test_a_power_law_is_that_of_the_iterates_counted(exponent: float) -> None:
+    n, start = 1000, 3.0
+    schedule = Power(start, start / (n + 1) ** exponent, exponent)
+    values = [schedule(1.0 - k / n) for k in range(n + 1)]
+    np.testing.assert_allclose(values, start / (1.0 + np.arange(n + 1)) ** exponent, rtol=1e-9)
+    with pytest.raises(ValueError, match=r"^exponent: expected a number in \(0"):
+        Power(1.0, 0.1, 0.0)
 
 
 def test_a_number_is_a_constant_schedule() -> None:
