@@ -36,6 +36,7 @@ BENCHMARKS = (
     "incentive_design",
     "toll_design",
     "random_mdp",
+    "lq_stackelberg",
     "lam_sensitivity",
     "black_box",
     "sparse_grid",

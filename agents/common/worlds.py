@@ -83,6 +83,11 @@ class Worlds:
         return isinstance(self.base_space, gym.spaces.Discrete)
 
     @property
+    def model(self) -> TabularProblem | LinearQuadraticProblem | None:
+        """What works out the leader's return at the follower's best response, where it is known."""
+        return self.linear_quadratic if self.problem is None else self.problem
+
+    @property
     def continuous_actions(self) -> bool:
         """Whether a policy's exploration is noise around an action, and no part of an answer."""
         return isinstance(self.env.action_space, gym.spaces.Box)

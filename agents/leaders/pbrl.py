@@ -13,8 +13,8 @@ Returns are those of the unregularised problem (tau = 0): an algorithm's entropy
 of what is solved. The estimate ``p^ = V_f^{pihat} - V_f^{pi_y}`` must be >= 0; where it lies more than two standard errors
 below, the best response is certified to be worse than a policy in hand, and x is not moved.
 
-Where the environment is tabular, honest evaluation, and with it the choice of the best x, reads the model; the path of x
-(``last_x``) does not.
+Where the environment is tabular or linear-quadratic, honest evaluation, and with it the choice of the best x, reads the model;
+the path of x (``last_x``) does not.
 
 A best response that lags behind a moving x is the method's weak point: the leader climbs on the lag. Followers therefore
 see the leader's commitment, and most copies train at x plus noise, so that they need not relearn when x moves.
@@ -32,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...envs.mdp import solve_soft, suboptimality
+from ...envs.mdp import LinearQuadraticProblem, solve_soft, suboptimality
 from ...envs.mdp.checks import check_number, check_size, require
 from ...envs.mdp.problem import EVALUATION_TAU
 from ...wrappers import RewardMixing, set_leader
@@ -40,13 +40,15 @@ from ..common.evaluation import Evaluation, leader_return_at_best_response
 from ..common.leader import Callback, Kept, Leader, LeaderConfig
 from ..common.projected_step import projected_step
 from ..common.rollout_gradient import PenaltyEstimate, RolloutGradient, episode_returns
-from ..common.rollouts import Rollout, collect
+from ..common.rollouts import Act, Rollout, collect
 from ..common.storage import decode, encode, read_leader, storable, write_leader
 from ..common.tabular import check_fingerprint, fingerprint
 from ..common.worlds import EnvSpec, Worlds
 from ..oracles.sb3 import FollowerSpec, SB3Follower, follower_name, follower_of_file
 from ..penalties import ValuePenalty
 from ..schedules import Schedule
+
+PairOfReturns = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 @storable
@@ -68,7 +70,7 @@ class PBRLConfig(LeaderConfig):
         x_noise: standard deviation of the noise on x under which followers train; 0 without ``observe_commitment``.
         noisy_share: share of a follower's copies with that noise; the others train at x.
         q_temperature: followers with a Q-network act by ``softmax(Q / q_temperature)`` when asked for their policy.
-        evaluation_steps: steps of the freshly trained best response, where the environment is not tabular.
+        evaluation_steps: steps of the freshly trained best response, where no model is known.
     """
 
     learning_rate: float | Schedule = 0.05
@@ -281,12 +283,15 @@ class PBRL(Leader):
 
     def evaluate(self) -> Evaluation:
         """The record of :attr:`x`. Where it is sampled, by a best response trained afresh: not the one x was chosen by."""
-        if self.worlds.problem is not None or self.kept is None:
+        if self.worlds.model is not None or self.kept is None:
             return super().evaluate()
         return self._evaluate_by_sampling(self.kept.x)
 
     def _evaluate(self, x: Tensor) -> Evaluation:
-        return self._evaluate_exactly(x) if self.worlds.problem is not None else self._evaluate_by_sampling(x)
+        if self.worlds.problem is not None:
+            return self._evaluate_exactly(x)
+        linear = self.worlds.linear_quadratic
+        return self._evaluate_by_sampling(x) if linear is None else self._evaluate_by_riccati(linear, x)
 
     def follower_policy(self, follower: SB3Follower, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """A follower's policy in every state of a tabular problem under x, ``[S, A]``."""
@@ -304,6 +309,20 @@ class PBRL(Leader):
             leader_return_at_best_response(problem, x), 0.0, float(problem.leader_return(x, pi_y)), gap, gap
         )
 
+    @torch.no_grad()
+    def _evaluate_by_riccati(self, problem: LinearQuadraticProblem, x: Tensor) -> Evaluation:
+        """Exact at the best response; pi_y by what sets it apart in paired episodes, whose steps count."""
+        F = problem.best_response(x).F
+
+        def best_response(obs: NDArray[Any]) -> NDArray[Any]:
+            s = torch.from_numpy(self.worlds.base_observation(obs)).double()
+            return (-(s @ F.T) / problem.action_bound).clamp(-1.0, 1.0).numpy()
+
+        rng = np.random.default_rng([*self._entropy, self.iteration])
+        (follower, leader), (follower_y, leader_y) = self._paired_returns(x, best_response, int(rng.integers(2**31)))
+        best, gap = float(problem.leader_return(x, F)), float((follower - follower_y).mean())
+        return self._evaluation(best, 0.0, best + float((leader_y - leader).mean()), gap, self._estimated_penalty())
+
     def _evaluate_by_sampling(self, x: Tensor) -> Evaluation:
         """By a best response trained afresh; it disturbs no generator of training, and its steps count."""
         rng = np.random.default_rng([*self._entropy, self.iteration])
@@ -311,20 +330,26 @@ class PBRL(Leader):
         set_leader(fresh.venv, x.numpy())
         steps = self.config.evaluation_steps
         self.num_timesteps += fresh.train(steps, steps)
-        set_leader(self._rollout_env, x.numpy())
-        seed, w, held = int(rng.integers(2**31)), self.worlds, self.penalised.generators.state
-        acts = (fresh.act_greedily if w.continuous_actions else fresh.act, self.penalised.act)
-        best, pi_y = (collect(self._rollout_env, act, w.horizon(0.01), seed) for act in acts)
-        self.penalised.generators.state = held
+        act = fresh.act_greedily if self.worlds.continuous_actions else fresh.act
+        (follower, leader), (follower_y, leader_y) = self._paired_returns(x, act, int(rng.integers(2**31)))
         fresh.venv.close()
-        self.num_timesteps += best.steps + pi_y.steps
-        (follower, leader), (follower_y, leader_y) = (
-            episode_returns(rollout, w.base_space, w.base_observation, w.gamma) for rollout in (best, pi_y)
-        )
         stderr = float(leader.std(ddof=1) / np.sqrt(len(leader))) if len(leader) > 1 else float("nan")
         gap = float((follower - follower_y).mean())
-        estimate = None if self.penalty_estimate is None else self.penalty_estimate.mean
-        return self._evaluation(float(leader.mean()), stderr, float(leader_y.mean()), gap, estimate)
+        return self._evaluation(float(leader.mean()), stderr, float(leader_y.mean()), gap, self._estimated_penalty())
+
+    def _paired_returns(self, x: Tensor, best_response: Act, seed: int) -> tuple[PairOfReturns, PairOfReturns]:
+        """The follower's and the leader's return of each episode under a best response and under pi_y, at x."""
+        w, held = self.worlds, self.penalised.generators.state
+        set_leader(self._rollout_env, x.numpy())
+        acts = (best_response, self.penalised.act)
+        best, pi_y = (collect(self._rollout_env, act, w.horizon(0.01), seed) for act in acts)
+        self.penalised.generators.state = held
+        self.num_timesteps += best.steps + pi_y.steps
+        returns = [episode_returns(rollout, w.base_space, w.base_observation, w.gamma) for rollout in (best, pi_y)]
+        return returns[0], returns[1]
+
+    def _estimated_penalty(self) -> float | None:
+        return None if self.penalty_estimate is None else self.penalty_estimate.mean
 
     def _evaluation(self, best: float, stderr: float, at_pi_y: float, gap: float, penalty: float | None) -> Evaluation:
         return Evaluation(
@@ -371,8 +396,8 @@ class PBRL(Leader):
         return write_leader(path, header, tensors)
 
     def _fingerprint(self) -> list[float]:
-        problem = self.worlds.problem
-        return [float(self.leader_set.dim), self.worlds.gamma] if problem is None else fingerprint(problem)
+        model = self.worlds.model
+        return [float(self.leader_set.dim), self.worlds.gamma] if model is None else fingerprint(model)
 
     @classmethod
     def load(cls, path: str | Path, follower: FollowerSpec | None = None, env: EnvSpec | None = None) -> PBRL:
@@ -397,8 +422,8 @@ class PBRL(Leader):
         assert env is not None
         penalty, config = decode(header["penalty"]), decode(header["config"])
         leader = cls(env, spec, penalty, config, header["seed"], kwargs)
-        if leader.worlds.problem is not None:
-            check_fingerprint(header["fingerprint"], leader.worlds.problem, path)
+        if leader.worlds.model is not None:
+            check_fingerprint(header["fingerprint"], leader.worlds.model, path)
         else:
             require(leader._fingerprint() == header["fingerprint"], "env", f"the environment of {path}", "another one")
         leader._take_back(header, tensors, path)

@@ -1,0 +1,309 @@
+"""Linear-quadratic Stackelberg games: the exact hypergradient, and PBRL with SAC, TD3 and PPO on rollouts alone.
+
+Exact: `LQStackelberg-v0` and ten random games (three states, a leader of two inputs and a follower of three, X the box
+[-1, 1]^6), Adam on the hypergradient through Riccati's equation from the start, beside quasi-Newton ascent from nine points.
+Sampled: `LQStackelberg-v0` under 100 000 steps, three seeds an algorithm. All steps count, those of both followers, of the
+leader's episodes and of the records. Neither follower nor leader sees the model; the records do.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import stable_baselines3
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from bilevel_gym.agents import PBRL, Hypergradient, HypergradientConfig, Linear, PBRLConfig, ValuePenalty
+from bilevel_gym.agents.common.leader import Leader
+from bilevel_gym.envs.mdp import LinearQuadraticProblem, random_linear_quadratic, steering_game
+
+from .common import (
+    Data,
+    Standing,
+    draw_band,
+    map_tasks,
+    markdown_table,
+    mean_interval,
+    new_figure,
+    save_figure,
+    verdict,
+)
+
+STEERING = "LQStackelberg-v0"
+GAMES = (STEERING, *(f"random {seed}" for seed in range(10)))
+ITERATIONS = 400
+RATE = Linear(0.1, 1e-6)
+STARTS = 9
+STATIONARY = 1e-8
+"""Target for the norm of ``x - Proj(x + gradient)`` at the end."""
+ALGORITHMS = {"SAC": "#d62728", "TD3": "#9467bd", "PPO": "#1f77b4"}
+LEADER_SEEDS = (10, 11, 12)
+BUDGET, ASKED = 100_000, 94_000
+LAM = 3.0
+CONFIG = PBRLConfig(n_envs=16, follower_steps=512, rollout_envs=32, learning_rate=0.1, eval_every=5)
+
+Floats = NDArray[np.float64]
+
+
+def game(name: str) -> LinearQuadraticProblem:
+    """A game by its name."""
+    return steering_game() if name == STEERING else random_linear_quadratic(3, 2, seed=int(name.split()[1]))
+
+
+def stationarity(problem: LinearQuadraticProblem, x: torch.Tensor) -> float:
+    """Norm of ``x - Proj(x + dF_0/dx)``."""
+    return float((x - problem.project(x + problem.leader_return_gradient(x))).norm())
+
+
+def penalised_value(problem: LinearQuadraticProblem, x: torch.Tensor, lam: float) -> torch.Tensor:
+    """max_F J_L(x, F) - lam ( J_F(x, F*) - J_F(x, F) ), whose gradient the envelope theorem gives."""
+    F, best = problem.best_response(x, 1.0 / lam).F, problem.best_response(x).F
+    slack = problem.follower_return(x, best) - problem.follower_return(x, F)
+    return problem.leader_return(x, F) - lam * slack
+
+
+def quasi_newton(problem: LinearQuadraticProblem, lam: float | None) -> list[Floats]:
+    """L-BFGS-B ascent on F_0, or on the penalised value, from the start and from random points; best first."""
+
+    def objective(z: Floats) -> tuple[float, Floats]:
+        x = torch.tensor(z, requires_grad=True)
+        value = problem.return_at_best_response(x) if lam is None else penalised_value(problem, x, lam)
+        (gradient,) = torch.autograd.grad(-value, [x])
+        return -float(value.detach()), gradient.numpy()
+
+    low, high = problem.leader_set.low.numpy(), problem.leader_set.high.numpy()
+    starts = [problem.start_x().numpy(), *np.random.default_rng(1).uniform(low, high, (STARTS - 1, len(low)))]
+    bounds = list(zip(low.tolist(), high.tolist(), strict=True))
+    options = {"ftol": 0.0, "gtol": 1e-10}
+    found = [minimize(objective, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for x in starts]
+    return [answer.x for answer in sorted(found, key=lambda answer: float(answer.fun))]
+
+
+def run_exact(name: str, iterations: int) -> Data:
+    """The hypergradient on one game, and what quasi-Newton ascent finds."""
+    problem, norms, values = game(name), [], []
+
+    def follow(leader: Leader) -> None:
+        x = torch.from_numpy(leader.last_x)
+        values.append(float(problem.return_at_best_response(x)))
+        norms.append(stationarity(problem, x))
+
+    config = HypergradientConfig(learning_rate=RATE, eval_every=iterations, keep_best=False)
+    Hypergradient(problem, config).learn(1)  # loads what is loaded lazily
+    before = time.process_time()
+    Hypergradient(problem, config).learn(iterations)
+    seconds = time.process_time() - before
+    leader = Hypergradient(problem, config).learn(iterations, callback=follow)
+    others = [float(problem.return_at_best_response(torch.from_numpy(x))) for x in quasi_newton(problem, None)]
+    x, start = torch.from_numpy(leader.last_x), problem.start_x()
+    return {
+        "game": name,
+        "start": float(problem.return_at_best_response(start)),
+        "end": values[-1],
+        "optimum": others[0],
+        "quasi_newton": others,
+        "stationarity_start": stationarity(problem, start),
+        "stationarity": norms[-1],
+        "residual": problem.best_response(x).residual,
+        "seconds": seconds,
+        "values": values,
+        "norms": norms,
+        "x": x.tolist(),
+    }
+
+
+def run_sampled(algorithm: str, seed: int, steps: int) -> Data:
+    """PBRL with one algorithm and one seed."""
+    follower = getattr(stable_baselines3, algorithm)
+    before = time.process_time()
+    leader = PBRL(f"bilevel_gym/{STEERING}", follower, ValuePenalty(lam=LAM), CONFIG, seed=seed)
+    leader.learn(steps)
+    seconds = time.process_time() - before
+    assert leader.num_timesteps <= BUDGET, f"{algorithm}: {leader.num_timesteps} steps"
+    problem, last = leader.worlds.linear_quadratic, leader.history[-1]
+    assert problem is not None
+    return {
+        "method": algorithm,
+        "seed": seed,
+        "seconds": seconds,
+        "steps": leader.num_timesteps,
+        "iterations": leader.iteration,
+        "oracle_failures": leader.oracle_failures,
+        "last": float(problem.return_at_best_response(torch.from_numpy(leader.last_x))),
+        "best": float(problem.return_at_best_response(torch.from_numpy(leader.x))),
+        "at_pi_y": last.leader_return_at_pi_y,
+        "gap": last.gap,
+        "x": leader.last_x.tolist(),
+        "history": {
+            "steps": [0, *(e.steps for e in leader.history)],
+            "leader_return": [
+                float(problem.return_at_best_response(problem.start_x())),
+                *(e.leader_return for e in leader.history),
+            ],
+            "gap": [e.gap for e in leader.history],
+        },
+    }
+
+
+def run(quick: bool, jobs: int) -> Data:
+    """Every game, every algorithm."""
+    names, iterations = (GAMES[:3], 100) if quick else (GAMES, ITERATIONS)
+    steps, seeds = (8_000, (0,)) if quick else (ASKED, LEADER_SEEDS)
+    exact = map_tasks(run_exact, [(name, iterations) for name in names], jobs, "exact games")
+    tasks = [(algorithm, seed, steps) for algorithm in ALGORITHMS for seed in seeds]
+    sampled = map_tasks(run_sampled, tasks, jobs, "sampled runs")
+    problem = steering_game()
+    x = torch.from_numpy(quasi_newton(problem, LAM)[0])
+    penalised = {"x": x.tolist(), "leader_return": float(problem.return_at_best_response(x))}
+    return {"asked": steps, "lam": LAM, "exact": exact, "sampled": sampled, "penalised": penalised}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def share(data: Data, value: float) -> float:
+    """Of the way from the start to the optimum."""
+    first = data["exact"][0]
+    return (value - float(first["start"])) / (float(first["optimum"]) - float(first["start"]))
+
+
+def select(data: Data, method: str) -> list[Data]:
+    """Runs of one algorithm."""
+    return [r for r in data["sampled"] if r["method"] == method]
+
+
+def agreeing(record: Data) -> int:
+    """Starts from which quasi-Newton ascent comes to the best value."""
+    return sum(record["optimum"] - value < 1e-8 for value in record["quasi_newton"])
+
+
+def exact_table(data: Data) -> str:
+    """Each game."""
+    headers = [
+        "game",
+        "F_0, start",
+        "hypergradient's end",
+        "best of quasi-Newton",
+        "starts that reach it",
+        "stationarity, start",
+        "at the end",
+        "Riccati residual",
+        "ms an iteration",
+    ]
+    rows = []
+    for r in data["exact"]:
+        values = [f"{r[key]:.6f}" for key in ("start", "end", "optimum")]
+        norms = [f"{r['stationarity_start']:.2g}", f"{r['stationarity']:.1e}", f"{r['residual']:.0e}"]
+        cost = f"{1e3 * r['seconds'] / len(r['values']):.1f}"
+        rows.append([r["game"], *values, f"{agreeing(r)} of {len(r['quasi_newton'])}", *norms, cost])
+    return markdown_table(headers, rows)
+
+
+def sampled_table(data: Data) -> str:
+    """Each algorithm."""
+    headers = [
+        "PBRL with",
+        "F_0, last x",
+        "share of (optimum - start), last x",
+        "single runs",
+        "best x",
+        "pi_y's gap, last",
+        "oracle failures",
+        "steps",
+        "CPU seconds a run",
+    ]
+    rows = []
+    for method in ALGORITHMS:
+        runs = select(data, method)
+        last, best = ([share(data, r[key]) for r in runs] for key in ("last", "best"))
+        failures = f"{sum(r['oracle_failures'] for r in runs)} of {sum(r['iterations'] for r in runs)}"
+        rows.append(
+            [
+                method,
+                mean_interval([r["last"] for r in runs]).text(3),
+                mean_interval(last).text(),
+                ", ".join(f"{value:.2f}" for value in last),
+                mean_interval(best).text(),
+                mean_interval([r["gap"] for r in runs]).text(3),
+                failures,
+                f"{max(r['steps'] for r in runs):,}",
+                f"{np.median([r['seconds'] for r in runs]):.0f}",
+            ]
+        )
+    return markdown_table(headers, rows)
+
+
+def table(data: Data) -> str:
+    """The page's tables."""
+    first, penalised = data["exact"][0], float(data["penalised"]["leader_return"])
+    seeds = ", ".join(str(r["seed"]) for r in select(data, "SAC"))
+    notes = f"""\
+F_0: the leader's return at the follower's best response, by Riccati and Lyapunov. *Stationarity* is the norm of
+x - Proj(x + dF_0/dx). The hypergradient is followed by Adam at a rate that falls from 0.1 to 1e-6 over {ITERATIONS} iterations;
+quasi-Newton is L-BFGS-B within X, from the start and from eight random points. F_0 need not be concave: that nothing better
+exists is not shown.
+
+In `{STEERING}` the start's F_0 is {first["start"]:.3f}, the optimum's {first["optimum"]:.3f}. With exact followers the penalised
+problem at lam = {data["lam"]:g} ends at F_0 = {penalised:.3f}, a share of {share(data, penalised):.3f}: what the penalty's bias
+costs here. *Last x* is where a run ended, *best x* the best by the records, which read the model, every {CONFIG.eval_every}
+iterations. *pi_y's gap* is J_F(x, F*) less the penalised follower's return in the same episodes; it has the exploration
+noise of a stochastic policy in it, and some of it is meant: pi_y also serves the leader. An *oracle failure* is an iteration
+in which the best response was certified to be worse than pi_y, and x was not moved. Means over seeds {seeds}
+and their 95% bootstrap intervals, which are rough for so few. Followers have the library's settings of their class; those
+of the leader (copies, steps, rate) were chosen by runs on the same game with other seeds."""
+    return "\n\n".join(["## Exact", exact_table(data), "## Sampled", sampled_table(data), notes])
+
+
+def standing(data: Data) -> list[Standing]:
+    """The targets of the exact part; shares of the exact optimum for followers that learn."""
+    worst = max(r["stationarity"] for r in data["exact"])
+    short = max(r["optimum"] - r["end"] for r in data["exact"])
+    n = len(data["exact"])
+    lines = [
+        Standing(
+            f"stationarity at the hypergradient's end, the worst of {n} linear-quadratic games",
+            f"target {STATIONARY:g}",
+            f"{worst:.1e}",
+            verdict(worst < STATIONARY),
+        ),
+        Standing(
+            f"what it leaves to the best of quasi-Newton ascents from {STARTS} starts, the worst of {n} games",
+            f"target {STATIONARY:g}",
+            f"{short:.1e}",
+            verdict(short < STATIONARY),
+        ),
+    ]
+    for method in ALGORITHMS:
+        found = mean_interval([share(data, r["last"]) for r in select(data, method)])
+        quantity = f"share of (optimum - start) of F_0 in {STEERING}, PBRL with {method}, {BUDGET:,} steps"
+        lines.append(Standing(quantity, "optimum 1; no figure elsewhere", found.text(), ""))
+    return lines
+
+
+def picture(data: Data, path: Path) -> None:
+    """Left: how far from stationary the hypergradient is; right: F_0 of the sampled leaders against steps."""
+    figure, axes = new_figure(1, 2, 11.5, 4.2)
+    exact, sampled = axes[0]
+    for r in data["exact"]:
+        own = r["game"] == STEERING
+        label = STEERING if own else ("random games" if r["game"] == GAMES[1] else None)
+        look: dict[str, Any] = {"color": "black" if own else "#1f77b4", "alpha": 1.0 if own else 0.4}
+        exact.semilogy(range(1, len(r["norms"]) + 1), r["norms"], linewidth=1.2, label=label, **look)
+    exact.set(xlabel="iteration", ylabel=r"$\|x - Proj(x + dF_0/dx)\|$", title="hypergradient, exact")
+    exact.legend(fontsize=8, frameon=False)
+    for method, colour in ALGORITHMS.items():
+        runs = select(data, method)
+        grid = np.linspace(0, min(r["history"]["steps"][-1] for r in runs), 60)
+        curves = [np.interp(grid, r["history"]["steps"], r["history"]["leader_return"]) for r in runs]
+        draw_band(sampled, grid / 1e3, curves, colour, method)
+    sampled.axhline(data["exact"][0]["optimum"], color="black", linestyle="-.", linewidth=1.0, label="optimum")
+    sampled.axhline(data["penalised"]["leader_return"], color="0.5", linestyle=":", label="penalised optimum")
+    title = f"PBRL on {STEERING}, lam = {data['lam']:g}"
+    sampled.set(xlabel="environment steps, all counted (thousands)", ylabel=r"$F_0(x)$", title=title)
+    sampled.legend(fontsize=8, frameon=False, loc="lower right")
+    save_figure(figure, path)
