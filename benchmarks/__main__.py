@@ -37,6 +37,7 @@ BENCHMARKS = (
     "toll_design",
     "random_mdp",
     "lq_stackelberg",
+    "single_loop",
     "lam_sensitivity",
     "black_box",
     "sparse_grid",

@@ -26,7 +26,8 @@ x and any temperature. m* is found by the Frank-Wolfe method, fully corrective: 
 iteration) joins those in use, whose weights are then optimised together by least squares; <c, m - v> bounds f(m) - f(m*).
 
 A goal on a 10 x 10 grid is an experiment of Zeng, Bhatt, Ganesh and Koppel, arXiv 2601.16399. Its objective and constants were
-not available: those here are this library's own.
+not available: those here are this library's own. At gamma = 0.9 a follower looks ten moves ahead, the grid's side; the kernel is
+as wide as a blob, so that a miss by one cell counts.
 """
 
 from __future__ import annotations

@@ -1,0 +1,350 @@
+"""Goal placement: the single loop with attenuating entropy beside fixed tau and three more methods, a million transitions each.
+
+GoalPlacement-v0 with its defaults, ten grids (seeds 0 to 9 of the ground and of the blobs' places), each played six times and the
+plays averaged. A method's x is scored by the leader's objective at the follower's best response at tau0, less the least that any
+follower can score at any x and any temperature, which is known exactly (``GoalPlacementProblem.optimum``). Every transition of
+every follower counts. In one play of a grid all methods draw the same random numbers, as far as they draw alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_gym.agents import (
+    FiniteDifferencesConfig,
+    NestedLoopConfig,
+    SingleLoopConfig,
+    leader_return_at_best_response,
+)
+from bilevel_gym.agents.leaders.single_loop import (
+    Block,
+    Followers,
+    Rates,
+    Step,
+    World,
+    finite_differences,
+    partial_sgd,
+    single_loop,
+)
+from bilevel_gym.agents.schedules import Power, as_schedule
+from bilevel_gym.envs.goal_placement import GoalPlacementProblem
+from bilevel_gym.envs.mdp import solve_soft, suboptimality
+
+from .common import (
+    Data,
+    Interval,
+    Standing,
+    draw_band,
+    map_tasks,
+    markdown_table,
+    mean_interval,
+    new_figure,
+    paired_difference,
+    save_figure,
+    verdict,
+)
+
+SEEDS, PLAYS = tuple(range(10)), 6
+TRANSITIONS, CHECKPOINTS = 1_000_000, 20
+TAU0S = (0.002, 0.01)
+RATES = ("alpha", "beta", "occupancy_rate", "w", "tau", "learning_rate")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        label: its name in tables and pictures.
+        config: its settings.
+        colour: in the picture.
+        kind: "single" (the nested loop too: a long block), "differences" or "partial".
+        share: of the transitions that it is given.
+    """
+
+    label: str
+    config: SingleLoopConfig
+    colour: str
+    kind: str = "single"
+    share: float = 1.0
+
+
+TUNED = SingleLoopConfig()
+"""The defaults: the best of the search for the attenuating method."""
+assert isinstance(TUNED.tau, Power)
+START, END = TUNED.tau.start, TUNED.tau.end
+HELD = {"start": START, "middle": (START * END) ** 0.5, "end": END}
+FIXED = SingleLoopConfig(
+    learning_rate=Power(5.5e-5, 5.81e-6, 0.9),
+    alpha=Power(0.628, 0.279, 0.5),
+    beta=Power(0.333, 0.0682, 0.5),
+    w=Power(4.16, 3.51, 0.15),
+    occupancy_rate=Power(0.00783, 0.00081, 0.5),
+    tau=0.0265,
+)
+"""The best of the search for fixed tau."""
+NESTED = NestedLoopConfig(
+    learning_rate=Power(1.34e-4, 4.92e-6, 0.9),
+    alpha=Power(0.41, 0.192, 0.5),
+    beta=Power(0.279, 0.0561, 0.5),
+    w=Power(5.53, 4.43, 0.15),
+    occupancy_rate=Power(0.0211, 0.00113, 0.5),
+    tau=Power(0.517, 0.0197, 0.5),
+)
+DIFFERENCES = FiniteDifferencesConfig(
+    learning_rate=Power(9.2e-6, 1.18e-7, 0.9),
+    alpha=Power(0.391, 0.146, 0.5),
+    beta=Power(0.312, 0.0332, 0.5),
+    occupancy_rate=Power(0.0129, 0.00171, 0.5),
+    tau=Power(0.294, 0.0261, 0.8),
+    h=0.02,
+)
+
+METHODS: Mapping[str, Method] = {
+    "attenuating": Method(f"attenuating tau, {START:.2g} to {END:.2g}", TUNED, "#1f77b4"),
+    "fixed": Method(f"fixed tau {FIXED.tau}, tuned", FIXED, "#d62728"),
+    **{
+        f"held_{name}": Method(f"tau held at its {name}, {tau:.2g}", replace(TUNED, tau=tau), colour)
+        for (name, tau), colour in zip(HELD.items(), ("#fdae6b", "#e6550d", "#8c2d04"), strict=True)
+    },
+    "nested_loop": Method("nested loop, attenuating tau", NESTED, "#2ca02c"),
+    "finite_differences": Method("finite differences, attenuating tau", DIFFERENCES, "#9467bd", "differences"),
+    "partial_sgd": Method("partial SGD", TUNED, "#7f7f7f", "partial", share=0.02),
+}
+REFERENCE = "attenuating"
+RIVALS = tuple(name for name in METHODS if name not in (REFERENCE, "partial_sgd"))
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+class Grids(GoalPlacementProblem):
+    """Many grids at once, row by row: they differ in their ground and in what the leader wants, and share their dynamics."""
+
+    def __init__(self, grids: Sequence[GoalPlacementProblem]) -> None:
+        super().__init__()
+        self.ground = torch.stack([grid.ground for grid in grids])
+        self.target = torch.stack([grid.target for grid in grids])
+        self._scale = torch.stack([grid._kernel[0, 0] for grid in grids]) / self._kernel[0, 0]
+
+    def discrepancy(self, m: Tensor) -> Tensor:
+        """f, ``[n]``, of visitations ``[n, S]``."""
+        return super().discrepancy(m) * self._scale
+
+
+class Draws:
+    """Random numbers of plays, ``[..., plays * methods]``; the methods of a play share them."""
+
+    def __init__(self, seeds: Sequence[int], n_methods: int) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._n = n_methods
+
+    def __call__(self, draw: Callable[..., Tensor], *shape: int) -> Tensor:
+        """Of ``torch.rand`` or ``torch.randn``."""
+        rows = [draw(shape, dtype=torch.float64, generator=generator) for generator in self._generators]
+        return torch.stack(rows, -1).repeat_interleave(self._n, -1)
+
+
+def side_by_side(
+    grids: Sequence[GoalPlacementProblem], seeds: Sequence[int], plays: int, methods: Sequence[Method], transitions: int
+) -> tuple[Tensor, Tensor]:
+    """Methods of one kind and one block, which differ in their settings, on every play of every grid in one batch.
+
+    Returns:
+        x at the checkpoints, ``[points, grids, plays, methods, dim]``, and the first follower's last policy,
+        ``[grids, plays, methods, S, A]``.
+    """
+    config, kind, n = methods[0].config, methods[0].kind, len(methods)
+    K, runs, shape = config.block, len(grids) * plays, (len(grids), plays, n)
+    schedules = [[as_schedule(getattr(m.config, name), name, positive=False) for m in methods] for name in RATES]
+    problem = Grids([grid for grid in grids for _ in range(plays * n)])
+    world, draws = World.of(grids[0]), Draws([seed * plays + play for seed in seeds for play in range(plays)], n)
+    n_followers = 1 if kind == "partial" else 2
+    followers = Followers.new(world, n_followers, draws(torch.rand).numpy())
+    x, xs = problem.start_x().expand(runs * n, -1).clone(), []
+    blocks = int(methods[0].share * transitions) // (n_followers * K)
+    for k in range(blocks):
+        *rates, zeta = (np.tile([value(1.0 - k / blocks) for value in row], runs) for row in schedules)
+        block = Block(problem, world, followers, x, Rates(*rates), draws(torch.rand, K, 3).numpy(), config.burn_in)
+        step: Callable[[Block], Step] = partial_sgd if kind == "partial" else single_loop
+        if isinstance(config, FiniteDifferencesConfig):
+            step = partial(finite_differences, direction=draws(torch.randn, x.shape[-1]).T, h=config.h)
+        followers, gradient = step(block)
+        x = problem.project(x - torch.from_numpy(zeta * K).unsqueeze(-1) * gradient)
+        if (k + 1) * CHECKPOINTS // blocks > k * CHECKPOINTS // blocks:
+            xs.append(x)
+    policies = torch.from_numpy(followers.policies[0])
+    return torch.stack(xs).unflatten(1, shape), policies.unflatten(0, shape)
+
+
+def distance(problem: GoalPlacementProblem, x: Tensor, tau0: float) -> float:
+    """F_0(x) less the least that any follower can score; at least 0."""
+    return problem.optimum(0.0).leader_return - leader_return_at_best_response(problem, x, tau0)
+
+
+def record(grid: GoalPlacementProblem, method: Method, xs: Tensor, policies: Tensor) -> Data:
+    """What is reported of one method on one grid, from x ``[points, plays, dim]`` and its followers' policies at the end."""
+    curve = [np.mean([distance(grid, x, TAU0S[0]) for x in plays]) for plays in xs]
+    tau = as_schedule(method.config.tau, "tau", positive=False)(0.0)  # type: ignore[arg-type]
+    mdps = [grid.follower_mdp(x) for x in xs[-1]]
+    gaps = [float(suboptimality(mdp, pi, tau, solve_soft(mdp, tau))) for mdp, pi in zip(mdps, policies, strict=True)]
+    last = {str(tau0): [distance(grid, x, tau0) for x in xs[-1]] for tau0 in TAU0S}
+    return {"curve": [round(float(value), 5) for value in curve], "last": last, "gap": float(np.mean(gaps))}
+
+
+def run_together(names: Sequence[str], seeds: Sequence[int], plays: int, transitions: int) -> Data:
+    """Methods of one kind and one block on every grid: by name, ``seconds`` a run and ``grids``."""
+    grids, methods = [GoalPlacementProblem(seed=seed) for seed in seeds], [METHODS[name] for name in names]
+    start = time.process_time()
+    xs, policies = side_by_side(grids, seeds, plays, methods, transitions)
+    seconds = (time.process_time() - start) / (len(seeds) * plays * len(names))
+    return {
+        name: {
+            "seconds": seconds,
+            "grids": [record(grid, methods[i], xs[:, g, :, i], policies[g, :, i]) for g, grid in enumerate(grids)],
+        }
+        for i, name in enumerate(names)
+    }
+
+
+def run(quick: bool, jobs: int) -> Data:
+    """Every method on every grid."""
+    seeds, plays, transitions = (SEEDS[:2], 2, 100_000) if quick else (SEEDS, PLAYS, TRANSITIONS)
+    together: dict[tuple[str, int], list[str]] = {}
+    for name, method in METHODS.items():
+        together.setdefault((method.kind, method.config.block), []).append(name)
+    tasks = [(names, seeds, plays, transitions) for names in together.values()]
+    methods = {name: data for part in map_tasks(run_together, tasks, jobs, "groups") for name, data in part.items()}
+    grids = [GoalPlacementProblem(seed=seed) for seed in seeds]
+    return {
+        "seeds": list(seeds),
+        "plays": plays,
+        "transitions": transitions,
+        "optimum": [-grid.optimum(0.0).leader_return for grid in grids],
+        "start": [distance(grid, grid.start_x(), TAU0S[0]) for grid in grids],
+        "methods": methods,
+    }
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def last(data: Data, name: str, tau0: float = TAU0S[0]) -> list[float]:
+    """The last distances of a method, by grid."""
+    return [float(np.mean(grid["last"][str(tau0)])) for grid in data["methods"][name]["grids"]]
+
+
+def nearer(data: Data, name: str, tau0: float = TAU0S[0]) -> tuple[Interval, str, bool]:
+    """By how much the attenuating method ends nearer than another, in words too, and whether the interval says so."""
+    other, own = last(data, name, tau0), last(data, REFERENCE, tau0)
+    difference = paired_difference(other, own)
+    wins = sum(a < b for a, b in zip(own, other, strict=True))
+    text = f"{difference.text(3)}, on {wins} of {len(own)} grids"
+    return difference, text, difference.low is not None and difference.low > 0.0
+
+
+def claims(data: Data) -> str:
+    """The attenuating method against every other."""
+    rows = []
+    for name in (*RIVALS, "partial_sgd"):
+        found = [nearer(data, name, tau0) for tau0 in TAU0S]
+        rows.append([METHODS[name].label, *(text for _, text, _ in found), verdict(found[0][2])])
+    headers = ["attenuating tau ends nearer than", *(f"by, tau0 = {tau0}" for tau0 in TAU0S), "above 0 at the first"]
+    return markdown_table(headers, rows)
+
+
+def methods_table(data: Data) -> str:
+    """Where every method ends."""
+    headers = ["method", *(f"distance, tau0 = {tau0}" for tau0 in TAU0S), "follower's gap", "CPU s a run"]
+    start = mean_interval(data["start"])
+    rows = [["no reward placed", start.text(3), "", "", ""]]
+    for name, method in METHODS.items():
+        found = data["methods"][name]
+        gap = np.mean([grid["gap"] for grid in found["grids"]])
+        ends = [mean_interval(last(data, name, tau0)).text(3) for tau0 in TAU0S]
+        rows.append([method.label, *ends, f"{gap:.3f}", f"{found['seconds']:.1f}"])
+    return markdown_table(headers, rows)
+
+
+NOTES = """\
+**Problem.** GoalPlacement-v0 as it stands, 10 x 10 cells, gamma 0.9. The published experiment's objective and constants were
+not available: the objective is written down in the environment's documentation, and its constants are this library's own. One
+of them matters here. With a kernel of 1.5 cells, tried first, the two kinds came out level on the tuning grids (best of 60
+settings each: fixed 0.031, attenuating 0.036); at 1.0, the width of the target's own blobs, a miss by one cell counts, and so
+does tau.
+
+**Tuning.** On grids that are not among the ten (seeds 100 to 108), with the same budget for attenuating and for fixed tau: 88
+settings of each, drawn at random. Tau was fixed, log-uniform in [0.02, 0.3], or a power law from [0.15, 0.6] down to [0.008,
+0.04] with exponent 0.3, 0.5 or 0.8; zeta, alpha, beta, w and the step of the occupancy were log-uniform, the same draws for
+both. All ran for 10^6 transitions on three grids; the best twelve of each, by the distance at tau0 = 0.002 over the last tenth
+of the run, ran again on six more grids, twice each; the best of each there are the first two rows. The nested loop and finite
+differences had a shorter search, 24 and 32 settings on three grids, with attenuating tau always. The ten grids of this page
+played no part in it.
+
+**Tau held.** The rows *tau held at* keep all other constants of the attenuating method.
+
+**Nested loop.** Blocks of 2000 iterates with x at rest, whose second half makes x's gradient; the single loop moves x every 50.
+
+**Partial SGD** follows the partial derivative of f in x, which is 0 here: x enters f through the follower alone. It cannot
+move, and gets a fiftieth of the transitions to show it.
+
+**Noise.** Where three blobs have to be balanced, a follower at tau0 = 0.002 turns on differences of reward of that size, and
+the noise of x is not far from it. The distance at tau0 = 0.01 is the smoother measure.
+"""
+
+
+def finding(data: Data) -> str:
+    """What is shown and what is not, in words."""
+    held = [name for name in HELD if nearer(data, f"held_{name}")[2]]
+    _, text, met = nearer(data, "fixed")
+    same = f"nearer than tau held at its {', '.join(held)}" if held else "no nearer than any tau held"
+    own = "it ends nearer too" if met else "that it ends nearer is not shown, the interval contains 0"
+    return (
+        f"With all other constants the same, attenuating tau ends {same} (intervals above 0). Against a fixed tau with constants "
+        f"of its own, found on the same budget, {own}: by {text}."
+    )
+
+
+def table(data: Data) -> str:
+    """The page's tables."""
+    least = mean_interval(data["optimum"]).text(3)
+    optimum = f"f at the optimum, which the distances are from: {least}; 1 is a follower that wanders at random."
+    return "\n\n".join([finding(data), claims(data), "## Where every method ends", methods_table(data), optimum, NOTES])
+
+
+def standing(data: Data) -> list[Standing]:
+    """The claim, against fixed tau at its own tuned constants and at the attenuating method's."""
+    quantity = "attenuating tau ends nearer the unregularised optimum after 10^6 transitions, than {}, by"
+    names = ("fixed", *(f"held_{name}" for name in HELD))
+    rows = [(METHODS[name].label, *nearer(data, name)) for name in names]
+    return [
+        Standing(quantity.format(label), "target: above 0, paired over 10 seeds", text, verdict(met))
+        for label, _, text, met in rows
+    ]
+
+
+def picture(data: Data, path: Path) -> None:
+    """Distance to the optimum over transitions."""
+    figure, axes = new_figure(1, 2, 11.0, 4.2)
+    points = np.linspace(0.0, data["transitions"], CHECKPOINTS + 1)
+    taus = [name for name in METHODS if name in (REFERENCE, "fixed") or name.startswith("held")]
+    others = [name for name in METHODS if name not in taus or name == REFERENCE]
+    for panel, names in zip(axes[0], (taus, others), strict=True):
+        for name in names:
+            grids = zip(data["start"], data["methods"][name]["grids"], strict=True)
+            curves = [[start, *grid["curve"]] for start, grid in grids]
+            style = "--" if name.startswith("held") else "-"
+            draw_band(panel, points, curves, METHODS[name].colour, METHODS[name].label, style)
+        panel.set_yscale("log")
+        panel.set_xlabel("transitions")
+        panel.legend(frameon=False, fontsize=8)
+    axes[0, 0].set_ylabel(r"$F_0(x)$ less the least attainable")
+    save_figure(figure, path)
