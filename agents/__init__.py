@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .baselines.zero_order import ZeroOrder, ZeroOrderConfig
     from .common.evaluation import Evaluation, leader_return_at_best_response
     from .common.policies import Direct, Softmax, Solved
-    from .estimators import MonteCarlo
+    from .estimators import KnownModel, MonteCarlo, Rollouts
     from .leaders.hpgd import HPGD, HPGDConfig
     from .leaders.hypergradient import Hypergradient, HypergradientConfig
     from .leaders.pbrl import PBRL, PBRLConfig
@@ -64,6 +64,8 @@ _HOME = {
     "MirrorDescent": "oracles",
     "PolicyGradient": "oracles",
     "MonteCarlo": "estimators",
+    "Rollouts": "estimators",
+    "KnownModel": "estimators",
     "Softmax": "common.policies",
     "Direct": "common.policies",
     "Solved": "common.policies",
@@ -93,6 +95,7 @@ __all__ = [
     "HypergradientConfig",
     "IndependentPolicyGradient",
     "IndependentPolicyGradientConfig",
+    "KnownModel",
     "Linear",
     "MetaGradient",
     "MetaGradientConfig",
@@ -105,6 +108,7 @@ __all__ = [
     "PolicyGradient",
     "Power",
     "Quench",
+    "Rollouts",
     "SingleLoop",
     "SingleLoopConfig",
     "SoBiRL",

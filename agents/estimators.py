@@ -1,8 +1,12 @@
-r"""How a leader's gradients are estimated: Monte Carlo, the paper's setting (arXiv 2402.06886, section 6), for exact ones.
+r"""How a leader's gradients are estimated.
 
-Every return in a penalised objective is replaced by the mean return of a batch of episodes of fixed length, whose autograd
-gradient is unbiased for that of the truncated return (``envs.mdp.sampled_return``). What is cut is the return after ``length``
-steps: a bias, which the batch does not lower.
+**Over learned followers** (``PBRLConfig.estimator``): :class:`Rollouts`, from the followers' episodes alone, or
+:class:`KnownModel`, through the problem's model at the followers' policies.
+
+**In place of exact ones** (``TabularPBRLConfig.estimator``): :class:`MonteCarlo`, the paper's setting (arXiv 2402.06886,
+section 6). Every return in a penalised objective is replaced by the mean return of a batch of episodes of fixed length,
+whose autograd gradient is unbiased for that of the truncated return (``envs.mdp.sampled_return``). What is cut is the return
+after ``length`` steps: a bias, which the batch does not lower.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..envs.mdp import TabularWorld, Trajectories, sample, sampled_return
-from ..envs.mdp.checks import check_size, require
+from ..envs.mdp.checks import check_number, check_size, require
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,39 @@ class MonteCarlo:
         for name in ("baseline", "paired"):
             value = getattr(self, name)
             require(isinstance(value, bool), name, "True or False", repr(value))
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """x's gradient from fresh episodes of the followers at x, and from nothing else.
+
+    Attributes:
+        n_envs: episodes per policy and iteration.
+        tail: discount at which they are cut, in (0, 1); a critic stands for the rest.
+        gae_lambda: of the leader's advantages; None takes 0 for discrete observations, whose linear critic is exact,
+            and 0.95 otherwise.
+        critic_memory: weight that a critic keeps of earlier iterations' statistics, in [0, 1).
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    n_envs: int = 64
+    tail: float = 0.05
+    gae_lambda: float | None = None
+    critic_memory: float = 0.8
+
+    def __post_init__(self) -> None:
+        check_size(self.n_envs, "n_envs")
+        check_number(self.tail, "tail", low=0.0, high=1.0, open_low=True, open_high=True)
+        check_number(self.critic_memory, "critic_memory", low=0.0, high=1.0, open_high=True)
+        if self.gae_lambda is not None:
+            check_number(self.gae_lambda, "gae_lambda", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """x's gradient through the model of a tabular problem, at the followers' policies: exact for those, and without steps."""
 
 
 class Sampler:

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from bilevel_gym.agents import PBRL, Hypergradient, HypergradientConfig, Linear, PBRLConfig, ValuePenalty
+from bilevel_gym.agents import PBRL, Hypergradient, HypergradientConfig, Linear, PBRLConfig,
+    Rollouts, ValuePenalty
 from bilevel_gym.agents.common.leader import Leader
 from bilevel_gym.envs.mdp import LinearQuadraticProblem, random_linear_quadratic, steering_game
 
@@ -45,7 +46,7 @@ ALGORITHMS = {"SAC": "#d62728", "TD3": "#9467bd", "PPO": "#1f77b4"}
 LEADER_SEEDS = (10, 11, 12)
 BUDGET, ASKED = 100_000, 94_000
 LAM = 3.0
-CONFIG = PBRLConfig(n_envs=16, follower_steps=512, rollout_envs=32, learning_rate=0.1, eval_every=5)
+CONFIG = PBRLConfig(n_envs=16, follower_steps=512, estimator=Rollouts(32), learning_rate=0.1, eval_every=5)
 
 Floats = NDArray[np.float64]
 

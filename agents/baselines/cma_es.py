@@ -32,7 +32,7 @@ from ..common.rollouts import collect
 from ..common.storage import decode, encode, read_leader, storable, write_leader
 from ..common.tabular import TabularLeader, TabularLeaderConfig, check_fingerprint, fingerprint
 from ..common.worlds import EnvSpec, Worlds
-from ..oracles.sb3 import FollowerSpec, SB3Follower, follower_name, follower_of_file
+from ..oracles.sb3 import Answering, FollowerSpec, SB3Follower, follower_name, follower_of_file
 
 
 def _check_search(config: TabularCMAESConfig | CMAESConfig) -> None:
@@ -274,7 +274,14 @@ class CMAES(Leader):
         self.rng = np.random.default_rng([*self._entropy, generation])
 
     def _new_follower(self, seed: int) -> SB3Follower:
-        return SB3Follower(self.follower_spec, self._training, self.worlds.gamma, seed, self.worlds.linear, 1.0)
+        return SB3Follower(
+            self.follower_spec,
+            self._training,
+            self.worlds.gamma,
+            seed,
+            self.worlds.linear,
+            Answering(q_temperature=1.0),
+        )
 
     def learn(
         self,

@@ -1,8 +1,6 @@
-r"""x's gradient from rollouts alone, and the watch over the oracle.
+"""x's gradient from rollouts alone, and the watch over the oracle.
 
-    grad_x V_l^{pi_y} + lam ( grad_x V_f^{pi_y} - grad_x V_f^{pihat} ),        p^ = V_f^{pihat} - V_f^{pi_y}
-
-each term from fresh episodes of one policy at x, with a least-squares critic of its own, fitted on earlier episodes;
+Each term from fresh episodes of one policy at x, with a least-squares critic of its own, fitted on earlier episodes;
 the first call, which has none, fits it on its own. The critic stands for the rewards beyond an episode's last step, not for
 their gradient: what is cut there shrinks the gradient by about the discount at the cut.
 """
@@ -10,7 +8,6 @@ their gradient: what is cut there shrinks the gradient by about the discount at 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -19,22 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .rollouts import Rollout, advantages, discounts, start_values, surrogate
+from ...wrappers import set_leader
+from ..estimators import Rollouts
+from ..oracles.sb3 import SB3Follower
+from .leader_gradient import GradientEstimate, LeaderGradient, PenaltyEstimate
+from .rollouts import Rollout, advantages, collect, discounts, start_values, surrogate
+from .worlds import Worlds
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class PenaltyEstimate:
-    """``p^ = V_f^{pihat} - V_f^{pi_y}`` from paired episodes with common random numbers, and its standard error."""
-
-    mean: float
-    stderr: float
-
-    @property
-    def failed(self) -> bool:
-        """Whether the best response is certified to be worse than the penalised follower."""
-        return self.mean < -2.0 * self.stderr
 
 
 class LinearCritic:
@@ -116,57 +105,57 @@ def episode_returns(
     return follower, leader
 
 
-class RolloutGradient:
-    """The estimator; it keeps a critic for the best response and one for the penalised follower.
+def _mean_and_error(values: Floats) -> tuple[float, float]:
+    """The mean of ``[N]`` and its standard error."""
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf
+
+
+class RolloutGradient(LeaderGradient):
+    """The estimator of :class:`Rollouts`; it keeps a critic for the best response and one for the penalised follower.
 
     Args:
-        space: observation space of the environment itself.
-        base_observation: from what a follower sees to what the environment observes, batched.
-        gamma: the discount.
-        gae_lambda: of the leader's advantages; None takes 0 for discrete observations, whose linear critic is exact,
-            and 0.95 otherwise.
-        memory: weight that a critic keeps of earlier statistics, in [0, 1).
+        worlds: the environment.
+        rollouts: how many episodes, how long, which critics.
+        rng: drawn from once a call, for the episodes' seed.
     """
 
-    def __init__(
-        self,
-        space: gym.spaces.Space[Any],
-        base_observation: Callable[[NDArray[Any]], NDArray[Any]],
-        gamma: float,
-        gae_lambda: float | None,
-        memory: float,
-    ) -> None:
-        self.gamma = gamma
-        self._base_observation = base_observation
-        exact = isinstance(space, gym.spaces.Discrete)
-        self.gae_lambda = (0.0 if exact else 0.95) if gae_lambda is None else gae_lambda
-        self.critics = [LinearCritic(state_features(space), gamma, memory) for _ in range(2)]
+    def __init__(self, worlds: Worlds, rollouts: Rollouts, rng: np.random.Generator) -> None:
+        self.worlds, self.rng = worlds, rng
+        self.venv = worlds.make(rollouts.n_envs)
+        self.horizon = worlds.horizon(rollouts.tail)
+        self.planned_steps = 2 * rollouts.n_envs * self.horizon
+        exact = isinstance(worlds.base_space, gym.spaces.Discrete)
+        self.gae_lambda = (0.0 if exact else 0.95) if rollouts.gae_lambda is None else rollouts.gae_lambda
+        features = state_features(worlds.base_space)
+        self.critics = [LinearCritic(features, worlds.gamma, rollouts.critic_memory) for _ in range(2)]
 
-    def __call__(
-        self, model: torch.nn.Module, hat: Rollout, pi_y: Rollout, lam: float
-    ) -> tuple[Tensor, PenaltyEstimate]:
-        """The direction of ascent in x, ``[dim]``, and p^.
-
-        Args:
-            model: the environment's leader model at x.
-            hat: episodes of the best response at x.
-            pi_y: episodes of the penalised follower at x, from the same random numbers.
-            lam: penalty coefficient.
-        """
-        follower_hat, _, returns_hat = self._surrogates(model, hat, self.critics[0])
-        follower_y, leader_y, returns_y = self._surrogates(model, pi_y, self.critics[1])
+    def __call__(self, x: Tensor, hat: SB3Follower, pi_y: SB3Follower, lam: float) -> GradientEstimate:
+        played = self.episodes(x, hat, pi_y)
+        model = self.worlds.leader_model(x.detach().numpy())
+        follower_hat, _, returns_hat = self._surrogates(model, played[0], self.critics[0])
+        follower_y, leader_y, returns_y = self._surrogates(model, played[1], self.critics[1])
         (ascent,) = torch.autograd.grad(leader_y + lam * (follower_y - follower_hat), [model.get_parameter("x")])
-        difference = returns_hat - returns_y
-        stderr = float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else np.inf
-        return ascent, PenaltyEstimate(float(difference.mean()), stderr)
+        gap, gain = (returns_hat - returns_y).T  # the gain with its sign turned
+        estimate = PenaltyEstimate(*_mean_and_error(gap), *_mean_and_error(gap - gain / lam))
+        return GradientEstimate(ascent, estimate, played[0].steps + played[1].steps)
+
+    def episodes(self, x: Tensor, hat: SB3Follower, pi_y: SB3Follower) -> tuple[Rollout, Rollout]:
+        """Fresh episodes at x of both followers, from the same random numbers."""
+        set_leader(self.venv, x.detach().numpy())
+        seed, played = int(self.rng.integers(2**31)), []
+        for follower in (hat, pi_y):
+            with follower.generators.active():  # once, and not at every step
+                played.append(collect(self.venv, follower.act, self.horizon, seed))
+        return played[0], played[1]
 
     def _surrogates(
         self, model: torch.nn.Module, rollout: Rollout, critic: LinearCritic
     ) -> tuple[Tensor, Tensor, Floats]:
-        """Surrogates of the follower's and the leader's return, and each copy's follower return."""
+        """Surrogates of the follower's and the leader's return, and both returns of each copy, ``[N, 2]``."""
         T, N = rollout.alive.shape
         base, after = (
-            self._base_observation(part.reshape(T * N, *part.shape[2:])) for part in (rollout.obs, rollout.next_obs)
+            self.worlds.base_observation(part.reshape(T * N, *part.shape[2:]))
+            for part in (rollout.obs, rollout.next_obs)
         )
         rewards = np.stack([rollout.r_follower.ravel(), rollout.r_leader.ravel()], axis=1)
         steps = (base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
@@ -177,11 +166,15 @@ class RolloutGradient:
         if fitted_before:
             critic.update(*steps)
         A_f, A_l = (
-            advantages(reward, V[..., i], V_next[..., i], rollout, self.gamma, self.gae_lambda)
+            advantages(reward, V[..., i], V_next[..., i], rollout, self.worlds.gamma, self.gae_lambda)
             for i, reward in enumerate((rollout.r_follower, rollout.r_leader))
         )
-        follower, leader = surrogate(model, rollout, (base, after), discounts(rollout, self.gamma), (A_f, A_l))
-        return follower, leader, start_values(rollout.r_follower, V_next[..., 0], rollout, self.gamma)
+        follower, leader = surrogate(model, rollout, (base, after), discounts(rollout, self.worlds.gamma), (A_f, A_l))
+        returns = [
+            start_values(reward, V_next[..., i], rollout, self.worlds.gamma)
+            for i, reward in enumerate((rollout.r_follower, rollout.r_leader))
+        ]
+        return follower, leader, np.stack(returns, axis=1)
 
     def state(self) -> list[tuple[Tensor, Tensor] | None]:
         """The critics' statistics."""

@@ -18,6 +18,7 @@ from ...envs.core import LeaderEnv
 from ...envs.mdp import LeaderSet, LinearQuadraticProblem, TabularProblem
 from ...envs.mdp.checks import check_gamma, require
 from ...wrappers import ObserveCommitment, ObserveCommitmentVec, VectorEnvAdapter
+from ..oracles.sb3 import SB3Follower
 from .tabular import Source, make_env
 
 EnvSpec = str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]]
@@ -136,6 +137,11 @@ class Worlds:
         if not self.observe_commitment:
             return states
         return np.stack([self._view.get_wrapper_attr("observation")(s) for s in states])
+
+    def policy(self, follower: SB3Follower, x: torch.Tensor) -> torch.Tensor:
+        """A follower's policy in every state of a tabular problem under x, ``[S, A]``."""
+        pi = torch.as_tensor(follower.probabilities(self.every_observation(x.numpy())))
+        return pi / pi.sum(-1, keepdim=True)
 
     def leader_model(self, x: NDArray[np.float64]) -> torch.nn.Module:
         """The environment's leader model at x, over base observations."""

@@ -23,7 +23,7 @@ see the leader's commitment, and most copies train at x plus noise, so that they
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,21 @@ from ...envs.mdp.problem import EVALUATION_TAU
 from ...wrappers import RewardMixing, set_leader
 from ..common.evaluation import Evaluation, leader_return_at_best_response
 from ..common.leader import Callback, Kept, Leader, LeaderConfig
+from ..common.leader_gradient import LeaderGradient, PenaltyEstimate
+from ..common.model_gradient import ModelGradient
 from ..common.projected_step import projected_step
-from ..common.rollout_gradient import PenaltyEstimate, RolloutGradient, episode_returns
-from ..common.rollouts import Act, Rollout, collect
+from ..common.rollout_gradient import RolloutGradient, episode_returns
+from ..common.rollouts import Act, collect
 from ..common.storage import decode, encode, read_leader, storable, write_leader
 from ..common.tabular import check_fingerprint, fingerprint
 from ..common.worlds import EnvSpec, Worlds
-from ..oracles.sb3 import FollowerSpec, SB3Follower, follower_name, follower_of_file
+from ..estimators import KnownModel, Rollouts
+from ..oracles.sb3 import Answering, FollowerSpec, SB3Follower, follower_name, follower_of_file
 from ..penalties import ValuePenalty
-from ..schedules import Schedule
+from ..schedules import Schedule, as_schedule
+
+for _cls in (Rollouts, KnownModel):
+    storable(_cls)
 
 PairOfReturns = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -61,15 +67,16 @@ class PBRLConfig(LeaderConfig):
         n_envs: copies of the world per follower.
         follower_steps: steps that each follower trains per outer iteration (SB3 rounds up to whole rollouts).
         warmup_steps: steps that each follower trains before x first moves, at most an eighth of the budget.
-        rollout_envs: episodes per policy and iteration for x's gradient.
-        rollout_tail: discount at which those episodes are cut; a critic stands for the rest.
-        gae_lambda: of the leader's advantages; None takes 0 for discrete observations, whose linear critic is exact,
-            and 0.95 otherwise.
-        critic_memory: weight that a critic keeps of earlier iterations' statistics, in [0, 1).
+        estimator: where x's gradient comes from: :class:`Rollouts`, the followers' episodes alone, or
+            :class:`KnownModel`, the model of a tabular problem at the followers' policies.
         observe_commitment: whether followers see the leader's commitment.
         x_noise: standard deviation of the noise on x under which followers train; 0 without ``observe_commitment``.
         noisy_share: share of a follower's copies with that noise; the others train at x.
         q_temperature: followers with a Q-network act by ``softmax(Q / q_temperature)`` when asked for their policy.
+        averaging: the followers that the leader sees are averages over iterations, of which the past keeps this share, in
+            [0, 1); what is trained is not averaged.
+        entropy: entropy bonus of followers that have a fixed one; None takes what suits an algorithm given as a class, and
+            the model's own from a callable.
         evaluation_steps: steps of the freshly trained best response, where no model is known.
     """
 
@@ -77,28 +84,28 @@ class PBRLConfig(LeaderConfig):
     n_envs: int = 64
     follower_steps: int = 2048
     warmup_steps: int = 20_000
-    rollout_envs: int = 64
-    rollout_tail: float = 0.05
-    gae_lambda: float | None = None
-    critic_memory: float = 0.8
+    estimator: Rollouts | KnownModel = field(default_factory=Rollouts)
     observe_commitment: bool = True
     x_noise: float = 1.0
     noisy_share: float = 0.75
     q_temperature: float = 0.02
+    averaging: float = 0.9
+    entropy: float | Schedule | None = None
     evaluation_steps: int = 50_000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("n_envs", "follower_steps", "rollout_envs", "evaluation_steps"):
+        for name in ("n_envs", "follower_steps", "evaluation_steps"):
             check_size(getattr(self, name), name)
         check_number(self.warmup_steps, "warmup_steps", low=0)
-        check_number(self.rollout_tail, "rollout_tail", low=0.0, high=1.0, open_low=True, open_high=True)
-        check_number(self.critic_memory, "critic_memory", low=0.0, high=1.0, open_high=True)
+        known = isinstance(self.estimator, (Rollouts, KnownModel))
+        require(known, "estimator", "Rollouts() or KnownModel()", repr(self.estimator))
         check_number(self.x_noise, "x_noise", low=0.0)
         check_number(self.noisy_share, "noisy_share", low=0.0, high=1.0)
         check_number(self.q_temperature, "q_temperature", low=0.0, open_low=True)
-        if self.gae_lambda is not None:
-            check_number(self.gae_lambda, "gae_lambda", low=0.0, high=1.0)
+        check_number(self.averaging, "averaging", low=0.0, high=1.0, open_high=True)
+        if self.entropy is not None:
+            as_schedule(self.entropy, "entropy", positive=False)
 
 
 class PBRL(Leader):
@@ -168,12 +175,7 @@ class PBRL(Leader):
         self.rng = np.random.default_rng(seeds[3])
         self.best_response = self._new_follower(seeds[0] % 2**31, leader_weight=0.0)
         self.penalised = self._new_follower(seeds[1] % 2**31, leader_weight=1.0 / self.lam)
-        self._rollout_env = self.worlds.make(config.rollout_envs)
-        self._horizon = self.worlds.horizon(config.rollout_tail)
-        w = self.worlds
-        self.gradient = RolloutGradient(
-            w.base_space, w.base_observation, w.gamma, config.gae_lambda, config.critic_memory
-        )
+        self.gradient = self._estimator()
         self.optimizer = config.optimizer_class([self._x], lr=self._rate(1.0), **config.optimizer_kwargs)  # type: ignore[call-arg]
         self.penalty_estimate: PenaltyEstimate | None = None
         self.oracle_failures = 0
@@ -182,8 +184,19 @@ class PBRL(Leader):
     def _new_follower(self, seed: int, leader_weight: float) -> SB3Follower:
         venv = RewardMixing(self.worlds.make(self.config.n_envs), leader_weight)
         set_leader(venv, self.last_x)
-        spec, w = self.follower_spec, self.worlds
-        return SB3Follower(spec, venv, w.gamma, seed, w.linear, self.config.q_temperature)
+        spec, w, c = self.follower_spec, self.worlds, self.config
+        entropy = None if c.entropy is None else as_schedule(c.entropy, "entropy", positive=False)
+        answering = Answering(c.q_temperature, c.averaging, entropy)
+        return SB3Follower(spec, venv, w.gamma, seed, w.linear, answering)
+
+    def _estimator(self) -> LeaderGradient:
+        estimator = self.config.estimator
+        if isinstance(estimator, Rollouts):
+            return RolloutGradient(self.worlds, estimator, self.rng)
+        require(
+            self.worlds.problem is not None, "estimator", "Rollouts() where the environment has no model", estimator
+        )
+        return ModelGradient(self.worlds)
 
     # --- learning ------------------------------------------------------------------------------------------------
 
@@ -221,8 +234,9 @@ class PBRL(Leader):
         self.lam = self.penalty.lam_at(progress_remaining)
         self.optimizer.param_groups[0]["lr"] = self._rate(progress_remaining)
         self._train_followers()
-        hat, pi_y = self._rollouts()
-        ascent, estimate = self.gradient(self.worlds.leader_model(self.last_x), hat, pi_y, self.lam)
+        found = self.gradient(self._x, self.best_response, self.penalised, self.lam)
+        self.num_timesteps += found.steps
+        ascent, estimate = found.ascent, found.penalty
         self.penalty_estimate = estimate
         if estimate.failed:
             self.oracle_failures += 1
@@ -241,7 +255,7 @@ class PBRL(Leader):
         warmup = min(int(config.warmup_steps), self._total // 8)
         asked = config.follower_steps + (0 if self._warm else warmup)
         self._warm = True
-        per_iteration = 2 * config.follower_steps + 2 * config.rollout_envs * self._horizon
+        per_iteration = 2 * config.follower_steps + self.gradient.planned_steps
         planned = int(self._total * config.follower_steps / per_iteration) + int(config.warmup_steps)
         points = self._neighbourhood()
         for follower in (self.best_response, self.penalised):
@@ -267,18 +281,6 @@ class PBRL(Leader):
         points[:noisy] += self.config.x_noise * self.rng.standard_normal((noisy, points.shape[1]))
         return self.leader_set.project(torch.from_numpy(points)).numpy()
 
-    def _rollouts(self) -> tuple[Rollout, Rollout]:
-        """Fresh episodes at x of the best response and of the penalised follower, from the same random numbers."""
-        set_leader(self._rollout_env, self.last_x)
-        seed = int(self.rng.integers(2**31))
-        rollouts = []
-        for follower in (self.best_response, self.penalised):
-            with follower.generators.active():  # once, and not at every step
-                rollouts.append(collect(self._rollout_env, follower.act, self._horizon, seed))
-        hat, pi_y = rollouts
-        self.num_timesteps += hat.steps + pi_y.steps
-        return hat, pi_y
-
     # --- evaluation ----------------------------------------------------------------------------------------------
 
     def evaluate(self) -> Evaluation:
@@ -293,17 +295,12 @@ class PBRL(Leader):
         linear = self.worlds.linear_quadratic
         return self._evaluate_by_sampling(x) if linear is None else self._evaluate_by_riccati(linear, x)
 
-    def follower_policy(self, follower: SB3Follower, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """A follower's policy in every state of a tabular problem under x, ``[S, A]``."""
-        return follower.probabilities(self.worlds.every_observation(x))
-
     @torch.no_grad()
     def _evaluate_exactly(self, x: Tensor) -> Evaluation:
         problem = self.worlds.problem
         assert problem is not None
         mdp = problem.follower_mdp(x)
-        pi_y = torch.as_tensor(self.follower_policy(self.penalised, x.numpy())).reshape(mdp.r.shape)
-        pi_y = pi_y / pi_y.sum(-1, keepdim=True)
+        pi_y = self.worlds.policy(self.penalised, x).reshape(mdp.r.shape)
         gap = float(problem.over_contexts(suboptimality(mdp, pi_y, 0.0, solve_soft(mdp, 0.0))))
         return self._evaluation(
             leader_return_at_best_response(problem, x), 0.0, float(problem.leader_return(x, pi_y)), gap, gap
@@ -339,10 +336,11 @@ class PBRL(Leader):
 
     def _paired_returns(self, x: Tensor, best_response: Act, seed: int) -> tuple[PairOfReturns, PairOfReturns]:
         """The follower's and the leader's return of each episode under a best response and under pi_y, at x."""
-        w, held = self.worlds, self.penalised.generators.state
-        set_leader(self._rollout_env, x.numpy())
+        assert isinstance(self.gradient, RolloutGradient)
+        w, venv, held = self.worlds, self.gradient.venv, self.penalised.generators.state
+        set_leader(venv, x.numpy())
         acts = (best_response, self.penalised.act)
-        best, pi_y = (collect(self._rollout_env, act, w.horizon(0.01), seed) for act in acts)
+        best, pi_y = (collect(venv, act, w.horizon(0.01), seed) for act in acts)
         self.penalised.generators.state = held
         self.num_timesteps += best.steps + pi_y.steps
         returns = [episode_returns(rollout, w.base_space, w.base_observation, w.gamma) for rollout in (best, pi_y)]
@@ -435,7 +433,8 @@ class PBRL(Leader):
         self.optimizer.load_state_dict(tensors["optimizer"])
         for name, value in header["counters"].items():
             setattr(self, name, value)
-        self.rng = np.random.default_rng([*self._entropy, 1, self.iteration])  # not the episodes of the start again
+        fresh = np.random.default_rng([*self._entropy, 1, self.iteration])  # not the episodes of the start again
+        self.rng.bit_generator.state = fresh.bit_generator.state
         try:
             self.best_response.restore(tensors["best_response"])
             self.penalised.restore(tensors["penalised"])

@@ -11,6 +11,7 @@ import importlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -21,8 +22,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecEnv
+from torch.optim.swa_utils import AveragedModel
 
 from ...envs.mdp.checks import check_gamma, require
+from ..schedules import Geometric, Linear, Schedule
 
 FollowerSpec = type[BaseAlgorithm] | Callable[[VecEnv], BaseAlgorithm]
 """What a user gives as follower: an SB3 class, or a callable that builds a model on a VecEnv."""
@@ -64,6 +67,10 @@ def _linear(**policy_kwargs: Any) -> dict[str, Any]:
     return {"net_arch": [], **policy_kwargs}
 
 
+FALLING_ENTROPY = Geometric(0.2, 0.05)
+"""Entropy bonus of a linear policy in training: soft at first, so that no action is given up before x has settled."""
+
+
 def tuned_settings(name: str, n_envs: int, linear: bool, n_inputs: int = 0) -> dict[str, Any]:
     """Settings of an algorithm that has to track a moving x, by class name; SB3's own for an algorithm not listed.
 
@@ -76,21 +83,22 @@ def tuned_settings(name: str, n_envs: int, linear: bool, n_inputs: int = 0) -> d
     if n_inputs:
         return _continuous_settings(n_envs, n_inputs).get(name, {})
     policy_kwargs = _linear() if linear else {}
+    rate, entropy = Linear(0.03, 0.003), FALLING_ENTROPY.start
     settings: dict[str, dict[str, Any]] = {
         "PPO": {
             "n_steps": 16,
             "batch_size": 16 * n_envs,
             "n_epochs": 8,
             "gae_lambda": 0.5 if linear else 0.95,
-            "learning_rate": 0.03 if linear else 3e-4,
-            "ent_coef": 0.05 if linear else 0.0,
+            "learning_rate": rate if linear else 3e-4,
+            "ent_coef": entropy if linear else 0.0,
             "policy_kwargs": policy_kwargs,
         },
         "A2C": {
             "n_steps": 8,
             "gae_lambda": 0.5 if linear else 0.95,
-            "learning_rate": 0.03 if linear else 7e-4,
-            "ent_coef": 0.05 if linear else 0.0,
+            "learning_rate": rate if linear else 7e-4,
+            "ent_coef": entropy if linear else 0.0,
             "policy_kwargs": policy_kwargs,
         },
         "DQN": {
@@ -192,6 +200,24 @@ def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linea
     return model
 
 
+@dataclass(frozen=True)
+class Answering:
+    """How a follower answers when it is asked for its policy, and how soft it is trained to be.
+
+    Attributes:
+        q_temperature: a model with a Q-network and discrete actions answers with ``softmax(Q / q_temperature)``.
+        averaging: the answer is that of an average of the weights after each call of ``train``, of which the past keeps
+            this share, in [0, 1), and at first no more than an equal one: what the optimiser's noise moves back and forth
+            does not reach the leader.
+        entropy: coefficient of the entropy bonus of a model that has a fixed one (PPO's and A2C's ``ent_coef``), by the
+            follower's own progress; None leaves the model's.
+    """
+
+    q_temperature: float = 0.02
+    averaging: float = 0.0
+    entropy: Schedule | None = None
+
+
 class SB3Follower:
     """One SB3 model on its own copies of the environment, with its own generators.
 
@@ -201,20 +227,36 @@ class SB3Follower:
         gamma: the environment's discount.
         seed: of the model, its generators and its world.
         linear: whether a linear policy is exact (see :func:`tuned_settings`).
-        q_temperature: a model with a Q-network and discrete actions answers with ``softmax(Q / q_temperature)``.
+        answering: how it answers.
+
+    Attributes:
+        model: the SB3 model that is trained.
+        policy: what answers: the model's policy, or the average of its weights.
     """
 
     def __init__(
-        self, spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linear: bool, q_temperature: float
+        self, spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linear: bool, answering: Answering
     ) -> None:
         self.generators = Generators(seed)
-        self.venv = venv
-        self.q_temperature = q_temperature
+        self.venv, self.answering = venv, answering
         with self.generators.active():
             venv.seed(seed)
             self.model = build_model(spec, venv, gamma, seed, linear)
             venv.seed(seed)
         self.model.set_logger(Logger(folder=None, output_formats=[]))
+        fixed = isinstance(getattr(self.model, "ent_coef", None), (int, float))
+        tuned = FALLING_ENTROPY if linear and isinstance(spec, type) else None
+        self._entropy = (answering.entropy or tuned) if fixed else None
+        self._average = None
+        if answering.averaging > 0.0:
+            newest = 1.0 - answering.averaging
+            self._average = AveragedModel(
+                self.model.policy, avg_fn=lambda past, new, n: past + (new - past) * max(newest, 1.0 / (float(n) + 1.0))
+            )
+
+    @property
+    def policy(self) -> Any:
+        return self.model.policy if self._average is None else self._average.module
 
     @property
     def num_timesteps(self) -> int:
@@ -232,8 +274,13 @@ class SB3Follower:
         with self.generators.active():
             assert self.model.env is not None
             self.model.set_env(self.model.env)
-            with _planned(self.model, max(planned_total, before + steps)):
+            planned = max(planned_total, before + steps)
+            if self._entropy is not None:
+                self.model.ent_coef = self._entropy(1.0 - before / planned)  # type: ignore[attr-defined]
+            with _planned(self.model, planned):
                 self.model.learn(steps, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+            if self._average is not None:
+                self._average.update_parameters(self.model.policy)
         return self.num_timesteps - before
 
     def act(self, obs: Any) -> NDArray[Any]:
@@ -241,13 +288,13 @@ class SB3Follower:
         with self.generators.active(), torch.no_grad():
             if self._has_q_network():
                 return np.asarray(torch.distributions.Categorical(probs=self._probabilities(obs)).sample().numpy())
-            actions, _ = self.model.predict(obs, deterministic=False)
+            actions, _ = self.policy.predict(obs, deterministic=False)
         return np.asarray(actions)
 
     def act_greedily(self, obs: Any) -> NDArray[Any]:
         """The actions that the policy holds best, ``[n, ...]``: for continuous actions, its mean."""
         with self.generators.active(), torch.no_grad():
-            actions, _ = self.model.predict(obs, deterministic=True)
+            actions, _ = self.policy.predict(obs, deterministic=True)
         return np.asarray(actions)
 
     def probabilities(self, obs: Any) -> NDArray[np.float64]:
@@ -259,25 +306,28 @@ class SB3Follower:
         return isinstance(self.model.action_space, gym.spaces.Discrete) and hasattr(self.model, "q_net")
 
     def _probabilities(self, obs: Any) -> torch.Tensor:
-        policy: Any = self.model.policy
+        policy = self.policy
         if policy.training:
             policy.set_training_mode(False)
         tensor, _ = policy.obs_to_tensor(obs)
         if self._has_q_network():
-            return torch.softmax(policy.q_net(tensor) / self.q_temperature, -1).cpu()
+            return torch.softmax(policy.q_net(tensor) / self.answering.q_temperature, -1).cpu()
         if hasattr(policy, "get_distribution"):
             return torch.as_tensor(policy.get_distribution(tensor).distribution.probs).detach().clone().cpu()
-        actions, _ = self.model.predict(obs, deterministic=True)
+        actions, _ = policy.predict(obs, deterministic=True)
         n = int(self.model.action_space.n)  # type: ignore[attr-defined]
         return torch.nn.functional.one_hot(torch.as_tensor(actions).long(), n).double()
 
     def state(self) -> dict[str, Any]:
         """Weights and optimiser states, as tensors and numbers, and the steps spent."""
-        return {"parameters": self.model.get_parameters(), "num_timesteps": self.num_timesteps}
+        average = None if self._average is None else self._average.state_dict()
+        return {"parameters": self.model.get_parameters(), "average": average, "num_timesteps": self.num_timesteps}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
         self.model.set_parameters(state["parameters"], exact_match=True)
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
         self.model.num_timesteps = int(state["num_timesteps"])
 
 

@@ -23,23 +23,29 @@ from bilevel_gym.agents import (
     PBRL,
     BellmanPenalty,
     PBRLConfig,
+    Rollouts,
     TabularPBRL,
     ValuePenalty,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.common.rollout_gradient import episode_returns
+from bilevel_gym.agents.common.leader_gradient import GradientEstimate
+from bilevel_gym.agents.common.rollout_gradient import RolloutGradient, episode_returns
 from bilevel_gym.agents.common.rollouts import collect
 from bilevel_gym.envs.core import LeaderEnv
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem, policy_return
 from bilevel_gym.envs.tabular import TabularEnv, TabularVectorEnv
 
 ENV_ID = "bilevel_gym/StackelbergGame-v0"
-SMALL = PBRLConfig(n_envs=8, follower_steps=128, warmup_steps=128, rollout_envs=8, eval_every=2)
+SMALL = PBRLConfig(n_envs=8, follower_steps=128, warmup_steps=128, estimator=Rollouts(8), eval_every=2)
 
 
 def small(follower: Any = A2C, **changes: Any) -> PBRL:
     arguments: dict[str, Any] = {"env": ENV_ID, "config": SMALL, "env_kwargs": {"n_states": 5}, **changes}
     return PBRL(arguments.pop("env"), follower, **arguments)
+
+
+def estimated(leader: PBRL) -> GradientEstimate:
+    return leader.gradient(leader._x, leader.best_response, leader.penalised, leader.lam)
 
 
 def dynamics_problem() -> TabularProblem:
@@ -72,7 +78,7 @@ def fixed_policy(problem: TabularProblem, seed: int) -> Tensor:
 @pytest.mark.parametrize("gae_lambda", [1.0, 0.0])
 @pytest.mark.parametrize("name", list(ENVS))
 def test_sampled_gradient_is_the_exact_one_within_its_standard_error(name: str, gae_lambda: float) -> None:
-    config = PBRLConfig(rollout_envs=512, rollout_tail=1e-4, gae_lambda=gae_lambda, critic_memory=0.9, n_envs=4)
+    config = PBRLConfig(estimator=Rollouts(512, 1e-4, gae_lambda, 0.9), n_envs=4)
     x0 = 0.3 * np.arange(1, 4) if name == "dynamics" else None
     leader = PBRL(ENVS[name](), A2C, ValuePenalty(lam=3.0), config, x0=x0)
     problem = leader.worlds.problem
@@ -88,7 +94,7 @@ def test_sampled_gradient_is_the_exact_one_within_its_standard_error(name: str, 
         follower.act = act  # type: ignore[method-assign]
     estimates = []
     for k in range(60):
-        ascent, _ = leader.gradient(leader.worlds.leader_model(leader.last_x), *leader._rollouts(), leader.lam)
+        ascent = estimated(leader).ascent
         if k >= 20:  # the critics have settled
             estimates.append(ascent.numpy())
     x = torch.from_numpy(leader.last_x).requires_grad_()
@@ -116,7 +122,8 @@ def test_without_the_best_responses_term_the_gradient_is_wrong() -> None:
 
 def test_a_certified_bad_oracle_is_reported_and_not_climbed_on() -> None:
     leader = small(
-        env_kwargs={"n_states": 5}, config=PBRLConfig(n_envs=8, follower_steps=64, warmup_steps=64, rollout_envs=256)
+        env_kwargs={"n_states": 5},
+        config=PBRLConfig(n_envs=8, follower_steps=64, warmup_steps=64, estimator=Rollouts(256)),
     )
     problem = leader.worlds.problem
     assert problem is not None
@@ -137,7 +144,7 @@ def test_a_certified_bad_oracle_is_reported_and_not_climbed_on() -> None:
 
 
 def test_penalty_estimate_is_unbiased() -> None:
-    config = PBRLConfig(rollout_envs=4000, rollout_tail=1e-3, n_envs=4, gae_lambda=0.0)
+    config = PBRLConfig(estimator=Rollouts(4000, 1e-3, 0.0), n_envs=4)
     leader = PBRL(ENV_ID, A2C, config=config, env_kwargs={"n_states": 5})
     problem = leader.worlds.problem
     assert problem is not None
@@ -145,7 +152,7 @@ def test_penalty_estimate_is_unbiased() -> None:
     best, worst = mdp.r.argmax(-1), mdp.r.argmin(-1)
     leader.best_response.act = lambda obs: best.numpy()[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
     leader.penalised.act = lambda obs: worst.numpy()[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
-    _, estimate = leader.gradient(leader.worlds.leader_model(leader.last_x), *leader._rollouts(), leader.lam)
+    estimate = estimated(leader).penalty
     one_hot = (torch.nn.functional.one_hot(a, 5).double() for a in (best, worst))
     exact = float(policy_return(mdp, next(one_hot)) - policy_return(mdp, next(one_hot)))
     assert abs(estimate.mean - exact) < 4 * estimate.stderr
@@ -182,7 +189,7 @@ def test_one_seed_gives_one_result(algorithm: type[BaseAlgorithm]) -> None:
 def test_the_leader_learns_over_several_games() -> None:
     gains = []
     for seed in range(4):
-        config = PBRLConfig(n_envs=32, follower_steps=512, warmup_steps=5_000, rollout_envs=32)
+        config = PBRLConfig(n_envs=32, follower_steps=512, warmup_steps=5_000, estimator=Rollouts(32))
         leader = PBRL(ENV_ID, PPO, config=config, seed=seed, env_kwargs={"n_states": 5, "seed": seed}).learn(200_000)
         problem = leader.worlds.problem
         assert problem is not None
@@ -232,7 +239,7 @@ def test_learning_goes_on_and_callbacks_stop_it() -> None:
 
 def test_bounds_and_budget_hold() -> None:
     config = PBRLConfig(
-        n_envs=8, follower_steps=64, warmup_steps=0, rollout_envs=8, low=-0.5, budget=2.0, learning_rate=0.5
+        n_envs=8, follower_steps=64, warmup_steps=0, estimator=Rollouts(8), low=-0.5, budget=2.0, learning_rate=0.5
     )
     leader = small(config=config, x0=np.full(25, 0.05))
     leader.learn(20_000, callback=lambda it: it.leader_set.contains(torch.from_numpy(it.last_x)))
@@ -312,7 +319,7 @@ def test_any_environment_without_a_model() -> None:
         n_envs=4,
         follower_steps=128,
         warmup_steps=4000,
-        rollout_envs=8,
+        estimator=Rollouts(8),
         eval_every=1000,
         evaluation_steps=5000,
         x_noise=0.2,
@@ -333,9 +340,12 @@ def test_wrapped_environments_are_not_bypassed() -> None:
             return 2.0 * float(reward)
 
     plain, doubled = small(), small(env=Doubled(gym.make(ENV_ID, n_states=5)), env_kwargs=None)
-    assert type(plain._rollout_env.unwrapped).__name__ == "VectorEnvAdapter"
-    assert type(doubled._rollout_env.unwrapped).__name__ == "DummyVecEnv"
-    rewards = doubled._rollouts()[0].r_follower
+    assert isinstance(plain.gradient, RolloutGradient)
+    assert isinstance(doubled.gradient, RolloutGradient)
+    assert type(plain.gradient.venv.unwrapped).__name__ == "VectorEnvAdapter"
+    assert type(doubled.gradient.venv.unwrapped).__name__ == "DummyVecEnv"
+    played = doubled.gradient.episodes(doubled._x, doubled.best_response, doubled.penalised)
+    rewards = played[0].r_follower
     paid: Any = doubled.worlds.env.unwrapped.problem.r_follower.numpy().ravel()  # type: ignore[attr-defined]
     assert np.isin(np.round(rewards / 2, 5), np.round(paid, 5)).all()
     assert rewards.max() > 1.0
@@ -356,7 +366,9 @@ def test_a_saved_leader_comes_back(algorithm: type[BaseAlgorithm], tmp_path: Pat
     assert again.evaluate() == leader.evaluate()
     assert again.history == leader.history
     for a, b in ((leader.best_response, again.best_response), (leader.penalised, again.penalised)):
-        assert np.array_equal(leader.follower_policy(a, leader.x), again.follower_policy(b, leader.x))
+        assert np.array_equal(
+            leader.worlds.policy(a, torch.from_numpy(leader.x)), again.worlds.policy(b, torch.from_numpy(leader.x))
+        )
     before = again.num_timesteps
     assert again.learn(2000, reset_num_timesteps=False).num_timesteps >= before + 2000
 
@@ -427,8 +439,9 @@ def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
     [
         ("n_envs", 0),
         ("follower_steps", 1.5),
-        ("rollout_tail", 1.0),
-        ("critic_memory", 1.0),
+        ("estimator", None),
+        ("averaging", 1.0),
+        ("entropy", -0.1),
         ("x_noise", -1),
         ("noisy_share", 2),
         ("q_temperature", 0),
@@ -437,6 +450,12 @@ def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
 def test_bad_settings_are_named(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected"):
         PBRLConfig(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_envs", 0), ("tail", 1.0), ("critic_memory", 1.0), ("gae_lambda", 1.5)])
+def test_bad_rollouts_are_named(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        Rollouts(**{name: value})
 
 
 def test_no_steps_are_refused() -> None:
@@ -454,7 +473,12 @@ class Plain(gym.Wrapper[Any, Any, Any, Any]):
 def test_sampled_evaluation_leaves_training_alone() -> None:
     def train(eval_every: int) -> Any:
         config = PBRLConfig(
-            n_envs=8, follower_steps=128, warmup_steps=0, rollout_envs=8, eval_every=eval_every, evaluation_steps=64
+            n_envs=8,
+            follower_steps=128,
+            warmup_steps=0,
+            estimator=Rollouts(8),
+            eval_every=eval_every,
+            evaluation_steps=64,
         )
         seen: list[Any] = []
 
@@ -472,7 +496,7 @@ def test_sampled_evaluation_leaves_training_alone() -> None:
 
 def test_a_time_limit_is_no_end() -> None:
     env = gym.make(ENV_ID, n_states=5, max_episode_steps=5)
-    leader = PBRL(env, A2C, config=PBRLConfig(rollout_envs=4000, n_envs=4))
+    leader = PBRL(env, A2C, config=PBRLConfig(estimator=Rollouts(4000), n_envs=4))
     problem, pi = env.unwrapped.problem, fixed_policy(env.unwrapped.problem, 3)  # type: ignore[attr-defined]
     rng = np.random.default_rng(99)  # not the seed of the episodes: the draws would go together
 
@@ -481,7 +505,8 @@ def test_a_time_limit_is_no_end() -> None:
         return (rows.cumsum(-1) < rng.random((len(rows), 1))).sum(-1)
 
     assert leader.worlds.horizon(0.01) == 5
-    rollout = collect(leader._rollout_env, act, 5, seed=0)
+    assert isinstance(leader.gradient, RolloutGradient)
+    rollout = collect(leader.gradient.venv, act, 5, seed=0)
     sampled = episode_returns(rollout, leader.worlds.base_space, leader.worlds.base_observation, leader.worlds.gamma)
     x = problem.start_x()
     exact = policy_return(problem.follower_mdp(x), pi), problem.leader_return(x, pi)
@@ -498,7 +523,7 @@ def test_contexts_are_evaluated() -> None:
     problem = ArrayProblem(base, LeaderSet.box(1, -1, 1), lambda x: base.r + x, lambda x: base.r - x)
     problem.context_probs = torch.tensor([0.3, 0.7], dtype=torch.float64)
     leader = PBRL(TabularEnv(problem), A2C, config=SMALL).learn(2000)
-    assert leader.follower_policy(leader.penalised, leader.x).shape == (6, 2)
+    assert leader.worlds.policy(leader.penalised, torch.from_numpy(leader.x)).shape == (6, 2)
     assert leader.evaluate().leader_return == leader_return_at_best_response(problem, torch.from_numpy(leader.x))
 
 
@@ -526,7 +551,7 @@ def test_a_simulator_that_takes_missing_actions_teaches_not_to_take_them() -> No
     missing = (~mdp.mask & ~mdp.terminal.unsqueeze(-1)).flatten(0, 1)
 
     def share() -> float:
-        return float(leader.follower_policy(leader.best_response, leader.x)[missing].mean())
+        return float(leader.worlds.policy(leader.best_response, torch.from_numpy(leader.x))[missing].mean())
 
     before = share()
     leader.learn(6_000)

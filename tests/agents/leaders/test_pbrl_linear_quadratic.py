@@ -21,7 +21,7 @@ LQ = "bilevel_gym/LQStackelberg-v0"
 @pytest.mark.parametrize("algorithm", [SAC, TD3, PPO])
 def test_continuous_algorithms_play_the_linear_quadratic_game(algorithm: Any, tmp_path: Path) -> None:
     """The record is exact at the best response; the penalised follower, hardly trained, falls short of it."""
-    config = PBRLConfig(n_envs=8, follower_steps=256, warmup_steps=256, rollout_envs=16, eval_every=1)
+    config = PBRLConfig(n_envs=8, follower_steps=256, warmup_steps=256, estimator=Rollouts(16), eval_every=1)
     leader = PBRL(LQ, algorithm, config=config).learn(3000)
     game = steering_game()
     record, x = leader.evaluate(), torch.from_numpy(leader.x)
@@ -38,7 +38,7 @@ def test_continuous_algorithms_play_the_linear_quadratic_game(algorithm: Any, tm
 
 def test_the_record_of_the_exact_follower_has_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     """With Riccati's F in pi_y's place the gap is rounding; with another, its exact loss within four standard errors."""
-    leader = PBRL(LQ, PPO, config=PBRLConfig(n_envs=4, rollout_envs=4000))
+    leader = PBRL(LQ, PPO, config=PBRLConfig(n_envs=4, estimator=Rollouts(4000)))
     game, x = steering_game(), torch.tensor([-0.6, 0.3], dtype=torch.float64)
     best = game.best_response(x).F
     for F in (best, best + 0.2):
@@ -56,7 +56,7 @@ def test_the_record_of_the_exact_follower_has_no_gap(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("seed", range(2))
 def test_the_leader_learns_the_linear_quadratic_game(seed: int) -> None:
-    config = PBRLConfig(n_envs=16, follower_steps=512, rollout_envs=32, learning_rate=0.1, eval_every=1000)
+    config = PBRLConfig(n_envs=16, follower_steps=512, estimator=Rollouts(32), learning_rate=0.1, eval_every=1000)
     leader = PBRL(LQ, PPO, config=config, seed=seed).learn(30_000)
     game = steering_game()
     start, reached = (float(game.return_at_best_response(x)) for x in (game.start_x(), torch.from_numpy(leader.last_x)))

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents.common.worlds import Worlds
-from bilevel_gym.agents.oracles.sb3 import Generators, SB3Follower, build_model
+from bilevel_gym.agents.oracles.sb3 import Answering, Generators, SB3Follower, build_model
 
 ENV_ID = "bilevel_gym/StackelbergGame-v0"
 
@@ -27,7 +27,7 @@ def make_venv(n_envs: int = 8) -> VecEnv:
 
 
 def make_follower(spec: Any = PPO, seed: int = 3, n_envs: int = 8) -> SB3Follower:
-    return SB3Follower(spec, make_venv(n_envs), 0.9, seed, linear=True, q_temperature=0.02)
+    return SB3Follower(spec, make_venv(n_envs), 0.9, seed, linear=True, answering=Answering())
 
 
 def weights(follower: SB3Follower) -> torch.Tensor:
@@ -129,7 +129,7 @@ def test_training_starts_from_fresh_episodes_under_the_new_x() -> None:
 def test_probabilities_are_those_of_its_acts(algorithm: type[BaseAlgorithm]) -> None:
     follower = make_follower(algorithm)
     follower.train(2000, 2000)
-    follower.q_temperature = 0.3
+    follower.answering = Answering(q_temperature=0.3)
     obs = np.repeat(np.asarray(follower.venv.reset())[:1], 20_000, axis=0)
     p = follower.probabilities(obs[:1])[0]
     counts = np.bincount(follower.act(obs), minlength=len(p)) / len(obs)
