@@ -29,5 +29,6 @@ class ModelGradient(LeaderGradient):
         gap = self.problem.over_contexts(policy_return(mdp, best) - policy_return(mdp, own))
         leader_return = self.problem.leader_return(x, own)
         (ascent,) = torch.autograd.grad(leader_return - lam * gap, [x])
-        p, gain = float(gap), float(leader_return.detach() - self.problem.leader_return(x.detach(), best))
+        with torch.no_grad():
+            p, gain = float(gap), float(leader_return - self.problem.leader_return(x, best))
         return GradientEstimate(ascent, PenaltyEstimate(p, 0.0, p + gain / lam, 0.0), 0)

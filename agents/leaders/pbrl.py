@@ -2,22 +2,28 @@ r"""PBRL with the value penalty over any SB3 follower (Shen, Yang and Chen, arXi
 
 For the value penalty, minimising F_lam over y is itself reinforcement learning, ``max_y V^{pi_y}`` with reward
 ``r_f + r_l/lam``: exact where leader and follower share gamma, rho and dynamics and J_L is linear in the occupancy. So
-two followers of the user's algorithm and only their rollouts are needed:
+two followers of the user's algorithm are needed:
 
     best response          trained on r_f under the current x              stands for  pihat ~ pi*(x)
     penalised follower     trained on r_f + r_l/lam under the current x    stands for  pi_y
 
     x += alpha [ grad_x V_l^{pi_y} + lam ( grad_x V_f^{pi_y} - grad_x V_f^{pihat} ) ]
 
-Returns are those of the unregularised problem (tau = 0): an algorithm's entropy bonus is a means of its training, no part
-of what is solved. The estimate ``p^ = V_f^{pihat} - V_f^{pi_y}`` must be >= 0; where it lies more than two standard errors
-below, the best response is certified to be worse than a policy in hand, and x is not moved.
+That gradient comes from their rollouts alone, or, where the model is known and only the follower is learned, through the
+model at their policies (``PBRLConfig.estimator``). Returns are those of the unregularised problem (tau = 0): an algorithm's
+entropy bonus is a means of its training, no part of what is solved.
 
-Where the environment is tabular or linear-quadratic, honest evaluation, and with it the choice of the best x, reads the model;
-the path of x (``last_x``) does not.
+**The oracle is watched.** With exact followers ``p = V_f^{pihat} - V_f^{pi_y}`` lies between 0 and G/lam, G being what the
+leader gains by pi_y. Where the estimate p^ is certified (by two standard errors) to lie below 0 by more than that range, the
+best response's error is larger than the penalty, and x is not moved.
 
-A best response that lags behind a moving x is the method's weak point: the leader climbs on the lag. Followers therefore
-see the leader's commitment, and most copies train at x plus noise, so that they need not relearn when x moves.
+**A best response that lags behind a moving x** is the method's weak point: the leader climbs on the lag. Against it followers
+see the leader's commitment, and most copies train at x plus noise, so that they need not relearn when x moves; what answers
+is an average of their weights over iterations; and the entropy bonus of followers given as a class falls slowly from a large
+one, as an exact leader's temperature does, so that no action is given up before x has settled.
+
+Where the environment is tabular, honest evaluation, and with it the choice of the best x, reads the model; with
+:class:`Rollouts` the path of x (``last_x``) does not.
 """
 
 from __future__ import annotations
@@ -49,7 +55,7 @@ from ..common.worlds import EnvSpec, Worlds
 from ..estimators import KnownModel, Rollouts
 from ..oracles.sb3 import Answering, FollowerSpec, SB3Follower, follower_name, follower_of_file
 from ..penalties import ValuePenalty
-from ..schedules import Schedule, as_schedule
+from ..schedules import Geometric, Schedule, as_schedule
 
 for _cls in (Rollouts, KnownModel):
     storable(_cls)
@@ -115,7 +121,7 @@ class PBRL(Leader):
         env: a leader environment: its id, an environment (it is copied), or a callable that makes one.
         follower: an SB3 class, built with settings that suit a moving x, or a callable ``VecEnv -> BaseAlgorithm``
             (its discount has to be the environment's).
-        penalty: a :class:`ValuePenalty`; by default ``lam = 3``.
+        penalty: a :class:`ValuePenalty`; by default lam 2 to 8.
         config: steps, copies, bounds.
         seed: of the followers, their worlds, and the leader's episodes.
         env_kwargs: arguments of an id.
@@ -157,7 +163,7 @@ class PBRL(Leader):
     ) -> None:
         config = PBRLConfig() if config is None else config
         require(isinstance(config, PBRLConfig), "config", "a PBRLConfig", repr(config))
-        self.penalty = ValuePenalty(lam=3.0) if penalty is None else penalty
+        self.penalty = ValuePenalty(lam=Geometric(2.0, 8.0)) if penalty is None else penalty
         require(isinstance(self.penalty, ValuePenalty), "penalty", "a ValuePenalty", type(self.penalty).__name__)
         self.worlds = Worlds(env, env_kwargs, config.observe_commitment)
         super().__init__(self.worlds.leader_set, self.worlds.start_x(), config, x0, seed)

@@ -22,6 +22,7 @@ import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import (
     PBRL,
     BellmanPenalty,
+    KnownModel,
     PBRLConfig,
     Rollouts,
     TabularPBRL,
@@ -34,6 +35,7 @@ from bilevel_gym.agents.common.rollouts import collect
 from bilevel_gym.envs.core import LeaderEnv
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem, policy_return
 from bilevel_gym.envs.tabular import TabularEnv, TabularVectorEnv
+from tests.problems import assert_gradient, numerical_gradient
 
 ENV_ID = "bilevel_gym/StackelbergGame-v0"
 SMALL = PBRLConfig(n_envs=8, follower_steps=128, warmup_steps=128, estimator=Rollouts(8), eval_every=2)
@@ -107,6 +109,47 @@ def test_sampled_gradient_is_the_exact_one_within_its_standard_error(name: str, 
     assert np.abs(z).max() < 4.5
     assert np.square(z).mean() < 3.0
     assert np.all(stderr < 0.1 * np.abs(exact.numpy()).max())  # small enough to tell a wrong gradient
+
+
+@pytest.mark.parametrize("name", list(ENVS))
+def test_the_known_models_gradient_is_that_of_central_differences(name: str) -> None:
+    x0 = 0.3 * np.arange(1, 4) if name == "dynamics" else None
+    leader = PBRL(ENVS[name](), A2C, ValuePenalty(lam=3.0), PBRLConfig(estimator=KnownModel(), n_envs=4), x0=x0)
+    problem = leader.worlds.problem
+    assert problem is not None
+    hat, pi_y = policies = [fixed_policy(problem, seed) for seed in (1, 2)]
+    for follower, pi in zip((leader.best_response, leader.penalised), policies, strict=True):
+
+        def probabilities(obs: Any, pi: Tensor = pi) -> Any:
+            return pi.numpy()
+
+        follower.probabilities = probabilities  # type: ignore[method-assign]
+
+    def objective(x: Tensor) -> Tensor:
+        mdp = problem.follower_mdp(x)
+        gap = policy_return(mdp, hat) - policy_return(mdp, pi_y)
+        return problem.leader_return(x, pi_y) - 3.0 * gap
+
+    found, x = estimated(leader), torch.from_numpy(leader.last_x)
+    assert_gradient(found.ascent, numerical_gradient(objective, x))
+    mdp = problem.follower_mdp(x)
+    assert found.penalty.mean == pytest.approx(float(policy_return(mdp, hat) - policy_return(mdp, pi_y)), abs=1e-12)
+    gain = float(problem.leader_return(x, pi_y) - problem.leader_return(x, hat))
+    assert found.penalty.margin == pytest.approx(found.penalty.mean + gain / 3.0, abs=1e-12)
+    assert found.penalty.failed == (found.penalty.margin < 0.0)
+    assert found.steps == 0
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN])
+def test_through_the_known_model_only_the_followers_spend_steps(algorithm: type[BaseAlgorithm]) -> None:
+    leader = small(algorithm, config=replace(SMALL, estimator=KnownModel())).learn(5000)
+    assert leader.num_timesteps == leader.best_response.num_timesteps + leader.penalised.num_timesteps
+    assert leader.last_x.any()
+
+
+def test_without_a_model_it_cannot_be_known() -> None:
+    with pytest.raises(ValueError, match=r"estimator: expected Rollouts\(\) where the environment has no model"):
+        PBRL(Chase, ppo_for_chase, config=replace(SMALL, estimator=KnownModel()))
 
 
 def test_without_the_best_responses_term_the_gradient_is_wrong() -> None:
@@ -554,7 +597,7 @@ def test_a_simulator_that_takes_missing_actions_teaches_not_to_take_them() -> No
         return float(leader.worlds.policy(leader.best_response, torch.from_numpy(leader.x))[missing].mean())
 
     before = share()
-    leader.learn(6_000)
+    leader.learn(20_000)
     assert before == pytest.approx(1.0 / mdp.n_actions, abs=0.02)
     assert share() < 0.5 * before
     assert leader.evaluate().leader_return <= 0.0

@@ -12,7 +12,7 @@ from stable_baselines3 import PPO, SAC, TD3
 from torch import Tensor
 
 import bilevel_gym  # noqa: F401
-from bilevel_gym.agents import PBRL, PBRLConfig
+from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
 from bilevel_gym.envs.mdp import steering_game
 
 LQ = "bilevel_gym/LQStackelberg-v0"

@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import bilevel_gym  # noqa: F401
+from bilevel_gym.agents import Linear
 from bilevel_gym.agents.common.worlds import Worlds
 from bilevel_gym.agents.oracles.sb3 import Answering, Generators, SB3Follower, build_model
 
@@ -172,3 +173,54 @@ def test_an_algorithm_that_cannot_act_is_refused() -> None:
 def test_a_follower_that_is_none_is_refused(spec: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_model(spec, make_venv(), 0.9, 0, linear=True)
+
+
+# --- what answers -----------------------------------------------------------------------------------------------------
+
+
+def state_of(policy: Any) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in policy.state_dict().items()}
+
+
+@pytest.mark.parametrize("algorithm", [PPO, DQN])
+def test_the_answer_is_the_average_of_the_weights(algorithm: type[BaseAlgorithm]) -> None:
+    """Equal shares at first, then (1 - averaging) to the newest."""
+    worlds = Worlds("bilevel_gym/StackelbergGame-v0", {"n_states": 5}, observe_commitment=True)
+    follower = SB3Follower(algorithm, worlds.make(8), 0.9, 0, linear=True, answering=Answering(averaging=0.75))
+    expected: dict[str, torch.Tensor] = {}
+    for k in range(6):
+        follower.train(512, 3072)
+        new, share = state_of(follower.model.policy), max(0.25, 1.0 / (k + 1))
+        expected = {name: (1.0 - share) * expected.get(name, value) + share * value for name, value in new.items()}
+    answering, trained = state_of(follower.policy), state_of(follower.model.policy)
+    for name, value in expected.items():
+        assert torch.allclose(answering[name], value, atol=1e-5)
+    assert any(not torch.allclose(answering[name], trained[name], atol=1e-4) for name in expected)
+    obs = np.asarray(follower.venv.reset())
+    held = follower.probabilities(obs)
+    follower.policy.load_state_dict(trained)
+    assert not np.allclose(follower.probabilities(obs), held, atol=1e-4)
+
+
+def test_without_averaging_the_trained_policy_answers() -> None:
+    follower = make_follower(PPO)
+    assert follower.policy is follower.model.policy
+
+
+def test_the_entropy_bonus_falls_over_the_plan() -> None:
+    worlds = Worlds("bilevel_gym/StackelbergGame-v0", {"n_states": 5}, observe_commitment=True)
+
+    def build(spec: Any, entropy: Any) -> SB3Follower:
+        return SB3Follower(spec, worlds.make(8), 0.9, 0, linear=True, answering=Answering(entropy=entropy))
+
+    follower, seen = build(A2C, Linear(0.4, 0.0)), []
+    for _ in range(4):
+        follower.train(64, 256)
+        seen.append(follower.model.ent_coef)  # type: ignore[attr-defined]
+    assert seen == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    own = build(lambda venv: A2C("MlpPolicy", venv, gamma=0.9, ent_coef=0.123, device="cpu"), None)
+    own.train(64, 256)
+    assert own.model.ent_coef == 0.123  # type: ignore[attr-defined]
+    dqn = build(DQN, Linear(0.4, 0.0))
+    dqn.train(64, 256)
+    assert not hasattr(dqn.model, "ent_coef")
