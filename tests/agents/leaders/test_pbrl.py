@@ -529,9 +529,9 @@ def test_sampled_evaluation_leaves_training_alone() -> None:
             seen.append(it.last_x)
             return len(seen) < 5
 
-        small(env=Plain(gym.make(ENV_ID, n_states=5)), env_kwargs=None, config=config).learn(
-            20_000, callback=stop_at_five
-        )
+        penalty = ValuePenalty(lam=3.0)  # a schedule runs over all steps, those of evaluation among them
+        plain = small(env=Plain(gym.make(ENV_ID, n_states=5)), env_kwargs=None, config=config, penalty=penalty)
+        plain.learn(20_000, callback=stop_at_five)
         return seen[4]
 
     assert np.array_equal(train(1), train(1000))
