@@ -268,7 +268,8 @@ class CMAES(Leader):
         self._reseed(0)
         self.search = Search(self.leader_set, self._x.detach(), config.sigma, config.population, self.rng)
         self._training, self._rollouts = self.worlds.make(config.n_envs), self.worlds.make(config.rollout_envs)
-        self._new_follower(0)  # what does not fit shows before any work
+        first = self._new_follower(0)  # what does not fit shows before any work
+        self.worlds.require_every_action(self._x.detach(), first)
 
     def _reseed(self, generation: int) -> None:
         self.rng = np.random.default_rng([*self._entropy, generation])
@@ -322,7 +323,8 @@ class CMAES(Leader):
         follower = self._new_follower(seed)
         self.num_timesteps += follower.train(steps, steps)
         with follower.generators.active():
-            episodes = collect(self._rollouts, follower.act_greedily, w.horizon(self.config.rollout_tail), seed)
+            player = follower.player(self._rollouts, greedily=True)
+            episodes = collect(self._rollouts, player, w.horizon(self.config.rollout_tail), seed)
         self.num_timesteps += episodes.steps
         self.trials += 1
         _, leader = episode_returns(episodes, w.base_space, w.base_observation, w.gamma)

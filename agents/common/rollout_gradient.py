@@ -145,7 +145,7 @@ class RolloutGradient(LeaderGradient):
         seed, played = int(self.rng.integers(2**31)), []
         for follower in (hat, pi_y):
             with follower.generators.active():  # once, and not at every step
-                played.append(collect(self.venv, follower.act, self.horizon, seed))
+                played.append(collect(self.venv, follower.player(self.venv), self.horizon, seed))
         return played[0], played[1]
 
     def _surrogates(

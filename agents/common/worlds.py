@@ -98,16 +98,21 @@ class Worlds:
         return torch.as_tensor(self.env.get_wrapper_attr("leader_x"), dtype=torch.float64)
 
     def require_sampled_return(self, x: torch.Tensor) -> None:
-        """Raise ``ValueError`` where the model says that J_L is no return, or that an action is missing somewhere."""
+        """Raise ``ValueError`` where the model says that J_L is no return."""
         if self.problem is None:
             return
         reward = self.problem.leader_reward(x)
         require(
             reward is not None, "env", "a leader whose objective is a return of the follower's MDP", repr(self._spec)
         )
+
+    def require_every_action(self, x: torch.Tensor, follower: SB3Follower) -> None:
+        """Raise ``ValueError`` where an action is missing somewhere and the follower cannot be told so."""
+        if self.problem is None or self.problem.takes_missing_actions or follower.takes_masks:
+            return
         mask = self.problem.follower_mdp(x).mask
-        everywhere = mask is None or self.problem.takes_missing_actions or bool(mask.all())
-        require(everywhere, "env", "actions that exist in every state: SB3's followers know no masks", "a mask")
+        expected = "actions that exist in every state: of SB3's followers only MaskablePPO knows masks"
+        require(mask is None or bool(mask.all()), "env", expected, "a mask")
 
     def make(self, n_envs: int) -> VecEnv:
         """``n_envs`` copies as an SB3 VecEnv."""
@@ -140,7 +145,11 @@ class Worlds:
 
     def policy(self, follower: SB3Follower, x: torch.Tensor) -> torch.Tensor:
         """A follower's policy in every state of a tabular problem under x, ``[S, A]``."""
-        pi = torch.as_tensor(follower.probabilities(self.every_observation(x.numpy())))
+        assert self.problem is not None
+        mdp, asked = self.problem.follower_mdp(x), [self.every_observation(x.numpy())]
+        if follower.takes_masks and mdp.mask is not None:
+            asked.append(mdp.mask.expand(mdp.r.shape).reshape(-1, mdp.n_actions).numpy())
+        pi = torch.as_tensor(follower.probabilities(*asked))
         return pi / pi.sum(-1, keepdim=True)
 
     def leader_model(self, x: NDArray[np.float64]) -> torch.nn.Module:

@@ -181,6 +181,7 @@ class PBRL(Leader):
         self.rng = np.random.default_rng(seeds[3])
         self.best_response = self._new_follower(seeds[0] % 2**31, leader_weight=0.0)
         self.penalised = self._new_follower(seeds[1] % 2**31, leader_weight=1.0 / self.lam)
+        self.worlds.require_every_action(self._x.detach(), self.best_response)
         self.gradient = self._estimator()
         self.optimizer = config.optimizer_class([self._x], lr=self._rate(1.0), **config.optimizer_kwargs)  # type: ignore[call-arg]
         self.penalty_estimate: PenaltyEstimate | None = None
@@ -202,6 +203,8 @@ class PBRL(Leader):
         require(
             self.worlds.problem is not None, "estimator", "Rollouts() where the environment has no model", estimator
         )
+        remembers = self.best_response.recurrent
+        require(not remembers, "estimator", "Rollouts() for a recurrent follower, which has no policy table", estimator)
         return ModelGradient(self.worlds)
 
     # --- learning ------------------------------------------------------------------------------------------------
@@ -275,7 +278,7 @@ class PBRL(Leader):
             if spent >= 4 * asked:
                 warnings.warn(
                     f"follower: expected rollouts of about follower_steps={config.follower_steps} steps, got {spent} for "
-                    f"{asked} asked: {follower.model.__class__.__name__}'s n_steps counts for each of {config.n_envs} copies",
+                    f"{asked} asked: a rollout of {follower.model.__class__.__name__} counts for each of {config.n_envs} copies",
                     stacklevel=4,
                 )
 
@@ -306,6 +309,10 @@ class PBRL(Leader):
         problem = self.worlds.problem
         assert problem is not None
         mdp = problem.follower_mdp(x)
+        if self.penalised.recurrent:
+            table = solve_soft(mdp, 0.0).pi.reshape(-1, mdp.n_actions).numpy()
+            best = float(leader_return_at_best_response(problem, x))
+            return self._evaluate_in_pairs(x, best, lambda obs: table[self.worlds.base_observation(obs)].argmax(-1))
         pi_y = self.worlds.policy(self.penalised, x).reshape(mdp.r.shape)
         gap = float(problem.over_contexts(suboptimality(mdp, pi_y, 0.0, solve_soft(mdp, 0.0))))
         return self._evaluation(
@@ -314,16 +321,19 @@ class PBRL(Leader):
 
     @torch.no_grad()
     def _evaluate_by_riccati(self, problem: LinearQuadraticProblem, x: Tensor) -> Evaluation:
-        """Exact at the best response; pi_y by what sets it apart in paired episodes, whose steps count."""
         F = problem.best_response(x).F
 
         def best_response(obs: NDArray[Any]) -> NDArray[Any]:
             s = torch.from_numpy(self.worlds.base_observation(obs)).double()
             return (-(s @ F.T) / problem.action_bound).clamp(-1.0, 1.0).numpy()
 
+        return self._evaluate_in_pairs(x, float(problem.leader_return(x, F)), best_response)
+
+    def _evaluate_in_pairs(self, x: Tensor, best: float, best_response: Act) -> Evaluation:
+        """Exact at the best response; pi_y by what sets it apart in paired episodes, whose steps count."""
         rng = np.random.default_rng([*self._entropy, self.iteration])
         (follower, leader), (follower_y, leader_y) = self._paired_returns(x, best_response, int(rng.integers(2**31)))
-        best, gap = float(problem.leader_return(x, F)), float((follower - follower_y).mean())
+        gap = float((follower - follower_y).mean())
         return self._evaluation(best, 0.0, best + float((leader_y - leader).mean()), gap, self._estimated_penalty())
 
     def _evaluate_by_sampling(self, x: Tensor) -> Evaluation:
@@ -333,7 +343,8 @@ class PBRL(Leader):
         set_leader(fresh.venv, x.numpy())
         steps = self.config.evaluation_steps
         self.num_timesteps += fresh.train(steps, steps)
-        act = fresh.act_greedily if self.worlds.continuous_actions else fresh.act
+        assert isinstance(self.gradient, RolloutGradient)
+        act = fresh.player(self.gradient.venv, greedily=self.worlds.continuous_actions)
         (follower, leader), (follower_y, leader_y) = self._paired_returns(x, act, int(rng.integers(2**31)))
         fresh.venv.close()
         stderr = float(leader.std(ddof=1) / np.sqrt(len(leader))) if len(leader) > 1 else float("nan")
@@ -345,7 +356,7 @@ class PBRL(Leader):
         assert isinstance(self.gradient, RolloutGradient)
         w, venv, held = self.worlds, self.gradient.venv, self.penalised.generators.state
         set_leader(venv, x.numpy())
-        acts = (best_response, self.penalised.act)
+        acts = (best_response, self.penalised.player(venv))
         best, pi_y = (collect(venv, act, w.horizon(0.01), seed) for act in acts)
         self.penalised.generators.state = held
         self.num_timesteps += best.steps + pi_y.steps

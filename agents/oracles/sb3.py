@@ -8,6 +8,7 @@ disturb each other, and neither disturbs the leader.
 from __future__ import annotations
 
 import importlib
+import inspect
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from torch.optim.swa_utils import AveragedModel
 
@@ -114,7 +116,35 @@ def tuned_settings(name: str, n_envs: int, linear: bool, n_inputs: int = 0) -> d
             "policy_kwargs": policy_kwargs,
         },
     }
+    settings["QRDQN"] = {**settings["DQN"], "batch_size": 256, "policy_kwargs": {**policy_kwargs, "n_quantiles": 20}}
+    settings["MaskablePPO"] = settings["PPO"]
+    settings["RecurrentPPO"] = _recurrent(n_envs, entropy if linear else 0.0)
+    settings["TRPO"] = {
+        "n_steps": 32,
+        "batch_size": 8 * n_envs,
+        "gae_lambda": 0.5 if linear else 0.95,
+        "policy_kwargs": policy_kwargs,
+    }
+    settings["ARS"] = _random_search(n_envs)
     return settings.get(name, {})
+
+
+def _recurrent(n_envs: int, entropy: float) -> dict[str, Any]:
+    """A rollout of as many steps as PPO's, and a small memory."""
+    policy_kwargs = {"lstm_hidden_size": 32, "net_arch": []}
+    return {
+        "n_steps": 32,
+        "batch_size": 8 * n_envs,
+        "n_epochs": 4,
+        "learning_rate": 3e-3,
+        "ent_coef": entropy,
+        "policy_kwargs": policy_kwargs,
+    }
+
+
+def _random_search(n_envs: int) -> dict[str, Any]:
+    """A candidate plays one episode in every copy, for all copies are stepped whatever is asked; few candidates."""
+    return {"n_delta": 4, "n_eval_episodes": n_envs}
 
 
 def _continuous_settings(n_envs: int, n_inputs: int) -> dict[str, dict[str, Any]]:
@@ -142,6 +172,10 @@ def _continuous_settings(n_envs: int, n_inputs: int) -> dict[str, dict[str, Any]
         "SAC": {**off_policy, "learning_rate": 1e-3},
         "TD3": {**off_policy, "learning_rate": 3e-3, "action_noise": noise},
         "DDPG": {**off_policy, "learning_rate": 3e-3, "action_noise": noise},
+        "TQC": {**off_policy, "learning_rate": 1e-3, "batch_size": 256},
+        "TRPO": {"n_steps": 32, "batch_size": 8 * n_envs, "policy_kwargs": narrow},
+        "RecurrentPPO": _recurrent(n_envs, 0.0),
+        "ARS": _random_search(n_envs),
     }
 
 
@@ -159,6 +193,28 @@ def _planned(model: BaseAlgorithm, total: int) -> Iterator[None]:
         del model._update_current_progress_remaining  # the class's own shows again
 
 
+def _count_each_step_once(model: Any) -> None:
+    """Let ARS count environment steps: its own callback runs once a copy in each step, and counts all copies every time."""
+    seen: Any = None
+
+    def count(_locals: dict[str, Any], _globals: dict[str, Any], callback: Any, n_envs: int) -> None:
+        nonlocal seen
+        if _locals["new_observations"] is not seen:
+            seen = _locals["new_observations"]
+            model.num_timesteps += n_envs
+            callback.on_step()
+
+    model._trigger_callback = count
+
+
+def _policy_name(algorithm: type[BaseAlgorithm]) -> str:
+    """The plain policy of an algorithm: of ARS the linear one (its search starts at 0, which a network hardly leaves)."""
+    names = algorithm.policy_aliases
+    if "LinearPolicy" in names:
+        return "LinearPolicy"
+    return "MlpPolicy" if "MlpPolicy" in names else "MlpLstmPolicy"
+
+
 def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linear: bool) -> BaseAlgorithm:
     """The user's algorithm on ``venv``.
 
@@ -171,8 +227,10 @@ def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linea
         n_inputs = int(np.prod(venv.action_space.shape)) if isinstance(venv.action_space, gym.spaces.Box) else 0
         settings = tuned_settings(spec.__name__, venv.num_envs, linear, n_inputs)
         algorithm: Any = spec
+        if "gamma" in inspect.signature(spec).parameters:  # ARS has none
+            settings = {"gamma": gamma, **settings}
         build: Callable[[VecEnv], Any] = lambda venv: algorithm(  # noqa: E731
-            "MlpPolicy", venv, gamma=gamma, seed=seed, device="cpu", **settings
+            _policy_name(algorithm), venv, seed=seed, device="cpu", **settings
         )
     else:
         require(callable(spec), "follower", "an SB3 algorithm class or a callable from a VecEnv to a model", repr(spec))
@@ -180,7 +238,7 @@ def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linea
     name = getattr(spec, "__name__", repr(spec))
     try:
         model = build(venv)
-    except AssertionError as error:
+    except (AssertionError, NotImplementedError) as error:
         spaces = f"actions in {venv.action_space} from observations in {venv.observation_space}"
         raise ValueError(f"follower: expected an algorithm for {spaces}, got {name} ({error})") from error
     require(
@@ -244,7 +302,9 @@ class SB3Follower:
             self.model = build_model(spec, venv, gamma, seed, linear)
             venv.seed(seed)
         self.model.set_logger(Logger(folder=None, output_formats=[]))
-        fixed = isinstance(getattr(self.model, "ent_coef", None), (int, float))
+        if hasattr(self.model, "_trigger_callback"):
+            _count_each_step_once(self.model)
+        fixed = isinstance(self.model, OnPolicyAlgorithm) and isinstance(self.model.ent_coef, (int, float))
         tuned = FALLING_ENTROPY if linear and isinstance(spec, type) else None
         self._entropy = (answering.entropy or tuned) if fixed else None
         self._average = None
@@ -263,6 +323,16 @@ class SB3Follower:
         """Environment steps spent by training, rollouts rounded up included."""
         return int(self.model.num_timesteps)
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether it remembers: its policy is then no function of the observation, and has no table."""
+        return hasattr(self.model.policy, "lstm_actor")
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether it can be told which actions exist."""
+        return "use_masking" in inspect.signature(self.model.learn).parameters
+
     def train(self, steps: int, planned_total: int) -> int:
         """Train for at least ``steps`` steps from fresh episodes; return the steps really spent.
 
@@ -277,43 +347,77 @@ class SB3Follower:
             planned = max(planned_total, before + steps)
             if self._entropy is not None:
                 self.model.ent_coef = self._entropy(1.0 - before / planned)  # type: ignore[attr-defined]
+            masking = {"use_masking": self.venv.has_attr("action_masks")} if self.takes_masks else {}
             with _planned(self.model, planned):
-                self.model.learn(steps, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+                self.model.learn(steps, log_interval=None, reset_num_timesteps=False, **masking)  # type: ignore[arg-type]
             if self._average is not None:
                 self._average.update_parameters(self.model.policy)
         return self.num_timesteps - before
 
     def act(self, obs: Any) -> NDArray[Any]:
-        """Actions of the follower's policy, without exploration noise, ``[n, ...]``."""
-        with self.generators.active(), torch.no_grad():
-            if self._has_q_network():
-                return np.asarray(torch.distributions.Categorical(probs=self._probabilities(obs)).sample().numpy())
-            actions, _ = self.policy.predict(obs, deterministic=False)
-        return np.asarray(actions)
+        """Actions of the follower's policy, without exploration noise, ``[n, ...]``.
+
+        All actions are taken to exist, and every observation to be an episode's first: see :meth:`player`.
+        """
+        return self._answer(obs, None, greedily=False)
 
     def act_greedily(self, obs: Any) -> NDArray[Any]:
         """The actions that the policy holds best, ``[n, ...]``: for continuous actions, its mean."""
+        return self._answer(obs, None, greedily=True)
+
+    def _answer(self, obs: Any, masks: Any, greedily: bool) -> NDArray[Any]:
         with self.generators.active(), torch.no_grad():
-            actions, _ = self.policy.predict(obs, deterministic=True)
+            if self._q_network is not None and not greedily:
+                return np.asarray(torch.distributions.Categorical(probs=self._probabilities(obs)).sample().numpy())
+            told = {} if masks is None else {"action_masks": masks}
+            actions, _ = self.policy.predict(obs, deterministic=greedily, **told)
         return np.asarray(actions)
 
-    def probabilities(self, obs: Any) -> NDArray[np.float64]:
-        """The policy over discrete actions, ``[n, A]``: exact where the model shows it, else its deterministic choice."""
+    def player(self, venv: VecEnv, greedily: bool = False) -> Callable[[Any], NDArray[Any]]:
+        """What plays one episode in each copy of ``venv``, from their resets: :meth:`act`, or :meth:`act_greedily`.
+
+        It is told the copies' action masks at every step, where it takes them and they have them; a recurrent policy carries
+        a hidden state of its own through the episodes, which starts at zero. Take a new player for new episodes.
+        """
+        if self.recurrent:
+            return _RecurrentPlayer(self, venv.num_envs, greedily)
+        if self.takes_masks and venv.has_attr("action_masks"):
+            return lambda obs: self._answer(obs, np.stack(venv.env_method("action_masks")), greedily)
+        return self.act_greedily if greedily else self.act
+
+    def probabilities(self, obs: Any, masks: Any = None, /) -> NDArray[np.float64]:
+        """The policy over discrete actions, ``[n, A]``: exact where the model shows it, else its deterministic choice.
+
+        Args:
+            obs: observations, ``[n, ...]``.
+            masks: which actions exist, ``[n, A]``, for a model that can be told.
+
+        Raises:
+            ValueError: a recurrent policy, which is no function of the observation.
+        """
+        expected = "a policy that is a function of the observation"
+        require(not self.recurrent, "follower", expected, f"{type(self.model).__name__}, which remembers")
         with self.generators.active(), torch.no_grad():
-            return np.asarray(self._probabilities(obs).double().numpy())
+            return np.asarray(self._probabilities(obs, masks).double().numpy())
 
-    def _has_q_network(self) -> bool:
-        return isinstance(self.model.action_space, gym.spaces.Discrete) and hasattr(self.model, "q_net")
+    @property
+    def _q_network(self) -> Any:
+        """What answers Q over discrete actions, or its quantiles; None for other models."""
+        policy = self.policy
+        return getattr(policy, "q_net", getattr(policy, "quantile_net", None))
 
-    def _probabilities(self, obs: Any) -> torch.Tensor:
+    def _probabilities(self, obs: Any, masks: Any = None) -> torch.Tensor:
         policy = self.policy
         if policy.training:
             policy.set_training_mode(False)
         tensor, _ = policy.obs_to_tensor(obs)
-        if self._has_q_network():
-            return torch.softmax(policy.q_net(tensor) / self.answering.q_temperature, -1).cpu()
+        if self._q_network is not None:
+            Q = self._q_network(tensor)
+            Q = Q.mean(1) if Q.ndim == 3 else Q  # of the quantiles [n, quantiles, A]
+            return torch.softmax(Q / self.answering.q_temperature, -1).cpu()
         if hasattr(policy, "get_distribution"):
-            return torch.as_tensor(policy.get_distribution(tensor).distribution.probs).detach().clone().cpu()
+            told = () if masks is None else (masks,)
+            return torch.as_tensor(policy.get_distribution(tensor, *told).distribution.probs).detach().clone().cpu()
         actions, _ = policy.predict(obs, deterministic=True)
         n = int(self.model.action_space.n)  # type: ignore[attr-defined]
         return torch.nn.functional.one_hot(torch.as_tensor(actions).long(), n).double()
@@ -329,6 +433,24 @@ class SB3Follower:
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         self.model.num_timesteps = int(state["num_timesteps"])
+        if hasattr(self.model, "weights"):  # ARS searches from a vector beside its policy
+            self.model.weights = torch.nn.utils.parameters_to_vector(self.model.policy.parameters()).detach()
+
+
+class _RecurrentPlayer:
+    """A recurrent follower in the midst of episodes, one a copy; see ``SB3Follower.player``."""
+
+    def __init__(self, follower: SB3Follower, n_envs: int, greedily: bool) -> None:
+        self.follower, self.greedily = follower, greedily
+        self._state: Any = None
+        self._starts = np.ones(n_envs, dtype=bool)
+
+    def __call__(self, obs: Any) -> NDArray[Any]:
+        with self.follower.generators.active(), torch.no_grad():
+            policy = self.follower.policy
+            actions, self._state = policy.predict(obs, self._state, self._starts, deterministic=self.greedily)
+        self._starts = np.zeros_like(self._starts)
+        return np.asarray(actions)
 
 
 # --- followers in leader files ------------------------------------------------------------------------------------------
