@@ -275,14 +275,7 @@ class CMAES(Leader):
         self.rng = np.random.default_rng([*self._entropy, generation])
 
     def _new_follower(self, seed: int) -> SB3Follower:
-        return SB3Follower(
-            self.follower_spec,
-            self._training,
-            self.worlds.gamma,
-            seed,
-            self.worlds.linear,
-            Answering(q_temperature=1.0),
-        )
+        return SB3Follower(self.follower_spec, self._training, self.worlds.gamma, seed, self.worlds.linear, Answering())
 
     def learn(
         self,

@@ -53,7 +53,7 @@ from ..common.storage import decode, encode, read_leader, storable, write_leader
 from ..common.tabular import check_fingerprint, fingerprint
 from ..common.worlds import EnvSpec, Worlds
 from ..estimators import KnownModel, Rollouts
-from ..oracles.sb3 import Answering, FollowerSpec, SB3Follower, follower_name, follower_of_file
+from ..oracles.sb3 import FALLING_Q_TEMPERATURE, Answering, FollowerSpec, SB3Follower, follower_name, follower_of_file
 from ..penalties import ValuePenalty
 from ..schedules import Geometric, Schedule, as_schedule
 
@@ -78,7 +78,8 @@ class PBRLConfig(LeaderConfig):
         observe_commitment: whether followers see the leader's commitment.
         x_noise: standard deviation of the noise on x under which followers train; 0 without ``observe_commitment``.
         noisy_share: share of a follower's copies with that noise; the others train at x.
-        q_temperature: followers with a Q-network act by ``softmax(Q / q_temperature)`` when asked for their policy.
+        q_temperature: followers with a Q-network act by ``softmax(Q / q_temperature)`` when asked for their policy; in the
+            reward's unit.
         averaging: the followers that the leader sees are averages over iterations, of which the past keeps this share, in
             [0, 1); what is trained is not averaged.
         entropy: entropy bonus of followers that have a fixed one; None takes what suits an algorithm given as a class, and
@@ -94,7 +95,7 @@ class PBRLConfig(LeaderConfig):
     observe_commitment: bool = True
     x_noise: float = 1.0
     noisy_share: float = 0.75
-    q_temperature: float = 0.02
+    q_temperature: float | Schedule = FALLING_Q_TEMPERATURE
     averaging: float = 0.9
     entropy: float | Schedule | None = None
     evaluation_steps: int = 50_000
@@ -108,7 +109,7 @@ class PBRLConfig(LeaderConfig):
         require(known, "estimator", "Rollouts() or KnownModel()", repr(self.estimator))
         check_number(self.x_noise, "x_noise", low=0.0)
         check_number(self.noisy_share, "noisy_share", low=0.0, high=1.0)
-        check_number(self.q_temperature, "q_temperature", low=0.0, open_low=True)
+        as_schedule(self.q_temperature, "q_temperature", positive=True)
         check_number(self.averaging, "averaging", low=0.0, high=1.0, open_high=True)
         if self.entropy is not None:
             as_schedule(self.entropy, "entropy", positive=False)
@@ -193,7 +194,7 @@ class PBRL(Leader):
         set_leader(venv, self.last_x)
         spec, w, c = self.follower_spec, self.worlds, self.config
         entropy = None if c.entropy is None else as_schedule(c.entropy, "entropy", positive=False)
-        answering = Answering(c.q_temperature, c.averaging, entropy)
+        answering = Answering(as_schedule(c.q_temperature, "q_temperature", positive=True), c.averaging, entropy)
         return SB3Follower(spec, venv, w.gamma, seed, w.linear, answering)
 
     def _estimator(self) -> LeaderGradient:

@@ -69,6 +69,8 @@ def _linear(**policy_kwargs: Any) -> dict[str, Any]:
     return {"net_arch": [], **policy_kwargs}
 
 
+FALLING_Q_TEMPERATURE = Geometric(0.2, 0.03)
+"""Temperature of a Q-network's answers, in the reward's unit."""
 FALLING_ENTROPY = Geometric(0.2, 0.05)
 """Entropy bonus of a linear policy in training: soft at first, so that no action is given up before x has settled."""
 
@@ -263,7 +265,8 @@ class Answering:
     """How a follower answers when it is asked for its policy, and how soft it is trained to be.
 
     Attributes:
-        q_temperature: a model with a Q-network and discrete actions answers with ``softmax(Q / q_temperature)``.
+        q_temperature: a model with a Q-network and discrete actions answers with ``softmax(Q / q_temperature)``; by the
+            follower's own progress.
         averaging: the answer is that of an average of the weights after each call of ``train``, of which the past keeps
             this share, in [0, 1), and at first no more than an equal one: what the optimiser's noise moves back and forth
             does not reach the leader.
@@ -271,7 +274,7 @@ class Answering:
             follower's own progress; None leaves the model's.
     """
 
-    q_temperature: float = 0.02
+    q_temperature: Schedule = FALLING_Q_TEMPERATURE
     averaging: float = 0.0
     entropy: Schedule | None = None
 
@@ -290,13 +293,15 @@ class SB3Follower:
     Attributes:
         model: the SB3 model that is trained.
         policy: what answers: the model's policy, or the average of its weights.
+        q_temperature: at which a Q-network answers now.
     """
 
     def __init__(
         self, spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linear: bool, answering: Answering
     ) -> None:
         self.generators = Generators(seed)
-        self.venv, self.answering = venv, answering
+        self.venv = venv
+        self._q_temperature, self.q_temperature = answering.q_temperature, answering.q_temperature(1.0)
         with self.generators.active():
             venv.seed(seed)
             self.model = build_model(spec, venv, gamma, seed, linear)
@@ -345,8 +350,10 @@ class SB3Follower:
             assert self.model.env is not None
             self.model.set_env(self.model.env)
             planned = max(planned_total, before + steps)
+            progress_remaining = 1.0 - before / planned
+            self.q_temperature = self._q_temperature(progress_remaining)
             if self._entropy is not None:
-                self.model.ent_coef = self._entropy(1.0 - before / planned)  # type: ignore[attr-defined]
+                self.model.ent_coef = self._entropy(progress_remaining)  # type: ignore[attr-defined]
             masking = {"use_masking": self.venv.has_attr("action_masks")} if self.takes_masks else {}
             with _planned(self.model, planned):
                 self.model.learn(steps, log_interval=None, reset_num_timesteps=False, **masking)  # type: ignore[arg-type]
@@ -414,7 +421,7 @@ class SB3Follower:
         if self._q_network is not None:
             Q = self._q_network(tensor)
             Q = Q.mean(1) if Q.ndim == 3 else Q  # of the quantiles [n, quantiles, A]
-            return torch.softmax(Q / self.answering.q_temperature, -1).cpu()
+            return torch.softmax(Q / self.q_temperature, -1).cpu()
         if hasattr(policy, "get_distribution"):
             told = () if masks is None else (masks,)
             return torch.as_tensor(policy.get_distribution(tensor, *told).distribution.probs).detach().clone().cpu()
@@ -425,13 +432,19 @@ class SB3Follower:
     def state(self) -> dict[str, Any]:
         """Weights and optimiser states, as tensors and numbers, and the steps spent."""
         average = None if self._average is None else self._average.state_dict()
-        return {"parameters": self.model.get_parameters(), "average": average, "num_timesteps": self.num_timesteps}
+        return {
+            "parameters": self.model.get_parameters(),
+            "average": average,
+            "q_temperature": self.q_temperature,
+            "num_timesteps": self.num_timesteps,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
         self.model.set_parameters(state["parameters"], exact_match=True)
         if self._average is not None:
             self._average.load_state_dict(state["average"])
+        self.q_temperature = float(state["q_temperature"])
         self.model.num_timesteps = int(state["num_timesteps"])
         if hasattr(self.model, "weights"):  # ARS searches from a vector beside its policy
             self.model.weights = torch.nn.utils.parameters_to_vector(self.model.policy.parameters()).detach()

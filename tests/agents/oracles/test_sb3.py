@@ -130,7 +130,7 @@ def test_training_starts_from_fresh_episodes_under_the_new_x() -> None:
 def test_probabilities_are_those_of_its_acts(algorithm: type[BaseAlgorithm]) -> None:
     follower = make_follower(algorithm)
     follower.train(2000, 2000)
-    follower.answering = Answering(q_temperature=0.3)
+    follower.q_temperature = 0.3
     obs = np.repeat(np.asarray(follower.venv.reset())[:1], 20_000, axis=0)
     p = follower.probabilities(obs[:1])[0]
     counts = np.bincount(follower.act(obs), minlength=len(p)) / len(obs)
@@ -224,3 +224,17 @@ def test_the_entropy_bonus_falls_over_the_plan() -> None:
     dqn = build(DQN, Linear(0.4, 0.0))
     dqn.train(64, 256)
     assert not hasattr(dqn.model, "ent_coef")
+
+
+def test_the_temperature_of_a_q_network_falls_over_the_plan_and_is_kept() -> None:
+    worlds = Worlds("bilevel_gym/StackelbergGame-v0", {"n_states": 5}, observe_commitment=True)
+    answering = Answering(q_temperature=Linear(0.4, 0.0))
+    follower, again = (SB3Follower(DQN, worlds.make(8), 0.9, 0, linear=True, answering=answering) for _ in range(2))
+    seen = [follower.q_temperature]
+    for _ in range(4):
+        follower.train(64, 256)
+        seen.append(follower.q_temperature)
+    assert seen == pytest.approx([0.4, 0.4, 0.3, 0.2, 0.1])
+    again.restore(follower.state())
+    obs = np.asarray(follower.venv.reset())
+    assert np.array_equal(again.probabilities(obs), follower.probabilities(obs))
