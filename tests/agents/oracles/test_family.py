@@ -153,7 +153,7 @@ def test_an_algorithm_that_cannot_act_is_refused(algorithm: Algorithm, actions: 
 def test_qrdqn_answers_by_the_mean_of_its_quantiles() -> None:
     follower = make_follower(QRDQN, "discrete")
     follower.train(1100, 1100)
-    follower.answering = Answering(q_temperature=0.3)
+    follower.q_temperature = 0.3
     obs = np.repeat(np.asarray(follower.venv.reset())[:1], 20_000, axis=0)
     with torch.no_grad():
         Q = follower.policy.quantile_net(torch.as_tensor(obs[:1])).mean(1) / 0.3
