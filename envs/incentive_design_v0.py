@@ -146,7 +146,7 @@ class IncentiveDesignEnv(ParallelEnv[str, np.int64, Any]):
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
         """The incentives of a state, ``[A1 * A2]``: what the players may be shown of x in it."""
-        shown: NDArray[np.float32] = self._problem.incentive(self._x)[int(obs)].flatten().to(torch.float32).numpy()
+        shown: NDArray[np.float32] = self._problem.commitment(self._x)[int(obs)].to(torch.float32).numpy()
         return shown
 
     def observation_space(self, agent: str) -> gym.Space[Any]:

@@ -103,6 +103,13 @@ class _Layout:
         return torch.div((vectors != 0).to(torch.uint8).argmax(-1), self.width, rounding_mode="floor")
 
 
+def commitment_features(
+    space: gym.spaces.Space[Any], obs: NDArray[Any], shown: Features, is_distribution: bool
+) -> Features:
+    """What the wrappers below show, ``[n, D]``, of observations in ``space``, ``[n, ...]``, and commitments ``[n, size]``."""
+    return _Layout.of(space, shown.shape[-1], is_distribution).join(obs, shown)
+
+
 class CommitmentLeaderModel(nn.Module):
     """A leader model that reads observations with commitments: what it sees of them is the environment's own part.
 

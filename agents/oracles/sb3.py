@@ -407,14 +407,19 @@ class SB3Follower:
         with self.generators.active(), torch.no_grad():
             return np.asarray(self._probabilities(obs, masks).double().numpy())
 
+    def trained_probabilities(self, obs: Any) -> NDArray[np.float64]:
+        """The same of the policy that is being trained, not averaged: what its next rollout plays."""
+        with self.generators.active(), torch.no_grad():
+            return np.asarray(self._probabilities(obs, policy=self.model.policy).double().numpy())
+
     @property
     def _q_network(self) -> Any:
         """What answers Q over discrete actions, or its quantiles; None for other models."""
         policy = self.policy
         return getattr(policy, "q_net", getattr(policy, "quantile_net", None))
 
-    def _probabilities(self, obs: Any, masks: Any = None) -> torch.Tensor:
-        policy = self.policy
+    def _probabilities(self, obs: Any, masks: Any = None, policy: Any = None) -> torch.Tensor:
+        policy = self.policy if policy is None else policy
         if policy.training:
             policy.set_training_mode(False)
         tensor, _ = policy.obs_to_tensor(obs)

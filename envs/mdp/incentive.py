@@ -93,6 +93,10 @@ class IncentiveDesignProblem(GameProblem):
     def game(self, x: Tensor) -> ZeroSumGame:
         return ZeroSumGame(self.P, self.r + self.incentive(x), self.rho, self.gamma, validate=False)
 
+    def commitment(self, x: Tensor) -> Tensor:
+        """The incentives of each state, ``[(N,) S, A1 * A2]``."""
+        return self.incentive(x).flatten(-2)
+
     def leader_game(self, x: Tensor) -> ZeroSumGame:
         return self.designer
 

@@ -173,6 +173,10 @@ class GameProblem(BilevelProblem):
         """The world in which J_L is the pair's discounted return, r being the leader's reward; None if J_L is no return."""
         return None
 
+    def commitment(self, x: Tensor) -> Tensor:
+        """What the players may be shown of x in each state, ``[S, size]``: by default their payoffs there."""
+        return self.game(x).r.flatten(-2)
+
 
 class ArrayProblem(TabularProblem):
     """A problem from plain arrays and two reward functions of x, without an environment.

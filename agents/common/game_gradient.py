@@ -1,0 +1,263 @@
+r"""x's gradient over four followers of a zero-sum game, and the leader's linearised return that two of them are paid.
+
+    grad_x J_L(x, pi1, pi2) - lam ( grad_x V(pi1*, pi2) - grad_x V(pi1, pi2*) ),     p^ = V(pi1*, pi2) - V(pi1, pi2*)
+
+**From rollouts.** Episodes of (pi1*, pi2) and (pi1, pi2*) in the players' world, of (pi1, pi2) and (pi1*, pi2*) in the leader's, in
+which nothing but the states is sampled: the policies are the followers' own and are known in every state, so that with d^ the
+discounted count of visits
+
+    grad_x V(pi1, pi2) ~ sum_s d^(s) sum_{a1,a2} pi1(a1|s) pi2(a2|s) grad_x r_x(s,a1,a2)
+
+without the actions' noise. What lies beyond the last step is taken to be visited as what was seen. The leader's advantages are means
+of temporal differences of a least-squares critic. Counts and sums fade, so that an iteration also uses what earlier ones saw.
+This holds where x enters rewards alone; where it moves transitions, :class:`KnownModel` serves.
+
+**Through the known model**, all of it is exact at the followers' policies.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...envs.mdp.checks import require
+from ...envs.player import PlayerVectorEnv
+from ...envs.sampling import InverseCdfSampler
+from ..estimators import Rollouts
+from ..penalties import nikaido_isoda_penalty
+from .game_worlds import Floats, GameWorlds
+from .leader_gradient import GradientEstimate, PenaltyEstimate
+from .linearised import leader_advantages, pair_visitation
+from .rollout_gradient import LinearCritic
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class LeaderGain:
+    """What the linearised return is made of.
+
+    Attributes:
+        advantages: the leader's, of pi1 and of pi2, ``[S, A1]`` and ``[S, A2]``.
+        d_leader: its visitation of (pi1, pi2), ``[S]``.
+        d: the players' visitations of (pi1, pi2*) and of (pi1*, pi2), each ``[S]``.
+    """
+
+    advantages: Pair
+    d_leader: Tensor
+    d: Pair
+
+
+class GameGradient(ABC):
+    """An estimator at four policies.
+
+    Attributes:
+        planned_steps: environment steps that a call spends.
+    """
+
+    planned_steps: int = 0
+
+    @abstractmethod
+    def __call__(self, x: Tensor, pi: Pair, best: Pair, lam: float) -> tuple[GradientEstimate, LeaderGain]:
+        """x's gradient and p^ at the players' policies and best responses; what pi1 and pi2 owe to the leader."""
+
+    def state(self) -> Any:
+        """What a leader file holds of it, in tensors."""
+        return None
+
+    def restore(self, state: Any) -> None:  # noqa: B027
+        """Take back what :meth:`state` gave."""
+
+
+class GameModelGradient(GameGradient):
+    """Exact at the followers' policies.
+
+    Args:
+        worlds: the game.
+    """
+
+    def __init__(self, worlds: GameWorlds) -> None:
+        self.problem = worlds.problem
+
+    def __call__(self, x: Tensor, pi: Pair, best: Pair, lam: float) -> tuple[GradientEstimate, LeaderGain]:
+        x = x.detach().requires_grad_()
+        game = self.problem.game(x)
+        psi = nikaido_isoda_penalty(game, *pi, *best, self.problem.tau)
+        earned = self.problem.leader_return(x, pi)
+        (ascent,) = torch.autograd.grad(earned - lam * psi, [x])
+        with torch.no_grad():
+            leaders = self.problem.leader_game(x)
+            assert leaders is not None
+            gain = float(earned - self.problem.leader_return(x, best))
+            estimate = PenaltyEstimate(float(psi), 0.0, float(psi) + gain / lam, 0.0)
+            d = pair_visitation(game, pi[0], best[1]), pair_visitation(game, best[0], pi[1])
+            found = LeaderGain(leader_advantages(leaders, *pi), pair_visitation(leaders, *pi), d)
+        return GradientEstimate(ascent, estimate, 0), found
+
+
+@dataclass(frozen=True, eq=False)
+class Episodes:
+    """Episodes of a pair of policies, each ``[T, N]``."""
+
+    state: NDArray[np.int64]
+    following: NDArray[np.int64]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    r_leader: Floats
+
+
+def play(simulator: PlayerVectorEnv, pi1: Tensor, pi2: Tensor, horizon: int, seed: int) -> Episodes:
+    """``horizon`` steps of the pair in each copy of a simulator of player 1, none longer than an episode."""
+    simulator.hold(pi2.numpy())
+    own, rng = InverseCdfSampler(pi1.numpy()), np.random.default_rng([seed, 1])  # not the stream of the simulator
+    state, _ = simulator.reset(seed=seed)
+    columns = []
+    for _ in range(horizon):
+        action = own.draw(state, rng.random(len(state)))
+        following, _, _, _, infos = simulator.step(action)
+        after = following
+        if "final_obs" in infos:
+            after = np.where(infos["_final_obs"], infos["final_obs"], following).astype(np.int64)
+        columns.append((state, after, action, infos["leader_draw"], infos["leader_reward"]))
+        state = following
+    return Episodes(*(np.stack(column) for column in zip(*columns, strict=True)))
+
+
+class _Fading:
+    """A sum in which what is older fades."""
+
+    def __init__(self, memory: float) -> None:
+        self.memory, self.total, self.weight = memory, np.zeros(0), 0.0
+
+    def add(self, value: Floats) -> Floats:
+        """Add, and return the weighted mean of all."""
+        old = self.memory * self.total if len(self.total) else 0.0
+        self.total, self.weight = old + value, self.memory * self.weight + 1.0
+        return self.total / self.weight
+
+
+class GameRolloutGradient(GameGradient):
+    """From episodes alone.
+
+    Args:
+        worlds: the game, whose transitions x does not move.
+        rollouts: how many episodes, how long, how fast the past fades.
+        rng: drawn from once a call, for the episodes' seed.
+
+    Raises:
+        ValueError: x moves the players' or the leader's transitions.
+    """
+
+    def __init__(self, worlds: GameWorlds, rollouts: Rollouts, rng: np.random.Generator) -> None:
+        self.worlds, self.rng = worlds, rng
+        problem = worlds.problem
+        x = problem.start_x().requires_grad_()
+        leaders = problem.leader_game(x)
+        moved = problem.game(x).P.requires_grad or (leaders is not None and leaders.P.requires_grad)
+        require(not moved, "estimator", "KnownModel() where x moves the transitions of a game", rollouts)
+        self.horizon = worlds.horizon(rollouts.tail)
+        self.players, self.leaders = (worlds.simulator(1, rollouts.n_envs, world) for world in (False, True))
+        self.planned_steps = 4 * rollouts.n_envs * self.horizon
+        self.S, gamma, memory = int(worlds.base_space.n), worlds.gamma, rollouts.critic_memory
+        self.discounts = gamma ** np.arange(self.horizon)[:, None]
+        beyond = 1.0 / (1.0 - gamma**self.horizon)
+        self.weights: Floats = self.discounts * beyond / rollouts.n_envs
+        hot = np.eye(self.S)
+        self.critic = LinearCritic(lambda obs: hot[obs], gamma, memory)
+        self.sums = {name: _Fading(memory) for name in ("against_2", "against_1", "leader", "errors_1", "errors_2")}
+
+    def __call__(self, x: Tensor, pi: Pair, best: Pair, lam: float) -> tuple[GradientEstimate, LeaderGain]:
+        seed = int(self.rng.integers(2**31))
+        self.players.set_leader(x.detach().numpy())
+        self.leaders.set_leader(x.detach().numpy())
+        against_2 = play(self.players, best[0], pi[1], self.horizon, seed)
+        against_1 = play(self.players, pi[0], best[1], self.horizon, seed)
+        own = play(self.leaders, *pi, self.horizon, seed)
+        answered = play(self.leaders, *best, self.horizon, seed)
+
+        d_2, d_1 = (self._visits(name, e) for name, e in (("against_2", against_2), ("against_1", against_1)))
+        d_leader = self._visits("leader", own)
+        model = self.players.leader_model()
+        payoff, leader_reward = self._rewards(model)
+        above = _expected(payoff, best[0], pi[1])
+        below = _expected(payoff, pi[0], best[1])
+        surrogate = (d_leader * _expected(leader_reward, *pi)).sum() - lam * (d_2 * above - d_1 * below).sum()
+        (ascent,) = torch.autograd.grad(surrogate, [model.x])
+
+        tau = self.worlds.problem.tau
+        psi = self._returns(against_2, above.detach() + tau * (_h(pi[1]) - _h(best[0])))
+        psi = psi - self._returns(against_1, below.detach() + tau * (_h(best[1]) - _h(pi[0])))
+        gain = self._returns(own, _expected(leader_reward, *pi).detach())
+        gain = gain - self._returns(answered, _expected(leader_reward, *best).detach())
+        estimate = PenaltyEstimate(*_mean_and_error(psi), *_mean_and_error(psi + gain / lam))
+        found = LeaderGain(self._advantages(own, pi), d_leader, (d_1, d_2))
+        return GradientEstimate(ascent, estimate, self.planned_steps), found
+
+    def _visits(self, name: str, episodes: Episodes) -> Tensor:
+        """d^, ``[S]``."""
+        weights = np.broadcast_to(self.weights, episodes.state.shape)
+        counts = np.bincount(episodes.state.ravel(), weights.ravel(), self.S)
+        return torch.from_numpy(self.sums[name].add(counts))
+
+    def _rewards(self, model: torch.nn.Module) -> tuple[Tensor, Tensor]:
+        """r_x and r_L in every state at every pair of actions, ``[S, A1, A2]``, by the environment's leader model."""
+        A1, A2 = (int(space.n) for space in self.worlds.action_spaces)
+        s, a1, a2 = torch.meshgrid(torch.arange(self.S), torch.arange(A1), torch.arange(A2), indexing="ij")
+        r_follower, r_leader, _ = model(s, torch.stack([a1, a2], -1), torch.zeros_like(s), s)
+        return r_follower[..., 0], r_leader
+
+    def _returns(self, episodes: Episodes, reward: Tensor) -> Floats:
+        """Discounted returns of a reward of the state, ``[N]``."""
+        returns: Floats = (self.weights * len(episodes.state[0]) * reward.numpy()[episodes.state]).sum(0)
+        return returns
+
+    def _advantages(self, episodes: Episodes, pi: Pair) -> Pair:
+        """The leader's advantages: mean temporal differences at each state and action of a player."""
+        s, after = episodes.state.ravel(), episodes.following.ravel()
+        alive = np.ones(len(s))
+        self.critic.update(s, after, episodes.r_leader.reshape(-1, 1), alive, np.zeros(len(s)))
+        error = episodes.r_leader.ravel() + (self.critic.gamma * self.critic(after) - self.critic(s))[:, 0]
+        answer = []
+        for i, action in enumerate((episodes.first, episodes.second)):
+            A = pi[i].shape[1]
+            cell = s * A + action.ravel()
+            sums = np.stack([np.bincount(cell, w, self.S * A) for w in (error, alive)])
+            total, count = self.sums[f"errors_{i + 1}"].add(sums)
+            answer.append(torch.from_numpy((total / np.maximum(count, 1e-9)).reshape(self.S, A)))
+        return answer[0], answer[1]
+
+    def state(self) -> dict[str, Any]:
+        """Sums and the critic's statistics."""
+        A, b = self.critic.A, self.critic.b
+        critic = None if A is None or b is None else (torch.from_numpy(A), torch.from_numpy(b))
+        sums = {name: (torch.from_numpy(np.asarray(f.total)), f.weight) for name, f in self.sums.items()}
+        return {"critic": critic, "sums": sums}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        if state["critic"] is not None:
+            self.critic.A, self.critic.b = (part.numpy() for part in state["critic"])
+            self.critic.solve()
+        for name, (total, weight) in state["sums"].items():
+            self.sums[name].total, self.sums[name].weight = total.numpy(), float(weight)
+
+
+def _expected(r: Tensor, pi1: Tensor, pi2: Tensor) -> Tensor:
+    """The mean of r, ``[S, A1, A2]``, under a pair of policies, ``[S]``."""
+    return torch.einsum("sab,sa,sb->s", r, pi1, pi2)
+
+
+def _h(pi: Tensor) -> Tensor:
+    """sum pi log pi, ``[S]``."""
+    return torch.special.xlogy(pi, pi).sum(-1)
+
+
+def _mean_and_error(values: Floats) -> tuple[float, float]:
+    """The mean of ``[N]`` and its standard error."""
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf

@@ -1,0 +1,111 @@
+"""The players' worlds of a zero-sum game, as single-agent copies for SB3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pettingzoo
+import torch
+from numpy.typing import NDArray
+from pettingzoo import AECEnv, ParallelEnv
+from stable_baselines3.common.vec_env import VecEnv
+
+from ...envs.mdp import GameProblem
+from ...envs.mdp.checks import check_gamma, require
+from ...envs.player import PlayerVectorEnv
+from ...wrappers import ObserveCommitmentVec, VectorEnvAdapter, commitment_features
+from .tabular import Source, is_game_id
+
+Game = ParallelEnv[Any, Any, Any] | AECEnv[Any, Any, Any]
+GameSpec = str | Game | Callable[[], Game]
+"""What a user gives as game: an id of PettingZoo's registry, a PettingZoo environment, or a callable that makes one."""
+
+Floats = NDArray[np.float64]
+
+
+def is_game(env: Any) -> bool:
+    """Whether an environment or an id is PettingZoo's."""
+    return is_game_id(env) if isinstance(env, str) else isinstance(env, (ParallelEnv, AECEnv))
+
+
+class GameWorlds:
+    """A leader's zero-sum game of two players, and as many copies of each player's world as are asked for.
+
+    Args:
+        env: an id, a PettingZoo environment, or one that a callable made.
+        env_kwargs: arguments of an id.
+        observe_commitment: whether the players see the leader's commitment in their observation.
+
+    Attributes:
+        env: the environment.
+        source: id and arguments, for leader files.
+        problem: the game and its leader.
+        gamma: the discount.
+        leader_set: X.
+        base_space: the players' observations, the states.
+        action_spaces: player 1's and player 2's.
+
+    Raises:
+        ValueError: a game without a ``problem`` that holds it, a stack of games, a leader whose objective is no return.
+    """
+
+    def __init__(self, env: GameSpec, env_kwargs: dict[str, Any] | None, observe_commitment: bool) -> None:
+        self.source = Source(env, dict(env_kwargs or {})) if isinstance(env, str) else Source(None, {})
+        if isinstance(env, str):
+            self.env: Any = pettingzoo.make("parallel", env, **(env_kwargs or {}))
+        else:
+            require(not env_kwargs, "env_kwargs", "none beside an environment that is already made", env_kwargs)
+            self.env = env
+        inner = getattr(self.env, "unwrapped", self.env)
+        problem = getattr(inner, "problem", None)
+        require(
+            isinstance(problem, GameProblem) and problem.context_probs is None,
+            "env",
+            "a game with a leader, whose `problem` is a single GameProblem (its copies are simulated from it)",
+            repr(env),
+        )
+        assert isinstance(problem, GameProblem)
+        paid = problem.leader_game(problem.start_x()) is not None
+        require(paid, "env", "a leader whose objective is a return", type(problem).__name__)
+        self.problem, self.gamma = problem, check_gamma(problem.game(problem.start_x()).gamma)
+        self.leader_set, self.observe_commitment = problem.leader_set, observe_commitment
+        self.max_episode_steps = int(getattr(inner, "max_cycles", 100))
+        self._start = np.array(getattr(inner, "leader_x", problem.start_x().numpy()), dtype=np.float64)
+        sizes = problem.game(problem.start_x()).r.shape
+        self.base_space, *self.action_spaces = (gym.spaces.Discrete(int(n)) for n in sizes)
+
+    @property
+    def linear(self) -> bool:
+        """Players observe one-hot or product features, in which a linear policy is any policy."""
+        return True
+
+    def start_x(self) -> torch.Tensor:
+        """The untrained leader."""
+        return torch.from_numpy(self._start.copy())
+
+    def simulator(self, player: int, n_envs: int, leaders_world: bool = False) -> PlayerVectorEnv:
+        """``n_envs`` copies of a player's world; ``leaders_world`` moves as the leader's does."""
+        return PlayerVectorEnv(self.problem, player, n_envs, self.max_episode_steps, leaders_world)
+
+    def for_sb3(self, simulator: PlayerVectorEnv) -> VecEnv:
+        """A simulator as an SB3 VecEnv, in which the player sees what it may."""
+        venv = VectorEnvAdapter(simulator)
+        return ObserveCommitmentVec(venv) if self.observe_commitment else venv
+
+    def every_observation(self, points: Floats) -> NDArray[Any]:
+        """What a player sees in each state under each x of ``[k, dim]``, ``[k * S, ...]``."""
+        S = int(self.base_space.n)
+        states = np.tile(np.arange(S), len(points))
+        if not self.observe_commitment:
+            return states
+        with torch.no_grad():
+            shown = torch.cat([self.problem.commitment(torch.from_numpy(row)) for row in points])
+        return commitment_features(self.base_space, states, shown.to(torch.float32).numpy(), False)
+
+    def horizon(self, tail: float) -> int:
+        """Steps after which the discount has fallen to ``tail``, no more than an episode's limit."""
+        steps = 1 if self.gamma == 0.0 else int(np.ceil(np.log(tail) / np.log(self.gamma)))
+        return max(1, min(steps, self.max_episode_steps))
