@@ -9,9 +9,10 @@ r"""Four followers over a zero-sum game: the lower variables pi1, pi2 and each p
 
 The leader may live in another world than the players, so what pi1 and pi2 owe to it is its linearised return
 (:mod:`.linearised`), the equivalence with a sum of rewards being lost. The players are regularised at the game's own tau. Theirs
-is a soft policy gradient: each is paid -tau log pi(a|s) of the policy that it plays, beside the entropy tau h of the other's, which is
-the game's; an algorithm's own entropy bonus is off. All four take short steps, each against what the others were before: fully
-solved alternating answers cycle. An opponent is held as its average over iterations.
+is a soft policy gradient: each is paid -tau log pi(a|s) of the policy that it plays, beside tau h of the other's, which is the
+game's. An algorithm's own entropy bonus comes on top: a small one keeps every action in play, at the price of policies
+a little softer than the game's. All four take short steps, each against what the others were before: fully solved alternating
+answers cycle. An opponent is held as its average over iterations.
 
 Only on-policy algorithms are taken: the linearised reward is right at the policy in hand, and no bootstrapped Q.
 """
@@ -30,7 +31,6 @@ from torch import Tensor
 from ...envs.mdp.checks import require
 from ...wrappers import set_leader
 from ..oracles.sb3 import Answering, FollowerSpec, SB3Follower
-from ..schedules import Constant
 from .game_worlds import Floats, GameWorlds
 
 NAMES = ("best_response_1", "best_response_2", "player_1", "player_2")
@@ -92,7 +92,7 @@ class FourFollowers:
             return _rows(self.followers[k].trained_probabilities(obs[:S])).reshape(1, S, -1)
         return _rows(self.followers[k].trained_probabilities(obs)).reshape(len(points), S, -1)
 
-    def train(self, points: Floats, rewards: Sequence[Floats], steps: int, planned: int, tau: float) -> int:
+    def train(self, points: Floats, rewards: Sequence[Floats | float], steps: int, planned: int, tau: float) -> int:
         """Train all four for at least ``steps`` steps each, in turns of one rollout; return the steps really spent.
 
         Args:

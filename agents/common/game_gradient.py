@@ -2,17 +2,20 @@ r"""x's gradient over four followers of a zero-sum game, and the leader's linear
 
     grad_x J_L(x, pi1, pi2) - lam ( grad_x V(pi1*, pi2) - grad_x V(pi1, pi2*) ),     p^ = V(pi1*, pi2) - V(pi1, pi2*)
 
-**From rollouts.** Episodes of (pi1*, pi2) and (pi1, pi2*) in the players' world, of (pi1, pi2) and (pi1*, pi2*) in the leader's, in
-which nothing but the states is sampled: the policies are the followers' own and are known in every state, so that with d^ the
-discounted count of visits
+**From rollouts.** Episodes of (pi1*, pi2) and (pi1, pi2*) in the players' world, of (pi1, pi2) in the leader's. The policies
+are the followers' own and are known in every state, so that with d^ the discounted count of visits
 
     grad_x V(pi1, pi2) ~ sum_s d^(s) sum_{a1,a2} pi1(a1|s) pi2(a2|s) grad_x r_x(s,a1,a2)
 
-without the actions' noise. What lies beyond the last step is taken to be visited as what was seen. The leader's advantages are means
-of temporal differences of a least-squares critic. Counts and sums fade, so that an iteration also uses what earlier ones saw.
-This holds where x enters rewards alone; where it moves transitions, :class:`KnownModel` serves.
+without the actions' noise. What lies beyond the last step is taken to be visited as what was seen. The leader's advantages are
+means of temporal differences of a least-squares critic. Counts and sums fade, so that an iteration uses what earlier ones saw
+too. This holds where x enters rewards alone; where it moves transitions, :class:`KnownModel` serves.
 
 **Through the known model**, all of it is exact at the followers' policies.
+
+**The watch over the oracle.** At the penalised optimum psi is worth to the leader no more than what it could gain, R, if the
+players obeyed it; to first order ``R = sum_s d_L(s) [ max_a1 A_L1 + max_a2 A_L2 ]``. With exact best responses psi >= 0; an
+estimate certified to lie below -R/lam is an error of the best responses that outweighs all that is at stake.
 """
 
 from __future__ import annotations
@@ -52,6 +55,11 @@ class LeaderGain:
     advantages: Pair
     d_leader: Tensor
     d: Pair
+
+    @property
+    def at_stake(self) -> float:
+        """R: what the leader would gain, to first order, if the players obeyed it."""
+        return float(sum((self.d_leader * A.amax(-1)).sum() for A in self.advantages))
 
 
 class GameGradient(ABC):
@@ -94,10 +102,9 @@ class GameModelGradient(GameGradient):
         with torch.no_grad():
             leaders = self.problem.leader_game(x)
             assert leaders is not None
-            gain = float(earned - self.problem.leader_return(x, best))
-            estimate = PenaltyEstimate(float(psi), 0.0, float(psi) + gain / lam, 0.0)
             d = pair_visitation(game, pi[0], best[1]), pair_visitation(game, best[0], pi[1])
             found = LeaderGain(leader_advantages(leaders, *pi), pair_visitation(leaders, *pi), d)
+            estimate = PenaltyEstimate(float(psi), 0.0, float(psi) + found.at_stake / lam, 0.0)
         return GradientEstimate(ascent, estimate, 0), found
 
 
@@ -163,7 +170,7 @@ class GameRolloutGradient(GameGradient):
         require(not moved, "estimator", "KnownModel() where x moves the transitions of a game", rollouts)
         self.horizon = worlds.horizon(rollouts.tail)
         self.players, self.leaders = (worlds.simulator(1, rollouts.n_envs, world) for world in (False, True))
-        self.planned_steps = 4 * rollouts.n_envs * self.horizon
+        self.planned_steps = 3 * rollouts.n_envs * self.horizon
         self.S, gamma, memory = int(worlds.base_space.n), worlds.gamma, rollouts.critic_memory
         self.discounts = gamma ** np.arange(self.horizon)[:, None]
         beyond = 1.0 / (1.0 - gamma**self.horizon)
@@ -179,7 +186,6 @@ class GameRolloutGradient(GameGradient):
         against_2 = play(self.players, best[0], pi[1], self.horizon, seed)
         against_1 = play(self.players, pi[0], best[1], self.horizon, seed)
         own = play(self.leaders, *pi, self.horizon, seed)
-        answered = play(self.leaders, *best, self.horizon, seed)
 
         d_2, d_1 = (self._visits(name, e) for name, e in (("against_2", against_2), ("against_1", against_1)))
         d_leader = self._visits("leader", own)
@@ -193,16 +199,14 @@ class GameRolloutGradient(GameGradient):
         tau = self.worlds.problem.tau
         psi = self._returns(against_2, above.detach() + tau * (_h(pi[1]) - _h(best[0])))
         psi = psi - self._returns(against_1, below.detach() + tau * (_h(best[1]) - _h(pi[0])))
-        gain = self._returns(own, _expected(leader_reward, *pi).detach())
-        gain = gain - self._returns(answered, _expected(leader_reward, *best).detach())
-        estimate = PenaltyEstimate(*_mean_and_error(psi), *_mean_and_error(psi + gain / lam))
-        found = LeaderGain(self._advantages(own, pi), d_leader, (d_1, d_2))
+        found, (mean, stderr) = LeaderGain(self._advantages(own, pi), d_leader, (d_1, d_2)), _mean_and_error(psi)
+        estimate = PenaltyEstimate(mean, stderr, mean + found.at_stake / lam, stderr)
         return GradientEstimate(ascent, estimate, self.planned_steps), found
 
     def _visits(self, name: str, episodes: Episodes) -> Tensor:
         """d^, ``[S]``."""
         weights = np.broadcast_to(self.weights, episodes.state.shape)
-        counts = np.bincount(episodes.state.ravel(), weights.ravel(), self.S)
+        counts = np.bincount(episodes.state.ravel(), weights.ravel(), self.S).astype(np.float64)
         return torch.from_numpy(self.sums[name].add(counts))
 
     def _rewards(self, model: torch.nn.Module) -> tuple[Tensor, Tensor]:
@@ -227,7 +231,7 @@ class GameRolloutGradient(GameGradient):
         for i, action in enumerate((episodes.first, episodes.second)):
             A = pi[i].shape[1]
             cell = s * A + action.ravel()
-            sums = np.stack([np.bincount(cell, w, self.S * A) for w in (error, alive)])
+            sums = np.stack([np.bincount(cell, w, self.S * A) for w in (error, alive)]).astype(np.float64)
             total, count = self.sums[f"errors_{i + 1}"].add(sums)
             answer.append(torch.from_numpy((total / np.maximum(count, 1e-9)).reshape(self.S, A)))
         return answer[0], answer[1]
@@ -250,12 +254,14 @@ class GameRolloutGradient(GameGradient):
 
 def _expected(r: Tensor, pi1: Tensor, pi2: Tensor) -> Tensor:
     """The mean of r, ``[S, A1, A2]``, under a pair of policies, ``[S]``."""
-    return torch.einsum("sab,sa,sb->s", r, pi1, pi2)
+    mean: Tensor = torch.einsum("sab,sa,sb->s", r, pi1, pi2)
+    return mean
 
 
 def _h(pi: Tensor) -> Tensor:
     """sum pi log pi, ``[S]``."""
-    return torch.special.xlogy(pi, pi).sum(-1)
+    h: Tensor = torch.special.xlogy(pi, pi).sum(-1)
+    return h
 
 
 def _mean_and_error(values: Floats) -> tuple[float, float]:

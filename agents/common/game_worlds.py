@@ -78,6 +78,11 @@ class GameWorlds:
         self.base_space, *self.action_spaces = (gym.spaces.Discrete(int(n)) for n in sizes)
 
     @property
+    def model(self) -> GameProblem:
+        """What works out the leader's return at the equilibrium."""
+        return self.problem
+
+    @property
     def linear(self) -> bool:
         """Players observe one-hot or product features, in which a linear policy is any policy."""
         return True

@@ -1,8 +1,8 @@
 r"""The leader's return as a reward in another world: linearised in the occupancy at the policy in hand.
 
-A follower that is to ascend ``J_L(pi) / lam + V(pi)`` may be paid ``r + r_l / lam`` where both returns are of one world. A designer
-lives under transitions of its own, and a sum of rewards is no objective of either world. With ``d_L, A_L`` the leader's discounted
-visitation and advantage of pi, ``d`` the follower's visitation in its own world,
+A follower that is to ascend ``J_L(pi) / lam + V(pi)`` may be paid ``r + r_l / lam`` where both returns are of one world. A
+designer lives under transitions of its own, and a sum of rewards is no objective of either world. With ``d_L, A_L`` the leader's
+discounted visitation and advantage of pi, ``d`` the follower's visitation in its own world,
 
     r_L(s,a) = d_L(s) / d(s) * A_L(s,a),        sum_a pi(a|s) A_L(s,a) = 0
 
@@ -18,7 +18,6 @@ undiscounted one of SB3's on-policy algorithms, leaves the stationary points whe
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ...envs.mdp import TabularMDP, ZeroSumGame, action_value, player_mdp, policy_value, visitation

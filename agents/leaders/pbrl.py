@@ -1,4 +1,4 @@
-r"""PBRL with the value penalty over any SB3 follower (Shen, Yang and Chen, arXiv 2402.06886, sampled).
+r"""PBRL over any SB3 follower (Shen, Yang and Chen, arXiv 2402.06886, sampled); over zero-sum games see :mod:`.game_pbrl`.
 
 For the value penalty, minimising F_lam over y is itself reinforcement learning, ``max_y V^{pi_y}`` with reward
 ``r_f + r_l/lam``: exact where leader and follower share gamma, rho and dynamics and J_L is linear in the occupancy. So
@@ -43,8 +43,9 @@ from ...envs.mdp.checks import check_number, check_size, require
 from ...envs.mdp.problem import EVALUATION_TAU
 from ...wrappers import RewardMixing, set_leader
 from ..common.evaluation import Evaluation, leader_return_at_best_response
+from ..common.game_worlds import GameSpec, is_game
 from ..common.leader import Callback, Kept, Leader, LeaderConfig
-from ..common.leader_gradient import LeaderGradient, PenaltyEstimate
+from ..common.leader_gradient import GradientEstimate, LeaderGradient, PenaltyEstimate
 from ..common.model_gradient import ModelGradient
 from ..common.projected_step import projected_step
 from ..common.rollout_gradient import RolloutGradient, episode_returns
@@ -54,8 +55,8 @@ from ..common.tabular import check_fingerprint, fingerprint
 from ..common.worlds import EnvSpec, Worlds
 from ..estimators import KnownModel, Rollouts
 from ..oracles.sb3 import FALLING_Q_TEMPERATURE, Answering, FollowerSpec, SB3Follower, follower_name, follower_of_file
-from ..penalties import ValuePenalty
-from ..schedules import Geometric, Schedule, as_schedule
+from ..penalties import NikaidoIsodaPenalty, ValuePenalty, WeightedPenalty
+from ..schedules import Geometric, Linear, Schedule, as_schedule
 
 for _cls in (Rollouts, KnownModel):
     storable(_cls)
@@ -100,6 +101,19 @@ class PBRLConfig(LeaderConfig):
     entropy: float | Schedule | None = None
     evaluation_steps: int = 50_000
 
+    @staticmethod
+    def for_a_game(**changes: Any) -> PBRLConfig:
+        """The settings that suit four on-policy followers over a zero-sum game, with these changes."""
+        settings: dict[str, Any] = {
+            "learning_rate": Linear(0.03, 0.003),
+            "follower_steps": 1024,
+            "warmup_steps": 8192,
+            "estimator": Rollouts(n_envs=32),
+            "observe_commitment": False,
+            "entropy": 0.05,
+        }
+        return PBRLConfig(**(settings | changes))
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("n_envs", "follower_steps", "evaluation_steps"):
@@ -119,11 +133,12 @@ class PBRL(Leader):
     """The penalty method over any Stable-Baselines3 algorithm.
 
     Args:
-        env: a leader environment: its id, an environment (it is copied), or a callable that makes one.
+        env: a leader environment: its id, an environment (it is copied), or a callable that makes one. A PettingZoo game
+            likewise, for four on-policy followers (a callable that makes one with the penalty given).
         follower: an SB3 class, built with settings that suit a moving x, or a callable ``VecEnv -> BaseAlgorithm``
             (its discount has to be the environment's).
-        penalty: a :class:`ValuePenalty`; by default lam 2 to 8.
-        config: steps, copies, bounds.
+        penalty: a :class:`ValuePenalty`, by default lam 2 to 8; over a game a :class:`NikaidoIsodaPenalty`.
+        config: steps, copies, bounds; over a game by default :meth:`PBRLConfig.for_a_game`.
         seed: of the followers, their worlds, and the leader's episodes.
         env_kwargs: arguments of an id.
         x0: start, ``[dim]``; by default the environment's own.
@@ -137,7 +152,7 @@ class PBRL(Leader):
 
     Raises:
         ValueError: an unknown id, an environment without a leader, an x0 outside X, a follower that cannot act in the
-            environment or has another discount, another penalty than the value penalty, a leader whose objective is
+            environment or has another discount, a penalty that is not the lower level's, a leader whose objective is
             no return.
 
     Example:
@@ -152,42 +167,67 @@ class PBRL(Leader):
     config: PBRLConfig
     _unit = "step"
 
+    def __new__(cls, env: Any = None, follower: Any = None, penalty: Any = None, *_: Any, **__: Any) -> PBRL:
+        """Over a game, or with its penalty, the same method with four followers."""
+        if cls is PBRL and (is_game(env) or isinstance(penalty, NikaidoIsodaPenalty)):
+            from .game_pbrl import GamePBRL
+
+            return object.__new__(GamePBRL)
+        return object.__new__(cls)
+
     def __init__(
         self,
-        env: EnvSpec,
+        env: EnvSpec | GameSpec,
         follower: FollowerSpec,
-        penalty: ValuePenalty | None = None,
+        penalty: WeightedPenalty | None = None,
         config: PBRLConfig | None = None,
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
         x0: Any = None,
     ) -> None:
-        config = PBRLConfig() if config is None else config
+        config = self._default_config() if config is None else config
         require(isinstance(config, PBRLConfig), "config", "a PBRLConfig", repr(config))
-        self.penalty = ValuePenalty(lam=Geometric(2.0, 8.0)) if penalty is None else penalty
-        require(isinstance(self.penalty, ValuePenalty), "penalty", "a ValuePenalty", type(self.penalty).__name__)
-        self.worlds = Worlds(env, env_kwargs, config.observe_commitment)
+        self.penalty = self._checked(penalty)
+        self.worlds = self._made_worlds(env, env_kwargs, config)
         super().__init__(self.worlds.leader_set, self.worlds.start_x(), config, x0, seed)
-        self.worlds.require_sampled_return(self._x.detach())
-        if self.worlds.problem is not None and self.worlds.problem.tau > EVALUATION_TAU:
-            warnings.warn(
-                f"the environment's follower is regularised at tau={self.worlds.problem.tau:g}, sampled followers "
-                "are not: PBRL learns for tau = 0, its records are at the environment's own tau",
-                stacklevel=2,
-            )
         self.follower_spec = follower
         self.lam = self.penalty.lam_at(1.0)
         seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
         self._entropy = seeds[2:]
         self.rng = np.random.default_rng(seeds[3])
-        self.best_response = self._new_follower(seeds[0] % 2**31, leader_weight=0.0)
-        self.penalised = self._new_follower(seeds[1] % 2**31, leader_weight=1.0 / self.lam)
-        self.worlds.require_every_action(self._x.detach(), self.best_response)
-        self.gradient = self._estimator()
+        self._make_followers(seeds[:2])
         self.optimizer = config.optimizer_class([self._x], lr=self._rate(1.0), **config.optimizer_kwargs)  # type: ignore[call-arg]
         self.penalty_estimate: PenaltyEstimate | None = None
         self.oracle_failures = 0
         self._warm = False
+
+    # --- one follower, the value penalty; `GamePBRL` has its own of these -----------------------------------------
+
+    def _default_config(self) -> PBRLConfig:
+        return PBRLConfig()
+
+    def _checked(self, penalty: WeightedPenalty | None) -> WeightedPenalty:
+        """The penalty, or the default one; raises ``ValueError`` where it is another kind of level's."""
+        chosen = ValuePenalty(lam=Geometric(2.0, 8.0)) if penalty is None else penalty
+        require(isinstance(chosen, ValuePenalty), "penalty", "a ValuePenalty", type(chosen).__name__)
+        return chosen
+
+    def _made_worlds(self, env: Any, env_kwargs: dict[str, Any] | None, config: PBRLConfig) -> Worlds:
+        return Worlds(env, env_kwargs, config.observe_commitment)
+
+    def _make_followers(self, seeds: list[int]) -> None:
+        """The followers, on worlds at the start x, and the estimator of x's gradient."""
+        self.worlds.require_sampled_return(self._x.detach())
+        if self.worlds.problem is not None and self.worlds.problem.tau > EVALUATION_TAU:
+            warnings.warn(
+                f"the environment's follower is regularised at tau={self.worlds.problem.tau:g}, sampled followers "
+                "are not: PBRL learns for tau = 0, its records are at the environment's own tau",
+                stacklevel=3,
+            )
+        self.best_response = self._new_follower(seeds[0] % 2**31, leader_weight=0.0)
+        self.penalised = self._new_follower(seeds[1] % 2**31, leader_weight=1.0 / self.lam)
+        self.worlds.require_every_action(self._x.detach(), self.best_response)
+        self.gradient = self._estimator()
 
     def _new_follower(self, seed: int, leader_weight: float) -> SB3Follower:
         venv = RewardMixing(self.worlds.make(self.config.n_envs), leader_weight)
@@ -244,7 +284,7 @@ class PBRL(Leader):
         self.lam = self.penalty.lam_at(progress_remaining)
         self.optimizer.param_groups[0]["lr"] = self._rate(progress_remaining)
         self._train_followers()
-        found = self.gradient(self._x, self.best_response, self.penalised, self.lam)
+        found = self._look()
         self.num_timesteps += found.steps
         ascent, estimate = found.ascent, found.penalty
         self.penalty_estimate = estimate
@@ -260,14 +300,22 @@ class PBRL(Leader):
             "gradient_norm": float(ascent.norm()),
         }
 
-    def _train_followers(self) -> None:
+    def _look(self) -> GradientEstimate:
+        """x's gradient and p^ at the followers as they are."""
+        return self.gradient(self._x, self.best_response, self.penalised, self.lam)
+
+    def _asked_and_planned(self, followers: int, leader_steps: int) -> tuple[int, int]:
+        """Steps asked of each follower now, the warm-up's at first, and those it will be asked for in all."""
         config = self.config
         warmup = min(int(config.warmup_steps), self._total // 8)
         asked = config.follower_steps + (0 if self._warm else warmup)
         self._warm = True
-        per_iteration = 2 * config.follower_steps + self.gradient.planned_steps
-        planned = int(self._total * config.follower_steps / per_iteration) + int(config.warmup_steps)
-        points = self._neighbourhood()
+        per_iteration = followers * config.follower_steps + leader_steps
+        return asked, int(self._total * config.follower_steps / per_iteration) + int(config.warmup_steps)
+
+    def _train_followers(self) -> None:
+        config, points = self.config, self._neighbourhood()
+        asked, planned = self._asked_and_planned(2, self.gradient.planned_steps)
         for follower in (self.best_response, self.penalised):
             venv = follower.venv
             assert isinstance(venv, RewardMixing)
@@ -390,7 +438,7 @@ class PBRL(Leader):
         """
         spec = self.follower_spec
         header = {
-            "leader": type(self).__name__,
+            "leader": PBRL.__name__,
             "source": {"env_id": self.worlds.source.env_id, "env_kwargs": encode(self.worlds.source.env_kwargs)},
             "fingerprint": self._fingerprint(),
             "follower": follower_name(spec),
@@ -405,18 +453,32 @@ class PBRL(Leader):
             "x": self._x.detach(),
             "kept": None if self.kept is None else self.kept.x,
             "optimizer": self.optimizer.state_dict(),
+            **self._states(),
+        }
+        return write_leader(path, header, tensors)
+
+    def _states(self) -> dict[str, Any]:
+        """What a file holds of the followers and of the estimator."""
+        return {
             "best_response": self.best_response.state(),
             "penalised": self.penalised.state(),
             "critics": self.gradient.state(),
         }
-        return write_leader(path, header, tensors)
+
+    def _restore(self, tensors: dict[str, Any]) -> None:
+        """Take back what :meth:`_states` gave."""
+        self.best_response.restore(tensors["best_response"])
+        self.penalised.restore(tensors["penalised"])
+        self.gradient.restore(tensors["critics"])
 
     def _fingerprint(self) -> list[float]:
         model = self.worlds.model
         return [float(self.leader_set.dim), self.worlds.gamma] if model is None else fingerprint(model)
 
     @classmethod
-    def load(cls, path: str | Path, follower: FollowerSpec | None = None, env: EnvSpec | None = None) -> PBRL:
+    def load(
+        cls, path: str | Path, follower: FollowerSpec | None = None, env: EnvSpec | GameSpec | None = None
+    ) -> PBRL:
         """Read a leader back, ready to evaluate or to learn on with ``reset_num_timesteps=False``.
 
         Args:
@@ -428,7 +490,7 @@ class PBRL(Leader):
             FileNotFoundError: no such file.
             ValueError: a truncated file, that of another leader or environment, a follower that is missing or another.
         """
-        header, tensors = read_leader(path, cls.__name__)
+        header, tensors = read_leader(path, PBRL.__name__)
         source, kwargs = header["source"], None
         if env is None:
             expected = "the environment that this leader was trained on (it was given as an object)"
@@ -454,13 +516,11 @@ class PBRL(Leader):
         fresh = np.random.default_rng([*self._entropy, 1, self.iteration])  # not the episodes of the start again
         self.rng.bit_generator.state = fresh.bit_generator.state
         try:
-            self.best_response.restore(tensors["best_response"])
-            self.penalised.restore(tensors["penalised"])
+            self._restore(tensors)
         except (ValueError, KeyError, RuntimeError) as error:
             raise ValueError(
                 f"follower: expected the algorithm that {path} was trained with, got another ({error})"
             ) from error
-        self.gradient.restore(tensors["critics"])
         self.history = [Evaluation(**record) for record in header["history"]]
         if header["evaluation"] is not None:
             self.kept = Kept(tensors["kept"], Evaluation(**header["evaluation"]))

@@ -1,0 +1,179 @@
+"""PBRL over a zero-sum game: four followers, counted, saved, refused where it must be, and that the leader learns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pettingzoo
+import pytest
+import torch
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+import bilevel_gym  # noqa: F401
+from bilevel_gym.agents import (
+    PBRL,
+    KnownModel,
+    NikaidoIsodaPenalty,
+    PBRLConfig,
+    Rollouts,
+    TabularPBRL,
+    ValuePenalty,
+    leader_return_at_best_response,
+)
+from bilevel_gym.agents.leaders.game_pbrl import GamePBRL
+from bilevel_gym.envs.incentive_design_v0 import IncentiveDesignEnv
+from bilevel_gym.envs.incentive_design_v0 import env as turn_by_turn
+from bilevel_gym.envs.mdp import nikaido_isoda_gap, random_incentive_design
+from bilevel_gym.envs.player import PlayerVectorEnv
+
+ENV_ID = "bilevel_gym/incentive_design_v0"
+SIZES = {"n_states": 3, "n_actions_1": 3, "n_actions_2": 2}
+SMALL = PBRLConfig.for_a_game(n_envs=8, follower_steps=128, warmup_steps=128, estimator=Rollouts(8), eval_every=2)
+
+
+def small(follower: Any = A2C, **changes: Any) -> GamePBRL:
+    arguments: dict[str, Any] = {"env": ENV_ID, "config": SMALL, "env_kwargs": SIZES, **changes}
+    leader = PBRL(arguments.pop("env"), follower, **arguments)
+    assert isinstance(leader, GamePBRL)
+    return leader
+
+
+@pytest.mark.filterwarnings("ignore:the best response was certified worse")  # 128 steps are few
+@pytest.mark.parametrize("estimator", [Rollouts(8), KnownModel()])
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+def test_every_step_is_counted(algorithm: Any, estimator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = 0
+    step = PlayerVectorEnv.step
+
+    def counting(self: PlayerVectorEnv, actions: Any) -> Any:
+        nonlocal taken
+        taken += self.num_envs
+        return step(self, actions)
+
+    monkeypatch.setattr(PlayerVectorEnv, "step", counting)
+    leader = small(algorithm, config=replace(SMALL, estimator=estimator)).learn(5000)
+    assert leader.num_timesteps == taken >= 5000
+    assert leader.history[-1].steps == taken
+    trained = [follower.num_timesteps for follower in leader.followers.values()]  # type: ignore[attr-defined]
+    assert len(set(trained)) == 1
+    assert (sum(trained) == taken) == isinstance(estimator, KnownModel)
+
+
+def test_records_are_exact_at_the_equilibrium_and_at_the_players_own_policies() -> None:
+    leader = small(PPO)
+    leader.learn(4000)
+    record, x = leader.history[-1], torch.from_numpy(leader.last_x)
+    problem = random_incentive_design(3, 3, 2, seed=0)
+    pi, _ = leader.four.policies(x)
+    assert record.leader_return == pytest.approx(leader_return_at_best_response(problem, x), abs=1e-12)
+    assert record.leader_return_at_pi_y == pytest.approx(float(problem.leader_return(x, pi)), abs=1e-12)
+    assert record.gap == pytest.approx(float(nikaido_isoda_gap(problem.game(x), *pi, problem.tau)), abs=1e-12)
+    assert record.tau == problem.tau
+
+
+def test_a_player_is_paid_its_payoff_its_entropy_and_the_others_and_the_leaders_linearised_return(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leader = small(config=replace(SMALL, follower_steps=64))
+    held: list[Any] = []
+    hold = PlayerVectorEnv.hold
+
+    def spying(self: PlayerVectorEnv, policy: Any, bonus: Any = None) -> None:
+        if bonus is not None:
+            held.append((self.player, np.array(policy), np.array(bonus)))
+        hold(self, policy, bonus)
+
+    monkeypatch.setattr(PlayerVectorEnv, "hold", spying)
+    leader.learn(1)  # the first look
+    before, pay = leader.four.tables(leader.last_x[None]), leader._leaders_pay()
+    trained = [leader.four.trained(k, leader.last_x[None]) for k in range(4)]
+    assert all(np.abs(p).max() > 1e-3 for p in pay)
+    held.clear()
+    leader._train_followers()
+    tau, others = 0.1, (3, 2, 1, 0)
+    assert [player for player, _, _ in held] == [1, 2, 1, 2]
+    for k, (_, policy, bonus) in enumerate(held):
+        other = before[others[k]]
+        assert np.array_equal(policy, other)
+        expected = tau * (other * np.log(other)).sum(-1)[..., None] - tau * np.log(trained[k])
+        assert np.allclose(bonus, expected + (pay[k - 2] if k >= 2 else 0.0), atol=1e-12)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+def test_one_seed_gives_one_result(algorithm: type[BaseAlgorithm]) -> None:
+    def run(seed: int) -> Any:
+        np.random.seed()  # whatever the caller's generators hold
+        return small(algorithm, seed=seed).learn(4000).last_x
+
+    assert np.array_equal(run(1), run(1))
+    assert not np.array_equal(run(1), run(2))
+
+
+def test_a_saved_leader_comes_back(tmp_path: Path) -> None:
+    leader = small(PPO).learn(3000)
+    again = PBRL.load(leader.save(tmp_path / "leader"))
+    assert isinstance(leader, GamePBRL)
+    assert isinstance(again, GamePBRL)
+    assert np.array_equal(again.x, leader.x)
+    assert again.history == leader.history
+    x = leader.last_x[None]
+    for a, b in zip(leader.four.tables(x), again.four.tables(x), strict=True):
+        assert np.array_equal(a, b)
+    for one, two in zip(leader._leaders_pay(), again._leaders_pay(), strict=True):
+        assert np.array_equal(one, two)
+    before = again.num_timesteps
+    assert again.learn(2000, reset_num_timesteps=False).num_timesteps >= before + 2000
+
+
+def test_followers_may_see_the_incentives() -> None:
+    leader = small(PPO, config=replace(SMALL, observe_commitment=True, x_noise=1.0))
+    leader.learn(4000)
+    points = np.stack([leader.last_x, leader.last_x + 3.0])
+    for table in leader.four.tables(points):
+        assert table.shape[:2] == (2, 3)
+        assert not np.array_equal(table[0], table[1])
+
+
+def test_games_come_as_ids_environments_and_callables() -> None:
+    problem = random_incentive_design(3, 3, 2, seed=0)
+    given: list[Any] = [
+        IncentiveDesignEnv(problem),
+        turn_by_turn(**SIZES),
+        pettingzoo.make("parallel", ENV_ID, **SIZES),
+        lambda: IncentiveDesignEnv(problem),
+    ]
+    xs = [small(env=env, env_kwargs=None, penalty=NikaidoIsodaPenalty()).learn(1500).last_x for env in given]
+    assert all(np.array_equal(x, xs[0]) for x in [*xs, small().learn(1500).last_x])
+
+
+def test_the_designer_learns() -> None:
+    problem = random_incentive_design(3, 3, 2, seed=1)
+    exact = TabularPBRL(problem, NikaidoIsodaPenalty(lam=4.0)).learn(200).evaluate().leader_return
+    config = PBRLConfig.for_a_game(n_envs=32, follower_steps=512, warmup_steps=2048, estimator=Rollouts(16))
+    leader = PBRL(IncentiveDesignEnv(problem), PPO, config=config, seed=0).learn(120_000)
+    start, last = leader.history[0].leader_return, leader.history[-1]
+    assert last.leader_return - start > 0.4 * (exact - start)
+    assert last.gap is not None
+    assert last.gap < 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"follower": DQN}, "follower: expected an on-policy algorithm over a game .* got DQN"),
+        ({"penalty": ValuePenalty()}, "penalty: expected a NikaidoIsodaPenalty over a zero-sum game, got ValuePenalty"),
+        (
+            {"env": "bilevel_gym/TwoState-v0", "env_kwargs": None, "penalty": NikaidoIsodaPenalty()},
+            "env: expected a PettingZoo game for a NikaidoIsodaPenalty",
+        ),
+        ({"env_kwargs": {"n_states": 0}}, "n_states: expected a whole number >= 1, got 0"),
+        ({"x0": np.zeros(3)}, r"x0: expected shape \(18,\), got shape \(3,\)"),
+    ],
+)
+def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**changes)
