@@ -11,8 +11,10 @@ The leader may live in another world than the players, so what pi1 and pi2 owe t
 (:mod:`.linearised`), the equivalence with a sum of rewards being lost. The players are regularised at the game's own tau. Theirs
 is a soft policy gradient: each is paid -tau log pi(a|s) of the policy that it plays, beside tau h of the other's, which is the
 game's. An algorithm's own entropy bonus comes on top: a small one keeps every action in play, at the price of policies
-a little softer than the game's. All four take short steps, each against what the others were before: fully solved alternating
-answers cycle. An opponent is held as its average over iterations.
+a little softer than the game's. An opponent is held as its average over iterations.
+
+All four take short steps, for fully solved alternating answers cycle: pi1 and pi2 first, each against the other's best response
+as it was, then both best responses, which so answer the policies that the leader is shown.
 
 Only on-policy algorithms are taken: the linearised reward is right at the policy in hand, and no bootstrapped Q.
 """
@@ -102,17 +104,18 @@ class FourFollowers:
             planned: steps over which the models' own schedules run.
             tau: the players' temperature.
         """
-        held, spent = self.tables(points), 0
-        for k, (follower, simulator) in enumerate(zip(self.followers, self.simulators, strict=True)):
-            set_leader(follower.venv, points)
-            other = held[(3, 2, 1, 0)[k]]
-            paid = tau * entropy(other)[..., None] + (rewards[k - 2] if k >= 2 else 0.0)
-            done = 0
-            while done < steps:
-                own = self.trained(k, points)
-                simulator.hold(other, paid - tau * np.log(np.maximum(own, 1e-12)))
-                done += follower.train(1, planned)
-            spent += done
+        spent = 0
+        for turn in ((2, 3), (0, 1)):
+            held = self.tables(points)
+            for k in turn:
+                follower, other, done = self.followers[k], held[(3, 2, 1, 0)[k]], 0
+                set_leader(follower.venv, points)
+                paid = tau * entropy(other)[..., None] + (rewards[k - 2] if k >= 2 else 0.0)
+                while done < steps:
+                    own = self.trained(k, points)
+                    self.simulators[k].hold(other, paid - tau * np.log(np.maximum(own, 1e-12)))
+                    done += follower.train(1, planned)
+                spent += done
         return spent
 
 
