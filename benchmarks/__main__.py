@@ -34,6 +34,7 @@ BENCHMARKS = (
     "monte_carlo",
     "monte_carlo_gradients",
     "incentive_design",
+    "sampled_penalties",
     "toll_design",
     "random_mdp",
     "lq_stackelberg",

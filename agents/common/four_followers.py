@@ -51,7 +51,7 @@ class FourFollowers:
         spec: the user's algorithm, on-policy.
         worlds: the game.
         n_envs: copies a follower.
-        averaging: see :class:`Answering`.
+        answering: how each of the four answers.
         seeds: four, one a follower.
 
     Raises:
@@ -59,13 +59,13 @@ class FourFollowers:
     """
 
     def __init__(
-        self, spec: FollowerSpec, worlds: GameWorlds, n_envs: int, answering: Answering, seeds: Sequence[int]
+        self, spec: FollowerSpec, worlds: GameWorlds, n_envs: int, answering: Sequence[Answering], seeds: Sequence[int]
     ) -> None:
         self.worlds = worlds
         self.simulators = [worlds.simulator(player, n_envs) for player in (1, 2, 1, 2)]
         self.followers = [
-            SB3Follower(spec, worlds.for_sb3(sim), worlds.gamma, seed, worlds.linear, answering)
-            for sim, seed in zip(self.simulators, seeds, strict=True)
+            SB3Follower(spec, worlds.for_sb3(sim), worlds.gamma, seed, worlds.linear, answer)
+            for sim, seed, answer in zip(self.simulators, seeds, answering, strict=True)
         ]
         model = self.followers[0].model
         require(

@@ -31,6 +31,9 @@ from ..penalties import NikaidoIsodaPenalty, WeightedPenalty
 from ..schedules import as_schedule
 from .pbrl import PBRL, PBRLConfig
 
+NIMBLE = 0.7
+"""Averaging of the best responses, at most: they follow pi1 and pi2 more closely than these follow their own training."""
+
 
 class GamePBRL(PBRL):
     """The penalty method over a zero-sum game; see :class:`PBRL`, which makes it, for the arguments.
@@ -62,7 +65,8 @@ class GamePBRL(PBRL):
     def _make_followers(self, seeds: list[int]) -> None:
         c, four = self.config, [int(s) for s in np.random.SeedSequence(seeds).generate_state(4)]
         entropy = as_schedule(0.0 if c.entropy is None else c.entropy, "entropy", positive=False)
-        answering = Answering(averaging=c.averaging, entropy=entropy)
+        answer = [Answering(averaging=share, entropy=entropy) for share in (min(c.averaging, NIMBLE), c.averaging)]
+        answering = (answer[0], answer[0], answer[1], answer[1])
         self.four = FourFollowers(self.follower_spec, self.worlds, c.n_envs, answering, [s % 2**31 for s in four])
         self.gradient = (
             GameRolloutGradient(self.worlds, c.estimator, self.rng)

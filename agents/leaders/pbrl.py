@@ -105,7 +105,7 @@ class PBRLConfig(LeaderConfig):
     def for_a_game(**changes: Any) -> PBRLConfig:
         """The settings that suit four on-policy followers over a zero-sum game, with these changes."""
         settings: dict[str, Any] = {
-            "learning_rate": Linear(0.03, 0.003),
+            "learning_rate": Linear(0.05, 0.005),
             "follower_steps": 1024,
             "warmup_steps": 8192,
             "estimator": Rollouts(n_envs=32),
