@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from ...envs.core import LeaderEnv
+from ...envs.leader_model import moves_transitions
 from ...envs.mdp import LeaderSet, LinearQuadraticProblem, TabularProblem
 from ...envs.mdp.checks import check_gamma, require
-from ...wrappers import ObserveCommitment, ObserveCommitmentVec, VectorEnvAdapter
+from ...wrappers import ObserveCommitment, ObserveCommitmentVec, VectorEnvAdapter, WorkerVecEnv, make_copy
 from ..oracles.sb3 import SB3Follower
 from .tabular import Source, make_env
 
 EnvSpec = str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]]
 """What a user gives as environment: an id, an environment (copied), or a callable that makes one."""
 
+Vectorisation = Literal["native", "dummy", "subproc"]
+"""How copies are stepped: all at once by the environment's own simulator, in turn, or each in a process of its own."""
 
 _ENV = "an environment, its id, or a callable that makes one"
 
@@ -31,13 +34,12 @@ _ENV = "an environment, its id, or a callable that makes one"
 class Worlds:
     """The environment that the leader shapes, and as many copies of it as are asked for.
 
-    Environments that have a simulator of many copies, and no wrappers of the user's, are simulated natively, all copies at
-    once; others by SB3's ``DummyVecEnv``.
-
     Args:
         env: an id, an environment, or a callable that makes one.
         env_kwargs: arguments of an id.
         observe_commitment: whether followers see the leader's commitment in their observation.
+        vec_env: how copies are stepped; None takes the native simulator of environments that have one, and have no wrappers of
+            the user's, and SB3's ``DummyVecEnv`` for others.
 
     Attributes:
         env: one copy, for reading.
@@ -49,7 +51,13 @@ class Worlds:
         base_space: observation space of the environment itself.
     """
 
-    def __init__(self, env: EnvSpec, env_kwargs: dict[str, Any] | None, observe_commitment: bool) -> None:
+    def __init__(
+        self,
+        env: EnvSpec,
+        env_kwargs: dict[str, Any] | None,
+        observe_commitment: bool,
+        vec_env: Vectorisation | None = None,
+    ) -> None:
         self.source = Source(env, dict(env_kwargs or {})) if isinstance(env, str) else Source(None, {})
         if isinstance(env, str):
             self.env = make_env(env, env_kwargs)
@@ -73,7 +81,7 @@ class Worlds:
         if self.problem is not None:
             self.leader_set = self.problem.leader_set
         self.base_space = self.env.observation_space
-        self.observe_commitment = observe_commitment
+        self.observe_commitment, self.vec_env = observe_commitment, vec_env
         if self.problem is None:
             _try_a_step(self.env)
         self._view: gym.Env[Any, Any] = ObserveCommitment(self.env) if observe_commitment else self.env
@@ -116,18 +124,19 @@ class Worlds:
 
     def make(self, n_envs: int) -> VecEnv:
         """``n_envs`` copies as an SB3 VecEnv."""
-        native = None if self._plain is None else self._plain.vectorised(n_envs, _episode_limit(self.env))
-        if native is not None:
-            venv = VectorEnvAdapter(native)
-            return ObserveCommitmentVec(venv) if self.observe_commitment else venv
-        return DummyVecEnv([self._make_one for _ in range(n_envs)])
-
-    def _make_one(self) -> gym.Env[Any, Any]:
-        if isinstance(self._spec, str):
-            env = gym.make(self._spec, **self.source.env_kwargs)
-        else:
-            env = copy.deepcopy(self._spec) if isinstance(self._spec, gym.Env) else self._spec()
-        return ObserveCommitment(env) if self.observe_commitment else env
+        if self.vec_env in (None, "native"):
+            native = None if self._plain is None else self._plain.vectorised(n_envs, _episode_limit(self.env))
+            expected = (
+                "None, 'dummy' or 'subproc' for an environment inside a wrapper, or without a simulator of many copies"
+            )
+            require(native is not None or self.vec_env is None, "vec_env", expected, repr(self.vec_env))
+            if native is not None:
+                venv = VectorEnvAdapter(native)
+                return ObserveCommitmentVec(venv) if self.observe_commitment else venv
+        spec = gym.spec(self._spec) if isinstance(self._spec, str) else self._spec  # a worker may not know the id
+        make = partial(make_copy, spec, self.source.env_kwargs, self.observe_commitment)
+        makers: list[Callable[[], gym.Env[Any, Any]]] = [make] * n_envs
+        return WorkerVecEnv(makers) if self.vec_env == "subproc" else DummyVecEnv(makers)
 
     def base_observation(self, obs: NDArray[Any]) -> NDArray[Any]:
         """What the environment itself observed, from what a follower saw."""
@@ -142,6 +151,50 @@ class Worlds:
         if not self.observe_commitment:
             return states
         return np.stack([self._view.get_wrapper_attr("observation")(s) for s in states])
+
+    @cached_property
+    def only_rewards_move(self) -> bool:
+        """Whether x enters rewards alone: whatever is drawn, and the next state, are as likely under any x.
+
+        Read from the model of a tabular problem; elsewhere log p_x has no gradient in some random steps, at two points of X.
+        """
+        if self.problem is not None:
+            with torch.enable_grad():
+                kernel = self.problem.kernel(self.problem.start_x().requires_grad_())
+            return not kernel.draw.requires_grad and not moves_transitions(self.problem)
+        steps, model = _random_steps(self.env, 64), self.env.get_wrapper_attr("leader_model")()
+        x, rng = dict(model.named_parameters())["x"], torch.Generator().manual_seed(0)
+        low, high = self.leader_set.low.clamp(min=-1e3), self.leader_set.high.clamp(max=1e3)
+        for point in (self.start_x(), low + (high - low) * torch.rand(len(low), generator=rng, dtype=torch.float64)):
+            with torch.no_grad():
+                x.copy_(self.leader_set.project(point).reshape(x.shape))
+            log_p = model(*steps)[2]
+            if log_p.requires_grad:
+                weight = torch.rand(log_p.shape, generator=rng, dtype=log_p.dtype)
+                (slope,) = torch.autograd.grad((weight * log_p).sum(), [x], allow_unused=True)
+                if slope is not None and bool(slope.abs().max() > 0.0):
+                    return False
+        return True
+
+    def relabelled(
+        self, x: NDArray[np.float64], obs: NDArray[Any], action: NDArray[Any], draw: NDArray[Any], after: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.float64]]:
+        """Transitions ``[n, ...]`` as they are at x, for :class:`TrueReplay`: where :attr:`only_rewards_move`."""
+        base, base_after = self.base_observation(obs), self.base_observation(after)
+        model = self.leader_model(x)
+        with torch.no_grad():
+            r_follower, r_leader, _ = model(*(torch.as_tensor(part) for part in (base, action, draw, base_after)))
+        if self.observe_commitment:
+            obs, after = self._shown(base), self._shown(base_after)
+        return obs, after, r_follower.numpy(), r_leader.double().numpy()
+
+    def _shown(self, base: NDArray[Any]) -> NDArray[Any]:
+        """What followers see where the environment observes ``base``, ``[n, ...]``, under the x of ``env``."""
+        observation = self._view.get_wrapper_attr("observation")
+        if not isinstance(self.base_space, gym.spaces.Discrete):
+            return np.stack([observation(obs) for obs in base])
+        seen, which = np.unique(base, return_inverse=True)
+        return np.stack([observation(s) for s in seen])[which]
 
     def policy(self, follower: SB3Follower, x: torch.Tensor) -> torch.Tensor:
         """A follower's policy in every state of a tabular problem under x, ``[S, A]``."""
@@ -161,6 +214,19 @@ class Worlds:
         """Steps after which the discount has fallen to ``tail``, no more than an episode's limit."""
         steps = 1 if self.gamma == 0.0 else int(np.ceil(np.log(tail) / np.log(self.gamma)))
         return max(1, min(steps, _episode_limit(self.env) or steps))
+
+
+def _random_steps(env: gym.Env[Any, Any], n: int) -> list[torch.Tensor]:
+    """(obs, action, draw, next_obs) of ``n`` steps with random actions."""
+    obs, _ = env.reset(seed=0)
+    env.action_space.seed(0)
+    steps: list[tuple[Any, ...]] = []
+    for _ in range(n):
+        action = env.action_space.sample()
+        after, _, terminated, truncated, info = env.step(action)
+        steps.append((obs, action, info.get("leader_draw", 0), after))
+        obs = env.reset()[0] if terminated or truncated else after
+    return [torch.as_tensor(np.stack([np.asarray(part) for part in column])) for column in zip(*steps, strict=True)]
 
 
 def _try_a_step(env: gym.Env[Any, Any]) -> None:

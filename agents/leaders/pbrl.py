@@ -31,7 +31,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -52,8 +52,9 @@ from ..common.rollout_gradient import RolloutGradient, episode_returns
 from ..common.rollouts import Act, collect
 from ..common.storage import decode, encode, read_leader, storable, write_leader
 from ..common.tabular import check_fingerprint, fingerprint
-from ..common.worlds import EnvSpec, Worlds
+from ..common.worlds import EnvSpec, Vectorisation, Worlds
 from ..estimators import KnownModel, Rollouts
+from ..oracles.replay import TrueReplay
 from ..oracles.sb3 import FALLING_Q_TEMPERATURE, Answering, FollowerSpec, SB3Follower, follower_name, follower_of_file
 from ..penalties import NikaidoIsodaPenalty, ValuePenalty, WeightedPenalty
 from ..schedules import Geometric, Linear, Schedule, as_schedule
@@ -86,6 +87,10 @@ class PBRLConfig(LeaderConfig):
         entropy: entropy bonus of followers that have a fixed one; None takes what suits an algorithm given as a class, and
             the model's own from a callable.
         evaluation_steps: steps of the freshly trained best response, where no model is known.
+        vec_env: ``"native"``, the environment's own simulator of many copies; ``"dummy"``, SB3's ``DummyVecEnv``; ``"subproc"``,
+            a process for each copy (2 ``n_envs``, and those of the estimator); None: native where there is one, else dummy.
+        relabel: whether replay buffers are kept true when x and lam move (see ``agents.oracles.replay``). None does all that
+            is valid; True also raises where rewards cannot be relabelled; False leaves SB3's buffer alone.
     """
 
     learning_rate: float | Schedule = 0.05
@@ -100,6 +105,8 @@ class PBRLConfig(LeaderConfig):
     averaging: float = 0.9
     entropy: float | Schedule | None = None
     evaluation_steps: int = 50_000
+    vec_env: Vectorisation | None = None
+    relabel: bool | None = None
 
     @staticmethod
     def for_a_game(**changes: Any) -> PBRLConfig:
@@ -125,6 +132,11 @@ class PBRLConfig(LeaderConfig):
         check_number(self.noisy_share, "noisy_share", low=0.0, high=1.0)
         as_schedule(self.q_temperature, "q_temperature", positive=True)
         check_number(self.averaging, "averaging", low=0.0, high=1.0, open_high=True)
+        known = self.vec_env in (None, *get_args(Vectorisation))
+        require(known, "vec_env", f"None or one of {get_args(Vectorisation)}", repr(self.vec_env))
+        require(
+            self.relabel is None or isinstance(self.relabel, bool), "relabel", "None, True or False", repr(self.relabel)
+        )
         if self.entropy is not None:
             as_schedule(self.entropy, "entropy", positive=False)
 
@@ -213,7 +225,7 @@ class PBRL(Leader):
         return chosen
 
     def _made_worlds(self, env: Any, env_kwargs: dict[str, Any] | None, config: PBRLConfig) -> Worlds:
-        return Worlds(env, env_kwargs, config.observe_commitment)
+        return Worlds(env, env_kwargs, config.observe_commitment, config.vec_env)
 
     def _make_followers(self, seeds: list[int]) -> None:
         """The followers, on worlds at the start x, and the estimator of x's gradient."""
@@ -235,7 +247,20 @@ class PBRL(Leader):
         spec, w, c = self.follower_spec, self.worlds, self.config
         entropy = None if c.entropy is None else as_schedule(c.entropy, "entropy", positive=False)
         answering = Answering(as_schedule(c.q_temperature, "q_temperature", positive=True), c.averaging, entropy)
-        return SB3Follower(spec, venv, w.gamma, seed, w.linear, answering)
+        follower = SB3Follower(spec, venv, w.gamma, seed, w.linear, answering)
+        if c.relabel is not False:
+            follower.replay = TrueReplay.in_place_of(follower.model)
+        if c.relabel:
+            expected = "None or False where x is the leader's policy or moves the dynamics"
+            require(w.only_rewards_move, "relabel", expected, c.relabel)
+            name = type(follower.model).__name__
+            require(
+                follower.replay is not None,
+                "relabel",
+                f"None or False for {name}, which has no plain replay",
+                c.relabel,
+            )
+        return follower
 
     def _estimator(self) -> LeaderGradient:
         estimator = self.config.estimator
@@ -322,6 +347,9 @@ class PBRL(Leader):
             if follower is self.penalised:
                 venv.weight = 1.0 / self.lam
             set_leader(venv, points)
+            if follower.replay is not None:
+                relabel = self.worlds.relabelled if self.worlds.only_rewards_move else None
+                follower.replay.renew(points, venv.weight, relabel, told=config.observe_commitment)
             spent = follower.train(asked, planned)
             self.num_timesteps += spent
             if spent >= 4 * asked:
@@ -427,6 +455,14 @@ class PBRL(Leader):
             iteration=self.iteration,
             leader_return_stderr=stderr,
         )
+
+    def close(self) -> None:
+        """Close the followers' worlds and the leader's own: with ``vec_env="subproc"``, this ends their processes."""
+        venvs = [self.best_response.venv, self.penalised.venv]
+        if isinstance(self.gradient, RolloutGradient):
+            venvs.append(self.gradient.venv)
+        for venv in venvs:
+            venv.close()
 
     # --- files ---------------------------------------------------------------------------------------------------
 

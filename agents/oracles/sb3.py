@@ -23,11 +23,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch.optim.swa_utils import AveragedModel
 
 from ...envs.mdp.checks import check_gamma, require
 from ..schedules import Geometric, Linear, Schedule
+from .replay import TrueReplay
 
 FollowerSpec = type[BaseAlgorithm] | Callable[[VecEnv], BaseAlgorithm]
 """What a user gives as follower: an SB3 class, or a callable that builds a model on a VecEnv."""
@@ -257,7 +258,22 @@ def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linea
         f"gamma={theirs} from {name}",
     )
     assert isinstance(model, BaseAlgorithm)
+    _require_its_world(model, venv, name)
     return model
+
+
+def _require_its_world(model: BaseAlgorithm, venv: VecEnv, name: str) -> None:
+    """Raise ``ValueError`` for a model that lives elsewhere, sees something else, or scales rewards as they once were."""
+    inner: Any = model.get_env()
+    while isinstance(inner, VecEnvWrapper) and inner is not venv:
+        inner = inner.venv
+    require(inner is venv, "follower", "a model on the VecEnv it is given, for x reaches no other", f"one from {name}")
+    seen, shape = model.observation_space.shape, venv.observation_space.shape
+    require(seen == shape, "follower", f"a model that observes what the world shows, of shape {shape}", f"shape {seen}")
+    scaling = model.get_vec_normalize_env()
+    frozen = scaling is not None and scaling.norm_reward and not scaling.training
+    expected = "a VecNormalize whose scale of rewards follows x (training=True), or norm_reward=False"
+    require(not frozen, "follower", expected, f"training=False and norm_reward=True from {name}")
 
 
 @dataclass(frozen=True)
@@ -294,6 +310,7 @@ class SB3Follower:
         model: the SB3 model that is trained.
         policy: what answers: the model's policy, or the average of its weights.
         q_temperature: at which a Q-network answers now.
+        replay: its replay buffer, where that is kept true.
     """
 
     def __init__(
@@ -312,6 +329,7 @@ class SB3Follower:
         fixed = isinstance(self.model, OnPolicyAlgorithm) and isinstance(self.model.ent_coef, (int, float))
         tuned = FALLING_ENTROPY if linear and isinstance(spec, type) else None
         self._entropy = (answering.entropy or tuned) if fixed else None
+        self.replay: TrueReplay | None = None
         self._average = None
         if answering.averaging > 0.0:
             newest = 1.0 - answering.averaging
@@ -352,6 +370,7 @@ class SB3Follower:
             planned = max(planned_total, before + steps)
             progress_remaining = 1.0 - before / planned
             self.q_temperature = self._q_temperature(progress_remaining)
+            self._forget_scales(steps)
             if self._entropy is not None:
                 self.model.ent_coef = self._entropy(progress_remaining)  # type: ignore[attr-defined]
             masking = {"use_masking": self.venv.has_attr("action_masks")} if self.takes_masks else {}
@@ -360,6 +379,23 @@ class SB3Follower:
             if self._average is not None:
                 self._average.update_parameters(self.model.policy)
         return self.num_timesteps - before
+
+    def _forget_scales(self, steps: int) -> None:
+        """Let what a VecNormalize gathered before x moved weigh no more than ``steps`` steps: it follows x and lam."""
+        for statistics in self._statistics():
+            statistics.count = min(statistics.count, float(steps))
+
+    def _statistics(self) -> list[Any]:
+        """The running moments of the user's VecNormalize that go on: of observations, then of returns."""
+        scaling = self.model.get_vec_normalize_env()
+        if scaling is None or not scaling.training:
+            return []
+        return [*([scaling.obs_rms] if scaling.norm_obs else []), scaling.ret_rms]
+
+    def _seen(self, obs: Any) -> Any:
+        """Observations as the model was trained on them."""
+        scaling = self.model.get_vec_normalize_env()
+        return obs if scaling is None else scaling.normalize_obs(obs)
 
     def act(self, obs: Any) -> NDArray[Any]:
         """Actions of the follower's policy, without exploration noise, ``[n, ...]``.
@@ -377,7 +413,7 @@ class SB3Follower:
             if self._q_network is not None and not greedily:
                 return np.asarray(torch.distributions.Categorical(probs=self._probabilities(obs)).sample().numpy())
             told = {} if masks is None else {"action_masks": masks}
-            actions, _ = self.policy.predict(obs, deterministic=greedily, **told)
+            actions, _ = self.policy.predict(self._seen(obs), deterministic=greedily, **told)
         return np.asarray(actions)
 
     def player(self, venv: VecEnv, greedily: bool = False) -> Callable[[Any], NDArray[Any]]:
@@ -422,6 +458,7 @@ class SB3Follower:
         policy = self.policy if policy is None else policy
         if policy.training:
             policy.set_training_mode(False)
+        obs = self._seen(obs)
         tensor, _ = policy.obs_to_tensor(obs)
         if self._q_network is not None:
             Q = self._q_network(tensor)
@@ -435,13 +472,15 @@ class SB3Follower:
         return torch.nn.functional.one_hot(torch.as_tensor(actions).long(), n).double()
 
     def state(self) -> dict[str, Any]:
-        """Weights and optimiser states, as tensors and numbers, and the steps spent."""
+        """Weights, optimiser states and a VecNormalize's moments, as tensors and numbers, and the steps spent."""
         average = None if self._average is None else self._average.state_dict()
+        moments = [(torch.as_tensor(s.mean), torch.as_tensor(s.var), float(s.count)) for s in self._statistics()]
         return {
             "parameters": self.model.get_parameters(),
             "average": average,
             "q_temperature": self.q_temperature,
             "num_timesteps": self.num_timesteps,
+            "moments": moments,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -451,6 +490,8 @@ class SB3Follower:
             self._average.load_state_dict(state["average"])
         self.q_temperature = float(state["q_temperature"])
         self.model.num_timesteps = int(state["num_timesteps"])
+        for statistics, (mean, var, count) in zip(self._statistics(), state.get("moments", ()), strict=True):
+            statistics.mean, statistics.var, statistics.count = mean.numpy().copy(), var.numpy().copy(), count
         if hasattr(self.model, "weights"):  # ARS searches from a vector beside its policy
             self.model.weights = torch.nn.utils.parameters_to_vector(self.model.policy.parameters()).detach()
 
@@ -466,6 +507,7 @@ class _RecurrentPlayer:
     def __call__(self, obs: Any) -> NDArray[Any]:
         with self.follower.generators.active(), torch.no_grad():
             policy = self.follower.policy
+            obs = self.follower._seen(obs)
             actions, self._state = policy.predict(obs, self._state, self._starts, deterministic=self.greedily)
         self._starts = np.zeros_like(self._starts)
         return np.asarray(actions)

@@ -13,7 +13,7 @@ from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import PBRL, KnownModel, PBRLConfig, Rollouts
@@ -22,6 +22,7 @@ from bilevel_gym.agents.common.worlds import Worlds
 from bilevel_gym.agents.oracles.sb3 import Answering, SB3Follower
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem
 from bilevel_gym.envs.tabular import TabularEnv
+from bilevel_gym.wrappers import set_leader
 
 GAMMA = 0.9
 ENVS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -236,3 +237,84 @@ def test_a_recurrent_follower_has_no_policy_table() -> None:
     config = PBRLConfig(n_envs=2, estimator=KnownModel())
     with pytest.raises(ValueError, match=r"estimator: expected Rollouts\(\) for a recurrent follower"):
         PBRL(env_id, tiny(RecurrentPPO), config=config, env_kwargs=kwargs)
+
+
+# --- what a callable may wrap around its world --------------------------------------------------------------------------
+
+
+def normalised(venv: VecEnv, **kwargs: Any) -> BaseAlgorithm:
+    return PPO("MlpPolicy", VecNormalize(venv, gamma=GAMMA, **kwargs), n_steps=16, gamma=GAMMA, device="cpu")
+
+
+def test_observations_are_normalised_as_in_training() -> None:
+    follower = make_follower(normalised, "continuous", 8)
+    follower.train(256, 256)
+    scaling = follower.model.get_vec_normalize_env()
+    assert scaling is not None
+    obs = 3.0 * np.asarray(follower.venv.reset())
+    expected, _ = follower.policy.predict(scaling.normalize_obs(obs), deterministic=True)
+    np.testing.assert_array_equal(follower.act_greedily(obs), expected)
+    np.testing.assert_array_equal(follower.player(follower.venv, greedily=True)(obs), expected)
+    assert not np.allclose(expected, follower.policy.predict(obs, deterministic=True)[0], atol=1e-4)
+    second = make_follower(normalised, "continuous", 8, seed=5)
+    second.restore(follower.state())
+    np.testing.assert_array_equal(second.act_greedily(obs), expected)
+
+
+def test_the_scale_of_rewards_follows_x() -> None:
+    """Rewards fall to a hundredth after 20 calls: three calls later the scale is that of the new rewards."""
+    base = masked_problem().follower_mdp(torch.zeros(1, dtype=torch.float64))
+    base = TabularMDP(base.P, base.r, base.rho, GAMMA)
+    problem = ArrayProblem(base, LeaderSet.box(1, 0.01, 1), lambda x: base.r * x, lambda x: base.r - x)
+    world = Worlds(gym.wrappers.TimeLimit(TabularEnv(problem), 10), None, observe_commitment=False)
+
+    def scaled(venv: VecEnv) -> BaseAlgorithm:
+        return normalised(venv, norm_obs=False)
+
+    def scale(forgets: bool) -> float:
+        follower = SB3Follower(scaled, world.make(8), GAMMA, 0, world.linear, Answering())
+        if not forgets:
+            follower._forget_scales = lambda steps: None  # type: ignore[method-assign]
+        set_leader(follower.venv, [1.0])
+        for _ in range(20):
+            follower.train(128, 4096)
+        set_leader(follower.venv, [0.01])
+        for _ in range(3):
+            follower.train(128, 4096)
+        scaling = follower.model.get_vec_normalize_env()
+        assert scaling is not None
+        return float(np.sqrt(scaling.ret_rms.var))
+
+    follower = SB3Follower(scaled, world.make(8), GAMMA, 0, world.linear, Answering())
+    set_leader(follower.venv, [1.0])
+    follower.train(128, 4096)
+    scaling = follower.model.get_vec_normalize_env()
+    assert scaling is not None
+    first = float(np.sqrt(scaling.ret_rms.var))
+    assert scale(forgets=True) < 0.5 * first
+    assert scale(forgets=False) > 0.9 * first
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            lambda venv: normalised(venv, training=False),
+            "follower: expected a VecNormalize whose scale of rewards follows x",
+        ),
+        (
+            lambda venv: PPO("MlpPolicy", worlds("continuous").make(2), gamma=GAMMA, device="cpu"),
+            "follower: expected a model on the VecEnv it is given, for x reaches no other",
+        ),
+        (
+            lambda venv: PPO("MlpPolicy", VecFrameStack(venv, 2), gamma=GAMMA, device="cpu"),
+            r"follower: expected a model that observes what the world shows, of shape \(4,\), got shape \(8,\)",
+        ),
+        (lambda venv: None, "follower: expected a callable that returns an SB3 model, got NoneType"),
+        (lambda venv: SAC, "follower: expected a callable that returns an SB3 model"),
+    ],
+)
+def test_a_factory_of_something_else_is_refused(spec: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_follower(spec, "continuous", 2)
+    assert make_follower(lambda venv: normalised(venv, training=False, norm_reward=False), "continuous", 2).model

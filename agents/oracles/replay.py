@@ -1,0 +1,141 @@
+r"""A replay buffer that stays true while the leader moves.
+
+A stored transition (o, a, w, o'), w the leader's draw, was paid under an earlier x and an earlier lam. Of it is renewed
+before every training:
+
+    the mixture ``r_f + r_l / lam``     always: both rewards are kept apart, and mixed at the current lam
+    the rewards                         where x enters them alone (log p_x is free of x): o, a, w, o' are then as likely as
+                                        ever, and what the leader model pays for them at the new x replaces what was paid;
+                                        a commitment in o and o' is shown anew
+
+Where x is the leader's policy or moves the dynamics, (o, a, w, o') belongs to the MDP of its own x. If o shows the commitment,
+that is said in it, and the transition is kept, rewards and all; if not, it tells of another MDP as if of this one, and is
+dropped as soon as x moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import ReplayBuffer
+
+Floats = NDArray[np.float64]
+Relabel = Callable[
+    [Floats, NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]],
+    tuple[NDArray[Any], NDArray[Any], NDArray[Any], Floats],
+]
+"""From x, ``[dim]``, and transitions (obs, action, draw, next_obs), each ``[n, ...]``, what they are at x: obs, next_obs,
+the follower's and the leader's reward, ``[n]``."""
+
+
+class TrueReplay(ReplayBuffer):
+    """SB3's buffer, which also keeps the leader's draws and the two rewards that are mixed.
+
+    Arguments are SB3's. Infos have to come from ``RewardMixing``.
+
+    Attributes:
+        draws: the leader's draws, ``[size, n_envs, ...]``; None before the first step.
+        follower_rewards: r_f, ``[size, n_envs]``, float32, as a VecEnv pays.
+        leader_rewards: r_l, ``[size, n_envs]``.
+    """
+
+    draws: NDArray[Any] | None = None
+    _points: Floats | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.follower_rewards = np.zeros_like(self.rewards)
+        self.leader_rewards = np.zeros(self.rewards.shape)
+
+    @classmethod
+    def in_place_of(cls, model: Any) -> TrueReplay | None:
+        """Give a model that holds a plain, still empty replay buffer this one; None for other models."""
+        held = getattr(model, "replay_buffer", None)
+        if type(held) is not ReplayBuffer or held.optimize_memory_usage:
+            return None
+        model.replay_buffer = cls(
+            model.buffer_size,
+            model.observation_space,
+            model.action_space,
+            device=model.device,
+            n_envs=model.n_envs,
+            handle_timeout_termination=held.handle_timeout_termination,
+        )
+        return model.replay_buffer  # type: ignore[no-any-return]
+
+    def add(
+        self,
+        obs: NDArray[Any],
+        next_obs: NDArray[Any],
+        action: NDArray[Any],
+        reward: NDArray[Any],
+        done: NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        at = self.pos
+        super().add(obs, next_obs, action, reward, done, infos)
+        drawn = np.asarray([info.get("leader_draw", 0) for info in infos])
+        if self.draws is None:
+            self.draws = np.zeros((self.buffer_size, *drawn.shape), drawn.dtype)
+        self.draws[at] = drawn
+        self.follower_rewards[at] = [info["follower_reward"] for info in infos]
+        self.leader_rewards[at] = [info["leader_reward"] for info in infos]
+
+    def renew(self, points: Floats, weight: float, relabel: Relabel | None, told: bool) -> None:
+        """Make the buffer true before its model is trained at ``points``.
+
+        Args:
+            points: each copy's x, ``[n_envs, dim]``.
+            weight: 1/lam, or 0 for the best response.
+            relabel: where x enters rewards alone.
+            told: whether observations show the commitment.
+        """
+        if self._points is not None and not np.array_equal(points, self._points):
+            if relabel is not None:
+                self.relabel(points, relabel)
+            elif not told:
+                self.reset()
+        self._points = points.copy()
+        self.mix(weight)
+
+    def mix(self, weight: float) -> None:
+        """Pay ``r_f + weight * r_l`` for every transition, as ``RewardMixing`` does."""
+        n = self.size()
+        self.rewards[:n] = self.follower_rewards[:n] + weight * self.leader_rewards[:n]
+
+    def relabel(self, points: Floats, relabel: Relabel) -> None:
+        """Make of every transition what it is at the x of its copy, ``points`` ``[n_envs, dim]``; mix afterwards."""
+        n = self.size()
+        if n == 0 or self.draws is None:
+            return
+        different, which = np.unique(points, axis=0, return_inverse=True)
+        for k, x in enumerate(different):
+            copies = np.flatnonzero(which.ravel() == k)
+            obs, draw, after = (
+                part[:n, copies].reshape(n * len(copies), *shape)
+                for part, shape in (
+                    (self.observations, self.observation_space.shape or ()),
+                    (self.draws, self.draws.shape[2:]),
+                    (self.next_observations, self.observation_space.shape or ()),
+                )
+            )
+            obs, after, r_follower, r_leader = relabel(x, obs, self._played(copies, n), draw, after)
+            for part, value in (
+                (self.observations, obs),
+                (self.next_observations, after),
+                (self.follower_rewards, r_follower),
+                (self.leader_rewards, r_leader),
+            ):
+                part[:n, copies] = np.asarray(value).reshape(n, len(copies), *part.shape[2:])
+
+    def _played(self, copies: NDArray[np.intp], n: int) -> NDArray[Any]:
+        """The actions that the world was given: SB3 stores those of a Box scaled to [-1, 1]."""
+        actions = self.actions[:n, copies].reshape(n * len(copies), *(self.action_space.shape or ()))
+        space = self.action_space
+        if isinstance(space, gym.spaces.Box):
+            actions = space.low + 0.5 * (actions + 1.0) * (space.high - space.low)
+        return actions
