@@ -262,7 +262,7 @@ def test_observations_are_normalised_as_in_training() -> None:
 
 
 def test_the_scale_of_rewards_follows_x() -> None:
-    """Rewards fall to a hundredth after 20 calls: three calls later the scale is that of the new rewards."""
+    """Rewards fall to a hundredth after 20 calls: eight calls later the scale is that of the new rewards."""
     base = masked_problem().follower_mdp(torch.zeros(1, dtype=torch.float64))
     base = TabularMDP(base.P, base.r, base.rho, GAMMA)
     problem = ArrayProblem(base, LeaderSet.box(1, 0.01, 1), lambda x: base.r * x, lambda x: base.r - x)
@@ -279,7 +279,7 @@ def test_the_scale_of_rewards_follows_x() -> None:
         for _ in range(20):
             follower.train(128, 4096)
         set_leader(follower.venv, [0.01])
-        for _ in range(3):
+        for _ in range(8):
             follower.train(128, 4096)
         scaling = follower.model.get_vec_normalize_env()
         assert scaling is not None
