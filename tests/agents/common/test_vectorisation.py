@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -137,7 +138,7 @@ def fragile() -> gym.Env[Any, Any]:
     return Fragile(gym.make(GAME, n_states=4, max_episode_steps=10))
 
 
-def test_learning_stops_at_a_dead_worker_and_x_is_still_there() -> None:
+def test_learning_stops_at_a_dead_worker_and_x_is_still_there(tmp_path: Path) -> None:
     config = PBRLConfig(
         n_envs=2, follower_steps=16, warmup_steps=16, estimator=Rollouts(2), vec_env="subproc", evaluation_steps=16
     )
@@ -149,6 +150,10 @@ def test_learning_stops_at_a_dead_worker_and_x_is_still_there() -> None:
     assert not np.array_equal(leader.last_x, start)
     assert leader.kept is not None
     leader.close()
+    back = PBRL.load(leader.save(tmp_path / "leader.zip"), follower=tiny(A2C), env=fragile)
+    np.testing.assert_array_equal(back.last_x, leader.last_x)
+    assert back.iteration == leader.iteration
+    back.close()
 
 
 def test_a_worker_that_cannot_start_is_named() -> None:

@@ -13,7 +13,7 @@ from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import PBRL, KnownModel, PBRLConfig, Rollouts
@@ -205,6 +205,15 @@ def test_drivers_with_masks_take_no_missing_road() -> None:
     told_nothing = collect(venv, follower.act, 20, seed=3)
     live = told_nothing.alive == 1.0
     assert not exists[told_nothing.obs[live], told_nothing.action[live]].all()
+
+
+def test_without_masks_maskable_ppo_is_ppo() -> None:
+    venv = DummyVecEnv([lambda: gym.make("CartPole-v1")] * 2)
+    follower = SB3Follower(tiny(MaskablePPO), venv, GAMMA, 0, linear=False, answering=Answering())
+    before = weights(follower)
+    assert follower.train(32, 32) == 32
+    assert not torch.equal(weights(follower), before)
+    assert follower.player(venv)(venv.reset()).shape == (2,)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
