@@ -60,6 +60,11 @@ class GamePBRL(PBRL):
     def _made_worlds(self, env: Any, env_kwargs: dict[str, Any] | None, config: PBRLConfig) -> GameWorlds:  # type: ignore[override]
         made = env() if callable(env) and not is_game(env) and not isinstance(env, gym.Env) else env
         require(is_game(made), "env", "a PettingZoo game for a NikaidoIsodaPenalty", repr(env))
+        native = config.vec_env in (None, "native")
+        require(native, "vec_env", "None or 'native' over a game, whose worlds are simulated", repr(config.vec_env))
+        require(
+            not config.relabel, "relabel", "None or False over a game, whose followers have no replay", config.relabel
+        )
         return GameWorlds(made, env_kwargs, config.observe_commitment)
 
     def _make_followers(self, seeds: list[int]) -> None:
@@ -79,6 +84,11 @@ class GamePBRL(PBRL):
     def followers(self) -> dict[str, SB3Follower]:
         """The four followers by name; the ``model`` of each is the SB3 model."""
         return dict(zip(NAMES, self.four.followers, strict=True))
+
+    def close(self) -> None:
+        """Close the followers' worlds."""
+        for follower in self.followers.values():
+            follower.venv.close()
 
     def _train_followers(self) -> None:
         asked, planned = self._asked_and_planned(4, self.gradient.planned_steps)

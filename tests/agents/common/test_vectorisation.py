@@ -16,7 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import bilevel_gym  # noqa: F401
-from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
+from bilevel_gym.agents import PBRL, NikaidoIsodaPenalty, PBRLConfig, Rollouts
 from bilevel_gym.agents.common.rollout_gradient import episode_returns
 from bilevel_gym.agents.common.rollouts import collect
 from bilevel_gym.agents.common.worlds import Worlds
@@ -171,3 +171,10 @@ def test_a_vectorisation_that_is_none_is_refused() -> None:
         PBRL(fragile, tiny(A2C), config=PBRLConfig(vec_env="native"))
     with pytest.raises(ValueError, match="vec_env: expected None or one of"):
         PBRLConfig(vec_env="threads")  # type: ignore[arg-type]
+
+
+def test_games_are_simulated_natively() -> None:
+    game, asked = "bilevel_gym/incentive_design_v0", PBRLConfig.for_a_game
+    for config, name in ((asked(vec_env="dummy"), "vec_env"), (asked(relabel=True), "relabel")):
+        with pytest.raises(ValueError, match=f"{name}: expected None or .* over a game"):
+            PBRL(game, A2C, NikaidoIsodaPenalty(), config)
