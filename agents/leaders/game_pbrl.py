@@ -109,13 +109,6 @@ class GamePBRL(PBRL):
         found, self._gain = self.gradient(self._x, *self.four.policies(self._x), self.lam)
         return found
 
-    def evaluate(self) -> Evaluation:
-        """The record of :attr:`x`: return at the Nash equilibrium and at pi1 and pi2, their Nikaido-Isoda gap."""
-        if self.kept is None:
-            self._judge()
-        assert self.kept is not None
-        return self.kept.evaluation
-
     @torch.no_grad()
     def _evaluate(self, x: Tensor) -> Evaluation:
         problem = self.worlds.problem
