@@ -62,7 +62,7 @@ class Rollouts:
         n_envs: episodes per policy and iteration.
         tail: discount at which they are cut, in (0, 1); a critic stands for the rest.
         gae_lambda: of the leader's advantages; None takes 0 for discrete observations, whose linear critic is exact,
-            and 0.95 otherwise.
+            0.95 for others, and 1 where the leader draws once an episode, which no critic of the observations can know.
         critic_memory: weight that a critic keeps of earlier iterations' statistics, in [0, 1).
 
     Raises:

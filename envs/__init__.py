@@ -24,6 +24,21 @@ for _id, _module, _name in _TABLE:
         max_episode_steps=_STEPS.get(_id, 100),
     )
 
+# environments of Gymnasium's with a leader, in ``wrapped``: id, module, class, max_episode_steps
+_WRAPPED = (
+    ("ShapedMountainCar-v0", "shaped_mountain_car", "ShapedMountainCar", 200),
+    ("ShapedCartPole-v0", "shaped_cart_pole", "ShapedCartPole", 500),
+    ("DesignedPendulum-v0", "designed_pendulum", "DesignedPendulum", 200),
+    ("DesignedHopper-v0", "designed_hopper", "DesignedHopper", 1000),
+)
+
+for _id, _module, _name, _limit in _WRAPPED:
+    register(
+        id=f"bilevel_gym/{_id}",
+        entry_point=f"bilevel_gym.envs.wrapped.{_module}:{_name}Env",
+        max_episode_steps=_limit,
+    )
+
 # modules of this package that hold a game of several players: the id is the module's name
 _GAMES = ("incentive_design_v0",)
 

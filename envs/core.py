@@ -36,12 +36,15 @@ class LeaderEnv(gym.Env[ObsType, ActType], ABC):
         gamma: the discount of both players.
         commitment_size: number of entries of ``commitment``.
         commitment_is_distribution: whether those entries are non-negative and sum to one.
+        draws_once: whether x makes one draw an episode, which rules all of it and does not show in the observations: no
+            critic of them then knows what the draw is worth.
     """
 
     leader_space: gym.spaces.Box | None
     gamma: float
     commitment_size: int
     commitment_is_distribution: bool = False
+    draws_once: bool = False
 
     @property
     @abstractmethod

@@ -1,16 +1,33 @@
-"""Views of an environment: the native simulator for SB3, processes that tell of their end, the leader's
-commitment in the observation, mixed rewards."""
+"""Views of an environment: a leader on any environment, its commitment in the observation, mixed rewards, native
+simulators, processes that tell of their end."""
 
 from .commitment import CommitmentLeaderModel, ObserveCommitment, ObserveCommitmentVec, commitment_features
+from .drawn_attribute import Attribute, DrawnAttribute
+from .leader_wrapper import CarriedLeaderModel, LeaderReward, LeaderWrapper, Step
 from .reward_mixing import RewardMixing
+from .shaped_reward import ShapedReward
+from .shaping import EventPayments, LinearPotential, LinearReward, PotentialModule, RewardModule, Shaping
 from .vec_env import VectorEnvAdapter, set_leader
 from .workers import WorkerVecEnv, make_copy
 
 __all__ = [
+    "Attribute",
+    "CarriedLeaderModel",
     "CommitmentLeaderModel",
+    "DrawnAttribute",
+    "EventPayments",
+    "LeaderReward",
+    "LeaderWrapper",
+    "LinearPotential",
+    "LinearReward",
     "ObserveCommitment",
     "ObserveCommitmentVec",
+    "PotentialModule",
     "RewardMixing",
+    "RewardModule",
+    "ShapedReward",
+    "Shaping",
+    "Step",
     "VectorEnvAdapter",
     "WorkerVecEnv",
     "commitment_features",

@@ -125,7 +125,8 @@ class RolloutGradient(LeaderGradient):
         self.horizon = worlds.horizon(rollouts.tail)
         self.planned_steps = 2 * rollouts.n_envs * self.horizon
         exact = isinstance(worlds.base_space, gym.spaces.Discrete)
-        self.gae_lambda = (0.0 if exact else 0.95) if rollouts.gae_lambda is None else rollouts.gae_lambda
+        suits = 1.0 if worlds.draws_once else 0.0 if exact else 0.95
+        self.gae_lambda = suits if rollouts.gae_lambda is None else rollouts.gae_lambda
         features = state_features(worlds.base_space)
         self.critics = [LinearCritic(features, worlds.gamma, rollouts.critic_memory) for _ in range(2)]
 

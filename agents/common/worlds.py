@@ -18,7 +18,14 @@ from ...envs.core import LeaderEnv
 from ...envs.leader_model import moves_transitions
 from ...envs.mdp import LeaderSet, LinearQuadraticProblem, TabularProblem
 from ...envs.mdp.checks import check_gamma, require
-from ...wrappers import ObserveCommitment, ObserveCommitmentVec, VectorEnvAdapter, WorkerVecEnv, make_copy
+from ...wrappers import (
+    LeaderWrapper,
+    ObserveCommitment,
+    ObserveCommitmentVec,
+    VectorEnvAdapter,
+    WorkerVecEnv,
+    make_copy,
+)
 from ..oracles.sb3 import SB3Follower
 from .tabular import Source, make_env
 
@@ -100,6 +107,11 @@ class Worlds:
     def continuous_actions(self) -> bool:
         """Whether a policy's exploration is noise around an action, and no part of an answer."""
         return isinstance(self.env.action_space, gym.spaces.Box)
+
+    @property
+    def draws_once(self) -> bool:
+        """Whether the leader makes one draw an episode that does not show in the base observations."""
+        return self.env.has_wrapper_attr("draws_once") and bool(self.env.get_wrapper_attr("draws_once"))
 
     def start_x(self) -> torch.Tensor:
         """The untrained leader."""
@@ -269,7 +281,7 @@ def _without_gymnasiums_wrappers(env: gym.Env[Any, Any]) -> LeaderEnv[Any, Any] 
 def _episode_limit(env: gym.Env[Any, Any]) -> int | None:
     """The smallest time limit among an environment's wrappers."""
     limits = []
-    while isinstance(env, gym.Wrapper):
+    while isinstance(env, (gym.Wrapper, LeaderWrapper)):
         if isinstance(env, TimeLimit):
             limits.append(env._max_episode_steps)
         env = env.env

@@ -1,0 +1,1 @@
+"""Environments of Gymnasium's with a leader: registered uses of ``bilevel_gym.wrappers``."""

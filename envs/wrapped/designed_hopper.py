@@ -1,0 +1,89 @@
+"""MuJoCo's Hopper, whose body a leader chooses."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from ...wrappers import Attribute, DrawnAttribute
+
+_TORSO = 1  # body 0 is the world
+
+
+def set_torso_mass(env: Any, kilograms: float) -> None:
+    """Give the torso a mass, and MuJoCo's constants that follow from masses."""
+    import mujoco
+
+    env.model.body_mass[_TORSO] = kilograms
+    mujoco.mj_setConst(env.model, env.data)
+
+
+def set_gear(env: Any, newton_metres: float) -> None:
+    """Give the three joints' motors a torque at action 1."""
+    env.model.actuator_gear[:, 0] = newton_metres
+
+
+def _hopper(render_mode: str | None) -> Any:
+    try:
+        import mujoco  # noqa: F401
+    except ImportError as error:
+        raise ImportError("DesignedHopper needs MuJoCo: pip install 'bilevel-gym[mujoco]'") from error
+    from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
+
+    return HopperEnv(render_mode=render_mode)
+
+
+class DesignedHopperEnv(DrawnAttribute):
+    """A leader chooses the body with which a follower learns to hop: the torso's mass and the motors' torque.
+
+    ## Description
+    At the start of every episode both are drawn, each from a Gaussian whose mean is the leader's to choose; the follower hops
+    with the body it gets. Nothing is differentiated through the simulator: x's gradient is that of log p_x, once an episode.
+
+    ## Action Space
+    ``Box(-1, 1, (3,), float32)``: torques of thigh, leg and foot, in parts of the motors' torque.
+
+    ## Observation Space
+    ``Box(-inf, inf, (11,), float64)``: Hopper's.
+
+    ## Leader Space
+    ``Box([1, 100], [6, 300], (2,), float64)``: means of the torso's mass (kg, 3.5 at first; Hopper's own is 3.67) and of the
+    torque (N m, 200). ``commitment(s)`` is x, with ``show_draw`` the drawn body behind it;
+    ``info["leader_draw"]`` is (r, r_l, 1 in an episode's first step, the body before it is clipped).
+
+    ## Rewards
+    The follower's and the leader's: Hopper's, for speed, for standing, less torque.
+
+    ## Starting State
+    Hopper's: upright, with small noise that does not depend on the body.
+
+    ## Episode End
+    Terminates where Hopper falls; the registered environment truncates after 1000 steps (``max_episode_steps``).
+
+    ## Arguments
+    - ``gamma``: discount of both players, in [0, 1) (0.99).
+    - ``relative_std``: standard deviations, in parts of the first means, positive (0.05).
+    - ``show_draw``: whether the commitment shows the body (False).
+    - ``render_mode``: Hopper's own (extra ``mujoco``).
+
+    ## Version History
+    - v0: first version.
+
+    ## References
+    ``gymnasium`` (``Hopper-v5``), MuJoCo (Todorov, Erez and Tassa, 2012); the leader is this library's own. Needs the extra
+    ``mujoco``: ``pip install 'bilevel-gym[mujoco]'``.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"]}  # type: ignore[misc]
+
+    def __init__(
+        self,
+        gamma: float = 0.99,
+        relative_std: float = 0.05,
+        show_draw: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
+        body = [
+            Attribute("torso_mass", 1.0, 6.0, 3.5 * relative_std, limits=(0.5, 10.0), setter=set_torso_mass),
+            Attribute("gear", 100.0, 300.0, 200.0 * relative_std, limits=(1.0, 1000.0), setter=set_gear),
+        ]
+        super().__init__(_hopper(render_mode), body, gamma, show_draw)

@@ -1,0 +1,79 @@
+"""Cart Pole, whose follower does not mind where the cart stands, and a leader who does."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from gymnasium.envs.classic_control import CartPoleEnv
+
+from ...envs.mdp.checks import check_number
+from ...wrappers import LinearReward, ShapedReward, Step
+
+_HALF_TRACK = 2.4
+
+
+def features(obs: Any, action: Any, next_obs: Any) -> tuple[float, float]:
+    """The cart's place u = p / 2.4 after the step, and u^2."""
+    u = float(next_obs[0]) / _HALF_TRACK
+    return u, u * u
+
+
+class _NearTarget:
+    """1 - (u - u_target)^2."""
+
+    def __init__(self, target: float) -> None:
+        self.target = target
+
+    def __call__(self, step: Step) -> float:
+        return 1.0 - ((float(step.next_obs[0]) - self.target) / _HALF_TRACK) ** 2
+
+
+class ShapedCartPoleEnv(ShapedReward):
+    """A leader pays the follower of Cart Pole by the cart's place, for it wants the cart at a target.
+
+    ## Description
+    The follower is paid 1 for every step in which the pole stands, wherever the cart is. The leader wants the cart at ``target``
+    and pays, or takes, ``x_1 u + x_2 u^2`` a step, u being the cart's place after it in halves of the track. It bears a share of
+    what it pays. With x_2 < 0 the follower's payment is largest at u = -x_1 / (2 x_2).
+
+    ## Action Space
+    ``Discrete(2)``: push to the left, to the right.
+
+    ## Observation Space
+    ``Box(4.8, inf, 0.42, inf; (4,), float32)`` around 0: the cart's place and speed, the pole's angle and its speed.
+
+    ## Leader Space
+    ``Box(-1, 1, (2,), float64)``: x, 0 at first. ``commitment(s)`` is x; ``info["leader_draw"]`` is (r, r_l, u, u^2).
+
+    ## Rewards
+    The follower's: ``1 + x_1 u + x_2 u^2``. The leader's: ``1 - ((p - target)/2.4)^2 - leader_pays (x_1 u + x_2 u^2)``.
+
+    ## Starting State
+    Each of the four uniform in [-0.05, 0.05].
+
+    ## Episode End
+    Terminates where the pole leans by more than 12 degrees or the cart leaves [-2.4, 2.4]; the registered environment truncates
+    after 500 steps (``max_episode_steps``).
+
+    ## Arguments
+    - ``gamma``: discount of both players, in [0, 1) (0.99).
+    - ``target``: where the leader wants the cart, in [-2.4, 2.4] (1.0).
+    - ``leader_pays``: share of the payment that the leader bears (0.1).
+    - ``render_mode``: None, ``"human"`` or ``"rgb_array"``: Cart Pole's own (extra ``render``).
+
+    ## Version History
+    - v0: first version.
+
+    ## References
+    Cart Pole: Barto, Sutton and Anderson, 1983, as in ``gymnasium`` (``CartPole-v1``). The leader is this library's own.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = CartPoleEnv.metadata  # type: ignore[misc]
+
+    def __init__(
+        self, gamma: float = 0.99, target: float = 1.0, leader_pays: float = 0.1, render_mode: str | None = None
+    ) -> None:
+        wanted = _NearTarget(check_number(target, "target", low=-_HALF_TRACK, high=_HALF_TRACK))
+        base = CartPoleEnv(render_mode=render_mode)
+        shaping = LinearReward(features, size=2)
+        super().__init__(base, shaping, gamma, leader_reward=wanted, leader_pays=leader_pays)

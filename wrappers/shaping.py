@@ -1,0 +1,243 @@
+r"""What a leader pays for a step, phi_x(s,a,s'), as a function of its parameter x.
+
+    LinearReward       x . f(s,a,s')                        features f of the user's
+    EventPayments      sum_k x_k 1[event k at (s,a,s')]     a fee or an incentive on events
+    RewardModule       m_x(s,a,s')                          x: the flattened parameters of a torch module
+    LinearPotential    gamma Phi_x(s') - Phi_x(s),          Phi_x(s) = x . f(s)
+    PotentialModule    the same,                            Phi_x a torch module
+
+Potentials are 0 where an episode terminates. Their payments telescope: every policy's return is changed by the same
+-E Phi_x(s_0), so that the optimal policies stay what they are for every x (Ng, Harada and Russell, ICML 1999). What x then moves
+is how fast a follower learns; the return at the exact best response has no gradient in x.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..envs.mdp.checks import check_size, require
+from .leader_wrapper import Floats, Step, finite_vector
+
+Space = gym.spaces.Space[Any]
+
+
+class Shaping(ABC):
+    """A payment phi_x, evaluated on what was measured of a step.
+
+    Attributes:
+        dim: number of entries of x.
+    """
+
+    dim: int
+
+    def prepare(self, observation_space: Space, action_space: Space, gamma: float) -> None:  # noqa: B027
+        """Learn what steps look like; called once, before the first."""
+
+    @property
+    def start(self) -> Tensor:
+        """x of the untrained leader, ``[dim]``."""
+        return torch.zeros(self.dim, dtype=torch.float64)
+
+    @abstractmethod
+    def measure(self, step: Step) -> Floats:
+        """What phi_x has to know of a step, ``[m]``; raises ``ValueError`` where that is of another length or not finite."""
+
+    @abstractmethod
+    def paid(self, x: Tensor, measured: Tensor) -> Tensor:
+        """phi_x, ``[...]``, for x ``[dim]`` and measured ``[..., m]``; differentiable in x."""
+
+    def paid_once(self, x: Floats, measured: Floats) -> float:
+        """phi_x of one step."""
+        with torch.no_grad():
+            return float(self.paid(torch.from_numpy(x), torch.from_numpy(measured)[None])[0])
+
+    def check(self, measured: Tensor) -> None:  # noqa: B027
+        """Raise ``ValueError`` where phi_x on these steps, ``[n, m]``, is no function of x to learn by."""
+
+
+class _Linear(Shaping):
+    """phi_x = x . c, c being what is measured."""
+
+    def paid(self, x: Tensor, measured: Tensor) -> Tensor:
+        return measured @ x
+
+    def paid_once(self, x: Floats, measured: Floats) -> float:
+        return float(measured @ x)
+
+
+class LinearReward(_Linear):
+    """phi_x(s,a,s') = x . f(s,a,s').
+
+    Args:
+        features: ``f(obs, action, next_obs) -> [size]``.
+        size: number of features.
+
+    Raises:
+        ValueError: features that are no callable, a size under one; at a step, features of another length or not finite.
+    """
+
+    def __init__(self, features: Callable[[Any, Any, Any], Any], size: int) -> None:
+        require(callable(features), "features", "a callable (obs, action, next_obs) -> [size]", repr(features))
+        self._features, self.dim = features, check_size(size, "size")
+
+    def measure(self, step: Step) -> Floats:
+        return finite_vector(self._features(step.obs, step.action, step.next_obs), self.dim, "features")
+
+
+class EventPayments(_Linear):
+    """x_k is paid where the k-th event happens; where x_k is negative it is a fee.
+
+    Args:
+        events: predicates ``(obs, action, next_obs) -> bool``, at least one.
+
+    Raises:
+        ValueError: no events, one that is no callable; at a step, an answer that is not True or False.
+    """
+
+    def __init__(self, events: Sequence[Callable[[Any, Any, Any], bool]]) -> None:
+        fits = isinstance(events, Sequence) and len(events) > 0 and all(callable(event) for event in events)
+        require(fits, "events", "callables (obs, action, next_obs) -> bool, at least one", repr(events))
+        self._events, self.dim = tuple(events), len(events)
+
+    def measure(self, step: Step) -> Floats:
+        happened = [event(step.obs, step.action, step.next_obs) for event in self._events]
+        for k, answer in enumerate(happened):
+            require(isinstance(answer, (bool, np.bool_)), f"events[{k}]", "True or False", repr(answer))
+        return np.array(happened, dtype=np.float64)
+
+
+class LinearPotential(_Linear):
+    """gamma Phi_x(s') - Phi_x(s) with Phi_x(s) = x . f(s), 0 where the episode terminates.
+
+    Args:
+        features: ``f(obs) -> [size]``.
+        size: number of features.
+
+    Raises:
+        ValueError: as :class:`LinearReward`.
+    """
+
+    def __init__(self, features: Callable[[Any], Any], size: int) -> None:
+        require(callable(features), "features", "a callable obs -> [size]", repr(features))
+        self._features, self.dim = features, check_size(size, "size")
+        self._gamma = 1.0
+
+    def prepare(self, observation_space: Space, action_space: Space, gamma: float) -> None:
+        self._gamma = gamma
+
+    def measure(self, step: Step) -> Floats:
+        before = finite_vector(self._features(step.obs), self.dim, "features")
+        if step.terminated:
+            return -before
+        return self._gamma * finite_vector(self._features(step.next_obs), self.dim, "features") - before
+
+
+class _Module(Shaping):
+    """phi_x by a torch module; x is its flattened parameters, float64, in their order."""
+
+    def __init__(self, module: nn.Module) -> None:
+        require(isinstance(module, nn.Module), "module", "a torch module", repr(module))
+        self._module = copy.deepcopy(module).double().eval()
+        self._shapes = {name: p.shape for name, p in self._module.named_parameters()}
+        self.dim = sum(shape.numel() for shape in self._shapes.values())
+        require(self.dim > 0, "module", "a module with parameters: they are x", repr(module))
+        self._spaces: dict[str, Space] = {}
+        self._gamma = 1.0
+
+    def prepare(self, observation_space: Space, action_space: Space, gamma: float) -> None:
+        self._spaces = {"obs": observation_space, "action": action_space, "next_obs": observation_space}
+        self._gamma = gamma
+
+    @property
+    def start(self) -> Tensor:
+        """The module's own parameters."""
+        return torch.cat([p.detach().reshape(-1) for p in self._module.parameters()])
+
+    def _measure(self, step: Step, *names: str) -> list[Floats]:
+        return [np.asarray(getattr(step, name), dtype=np.float64).reshape(-1) for name in names]
+
+    def _parts(self, measured: Tensor, *names: str) -> list[Tensor]:
+        """Observations and actions as the module takes them: Box float64 ``[n, ...]``, Discrete int64 ``[n]``."""
+        parts, start = [], 0
+        for name in names:
+            space = self._spaces[name]
+            shape = space.shape or ()
+            size = int(np.prod(shape, dtype=np.int64))
+            part = measured[:, start : start + size].reshape(-1, *shape)
+            parts.append(part.long() if isinstance(space, gym.spaces.Discrete) else part)
+            start += size
+        return parts
+
+    def _call(self, x: Tensor, *inputs: Tensor) -> Tensor:
+        pieces = x.split([shape.numel() for shape in self._shapes.values()])
+        parameters = {
+            name: piece.reshape(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)
+        }
+        out = functional_call(self._module, parameters, inputs)
+        n = inputs[0].shape[0]
+        got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else repr(out)
+        require(isinstance(out, Tensor) and out.shape == (n,), "module", f"an answer of shape ({n},), one a step", got)
+        return out  # type: ignore[no-any-return]
+
+    def paid(self, x: Tensor, measured: Tensor) -> Tensor:
+        flat = self._paid(x, measured.reshape(-1, measured.shape[-1]))
+        return flat.reshape(measured.shape[:-1])
+
+    @abstractmethod
+    def _paid(self, x: Tensor, measured: Tensor) -> Tensor:
+        """phi_x of ``[n, m]``."""
+
+    def check(self, measured: Tensor) -> None:
+        x = self.start.requires_grad_()
+        out = self.paid(x, measured)
+        require(bool(torch.isfinite(out).all()), "module", "finite rewards", out.detach().tolist())
+        depends = out.requires_grad and bool(torch.autograd.grad(out.square().sum() + out.sum(), x)[0].any())
+        require(
+            depends, "module", "a reward that depends on its parameters x", "a gradient in x of 0 at every step tried"
+        )
+
+
+class RewardModule(_Module):
+    """phi_x(s,a,s') = m_x(s,a,s').
+
+    Args:
+        module: ``m(obs, action, next_obs) -> [n]`` on batches: Box as float64 ``[n, ...]``, Discrete as int64 ``[n]``. It is
+            copied and evaluated in float64; ``torch.nn.utils.vector_to_parameters(x, module)`` gives a learned x back to it.
+
+    Raises:
+        ValueError: no module, one without parameters; before the first step is paid for, one that answers in another shape,
+            not finite, or not by its parameters.
+    """
+
+    def measure(self, step: Step) -> Floats:
+        return np.concatenate(self._measure(step, "obs", "action", "next_obs"))
+
+    def _paid(self, x: Tensor, measured: Tensor) -> Tensor:
+        return self._call(x, *self._parts(measured, "obs", "action", "next_obs"))
+
+
+class PotentialModule(_Module):
+    """gamma Phi_x(s') - Phi_x(s) with Phi_x a torch module, 0 where the episode terminates.
+
+    Args:
+        module: ``Phi(obs) -> [n]``; the rest as :class:`RewardModule`.
+
+    Raises:
+        ValueError: as :class:`RewardModule`.
+    """
+
+    def measure(self, step: Step) -> Floats:
+        return np.concatenate([[not step.terminated], *self._measure(step, "obs", "next_obs")])
+
+    def _paid(self, x: Tensor, measured: Tensor) -> Tensor:
+        obs, next_obs = self._parts(measured[:, 1:], "obs", "next_obs")
+        return self._gamma * measured[:, 0] * self._call(x, next_obs) - self._call(x, obs)
