@@ -41,6 +41,7 @@ BENCHMARKS = (
     "single_loop",
     "lam_sensitivity",
     "black_box",
+    "shaped_mountain_car",
     "sparse_grid",
     "speed",
 )
