@@ -76,32 +76,39 @@ FALLING_ENTROPY = Geometric(0.2, 0.05)
 """Entropy bonus of a linear policy in training: soft at first, so that no action is given up before x has settled."""
 
 
-def tuned_settings(name: str, n_envs: int, linear: bool, n_inputs: int = 0) -> dict[str, Any]:
+NEAR = 0.95
+"""Up to this discount a linear critic's one-step errors are trusted, and steps are long."""
+
+
+def tuned_settings(name: str, n_envs: int, linear: bool, gamma: float, n_inputs: int = 0) -> dict[str, Any]:
     """Settings of an algorithm that has to track a moving x, by class name; SB3's own for an algorithm not listed.
 
     Args:
         name: e.g. ``"PPO"``.
         n_envs: copies of the environment.
         linear: whether observations are product features, in which a linear policy or Q-function is exact.
+        gamma: the discount.
         n_inputs: numbers in an action, where actions are a Box.
     """
     if n_inputs:
         return _continuous_settings(n_envs, n_inputs).get(name, {})
     policy_kwargs = _linear() if linear else {}
-    rate, entropy = Linear(0.03, 0.003), FALLING_ENTROPY.start
+    near, entropy = gamma <= NEAR, FALLING_ENTROPY.start
+    gae_lambda = 0.5 if linear and near else 0.95
+    rate = Linear(0.03, 0.003) if near else 0.003
     settings: dict[str, dict[str, Any]] = {
         "PPO": {
-            "n_steps": 16,
+            "n_steps": 64 if linear and not near else 16,
             "batch_size": 16 * n_envs,
             "n_epochs": 8,
-            "gae_lambda": 0.5 if linear else 0.95,
+            "gae_lambda": gae_lambda,
             "learning_rate": rate if linear else 3e-4,
             "ent_coef": entropy if linear else 0.0,
             "policy_kwargs": policy_kwargs,
         },
         "A2C": {
             "n_steps": 8,
-            "gae_lambda": 0.5 if linear else 0.95,
+            "gae_lambda": gae_lambda,
             "learning_rate": rate if linear else 7e-4,
             "ent_coef": entropy if linear else 0.0,
             "policy_kwargs": policy_kwargs,
@@ -125,7 +132,7 @@ def tuned_settings(name: str, n_envs: int, linear: bool, n_inputs: int = 0) -> d
     settings["TRPO"] = {
         "n_steps": 32,
         "batch_size": 8 * n_envs,
-        "gae_lambda": 0.5 if linear else 0.95,
+        "gae_lambda": gae_lambda,
         "policy_kwargs": policy_kwargs,
     }
     settings["ARS"] = _random_search(n_envs)
@@ -228,7 +235,7 @@ def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linea
     if isinstance(spec, type):
         require(issubclass(spec, BaseAlgorithm), "follower", "an SB3 algorithm class or a callable", spec.__name__)
         n_inputs = int(np.prod(venv.action_space.shape)) if isinstance(venv.action_space, gym.spaces.Box) else 0
-        settings = tuned_settings(spec.__name__, venv.num_envs, linear, n_inputs)
+        settings = tuned_settings(spec.__name__, venv.num_envs, linear, gamma, n_inputs)
         algorithm: Any = spec
         if "gamma" in inspect.signature(spec).parameters:  # ARS has none
             settings = {"gamma": gamma, **settings}
