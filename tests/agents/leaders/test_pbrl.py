@@ -597,7 +597,7 @@ def test_a_simulator_that_takes_missing_actions_teaches_not_to_take_them() -> No
         return float(leader.worlds.policy(leader.best_response, torch.from_numpy(leader.x))[missing].mean())
 
     before = share()
-    leader.learn(20_000)
+    leader.learn(80_000)
     assert before == pytest.approx(1.0 / mdp.n_actions, abs=0.02)
     assert share() < 0.5 * before
     assert leader.evaluate().leader_return <= 0.0
