@@ -35,7 +35,7 @@ from ...envs.sampling import InverseCdfSampler
 from ..estimators import Rollouts
 from ..penalties import nikaido_isoda_penalty
 from .game_worlds import Floats, GameWorlds
-from .leader_gradient import GradientEstimate, PenaltyEstimate
+from .leader_gradient import GradientEstimate, PenaltyEstimate, mean_and_error
 from .linearised import leader_advantages, pair_visitation
 from .rollout_gradient import LinearCritic
 
@@ -199,7 +199,7 @@ class GameRolloutGradient(GameGradient):
         tau = self.worlds.problem.tau
         psi = self._returns(against_2, above.detach() + tau * (_h(pi[1]) - _h(best[0])))
         psi = psi - self._returns(against_1, below.detach() + tau * (_h(best[1]) - _h(pi[0])))
-        found, (mean, stderr) = LeaderGain(self._advantages(own, pi), d_leader, (d_1, d_2)), _mean_and_error(psi)
+        found, (mean, stderr) = LeaderGain(self._advantages(own, pi), d_leader, (d_1, d_2)), mean_and_error(psi)
         estimate = PenaltyEstimate(mean, stderr, mean + found.at_stake / lam, stderr)
         return GradientEstimate(ascent, estimate, self.planned_steps), found
 
@@ -262,8 +262,3 @@ def _h(pi: Tensor) -> Tensor:
     """sum pi log pi, ``[S]``."""
     h: Tensor = torch.special.xlogy(pi, pi).sum(-1)
     return h
-
-
-def _mean_and_error(values: Floats) -> tuple[float, float]:
-    """The mean of ``[N]`` and its standard error."""
-    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf

@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..oracles.sb3 import SB3Follower
@@ -52,6 +54,11 @@ class GradientEstimate:
     ascent: Tensor
     penalty: PenaltyEstimate
     steps: int
+
+
+def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The mean of ``[N]`` and its standard error, infinite for a single value."""
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf
 
 
 class LeaderGradient(ABC):

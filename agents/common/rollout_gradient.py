@@ -19,7 +19,7 @@ from torch import Tensor
 from ...wrappers import set_leader
 from ..estimators import Rollouts
 from ..oracles.sb3 import SB3Follower
-from .leader_gradient import GradientEstimate, LeaderGradient, PenaltyEstimate
+from .leader_gradient import GradientEstimate, LeaderGradient, PenaltyEstimate, mean_and_error
 from .rollouts import Rollout, advantages, collect, discounts, start_values, surrogate
 from .worlds import Worlds
 
@@ -105,11 +105,6 @@ def episode_returns(
     return follower, leader
 
 
-def _mean_and_error(values: Floats) -> tuple[float, float]:
-    """The mean of ``[N]`` and its standard error."""
-    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf
-
-
 class RolloutGradient(LeaderGradient):
     """The estimator of :class:`Rollouts`; it keeps a critic for the best response and one for the penalised follower.
 
@@ -137,7 +132,7 @@ class RolloutGradient(LeaderGradient):
         follower_y, leader_y, returns_y = self._surrogates(model, played[1], self.critics[1])
         (ascent,) = torch.autograd.grad(leader_y + lam * (follower_y - follower_hat), [model.get_parameter("x")])
         gap, gain = (returns_hat - returns_y).T  # the gain with its sign turned
-        estimate = PenaltyEstimate(*_mean_and_error(gap), *_mean_and_error(gap - gain / lam))
+        estimate = PenaltyEstimate(*mean_and_error(gap), *mean_and_error(gap - gain / lam))
         return GradientEstimate(ascent, estimate, played[0].steps + played[1].steps)
 
     def episodes(self, x: Tensor, hat: SB3Follower, pi_y: SB3Follower) -> tuple[Rollout, Rollout]:
