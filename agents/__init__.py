@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .baselines.zero_order import ZeroOrder, ZeroOrderConfig
     from .common.evaluation import Evaluation, leader_return_at_best_response
     from .common.policies import Direct, Softmax, Solved
+    from .common.robustness import Response, robustness
     from .estimators import KnownModel, MonteCarlo, Rollouts
     from .leaders.hpgd import HPGD, HPGDConfig
     from .leaders.hypergradient import Hypergradient, HypergradientConfig
@@ -74,6 +75,8 @@ _HOME = {
     "Quench": "schedules",
     "Geometric": "schedules",
     "Power": "schedules",
+    "Response": "common.robustness",
+    "robustness": "common.robustness",
     "Evaluation": "common.evaluation",
     "leader_return_at_best_response": "common.evaluation",
 }
@@ -108,6 +111,7 @@ __all__ = [
     "PolicyGradient",
     "Power",
     "Quench",
+    "Response",
     "Rollouts",
     "SingleLoop",
     "SingleLoopConfig",
@@ -124,6 +128,7 @@ __all__ = [
     "ZeroOrder",
     "ZeroOrderConfig",
     "leader_return_at_best_response",
+    "robustness",
 ]
 
 

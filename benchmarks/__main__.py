@@ -41,6 +41,8 @@ BENCHMARKS = (
     "single_loop",
     "lam_sensitivity",
     "black_box",
+    "nested_search",
+    "robustness",
     "shaped_mountain_car",
     "sparse_grid",
     "speed",

@@ -4,7 +4,7 @@ Ten random Stackelberg games of 20 states (seeds 5 to 14; x has 100 coordinates)
 zero-order leader see the leader's return alone, and a follower solved exactly for every value; the meta-gradient looks one
 step of the follower ahead; HPGD solves the follower and estimates the gradient from its trajectories; SoBiRL tracks the
 follower and the adjoint. Ours are the exact hypergradient and PBRL, as they come. Black-box search, HPGD and the meta-gradient
-are given several times our CPU time. At the end CMA-ES with a follower trained again for every trial, against PBRL with PPO.
+are given several times our CPU time. Where followers are learned, see ``nested_search``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from stable_baselines3 import PPO
 
 from bilevel_gym.agents import (
-    CMAES,
     HPGD,
-    PBRL,
-    CMAESConfig,
     Geometric,
     HPGDConfig,
     Hypergradient,
@@ -39,7 +35,6 @@ from bilevel_gym.agents import (
     ZeroOrder,
     ZeroOrderConfig,
 )
-from bilevel_gym.agents.common.leader import Leader
 from bilevel_gym.agents.common.tabular import TabularLeader
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
@@ -65,10 +60,6 @@ ANNEALED = Geometric(0.3, 0.003)
 MARKS = (0.1, 0.3, 1.0, 3.0)
 """CPU seconds at which returns are compared."""
 SHARE = 0.95
-BUDGET, TIMES, TRIAL_STEPS = 1_000_000, 10, 10_000
-"""Environment steps of PBRL with PPO; how many times those CMA-ES has; those in which a trial's follower trains."""
-LEARNED = {"pbrl_ppo": "PBRL with PPO", "cma_es_ppo": "CMA-ES, PPO trained again for every trial"}
-LEARNED_SEEDS = SEEDS[:2]
 
 
 @dataclass(frozen=True)
@@ -134,34 +125,11 @@ def run_one(name: str, seed: int, quick: bool) -> Data:
     }
 
 
-def run_learned(name: str, seed: int, steps: int) -> Data:
-    """PBRL with so many steps, or CMA-ES with several times as many, on one game; the follower is PPO."""
-    env, kwargs, start = "bilevel_gym/StackelbergGame-v0", {"n_states": SIZE, "seed": seed}, time.process_time()
-    leader: Leader
-    if name == "pbrl_ppo":
-        leader = PBRL(env, PPO, env_kwargs=kwargs).learn(steps)
-    else:
-        leader = CMAES(env, PPO, CMAESConfig(follower_steps=TRIAL_STEPS, eval_every=1), env_kwargs=kwargs)
-        leader.learn(TIMES * steps)
-    assert leader.kept is not None
-    return {
-        "method": name,
-        "seed": seed,
-        "cpu_seconds": round(time.process_time() - start, 1),
-        "steps": leader.history[-1].steps,
-        "start": leader.history[0].leader_return,
-        "best": leader.kept.evaluation.leader_return,
-        "last": leader.history[-1].leader_return,
-    }
-
-
 def run(quick: bool, jobs: int) -> Data:
     """Every method on every game."""
-    seeds, learned_seeds = (SEEDS[:2], SEEDS[:1]) if quick else (SEEDS, LEARNED_SEEDS)
+    seeds = SEEDS[:2] if quick else SEEDS
     runs = map_tasks(run_one, [(name, seed, quick) for name in METHODS for seed in seeds], jobs, "runs")
-    steps = 30_000 if quick else BUDGET
-    learned = [(name, seed, steps) for seed in learned_seeds for name in LEARNED]
-    return {"seeds": list(seeds), "runs": runs, "learned": map_tasks(run_learned, learned, jobs, "learned")}
+    return {"seeds": list(seeds), "runs": runs}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -226,30 +194,6 @@ def claim_table(data: Data) -> str:
     return markdown_table(["F_0 of the best x", "target", "measured", ""], rows)
 
 
-def learned_runs(data: Data, name: str, key: str) -> list[Any]:
-    """One number a game, where followers are learned."""
-    return [r[key] for r in data["learned"] if r["method"] == name]
-
-
-def learned_advantage(data: Data) -> Interval:
-    """Best x of PBRL less best x of CMA-ES, paired by game."""
-    return paired_difference(*(learned_runs(data, name, "best") for name in LEARNED))
-
-
-def learned_table(data: Data) -> str:
-    """Returns with followers learned, and the target."""
-    rows = []
-    for name, label in LEARNED.items():
-        ends = [mean_interval(learned_runs(data, name, key)).text() for key in ("start", "best", "last")]
-        steps, seconds = (np.median(learned_runs(data, name, key)) for key in ("steps", "cpu_seconds"))
-        rows.append([label, f"{steps:,.0f}", f"{seconds:.0f}", *ends])
-    found = learned_advantage(data)
-    met = verdict(found.low is not None and found.low > 0.0)
-    headers = ["method", "environment steps", "CPU s", "F_0, start", "F_0, best x", "F_0, last x"]
-    claim = f"Target: best x of PBRL above that of CMA-ES with {TIMES} times its steps: {found.text()}, {met} on these games."
-    return markdown_table(headers, rows) + "\n\n" + claim
-
-
 NOTES = f"""\
 F_0: the leader's return at the follower's best response (temperature 0.002), exact; *best x* (the end, and by so much CPU
 time) is the best by that evaluation on the way, for every method alike. Means over ten games, 95% bootstrap intervals,
@@ -264,20 +208,13 @@ zero-order leader takes eight directions an iteration and Adam steps of 0.1; it,
 temperature from {ANNEALED.start:g} to {ANNEALED.end:g}. HPGD takes 16 episodes an iteration and SGD steps of 0.5 cut at norm
 1, as published; keeping the best x and the falling temperature are ours.
 
-SoBiRL is a hypergradient too, with the follower and the adjoint tracked in place of solved.
-
-**The follower learned.** The same games, sampled: PBRL with PPO as it comes, and CMA-ES with {TIMES} times its environment
-steps, a PPO follower trained from scratch for {TRIAL_STEPS:,} steps in every trial and judged by 64 episodes of its likeliest
-actions. All steps of training and of judging are counted, honest evaluations (exact) are not. One run a game and two games:
-the interval is their range and proves nothing of others. At the steps that it is given CMA-ES is about level with PBRL, ahead on
-one game and behind on the other; at 300,000 steps against 3 million it was ahead on both (6.3 and 6.3 against 5.6 and 5.7). The
-part was run apart from the rest, on a busy machine; the seconds at the foot of the page are without it."""
+SoBiRL is a hypergradient too, with the follower and the adjoint tracked in place of solved."""
 
 
 def table(data: Data) -> str:
     """The page's tables."""
     parts = [claim_table(data), "## F_0 against what it cost", method_table(data)]
-    return "\n\n".join([*parts, "## The follower learned", learned_table(data), NOTES])
+    return "\n\n".join([*parts, NOTES])
 
 
 def standing(data: Data) -> list[Standing]:
@@ -291,13 +228,6 @@ def standing(data: Data) -> list[Standing]:
         word = verdict(any(ahead)) + ("" if all(ahead) or not any(ahead) else " by one of the two")
         quantity = f"F_0 of the best x, {SIZE} states, {METHODS[rival].label}"
         lines.append(Standing(quantity, f"{means[rival]:.2f} (our implementation)", text, word))
-    learned = {name: float(np.mean(learned_runs(data, name, "best"))) for name in LEARNED}
-    difference = learned_advantage(data)
-    met = verdict(difference.low is not None and difference.low > 0.0)
-    quantity = f"F_0 of the best x, {SIZE} states, {LEARNED['cma_es_ppo']}, {TIMES} times the steps"
-    text = f"PBRL with PPO {learned['pbrl_ppo']:.2f}, ahead by {difference.text()}"
-    elsewhere, games = f"target: not where we are; {learned['cma_es_ppo']:.2f}", learned_runs(data, "pbrl_ppo", "seed")
-    lines.append(Standing(quantity, elsewhere, text, f"{met} on {len(games)} games"))
     return lines
 
 

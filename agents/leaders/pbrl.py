@@ -419,7 +419,7 @@ class PBRL(Leader):
         fresh = self._new_follower(int(rng.integers(2**31)), leader_weight=0.0)
         set_leader(fresh.venv, x.numpy())
         steps = self.config.evaluation_steps
-        self.num_timesteps += fresh.train(steps, steps)
+        self.num_timesteps += fresh.train_alone(steps)
         assert isinstance(self.gradient, RolloutGradient)
         act = fresh.player(self.gradient.venv, greedily=self.worlds.continuous_actions)
         (follower, leader), (follower_y, leader_y) = self._paired_returns(x, act, int(rng.integers(2**31)))

@@ -70,7 +70,7 @@ def _linear(**policy_kwargs: Any) -> dict[str, Any]:
     return {"net_arch": [], **policy_kwargs}
 
 
-FALLING_Q_TEMPERATURE = Geometric(0.2, 0.03)
+FALLING_Q_TEMPERATURE = Geometric(0.3, 0.05)
 """Temperature of a Q-network's answers, in the reward's unit."""
 FALLING_ENTROPY = Geometric(0.2, 0.05)
 """Entropy bonus of a linear policy in training: soft at first, so that no action is given up before x has settled."""
@@ -385,6 +385,13 @@ class SB3Follower:
                 self.model.learn(steps, log_interval=None, reset_num_timesteps=False, **masking)  # type: ignore[arg-type]
             if self._average is not None:
                 self._average.update_parameters(self.model.policy)
+        return self.num_timesteps - before
+
+    def train_alone(self, steps: int) -> int:
+        """Train at an x that stays, for at least ``steps`` steps, in tenths: all schedules run; return the steps spent."""
+        before = self.num_timesteps
+        while self.num_timesteps - before < steps:
+            self.train(-(-steps // 10), before + steps)
         return self.num_timesteps - before
 
     def _forget_scales(self, steps: int) -> None:

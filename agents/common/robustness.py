@@ -1,0 +1,155 @@
+r"""How robust a leader's x is: its return when other algorithms than the one it was learned with live under it.
+
+At a fixed x each follower is trained from nothing and left as it is,
+
+    J_L(x, pi_k)  beside  F_0(x) = J_L(x, pi*(x)),        slack_k = V_f^*(x) - V_f^{pi_k}(x)
+
+A leader that needs its follower to be exactly optimal shows it here: a small slack that costs it much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ...envs.mdp import policy_return, solve_soft, suboptimality
+from ...envs.mdp.checks import check_size, require
+from ...wrappers import set_leader
+from ..oracles.sb3 import Answering, FollowerSpec, SB3Follower
+from ..schedules import Geometric
+from .evaluation import leader_return_at_best_response
+from .rollout_gradient import episode_returns
+from .rollouts import collect
+from .worlds import EnvSpec, Worlds
+
+SETTLING = Answering(q_temperature=Geometric(0.2, 0.01), entropy=Geometric(0.2, 0.002))
+"""Followers given as a class, whose settings are the library's, end far less soft at an x that stays than at one that moves."""
+TAIL = 0.01
+"""Discount at which sampled episodes are cut; a critic of them stands for the rest."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """What the leader gets from one follower that was trained at its x.
+
+    Attributes:
+        follower: its name.
+        seed: of the follower, its world and the episodes by which it is judged.
+        leader_return: ``J_L(x, pi)``; exact where the environment is tabular.
+        leader_return_stderr: its standard error, 0 where it is exact.
+        follower_return: ``V_f^pi``, unregularised, likewise.
+        leader_return_at_best_response: ``F_0(x)``; None where no model tells.
+        slack: ``V_f^* - V_f^pi``; None where no model tells.
+        steps: steps that it was trained.
+    """
+
+    follower: str
+    seed: int
+    leader_return: float
+    leader_return_stderr: float
+    follower_return: float
+    leader_return_at_best_response: float | None
+    slack: float | None
+    steps: int
+
+
+def robustness(
+    env: EnvSpec,
+    x: ArrayLike,
+    followers: Mapping[str, FollowerSpec],
+    steps: int = 100_000,
+    seeds: Sequence[int] = (0, 1, 2),
+    env_kwargs: dict[str, Any] | None = None,
+    n_envs: int = 16,
+    progress_bar: bool = False,
+) -> tuple[Response, ...]:
+    """Train followers from nothing at x and report the leader's return under each.
+
+    Args:
+        env: a leader environment: its id, an environment (it is copied), or a callable that makes one.
+        x: the leader's parameter, ``[dim]``.
+        followers: by name, SB3 classes (built with the library's settings) or callables ``VecEnv -> BaseAlgorithm`` (as their
+            user sets them up). They are not shown x.
+        steps: environment steps that each trains; SB3 rounds up to whole rollouts.
+        seeds: one training each.
+        env_kwargs: arguments of an id.
+        n_envs: copies of the world.
+        progress_bar: show one.
+
+    Returns:
+        A record for each follower and seed, in that order. A follower is judged by the policy that it answers with; one that
+        acts with noise in continuous actions without it.
+
+    Raises:
+        ValueError: an x outside X, no followers, one that cannot act in the environment or has another discount.
+
+    Example:
+        >>> from stable_baselines3 import A2C
+        >>> from bilevel_gym.agents import robustness
+        >>> reports = robustness("bilevel_gym/TwoState-v0", [0.5], {"A2C": A2C}, steps=2_000, seeds=[0])
+        >>> reports[0].slack < 0.5
+        True
+    """
+    check_size(steps, "steps")
+    check_size(n_envs, "n_envs")
+    require(len(followers) > 0, "followers", "at least one follower by name", dict(followers))
+    require(len(seeds) > 0, "seeds", "at least one", seeds)
+    worlds = Worlds(env, env_kwargs, observe_commitment=False)
+    point = worlds.leader_set.check(torch.as_tensor(np.asarray(x, dtype=np.float64)))
+    tasks = [(name, spec, int(seed)) for name, spec in followers.items() for seed in seeds]
+    return tuple(
+        _response(worlds, point, name, spec, seed, steps, n_envs)
+        for name, spec, seed in tqdm(tasks, disable=not progress_bar)
+    )
+
+
+def _response(worlds: Worlds, x: Tensor, name: str, spec: FollowerSpec, seed: int, steps: int, n_envs: int) -> Response:
+    venv = worlds.make(n_envs)
+    set_leader(venv, x.numpy())
+    answering = SETTLING if isinstance(spec, type) and worlds.linear else Answering()
+    follower = SB3Follower(spec, venv, worlds.gamma, seed, worlds.linear, answering)
+    worlds.require_every_action(x, follower)
+    spent = follower.train_alone(steps)
+    if worlds.problem is not None and not follower.recurrent:
+        returns = _exact(worlds, x, follower)
+    else:
+        returns = _sampled(worlds, x, follower, seed)
+    venv.close()
+    return Response(name, seed, *returns, spent)
+
+
+@torch.no_grad()
+def _exact(worlds: Worlds, x: Tensor, follower: SB3Follower) -> tuple[float, float, float, float | None, float | None]:
+    """(J_L, 0, V_f, F_0, slack) of the follower's policy table."""
+    problem = worlds.problem
+    assert problem is not None
+    mdp = problem.follower_mdp(x)
+    pi = worlds.policy(follower, x).reshape(mdp.r.shape)
+    slack = float(problem.over_contexts(suboptimality(mdp, pi, 0.0, solve_soft(mdp, 0.0))))
+    attained = float(problem.over_contexts(policy_return(mdp, pi)))
+    return float(problem.leader_return(x, pi)), 0.0, attained, leader_return_at_best_response(problem, x), slack
+
+
+@torch.no_grad()
+def _sampled(
+    worlds: Worlds, x: Tensor, follower: SB3Follower, seed: int, n_episodes: int = 256
+) -> tuple[float, float, float, float | None, float | None]:
+    """The same from fresh episodes; F_0 of a linear-quadratic problem by Riccati."""
+    venv = worlds.make(n_episodes)
+    set_leader(venv, x.numpy())
+    with follower.generators.active():
+        player = follower.player(venv, greedily=worlds.continuous_actions)
+        episodes = collect(venv, player, worlds.horizon(TAIL), seed)
+    venv.close()
+    theirs, ours = episode_returns(episodes, worlds.base_space, worlds.base_observation, worlds.gamma)
+    stderr = float(ours.std(ddof=1) / np.sqrt(len(ours)))
+    linear = worlds.linear_quadratic
+    F_0 = None if linear is None else float(linear.leader_return(x, linear.best_response(x).F))
+    return float(ours.mean()), stderr, float(theirs.mean()), F_0, None
