@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .baselines.independent_policy_gradient import IndependentPolicyGradient, IndependentPolicyGradientConfig
     from .baselines.meta_gradient import MetaGradient, MetaGradientConfig
     from .baselines.zero_order import ZeroOrder, ZeroOrderConfig
+    from .common.callbacks import Checkpoint
     from .common.evaluation import Evaluation, leader_return_at_best_response
     from .common.policies import Direct, Softmax, Solved
     from .common.robustness import Response, robustness
@@ -75,6 +76,7 @@ _HOME = {
     "Quench": "schedules",
     "Geometric": "schedules",
     "Power": "schedules",
+    "Checkpoint": "common.callbacks",
     "Response": "common.robustness",
     "robustness": "common.robustness",
     "Evaluation": "common.evaluation",
@@ -87,6 +89,7 @@ __all__ = [
     "PBRL",
     "BellmanPenalty",
     "CMAESConfig",
+    "Checkpoint",
     "Constant",
     "Direct",
     "Evaluation",

@@ -16,7 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import bilevel_gym  # noqa: F401
-from bilevel_gym.agents import PBRL, NikaidoIsodaPenalty, PBRLConfig, Rollouts
+from bilevel_gym.agents import PBRL, Checkpoint, NikaidoIsodaPenalty, PBRLConfig, Rollouts
 from bilevel_gym.agents.common.rollout_gradient import episode_returns
 from bilevel_gym.agents.common.rollouts import collect
 from bilevel_gym.agents.common.worlds import Worlds
@@ -145,8 +145,11 @@ def test_learning_stops_at_a_dead_worker_and_x_is_still_there(tmp_path: Path) ->
     leader = PBRL(fragile, tiny(A2C), config=config)
     start = leader.last_x
     with pytest.raises(RuntimeError, match=r"worker [01] .*, which holds copy [01] .* died: exit code 1"):
-        leader.learn(10_000)
+        leader.learn(10_000, Checkpoint(tmp_path / "checkpoint.zip", every=1))
     assert leader.iteration >= 2
+    checkpoint = PBRL.load(tmp_path / "checkpoint.zip", follower=tiny(A2C), env=fragile)
+    np.testing.assert_array_equal(checkpoint.last_x, leader.last_x)
+    checkpoint.close()
     assert not np.array_equal(leader.last_x, start)
     assert leader.kept is not None
     leader.close()
@@ -178,3 +181,10 @@ def test_games_are_simulated_natively() -> None:
     for config, name in ((asked(vec_env="dummy"), "vec_env"), (asked(relabel=True), "relabel")):
         with pytest.raises(ValueError, match=f"{name}: expected None or .* over a game"):
             PBRL(game, A2C, NikaidoIsodaPenalty(), config)
+
+
+def test_a_checkpoint_needs_a_folder_that_exists(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="path: expected a file in a folder that exists"):
+        Checkpoint(tmp_path / "nowhere" / "leader.zip")
+    with pytest.raises(ValueError, match="every: expected"):
+        Checkpoint(tmp_path / "leader.zip", every=0)
