@@ -1,4 +1,4 @@
-"""The follower is paid a mixture of its own reward and the leader's."""
+"""The follower is paid a mixture of its own reward and the leader's, or the leader's alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..envs.mdp.checks import check_number
 
 
 class RewardMixing(VecEnvWrapper):
-    """Pays r_f + weight * r_l; ``info["follower_reward"]`` keeps r_f, ``info["leader_reward"]`` r_l.
+    """Pays own_weight * r_f + weight * r_l; ``info["follower_reward"]`` keeps r_f, ``info["leader_reward"]`` r_l.
 
     With weight 1/lam, the follower that maximises this return is the lower variable of the penalised problem divided
     by lam.
@@ -21,13 +21,17 @@ class RewardMixing(VecEnvWrapper):
     Args:
         venv: copies of a leader environment.
         weight: weight of the leader's reward, finite; it may be set anew at any time, and counts from the next step.
+        own_weight: weight of the follower's own reward, finite.
 
     Raises:
         ValueError: a weight that is not finite.
     """
 
-    def __init__(self, venv: VecEnv, weight: float) -> None:
+    def __init__(self, venv: VecEnv, weight: float, own_weight: float = 1.0) -> None:
         self.weight = weight
+        self.own_weight = check_number(
+            own_weight, "own_weight", low=-math.inf, high=math.inf, open_low=True, open_high=True
+        )
         super().__init__(venv)
 
     @property
@@ -47,5 +51,5 @@ class RewardMixing(VecEnvWrapper):
         leader_rewards: list[Any] = [info["leader_reward"] for info in infos]
         for info, reward in zip(infos, rewards.tolist(), strict=True):
             info["follower_reward"] = reward
-        mixed = rewards + self._weight * np.asarray(leader_rewards)
+        mixed = self.own_weight * rewards + self._weight * np.asarray(leader_rewards)
         return obs, mixed.astype(np.float32), dones, infos

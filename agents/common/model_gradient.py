@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...envs.mdp import policy_return
+from ...envs.mdp import TabularMDP, policy_return
 from ..oracles.sb3 import SB3Follower
 from .leader_gradient import GradientEstimate, LeaderGradient, PenaltyEstimate
 from .worlds import Worlds
@@ -24,11 +24,20 @@ class ModelGradient(LeaderGradient):
 
     def __call__(self, x: Tensor, hat: SB3Follower, pi_y: SB3Follower, lam: float) -> GradientEstimate:
         x = x.detach().requires_grad_()
-        mdp = self.problem.follower_mdp(x)
+        mdp = self._mdp(x)
         best, own = (self.worlds.policy(follower, x.detach()).reshape(mdp.r.shape) for follower in (hat, pi_y))
-        gap = self.problem.over_contexts(policy_return(mdp, best) - policy_return(mdp, own))
+        returns = [policy_return(mdp, pi, self._tau(f)) for pi, f in ((best, hat), (own, pi_y))]
+        gap = self.problem.over_contexts(returns[0] - returns[1])
         leader_return = self.problem.leader_return(x, own)
         (ascent,) = torch.autograd.grad(leader_return - lam * gap, [x])
         with torch.no_grad():
             p, gain = float(gap), float(leader_return - self.problem.leader_return(x, best))
         return GradientEstimate(ascent, PenaltyEstimate(p, 0.0, p + gain / lam, 0.0), 0)
+
+    def _mdp(self, x: Tensor) -> TabularMDP:
+        """M(x)."""
+        return self.problem.follower_mdp(x)
+
+    def _tau(self, follower: SB3Follower) -> float:
+        """The weight of entropy in the follower's return."""
+        return 0.0

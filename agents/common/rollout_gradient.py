@@ -20,7 +20,7 @@ from ...wrappers import set_leader
 from ..estimators import Rollouts
 from ..oracles.sb3 import SB3Follower
 from .leader_gradient import GradientEstimate, LeaderGradient, PenaltyEstimate, mean_and_error
-from .rollouts import Rollout, advantages, collect, discounts, start_values, surrogate
+from .rollouts import Act, Rollout, advantages, collect, discounts, start_values, surrogate
 from .worlds import Worlds
 
 Floats = NDArray[np.float64]
@@ -128,8 +128,9 @@ class RolloutGradient(LeaderGradient):
     def __call__(self, x: Tensor, hat: SB3Follower, pi_y: SB3Follower, lam: float) -> GradientEstimate:
         played = self.episodes(x, hat, pi_y)
         model = self.worlds.leader_model(x.detach().numpy())
-        follower_hat, _, returns_hat = self._surrogates(model, played[0], self.critics[0])
-        follower_y, leader_y, returns_y = self._surrogates(model, played[1], self.critics[1])
+        paid = [self._paid(rollout, follower) for rollout, follower in zip(played, (hat, pi_y), strict=True)]
+        follower_hat, _, returns_hat = self._surrogates(model, played[0], paid[0], self.critics[0])
+        follower_y, leader_y, returns_y = self._surrogates(model, played[1], paid[1], self.critics[1])
         (ascent,) = torch.autograd.grad(leader_y + lam * (follower_y - follower_hat), [model.get_parameter("x")])
         gap, gain = (returns_hat - returns_y).T  # the gain with its sign turned
         estimate = PenaltyEstimate(*mean_and_error(gap), *mean_and_error(gap - gain / lam))
@@ -141,11 +142,19 @@ class RolloutGradient(LeaderGradient):
         seed, played = int(self.rng.integers(2**31)), []
         for follower in (hat, pi_y):
             with follower.generators.active():  # once, and not at every step
-                played.append(collect(self.venv, follower.player(self.venv), self.horizon, seed))
+                played.append(collect(self.venv, self._act(follower, seed), self.horizon, seed))
         return played[0], played[1]
 
+    def _act(self, follower: SB3Follower, seed: int) -> Act:
+        """What plays a follower's episodes."""
+        return follower.player(self.venv)
+
+    def _paid(self, rollout: Rollout, follower: SB3Follower) -> Floats:
+        """What each step counts in the follower's return, ``[T, N]``."""
+        return rollout.r_follower
+
     def _surrogates(
-        self, model: torch.nn.Module, rollout: Rollout, critic: LinearCritic
+        self, model: torch.nn.Module, rollout: Rollout, paid: Floats, critic: LinearCritic
     ) -> tuple[Tensor, Tensor, Floats]:
         """Surrogates of the follower's and the leader's return, and both returns of each copy, ``[N, 2]``."""
         T, N = rollout.alive.shape
@@ -153,7 +162,7 @@ class RolloutGradient(LeaderGradient):
             self.worlds.base_observation(part.reshape(T * N, *part.shape[2:]))
             for part in (rollout.obs, rollout.next_obs)
         )
-        rewards = np.stack([rollout.r_follower.ravel(), rollout.r_leader.ravel()], axis=1)
+        rewards = np.stack([paid.ravel(), rollout.r_leader.ravel()], axis=1)
         steps = (base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
         fitted_before = critic.A is not None
         if not fitted_before:
@@ -163,12 +172,12 @@ class RolloutGradient(LeaderGradient):
             critic.update(*steps)
         A_f, A_l = (
             advantages(reward, V[..., i], V_next[..., i], rollout, self.worlds.gamma, self.gae_lambda)
-            for i, reward in enumerate((rollout.r_follower, rollout.r_leader))
+            for i, reward in enumerate((paid, rollout.r_leader))
         )
         follower, leader = surrogate(model, rollout, (base, after), discounts(rollout, self.worlds.gamma), (A_f, A_l))
         returns = [
             start_values(reward, V_next[..., i], rollout, self.worlds.gamma)
-            for i, reward in enumerate((rollout.r_follower, rollout.r_leader))
+            for i, reward in enumerate((paid, rollout.r_leader))
         ]
         return follower, leader, np.stack(returns, axis=1)
 

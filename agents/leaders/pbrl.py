@@ -1,4 +1,6 @@
-r"""PBRL over any SB3 follower (Shen, Yang and Chen, arXiv 2402.06886, sampled); over zero-sum games see :mod:`.game_pbrl`.
+r"""PBRL over any SB3 follower (Shen, Yang and Chen, arXiv 2402.06886, sampled).
+
+Over zero-sum games see :mod:`.game_pbrl`, with the Bellman penalty :mod:`.bellman_pbrl`.
 
 For the value penalty, minimising F_lam over y is itself reinforcement learning, ``max_y V^{pi_y}`` with reward
 ``r_f + r_l/lam``: exact where leader and follower share gamma, rho and dynamics and J_L is linear in the occupancy. So
@@ -31,7 +33,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -56,7 +58,7 @@ from ..common.worlds import EnvSpec, Vectorisation, Worlds
 from ..estimators import KnownModel, Rollouts
 from ..oracles.replay import TrueReplay
 from ..oracles.sb3 import FALLING_Q_TEMPERATURE, Answering, FollowerSpec, SB3Follower, follower_name, follower_of_file
-from ..penalties import NikaidoIsodaPenalty, ValuePenalty, WeightedPenalty
+from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty, WeightedPenalty
 from ..schedules import Geometric, Linear, Schedule, as_schedule
 
 for _cls in (Rollouts, KnownModel):
@@ -149,7 +151,8 @@ class PBRL(Leader):
             likewise, for four on-policy followers (a callable that makes one with the penalty given).
         follower: an SB3 class, built with settings that suit a moving x, or a callable ``VecEnv -> BaseAlgorithm``
             (its discount has to be the environment's).
-        penalty: a :class:`ValuePenalty`, by default lam 2 to 8; over a game a :class:`NikaidoIsodaPenalty`.
+        penalty: a :class:`ValuePenalty`, by default lam 2 to 8; a :class:`BellmanPenalty` for followers with a Q-network over
+            discrete actions; over a game a :class:`NikaidoIsodaPenalty`.
         config: steps, copies, bounds; over a game by default :meth:`PBRLConfig.for_a_game`.
         seed: of the followers, their worlds, and the leader's episodes.
         env_kwargs: arguments of an id.
@@ -180,11 +183,15 @@ class PBRL(Leader):
     _unit = "step"
 
     def __new__(cls, env: Any = None, follower: Any = None, penalty: Any = None, *_: Any, **__: Any) -> PBRL:
-        """Over a game, or with its penalty, the same method with four followers."""
+        """Over a game, or with its penalty, the same method with four followers; with the Bellman penalty two soft ones."""
         if cls is PBRL and (is_game(env) or isinstance(penalty, NikaidoIsodaPenalty)):
             from .game_pbrl import GamePBRL
 
             return object.__new__(GamePBRL)
+        if cls is PBRL and isinstance(penalty, BellmanPenalty):
+            from .bellman_pbrl import BellmanPBRL
+
+            return object.__new__(BellmanPBRL)
         return object.__new__(cls)
 
     def __init__(
@@ -213,7 +220,7 @@ class PBRL(Leader):
         self.oracle_failures = 0
         self._warm = False
 
-    # --- one follower, the value penalty; `GamePBRL` has its own of these -----------------------------------------
+    # --- the value penalty; `GamePBRL` and `BellmanPBRL` have their own of these -----------------------------------------
 
     def _default_config(self) -> PBRLConfig:
         return PBRLConfig()
@@ -221,7 +228,8 @@ class PBRL(Leader):
     def _checked(self, penalty: WeightedPenalty | None) -> WeightedPenalty:
         """The penalty, or the default one; raises ``ValueError`` where it is another kind of level's."""
         chosen = ValuePenalty(lam=Geometric(2.0, 8.0)) if penalty is None else penalty
-        require(isinstance(chosen, ValuePenalty), "penalty", "a ValuePenalty", type(chosen).__name__)
+        name = type(chosen).__name__
+        require(isinstance(chosen, ValuePenalty), "penalty", "a ValuePenalty or a BellmanPenalty", name)
         return chosen
 
     def _made_worlds(self, env: Any, env_kwargs: dict[str, Any] | None, config: PBRLConfig) -> Worlds:
@@ -241,13 +249,13 @@ class PBRL(Leader):
         self.worlds.require_every_action(self._x.detach(), self.best_response)
         self.gradient = self._estimator()
 
-    def _new_follower(self, seed: int, leader_weight: float) -> SB3Follower:
-        venv = RewardMixing(self.worlds.make(self.config.n_envs), leader_weight)
+    def _new_follower(self, seed: int, leader_weight: float, own_weight: float = 1.0) -> SB3Follower:
+        venv = RewardMixing(self.worlds.make(self.config.n_envs), leader_weight, own_weight)
         set_leader(venv, self.last_x)
-        spec, w, c = self.follower_spec, self.worlds, self.config
+        w, c = self.worlds, self.config
         entropy = None if c.entropy is None else as_schedule(c.entropy, "entropy", positive=False)
         answering = Answering(as_schedule(c.q_temperature, "q_temperature", positive=True), c.averaging, entropy)
-        follower = SB3Follower(spec, venv, w.gamma, seed, w.linear, answering)
+        follower = self._built(venv, seed, answering)
         if c.relabel is not False:
             follower.replay = TrueReplay.in_place_of(follower.model)
         if c.relabel:
@@ -262,16 +270,22 @@ class PBRL(Leader):
             )
         return follower
 
+    def _built(self, venv: RewardMixing, seed: int, answering: Answering) -> SB3Follower:
+        w = self.worlds
+        return SB3Follower(self.follower_spec, venv, w.gamma, seed, w.linear, answering)
+
+    _estimators: ClassVar[tuple[type[RolloutGradient], type[ModelGradient]]] = (RolloutGradient, ModelGradient)
+
     def _estimator(self) -> LeaderGradient:
-        estimator = self.config.estimator
+        estimator, (from_rollouts, through_the_model) = self.config.estimator, self._estimators
         if isinstance(estimator, Rollouts):
-            return RolloutGradient(self.worlds, estimator, self.rng)
+            return from_rollouts(self.worlds, estimator, self.rng)
         require(
             self.worlds.problem is not None, "estimator", "Rollouts() where the environment has no model", estimator
         )
         remembers = self.best_response.recurrent
         require(not remembers, "estimator", "Rollouts() for a recurrent follower, which has no policy table", estimator)
-        return ModelGradient(self.worlds)
+        return through_the_model(self.worlds)
 
     # --- learning ------------------------------------------------------------------------------------------------
 
@@ -345,11 +359,11 @@ class PBRL(Leader):
             venv = follower.venv
             assert isinstance(venv, RewardMixing)
             if follower is self.penalised:
-                venv.weight = 1.0 / self.lam
+                self._tell_lam()
             set_leader(venv, points)
             if follower.replay is not None:
                 relabel = self.worlds.relabelled if self.worlds.only_rewards_move else None
-                follower.replay.renew(points, venv.weight, relabel, told=config.observe_commitment)
+                follower.replay.renew(points, venv.weight, relabel, config.observe_commitment, venv.own_weight)
             spent = follower.train(asked, planned)
             self.num_timesteps += spent
             if spent >= 4 * asked:
@@ -358,6 +372,11 @@ class PBRL(Leader):
                     f"{asked} asked: a rollout of {follower.model.__class__.__name__} counts for each of {config.n_envs} copies",
                     stacklevel=4,
                 )
+
+    def _tell_lam(self) -> None:
+        """Make the current lam that of the penalised follower."""
+        assert isinstance(self.penalised.venv, RewardMixing)
+        self.penalised.venv.weight = 1.0 / self.lam
 
     def _neighbourhood(self) -> NDArray[np.float64]:
         """x for every copy, ``[n_envs, dim]``: x itself, and x plus noise, projected on X."""

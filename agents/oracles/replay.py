@@ -85,7 +85,9 @@ class TrueReplay(ReplayBuffer):
         self.follower_rewards[at] = [info["follower_reward"] for info in infos]
         self.leader_rewards[at] = [info["leader_reward"] for info in infos]
 
-    def renew(self, points: Floats, weight: float, relabel: Relabel | None, told: bool) -> None:
+    def renew(
+        self, points: Floats, weight: float, relabel: Relabel | None, told: bool, own_weight: float = 1.0
+    ) -> None:
         """Make the buffer true before its model is trained at ``points``.
 
         Args:
@@ -93,6 +95,7 @@ class TrueReplay(ReplayBuffer):
             weight: 1/lam, or 0 for the best response.
             relabel: where x enters rewards alone.
             told: whether observations show the commitment.
+            own_weight: weight of the follower's own reward.
         """
         if self._points is not None and not np.array_equal(points, self._points):
             if relabel is not None:
@@ -100,12 +103,12 @@ class TrueReplay(ReplayBuffer):
             elif not told:
                 self.reset()
         self._points = points.copy()
-        self.mix(weight)
+        self.mix(weight, own_weight)
 
-    def mix(self, weight: float) -> None:
-        """Pay ``r_f + weight * r_l`` for every transition, as ``RewardMixing`` does."""
+    def mix(self, weight: float, own_weight: float = 1.0) -> None:
+        """Pay ``own_weight * r_f + weight * r_l`` for every transition, as ``RewardMixing`` does."""
         n = self.size()
-        self.rewards[:n] = self.follower_rewards[:n] + weight * self.leader_rewards[:n]
+        self.rewards[:n] = own_weight * self.follower_rewards[:n] + weight * self.leader_rewards[:n]
 
     def relabel(self, points: Floats, relabel: Relabel) -> None:
         """Make of every transition what it is at the x of its copy, ``points`` ``[n_envs, dim]``; mix afterwards."""

@@ -110,7 +110,7 @@ def test_the_gradient_of_the_return_against_its_closed_form(gae_lambda: float | 
         set_leader(estimator.venv, x.numpy())
         model = worlds.leader_model(x.numpy())
         _, played = estimator.episodes(x, idle, idle)
-        follower, *_ = estimator._surrogates(model, played, estimator.critics[0])
+        follower, *_ = estimator._surrogates(model, played, played.r_follower, estimator.critics[0])
         each.append(float(torch.autograd.grad(follower, model.get_parameter("x"))[0]))
     exact, error = 2.0 * T, np.std(each, ddof=1) / math.sqrt(len(each))
     assert error < 0.2 * exact
