@@ -21,7 +21,6 @@ from torch import Tensor
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import (
     PBRL,
-    BellmanPenalty,
     KnownModel,
     PBRLConfig,
     Rollouts,
@@ -465,7 +464,6 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
         ({"env": "CartPole-v1", "env_kwargs": None}, "env: expected a leader environment"),
         ({"env_kwargs": {"n_states": 0}}, "n_states: expected a whole number >= 1, got 0"),
         ({"env_kwargs": {"gamma": 1.0}}, r"gamma: expected a number in \[0, 1\), got 1.0"),
-        ({"penalty": BellmanPenalty()}, "penalty: expected a ValuePenalty, got BellmanPenalty"),
         ({"x0": np.zeros(3)}, r"x0: expected shape \(25,\), got shape \(3,\)"),
         ({"x0": np.full(25, np.nan)}, "x0: expected finite numbers, got nan"),
         ({"x0": np.full(25, 99.0)}, "x0: expected a point of X"),
