@@ -319,9 +319,9 @@ def test_over_a_game_it_is_refused() -> None:
 
 
 def test_another_temperature_than_the_environments_is_told() -> None:
-    env_kwargs = {"tau": 0.05}
-    with pytest.warns(UserWarning, match=r"regularised at tau=0.05, .* end at PBRLConfig.q_temperature=0.03"):
+    env_kwargs = {"tau": 0.5}
+    with pytest.warns(UserWarning, match=r"regularised at tau=0.5, .* end at PBRLConfig.q_temperature=0.05"):
         small(env="bilevel_gym/FourRooms-v0", env_kwargs=env_kwargs)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        small(env="bilevel_gym/FourRooms-v0", env_kwargs=env_kwargs, config=replace(SMALL, q_temperature=0.05))
+        small(env="bilevel_gym/FourRooms-v0", env_kwargs=env_kwargs, config=replace(SMALL, q_temperature=0.5))
