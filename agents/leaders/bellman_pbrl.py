@@ -89,9 +89,6 @@ class BellmanPBRL(PBRL):
 
     def _built(self, venv: RewardMixing, seed: int, answering: Answering) -> SB3Follower:
         w, prior = self.worlds, self._prior if venv.own_weight == 0.0 else None
-        if self._prior is not None and prior is None:  # trained afresh for a record, at the temperature of now
-            fixed = as_schedule(self._prior.temperature, "q_temperature", positive=True)
-            answering = Answering(fixed, answering.averaging, answering.entropy)
         return SoftQFollower(self.follower_spec, venv, w.gamma, seed, w.linear, answering, prior)
 
     def _tell_lam(self) -> None:
