@@ -94,7 +94,8 @@ class BellmanPenalty(Penalty):
     """The Bellman penalty (3.7). Needs ``lam`` of order delta^(-1/2) for a follower's gap of delta, and tau > 0.
 
     Attributes:
-        mu: weights of the states, a distribution ``[S]``; None is uniform over non-terminal states.
+        mu: weights of the states, a distribution ``[S]``; None is uniform over non-terminal states, and over learned followers
+            (``PBRL``), which take no other, the occupancy of pi_y.
     """
 
     mu: Sequence[float] | None = None
