@@ -72,7 +72,8 @@ class SoftQFollower(SB3Follower):
         lam: the coefficient of the penalty; without a prior it has no meaning.
 
     Raises:
-        ValueError: an algorithm without a Q-network over discrete actions, or with a ``VecNormalize``.
+        ValueError: an algorithm without a Q-network over discrete actions, with a ``VecNormalize``, or with targets of
+            several steps.
     """
 
     def __init__(
@@ -93,6 +94,10 @@ class SoftQFollower(SB3Follower):
         require(len(found) == 1, "follower", expected, type(model).__name__)
         scaled = model.get_vec_normalize_env() is not None
         require(not scaled, "follower", "a model without VecNormalize for a BellmanPenalty", type(model).__name__)
+        steps = getattr(model, "n_steps", 1)
+        require(
+            steps == 1, "follower", "one-step targets (n_steps=1), for the entropy of further steps is in none", steps
+        )
         self._network, target = found[0], _NETWORKS[found[0]]
         setattr(model, target, SoftTarget(getattr(model.policy, target), self._soft_value))
         model.policy._predict = self._play

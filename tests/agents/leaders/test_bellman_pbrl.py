@@ -287,11 +287,16 @@ def scaled(venv: VecEnv) -> BaseAlgorithm:
     return DQN("MlpPolicy", VecNormalize(venv), gamma=0.9, device="cpu")
 
 
+def of_several_steps(venv: VecEnv) -> BaseAlgorithm:
+    return DQN("MlpPolicy", venv, gamma=0.9, n_steps=3, device="cpu")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"follower": PPO}, r"follower: expected an algorithm with a Q-network over discrete actions .* got PPO"),
         ({"follower": A2C}, r"follower: expected an algorithm with a Q-network over discrete actions .* got A2C"),
+        ({"follower": of_several_steps}, r"follower: expected one-step targets \(n_steps=1\), .* got 3"),
         ({"follower": scaled}, "follower: expected a model without VecNormalize for a BellmanPenalty, got DQN"),
         (
             {"follower": SAC, "env": "bilevel_gym/LQStackelberg-v0", "env_kwargs": {}},
