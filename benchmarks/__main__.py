@@ -36,6 +36,7 @@ BENCHMARKS = (
     "incentive_design",
     "sampled_penalties",
     "toll_design",
+    "toll_sampled",
     "random_mdp",
     "lq_stackelberg",
     "single_loop",
