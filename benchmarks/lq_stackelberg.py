@@ -41,6 +41,8 @@ RATE = Linear(0.1, 1e-6)
 STARTS = 9
 STATIONARY = 1e-8
 """Target for the norm of ``x - Proj(x + gradient)`` at the end."""
+TARGETS = {"SAC": 0.9, "TD3": 0.9}
+"""For the share of the exact improvement over the start, last x."""
 ALGORITHMS = {"SAC": "#d62728", "TD3": "#9467bd", "PPO": "#1f77b4"}
 LEADER_SEEDS = (10, 11, 12)
 BUDGET, ASKED = 100_000, 94_000
@@ -204,6 +206,17 @@ def exact_table(data: Data) -> str:
     return markdown_table(headers, rows)
 
 
+def target_table(data: Data) -> str:
+    """The algorithms that have a target."""
+    rows = []
+    for method, target in TARGETS.items():
+        for key in ("last", "best"):
+            found = mean_interval([share(data, r[key]) for r in select(data, method)])
+            claim = f"share of the exact improvement over the start, {method}, {key} x"
+            rows.append([claim, f"{target:g} or more", found.text(), verdict(found.estimate >= target)])
+    return markdown_table(["claim", "target", "measured", ""], rows)
+
+
 def sampled_table(data: Data) -> str:
     """Each algorithm."""
     headers = [
@@ -257,12 +270,13 @@ in which the best response was certified to be worse than pi_y, and x was not mo
 and their 95% bootstrap intervals, which are rough for so few. Followers have the library's settings of their class; those
 of the leader (copies, steps, rate) were chosen by runs on the same game with other seeds.
 
-What is missing beyond that is not the penalty's doing. In the runs by which settings were chosen the best response's gain
-stayed near that of earlier x, most of all TD3's. Tried with PPO, three seeds, 80 000 steps, without a gain that stands out from
-the spread over seeds: the followers' mean actions in x's episodes, which cuts the gradient's noise, and one-step advantages,
-for which a quadratic critic is exact. Followers trained close to x (`x_noise` 0.3, the default is 1) did worse wherever the
-two were compared."""
-    return "\n\n".join(["## Exact", exact_table(data), "## Sampled", sampled_table(data), notes])
+What is missing beyond that is not the penalty's doing. With followers that were not averaged over iterations TD3's best
+response lagged: these seeds came to a share of 0.77 [0.66, 0.84] and had 27 oracle failures in 60 iterations. Since then
+`averaging` is 0.9 by default, and the watch allows for the penalty's range; of the two it was not measured which did it.
+Tried with PPO without averaging, three seeds, 80 000 steps, without a gain that stands out from the spread over seeds: the
+followers' mean actions in x's episodes, which cuts the gradient's noise, and one-step advantages, for which a quadratic
+critic is exact. Followers trained close to x (`x_noise` 0.3, the default is 1) did worse wherever the two were compared."""
+    return "\n\n".join(["## Exact", exact_table(data), "## Sampled", target_table(data), sampled_table(data), notes])
 
 
 def standing(data: Data) -> list[Standing]:
@@ -287,7 +301,11 @@ def standing(data: Data) -> list[Standing]:
     for method in ALGORITHMS:
         found = mean_interval([share(data, r["last"]) for r in select(data, method)])
         quantity = f"share of (optimum - start) of F_0 in {STEERING}, PBRL with {method}, {BUDGET:,} steps"
-        lines.append(Standing(quantity, "optimum 1; no figure elsewhere", found.text(), ""))
+        target = TARGETS.get(method)
+        told = "optimum 1; no figure elsewhere" if target is None else f"target {target:g}"
+        lines.append(
+            Standing(quantity, told, found.text(), "" if target is None else verdict(found.estimate >= target))
+        )
     return lines
 
 
