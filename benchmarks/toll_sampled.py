@@ -194,6 +194,10 @@ def target_table(data: Data) -> str:
             found = share(data, method, key)
             label = f"share of the exact answer's improvement over no tolls, {method}, {key} x"
             rows.append([label, f"{TARGET:g} or more", found.text(), verdict(found.estimate >= TARGET)])
+    for method in ALGORITHMS:
+        found = share(data, method, "last", "annealed")
+        label = f"the same of what exact drivers cooled from 1 minute give, {method}, last x"
+        rows.append([label, f"{TARGET:g} or more", found.text(3), verdict(found.estimate >= TARGET)])
     return markdown_table(["claim", "target", "measured", ""], rows)
 
 
@@ -245,7 +249,9 @@ tau0. Where routes that nobody takes give no gradient, softer drivers at first h
 cools them from one minute to tau0, and a share above 1 says that drivers who were soft at first led to better tolls, not that
 they are better drivers than exact ones. *Last x* is where a run ended, *best x* the best by the records, which read the
 model. One seed of the leader a city; intervals are by bootstrap over cities. An *oracle failure* is an iteration in which
-pihat earned less than pi_y by more than the penalty's range, and x was not moved.
+pihat earned less than pi_y by more than the penalty's range, and x was not moved. That both followers answer softly, and are
+judged by unregularised returns, makes it frequent here and x stand still for many iterations; what such iterations cost was
+looked at in one city only, where moving x regardless changed the share by 0.03 at most.
 
 *Settings.* x enters rewards alone. Followers therefore do not see it (`observe_commitment=False`): all copies train at x, and
 what DQN replays is relabelled to it. Not told of x, an average over iterations lags behind it, hence `averaging=0.5`. DQN
