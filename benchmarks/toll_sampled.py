@@ -251,7 +251,7 @@ they are better drivers than exact ones. *Last x* is where a run ended, *best x*
 model. One seed of the leader a city; intervals are by bootstrap over cities. An *oracle failure* is an iteration in which
 pihat earned less than pi_y by more than the penalty's range, and x was not moved. That both followers answer softly, and are
 judged by unregularised returns, makes it frequent here and x stand still for many iterations; what such iterations cost was
-looked at in one city only, where moving x regardless changed the share by 0.03 at most.
+looked at in one city only, where moving x regardless changed the share of the last x by 0.03.
 
 *Settings.* x enters rewards alone. Followers therefore do not see it (`observe_commitment=False`): all copies train at x, and
 what DQN replays is relabelled to it. Not told of x, an average over iterations lags behind it, hence `averaging=0.5`. DQN
