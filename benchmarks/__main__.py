@@ -35,6 +35,7 @@ BENCHMARKS = (
     "monte_carlo_gradients",
     "incentive_design",
     "sampled_penalties",
+    "sampled_bellman",
     "toll_design",
     "toll_sampled",
     "random_mdp",
