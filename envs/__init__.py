@@ -39,6 +39,12 @@ for _id, _module, _name, _limit in _WRAPPED:
         max_episode_steps=_limit,
     )
 
+# worlds for learning a reward from preferences: the leader is the reward model, none is in the environment
+_WORLDS = (("HappyText-v0", "happy_text", "HappyText"),)
+
+for _id, _module, _name in _WORLDS:
+    register(id=f"bilevel_gym/{_id}", entry_point=f"bilevel_gym.envs.{_module}:{_name}Env", max_episode_steps=100)
+
 # modules of this package that hold a game of several players: the id is the module's name
 _GAMES = ("incentive_design_v0",)
 

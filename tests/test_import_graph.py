@@ -29,6 +29,7 @@ LAYERS: dict[str, set[str]] = {
     "agents.oracles": {"envs.mdp", "agents.schedules", *_ORACLES},
     "agents.oracles.sb3": {"envs", "envs.mdp", "wrappers", "agents.schedules", *_ORACLES},
     "agents.common": _GROUND - {"agents.common"},
+    "agents.text": {"envs", "envs.mdp", "wrappers"},  # language models as followers
     "agents.leaders": _GROUND,
     "agents.baselines": _GROUND,
 }

@@ -85,6 +85,10 @@ def test_the_wheel_holds_the_package_and_no_more(wheel: Path) -> None:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
     sources = [path.relative_to(ROOT) for name in SUBPACKAGES for path in (ROOT / name).rglob("*.py")]
     sources += [path.relative_to(ROOT) for path in (*ROOT.glob("*.py"), ROOT / "py.typed")]
+    data: dict[str, list[str]] = PROJECT["tool"]["setuptools"]["package-data"]
+    sources += [
+        Path(*package.split(".")[1:], name) for package, names in data.items() for name in names if "." in package
+    ]
     assert sorted(names) == sorted(f"bilevel_gym/{path.as_posix()}" for path in sources)
 
 

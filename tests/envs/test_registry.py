@@ -21,6 +21,9 @@ IDS = sorted(
     for name in gym.registry
     if name.startswith("bilevel_gym/") and (name not in NEEDS or importlib.util.find_spec(NEEDS[name]))
 )
+NO_LEADER = {
+    "bilevel_gym/HappyText-v0"
+}  # worlds for preferences: the leader is the reward model, none is in the environment
 VECTOR_IDS = [name for name in IDS if gym.spec(name).vector_entry_point is not None]
 Step = tuple[Any, ...]
 
@@ -70,7 +73,7 @@ def test_a_seed_fixes_the_whole_episode(name: str) -> None:
     assert not all(same(one, other) for other in others)
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", [name for name in IDS if name not in NO_LEADER])
 def test_the_leader_contract(name: str) -> None:
     env = gym.make(f"bilevel_gym:{name}")
     base: Any = env.unwrapped
@@ -92,12 +95,13 @@ def test_the_leader_contract(name: str) -> None:
 def test_a_copy_goes_on_alike(name: str, how: Any) -> None:
     env = gym.make(name)
     base: Any = env.unwrapped
-    if base.leader_space is not None:
+    if name not in NO_LEADER and base.leader_space is not None:
         base.set_leader(base.leader_space.sample())
     env.reset(seed=1)
     env.step(env.action_space.sample())
     twin = how(env)
-    np.testing.assert_equal(twin.unwrapped.leader_x, base.leader_x)
+    if name not in NO_LEADER:
+        np.testing.assert_equal(twin.unwrapped.leader_x, base.leader_x)
     assert same(episode(twin, None, 2), episode(env, None, 2))
 
 

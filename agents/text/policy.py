@@ -1,0 +1,137 @@
+"""A Stable-Baselines3 policy that starts as a language model, and a follower made of it.
+
+The follower's policy at a text so far is the language model's distribution of the next token. The critic reads the model's state
+and does not move it: only the policy's gradient reaches the weights that write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3 import PPO
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
+
+from ...envs.mdp.checks import check_number, require
+from .kl import KLReward
+from .language_model import LanguageModel, load_word_model
+
+LanguageModelSpec = Callable[[], LanguageModel]
+"""What makes a language model: every policy has its own copy."""
+
+
+class TextPolicy(ActorCriticPolicy):
+    """Actor and critic on a language model.
+
+    Args:
+        observation_space: texts, ``MultiDiscrete([V + 1] * L)``, V where nothing is written.
+        action_space: the next token, ``Discrete(V)``.
+        lr_schedule: the algorithm's.
+        language_model: makes the model that the policy starts as; by default the compact one of the package.
+        critic_width: of the critic's hidden layer.
+        kwargs: further arguments of ``ActorCriticPolicy``.
+
+    Raises:
+        ValueError: other spaces, or a language model of another number of tokens.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        lr_schedule: Schedule,
+        language_model: LanguageModelSpec = load_word_model,
+        critic_width: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        texts = isinstance(observation_space, gym.spaces.MultiDiscrete) and isinstance(
+            action_space, gym.spaces.Discrete
+        )
+        require(texts, "env", "texts: MultiDiscrete observations, Discrete actions", repr(observation_space))
+        self._make, self._critic_width = language_model, critic_width
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.language_model = self._make()
+        tokens = int(self.action_space.n)  # type: ignore[attr-defined]
+        require(self.language_model.size == tokens, "language_model", f"{tokens} tokens", self.language_model.size)
+        last = nn.Linear(self._critic_width, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        first = nn.Linear(self.language_model.width, self._critic_width)
+        self.value_net = nn.Sequential(first, nn.Tanh(), last)  # type: ignore[assignment]  # SB3's own is one layer
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        mine = {"language_model": self._make, "critic_width": self._critic_width, "lr_schedule": self._dummy_schedule}
+        space = {"observation_space": self.observation_space, "action_space": self.action_space}
+        optimiser = {"optimizer_class": self.optimizer_class, "optimizer_kwargs": self.optimizer_kwargs}
+        return space | mine | optimiser
+
+    def _hidden(self, obs: PyTorchObs) -> Tensor:
+        assert isinstance(obs, Tensor)
+        return self.language_model.last_hidden(obs.long())
+
+    def _distribution(self, hidden: Tensor) -> Distribution:
+        return self.action_dist.proba_distribution(action_logits=self.language_model.logits(hidden))
+
+    def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions ``[n]``, values ``[n, 1]`` and the actions' log-probabilities ``[n]`` for texts ``[n, L]``."""
+        hidden = self._hidden(obs)
+        distribution = self._distribution(hidden)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions, self.value_net(hidden.detach()), distribution.log_prob(actions)
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values ``[n, 1]``, the actions' log-probabilities and the entropies ``[n]`` for texts ``[n, L]``."""
+        hidden = self._hidden(obs)
+        distribution = self._distribution(hidden)
+        return self.value_net(hidden.detach()), distribution.log_prob(actions), distribution.entropy()
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        """Of the next token, for texts ``[n, L]``."""
+        return self._distribution(self._hidden(obs))
+
+    def predict_values(self, obs: PyTorchObs) -> Tensor:
+        """Values ``[n, 1]`` for texts ``[n, L]``."""
+        values: Tensor = self.value_net(self._hidden(obs).detach())
+        return values
+
+
+def writer(
+    kl: float = 0.1, language_model: LanguageModelSpec = load_word_model, **settings: Any
+) -> Callable[[VecEnv], PPO]:
+    """A follower that writes: PPO from a language model's weights, kept near it by :class:`KLReward`.
+
+    Args:
+        kl: what a nat away from the language model costs, in the reward's unit.
+        language_model: makes it; one copy is trained, another stands still.
+        settings: further arguments of SB3's ``PPO``.
+
+    Raises:
+        ValueError: a negative cost.
+    """
+    check_number(kl, "kl", low=0.0, open_high=True)
+
+    def build(venv: VecEnv) -> PPO:
+        near = KLReward(venv, language_model(), kl)
+        defaults: dict[str, Any] = {
+            "n_steps": 32,
+            "batch_size": 256,
+            "n_epochs": 4,
+            "learning_rate": 1e-3,
+            "gamma": 0.99,
+            "gae_lambda": 0.95,
+            "device": "cpu",
+        }
+        policy = {"language_model": language_model} | settings.get("policy_kwargs", {})
+        model = PPO(TextPolicy, near, **(defaults | settings | {"policy_kwargs": policy}))
+        near.watch(model.policy)
+        return model
+
+    return build

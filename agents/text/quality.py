@@ -1,0 +1,140 @@
+"""What a follower's texts are worth: sentiment, likelihood under the pretrained model, variety."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...envs.happy_text import HappyTextEnv
+from ...envs.mdp.checks import check_size, require
+from .language_model import LanguageModel, log_likelihood
+
+Texts = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """Finished messages.
+
+    Attributes:
+        texts: as the environment observes them, ``[n, L]``.
+        first: place of the first token that the follower wrote, ``[n]``.
+        lengths: tokens of each text, the end token before it included, ``[n]``.
+        messages: the same as text, without the end.
+        sentiment: the rule's score of each, ``[n]``.
+    """
+
+    texts: Texts
+    first: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    messages: list[str]
+    sentiment: NDArray[np.float64]
+
+    @property
+    def continuations(self) -> list[list[int]]:
+        """The tokens that the follower wrote, the end among them."""
+        rows = zip(self.texts.tolist(), self.first.tolist(), self.lengths.tolist(), strict=True)
+        return [row[first:end] for row, first, end in rows]
+
+
+def write(act: Callable[[Texts], NDArray[Any]], env: HappyTextEnv, n: int, seed: int) -> Written:
+    """Let a policy write ``n`` messages.
+
+    Args:
+        act: tokens ``[n]`` for texts ``[n, L]``, e.g. ``lambda obs: model.predict(obs)[0]`` of an SB3 model, or
+            ``SB3Follower.act``. Torch's generator is seeded before and set back after.
+        env: where they begin.
+        n: how many.
+        seed: of the beginnings and of torch's generator.
+
+    Raises:
+        ValueError: no message.
+    """
+    check_size(n, "n")
+    tokeniser, nothing = env.tokeniser, env.nothing
+    obs = np.stack([env.reset(seed=seed if i == 0 else None)[0] for i in range(n)])
+    first = (obs < nothing).sum(1)
+    writing = np.arange(n)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        while len(writing):
+            tokens = np.asarray(act(obs[writing]))
+            places = (obs[writing] < nothing).sum(1)
+            obs[writing, places] = tokens
+            writing = writing[(tokens != tokeniser.end) & (places < env.max_tokens)]
+    messages = [tokeniser.decode([t for t in row[1:] if t < nothing]) for row in obs.tolist()]
+    return Written(
+        obs, first, (obs < nothing).sum(1), messages, np.array([env.sentiment(message) for message in messages])
+    )
+
+
+def distinct_n(sequences: Sequence[Sequence[int]], n: int) -> float:
+    """Share of the n-grams of all sequences together that are different ones (Li et al. 2016); 0 where there are none."""
+    check_size(n, "n")
+    grams = [tuple(seq[i : i + n]) for seq in sequences for i in range(len(seq) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+@torch.no_grad()
+def mean_log_likelihood(model: LanguageModel, written: Written) -> float:
+    """Mean ``log p_0`` of a token that the follower wrote, the end tokens among them, in nats."""
+    texts = torch.from_numpy(written.texts)
+    total = log_likelihood(model, texts, torch.from_numpy(written.first)).double().sum()
+    return float(total) / sum(len(tokens) for tokens in written.continuations)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of a set of messages; of two sets, figures of variety are comparable where both have as many messages.
+
+    Attributes:
+        sentiment: mean score by the rule.
+        log_likelihood: mean log-probability of a written token under the pretrained model, in nats.
+        distinct_1: share of different tokens among those written.
+        distinct_2: share of different pairs of neighbours.
+        distinct_messages: share of different messages.
+        tokens: mean number of tokens written, the end included.
+    """
+
+    sentiment: float
+    log_likelihood: float
+    distinct_1: float
+    distinct_2: float
+    distinct_messages: float
+    tokens: float
+
+
+def assess(written: Written, pretrained: LanguageModel) -> Quality:
+    """All figures at once.
+
+    Raises:
+        ValueError: no message.
+    """
+    require(len(written.messages) > 0, "written", "one message or more", "none")
+    parts = written.continuations
+    return Quality(
+        sentiment=float(written.sentiment.mean()),
+        log_likelihood=mean_log_likelihood(pretrained, written),
+        distinct_1=distinct_n(parts, 1),
+        distinct_2=distinct_n(parts, 2),
+        distinct_messages=len(set(written.messages)) / len(written.messages),
+        tokens=float(np.mean([len(part) for part in parts])),
+    )
+
+
+def text_env(env: gym.Env[Any, Any]) -> HappyTextEnv:
+    """The world of text inside its wrappers.
+
+    Raises:
+        ValueError: another environment.
+    """
+    base = env.unwrapped
+    require(isinstance(base, HappyTextEnv), "env", "HappyText-v0", repr(env))
+    assert isinstance(base, HappyTextEnv)
+    return base

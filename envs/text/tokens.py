@@ -1,0 +1,49 @@
+"""Texts as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..mdp.checks import require
+from .grammar import MESSAGES
+
+
+class Tokeniser(Protocol):
+    """What turns a text into tokens 0 to ``size - 1`` and back; ``end`` is the token that begins and ends a message."""
+
+    size: int
+    end: int
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text, without ``end``."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without ``end``."""
+
+
+class WordTokeniser:
+    """Whole words, apart by spaces; token 0 is the end.
+
+    Args:
+        words: the vocabulary; by default that of ``MESSAGES``.
+
+    Raises:
+        ValueError: no words, or one twice; in ``encode``, a word outside the vocabulary.
+    """
+
+    end = 0
+
+    def __init__(self, words: Sequence[str] = MESSAGES.words) -> None:
+        require(0 < len(words) == len(set(words)), "words", "one word or more, none of them twice", list(words))
+        self.words = ("", *words)
+        self.size = len(self.words)
+        self._token = {word: token for token, word in enumerate(self.words) if token != self.end}
+
+    def encode(self, text: str) -> list[int]:
+        unknown = [word for word in text.split() if word not in self._token]
+        require(not unknown, "text", "words of the vocabulary", " ".join(unknown))
+        return [self._token[word] for word in text.split()]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return " ".join(self.words[token] for token in tokens if token != self.end)
