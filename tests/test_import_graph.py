@@ -30,8 +30,9 @@ LAYERS: dict[str, set[str]] = {
     "agents.oracles.sb3": {"envs", "envs.mdp", "wrappers", "agents.schedules", *_ORACLES},
     "agents.common": _GROUND - {"agents.common"},
     "agents.text": {"envs", "envs.mdp", "wrappers"},  # language models as followers
-    "agents.leaders": _GROUND,
-    "agents.baselines": _GROUND,
+    "agents.preferences": _GROUND,  # parts of the methods that learn a reward from preferences
+    "agents.leaders": _GROUND | {"agents.preferences"},
+    "agents.baselines": _GROUND | {"agents.preferences"},
 }
 FACES = {"", "agents"}  # the root and agents/__init__.py: these import anything, and nothing below imports them
 OWN_NAME = "the package is imported by its own name, not relatively"

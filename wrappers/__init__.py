@@ -1,10 +1,12 @@
 """Views of an environment: a leader on any environment, its commitment in the observation, mixed rewards, native
-simulators, processes that tell of their end."""
+simulators, processes that tell of their end, segments of behaviour and the reward learned from them."""
 
 from .commitment import CommitmentLeaderModel, ObserveCommitment, ObserveCommitmentVec, commitment_features
 from .drawn_attribute import Attribute, DrawnAttribute
 from .leader_wrapper import CarriedLeaderModel, LeaderReward, LeaderWrapper, Step
+from .learned_reward import LearnedReward
 from .reward_mixing import RewardMixing
+from .segments import Segment, SegmentRecorder
 from .shaped_reward import ShapedReward
 from .shaping import EventPayments, LinearPotential, LinearReward, PotentialModule, RewardModule, Shaping
 from .vec_env import VectorEnvAdapter, set_leader
@@ -18,6 +20,7 @@ __all__ = [
     "EventPayments",
     "LeaderReward",
     "LeaderWrapper",
+    "LearnedReward",
     "LinearPotential",
     "LinearReward",
     "ObserveCommitment",
@@ -25,6 +28,8 @@ __all__ = [
     "PotentialModule",
     "RewardMixing",
     "RewardModule",
+    "Segment",
+    "SegmentRecorder",
     "ShapedReward",
     "Shaping",
     "Step",

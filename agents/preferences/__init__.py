@@ -1,0 +1,13 @@
+"""Learning a reward from preferences: the parts, one file each. The methods stand in ``leaders`` and ``baselines``.
+
+labels         what is asked and answered; labellers that answer from the true return or by a program
+outside        a labeller whose answers come from outside, and late, through a preference file
+files          that file: appended to by trainers and labellers, read as far as it is whole
+fragmenters    which pairs are asked about: random ones, or those that an ensemble disagrees about
+buffer         labelled pairs, first in, first out, and batches of them
+bradley_terry  the loss
+reward_model   the nets, ensembles, and the normalised reward that followers are paid
+training       fitting a reward model; an explosion is caught
+
+``wrappers.SegmentRecorder`` records and cuts segments, ``wrappers.LearnedReward`` pays the learned reward.
+"""

@@ -1,0 +1,85 @@
+"""Which pairs of segments are put to the labeller: any, or those that an ensemble disagrees about.
+
+Disagreement is the variance over members of ``P(d1 > d2)`` (Christiano et al. 2017, section 2.2.4).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ...envs.mdp.checks import check_size, require
+from ...wrappers import SegmentRecorder
+from .buffer import stack_segments
+from .labels import Pair
+from .reward_model import RewardModel
+
+
+class Fragmenter(ABC):
+    """What chooses pairs from what was recorded."""
+
+    @abstractmethod
+    def pairs(
+        self, recorder: SegmentRecorder, model: RewardModel, n: int, since: int, rng: np.random.Generator
+    ) -> list[Pair]:
+        """``n`` pairs from the steps recorded since step ``since``; fewer where not so many segments lie whole there."""
+
+
+def _random_pairs(recorder: SegmentRecorder, n: int, since: int, rng: np.random.Generator) -> list[Pair]:
+    starts = recorder.starts(since)
+    n = min(check_size(n, "n"), len(starts) // 2)
+    drawn = starts[rng.choice(len(starts), 2 * n, replace=False)] if n else starts[:0]
+    segments = [recorder.cut(int(time), int(copy)) for time, copy in drawn]
+    return [Pair(left, right) for left, right in zip(segments[:n], segments[n:], strict=True)]
+
+
+@dataclass(frozen=True)
+class RandomFragmenter(Fragmenter):
+    """Pairs of segments drawn uniformly, each place at most once."""
+
+    def pairs(
+        self, recorder: SegmentRecorder, model: RewardModel, n: int, since: int, rng: np.random.Generator
+    ) -> list[Pair]:
+        return _random_pairs(recorder, n, since, rng)
+
+
+@dataclass(frozen=True)
+class ActiveFragmenter(Fragmenter):
+    """Of ``oversample`` times as many random pairs, those that the ensemble disagrees about most.
+
+    Raises:
+        ValueError: an oversample under one; when asked, a reward model with a single member.
+    """
+
+    oversample: int = 10
+
+    def __post_init__(self) -> None:
+        check_size(self.oversample, "oversample")
+
+    def pairs(
+        self, recorder: SegmentRecorder, model: RewardModel, n: int, since: int, rng: np.random.Generator
+    ) -> list[Pair]:
+        expected = "an ensemble of two or more for a choice by disagreement"
+        require(len(model.members) > 1, "reward model", expected, len(model.members))
+        found = _random_pairs(recorder, n * self.oversample, since, rng)
+        if len(found) <= n:
+            return found
+        order = np.argsort(-disagreement(model, found), kind="stable")
+        return [found[i] for i in order[:n]]
+
+
+@torch.no_grad()
+def disagreement(model: RewardModel, pairs: list[Pair]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Variance over members of P(left > right), ``[n]``."""
+    held = model.training
+    model.eval()
+    R_left, R_right = (
+        model.returns(*(model.tensor(part) for part in stack_segments([getattr(pair, side) for pair in pairs])))
+        for side in ("left", "right")
+    )
+    model.train(held)
+    answer = torch.sigmoid(R_left - R_right).var(0, correction=0).double().cpu().numpy()
+    return np.asarray(answer)

@@ -1,0 +1,233 @@
+"""Reward models r_x(s, a): a multi-layer perceptron, the paper's convolutional net, ensembles of any net.
+
+A net is a torch module ``(obs [B, ...], actions [B, ...]) -> [B]``; observations and actions come as the environment has them.
+:class:`RewardModel` makes of one or several a reward that is paid: the mean of its members, shifted and scaled to the unit that
+followers are used to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
+from torch import Tensor, nn
+
+from ...envs.mdp.checks import check_number, check_size, require
+
+RewardNet = Callable[[gym.Space[Any], gym.Space[Any]], nn.Module]
+"""What builds one net for an observation space and an action space."""
+
+
+def _n_outputs(action_space: gym.Space[Any]) -> int:
+    return int(action_space.n) if isinstance(action_space, gym.spaces.Discrete) else 1
+
+
+def _of_action(values: Tensor, actions: Tensor) -> Tensor:
+    """``[B]`` of ``[B, A]``: the column of the action taken, or the only one."""
+    if values.shape[-1] == 1:
+        return values[..., 0]
+    return values.gather(-1, actions.long().reshape(-1, 1))[..., 0]
+
+
+class MLPReward(nn.Module):
+    """A perceptron on the flattened observation, one output an action; continuous actions join the observation.
+
+    Args:
+        observation_space: Box, Discrete (seen one-hot), MultiDiscrete or MultiBinary.
+        action_space: Discrete or Box (seen scaled to [-1, 1] where it is bounded).
+        hidden: widths of the hidden layers; empty for a linear reward, in a Discrete world a table.
+
+    Inputs from a Box are standardised by the moments that :meth:`fit_inputs` was given.
+
+    Raises:
+        ValueError: other spaces.
+    """
+
+    mean: Tensor
+    std: Tensor
+    middle: Tensor
+    half_range: Tensor
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        hidden: tuple[int, ...] = (64, 64),
+    ) -> None:
+        super().__init__()
+        known = isinstance(action_space, (gym.spaces.Discrete, gym.spaces.Box))
+        require(known, "action_space", "Discrete or Box", repr(action_space))
+        seen = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
+        require(isinstance(observation_space, seen), "observation_space", "no Dict or Tuple", repr(observation_space))
+        self.observation_space, self.action_space = observation_space, action_space
+        width = get_flattened_obs_dim(observation_space)
+        self._standard = isinstance(observation_space, gym.spaces.Box)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        if isinstance(action_space, gym.spaces.Box):
+            low, high = (torch.as_tensor(end).flatten() for end in (action_space.low, action_space.high))
+            bounded = torch.isfinite(low) & torch.isfinite(high)
+            self.register_buffer("middle", torch.where(bounded, (low + high) / 2, torch.zeros_like(low)))
+            self.register_buffer("half_range", torch.where(bounded, (high - low) / 2, torch.ones_like(low)))
+            width += len(low)
+        layers: list[nn.Module] = []
+        for n in hidden:
+            layers += [nn.Linear(width, check_size(n, "hidden")), nn.LeakyReLU(0.01)]
+            width = n
+        self.layers = nn.Sequential(*layers, nn.Linear(width, _n_outputs(action_space)))
+
+    def _features(self, obs: Tensor) -> Tensor:
+        seen = preprocess_obs(obs, self.observation_space)
+        assert isinstance(seen, Tensor)
+        return seen.flatten(1).to(self.layers[-1].weight.dtype)  # type: ignore[arg-type]
+
+    def fit_inputs(self, obs: Tensor) -> None:
+        """Standardise by the moments of these observations, ``[B, ...]``; once, before anything is learned."""
+        if self._standard:
+            features = self._features(obs)
+            self.mean, self.std = features.mean(0), features.std(0, correction=0).clamp_min(1e-3)
+
+    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
+        features = (self._features(obs) - self.mean) / self.std
+        if isinstance(self.action_space, gym.spaces.Box):
+            scaled = (actions.flatten(1).to(features.dtype) - self.middle) / self.half_range
+            features = torch.cat([features, scaled], -1)
+        values: Tensor = self.layers(features)
+        return _of_action(values, actions)
+
+
+class ConvReward(nn.Module):
+    """The paper's net for images: convolutions 7, 5, 3, 3, strides 3, 2, 1, 1, 16 filters, 64 units, dropout 0.5, |A| outputs.
+
+    The paper's section 6.2 as remembered, unverified; the activation is that of Christiano et al. (2017).
+
+    Args:
+        observation_space: Box of images, channels first.
+        action_space: Discrete.
+        dropout: share of the units before the last layer that is dropped in training.
+
+    Raises:
+        ValueError: other spaces, or images too small.
+    """
+
+    def __init__(self, observation_space: gym.Space[Any], action_space: gym.Space[Any], dropout: float = 0.5) -> None:
+        super().__init__()
+        shape = observation_space.shape or ()
+        image = isinstance(observation_space, gym.spaces.Box) and len(shape) == 3 and min(shape[1:]) >= 36
+        require(image, "observation_space", "images [C, H, W] of 36 x 36 or more", repr(observation_space))
+        discrete = isinstance(action_space, gym.spaces.Discrete)
+        require(discrete, "action_space", "Discrete", repr(action_space))
+        check_number(dropout, "dropout", low=0.0, high=1.0, open_high=True)
+        self.observation_space = observation_space
+        channels, layers = shape[0], []
+        for kernel, stride in ((7, 3), (5, 2), (3, 1), (3, 1)):
+            layers += [nn.Conv2d(channels, 16, kernel, stride), nn.LeakyReLU(0.01)]
+            channels = 16
+        self.features = nn.Sequential(*layers, nn.Flatten())
+        with torch.no_grad():
+            width = self.features(torch.zeros(1, *shape)).shape[1]
+        self.head = nn.Sequential(
+            nn.Linear(width, 64), nn.LeakyReLU(0.01), nn.Dropout(dropout), nn.Linear(64, _n_outputs(action_space))
+        )
+
+    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
+        seen = preprocess_obs(obs, self.observation_space)
+        return _of_action(self.head(self.features(seen)), actions)
+
+
+def default_net(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> nn.Module:
+    """:class:`ConvReward` for images, else :class:`MLPReward`."""
+    images = isinstance(observation_space, gym.spaces.Box) and len(observation_space.shape) == 3
+    return (ConvReward if images else MLPReward)(observation_space, action_space)
+
+
+class RewardModel(nn.Module):
+    """One net or an ensemble as the reward that a follower is paid, ``(mean over members of r_x - shift) / scale``.
+
+    Args:
+        members: the nets.
+        device: where it lives; "auto" takes a GPU if there is one.
+
+    Attributes:
+        members: the nets.
+        shift: what is subtracted, one number.
+        scale: what is divided by, one number.
+
+    Raises:
+        ValueError: no member, or one that is no torch module.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, members: list[nn.Module], device: str = "auto") -> None:
+        super().__init__()
+        fits = len(members) >= 1 and all(isinstance(member, nn.Module) for member in members)
+        require(fits, "members", "one torch module or more", members)
+        self.members = nn.ModuleList(members)
+        self.register_buffer("shift", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+        self.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lives."""
+        return self.shift.device
+
+    def tensor(self, values: NDArray[Any]) -> Tensor:
+        """An array on the model's device, float64 as float32."""
+        found = torch.as_tensor(np.asarray(values))
+        single = found.dtype == torch.float64 and self.scale.dtype == torch.float32
+        return found.to(self.device, torch.float32 if single else found.dtype)
+
+    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """Each member's r_x, not normalised, ``[M, B]``, differentiable in the weights."""
+        return torch.stack([member(obs, actions) for member in self.members])
+
+    def returns(self, obs: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
+        """Each member's R_x of segments, ``[M, B]``, from ``[B, H, ...]`` and the mask ``[B, H]``."""
+        B, H = mask.shape
+        r = self(obs.flatten(0, 1), actions.flatten(0, 1)).reshape(-1, B, H)
+        R: Tensor = (r * mask).sum(-1)
+        return R
+
+    @torch.no_grad()
+    def raw(self, obs: NDArray[Any], actions: NDArray[Any], batch: int = 8192) -> NDArray[np.float64]:
+        """r_x without dropout, mean over members, not normalised, ``[n]``."""
+        held = self.training
+        self.eval()
+        parts = [
+            self(self.tensor(obs[i : i + batch]), self.tensor(actions[i : i + batch])).mean(0).double().cpu().numpy()
+            for i in range(0, len(obs), batch)
+        ]
+        self.train(held)
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def reward(self, obs: NDArray[Any], actions: NDArray[Any]) -> NDArray[np.float64]:
+        """What a follower is paid, ``[n]``, for observations and actions ``[n, ...]``."""
+        paid: NDArray[np.float64] = (self.raw(obs, actions) - float(self.shift)) / float(self.scale)
+        return paid
+
+    def fit_inputs(self, obs: NDArray[Any]) -> None:
+        """Let members that can (``fit_inputs``) standardise by the moments of these observations, ``[B, ...]``."""
+        for member in self.members:
+            fit: Any = getattr(member, "fit_inputs", None)
+            if fit is not None:
+                fit(self.tensor(obs))
+
+    def normalise(self, obs: NDArray[Any], actions: NDArray[Any], centre: bool) -> None:
+        """Give the reward the standard deviation 1 over these steps and, where ``centre``, the mean 0.
+
+        Centring is right only where no episode ends by itself: else the level of the reward means something.
+        """
+        values = self.raw(obs, actions)
+        if len(values) == 0:
+            return
+        spread = float(values.std()) if centre else float(np.sqrt(np.mean(values**2)))
+        self.shift.fill_(float(values.mean()) if centre else 0.0)
+        self.scale.fill_(spread if spread > 1e-6 else 1.0)

@@ -1,0 +1,157 @@
+"""Fitting a reward model to labelled pairs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...envs.mdp.checks import check_number, check_size
+from .bradley_terry import cross_entropy
+from .buffer import Batch, PreferenceBuffer
+from .reward_model import RewardModel
+
+BOUND = 1e6
+"""A segment's learned return beyond this has exploded."""
+
+
+class RewardExplodedError(RuntimeError):
+    """The reward model's output is not finite, or beyond every use; the model holds its last good state again."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well a reward model explains labelled pairs, without dropout, mean over members and pairs.
+
+    Attributes:
+        cross_entropy: the loss, in nats.
+        accuracy: share of the pairs labelled left or right in which the preferred one has the larger return; NaN without any.
+    """
+
+    cross_entropy: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a reward model is fitted.
+
+    Attributes:
+        learning_rate: Adam's.
+        weight_decay: decoupled.
+        batch_size: pairs in a step.
+        error: share of answers taken to be random (see ``bradley_terry``).
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    batch_size: int = 32
+    error: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number(self.learning_rate, "learning_rate", low=0.0, open_low=True)
+        check_number(self.weight_decay, "weight_decay", low=0.0)
+        check_size(self.batch_size, "batch_size")
+        check_number(self.error, "error", low=0.0, high=1.0, open_high=True)
+
+
+def pair_losses(model: RewardModel, batch: Batch, error: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Each member's Bradley-Terry loss of each pair and the margin ``R_left - R_right``, both ``[M, B]``."""
+    R_left, R_right = (model.returns(*(model.tensor(part) for part in side)) for side in (batch.left, batch.right))
+    return cross_entropy(R_left, R_right, model.tensor(batch.mu), error), R_left - R_right
+
+
+def _require_tame(values: Tensor) -> None:
+    if not bool((values.detach().abs() <= BOUND).all()):  # a NaN is not, either
+        raise RewardExplodedError(
+            f"reward model: expected returns of segments and slopes within {BOUND:g}, got a larger or undefined one; the "
+            "last good state is kept: a smaller learning_rate or a larger weight_decay may help"
+        )
+
+
+class RewardTrainer:
+    """A reward model with its optimiser.
+
+    Args:
+        model: what is fitted.
+        config: how.
+        seed: of the order of pairs.
+    """
+
+    def __init__(self, model: RewardModel, config: FitConfig, seed: int = 0) -> None:
+        self.model, self.config = model, config
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.rng = np.random.default_rng(seed)
+
+    def fit(self, buffer: PreferenceBuffer, epochs: int, further: Callable[[], Tensor] | None = None) -> Fit:
+        """Go over all pairs ``epochs`` times.
+
+        Args:
+            buffer: labelled pairs.
+            epochs: how often.
+            further: a term that is added to the loss of every step, e.g. the penalty's.
+
+        Raises:
+            ValueError: an empty buffer.
+            RewardExplodedError: returns that are not finite or beyond ``BOUND``; model and optimiser hold their last good state.
+        """
+        good = self.state()
+        try:
+            for _ in range(check_size(epochs, "epochs")):
+                begun = self.state()
+                for batch in buffer.batches(self.config.batch_size, self.rng):
+                    self._step(batch, further)
+                good = begun  # its returns were looked at
+            return self.assess(buffer)
+        except RewardExplodedError:
+            self.restore(good)
+            raise
+
+    def _step(self, batch: Batch, further: Callable[[], Tensor] | None) -> None:
+        self.model.train()
+        losses, margins = pair_losses(self.model, batch, self.config.error)
+        _require_tame(margins)
+        loss = losses.mean(-1).sum()  # members do not know each other
+        if further is not None:
+            loss = loss + further()
+        _require_tame(loss)
+        self.optimizer.zero_grad()
+        loss.backward()
+        _require_tame(torch.stack([p.grad.abs().max() for p in self.model.parameters() if p.grad is not None]))
+        self.optimizer.step()
+        self.model.eval()
+
+    @torch.no_grad()
+    def assess(self, buffer: PreferenceBuffer) -> Fit:
+        """How well the model, without dropout, explains all pairs.
+
+        Raises:
+            ValueError: an empty buffer.
+            RewardExplodedError: as :meth:`fit`.
+        """
+        self.model.eval()
+        losses: list[float] = []
+        hits: list[float] = []
+        for batch in buffer.batches(max(256, self.config.batch_size), np.random.default_rng(0)):
+            loss, margins = pair_losses(self.model, batch, self.config.error)
+            _require_tame(margins)
+            losses += loss.mean(0).tolist()
+            right = (margins.mean(0) > 0).cpu().numpy() == (batch.mu > 0.5)
+            hits += right[batch.mu != 0.5].astype(float).tolist()
+        return Fit(float(np.mean(losses)), float(np.mean(hits)) if hits else float("nan"))
+
+    def state(self) -> dict[str, Any]:
+        """Weights, normalisation and the optimiser's state."""
+        return copy.deepcopy({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,274 @@
+"""A recorder of what a follower does: segments of its behaviour, with the true reward kept apart from any learned one.
+
+A segment is ``length`` steps of one copy, cut from one episode. Where the episode ends by itself within it, the rest is padding:
+its mask is 0 and it is worth nothing, as what follows a terminal state is worth nothing. So two segments have the same length
+and may differ in how long they lived, and that is what tells a learned reward its level in worlds whose episodes end. A segment
+never reaches over a time limit or a reset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from ..envs.mdp.checks import check_size, require
+
+Floats = NDArray[np.float64]
+RUNNING, TERMINATED, CUT = 0, 1, 2
+"""What a step did to its episode: nothing, ended it by itself, cut it (a time limit or a reset)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """``H`` steps of one copy of the world.
+
+    Attributes:
+        obs: observations before each step, ``[H, ...]``; of stacks of k frames, channels first, the single frames
+            ``[H + k - 1, ...]`` where ``frame_stack`` is k.
+        actions: ``[H, ...]``.
+        mask: whether the step was taken, ``[H]``; False after the end of the episode.
+        true_rewards: what the environment paid, ``[H]``, 0 where not taken; None where nobody knows it.
+        pictures: what a person may be shown of each step, uint8 ``[H, height, width, 3]``; None where none were taken.
+        frame_stack: k, or 1 for observations as they are.
+        time: the recorder's number of the first step; -1 for a segment from a file.
+        copy: which copy of the world it is of; -1 likewise.
+
+    Raises:
+        ValueError: fields of different lengths, a true reward that is not finite.
+    """
+
+    obs: NDArray[Any]
+    actions: NDArray[Any]
+    mask: NDArray[np.bool_]
+    true_rewards: Floats | None = None
+    pictures: NDArray[np.uint8] | None = None
+    frame_stack: int = 1
+    time: int = -1
+    copy: int = -1
+
+    def __post_init__(self) -> None:
+        H = len(self.mask)
+        require(H >= 1, "segment", "one step or more", H)
+        require(
+            len(self.obs) == H + self.frame_stack - 1, "obs", f"{H + self.frame_stack - 1} of {H} steps", len(self.obs)
+        )
+        require(len(self.actions) == H, "actions", f"{H}, one a step", len(self.actions))
+        require(self.pictures is None or len(self.pictures) == H, "pictures", f"{H}, one a step", "another number")
+        if self.true_rewards is not None:
+            shape = np.shape(self.true_rewards)
+            require(shape == (H,), "true_rewards", f"shape ({H},)", f"shape {shape}")
+            require(bool(np.isfinite(self.true_rewards).all()), "true_rewards", "finite numbers", self.true_rewards)
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    @property
+    def observations(self) -> NDArray[Any]:
+        """Observations as the follower saw them, ``[H, ...]``."""
+        if self.frame_stack == 1:
+            return self.obs
+        windows = np.lib.stride_tricks.sliding_window_view(self.obs, self.frame_stack, axis=0)
+        return np.moveaxis(windows, -1, 1)
+
+    @property
+    def true_return(self) -> float:
+        """Sum of what the environment paid, undiscounted.
+
+        Raises:
+            ValueError: a segment whose true rewards are not known.
+        """
+        require(self.true_rewards is not None, "segment", "one whose true rewards were recorded", "one from elsewhere")
+        assert self.true_rewards is not None
+        return float(self.true_rewards[self.mask].sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Steps in the order in which they were taken.
+
+    Attributes:
+        obs: ``[T, n, ...]``.
+        actions: ``[T, n, ...]``.
+        true_rewards: ``[T, n]``.
+        age: steps since the episode's start, ``[T, n]``.
+        ended: RUNNING, TERMINATED or CUT, ``[T, n]``.
+    """
+
+    obs: NDArray[Any]
+    actions: NDArray[Any]
+    true_rewards: Floats
+    age: NDArray[np.int64]
+    ended: NDArray[np.int8]
+
+
+class SegmentRecorder(VecEnvWrapper):
+    """Records every step of a VecEnv, passes all of it on unchanged, and cuts segments from the newest steps.
+
+    It belongs below any wrapper that pays another reward: what it records is then the environment's own.
+
+    Args:
+        venv: copies of any environment whose observations are arrays.
+        length: steps of a segment, H.
+        capacity: steps a copy of which it keeps.
+        true_reward: the key of ``info`` under which the true reward stands; None for the reward that is paid.
+        pictures: whether to keep ``venv.get_images()`` of every step, for a person to look at.
+        frame_stack: k where observations are stacks of k frames, channels first: segments then hold each frame once.
+
+    Attributes:
+        steps: steps a copy so far.
+        terminations: episodes that ended by themselves so far.
+
+    Raises:
+        ValueError: a size under one, a capacity under the length, Dict observations, observations that are no stacks of
+            ``frame_stack`` frames; in ``step``, a true reward that is missing or not finite.
+    """
+
+    def __init__(
+        self,
+        venv: VecEnv,
+        length: int,
+        capacity: int = 4096,
+        true_reward: str | None = None,
+        pictures: bool = False,
+        frame_stack: int = 1,
+    ) -> None:
+        super().__init__(venv)
+        self.length, self.capacity = check_size(length, "length"), check_size(capacity, "capacity")
+        require(self.capacity >= self.length, "capacity", f"{length} steps, a segment, or more", capacity)
+        shape = venv.observation_space.shape
+        require(shape is not None, "venv", "observations that are arrays", repr(venv.observation_space))
+        fits = check_size(frame_stack, "frame_stack") == 1 or (shape is not None and shape[:1] == (frame_stack,))
+        require(fits, "frame_stack", f"the first number of the observations' shape {shape}", frame_stack)
+        self._key, self._pictures, self._stack = true_reward, pictures, frame_stack
+        self.steps = self.terminations = 0
+        n, size, actions = self.num_envs, self.capacity, venv.action_space
+        self._obs = np.zeros((size, n, *(shape or ())), venv.observation_space.dtype)
+        self._actions = np.zeros((size, n, *(actions.shape or ())), actions.dtype)
+        self._rewards = np.zeros((size, n))
+        self._age = np.zeros((size, n), np.int64)
+        self._ended = np.zeros((size, n), np.int8)
+        self._images: NDArray[np.uint8] | None = None
+        self._now: Any = None
+        self._shown: Any = None
+        self._taken: Any = None
+        self._episode_age = np.zeros(n, np.int64)
+
+    # --- recording ----------------------------------------------------------------------------------------------------
+
+    def reset(self) -> VecEnvObs:
+        if self.steps:
+            last = self._ended[(self.steps - 1) % self.capacity]
+            last[last == RUNNING] = CUT
+        obs = self.venv.reset()
+        self._now = np.array(obs)
+        self._episode_age[:] = 0
+        self._shown = self._look()
+        return obs
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        self._taken = np.array(actions)
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        at = self.steps % self.capacity
+        self._obs[at], self._actions[at] = self._now, self._taken
+        self._rewards[at] = rewards if self._key is None else self._from_infos(infos)
+        require(bool(np.isfinite(self._rewards[at]).all()), "true_reward", "a finite number in every step", "another")
+        self._age[at] = self._episode_age
+        self._ended[at] = RUNNING
+        for i in np.flatnonzero(dones):
+            self._ended[at, i] = CUT if infos[i].get("TimeLimit.truncated", False) else TERMINATED
+        self.terminations += int((self._ended[at] == TERMINATED).sum())
+        if self._pictures:
+            if self._images is None:
+                self._images = np.zeros((self.capacity, *self._shown.shape), np.uint8)
+            self._images[at] = self._shown
+            self._shown = self._look()
+        self._episode_age = np.where(dones, 0, self._episode_age + 1)
+        self.steps += 1
+        self._now = np.array(obs)
+        return obs, rewards, dones, infos
+
+    def _from_infos(self, infos: list[dict[str, Any]]) -> list[float]:
+        key = self._key
+        assert key is not None
+        for info in infos[:1]:
+            require(key in info, "true_reward", f"the key {key!r} in every info", sorted(info))
+        return [float(info[key]) for info in infos]
+
+    def _look(self) -> Any:
+        if not self._pictures:
+            return None
+        images = self.venv.get_images()
+        seen = len(images) > 0 and all(image is not None for image in images)
+        require(seen, "pictures", "False for an environment that draws none (render_mode='rgb_array' is needed)", True)
+        return np.stack([np.asarray(image, dtype=np.uint8) for image in images])
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def _order(self, since: int) -> NDArray[np.int64]:
+        """Numbers of the steps that are still held, from ``since`` on."""
+        return np.arange(max(since, self.steps - self.capacity, 0), self.steps)
+
+    def starts(self, since: int = 0) -> NDArray[np.int64]:
+        """Where segments begin that lie whole in the steps held from ``since`` on: (time, copy), ``[k, 2]``."""
+        times = self._order(since)
+        T, H = len(times), self.length
+        ended = self._ended[times % self.capacity]
+        # the first end at or after each step (T: none yet), and whether it was a termination
+        first = np.full((T + 1, self.num_envs), T, np.int64)
+        for t in range(T - 1, -1, -1):
+            first[t] = np.where(ended[t] != RUNNING, t, first[t + 1])
+        first = first[:T]
+        begin = np.arange(T)[:, None]
+        whole = (first >= begin + H - 1) & (begin + H <= T)
+        kind = np.take_along_axis(ended, np.minimum(first, T - 1), 0) if T else ended
+        found = np.argwhere(whole | ((first < np.minimum(begin + H, T)) & (kind == TERMINATED)))
+        found[:, 0] += times[0] if T else 0
+        return found
+
+    def cut(self, time: int, copy: int) -> Segment:
+        """The segment that begins at step ``time`` of ``copy``: one of :meth:`starts`.
+
+        Raises:
+            ValueError: steps that are no longer held, or a segment that would reach over a cut.
+        """
+        H, held = self.length, max(0, self.steps - self.capacity)
+        require(held <= time < self.steps and 0 <= copy < self.num_envs, "time", f"a step held, from {held}", time)
+        at = np.arange(time, min(time + H, self.steps)) % self.capacity
+        ends = np.flatnonzero(self._ended[at, copy] != RUNNING)
+        lived = int(ends[0]) + 1 if len(ends) else len(at)
+        complete = lived == H or (len(ends) > 0 and self._ended[at[lived - 1], copy] == TERMINATED)
+        require(complete, "time", f"the start of {H} steps of one episode", f"{time}, after which {lived} are")
+        at = at[:lived]
+
+        def padded(values: NDArray[Any]) -> NDArray[Any]:
+            rest = np.zeros((H - lived, *values.shape[1:]), values.dtype)
+            return np.concatenate([values, rest])
+
+        obs = padded(self._obs[at, copy])
+        if self._stack > 1:
+            obs = np.concatenate([obs[0, :-1], obs[:, -1]])
+        pictures = None if self._images is None else padded(self._images[at, copy])
+        mask = np.arange(H) < lived
+        return Segment(
+            obs,
+            padded(self._actions[at, copy]),
+            mask,
+            padded(self._rewards[at, copy]),
+            pictures,
+            self._stack,
+            int(time),
+            int(copy),
+        )
+
+    def window(self, since: int = 0) -> Steps:
+        """The steps held from ``since`` on, in order."""
+        at = self._order(since) % self.capacity
+        return Steps(self._obs[at], self._actions[at], self._rewards[at], self._age[at], self._ended[at])
