@@ -7,15 +7,18 @@ r"""The preference file: queries and answers in the order in which they came. Tr
               A  an answer: its number and its label, JSON
 
 Records are only ever appended, each by one write, so that what was written before a crash stays readable: a file that is cut
-short, or damaged at some place, is read up to there, and that is said. A second answer to a query replaces the first. Reading
-runs no code that the file brings.
+short, or damaged at some place, is read up to there, and that is said. Before more is appended, what cannot be read is moved to
+``FILE.cut``. A second answer to a query replaces the first. Reading runs no code that the file brings.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import struct
+import time
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -32,6 +35,8 @@ from .buffer import PreferenceBuffer
 from .labels import Label, Pair, check_label
 
 MAGIC = b"bilevel-gym preferences 1\n"
+PATIENCE = 0.5
+"""Seconds in which a writer that is in the middle of a record gets done; then the record is taken to be torn."""
 _HEAD = struct.Struct("<cII")
 
 
@@ -71,6 +76,7 @@ class Contents:
         signature: of the world.
         pairs: the queries, by number, in the order in which they were asked.
         labels: the last answer to each.
+        places: first byte, length and CRC-32 of each query's payload.
         end: the byte after the last whole record.
         note: what is wrong with the rest of the file; None if there is none.
     """
@@ -78,6 +84,7 @@ class Contents:
     signature: Signature
     pairs: dict[int, Pair] = field(default_factory=dict)
     labels: dict[int, Label] = field(default_factory=dict)
+    places: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     end: int = 0
     note: str | None = None
 
@@ -107,7 +114,7 @@ def _query(number: int, pair: Pair) -> bytes:
     return _record(b"Q", blob.getvalue())
 
 
-def _read_query(payload: bytes) -> tuple[int, Pair]:
+def _read_query(payload: bytes, pictures: bool) -> tuple[int, Pair]:
     with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
         sides = [
             Segment(
@@ -115,7 +122,7 @@ def _read_query(payload: bytes) -> tuple[int, Pair]:
                 arrays[f"{side}_actions"],
                 arrays[f"{side}_mask"].astype(bool),
                 None,
-                arrays.get(f"{side}_pictures"),
+                arrays.get(f"{side}_pictures") if pictures else None,
                 int(arrays["frame_stack"]),
             )
             for side in ("left", "right")
@@ -138,20 +145,26 @@ def _records(data: bytes, start: int) -> Iterator[tuple[bytes, bytes, int]]:
         yield kind, payload, start
 
 
-def _take(contents: Contents, data: bytes) -> None:
-    """Read on from where the contents end."""
-    for kind, payload, end in _records(data, contents.end):
+def _take(contents: Contents, data: bytes, base: int, pictures: bool) -> None:
+    """Read on from where the contents end; ``data`` begins at byte ``base`` of the file."""
+    for kind, payload, end in _records(data, contents.end - base):
         if kind == b"Q":
-            number, pair = _read_query(payload)
+            number, pair = _read_query(payload, pictures)
             contents.pairs[number] = pair
+            contents.places[number] = (base + end - len(payload), len(payload), zlib.crc32(payload))
         elif kind == b"A":
             answer = json.loads(payload)
             contents.labels[int(answer["id"])] = check_label(answer["label"])
-        contents.end = end
+        contents.end = base + end
 
 
-def read_preferences(path: str | Path, expected: Signature | None = None) -> Contents:
+def read_preferences(path: str | Path, expected: Signature | None = None, pictures: bool = True) -> Contents:
     """Read a preference file; one that is cut short or damaged is read up to there, with a warning that says so.
+
+    Args:
+        path: the file.
+        expected: the signature that it has to have; None takes any.
+        pictures: whether to take the segments' pictures into memory.
 
     Raises:
         FileNotFoundError: no such file.
@@ -168,7 +181,7 @@ def read_preferences(path: str | Path, expected: Signature | None = None) -> Con
     contents = Contents(Signature(**json.loads(first[1])), end=first[2])
     if expected is not None:
         expected.require_same(contents.signature, path)
-    _take(contents, data)
+    _take(contents, data, 0, pictures)
     if contents.end < len(data):
         lost = len(data) - contents.end
         contents.note = (
@@ -180,7 +193,9 @@ def read_preferences(path: str | Path, expected: Signature | None = None) -> Con
 
 
 class PreferenceLog:
-    """A preference file that is open for appending; made where there is none. A torn end is cut off first.
+    """A preference file that is open for appending; made where there is none. A torn end is moved out of the way first.
+
+    Several processes may have it open. Pictures stay in the file: ``contents`` holds the segments without, :meth:`pair` with them.
 
     Args:
         path: the file.
@@ -199,14 +214,59 @@ class PreferenceLog:
         if signature is not None and not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_bytes(MAGIC + _record(b"H", json.dumps(asdict(signature)).encode()))
-        self.contents = read_preferences(self.path, signature)
-        if self.contents.note is not None:
-            with self.path.open("r+b") as file:
-                file.truncate(self.contents.end)
+        self.contents = read_preferences(self.path, signature, pictures=False)
+        self._whole = self.contents.end
+        self._cut_torn_end()
+
+    def _cut_torn_end(self) -> None:
+        """See to it that the file ends with a whole record, and wait for a writer that is in the middle of one.
+
+        Raises:
+            ValueError: a file that was replaced by another since it was opened.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with self.path.open("rb") as file:
+                file.seek(self._whole)
+                data = file.read()
+            done = max((end for _, _, end in _records(data, 0)), default=0)
+            self._whole += done
+            if done == len(data):
+                return
+            if time.monotonic() > deadline:
+                break
+            time.sleep(PATIENCE / 20)
+        whole = self.path.read_bytes()
+        same = whole.startswith(MAGIC) and self._whole == max((e for *_, e in _records(whole, len(MAGIC))), default=0)
+        require(same, "path", "the file that was opened", f"{self.path}, which is another by now")
+        with self.path.with_name(self.path.name + ".cut").open("ab") as aside:
+            aside.write(data[done:])
+        os.truncate(self.path, self._whole)
 
     def _append(self, record: bytes) -> None:
-        with self.path.open("ab", buffering=0) as file:
-            file.write(record)
+        """Write a record whole or not at all. No file is begun: one that is gone would miss its head."""
+        self._cut_torn_end()
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+        with open(descriptor, "ab", buffering=0) as file:
+            written = file.write(record) or 0
+            if written < len(record):
+                file.truncate(file.tell() - written)
+                raise OSError(errno.ENOSPC, f"{written} of {len(record)} bytes could be written, nothing was kept", self.path)
+
+    def pair(self, number: int) -> Pair:
+        """A query's segments with their pictures.
+
+        Raises:
+            ValueError: a number that has not been read, a file that was replaced by another since.
+        """
+        require(number in self.contents.places, "id", "the number of a query in the file", number)
+        begin, length, checksum = self.contents.places[number]
+        with self.path.open("rb") as file:
+            file.seek(begin)
+            payload = file.read(length)
+        same = zlib.crc32(payload) == checksum
+        require(same, "path", "the file that was opened", f"{self.path}, which is another by now")
+        return _read_query(payload, pictures=True)[1]
 
     def ask(self, number: int, pair: Pair) -> None:
         """Append a query."""
@@ -228,10 +288,7 @@ class PreferenceLog:
         known = dict(self.contents.labels)
         with self.path.open("rb") as file:
             file.seek(self.contents.end)
-            data, offset = file.read(), self.contents.end
-        self.contents.end = 0
-        _take(self.contents, data)
-        self.contents.end += offset
+            _take(self.contents, file.read(), self.contents.end, pictures=False)
         return {number: label for number, label in self.contents.labels.items() if known.get(number) != label}
 
 

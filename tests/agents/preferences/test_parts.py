@@ -250,6 +250,51 @@ def test_pictures_travel(tmp_path: Path) -> None:
     assert pictures is not None
     assert pictures.shape == (4, 2, 2, 3)
     assert (pictures == 1).all()
+    log = PreferenceLog(tmp_path / "p")
+    assert log.contents.pairs[0].right.pictures is None  # left in the file until somebody looks
+    pictures = log.pair(0).right.pictures
+    assert pictures is not None
+    assert (pictures == 1).all()
+    with pytest.raises(ValueError, match="id: expected the number of a query in the file, got 1"):
+        log.pair(1)
+
+
+def test_a_log_writes_whole_records_into_its_own_file_only(tmp_path: Path) -> None:
+    path = tmp_path / "asked.prefs"
+    log = PreferenceLog(path, SIGNATURE)
+    log.ask(0, pair(0))
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[-200:-100])  # another writer died in the middle of a record
+    log.answer(0, "left")
+    assert read_preferences(path).labels == {0: "left"}
+    assert (tmp_path / "asked.prefs.cut").read_bytes() == whole[-200:-100]
+    path.write_bytes(b"another file that is longer than the first" * 100)
+    other = path.read_bytes()
+    with pytest.raises(ValueError, match="path: expected the file that was opened, got .*, which is another by now"):
+        log.ask(1, pair(1))
+    with pytest.raises(ValueError, match="path: expected the file that was opened, got .*, which is another by now"):
+        log.pair(0)
+    assert path.read_bytes() == other
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        log.answer(0, "left")
+    assert not path.exists()
+
+
+def test_of_a_full_disk_nothing_is_left(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")  # a limit on the size of files stands for the disk
+    path = tmp_path / "asked.prefs"
+    log = PreferenceLog(path, SIGNATURE)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="100 of [0-9]+ bytes could be written, nothing was kept"):
+            log.ask(0, pair(0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    log.ask(0, pair(0))
+    assert list(read_preferences(path).pairs) == [0]
 
 
 # --- fragmenters ------------------------------------------------------------------------------------------------------
