@@ -36,10 +36,10 @@ class SmallPictures(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def play(venv: SegmentRecorder, steps: int, rng: np.random.Generator) -> None:
-    """A follower that pushes towards where the pole falls, but for one push in three."""
+    """A follower that pushes at random seven times in ten, else towards where the pole falls."""
     obs: Any = venv.reset()
     for _ in range(steps):
-        fair = rng.random(venv.num_envs) < 1 / 3
+        fair = rng.random(venv.num_envs) < 0.7
         obs, _, _, _ = venv.step(np.where(fair, rng.integers(0, 2, venv.num_envs), obs[:, 2] + 0.5 * obs[:, 3] > 0))
 
 
@@ -59,7 +59,9 @@ def main(path: Path) -> None:
         play(venv, 300, rng)
         pairs = RandomFragmenter().pairs(venv, model, QUERIES, 0, rng)
         labeller.ask([Query(labeller.first_id + i, pair) for i, pair in enumerate(pairs)])
-        print(f"{len(pairs)} questions are in {path}. Answer them on the page that this opens, then run this once more:")
+        print(
+            f"{len(pairs)} questions are in {path}. Answer them on the page that this opens, then run this once more:"
+        )
         print(f"    python -m bilevel_gym.agents.preferences.page {path}")
         return
 
@@ -70,7 +72,9 @@ def main(path: Path) -> None:
     if len(buffer):
         model.fit_inputs(np.concatenate([s.obs[s.mask] for p in buffer for s in (p.pair.left, p.pair.right)]))
         fit = RewardTrainer(model, FitConfig()).fit(buffer, epochs=100)
-        print(f"A reward fitted to them: cross entropy {fit.cross_entropy:.3f}, agrees with {fit.accuracy:.0%} of them.")
+        print(
+            f"A reward fitted to them: cross entropy {fit.cross_entropy:.3f}, agrees with {fit.accuracy:.0%} of them."
+        )
 
 
 if __name__ == "__main__":

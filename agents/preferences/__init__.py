@@ -2,6 +2,8 @@
 
 labels         what is asked and answered; labellers that answer from the true return or by a program
 outside        a labeller whose answers come from outside, and late, through a preference file
+page           that file on a page in the browser, where a person answers
+views          what the page shows of a segment
 files          that file: appended to by trainers and labellers, read as far as it is whole
 fragmenters    which pairs are asked about: random ones, or those that an ensemble disagrees about
 buffer         labelled pairs, first in, first out, and batches of them

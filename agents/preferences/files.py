@@ -195,7 +195,8 @@ def read_preferences(path: str | Path, expected: Signature | None = None, pictur
 class PreferenceLog:
     """A preference file that is open for appending; made where there is none. A torn end is moved out of the way first.
 
-    Several processes may have it open. Pictures stay in the file: ``contents`` holds the segments without, :meth:`pair` with them.
+    Several processes may have it open. Pictures stay in the file: ``contents`` holds the segments without, and
+    :meth:`pair` reads them.
 
     Args:
         path: the file.
@@ -251,7 +252,9 @@ class PreferenceLog:
             written = file.write(record) or 0
             if written < len(record):
                 file.truncate(file.tell() - written)
-                raise OSError(errno.ENOSPC, f"{written} of {len(record)} bytes could be written, nothing was kept", self.path)
+                raise OSError(
+                    errno.ENOSPC, f"{written} of {len(record)} bytes could be written, nothing was kept", self.path
+                )
 
     def pair(self, number: int) -> Pair:
         """A query's segments with their pictures.

@@ -43,7 +43,7 @@ from .views import pictures, view
 Made = TypeVar("Made")
 HOST, PORT = "127.0.0.1", 8731
 LONGEST_ANSWER = 4096
-"""Bytes of an answer's body beyond which it is refused unread."""
+"""Bytes of an answer beyond which it is refused."""
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
@@ -231,8 +231,7 @@ class PageServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: PageServer
-    protocol_version = "HTTP/1.1"
-    timeout = 60
+    timeout = 30  # seconds for a browser that stops in the middle of a request
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
@@ -252,26 +251,25 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(self._nothing_here)
 
     def do_POST(self) -> None:
-        self._answer(self._post)
+        length = self.headers.get("Content-Length", "")
+        known = int(length) if length.isascii() and length.isdigit() else None
+        body = self.rfile.read(min(known or 0, 16 * LONGEST_ANSWER))  # else the browser may miss why it is refused
+        self._answer(lambda: self._post(known, body))
 
     def _nothing_here(self) -> bytes:
         raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing at this address.")
 
-    def _post(self) -> dict[str, Any]:
-        self.close_connection = True  # unless its body is read
+    def _post(self, length: int | None, body: bytes) -> dict[str, Any]:
         if urlsplit(self.path).path != "/answer":
             self._nothing_here()
         if self.headers.get_content_type() != "application/json":
             got = self.headers.get("Content-Type")
             raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"expected an application/json answer, got {got}")
-        length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()):
+        if length is None:
             raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "expected an answer with its Content-Length")
-        if int(length) > LONGEST_ANSWER:
+        if length > LONGEST_ANSWER:
             text = f"expected an answer of at most {LONGEST_ANSWER} bytes, got {length}"
             raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
-        body = self.rfile.read(int(length))
-        self.close_connection = False
         expected = 'expected {"id": number, "check": text, "label": text}'
         try:
             given = json.loads(body)
@@ -297,8 +295,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in ({"Content-Type": kind, "Content-Length": str(len(body))} | HEADERS).items():
             self.send_header(name, value)
-        if self.close_connection:
-            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
 
@@ -307,10 +303,8 @@ class _Handler(BaseHTTPRequestHandler):
         own = {f"{name}:{port}" for name in (HOST, "localhost")} | ({HOST, "localhost"} if port == 80 else set())
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
         if host.lower() not in own:
-            self.close_connection = True
             raise RefusedError(HTTPStatus.FORBIDDEN, f"expected a request to {HOST}:{port}, got one to {host[:80]!r}")
         if origin is not None and origin.lower() != f"http://{host.lower()}":
-            self.close_connection = True
             raise RefusedError(HTTPStatus.FORBIDDEN, f"expected a request from this page, got one from {origin[:80]!r}")
 
     def log_message(self, format: str, *args: Any) -> None:

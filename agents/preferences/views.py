@@ -102,7 +102,8 @@ def _bytes(images: NDArray[Any], *both: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = min(part.min() for part in both), max(part.max() for part in both)
     if not (math.isfinite(low) and low < high):
         return np.zeros(images.shape, np.uint8)
-    return ((images.astype(float) - low) / (float(high) - float(low)) * 255.0).astype(np.uint8)
+    scaled: NDArray[np.float64] = (images.astype(float) - float(low)) / (float(high) - float(low))
+    return (scaled * 255.0).astype(np.uint8)
 
 
 def _json(rows: NDArray[Any]) -> list[list[float | int | None]]:

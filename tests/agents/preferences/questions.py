@@ -23,7 +23,7 @@ SIGNATURE = Signature.of("Disc-v0", SPACE, ACTIONS, H)
 def disc(seed: int, steps: int = H, pictures: bool = True) -> Segment:
     """A disc that wanders over a blue ground, until the episode ends after ``steps``."""
     rng = np.random.default_rng(seed)
-    path = np.cumsum(rng.normal(0.0, 3.0, (H, 2)), 0) + [30.0, 45.0]
+    path = np.array([30.0, 45.0]) + np.cumsum(rng.normal(0.0, 3.0, (H, 2)), 0)
     rows, columns = np.mgrid[:60, :90]
     near = (rows - path[:, 0, None, None]) ** 2 + (columns - path[:, 1, None, None]) ** 2 < 80.0
     images = np.where(near[..., None], [230, 120, 40], [30, 60 + 10 * (seed % 10), 120]).astype(np.uint8)

@@ -270,9 +270,9 @@ def test_a_log_writes_whole_records_into_its_own_file_only(tmp_path: Path) -> No
     assert (tmp_path / "asked.prefs.cut").read_bytes() == whole[-200:-100]
     path.write_bytes(b"another file that is longer than the first" * 100)
     other = path.read_bytes()
-    with pytest.raises(ValueError, match="path: expected the file that was opened, got .*, which is another by now"):
+    with pytest.raises(ValueError, match=r"path: expected the file that was opened, got .*, which is another by now"):
         log.ask(1, pair(1))
-    with pytest.raises(ValueError, match="path: expected the file that was opened, got .*, which is another by now"):
+    with pytest.raises(ValueError, match=r"path: expected the file that was opened, got .*, which is another by now"):
         log.pair(0)
     assert path.read_bytes() == other
     path.unlink()
@@ -288,7 +288,7 @@ def test_of_a_full_disk_nothing_is_left(tmp_path: Path) -> None:
     before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limits[1]))
     try:
-        with pytest.raises(OSError, match="100 of [0-9]+ bytes could be written, nothing was kept"):
+        with pytest.raises(OSError, match=r"100 of [0-9]+ bytes could be written, nothing was kept"):
             log.ask(0, pair(0))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
