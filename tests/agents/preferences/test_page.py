@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from bilevel_gym.agents.preferences.outside import FileLabeller
 from bilevel_gym.agents.preferences.page import LONGEST_ANSWER, PageServer, main
 
 from .questions import SIGNATURE, H, asked, pair, served
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
 
 @pytest.fixture
@@ -306,3 +309,25 @@ def test_the_command_serves_until_it_is_interrupted(path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (0, "")
+
+
+# --- the example ------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_asks_and_then_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pygame")
+    path, example = tmp_path / "cart_pole.prefs", EXAMPLES / "label_cart_pole.py"
+    monkeypatch.setattr(sys, "argv", [str(example), str(path)])
+    runpy.run_path(str(example), run_name="__main__")
+    assert f"python -m bilevel_gym.agents.preferences.page {path}" in capsys.readouterr().out
+    with served(path) as server:
+        told = get(server, "query")
+        assert (told["env"], told["open"], told["query"]["kind"]) == ("CartPole-v1", 20, "pictures")
+        for label in ("left", "skip", "equal", "right"):
+            give(server, label)
+    runpy.run_path(str(example), run_name="__main__")
+    out = capsys.readouterr().out
+    assert "4 answers, 1 of them skipped; 16 questions are open." in out
+    assert "A reward fitted to them: cross entropy" in out
