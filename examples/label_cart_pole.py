@@ -49,14 +49,14 @@ def main(path: Path) -> None:
     rng = np.random.default_rng(0)
     env = DummyVecEnv([lambda: SmallPictures(gym.make("CartPole-v1", render_mode="rgb_array"))] * 2)
     env.seed(0)
-    venv = SegmentRecorder(env, LENGTH, capacity=300, pictures=True)
+    venv = SegmentRecorder(env, LENGTH, capacity=150, pictures=True)
     model = RewardModel([MLPReward(venv.observation_space, venv.action_space) for _ in range(3)], device="cpu")
 
     signature = Signature.of("CartPole-v1", venv.observation_space, venv.action_space, LENGTH)
     labeller = FileLabeller(path, signature)  # asks and reads in this file
     labelled, pending = labeller.earlier()
     if not labelled and not pending:
-        play(venv, 300, rng)
+        play(venv, 150, rng)
         pairs = RandomFragmenter().pairs(venv, model, QUERIES, 0, rng)
         labeller.ask([Query(labeller.first_id + i, pair) for i, pair in enumerate(pairs)])
         print(
