@@ -8,12 +8,14 @@ CMA-ES is given ten times as many.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecEnv
 
 from bilevel_gym.agents import CMAES, PBRL, CMAESConfig, KnownModel, PBRLConfig, Rollouts
 from bilevel_gym.agents.common.leader import Leader
@@ -37,27 +39,56 @@ METHODS = {"pbrl": "PBRL", "cma_es": "CMA-ES, follower retrained"}
 COLOURS = {"pbrl": "tab:blue", "cma_es": "tab:red"}
 
 
+def ppo(gamma: float, n_steps: int, gae_lambda: float) -> Callable[[VecEnv], PPO]:
+    """What a trial trains: a table, and settings that learn fast at an x that stays (the library's are for one that moves)."""
+    settings: dict[str, Any] = {"gamma": gamma, "n_steps": n_steps, "gae_lambda": gae_lambda, "n_epochs": 8}
+    settings |= {"learning_rate": 0.03, "ent_coef": 0.01, "policy_kwargs": {"net_arch": []}, "device": "cpu"}
+    return lambda venv: PPO("MlpPolicy", venv, batch_size=16 * venv.num_envs, **settings)
+
+
+GAME, NEAR = "StackelbergGame-v0", ppo(0.9, 16, 0.5)
+
+
 @dataclass(frozen=True)
 class Problem:
-    """A problem, what PBRL may spend on it, and the steps in which a trial's follower trains from nothing."""
+    """A problem, what PBRL may spend on it, where its gradient comes from, and how a trial's follower trains from nothing."""
 
     label: str
     env: str
     env_kwargs: dict[str, Any]
     budget: int
-    trial_steps: int
     estimator: Rollouts | KnownModel
+    trial_steps: int
+    trial_follower: Callable[[VecEnv], PPO]
 
 
 PROBLEMS = {
     "game_20": Problem(
-        "Stackelberg games of 20 states", "StackelbergGame-v0", {"n_states": 20}, 1_000_000, 10_000, Rollouts()
+        "Stackelberg games of 20 states",
+        GAME,
+        {"n_states": 20},
+        1_000_000,
+        Rollouts(),
+        10_000,
+        NEAR,
     ),
     "game_100": Problem(
-        "Stackelberg games of 100 states", "StackelbergGame-v0", {"n_states": 100}, 1_000_000, 20_000, Rollouts()
+        "Stackelberg games of 100 states",
+        GAME,
+        {"n_states": 100},
+        1_000_000,
+        Rollouts(),
+        20_000,
+        NEAR,
     ),
     "toll": Problem(
-        "Tolls in cities of 12 nodes", "TollDesign-v0", {"n_nodes": 12, "tau": 0.1}, 800_000, 40_000, KnownModel()
+        "Tolls in cities of 12 nodes",
+        "TollDesign-v0",
+        {"n_nodes": 12, "tau": 0.1},
+        800_000,
+        KnownModel(),
+        40_000,
+        ppo(0.999, 32, 0.95),
     ),
 }
 
@@ -72,7 +103,7 @@ def run_one(name: str, method: str, seed: int, steps: int) -> Data:
         leader.learn(steps)
     else:
         config = CMAESConfig(follower_steps=problem.trial_steps, eval_every=1)
-        leader = CMAES(env, PPO, config, seed=seed, env_kwargs=kwargs)
+        leader = CMAES(env, problem.trial_follower, config, seed=seed, env_kwargs=kwargs)
         leader.learn(TIMES * steps)
     assert leader.kept is not None
     return {
@@ -145,7 +176,10 @@ NOTES = f"""\
 F_0: the leader's return at the follower's best response, exact; the best x by that evaluation on the way, for both methods alike
 ({TIMES} times the steps buy CMA-ES many more evaluations to choose from). CMA-ES is pycma's, starts at PBRL's x with a standard
 deviation of a tenth of X's width, judges a trial by 64 episodes of its follower's likeliest actions, and its x is the mean of its
-distribution. One run an instance; differences paired; intervals over three instances are their spread and little more."""
+distribution. One run an instance; differences paired; intervals over three instances are their spread and little more.
+
+A trial's PPO has an entropy bonus of 0.01 and a rate of 0.03. With the library's settings of the class, which are made for an x
+that moves, CMA-ES's best x was 6.32 (games of 20 states), 4.27 (of 100) and -5.73 (tolls) in the mean."""
 
 
 def standing(data: Data) -> list[Standing]:

@@ -21,8 +21,8 @@ from bilevel_gym.agents import PBRL, Geometric, Hypergradient, HypergradientConf
 
 from .common import Data, map_tasks, markdown_table, mean_interval, new_figure, save_figure, stratified_interval
 
-SEEDS = tuple(range(5, 10))
-FOLLOWER_SEEDS = (0, 1)
+SEEDS = (5, 6, 7)
+FOLLOWER_SEEDS = (0,)
 ENV, SIZE, GAMMA = "bilevel_gym/StackelbergGame-v0", 20, 0.9
 LEADERS = {"pbrl": "PBRL, PPO followers, 1 M steps", "hypergradient": "hypergradient, exact"}
 ALGORITHMS = ("PPO", "A2C", "DQN")
@@ -90,7 +90,7 @@ NOTES = f"""\
 F_0: the leader's return at the follower's best response. The *share* is the leader's return at the follower as trained over
 F_0 on the same game; *slack* is what that follower gives up of its own return. {STEPS:,} steps a follower from nothing at a
 fixed x in 8 copies (SB3's PPO rounds up to whole rollouts of 16,384); followers do not see x. 95% intervals by bootstrap over
-{len(SEEDS)} games and {len(FOLLOWER_SEEDS)} seeds. Above 1 the mistakes of a follower happen to suit the leader: no merit
+{len(SEEDS)} games, which is few. Above 1 the mistakes of a follower happen to suit the leader: no merit
 of x. *SB3's settings* are its defaults but for the discount."""
 
 

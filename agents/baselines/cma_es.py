@@ -314,7 +314,7 @@ class CMAES(Leader):
         for venv in (self._training, self._rollouts):
             set_leader(venv, x)
         follower = self._new_follower(seed)
-        self.num_timesteps += follower.train_alone(steps)
+        self.num_timesteps += follower.train(steps, steps)
         with follower.generators.active():
             player = follower.player(self._rollouts, greedily=True)
             episodes = collect(self._rollouts, player, w.horizon(self.config.rollout_tail), seed)
