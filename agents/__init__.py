@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .baselines.cma_es import CMAES, CMAESConfig, TabularCMAES, TabularCMAESConfig
+    from .baselines.drlhf import DRLHF
     from .baselines.independent_policy_gradient import IndependentPolicyGradient, IndependentPolicyGradientConfig
     from .baselines.meta_gradient import MetaGradient, MetaGradientConfig
+    from .baselines.true_reward import TrueReward
     from .baselines.zero_order import ZeroOrder, ZeroOrderConfig
     from .common.callbacks import Checkpoint
     from .common.evaluation import Evaluation, leader_return_at_best_response
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from .leaders.hpgd import HPGD, HPGDConfig
     from .leaders.hypergradient import Hypergradient, HypergradientConfig
     from .leaders.pbrl import PBRL, PBRLConfig
+    from .leaders.preference_pbrl import PreferencePBRL
     from .leaders.single_loop import (
         FiniteDifferences,
         FiniteDifferencesConfig,
@@ -30,6 +33,14 @@ if TYPE_CHECKING:
     from .leaders.tabular_pbrl import TabularPBRL, TabularPBRLConfig
     from .oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
     from .penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty
+    from .preferences.files import PreferenceLog
+    from .preferences.fragmenters import ActiveFragmenter, RandomFragmenter
+    from .preferences.labels import Labeller, ProgramLabeller, TrueReturnLabeller
+    from .preferences.loop import PreferenceConfig, PreferenceEvaluation
+    from .preferences.outside import FileLabeller
+    from .preferences.reward_model import ConvReward, MLPReward, RewardModel
+    from .preferences.training import FitConfig, RewardExplodedError
+    from .preferences.worlds import Copies
     from .schedules import Constant, Geometric, Linear, Power, Quench
 
 _HOME = {
@@ -65,6 +76,24 @@ _HOME = {
     "SoftPolicyIteration": "oracles",
     "MirrorDescent": "oracles",
     "PolicyGradient": "oracles",
+    "PreferencePBRL": "leaders.preference_pbrl",
+    "DRLHF": "baselines.drlhf",
+    "TrueReward": "baselines.true_reward",
+    "PreferenceConfig": "preferences.loop",
+    "PreferenceEvaluation": "preferences.loop",
+    "Copies": "preferences.worlds",
+    "FitConfig": "preferences.training",
+    "RewardExplodedError": "preferences.training",
+    "RewardModel": "preferences.reward_model",
+    "MLPReward": "preferences.reward_model",
+    "ConvReward": "preferences.reward_model",
+    "RandomFragmenter": "preferences.fragmenters",
+    "ActiveFragmenter": "preferences.fragmenters",
+    "Labeller": "preferences.labels",
+    "TrueReturnLabeller": "preferences.labels",
+    "ProgramLabeller": "preferences.labels",
+    "FileLabeller": "preferences.outside",
+    "PreferenceLog": "preferences.files",
     "MonteCarlo": "estimators",
     "Rollouts": "estimators",
     "KnownModel": "estimators",
@@ -85,16 +114,22 @@ _HOME = {
 
 __all__ = [
     "CMAES",
+    "DRLHF",
     "HPGD",
     "PBRL",
+    "ActiveFragmenter",
     "BellmanPenalty",
     "CMAESConfig",
     "Checkpoint",
     "Constant",
+    "ConvReward",
+    "Copies",
     "Direct",
     "Evaluation",
+    "FileLabeller",
     "FiniteDifferences",
     "FiniteDifferencesConfig",
+    "FitConfig",
     "Geometric",
     "HPGDConfig",
     "Hypergradient",
@@ -102,7 +137,9 @@ __all__ = [
     "IndependentPolicyGradient",
     "IndependentPolicyGradientConfig",
     "KnownModel",
+    "Labeller",
     "Linear",
+    "MLPReward",
     "MetaGradient",
     "MetaGradientConfig",
     "MirrorDescent",
@@ -113,8 +150,16 @@ __all__ = [
     "PartialSGD",
     "PolicyGradient",
     "Power",
+    "PreferenceConfig",
+    "PreferenceEvaluation",
+    "PreferenceLog",
+    "PreferencePBRL",
+    "ProgramLabeller",
     "Quench",
+    "RandomFragmenter",
     "Response",
+    "RewardExplodedError",
+    "RewardModel",
     "Rollouts",
     "SingleLoop",
     "SingleLoopConfig",
@@ -127,6 +172,8 @@ __all__ = [
     "TabularCMAESConfig",
     "TabularPBRL",
     "TabularPBRLConfig",
+    "TrueReturnLabeller",
+    "TrueReward",
     "ValuePenalty",
     "ZeroOrder",
     "ZeroOrderConfig",

@@ -12,6 +12,7 @@ _TABLE = (
     ("GoalPlacement-v0", "goal_placement", "GoalPlacement"),
     ("TollDesign-v0", "toll_design", "TollDesign"),
     ("LQStackelberg-v0", "lq_stackelberg", "LQStackelberg"),
+    ("RewardGrid-v0", "reward_grid", "RewardGrid"),
 )
 
 _STEPS = {"FourRooms-v0": 500}  # max_episode_steps, where 100 are too few

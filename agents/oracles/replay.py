@@ -32,6 +32,16 @@ Relabel = Callable[
 the follower's and the leader's reward, ``[n]``."""
 
 
+def played_actions(buffer: ReplayBuffer, copies: NDArray[np.intp], n: int) -> NDArray[Any]:
+    """The first n actions that some copies of the world were given, ``[n * copies, ...]``: SB3 stores those of a Box scaled to
+    [-1, 1]."""
+    space = buffer.action_space
+    actions = buffer.actions[:n, copies].reshape(n * len(copies), *(space.shape or ()))
+    if isinstance(space, gym.spaces.Box):
+        actions = space.low + 0.5 * (actions + 1.0) * (space.high - space.low)
+    return actions
+
+
 class TrueReplay(ReplayBuffer):
     """SB3's buffer, which also keeps the leader's draws and the two rewards that are mixed.
 
@@ -126,7 +136,7 @@ class TrueReplay(ReplayBuffer):
                     (self.next_observations, self.observation_space.shape or ()),
                 )
             )
-            obs, after, r_follower, r_leader = relabel(x, obs, self._played(copies, n), draw, after)
+            obs, after, r_follower, r_leader = relabel(x, obs, played_actions(self, copies, n), draw, after)
             for part, value in (
                 (self.observations, obs),
                 (self.next_observations, after),
@@ -134,11 +144,3 @@ class TrueReplay(ReplayBuffer):
                 (self.leader_rewards, r_leader),
             ):
                 part[:n, copies] = np.asarray(value).reshape(n, len(copies), *part.shape[2:])
-
-    def _played(self, copies: NDArray[np.intp], n: int) -> NDArray[Any]:
-        """The actions that the world was given: SB3 stores those of a Box scaled to [-1, 1]."""
-        actions = self.actions[:n, copies].reshape(n * len(copies), *(self.action_space.shape or ()))
-        space = self.action_space
-        if isinstance(space, gym.spaces.Box):
-            actions = space.low + 0.5 * (actions + 1.0) * (space.high - space.low)
-        return actions

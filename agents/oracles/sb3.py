@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -363,17 +364,22 @@ class SB3Follower:
         """Whether it can be told which actions exist."""
         return "use_masking" in inspect.signature(self.model.learn).parameters
 
-    def train(self, steps: int, planned_total: int) -> int:
-        """Train for at least ``steps`` steps from fresh episodes; return the steps really spent.
+    def train(
+        self, steps: int, planned_total: int, callback: BaseCallback | None = None, fresh_episodes: bool = True
+    ) -> int:
+        """Train for at least ``steps`` steps; return the steps really spent.
 
         Args:
             steps: environment steps asked for; SB3 rounds up to whole rollouts.
             planned_total: steps over which the model's own schedules run.
+            callback: SB3's.
+            fresh_episodes: whether episodes begin anew: what was begun was under another x. False goes on with them.
         """
         before = self.num_timesteps
         with self.generators.active():
             assert self.model.env is not None
-            self.model.set_env(self.model.env)
+            if fresh_episodes:
+                self.model.set_env(self.model.env)
             planned = max(planned_total, before + steps)
             progress_remaining = 1.0 - before / planned
             self.q_temperature = self._q_temperature(progress_remaining)
@@ -382,7 +388,7 @@ class SB3Follower:
                 self.model.ent_coef = self._entropy(progress_remaining)  # type: ignore[attr-defined]
             masking = {"use_masking": self.venv.has_attr("action_masks")} if self.takes_masks else {}
             with _planned(self.model, planned):
-                self.model.learn(steps, log_interval=None, reset_num_timesteps=False, **masking)  # type: ignore[arg-type]
+                self.model.learn(steps, callback, log_interval=None, reset_num_timesteps=False, **masking)  # type: ignore[arg-type]
             if self._average is not None:
                 self._average.update_parameters(self.model.policy)
         return self.num_timesteps - before

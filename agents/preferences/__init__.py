@@ -10,6 +10,9 @@ buffer         labelled pairs, first in, first out, and batches of them
 bradley_terry  the loss
 reward_model   the nets, ensembles, and the normalised reward that followers are paid
 training       fitting a reward model; an explosion is caught
+occupancy      a follower's value under the learned reward, from its recorded steps
+worlds         copies of the environment, its true returns, exact regret where the model is known
+loop           the loop that the methods share, their config and their records
 
 ``wrappers.SegmentRecorder`` records and cuts segments, ``wrappers.LearnedReward`` pays the learned reward.
 """

@@ -49,6 +49,12 @@ class Batch:
     mu: NDArray[np.float64]
 
 
+def batch_of(preferences: Sequence[Preference]) -> Batch:
+    """Labelled pairs as arrays."""
+    left, right = (stack_segments([getattr(p.pair, side) for p in preferences]) for side in ("left", "right"))
+    return Batch(left, right, np.array([p.mu for p in preferences]))
+
+
 class PreferenceBuffer:
     """First in, first out.
 
@@ -95,9 +101,7 @@ class PreferenceBuffer:
         """
         require(len(self) > 0, "buffer", "at least one labelled pair", "none")
         require(len(indices) > 0, "indices", "one or more", "none")
-        chosen = [self._held[int(i)] for i in indices]
-        left, right = (stack_segments([getattr(p.pair, side) for p in chosen]) for side in ("left", "right"))
-        return Batch(left, right, np.array([p.mu for p in chosen]))
+        return batch_of([self._held[int(i)] for i in indices])
 
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[Batch]:
         """All pairs once, in random order.

@@ -173,7 +173,13 @@ def read_preferences(path: str | Path, expected: Signature | None = None, pictur
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: expected a preference file, got {path}, which does not exist")
-    data = path.read_bytes()
+    return preferences_from_bytes(path.read_bytes(), path, expected, pictures)
+
+
+def preferences_from_bytes(
+    data: bytes, path: object, expected: Signature | None = None, pictures: bool = True
+) -> Contents:
+    """What :func:`read_preferences` reads, from memory; ``path`` is what messages call it."""
     first = next(_records(data, len(MAGIC)), None)
     whole = data.startswith(MAGIC) and first is not None and first[0] == b"H"
     require(whole, "path", "a preference file", f"{path}, which is none or is cut short in its first record")
@@ -188,7 +194,7 @@ def read_preferences(path: str | Path, expected: Signature | None = None, pictur
             f"{path} is cut short or damaged at byte {contents.end}: kept {len(contents.pairs)} queries and "
             f"{len(contents.labels)} answers, lost the {lost} bytes after them"
         )
-        warnings.warn(contents.note, stacklevel=2)
+        warnings.warn(contents.note, stacklevel=3)
     return contents
 
 
@@ -295,15 +301,22 @@ class PreferenceLog:
         return {number: label for number, label in self.contents.labels.items() if known.get(number) != label}
 
 
+def preferences_as_bytes(buffer: PreferenceBuffer, pending: dict[int, Pair], signature: Signature) -> bytes:
+    """A preference file of labelled pairs and open queries; the latter keep their numbers, the former get others."""
+    parts, number = [MAGIC, _record(b"H", json.dumps(asdict(signature)).encode())], -1
+    for preference in buffer:
+        parts.append(_query(number, preference.pair) + _answer(number, preference.label))
+        number -= 1
+    parts += [_query(number, pair) for number, pair in pending.items()]
+    return b"".join(parts)
+
+
 def save_preferences(path: str | Path, buffer: PreferenceBuffer, signature: Signature) -> Path:
     """Write the labelled pairs of a buffer as a preference file, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(MAGIC + _record(b"H", json.dumps(asdict(signature)).encode()))
-        for number, preference in enumerate(buffer):
-            file.write(_query(number, preference.pair) + _answer(number, preference.label))
+    part.write_bytes(preferences_as_bytes(buffer, {}, signature))
     part.replace(path)
     return path
 

@@ -74,12 +74,10 @@ class ActiveFragmenter(Fragmenter):
 @torch.no_grad()
 def disagreement(model: RewardModel, pairs: list[Pair]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Variance over members of P(left > right), ``[n]``."""
-    held = model.training
-    model.eval()
+    require(not model.training, "model", "one that is not being fitted (its dropout is off)", "one in training")
     R_left, R_right = (
         model.returns(*(model.tensor(part) for part in stack_segments([getattr(pair, side) for pair in pairs])))
         for side in ("left", "right")
     )
-    model.train(held)
     answer = torch.sigmoid(R_left - R_right).var(0, correction=0).double().cpu().numpy()
     return np.asarray(answer)

@@ -172,6 +172,7 @@ class RewardModel(nn.Module):
         self.members = nn.ModuleList(members)
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
+        self.eval()
         self.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
     @property
@@ -200,12 +201,14 @@ class RewardModel(nn.Module):
     def raw(self, obs: NDArray[Any], actions: NDArray[Any], batch: int = 8192) -> NDArray[np.float64]:
         """r_x without dropout, mean over members, not normalised, ``[n]``."""
         held = self.training
-        self.eval()
+        if held:
+            self.eval()
         parts = [
             self(self.tensor(obs[i : i + batch]), self.tensor(actions[i : i + batch])).mean(0).double().cpu().numpy()
             for i in range(0, len(obs), batch)
         ]
-        self.train(held)
+        if held:
+            self.train()
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def reward(self, obs: NDArray[Any], actions: NDArray[Any]) -> NDArray[np.float64]:

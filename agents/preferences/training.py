@@ -100,22 +100,21 @@ class RewardTrainer:
 
         Raises:
             ValueError: an empty buffer.
-            RewardExplodedError: returns that are not finite or beyond ``BOUND``; model and optimiser hold their last good state.
+            RewardExplodedError: returns that are not finite or beyond ``BOUND``; model and optimiser are what they were before.
         """
         good = self.state()
         try:
+            self.model.train()
             for _ in range(check_size(epochs, "epochs")):
-                begun = self.state()
                 for batch in buffer.batches(self.config.batch_size, self.rng):
                     self._step(batch, further)
-                good = begun  # its returns were looked at
             return self.assess(buffer)
         except RewardExplodedError:
             self.restore(good)
+            self.model.eval()
             raise
 
     def _step(self, batch: Batch, further: Callable[[], Tensor] | None) -> None:
-        self.model.train()
         losses, margins = pair_losses(self.model, batch, self.config.error)
         _require_tame(margins)
         loss = losses.mean(-1).sum()  # members do not know each other
@@ -126,7 +125,6 @@ class RewardTrainer:
         loss.backward()
         _require_tame(torch.stack([p.grad.abs().max() for p in self.model.parameters() if p.grad is not None]))
         self.optimizer.step()
-        self.model.eval()
 
     @torch.no_grad()
     def assess(self, buffer: PreferenceBuffer) -> Fit:
@@ -134,7 +132,7 @@ class RewardTrainer:
 
         Raises:
             ValueError: an empty buffer.
-            RewardExplodedError: as :meth:`fit`.
+            RewardExplodedError: as :meth:`fit`, but the model stays as it is.
         """
         self.model.eval()
         losses: list[float] = []

@@ -1,0 +1,53 @@
+"""Deep reinforcement learning from human preferences (Christiano et al. 2017): the loop of PBRL without its penalty.
+
+One follower is paid r_x and asked about; r_x is fitted to the answers by the Bradley-Terry loss alone, as if the segments did not
+depend on it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..common.worlds import EnvSpec
+from ..oracles.sb3 import FollowerSpec
+from ..preferences.labels import Labeller
+from ..preferences.loop import PreferenceConfig, PreferenceLearner
+from ..preferences.worlds import Copies
+
+
+class DRLHF(PreferenceLearner):
+    """A reward learned from preferences, without regard to how the follower depends on it.
+
+    Arguments, attributes and errors as ``PreferencePBRL``, without the penalty.
+
+    Example:
+        >>> from stable_baselines3 import A2C
+        >>> from bilevel_gym.agents import DRLHF, PreferenceConfig
+        >>> config = PreferenceConfig(labels=8, first_labels=4, length=5, first_steps=64, follower_steps=64)
+        >>> DRLHF("bilevel_gym/RewardGrid-v0", A2C, config).learn(1_000).evaluate().labels
+        8
+    """
+
+    def __init__(
+        self,
+        env: EnvSpec | Copies,
+        follower: FollowerSpec,
+        config: PreferenceConfig | None = None,
+        labeller: Labeller | None = None,
+        seed: int | None = 0,
+        env_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(env, follower, config, labeller, seed, env_kwargs)
+
+    @classmethod
+    def _again(
+        cls,
+        env: Any,
+        follower: FollowerSpec,
+        config: PreferenceConfig,
+        labeller: Labeller | None,
+        seed: int | None,
+        env_kwargs: dict[str, Any] | None,
+        method: Any,
+    ) -> DRLHF:
+        return cls(env, follower, config, labeller, seed, env_kwargs)

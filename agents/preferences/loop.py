@@ -1,0 +1,688 @@
+r"""The loop that all methods of learning a reward from preferences share (Christiano et al. 2017; arXiv 2402.06886, 6.2).
+
+    play at random; ask about the first pairs; fit r_x to the answers
+    repeat     train the followers on r_x
+               ask about pairs of segments of what one of them just did; take the answers that have come, to whichever question
+               fit r_x by the Bradley-Terry loss, and by what the method adds to it; relabel replay buffers
+
+A method says which followers there are, what is added to the loss, and what to the reward. Questions are due early rather than
+late: after a share u of the steps, log(1 + 9u) / log 10 of those that follow the first. On-policy followers are asked about at
+the end of each rollout, before they learn from it; off-policy ones at the end of each iteration.
+
+The true reward is recorded beside the segments and read by labellers alone (and by ``evaluate``); nothing else that learns sees
+it.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ...envs.mdp import policy_return
+from ...envs.mdp.checks import check_number, check_size, require
+from ...wrappers import LearnedReward, SegmentRecorder
+from ...wrappers.learned_reward import RewardFunction
+from ..common.storage import decode, encode, read_leader, storable, write_leader
+from ..common.worlds import EnvSpec, Vectorisation
+from ..oracles.replay import played_actions
+from ..oracles.sb3 import Answering, FollowerSpec, Generators, SB3Follower, follower_name, follower_of_file
+from .buffer import PreferenceBuffer
+from .files import Signature, preferences_as_bytes, preferences_from_bytes
+from .fragmenters import ActiveFragmenter, Fragmenter, RandomFragmenter
+from .labels import Labeller, Pair, Query, TrueReturnLabeller
+from .reward_model import RewardModel, RewardNet, default_net
+from .training import Fit, FitConfig, RewardExplodedError, RewardTrainer
+from .worlds import Copies, PreferenceWorlds, best_policy, regret
+
+for _cls in (FitConfig, RandomFragmenter, ActiveFragmenter):
+    storable(_cls)
+
+_EARLY = 9.0
+"""How much sooner questions are due at the start than at the end."""
+
+
+@storable
+@dataclass(frozen=True, eq=False)
+class PreferenceConfig:
+    """How a reward is learned from preferences.
+
+    Attributes:
+        labels: comparisons asked for in all.
+        first_labels: of them, before any training, about random play.
+        first_steps: steps of random play.
+        length: steps of a segment.
+        n_envs: copies of the world per follower.
+        follower_steps: steps that each follower trains per iteration (SB3 rounds up to whole rollouts).
+        epochs: passes over the labelled pairs per iteration.
+        first_epochs: passes over the first pairs.
+        ensemble: nets whose mean is the reward.
+        net: what builds one; None takes ``default_net``.
+        fit: how they are fitted.
+        fragmenter: which pairs are asked about.
+        capacity: labelled pairs that are kept, the newest.
+        memory: steps a copy that are recorded; None takes four iterations', at least 1024.
+        centre: whether the paid reward has mean 0; None: while no episode has ended by itself (then its level matters).
+        gamma: the discount; None takes a leader environment's own, else 0.99.
+        discounted: whether steps weigh gamma^t, t the step's number in its episode, in values of the learned reward; False
+            weighs all alike, for episodes far longer than 1/(1-gamma) (the penalty is then that of the mean reward).
+        evaluation_steps: steps of the fresh follower whose true return ``evaluate`` reports; 0 takes the one trained.
+        evaluation_episodes: episodes of it.
+        patience: seconds that a labeller is given for its first answers.
+        max_pending: queries that may be open at a time.
+        vec_env: how copies are stepped.
+        device: of the reward model; "auto" takes a GPU if there is one.
+        pictures: whether segments carry pictures, for a person to look at.
+        frame_stack: see ``SegmentRecorder``.
+        checkpoint: where the last good state is saved if the reward model explodes.
+    """
+
+    labels: int = 200
+    first_labels: int = 20
+    first_steps: int = 2048
+    length: int = 25
+    n_envs: int = 8
+    follower_steps: int = 2048
+    epochs: int = 10
+    first_epochs: int = 100
+    ensemble: int = 3
+    net: RewardNet | None = None
+    fit: FitConfig = field(default_factory=FitConfig)
+    fragmenter: Fragmenter = field(default_factory=RandomFragmenter)
+    capacity: int = 3000
+    memory: int | None = None
+    centre: bool | None = None
+    gamma: float | None = None
+    discounted: bool = True
+    evaluation_steps: int = 0
+    evaluation_episodes: int = 20
+    patience: float = 60.0
+    max_pending: int = 100
+    vec_env: Vectorisation | None = None
+    device: str = "auto"
+    pictures: bool = False
+    frame_stack: int = 1
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        sizes = ("labels", "first_labels", "length", "n_envs", "follower_steps", "epochs", "first_epochs", "ensemble")
+        for name in (*sizes, "first_steps", "capacity", "evaluation_episodes", "max_pending"):
+            check_size(getattr(self, name), name)
+        require(self.first_labels <= self.labels, "first_labels", f"at most labels={self.labels}", self.first_labels)
+        check_number(self.evaluation_steps, "evaluation_steps", low=0)
+        check_number(self.patience, "patience", low=0.0)
+        require(isinstance(self.fragmenter, Fragmenter), "fragmenter", "a Fragmenter", repr(self.fragmenter))
+        require(isinstance(self.fit, FitConfig), "fit", "a FitConfig", repr(self.fit))
+        require(self.net is None or callable(self.net), "net", "a callable that builds a torch module", repr(self.net))
+        alone = isinstance(self.fragmenter, ActiveFragmenter) and self.ensemble < 2
+        require(not alone, "ensemble", "2 or more for a choice by disagreement", self.ensemble)
+
+    @property
+    def recorded(self) -> int:
+        """Steps a copy that a recorder keeps."""
+        asked = -(-max(self.follower_steps, self.first_steps) // self.n_envs)
+        return max(self.length, max(1024, 4 * asked) if self.memory is None else check_size(self.memory, "memory"))
+
+
+@dataclass(frozen=True)
+class PreferenceEvaluation:
+    """The record of a learned reward.
+
+    Attributes:
+        labels: answers so far that say left, right or equal. true_return: true return of the best response to the learned
+        reward. In a tabular world discounted and exact, of the exact
+            best response; elsewhere the undiscounted mean of episodes of a trained follower.
+        true_return_stderr: its standard error; 0 where it is exact.
+        regret: what the best response to the learned reward falls short of the true optimum; None where no model is known.
+        regret_at_pi_y: the same of the follower that is asked about.
+        cross_entropy: the reward model's loss on the labelled pairs held.
+        accuracy: share of them, without ties, that it orders rightly.
+        penalty: the last estimate of p(x, y), in reward a step; None without a penalty.
+        lam: its coefficient; None without one.
+        steps: environment steps of learning.
+        iteration: iterations so far.
+    """
+
+    labels: int
+    true_return: float
+    true_return_stderr: float
+    regret: float | None
+    regret_at_pi_y: float | None
+    cross_entropy: float
+    accuracy: float
+    penalty: float | None
+    lam: float | None
+    steps: int
+    iteration: int
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """The record as plain numbers."""
+        return asdict(self)
+
+
+class RecordedFollower:
+    """An SB3 follower that is paid a learned reward and whose steps are recorded.
+
+    Attributes:
+        recorder: below the learned reward, so that it sees the true one.
+        follower: the follower.
+        begun: the recorder's steps when training first began; the replay buffer's first transition.
+    """
+
+    def __init__(self, worlds: PreferenceWorlds, spec: FollowerSpec, config: PreferenceConfig, seed: int) -> None:
+        self._worlds, self._spec, self._seed = worlds, spec, seed
+        self.recorder = SegmentRecorder(
+            worlds.make(config.n_envs),
+            config.length,
+            config.recorded,
+            worlds.true_reward,
+            config.pictures,
+            config.frame_stack,
+        )
+        self.begun: int | None = None
+
+    def paid_by(self, venv: VecEnv) -> RecordedFollower:
+        """Build the follower on ``venv``, which stands on the recorder."""
+        w = self._worlds
+        self.follower = SB3Follower(self._spec, venv, w.gamma, self._seed, w.linear, Answering())
+        return self
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether it learns from whole rollouts of its own."""
+        return isinstance(self.follower.model, OnPolicyAlgorithm)
+
+    @property
+    def replay(self) -> ReplayBuffer | None:
+        """Its replay buffer, if it has a plain one."""
+        held = getattr(self.follower.model, "replay_buffer", None)
+        return held if isinstance(held, ReplayBuffer) else None
+
+    def relabel(self, reward: RewardFunction, credit: Callable[[int, int], NDArray[np.float64] | None] | None) -> None:
+        """Pay for every transition of the replay buffer what it is worth now.
+
+        Args:
+            reward: the learned reward.
+            credit: what is added to the reward of the recorder's steps ``[first, last)``, ``[last - first, n]``.
+        """
+        buffer = self.replay
+        if buffer is None or self.begun is None or buffer.size() == 0:
+            return
+        n, copies = buffer.size(), np.arange(self.recorder.num_envs)
+        shape = buffer.observation_space.shape or ()
+        obs = buffer.observations[:n].reshape(n * len(copies), *shape)
+        paid = reward(obs, played_actions(buffer, copies, n)).reshape(n, len(copies))
+        last = self.recorder.steps
+        further = None if credit is None else credit(last - n, last)
+        if further is not None:
+            paid[(np.arange(last - n, last) - self.begun) % buffer.buffer_size] += further
+        buffer.rewards[:n] = paid
+
+
+class _RolloutEnd(BaseCallback):
+    """Calls a function with SB3's local variables at the end of each rollout."""
+
+    def __init__(self, function: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__()
+        self._function = function
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._function(self.locals)
+
+
+Self = TypeVar("Self", bound="PreferenceLearner")
+Callback = Callable[[Any], "bool | None"]
+"""Called with the learner after every iteration; False stops learning."""
+
+
+class PreferenceLearner(ABC):
+    """A method that learns a reward from preferences while a follower learns from that reward.
+
+    Args:
+        env: an id, an environment (copied), a callable that makes one, or ``Copies``.
+        follower: an SB3 class, or a callable ``VecEnv -> BaseAlgorithm``.
+        config: how.
+        labeller: who answers; None takes the true return's sign.
+        seed: of the nets, the followers, their worlds and the choice of pairs.
+        env_kwargs: arguments of an id.
+
+    Attributes:
+        model: the reward model; its weights are the leader's x.
+        buffer: labelled pairs.
+        pending: open queries, by number.
+        num_timesteps: environment steps of learning, random play included.
+        iteration: iterations so far.
+        asked: queries so far.
+
+    Raises:
+        ValueError: no environment or follower that can be used, a config of another kind, a labeller that is none.
+    """
+
+    def __init__(
+        self,
+        env: EnvSpec | Copies,
+        follower: FollowerSpec,
+        config: PreferenceConfig | None,
+        labeller: Labeller | None,
+        seed: int | None,
+        env_kwargs: dict[str, Any] | None,
+    ) -> None:
+        config = PreferenceConfig() if config is None else config
+        require(isinstance(config, PreferenceConfig), "config", "a PreferenceConfig", repr(config))
+        require(labeller is None or isinstance(labeller, Labeller), "labeller", "a Labeller", repr(labeller))
+        self.config, self.follower_spec, self.seed = config, follower, seed
+        seeds = [int(s) % 2**31 for s in np.random.SeedSequence(seed).generate_state(6)]
+        self.worlds = PreferenceWorlds(env, env_kwargs, config.vec_env, config.gamma)
+        self.labeller = TrueReturnLabeller(seed=seeds[0]) if labeller is None else labeller
+        self.rng, self._evaluation_seed = np.random.default_rng(seeds[1]), seeds[2]
+        self.generators = Generators(seeds[3])
+        net = default_net if config.net is None else config.net
+        with self.generators.active():
+            members = [net(self.worlds.observation_space, self.worlds.action_space) for _ in range(config.ensemble)]
+            self.model = RewardModel(members, config.device)
+        self.trainer = RewardTrainer(self.model, config.fit, seeds[2])
+        self.buffer, self.pending = PreferenceBuffer(config.capacity), dict[int, Pair]()
+        self.num_timesteps = self.iteration = self.asked = 0
+        self._next_id, self._total, self._begun = self.labeller.first_id, 0, False
+        self._take_earlier()
+        self._follower_seed = seeds[4]
+        self.best_response = self._new_follower(self._follower_seed)
+        self._logger: Logger | None = None
+
+    # --- what a method says -------------------------------------------------------------------------------------------
+
+    @property
+    def followers(self) -> list[RecordedFollower]:
+        """All that are trained."""
+        return [self.best_response]
+
+    @property
+    def observed(self) -> RecordedFollower:
+        """The one whose segments are compared: pi_y."""
+        return self.best_response
+
+    def _further(self, since: dict[int, int]) -> Callable[[], Tensor] | None:
+        """What is added to the loss of every step of a fit; ``since``: the followers' recorded steps before this iteration."""
+        return None
+
+    def _credit(self, first: int, last: int) -> NDArray[np.float64] | None:
+        """What the observed follower is paid on top in its steps ``[first, last)``, ``[last - first, n]``."""
+        return None
+
+    def _paying(self, recorder: SegmentRecorder) -> VecEnv:
+        """What a follower is trained on."""
+        return LearnedReward(recorder, self.model.reward)
+
+    def _record(self) -> dict[str, float | None]:
+        """The method's own part of an evaluation."""
+        return {"penalty": None, "lam": None}
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    @property
+    def x(self) -> NDArray[np.float64]:
+        """The leader's parameter: the reward model's weights, flat."""
+        return np.concatenate([p.detach().double().cpu().numpy().ravel() for p in self.model.parameters()])
+
+    @property
+    def logger(self) -> Logger:
+        """SB3's logger; by default it writes nowhere."""
+        if self._logger is None:
+            self._logger = Logger(folder=None, output_formats=[])
+        return self._logger
+
+    def set_logger(self, logger: Logger) -> None:
+        """Write the records with an SB3 logger."""
+        self._logger = logger
+
+    def _new_follower(self, seed: int) -> RecordedFollower:
+        made = RecordedFollower(self.worlds, self.follower_spec, self.config, seed)
+        return made.paid_by(self._paying(made.recorder))
+
+    def learn(
+        self: Self,
+        total_timesteps: int,
+        callback: Callback | None = None,
+        progress_bar: bool = False,
+        reset_num_timesteps: bool = True,
+    ) -> Self:
+        """Learn until this many environment steps are spent: of all followers and of the random play; the last iteration is
+        finished.
+
+        Args:
+            total_timesteps: steps.
+            callback: called with the learner after every iteration; False stops.
+            progress_bar: show one.
+            reset_num_timesteps: False goes on counting, so that the questions' schedule runs over the sum.
+
+        Raises:
+            TimeoutError: a labeller that has answered nothing within ``config.patience`` seconds.
+            RewardExplodedError: a reward model whose output explodes; the learner, and ``config.checkpoint`` if that is set,
+                hold its last good state.
+        """
+        require(callback is None or callable(callback), "callback", "a callable that takes the learner", repr(callback))
+        total = check_size(total_timesteps, "total_timesteps")
+        if reset_num_timesteps:
+            self.num_timesteps = self.iteration = 0
+        before = self.num_timesteps
+        self._total = before + total
+        try:
+            with tqdm(total=total, disable=not progress_bar, unit="step") as bar:
+                if not self._begun:
+                    self._begin()
+                while self.num_timesteps < self._total:
+                    record = self._iterate()
+                    self.iteration += 1
+                    bar.n = min(self.num_timesteps - before, total)
+                    bar.set_postfix(labels=len(self.buffer), loss=f"{record['cross_entropy']:.3f}")
+                    for key, value in record.items():
+                        self.logger.record(f"leader/{key}", value)
+                    self.logger.dump(self.num_timesteps)
+                    if callback is not None and callback(self) is False:
+                        break
+        except RewardExplodedError as error:
+            if self.config.checkpoint is None:
+                raise
+            raise RewardExplodedError(f"{error}; saved in {self.save(self.config.checkpoint)}") from error
+        if self.pending:
+            warnings.warn(f"{len(self.pending)} queries are still without an answer", stacklevel=2)
+        return self
+
+    def _begin(self) -> None:
+        """Random play, the first questions, the first fit."""
+        recorder, config = self.observed.recorder, self.config
+        recorder.seed(self._evaluation_seed)
+        recorder.reset()
+        recorder.action_space.seed(self._evaluation_seed)
+        for _ in range(-(-config.first_steps // config.n_envs)):
+            recorder.step(np.stack([recorder.action_space.sample() for _ in range(config.n_envs)]))
+            self.num_timesteps += config.n_envs
+        recorder.seed(self._follower_seed)  # the follower's episodes are those that it would have had without this
+        played = recorder.window()
+        self.model.fit_inputs(_flat(played.obs))
+        self._ask(config.first_labels - self.asked, 0)
+        deadline = time.monotonic() + config.patience
+        while self._collect() or (self.pending and time.monotonic() < deadline):
+            if self.pending:
+                time.sleep(min(0.2, config.patience))
+        if len(self.buffer) == 0:
+            raise TimeoutError(
+                f"labeller: expected an answer within {config.patience:g} s, got none that says left, right or equal to "
+                f"{self.asked} queries; they stay open"
+            )
+        self._fit(config.first_epochs, None)
+        self._begun = True
+
+    def _iterate(self) -> dict[str, float]:
+        config = self.config
+        since = {id(f): f.recorder.steps for f in self.followers}
+        planned = int(self._total / len(self.followers))
+        for f in self.followers:
+            if f.begun is None:
+                f.begun = f.recorder.steps
+            self._relabel(f)
+            asks = f is self.observed and f.on_policy
+            callback = _RolloutEnd(lambda found, f=f: self._rollout_ended(f, found)) if asks else None  # type: ignore[misc]
+            self.num_timesteps += f.follower.train(config.follower_steps, planned, callback, fresh_episodes=False)
+        if not self.observed.on_policy:
+            self._ask(self._due(), since[id(self.observed)])
+            self._collect()
+        fit = self._fit(config.epochs, since)
+        return {
+            "cross_entropy": fit.cross_entropy,
+            "accuracy": fit.accuracy,
+            "labels": float(self.buffer.seen),
+            "pending": float(len(self.pending)),
+            **{key: value for key, value in self._record().items() if value is not None},
+        }
+
+    def _relabel(self, f: RecordedFollower) -> None:
+        """Make an off-policy follower's replay buffer true to the reward model as it is now."""
+        f.relabel(self.model.reward, self._credit if f is self.observed else None)
+
+    def _rollout_ended(self, follower: RecordedFollower, found: dict[str, Any]) -> None:
+        """Ask about what an on-policy follower just did, before it learns from it."""
+        model: Any = follower.follower.model
+        steps = follower.recorder.steps
+        first = steps - int(model.rollout_buffer.buffer_size)
+        self._ask(self._due(), max(0, min(first, steps - 4 * self.config.length)))
+        self._collect()
+
+    def _due(self) -> int:
+        """Questions that are due by the end of this iteration and have not been asked."""
+        config, soon = self.config, self.num_timesteps + len(self.followers) * self.config.follower_steps
+        share = np.log1p(_EARLY * min(1.0, soon / max(1, self._total))) / np.log1p(_EARLY)
+        return round(config.first_labels + (config.labels - config.first_labels) * float(share)) - self.asked
+
+    def _ask(self, n: int, since: int) -> None:
+        left = self.labeller.remaining
+        n = min(n, self.config.max_pending - len(self.pending), n if left is None else left)
+        if n <= 0:
+            return
+        pairs = self.config.fragmenter.pairs(self.observed.recorder, self.model, n, since, self.rng)
+        queries = [Query(self._next_id + i, pair) for i, pair in enumerate(pairs)]
+        self._next_id += len(queries)
+        self.asked += len(queries)
+        self.pending |= {query.id: query.pair for query in queries}
+        self.labeller.ask(queries)
+
+    def _collect(self) -> int:
+        """Take the answers that have come; how many."""
+        answers = self.labeller.answers()
+        for answer in answers:
+            require(0 <= answer.id < self._next_id, "labeller", "an answer to a query", f"one to number {answer.id}")
+            pair = self.pending.pop(answer.id, None)
+            if pair is not None:  # a second answer comes too late
+                self.buffer.add(pair, answer.label)
+        return len(answers)
+
+    def _take_earlier(self) -> None:
+        """Go on with what earlier sessions of the labeller left."""
+        labelled, self.pending = self.labeller.earlier()
+        for pair, label in labelled:
+            self.buffer.add(pair, label)
+        self.asked = len(labelled) + len(self.pending)
+
+    def _fit(self, epochs: int, since: dict[int, int] | None) -> Fit:
+        with self.generators.active():
+            further = None if since is None else self._further(since)
+            fit = self.trainer.fit(self.buffer, epochs, further)
+        recent = self.observed.recorder.window(self.observed.recorder.steps - self.config.recorded)
+        centre = self.config.centre
+        if centre is None:
+            centre = not any(f.recorder.terminations for f in self.followers)
+        self.model.normalise(_flat(recent.obs), _flat(recent.actions), centre)
+        return fit
+
+    # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> PreferenceEvaluation:
+        """The record of the learned reward; what a fresh follower's training and the episodes cost is not counted."""
+        mdp = self.worlds.true_mdp()
+        short: float | None = None
+        short_y: float | None = None
+        if mdp is not None:
+            pi = best_policy(mdp, self._table())
+            states = np.arange(mdp.n_states)
+            pi_y = torch.from_numpy(self.observed.follower.probabilities(states))
+            mean, stderr = float(policy_return(mdp, pi)), 0.0
+            short, short_y = regret(mdp, pi), regret(mdp, pi_y / pi_y.sum(-1, keepdim=True))
+        else:
+            returns = self.true_returns()
+            mean, stderr = float(returns.mean()), float(returns.std(ddof=1) / np.sqrt(len(returns)))
+        fit = self.trainer.assess(self.buffer) if len(self.buffer) else Fit(float("nan"), float("nan"))
+        own = self._record()
+        return PreferenceEvaluation(
+            labels=self.buffer.seen,
+            true_return=mean,
+            true_return_stderr=stderr,
+            regret=short,
+            regret_at_pi_y=short_y,
+            cross_entropy=fit.cross_entropy,
+            accuracy=fit.accuracy,
+            penalty=own["penalty"],
+            lam=own["lam"],
+            steps=self.num_timesteps,
+            iteration=self.iteration,
+        )
+
+    def _table(self) -> Tensor:
+        """The reward that followers learn from, ``[S, A]``, in a tabular world."""
+        return self.worlds.table(self.model)
+
+    def true_returns(self) -> NDArray[np.float64]:
+        """Undiscounted true return of each of ``evaluation_episodes`` episodes of the follower that :meth:`evaluate` judges."""
+        c, follower = self.config, self.best_response.follower
+        venv = None
+        if c.evaluation_steps:
+            venv = self._paying(SegmentRecorder(self.worlds.make(c.n_envs), 1, 1, self.worlds.true_reward))
+            seed, linear = self._evaluation_seed, self.worlds.linear
+            follower = SB3Follower(self.follower_spec, venv, self.worlds.gamma, seed, linear, Answering())
+            follower.train(int(c.evaluation_steps), int(c.evaluation_steps))
+        held = follower.generators.state
+        greedily = isinstance(self.worlds.action_space, gym.spaces.Box)
+        returns, _ = self.worlds.true_returns(
+            lambda world: follower.player(world, greedily), c.evaluation_episodes, self._evaluation_seed
+        )
+        follower.generators.state = held
+        if venv is not None:
+            venv.close()
+        return returns
+
+    def close(self) -> None:
+        """Close the followers' worlds."""
+        for f in self.followers:
+            f.recorder.close()
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write the learner to a zip, whole or not at all: reward model, followers' weights, labelled pairs, open queries.
+
+        Replay buffers, generators and true rewards are not stored; a follower or a net that is a callable has to be given
+        again.
+        """
+        header = {
+            "leader": type(self).__name__,
+            "source": {"env_id": self.worlds.source.env_id, "env_kwargs": encode(self.worlds.source.env_kwargs)},
+            "signature": asdict(self.worlds.signature(self.config.length)),
+            "follower": follower_name(self.follower_spec),
+            "config": encode(replace(self.config, net=None)),
+            "own_net": self.config.net is not None,
+            "seed": self.seed,
+            "counters": {name: getattr(self, name) for name in _COUNTERS},
+            "method": self._method_state(),
+        }
+        contents = preferences_as_bytes(self.buffer, self.pending, self.worlds.signature(self.config.length))
+        tensors = {
+            "reward": self.trainer.state(),
+            "followers": [f.follower.state() for f in self.followers],
+            "preferences": torch.frombuffer(bytearray(contents), dtype=torch.uint8),
+        }
+        return write_leader(path, header, tensors)
+
+    def _method_state(self) -> Any:
+        """What a file holds of the method's own, as JSON."""
+        return None
+
+    @classmethod
+    def load(
+        cls: type[Self],
+        path: str | Path,
+        follower: FollowerSpec | None = None,
+        env: EnvSpec | Copies | None = None,
+        labeller: Labeller | None = None,
+        net: RewardNet | None = None,
+    ) -> Self:
+        """Read a learner back, ready to evaluate or to learn on with ``reset_num_timesteps=False``.
+
+        Args:
+            path: the file.
+            follower: needed where it was a callable.
+            env: needed where the environment was given as an object and not as an id.
+            labeller: who answers from now on; one that continues a preference file brings its pairs, else the file's are taken.
+            net: needed where the config had one.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a truncated file, that of another method or environment, something that is missing or another.
+        """
+        header, tensors = read_leader(path, cls.__name__)
+        kwargs = None
+        if env is None:
+            env, kwargs = header["source"]["env_id"], decode(header["source"]["env_kwargs"])
+            require(env is not None, "env", "the environment, which was given as an object", None)
+        require(header["own_net"] == (net is not None), "net", "the net of the config, if it had one", repr(net))
+        assert env is not None
+        spec = follower_of_file(header["follower"], follower, path)
+        config = replace(decode(header["config"]), net=net)
+        learner = cls._again(env, spec, config, labeller, header["seed"], kwargs, header["method"])
+        learner.worlds.signature(config.length).require_same(Signature(**header["signature"]), path)
+        learner._take_back(header, tensors, path)
+        return learner
+
+    @classmethod
+    @abstractmethod
+    def _again(
+        cls: type[Self],
+        env: Any,
+        follower: FollowerSpec,
+        config: PreferenceConfig,
+        labeller: Labeller | None,
+        seed: int | None,
+        env_kwargs: dict[str, Any] | None,
+        method: Any,
+    ) -> Self:
+        """Build one anew; ``method`` is what ``_method_state`` gave."""
+
+    def _take_back(self, header: dict[str, Any], tensors: dict[str, Any], path: str | Path) -> None:
+        try:
+            self.trainer.restore(tensors["reward"])
+            for f, state in zip(self.followers, tensors["followers"], strict=True):
+                f.follower.restore(state)
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise ValueError(f"follower: expected what {path} was trained with, got another ({error})") from error
+        for name, value in header["counters"].items():
+            setattr(self, name, value)
+        self.rng = np.random.default_rng([*_entropy(self.seed), self.iteration])  # not the draws of the start again
+        if self.labeller.first_id:
+            self._next_id = self.labeller.first_id
+            self.asked = self.labeller.first_id
+            return
+        held = preferences_from_bytes(tensors["preferences"].numpy().tobytes(), path)
+        self.pending = held.pending
+        seen = self.buffer.seen
+        for pair, label in held.answered:
+            self.buffer.add(pair, label)
+        self.buffer.seen = max(self.buffer.seen, seen)
+
+
+_COUNTERS = ("num_timesteps", "iteration", "asked", "_next_id", "_total", "_begun")
+
+
+def _entropy(seed: int | None) -> list[int]:
+    return [int(s) for s in np.random.SeedSequence(seed).generate_state(2)]
+
+
+def _flat(values: NDArray[Any]) -> NDArray[Any]:
+    """``[T, n, ...]`` as ``[T * n, ...]``."""
+    return values.reshape(-1, *values.shape[2:])

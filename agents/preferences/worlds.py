@@ -1,0 +1,177 @@
+"""Copies of the world whose reward is learned, from what a user gives as environment.
+
+The *true reward*, by which labels are given and results are judged, is what the environment pays; in a leader environment it is
+the leader's reward, for that is what the leader wants, and the learned reward takes the place of what the follower is paid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from ...envs.mdp import TabularMDP, TabularProblem, policy_return, solve_soft
+from ...envs.mdp.checks import check_gamma, check_size, require
+from ...envs.mdp.problem import EVALUATION_TAU
+from ...wrappers import WorkerVecEnv, make_copy
+from ..common.tabular import Source, make_env
+from ..common.worlds import EnvSpec, Vectorisation, Worlds
+from .files import Signature
+from .reward_model import RewardModel
+
+Play = Callable[[Any], NDArray[Any]]
+_TOO_LONG = 20_000  # steps of an episode that is not waited for
+
+
+@dataclass(frozen=True)
+class Copies:
+    """A world that makes its own VecEnv, e.g. of Atari games with their preprocessing, or one that is stepped as a batch.
+
+    Attributes:
+        make: from a number of copies to a VecEnv.
+        name: for people and for preference files.
+    """
+
+    make: Callable[[int], VecEnv]
+    name: str = "environment"
+
+
+class PreferenceWorlds:
+    """The environment, and as many copies of it as are asked for.
+
+    Args:
+        env: an id, an environment (copied), a callable that makes one, or :class:`Copies`.
+        env_kwargs: arguments of an id.
+        vec_env: how copies are stepped (see ``agents.common.worlds``).
+        gamma: the discount; None takes that of a leader environment, else 0.99.
+
+    Attributes:
+        name: of the environment.
+        source: id and arguments, for files.
+        gamma: the discount.
+        problem: the tabular problem, or None.
+        true_reward: key of ``info`` under which the true reward stands, or None for what is paid.
+        observation_space: of one copy.
+        action_space: of one copy.
+
+    Raises:
+        ValueError: no environment, a discount outside [0, 1) or other than the leader environment's.
+    """
+
+    def __init__(
+        self,
+        env: EnvSpec | Copies,
+        env_kwargs: dict[str, Any] | None = None,
+        vec_env: Vectorisation | None = None,
+        gamma: float | None = None,
+    ) -> None:
+        self._env, self._vec_env = env, vec_env
+        self.source = Source(env, dict(env_kwargs or {})) if isinstance(env, str) else Source(None, {})
+        self.problem: TabularProblem | None = None
+        self.true_reward: str | None = None
+        self._worlds: Worlds | None = None
+        if isinstance(env, Copies):
+            self.name = env.name
+            probe: Any = env.make(1)
+            require(isinstance(probe, VecEnv), "env", "Copies whose make answers a VecEnv", repr(probe))
+        else:
+            probe = self._made(env, env_kwargs)
+            self.name = env if isinstance(env, str) else str(getattr(probe.spec, "id", None) or type(probe).__name__)
+            if probe.has_wrapper_attr("leader_space") and probe.get_wrapper_attr("leader_space") is not None:
+                self._worlds = Worlds(env, env_kwargs, observe_commitment=False, vec_env=vec_env)
+                self.problem, self.true_reward = self._worlds.problem, "leader_reward"
+        self.observation_space, self.action_space = probe.observation_space, probe.action_space
+        probe.close()
+        own = None if self._worlds is None else self._worlds.gamma
+        self.gamma = check_gamma(gamma if gamma is not None else 0.99 if own is None else own)
+        require(own is None or self.gamma == own, "gamma", f"None or {own}, the environment's", gamma)
+
+    @staticmethod
+    def _made(env: Any, env_kwargs: dict[str, Any] | None) -> Any:
+        if isinstance(env, str):
+            return make_env(env, env_kwargs)
+        require(not env_kwargs, "env_kwargs", "none beside an environment that is already made", env_kwargs)
+        made = env if isinstance(env, gym.Env) else env() if callable(env) else None
+        expected = "an environment, its id, a callable that makes one, or Copies"
+        require(isinstance(made, gym.Env), "env", expected, repr(env))
+        return made
+
+    @property
+    def linear(self) -> bool:
+        """Whether observations are one-hot, in which a linear policy is exact."""
+        return isinstance(self.observation_space, gym.spaces.Discrete)
+
+    def signature(self, length: int) -> Signature:
+        """Of its preference files."""
+        return Signature.of(self.name, self.observation_space, self.action_space, length)
+
+    def make(self, n_envs: int) -> VecEnv:
+        """``n_envs`` copies."""
+        if isinstance(self._env, Copies):
+            return self._env.make(n_envs)
+        if self._worlds is not None:
+            return self._worlds.make(n_envs)
+        spec: Any = gym.spec(self._env) if isinstance(self._env, str) else self._env
+        makers: list[Any] = [partial(make_copy, spec, self.source.env_kwargs, False)] * n_envs
+        return WorkerVecEnv(makers) if self._vec_env == "subproc" else DummyVecEnv(makers)
+
+    def true_returns(self, play: Callable[[VecEnv], Play], episodes: int, seed: int) -> tuple[NDArray[np.float64], int]:
+        """Undiscounted true return of one episode in each of ``episodes`` copies, and the steps they took.
+
+        Args:
+            play: from the VecEnv to what plays in it, from its reset on.
+            episodes: how many.
+            seed: of the copies.
+
+        Raises:
+            ValueError: an episode that does not end within 20,000 steps.
+        """
+        venv = self.make(check_size(episodes, "episodes"))
+        venv.seed(seed)
+        obs, act = venv.reset(), play(venv)
+        alive, total, steps = np.ones(episodes), np.zeros(episodes), 0
+        while alive.any():
+            require(steps < _TOO_LONG, "env", f"episodes that end within {_TOO_LONG} steps", "longer ones")
+            obs, rewards, dones, infos = venv.step(act(obs))
+            paid = rewards if self.true_reward is None else np.array([info[self.true_reward] for info in infos])
+            total += alive * paid
+            alive *= 1.0 - dones
+            steps += 1
+        venv.close()
+        return total, steps * episodes
+
+    # --- where the model is known -------------------------------------------------------------------------------------
+
+    def true_mdp(self) -> TabularMDP | None:
+        """The MDP of the true reward, where the world is tabular, without contexts."""
+        problem = self.problem
+        if problem is None or problem.context_probs is not None:
+            return None
+        x = problem.start_x()
+        reward = problem.leader_reward(x)
+        return None if reward is None else problem.follower_mdp(x).detach().with_reward(reward.detach())
+
+    def table(self, model: RewardModel) -> torch.Tensor:
+        """The reward that is paid in each state for each action, ``[S, A]``."""
+        mdp = self.true_mdp()
+        assert mdp is not None
+        S, A = mdp.n_states, mdp.n_actions
+        paid = model.reward(np.repeat(np.arange(S), A), np.tile(np.arange(A), S))
+        return torch.from_numpy(paid.reshape(S, A))
+
+
+def regret(mdp: TabularMDP, pi: torch.Tensor) -> float:
+    """V*(rho) - V^pi(rho) >= 0 in the MDP of the true reward, for pi ``[S, A]``."""
+    return float(mdp.rho @ solve_soft(mdp, 0.0).V - policy_return(mdp, pi))
+
+
+def best_policy(mdp: TabularMDP, r: torch.Tensor) -> torch.Tensor:
+    """The best response to a learned reward ``[S, A]`` of deviation about 1, ties broken evenly."""
+    return solve_soft(mdp.with_reward(r), EVALUATION_TAU).pi
