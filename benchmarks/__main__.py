@@ -46,6 +46,8 @@ BENCHMARKS = (
     "nested_search",
     "robustness",
     "shaped_mountain_car",
+    "preferences_grid",
+    "preferences_pendulum",
     "sparse_grid",
     "speed",
 )

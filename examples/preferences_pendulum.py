@@ -1,0 +1,48 @@
+"""Learn to swing up a pendulum from 200 comparisons; a fresh agent on the learned reward tells what it is worth.
+
+python examples/preferences_pendulum.py [--quick]
+"""
+
+import sys
+
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecEnv
+
+from bilevel_gym.agents import FitConfig, PreferenceConfig, PreferencePBRL, TrueReturnLabeller, ValuePenalty
+
+QUICK = "--quick" in sys.argv[1:]
+STEPS = 9_000 if QUICK else 124_928
+
+
+def follower(venv: VecEnv) -> PPO:
+    """PPO with state-dependent exploration, as rl-baselines3-zoo tuned it for Pendulum."""
+    return PPO("MlpPolicy", venv, 2e-3, n_steps=128, batch_size=256, gamma=0.95, use_sde=True, sde_sample_freq=4)
+
+
+def main() -> None:
+    """Learn the reward, save what was learned, judge it."""
+    config = PreferenceConfig(
+        labels=20 if QUICK else 200,
+        first_labels=10 if QUICK else 40,
+        length=10,
+        n_envs=16,
+        follower_steps=2048,
+        gamma=0.95,
+        fit=FitConfig(learning_rate=2e-3, batch_size=64),
+        evaluation_steps=STEPS,  # of the fresh agent
+        evaluation_episodes=5 if QUICK else 100,
+    )
+    leader = PreferencePBRL("Pendulum-v1", follower, ValuePenalty(lam=10.0), config, TrueReturnLabeller(), seed=0)
+    leader.learn(STEPS, progress_bar=not QUICK)
+    path = leader.save("runs/pendulum.zip")
+    record = leader.evaluate()
+    print(
+        f"{record.labels} labels, {record.steps:,} steps; the reward orders {record.accuracy:.0%} of the pairs rightly"
+    )
+    print(
+        f"a fresh agent on it: true return {record.true_return:.0f} +- {record.true_return_stderr:.0f}; saved in {path}"
+    )
+
+
+if __name__ == "__main__":
+    main()
