@@ -131,7 +131,8 @@ class RewardGridEnv(TabularEnv):
     - ``intended``: probability of the move meant (0.9).
     - ``width``: of the field, in cells (1.0).
     - ``seed``: of the field, not of the play (0); None draws a random one.
-    - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``: the true reward, and where the follower stands.
+    - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``: what is paid, the true reward (white lines), and where the
+      follower stands.
 
     ## Version History
     - v0: first version.
@@ -152,7 +153,9 @@ class RewardGridEnv(TabularEnv):
     def _draw(self, panel: Axes) -> None:
         problem = self.problem
         assert isinstance(problem, RewardGridProblem)
-        draw_grid(panel, problem.grid, problem.true_reward, "true reward", self._state, {}, vmin=0.0, vmax=1.0)
+        draw_grid(panel, problem.grid, self._x, "paid (true reward: lines)", self._state, vmin=-1.0, vmax=1.0)
+        true = problem.true_reward.reshape(problem.grid.shape).numpy()
+        panel.contour(true, levels=4, colors="white", linewidths=0.8)
 
 
 class RewardGridVectorEnv(TabularVectorEnv):
