@@ -49,6 +49,7 @@ BENCHMARKS = (
     "preferences_grid",
     "preferences_pendulum",
     "sparse_grid",
+    "preferences_text",
     "speed",
 )
 """Modules of this folder with ``run(quick, jobs)``, ``table(data)`` and perhaps ``picture(data, path)``, ``standing(data)``.

@@ -28,8 +28,13 @@ class Fragmenter(ABC):
         """``n`` pairs from the steps recorded since step ``since``; fewer where not so many segments lie whole there."""
 
 
-def _random_pairs(recorder: SegmentRecorder, n: int, since: int, rng: np.random.Generator) -> list[Pair]:
+def _random_pairs(
+    recorder: SegmentRecorder, n: int, since: int, rng: np.random.Generator, whole_episodes: bool = False
+) -> list[Pair]:
     starts = recorder.starts(since)
+    if whole_episodes:
+        age = recorder.window(since).age
+        starts = starts[age[starts[:, 0] - (recorder.steps - len(age)), starts[:, 1]] == 0]
     n = min(check_size(n, "n"), len(starts) // 2)
     drawn = starts[rng.choice(len(starts), 2 * n, replace=False)] if n else starts[:0]
     segments = [recorder.cut(int(time), int(copy)) for time, copy in drawn]
@@ -44,6 +49,16 @@ class RandomFragmenter(Fragmenter):
         self, recorder: SegmentRecorder, model: RewardModel, n: int, since: int, rng: np.random.Generator
     ) -> list[Pair]:
         return _random_pairs(recorder, n, since, rng)
+
+
+@dataclass(frozen=True)
+class WholeEpisodes(Fragmenter):
+    """Pairs of segments that begin with their episode: whole episodes, where none is longer than a segment."""
+
+    def pairs(
+        self, recorder: SegmentRecorder, model: RewardModel, n: int, since: int, rng: np.random.Generator
+    ) -> list[Pair]:
+        return _random_pairs(recorder, n, since, rng, whole_episodes=True)
 
 
 @dataclass(frozen=True)

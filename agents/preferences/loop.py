@@ -1,6 +1,6 @@
 r"""The loop that all methods of learning a reward from preferences share (Christiano et al. 2017; arXiv 2402.06886, 6.2).
 
-    play at random; ask about the first pairs; fit r_x to the answers
+    play at random, or as the follower begins; ask about the first pairs; fit r_x to the answers
     repeat     train the followers on r_x
                ask about pairs of segments of what one of them just did; take the answers that have come, to whichever question
                fit r_x by the Bradley-Terry loss, and by what the method adds to it; relabel replay buffers
@@ -45,13 +45,13 @@ from ..oracles.replay import played_actions
 from ..oracles.sb3 import Answering, FollowerSpec, Generators, SB3Follower, follower_name, follower_of_file
 from .buffer import PreferenceBuffer
 from .files import Signature, preferences_as_bytes, preferences_from_bytes
-from .fragmenters import ActiveFragmenter, Fragmenter, RandomFragmenter
+from .fragmenters import ActiveFragmenter, Fragmenter, RandomFragmenter, WholeEpisodes
 from .labels import Labeller, Pair, Query, TrueReturnLabeller
 from .reward_model import RewardModel, RewardNet, default_net
 from .training import Fit, FitConfig, RewardExplodedError, RewardTrainer
 from .worlds import Copies, PreferenceWorlds, best_policy, regret
 
-for _cls in (FitConfig, RandomFragmenter, ActiveFragmenter):
+for _cls in (FitConfig, RandomFragmenter, WholeEpisodes, ActiveFragmenter):
     storable(_cls)
 
 _EARLY = 9.0
@@ -67,6 +67,8 @@ class PreferenceConfig:
         labels: comparisons asked for in all.
         first_labels: of them, before any training, about random play.
         first_steps: steps of random play.
+        follower_plays_first: whether those are the untrained follower's and not random: for one that starts as something, e.g.
+            a language model.
         length: steps of a segment.
         n_envs: copies of the world per follower.
         follower_steps: steps that each follower trains per iteration (SB3 rounds up to whole rollouts).
@@ -96,6 +98,7 @@ class PreferenceConfig:
     labels: int = 200
     first_labels: int = 20
     first_steps: int = 2048
+    follower_plays_first: bool = False
     length: int = 25
     n_envs: int = 8
     follower_steps: int = 2048
@@ -411,11 +414,12 @@ class PreferenceLearner(ABC):
         """Random play, the first questions, the first fit."""
         recorder, config = self.observed.recorder, self.config
         recorder.seed(self._evaluation_seed)
-        recorder.reset()
-        recorder.action_space.seed(self._evaluation_seed)
+        obs, play = recorder.reset(), self._first_player()
+        held = self.observed.follower.generators.state
         for _ in range(-(-config.first_steps // config.n_envs)):
-            recorder.step(np.stack([recorder.action_space.sample() for _ in range(config.n_envs)]))
+            obs, *_ = recorder.step(play(obs))
             self.num_timesteps += config.n_envs
+        self.observed.follower.generators.state = held
         recorder.seed(self._follower_seed)  # the follower's episodes are those that it would have had without this
         played = recorder.window()
         self.model.fit_inputs(_flat(played.obs))
@@ -431,6 +435,14 @@ class PreferenceLearner(ABC):
             )
         self._fit(config.first_epochs, None)
         self._begun = True
+
+    def _first_player(self) -> Callable[[Any], NDArray[Any]]:
+        """What plays before anything is learned."""
+        if self.config.follower_plays_first:
+            return self.observed.follower.player(self.observed.recorder)
+        space = self.observed.recorder.action_space
+        space.seed(self._evaluation_seed)
+        return lambda _: np.stack([space.sample() for _ in range(self.config.n_envs)])
 
     def _iterate(self) -> dict[str, float]:
         config = self.config

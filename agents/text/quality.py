@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...envs.happy_text import HappyTextEnv
 from ...envs.mdp.checks import check_size, require
+from ...envs.text import MESSAGES
 from .language_model import LanguageModel, log_likelihood
 
 Texts = NDArray[np.int64]
@@ -99,6 +100,7 @@ class Quality:
         distinct_1: share of different tokens among those written.
         distinct_2: share of different pairs of neighbours.
         distinct_messages: share of different messages.
+        grammatical: share of messages that the grammar could have made.
         tokens: mean number of tokens written, the end included.
     """
 
@@ -107,6 +109,7 @@ class Quality:
     distinct_1: float
     distinct_2: float
     distinct_messages: float
+    grammatical: float
     tokens: float
 
 
@@ -124,6 +127,7 @@ def assess(written: Written, pretrained: LanguageModel) -> Quality:
         distinct_1=distinct_n(parts, 1),
         distinct_2=distinct_n(parts, 2),
         distinct_messages=len(set(written.messages)) / len(written.messages),
+        grammatical=float(np.mean([MESSAGES.accepts(message) for message in written.messages])),
         tokens=float(np.mean([len(part) for part in parts])),
     )
 

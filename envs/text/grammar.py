@@ -59,6 +59,21 @@ class Grammar:
         parts = {part for options in self._rules.values() for option in options for part in option}
         return tuple(sorted(parts - set(self._rules)))
 
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """All messages as one regular expression: no symbol leads back to itself, so that they are finitely many."""
+
+        def phrase(symbol: str) -> str:
+            if symbol not in self._rules:
+                return re.escape(symbol) + " "
+            return "(?:" + "|".join("".join(map(phrase, option)) for option in self._rules[symbol]) + ")"
+
+        return re.compile(phrase(self.start))
+
+    def accepts(self, message: str) -> bool:
+        """Whether a message, words apart by single spaces, is one of the grammar's."""
+        return self._pattern.fullmatch(message + " ") is not None
+
     def sample(self, rng: np.random.Generator) -> tuple[tuple[str, ...], float]:
         """A message, as words, and the log-probability of its derivation."""
         log_p, words, stack = 0.0, [], [self.start]

@@ -22,6 +22,7 @@ def test_a_small_grammar_by_hand() -> None:
     grammar = Grammar("S: 3 T | 1 c c\nT: 2 a\n| 2 b")
     assert grammar.words == ("a", "b", "c")
     assert grammar.longest == 2
+    assert [grammar.accepts(text) for text in ("a", "b", "c c", "c", "a b", "", "cc")] == [True] * 3 + [False] * 4
     rng = np.random.default_rng(0)
     drawn = [grammar.sample(rng) for _ in range(4000)]
     for words, p in ((("a",), 0.375), (("b",), 0.375), (("c", "c"), 0.25)):
@@ -49,6 +50,8 @@ def test_a_message_has_one_derivation() -> None:
     count = sum(words == often for words, _ in drawn)
     assert abs(count - 20_000 * p) < 4 * math.sqrt(20_000 * p)
     assert 100 <= len(MESSAGES.words) <= 200
+    assert all(MESSAGES.accepts(" ".join(words)) for words in held)
+    assert not any(MESSAGES.accepts(" ".join(reversed(words))) for words in held)
 
 
 # --- the rule ---------------------------------------------------------------------------------------------------------

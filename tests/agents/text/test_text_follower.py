@@ -209,7 +209,7 @@ def test_quality_by_hand() -> None:
     assert quality.log_likelihood == pytest.approx(by_hand / 5, abs=1e-5)
     assert quality.sentiment == pytest.approx((np.tanh(2 / 4) + np.tanh(-4 / 4)) / 2)
     assert (quality.distinct_1, quality.distinct_2) == (3 / 5, 3 / 3)
-    assert (quality.distinct_messages, quality.tokens) == (1.0, 2.5)
+    assert (quality.distinct_messages, quality.tokens, quality.grammatical) == (1.0, 2.5, 0.0)
 
 
 def test_writing_follows_the_worlds_rules_and_its_seed() -> None:

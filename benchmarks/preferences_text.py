@@ -1,0 +1,246 @@
+"""Text that pleases: a small language model learns from comparisons of its own messages which ones are liked.
+
+The follower writes short messages (``HappyText-v0``) and starts from a language model that was pretrained on happy, plain and sad
+ones alike; PPO trains it, and every step away from the pretrained model costs (KL). Whole messages are compared by a rule of
+sentiment, which nothing else that learns sees. PBRL and DRLHF stand beside the pretrained model and beside the same PPO on the
+true sentiment, which needs no labels.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+import bilevel_gym
+from bilevel_gym.agents import DRLHF, PreferenceConfig, PreferencePBRL, TrueReward, ValuePenalty
+from bilevel_gym.agents.preferences.fragmenters import WholeEpisodes
+from bilevel_gym.agents.preferences.training import FitConfig
+from bilevel_gym.agents.text.language_model import load_word_model
+from bilevel_gym.agents.text.policy import writer
+from bilevel_gym.agents.text.quality import assess, text_env, write
+from bilevel_gym.agents.text.reward_net import WordsReward
+
+from .common import (
+    Data,
+    Standing,
+    draw_band,
+    map_tasks,
+    markdown_table,
+    mean_interval,
+    new_figure,
+    paired_difference,
+    save_figure,
+    verdict,
+)
+
+assert bilevel_gym.__version__
+WORLD = "bilevel_gym/HappyText-v0"
+SEEDS = tuple(range(1, 6))
+LABELS, FIRST_LABELS, FIRST_STEPS = 400, 150, 4096
+STEPS, ITERATION, CURVE = 30_720, 1024, 5
+"""Steps that each follower trains; of them, in an iteration; iterations between points of a curve."""
+MESSAGES, MESSAGE_SEED = 512, 1000
+"""Messages that every figure is of, begun alike for all methods of a seed."""
+KL_LEARNED, KL_TRUE = 0.6, 0.06
+"""Cost of a nat, in the unit of the learned reward (root mean square 1 a step) and of the true one (below 1 a message)."""
+LAM = 1.0
+METHODS = {
+    "pretrained": "pretrained model",
+    "drlhf": "DRLHF",
+    "pbrl": "PBRL",
+    "true": "PPO on the true sentiment",
+}
+GAIN, LOSS, VARIETY, DIFFERENT = 0.5, 0.75, 0.33, 0.9
+"""Targets: sentiment gained; nats a token lost; distinct-2 in parts of the pretrained model's; share of different messages."""
+
+
+def config(quick: bool) -> PreferenceConfig:
+    """What PBRL and DRLHF share."""
+    return PreferenceConfig(
+        labels=30 if quick else LABELS,
+        first_labels=20 if quick else FIRST_LABELS,
+        first_steps=1024 if quick else FIRST_STEPS,
+        follower_plays_first=True,
+        length=24,
+        n_envs=32,
+        follower_steps=ITERATION,
+        epochs=3,
+        first_epochs=40,
+        ensemble=1,
+        net=WordsReward,
+        fit=FitConfig(learning_rate=3e-3, weight_decay=0.1),
+        fragmenter=WholeEpisodes(),
+        max_pending=LABELS,
+        device="cpu",
+    )
+
+
+def learner(method: str, seed: int, quick: bool) -> Any:
+    """One of the methods, with the same follower."""
+    if method == "pbrl":
+        return PreferencePBRL(WORLD, writer(KL_LEARNED), ValuePenalty(lam=LAM), config(quick), seed=seed)
+    if method == "drlhf":
+        return DRLHF(WORLD, writer(KL_LEARNED), config(quick), seed=seed)
+    return TrueReward(WORLD, writer(KL_TRUE), config(quick), seed=seed)
+
+
+def one(method: str, seed: int, quick: bool) -> Data:
+    """One run: its curve of quality against steps of the follower, its last messages, what it cost."""
+    env, pretrained = text_env(gym.make(WORLD)), load_word_model()
+    found = learner(method, seed, quick)
+    follower = found.best_response.follower
+    curve: list[Data] = []
+    last: list[str] = []
+
+    def note(_: Any) -> None:
+        trained = follower.num_timesteps
+        if trained % ((1 if quick else CURVE) * ITERATION) == 0:
+            n = 20 if quick else MESSAGES
+            written = write(lambda obs: follower.policy.predict(obs)[0], env, n, MESSAGE_SEED + seed)
+            curve.append({"steps": trained, "labels": found.buffer.seen, **asdict(assess(written, pretrained))})
+            last[:] = written.messages[:6]
+
+    start = time.process_time()
+    note(found)
+    if method != "pretrained":
+        played = 0 if method == "true" else found.config.first_steps
+        steps = 2 * ITERATION if quick else STEPS
+        found.learn(played + len(found.followers) * steps, callback=note)
+    seconds = time.process_time() - start
+    found.close()
+    return {"method": method, "seed": seed, "curve": curve, "messages": last, "cpu_seconds": seconds}
+
+
+def run(quick: bool, jobs: int) -> Data:
+    """Every method with every seed."""
+    tasks = [(method, seed, quick) for seed in (SEEDS[:1] if quick else SEEDS) for method in METHODS]
+    return {"runs": map_tasks(one, tasks, jobs, "writers")}
+
+
+def final(data: Data, method: str, figure: str) -> list[float]:
+    """A figure at the end of each run."""
+    return [float(r["curve"][-1][figure]) for r in data["runs"] if r["method"] == method]
+
+
+def claims(data: Data) -> list[list[str]]:
+    """A row per target, for PBRL and for DRLHF."""
+    rows = []
+    for method in ("pbrl", "drlhf"):
+        gain, loss = (
+            paired_difference(final(data, a, figure), final(data, b, figure))
+            for a, b, figure in ((method, "pretrained", "sentiment"), ("pretrained", method, "log_likelihood"))
+        )
+        variety = np.mean(final(data, method, "distinct_2")) / np.mean(final(data, "pretrained", "distinct_2"))
+        different = mean_interval(final(data, method, "distinct_messages"))
+        low = gain.estimate if gain.low is None else gain.low
+        name = METHODS[method]
+        rows += [
+            [f"{name}: sentiment gained", f"interval above {GAIN:g}", gain.text(), verdict(low > GAIN)],
+            [f"{name}: nats a token lost", f"at most {LOSS:g}", loss.text(), verdict(loss.estimate <= LOSS)],
+            [
+                f"{name}: distinct-2, of the pretrained model's",
+                f"at least {VARIETY:g}",
+                f"{variety:.2f}",
+                verdict(bool(variety >= VARIETY)),
+            ],
+            [
+                f"{name}: share of different messages",
+                f"at least {DIFFERENT:g}",
+                different.text(3),
+                verdict(different.estimate >= DIFFERENT),
+            ],
+        ]
+    return rows
+
+
+def table(data: Data) -> str:
+    """Targets, figures of all methods, PBRL beside DRLHF, some messages."""
+    figures = {
+        "sentiment": 2,
+        "log_likelihood": 2,
+        "grammatical": 2,
+        "distinct_1": 3,
+        "distinct_2": 3,
+        "distinct_messages": 3,
+        "tokens": 1,
+    }
+    rows = []
+    for method, label in METHODS.items():
+        labels = 0 if method in ("pretrained", "true") else int(np.mean(final(data, method, "labels")))
+        seconds = np.mean([r["cpu_seconds"] for r in data["runs"] if r["method"] == method])
+        cells = [mean_interval(final(data, method, figure)).text(digits) for figure, digits in figures.items()]
+        rows.append([label, str(labels), *cells, f"{seconds:.0f}"])
+    headers = [
+        "writer",
+        "labels",
+        "sentiment",
+        "log-likelihood a token",
+        "grammatical",
+        "distinct-1",
+        "distinct-2",
+        "different messages",
+        "tokens",
+        "CPU s a run",
+    ]
+    difference = paired_difference(final(data, "pbrl", "sentiment"), final(data, "drlhf", "sentiment"))
+    share = [
+        (np.mean(final(data, m, "sentiment")) - np.mean(final(data, "pretrained", "sentiment")))
+        / (np.mean(final(data, "true", "sentiment")) - np.mean(final(data, "pretrained", "sentiment")))
+        for m in ("pbrl", "drlhf")
+    ]
+    beside = (
+        f"**PBRL beside DRLHF**: sentiment, PBRL less DRLHF, {difference.text(3)}, paired by seed, with as many labels "
+        "and as many steps of the follower that is judged (PBRL trains a second one beside it, so its runs take twice the "
+        f"steps). Of what PPO gains on the true sentiment, PBRL has {share[0]:.0%} and DRLHF {share[1]:.0%}; the learned reward "
+        "and the true one have no common unit, nor have their costs of a nat: see how far each went from the pretrained model."
+    )
+    first = [r for r in data["runs"] if r["seed"] == data["runs"][0]["seed"]]
+    said = [f"- {METHODS[r['method']]}: " + " / ".join(f"*{m}*" for m in r["messages"]) for r in first]
+    notes = (
+        f"Each figure is of {MESSAGES} messages a run, begun with the same two words for all methods of a seed, at the end of "
+        f"{STEPS:,} steps of the follower. *Sentiment* is the rule's mean score, in (-1, 1). *Log-likelihood* is that of the "
+        "tokens written, under the pretrained model, in nats; *grammatical* the share of messages that the corpus' grammar could "
+        f"have made. {LABELS} labels, {FIRST_LABELS} of them about the pretrained model's own messages. KL costs {KL_LEARNED:g} "
+        f"a nat of the learned reward (root mean square 1 a step), {KL_TRUE:g} of the true one (below 1 a message); lam is "
+        f"{LAM:g}. Settings were chosen on seed 0, mostly of DRLHF. Means over seeds, 95% bootstrap intervals."
+    )
+    parts = [markdown_table(["claim", "target", "measured", ""], claims(data)), markdown_table(headers, rows), beside]
+    return "\n\n".join([*parts, "**What they write**, with the same beginnings:\n\n" + "\n".join(said), notes])
+
+
+def standing(data: Data) -> list[Standing]:
+    """Beside the same algorithm on the true reward."""
+    ours = ", ".join(f"{METHODS[m]} {mean_interval(final(data, m, 'sentiment')).text()}" for m in ("pbrl", "drlhf"))
+    elsewhere = (
+        f"{mean_interval(final(data, 'true', 'sentiment')).text()} by PPO on the true sentiment, "
+        f"{mean_interval(final(data, 'pretrained', 'sentiment')).text()} before training (our runs)"
+    )
+    met = all("missed" not in row[-1] for row in claims(data))
+    return [Standing(f"Sentiment of text after {LABELS} comparisons", elsewhere, ours, verdict(met))]
+
+
+def picture(data: Data, path: Path) -> None:
+    """Sentiment against steps, and against likelihood."""
+    figure, axes = new_figure(1, 2, 9.0, 3.8)
+    colours = {"pretrained": "tab:gray", "drlhf": "tab:orange", "pbrl": "tab:blue", "true": "tab:green"}
+    for method, colour in colours.items():
+        runs = [r["curve"] for r in data["runs"] if r["method"] == method]
+        steps = [point["steps"] for point in runs[0]]
+        curves = [[point["sentiment"] for point in curve] for curve in runs]
+        if method == "pretrained":
+            axes[0, 0].axhline(float(np.mean(curves)), color=colour, linestyle=":", label=METHODS[method])
+        else:
+            draw_band(axes[0, 0], steps, curves, colour, METHODS[method])
+        ends = [curve[-1] for curve in runs]
+        xs, ys = ([end[name] for end in ends] for name in ("log_likelihood", "sentiment"))
+        axes[0, 1].scatter(xs, ys, color=colour, s=18)
+    axes[0, 0].set_xlabel("steps (tokens) of the follower")
+    axes[0, 0].set_ylabel("mean sentiment of its messages")
+    axes[0, 1].set_xlabel("log-likelihood a token, pretrained model")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
