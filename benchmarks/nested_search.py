@@ -179,7 +179,9 @@ deviation of a tenth of X's width, judges a trial by 64 episodes of its follower
 distribution. One run an instance; differences paired; intervals over three instances are their spread and little more.
 
 A trial's PPO has an entropy bonus of 0.01 and a rate of 0.03. With the library's settings of the class, which are made for an x
-that moves, CMA-ES's best x was 6.32 (games of 20 states), 4.27 (of 100) and -5.73 (tolls) in the mean."""
+that moves, CMA-ES's best x was 6.32 (games of 20 states), 4.27 (of 100) and -5.73 (tolls) in the mean; with an older version of
+those settings 7.5 on the first two games of 20 states, level with PBRL: one search differs much from the next. The two methods'
+runs were made one after the other on a busy machine: the seconds at the foot of the page are those of the first."""
 
 
 def standing(data: Data) -> list[Standing]:
