@@ -109,10 +109,10 @@ def table(data: Data) -> str:
             rows.append(
                 [
                     follower,
-                    stratified_interval(value).text(),
-                    stratified_interval(share).text(),
+                    mean_interval(value.mean(-1)).text(),
+                    mean_interval(share.mean(-1)).text(),
                     f"{share.min():.2f}",
-                    stratified_interval(slack).text(),
+                    mean_interval(slack.mean(-1)).text(),
                     f"{np.median(steps):,.0f}",
                     f"{np.median(seconds):.0f}",
                 ]

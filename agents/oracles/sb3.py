@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
@@ -33,6 +34,8 @@ from .replay import TrueReplay
 
 FollowerSpec = type[BaseAlgorithm] | Callable[[VecEnv], BaseAlgorithm]
 """What a user gives as follower: an SB3 class, or a callable that builds a model on a VecEnv."""
+
+Weights = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 
 class Generators:
@@ -341,9 +344,11 @@ class SB3Follower:
         self._average = None
         if answering.averaging > 0.0:
             newest = 1.0 - answering.averaging
-            self._average = AveragedModel(
-                self.model.policy, avg_fn=lambda past, new, n: past + (new - past) * max(newest, 1.0 / (float(n) + 1.0))
-            )
+
+            def average(past: Weights, new: Weights, n: torch.Tensor | int) -> None:
+                torch._foreach_lerp_(past, new, max(newest, 1.0 / (float(n) + 1.0)))
+
+            self._average = AveragedModel(self.model.policy, multi_avg_fn=average)
 
     @property
     def policy(self) -> Any:
@@ -359,7 +364,7 @@ class SB3Follower:
         """Whether it remembers: its policy is then no function of the observation, and has no table."""
         return hasattr(self.model.policy, "lstm_actor")
 
-    @property
+    @cached_property
     def takes_masks(self) -> bool:
         """Whether it can be told which actions exist."""
         return "use_masking" in inspect.signature(self.model.learn).parameters
