@@ -89,17 +89,17 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """Steps in the order in which they were taken.
+    """Steps in the order in which they were taken; what was observed before them, ``SegmentRecorder.observations`` tells.
 
     Attributes:
-        obs: ``[T, n, ...]``.
+        time: the recorder's number of each, ``[T]``.
         actions: ``[T, n, ...]``.
         true_rewards: ``[T, n]``.
         age: steps since the episode's start, ``[T, n]``.
         ended: RUNNING, TERMINATED or CUT, ``[T, n]``.
     """
 
-    obs: NDArray[Any]
+    time: NDArray[np.int64]
     actions: NDArray[Any]
     true_rewards: Floats
     age: NDArray[np.int64]
@@ -117,7 +117,8 @@ class SegmentRecorder(VecEnvWrapper):
         capacity: steps a copy of which it keeps.
         true_reward: the key of ``info`` under which the true reward stands; None for the reward that is paid.
         pictures: whether to keep ``venv.get_images()`` of every step, for a person to look at.
-        frame_stack: k where observations are stacks of k frames, channels first: segments then hold each frame once.
+        frame_stack: k where observations are stacks of k frames, channels first: each frame is then held once, here and in
+            segments, and stacks are made on reading.
 
     Attributes:
         steps: steps a copy so far.
@@ -147,7 +148,10 @@ class SegmentRecorder(VecEnvWrapper):
         self._key, self._pictures, self._stack = true_reward, pictures, frame_stack
         self.steps = self.terminations = 0
         n, size, actions = self.num_envs, self.capacity, venv.action_space
-        self._obs = np.zeros((size, n, *(shape or ())), venv.observation_space.dtype)
+        # of stacks the newest frame alone, k - 1 steps longer; `_heads` has the other frames of an episode's first stack
+        self._span, one = size + frame_stack - 1, tuple(shape or ()) if frame_stack == 1 else tuple((shape or ())[1:])
+        self._obs = np.zeros((self._span, n, *one), venv.observation_space.dtype)
+        self._heads: dict[tuple[int, int], NDArray[Any]] = {}
         self._actions = np.zeros((size, n, *(actions.shape or ())), actions.dtype)
         self._rewards = np.zeros((size, n))
         self._age = np.zeros((size, n), np.int64)
@@ -177,7 +181,8 @@ class SegmentRecorder(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         obs, rewards, dones, infos = self.venv.step_wait()
         at = self.steps % self.capacity
-        self._obs[at], self._actions[at] = self._now, self._taken
+        self._remember(self._now)
+        self._actions[at] = self._taken
         self._rewards[at] = rewards if self._key is None else self._from_infos(infos)
         require(bool(np.isfinite(self._rewards[at]).all()), "true_reward", "a finite number in every step", "another")
         self._age[at] = self._episode_age
@@ -194,6 +199,18 @@ class SegmentRecorder(VecEnvWrapper):
         self.steps += 1
         self._now = np.array(obs)
         return obs, rewards, dones, infos
+
+    def _remember(self, obs: NDArray[Any]) -> None:
+        """Keep what was observed before the step that is being recorded."""
+        k = self._stack
+        self._obs[self.steps % self._span] = obs if k == 1 else obs[:, -1]
+        if k == 1:
+            return
+        for i in np.flatnonzero(self._episode_age == 0):
+            self._heads[self.steps, int(i)] = obs[i, :-1].copy()
+        if self.steps % self.capacity == 0:
+            oldest = self.steps - self.capacity - k
+            self._heads = {key: frames for key, frames in self._heads.items() if key[0] >= oldest}
 
     def _from_infos(self, infos: list[dict[str, Any]]) -> list[float]:
         key = self._key
@@ -252,7 +269,8 @@ class SegmentRecorder(VecEnvWrapper):
             rest = np.zeros((H - lived, *values.shape[1:]), values.dtype)
             return np.concatenate([values, rest])
 
-        obs = padded(self._obs[at, copy])
+        seen = self.observations(np.arange(time, time + lived), np.full(lived, copy))
+        obs = padded(seen)
         if self._stack > 1:
             obs = np.concatenate([obs[0, :-1], obs[:, -1]])
         pictures = None if self._images is None else padded(self._images[at, copy])
@@ -270,5 +288,28 @@ class SegmentRecorder(VecEnvWrapper):
 
     def window(self, since: int = 0) -> Steps:
         """The steps held from ``since`` on, in order."""
-        at = self._order(since) % self.capacity
-        return Steps(self._obs[at], self._actions[at], self._rewards[at], self._age[at], self._ended[at])
+        times = self._order(since)
+        at = times % self.capacity
+        return Steps(times, self._actions[at], self._rewards[at], self._age[at], self._ended[at])
+
+    def observations(self, times: NDArray[np.int64], copies: NDArray[np.int64]) -> NDArray[Any]:
+        """What was observed before these steps, which have to be held: ``[B, ...]`` for times and copies ``[B]``."""
+        k = self._stack
+        if k == 1:
+            found: NDArray[Any] = self._obs[times % self._span, copies]
+            return found
+        age = self._age[times % self.capacity, copies]
+        back = np.arange(k - 1, -1, -1)  # the frame of so many steps ago, where the episode is that old
+        frames: NDArray[Any] = self._obs[(times[:, None] - back) % self._span, copies[:, None]]
+        for b in np.flatnonzero(age < k - 1):
+            head = self._heads[int(times[b] - age[b]), int(copies[b])]
+            frames[b, : k - 1 - age[b]] = head[age[b] :]
+        return frames
+
+    def sample(self, since: int, most: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Observations and actions of the steps held from ``since`` on, ``[B, ...]``; at most ``most``, evenly spread."""
+        times = self._order(since)
+        n = len(times) * self.num_envs
+        which = np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(np.int64)
+        t, copies = times[which // self.num_envs], which % self.num_envs
+        return self.observations(t, copies), self._actions[t % self.capacity, copies]

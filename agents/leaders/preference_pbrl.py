@@ -178,7 +178,7 @@ class PreferencePBRL(PreferenceLearner):
 
     def _occupancy(self, recorder: SegmentRecorder, since: int) -> Occupancy:
         gamma = self.worlds.gamma if self.config.discounted else None
-        return occupancy(recorder.window(since), gamma, self.model, STEPS_SEEN, self.rng)
+        return occupancy(recorder, since, gamma, self.model, STEPS_SEEN, self.rng)
 
     def _record(self) -> dict[str, float | None]:
         return {"penalty": self.penalty_estimate, "lam": self.lam}

@@ -54,6 +54,8 @@ from .worlds import Copies, PreferenceWorlds, best_policy, regret
 for _cls in (FitConfig, RandomFragmenter, WholeEpisodes, ActiveFragmenter):
     storable(_cls)
 
+STEPS_SEEN = 4096
+"""Steps by which a reward model's inputs and outputs are standardised, at most; where there are more, some evenly spread."""
 _EARLY = 9.0
 """How much sooner questions are due at the start than at the end."""
 
@@ -421,8 +423,7 @@ class PreferenceLearner(ABC):
             self.num_timesteps += config.n_envs
         self.observed.follower.generators.state = held
         recorder.seed(self._follower_seed)  # the follower's episodes are those that it would have had without this
-        played = recorder.window()
-        self.model.fit_inputs(_flat(played.obs))
+        self.model.fit_inputs(recorder.sample(0, STEPS_SEEN)[0])
         self._ask(config.first_labels - self.asked, 0)
         deadline = time.monotonic() + config.patience
         while self._collect() or (self.pending and time.monotonic() < deadline):
@@ -518,11 +519,11 @@ class PreferenceLearner(ABC):
         with self.generators.active():
             further = None if since is None else self._further(since)
             fit = self.trainer.fit(self.buffer, epochs, further)
-        recent = self.observed.recorder.window(self.observed.recorder.steps - self.config.recorded)
+        recorder = self.observed.recorder
         centre = self.config.centre
         if centre is None:
             centre = not any(f.recorder.terminations for f in self.followers)
-        self.model.normalise(_flat(recent.obs), _flat(recent.actions), centre)
+        self.model.normalise(*recorder.sample(recorder.steps - self.config.recorded, STEPS_SEEN), centre)
         return fit
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
@@ -693,8 +694,3 @@ _COUNTERS = ("num_timesteps", "iteration", "asked", "_next_id", "_total", "_begu
 
 def _entropy(seed: int | None) -> list[int]:
     return [int(s) for s in np.random.SeedSequence(seed).generate_state(2)]
-
-
-def _flat(values: NDArray[Any]) -> NDArray[Any]:
-    """``[T, n, ...]`` as ``[T * n, ...]``."""
-    return values.reshape(-1, *values.shape[2:])

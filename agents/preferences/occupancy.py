@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...wrappers.segments import TERMINATED, Steps
+from ...wrappers.segments import TERMINATED, SegmentRecorder, Steps
 from .reward_model import RewardModel
 
 
@@ -49,12 +49,22 @@ def weights(steps: Steps, gamma: float | None) -> NDArray[np.float64]:
     return found
 
 
-def occupancy(steps: Steps, gamma: float | None, model: RewardModel, most: int, rng: np.random.Generator) -> Occupancy:
-    """The steps of a recording, or ``most`` of them drawn by their weights where there are more."""
+def occupancy(
+    recorder: SegmentRecorder,
+    since: int,
+    gamma: float | None,
+    model: RewardModel,
+    most: int,
+    rng: np.random.Generator,
+) -> Occupancy:
+    """The steps recorded from step ``since`` on, or ``most`` of them drawn by their weights where there are more."""
+    steps = recorder.window(since)
     w = weights(steps, gamma).ravel()
-    obs, actions = (part.reshape(len(w), *part.shape[2:]) for part in (steps.obs, steps.actions))
+    chosen = np.arange(len(w))
     if len(w) > most:
         total = w.sum()
         chosen = rng.choice(len(w), most, p=w / total)
-        obs, actions, w = obs[chosen], actions[chosen], np.full(most, total / most)
+        w = np.full(most, total / most)
+    t, copies = np.divmod(chosen, recorder.num_envs)
+    obs, actions = recorder.observations(steps.time[t], copies), steps.actions[t, copies]
     return Occupancy(model.tensor(obs), model.tensor(actions), model.tensor(w))

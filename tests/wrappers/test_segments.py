@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
 
 from bilevel_gym.wrappers import LearnedReward, Segment, SegmentRecorder
 
@@ -180,3 +180,51 @@ def test_wrong_segments_and_rewards_are_refused() -> None:
         venv.reset()
         with pytest.raises(ValueError, match=f"reward: expected {message}"):
             venv.step(np.zeros(1, int))
+
+
+class Frames(gym.Env[Any, Any]):
+    """A picture of a number that only grows, so that every frame is told from every other; episodes of 3 to 6 steps."""
+
+    def __init__(self, name: int) -> None:
+        self.name, self.total, self.t = name, 0, 0
+        self.observation_space = gym.spaces.Box(0, 255, (8, 8, 1), np.uint8)
+        self.action_space = gym.spaces.Discrete(2)
+
+    def _obs(self) -> Any:
+        return np.full((8, 8, 1), 1 + (7 * self.total + self.name) % 251, np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.t = 0
+        self.total += 1
+        return self._obs(), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        self.total += 1
+        over = self.t >= 3 + self.total % 4
+        return self._obs(), 1.0, over and self.total % 2 == 0, over and self.total % 2 == 1, {}
+
+
+def test_stacks_of_frames_are_made_again_from_single_frames() -> None:
+    makers: list[Any] = [partial(Frames, 0), partial(Frames, 100)]
+    venv = VecTransposeImage(VecFrameStack(DummyVecEnv(makers), 4))
+    held = SegmentRecorder(venv, length=3, capacity=16, frame_stack=4)
+    assert held._obs.shape == (16 + 3, 2, 8, 8)  # one frame a step, and three for the oldest stack
+    obs: Any = held.reset()
+    seen: list[Any] = []
+    for t in range(60):
+        seen.append(obs)
+        obs, _, _, _ = held.step(np.full(2, t % 2))
+        first = max(0, t + 1 - 16)
+        times, copies = (a.ravel() for a in np.meshgrid(np.arange(first, t + 1), [0, 1], indexing="ij"))
+        expected = np.concatenate(seen[first : t + 1])
+        np.testing.assert_array_equal(held.observations(times, copies), expected)
+    for time, copy in held.starts():
+        segment = held.cut(int(time), int(copy))
+        for k in np.flatnonzero(segment.mask):
+            np.testing.assert_array_equal(segment.observations[k], seen[time + k][copy])
+    assert len(held._heads) < 30
+    obs, actions = held.sample(44, 1000)
+    np.testing.assert_array_equal(obs, np.concatenate(seen[44:]))
+    np.testing.assert_array_equal(actions, np.repeat(np.arange(44, 60) % 2, 2))
+    assert len(held.sample(44, 5)[0]) == 5

@@ -157,7 +157,8 @@ def test_the_penalty_enters_the_loss_where_exact_followers_could_have_it() -> No
     for f in learner.followers:
         w = f.recorder.window(f.recorder.steps - 16)
         weight = 0.9 ** w.age.ravel()
-        values.append((weight * learner.model.raw(w.obs.ravel(), w.actions.ravel())).sum() / weight.sum())
+        obs, actions = f.recorder.sample(f.recorder.steps - 16, 10**6)
+        values.append((weight * learner.model.raw(obs, actions)).sum() / weight.sum())
     p = values[0] - values[1]
     assert abs(p) > 1e-4
     assert [lam_p(1e9), lam_p(1e9, swapped=True)] == pytest.approx([3.0 * max(p, 0.0), 3.0 * max(-p, 0.0)], rel=1e-3)
@@ -178,7 +179,7 @@ def test_replay_is_true_to_the_reward_as_it_is(method: Any) -> None:
     learner._relabel(f)
     first = f.recorder.steps - buffer.size()
     steps = f.recorder.window(first)
-    expected = learner.model.reward(steps.obs.ravel(), steps.actions.ravel()).reshape(steps.age.shape)
+    expected = learner.model.reward(*f.recorder.sample(first, 10**6)).reshape(steps.age.shape)
     if method is PreferencePBRL:
         scale = float(learner.model.scale)
         inside = [p for p in learner.buffer if min(p.pair.left.time, p.pair.right.time) >= first - 5]

@@ -102,19 +102,20 @@ def test_recorded_steps_estimate_the_value_without_bias() -> None:
     uniform = torch.full_like(mdp.r, 0.25)
     exact = (1 - mdp.gamma) * float(policy_return(mdp.with_reward(raw_table(model).detach()), uniform))
     rng = np.random.default_rng(0)
-    window = played(100, 256).window()  # whole episodes, cut at 100 steps, where gamma^t is 2e-10
-    estimates = [
-        occupancy(Steps(*(part[:, i : i + 1] for part in vars(window).values())), mdp.gamma, model, 10**6, rng)
-        .mean_reward(model)
-        .item()
-        for i in range(256)
-    ]
+    recorder = played(100, 256)  # whole episodes, cut at 100 steps, where gamma^t is 2e-10
+    window = recorder.window()
+    estimates = []
+    for i in range(256):
+        alone = Steps(window.time, *(part[:, i : i + 1] for name, part in vars(window).items() if name != "time"))
+        obs = recorder.observations(alone.time, np.full(100, i))
+        found = Occupancy(*map(torch.from_numpy, (obs, alone.actions[:, 0], weights(alone, mdp.gamma)[:, 0])))
+        estimates.append(found.mean_reward(model).item())
     stderr = np.std(estimates) / 16.0
     assert abs(np.mean(estimates) - exact) < 3.5 * stderr
     assert stderr < 0.05 * raw_table(model).std().item()
-    whole = occupancy(window, mdp.gamma, model, 10**6, rng).mean_reward(model).item()
+    whole = occupancy(recorder, 0, mdp.gamma, model, 10**6, rng).mean_reward(model).item()
     assert whole == pytest.approx(np.mean(estimates), rel=1e-6)
-    drawn = [occupancy(window, mdp.gamma, model, 500, rng).mean_reward(model).item() for _ in range(100)]
+    drawn = [occupancy(recorder, 0, mdp.gamma, model, 500, rng).mean_reward(model).item() for _ in range(100)]
     assert abs(np.mean(drawn) - whole) < 3.5 * np.std(drawn) / 10.0
 
 

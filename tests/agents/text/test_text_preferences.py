@@ -159,7 +159,8 @@ def test_the_methods_write(method: Any, tmp_path: Path) -> None:
     again = method.load(path, follower=follower, net=WordsReward)
     np.testing.assert_array_equal(again.x, learner.x)
     assert len(again.buffer) == 24
-    texts = torch.from_numpy(learner.observed.recorder.window().obs[-5:].reshape(-1, 25))
+    recorder = learner.observed.recorder
+    texts = torch.from_numpy(recorder.sample(recorder.steps - 5, 10**6)[0])
     with torch.no_grad():
         one, two = (found.best_response.follower.policy(texts, deterministic=True)[2] for found in (learner, again))
     torch.testing.assert_close(one, two)
