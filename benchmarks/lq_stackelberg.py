@@ -47,7 +47,9 @@ ALGORITHMS = {"SAC": "#d62728", "TD3": "#9467bd", "PPO": "#1f77b4"}
 LEADER_SEEDS = (10, 11, 12)
 BUDGET, ASKED = 100_000, 94_000
 LAM = 3.0
-CONFIG = PBRLConfig(n_envs=16, follower_steps=512, estimator=Rollouts(32), learning_rate=0.1, eval_every=5)
+CONFIG = PBRLConfig(
+    n_envs=16, follower_steps=512, estimator=Rollouts(12), learning_rate=Linear(0.1, 0.02), averaging=0.6, eval_every=5
+)
 
 Floats = NDArray[np.float64]
 
