@@ -305,7 +305,8 @@ def standing(data: Data) -> list[Standing]:
     ]
     for method in ALGORITHMS:
         found = mean_interval([share(data, r["last"]) for r in select(data, method)])
-        quantity = f"share of (optimum - start) of F_0 in {STEERING}, PBRL with {method}, {max(r['steps'] for r in select(data, method)):,} steps"
+        steps = max(r["steps"] for r in select(data, method))
+        quantity = f"share of (optimum - start) of F_0 in {STEERING}, PBRL with {method}, {steps:,} steps"
         target = TARGETS.get(method)
         told = "optimum 1; no figure elsewhere" if target is None else f"target {target:g}"
         lines.append(
