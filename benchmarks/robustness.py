@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from bilevel_gym.agents import PBRL, Geometric, Hypergradient, HypergradientConfig, robustness
 
-from .common import Data, map_tasks, markdown_table, mean_interval, new_figure, save_figure, stratified_interval
+from .common import Data, map_tasks, markdown_table, mean_interval, new_figure, save_figure
 
 SEEDS = (5, 6, 7)
 FOLLOWER_SEEDS = (0,)
