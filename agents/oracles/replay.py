@@ -16,6 +16,7 @@ dropped as soon as x moves.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import gymnasium as gym
@@ -30,6 +31,7 @@ Relabel = Callable[
 ]
 """From x, ``[dim]``, and transitions (obs, action, draw, next_obs), each ``[n, ...]``, what they are at x: obs, next_obs,
 the follower's and the leader's reward, ``[n]``."""
+_FOLLOWER_REWARD, _LEADER_REWARD = itemgetter("follower_reward"), itemgetter("leader_reward")
 
 
 def played_actions(buffer: ReplayBuffer, copies: NDArray[np.intp], n: int) -> NDArray[Any]:
@@ -92,8 +94,8 @@ class TrueReplay(ReplayBuffer):
         if self.draws is None:
             self.draws = np.zeros((self.buffer_size, *drawn.shape), drawn.dtype)
         self.draws[at] = drawn
-        self.follower_rewards[at] = [info["follower_reward"] for info in infos]
-        self.leader_rewards[at] = [info["leader_reward"] for info in infos]
+        self.follower_rewards[at] = list(map(_FOLLOWER_REWARD, infos))
+        self.leader_rewards[at] = list(map(_LEADER_REWARD, infos))
 
     def renew(
         self, points: Floats, weight: float, relabel: Relabel | None, told: bool, own_weight: float = 1.0

@@ -386,7 +386,7 @@ class SB3Follower:
         with self.generators.active():
             assert self.model.env is not None
             if fresh_episodes:
-                self.model.set_env(self.model.env)
+                self.model._last_obs = None  # as ``set_env`` does, without its checks: SB3 resets
             planned = max(planned_total, before + steps)
             progress_remaining = 1.0 - before / planned
             self.q_temperature = self._q_temperature(progress_remaining)
