@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from .leaders.tabular_pbrl import TabularPBRL, TabularPBRLConfig
     from .oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
     from .penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty
+    from .preferences.atari import AtariCNN, atari_copies
     from .preferences.files import PreferenceLog
     from .preferences.fragmenters import ActiveFragmenter, RandomFragmenter
     from .preferences.labels import Labeller, ProgramLabeller, TrueReturnLabeller
     from .preferences.loop import PreferenceConfig, PreferenceEvaluation
-    from .preferences.outside import FileLabeller
+    from .preferences.outside import FileLabeller, LoggedLabeller
     from .preferences.reward_model import ConvReward, MLPReward, RewardModel
     from .preferences.training import FitConfig, RewardExplodedError
     from .preferences.worlds import Copies
@@ -82,6 +83,8 @@ _HOME = {
     "PreferenceConfig": "preferences.loop",
     "PreferenceEvaluation": "preferences.loop",
     "Copies": "preferences.worlds",
+    "AtariCNN": "preferences.atari",
+    "atari_copies": "preferences.atari",
     "FitConfig": "preferences.training",
     "RewardExplodedError": "preferences.training",
     "RewardModel": "preferences.reward_model",
@@ -93,6 +96,7 @@ _HOME = {
     "TrueReturnLabeller": "preferences.labels",
     "ProgramLabeller": "preferences.labels",
     "FileLabeller": "preferences.outside",
+    "LoggedLabeller": "preferences.outside",
     "PreferenceLog": "preferences.files",
     "MonteCarlo": "estimators",
     "Rollouts": "estimators",
@@ -118,6 +122,7 @@ __all__ = [
     "HPGD",
     "PBRL",
     "ActiveFragmenter",
+    "AtariCNN",
     "BellmanPenalty",
     "CMAESConfig",
     "Checkpoint",
@@ -139,6 +144,7 @@ __all__ = [
     "KnownModel",
     "Labeller",
     "Linear",
+    "LoggedLabeller",
     "MLPReward",
     "MetaGradient",
     "MetaGradientConfig",
@@ -177,6 +183,7 @@ __all__ = [
     "ValuePenalty",
     "ZeroOrder",
     "ZeroOrderConfig",
+    "atari_copies",
     "leader_return_at_best_response",
     "robustness",
 ]

@@ -34,10 +34,13 @@ class PaidFromInfo(VecEnvWrapper):
 
 
 class TrueReward(DRLHF):
-    """A follower that is paid the true reward; it asks nobody. Arguments as ``DRLHF``; a labeller is not used."""
+    """A follower that is paid the true reward, or what ``Copies`` pay for it; it asks nobody.
+
+    Arguments as ``DRLHF``; a labeller is not used.
+    """
 
     def _paying(self, recorder: SegmentRecorder) -> VecEnv:
-        key = self.worlds.true_reward
+        key = self.worlds.wage
         return recorder if key is None else PaidFromInfo(recorder, key)
 
     def _begin(self) -> None:

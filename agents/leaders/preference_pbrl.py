@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...envs.mdp.checks import require
-from ...wrappers import SegmentRecorder
+from ...wrappers import Segment, SegmentRecorder
 from ..common.storage import decode, encode
 from ..common.worlds import EnvSpec
 from ..oracles.sb3 import FollowerSpec
@@ -53,9 +53,6 @@ from ..preferences.loop import PreferenceConfig, PreferenceLearner, RecordedFoll
 from ..preferences.occupancy import Occupancy, occupancy
 from ..preferences.training import pair_losses
 from ..preferences.worlds import Copies
-
-STEPS_SEEN = 2048
-"""Steps of each follower that one fit's estimate of the penalty is made of; where there are more, a draw of them."""
 
 
 class PreferencePBRL(PreferenceLearner):
@@ -75,6 +72,7 @@ class PreferencePBRL(PreferenceLearner):
         penalised: the one that stands for pi_y; its segments are compared.
         lam: the penalty's coefficient now.
         penalty_estimate: the last p^, in reward a step.
+        penalty_share: share of the last fit's steps, and of the members, in which the penalty's gradient was counted.
         loss_estimate: f at the current x and pi_y, from answers to which x was not yet fitted; None before any.
 
     Raises:
@@ -105,6 +103,7 @@ class PreferencePBRL(PreferenceLearner):
         super().__init__(env, follower, config, labeller, seed, env_kwargs)
         self.lam = self.penalty.lam_at(1.0)
         self.penalty_estimate: float | None = None
+        self.penalty_share: float | None = None
         self.loss_estimate: float | None = None
         self.penalised = self._new_follower(
             self._follower_seed
@@ -130,17 +129,17 @@ class PreferencePBRL(PreferenceLearner):
         """-H (CE - baseline)/lam, in the paid reward's unit, at the last step of each labelled segment of H steps taken."""
         recorder = self.penalised.recorder
         credit = np.zeros((last - first, recorder.num_envs))
-        found = [p for p in self.buffer if min(p.pair.left.time, p.pair.right.time) >= max(0, first - len(p.pair.left))]
+        sides = [(p, (p.pair.left, p.pair.right)) for p in self.buffer]
+        recent = [(p, both) for p, both in sides if min(s.time for s in both) >= max(0, first - len(both[0]))]
+        found = [p for p, both in recent if any(first <= _last(s) < last for s in both)]
         if not found:
             return credit
         losses = self._cross_entropies(found)
         baseline = float(losses.mean()) if self.loss_estimate is None else self.loss_estimate
         for preference, loss in zip(found, losses, strict=True):
             for segment in (preference.pair.left, preference.pair.right):
-                taken = int(segment.mask.sum())
-                at = segment.time + taken - 1 - first
-                if 0 <= at < last - first:
-                    credit[at, segment.copy] -= taken * (loss - baseline)
+                if first <= _last(segment) < last:
+                    credit[_last(segment) - first, segment.copy] -= int(segment.mask.sum()) * (loss - baseline)
         return credit / (self.lam * float(self.model.scale))
 
     def _collect(self) -> int:
@@ -169,16 +168,21 @@ class PreferencePBRL(PreferenceLearner):
         self.lam = self.penalty.lam_at(1.0 - min(1.0, self.num_timesteps / max(1, self._total)))
         lam, most = self.lam, (math.log(2.0) if self.loss_estimate is None else self.loss_estimate) / self.lam
 
+        counted: list[float] = []
+
         def penalty() -> Tensor:
             p = best.mean_reward(self.model) - own.mean_reward(self.model)  # [M]
             self.penalty_estimate = float(p.detach().mean())
-            return lam * torch.where((p > 0.0) & (p < most), p, 0.0).sum()
+            fits = (p > 0.0) & (p < most)
+            counted.append(float(fits.double().mean()))
+            self.penalty_share = sum(counted) / len(counted)
+            return lam * torch.where(fits, p, 0.0).sum() if bool(fits.any()) else p.new_zeros(())
 
         return penalty
 
     def _occupancy(self, recorder: SegmentRecorder, since: int) -> Occupancy:
         gamma = self.worlds.gamma if self.config.discounted else None
-        return occupancy(recorder, since, gamma, self.model, STEPS_SEEN, self.rng)
+        return occupancy(recorder, since, gamma, self.model, self.config.penalty_steps, self.rng)
 
     def _record(self) -> dict[str, float | None]:
         return {"penalty": self.penalty_estimate, "lam": self.lam}
@@ -200,3 +204,8 @@ class PreferencePBRL(PreferenceLearner):
         method: Any,
     ) -> PreferencePBRL:
         return cls(env, follower, decode(method["penalty"]), config, labeller, seed, env_kwargs)
+
+
+def _last(segment: Segment) -> int:
+    """The recorder's number of the last step taken."""
+    return segment.time + int(segment.mask.sum()) - 1

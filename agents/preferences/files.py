@@ -292,6 +292,10 @@ class PreferenceLog:
         require(number in self.contents.pairs, "id", "the number of a query in the file", number)
         self._append(_answer(number, label))
 
+    def record(self, number: int, pair: Pair, label: Label) -> None:
+        """Append a query with its answer, both or neither; ``contents`` does not hold them before :meth:`refresh`."""
+        self._append(_query(number, pair) + _answer(number, label))
+
     def refresh(self) -> dict[int, Label]:
         """Read what has been appended, by whomever; the answers that are new, by number."""
         known = dict(self.contents.labels)

@@ -6,8 +6,10 @@ r"""The loop that all methods of learning a reward from preferences share (Chris
                fit r_x by the Bradley-Terry loss, and by what the method adds to it; relabel replay buffers
 
 A method says which followers there are, what is added to the loss, and what to the reward. Questions are due early rather than
-late: after a share u of the steps, log(1 + 9u) / log 10 of those that follow the first. On-policy followers are asked about at
-the end of each rollout, before they learn from it; off-policy ones at the end of each iteration.
+late: after a share u of the steps, log(1 + eu) / log(1 + e) of those that follow the first, ``e = config.early``. On-policy
+followers are asked about at the end of each rollout, before they learn from it; off-policy ones at the end of each iteration.
+Rollouts shorter than a segment share an iteration's questions, which are then about segments that end in the rollout: what is
+paid for their last step can still be learned from.
 
 The true reward is recorded beside the segments and read by labellers alone (and by ``evaluate``); nothing else that learns sees
 it.
@@ -56,8 +58,6 @@ for _cls in (FitConfig, RandomFragmenter, WholeEpisodes, ActiveFragmenter):
 
 STEPS_SEEN = 4096
 """Steps by which a reward model's inputs and outputs are standardised, at most; where there are more, some evenly spread."""
-_EARLY = 9.0
-"""How much sooner questions are due at the start than at the end."""
 
 
 @storable
@@ -71,6 +71,7 @@ class PreferenceConfig:
         first_steps: steps of random play.
         follower_plays_first: whether those are the untrained follower's and not random: for one that starts as something, e.g.
             a language model.
+        early: how much sooner the others are asked at the start than at the end; 0 spreads them evenly.
         length: steps of a segment.
         n_envs: copies of the world per follower.
         follower_steps: steps that each follower trains per iteration (SB3 rounds up to whole rollouts).
@@ -83,12 +84,14 @@ class PreferenceConfig:
         capacity: labelled pairs that are kept, the newest.
         memory: steps a copy that are recorded; None takes four iterations', at least 1024.
         centre: whether the paid reward has mean 0; None: while no episode has ended by itself (then its level matters).
+        unit: standard deviation of the paid reward; what an entropy bonus of a follower's is measured against.
         gamma: the discount; None takes a leader environment's own, else 0.99.
         discounted: whether steps weigh gamma^t, t the step's number in its episode, in values of the learned reward; False
             weighs all alike, for episodes far longer than 1/(1-gamma) (the penalty is then that of the mean reward).
         evaluation_steps: steps of the fresh follower whose true return ``evaluate`` reports; 0 takes the one trained.
         evaluation_episodes: episodes of it.
         patience: seconds that a labeller is given for its first answers.
+        penalty_steps: steps of each follower that a penalty's gradient is estimated from; where there are more, a draw of them.
         max_pending: queries that may be open at a time.
         vec_env: how copies are stepped.
         device: of the reward model; "auto" takes a GPU if there is one.
@@ -101,6 +104,7 @@ class PreferenceConfig:
     first_labels: int = 20
     first_steps: int = 2048
     follower_plays_first: bool = False
+    early: float = 9.0
     length: int = 25
     n_envs: int = 8
     follower_steps: int = 2048
@@ -113,11 +117,13 @@ class PreferenceConfig:
     capacity: int = 3000
     memory: int | None = None
     centre: bool | None = None
+    unit: float = 1.0
     gamma: float | None = None
     discounted: bool = True
     evaluation_steps: int = 0
     evaluation_episodes: int = 20
     patience: float = 60.0
+    penalty_steps: int = 2048
     max_pending: int = 100
     vec_env: Vectorisation | None = None
     device: str = "auto"
@@ -127,11 +133,13 @@ class PreferenceConfig:
 
     def __post_init__(self) -> None:
         sizes = ("labels", "first_labels", "length", "n_envs", "follower_steps", "epochs", "first_epochs", "ensemble")
-        for name in (*sizes, "first_steps", "capacity", "evaluation_episodes", "max_pending"):
+        for name in (*sizes, "first_steps", "capacity", "evaluation_episodes", "max_pending", "penalty_steps"):
             check_size(getattr(self, name), name)
         require(self.first_labels <= self.labels, "first_labels", f"at most labels={self.labels}", self.first_labels)
         check_number(self.evaluation_steps, "evaluation_steps", low=0)
         check_number(self.patience, "patience", low=0.0)
+        check_number(self.early, "early", low=0.0)
+        check_number(self.unit, "unit", low=0.0, open_low=True)
         require(isinstance(self.fragmenter, Fragmenter), "fragmenter", "a Fragmenter", repr(self.fragmenter))
         require(isinstance(self.fit, FitConfig), "fit", "a FitConfig", repr(self.fit))
         require(self.net is None or callable(self.net), "net", "a callable that builds a torch module", repr(self.net))
@@ -307,7 +315,7 @@ class PreferenceLearner(ABC):
         self.trainer = RewardTrainer(self.model, config.fit, seeds[2])
         self.buffer, self.pending = PreferenceBuffer(config.capacity), dict[int, Pair]()
         self.num_timesteps = self.iteration = self.asked = 0
-        self._next_id, self._total, self._begun = self.labeller.first_id, 0, False
+        self._next_id, self._total, self._begun, self._trained_from = self.labeller.first_id, 0, False, 0
         self._take_earlier()
         self._follower_seed = seeds[4]
         self.best_response = self._new_follower(self._follower_seed)
@@ -453,6 +461,7 @@ class PreferenceLearner(ABC):
             if f.begun is None:
                 f.begun = f.recorder.steps
             self._relabel(f)
+            self._trained_from = f.recorder.steps
             asks = f is self.observed and f.on_policy
             callback = _RolloutEnd(lambda found, f=f: self._rollout_ended(f, found)) if asks else None  # type: ignore[misc]
             self.num_timesteps += f.follower.train(config.follower_steps, planned, callback, fresh_episodes=False)
@@ -475,15 +484,20 @@ class PreferenceLearner(ABC):
     def _rollout_ended(self, follower: RecordedFollower, found: dict[str, Any]) -> None:
         """Ask about what an on-policy follower just did, before it learns from it."""
         model: Any = follower.follower.model
-        steps = follower.recorder.steps
-        first = steps - int(model.rollout_buffer.buffer_size)
-        self._ask(self._due(), max(0, min(first, steps - 4 * self.config.length)))
+        steps, rollout, H = follower.recorder.steps, int(model.rollout_buffer.buffer_size), self.config.length
+        if rollout < H:
+            done = (steps - self._trained_from) * self.config.n_envs / self.config.follower_steps
+            self._ask(self._due(min(1.0, done)), max(0, steps - rollout - H + 1))
+        else:
+            self._ask(self._due(), max(0, min(steps - rollout, steps - 4 * H)))
         self._collect()
 
-    def _due(self) -> int:
-        """Questions that are due by the end of this iteration and have not been asked."""
-        config, soon = self.config, self.num_timesteps + len(self.followers) * self.config.follower_steps
-        share = np.log1p(_EARLY * min(1.0, soon / max(1, self._total))) / np.log1p(_EARLY)
+    def _due(self, done: float = 1.0) -> int:
+        """Questions that are due after this share of the iteration and have not been asked."""
+        config, early = self.config, self.config.early
+        soon = self.num_timesteps + done * len(self.followers) * config.follower_steps
+        share = min(1.0, soon / max(1, self._total))
+        share = share if early == 0.0 else np.log1p(early * share) / np.log1p(early)
         return round(config.first_labels + (config.labels - config.first_labels) * float(share)) - self.asked
 
     def _ask(self, n: int, since: int) -> None:
@@ -523,7 +537,9 @@ class PreferenceLearner(ABC):
         centre = self.config.centre
         if centre is None:
             centre = not any(f.recorder.terminations for f in self.followers)
-        self.model.normalise(*recorder.sample(recorder.steps - self.config.recorded, STEPS_SEEN), centre)
+        self.model.normalise(
+            *recorder.sample(recorder.steps - self.config.recorded, STEPS_SEEN), centre, self.config.unit
+        )
         return fit
 
     # --- evaluation ---------------------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""Answers from outside, which may come late: a person or another process reads and answers in a preference file."""
+"""Labellers and preference files: answers that come from outside, through a file, and answers that are kept in one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from .files import PreferenceLog, Signature
+from .files import PreferenceLog, Signature, read_preferences
 from .labels import Answer, Label, Labeller, Pair, Query
 
 
@@ -39,3 +39,50 @@ class FileLabeller(Labeller):
 
     def answers(self) -> list[Answer]:
         return [Answer(number, label) for number, label in self.log.refresh().items()]
+
+
+class LoggedLabeller(Labeller):
+    """Passes on another labeller's queries and answers, and keeps each query with its answer in a preference file.
+
+    An answer is in the file before the learner has it, so that none is lost with the process; a file that exists is gone on
+    with. What was not answered is asked anew, in other pairs.
+
+    Args:
+        labeller: who answers.
+        path: the file.
+        signature: of the world; None where the file exists.
+
+    Raises:
+        FileNotFoundError: no file, and no signature to begin one with.
+        ValueError: a file that is none, or of another environment.
+    """
+
+    def __init__(self, labeller: Labeller, path: str | Path, signature: Signature | None = None) -> None:
+        log = PreferenceLog(path, signature)
+        self._first_id = max(log.contents.pairs, default=-1) + 1
+        log.contents.pairs.clear()  # the learner's buffer holds the pairs
+        self.labeller, self.log = labeller, log
+        self._open: dict[int, Pair] = {}
+
+    @property
+    def remaining(self) -> int | None:
+        return self.labeller.remaining
+
+    @property
+    def first_id(self) -> int:
+        return self._first_id
+
+    def earlier(self) -> tuple[list[tuple[Pair, Label]], dict[int, Pair]]:
+        return read_preferences(self.log.path, pictures=False).answered, {}
+
+    def ask(self, queries: Sequence[Query]) -> None:
+        self.labeller.ask(queries)
+        self._open |= {query.id: query.pair for query in queries}
+
+    def answers(self) -> list[Answer]:
+        given = self.labeller.answers()
+        for answer in given:
+            pair = self._open.pop(answer.id, None)
+            if pair is not None:
+                self.log.record(answer.id, pair, answer.label)
+        return given

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...envs.mdp.checks import check_number, check_size
+from ...envs.mdp.checks import check_number, check_size, require
 from .bradley_terry import cross_entropy
 from .buffer import Batch, PreferenceBuffer
-from .reward_model import RewardModel
+from .reward_model import NUMBERS, RewardModel
 
 BOUND = 1e6
 """A segment's learned return beyond this has exploded."""
@@ -46,18 +46,22 @@ class FitConfig:
         weight_decay: decoupled.
         batch_size: pairs in a step.
         error: share of answers taken to be random (see ``bradley_terry``).
+        assessed: pairs by which a fit is judged, evenly spread over those held; None judges by all.
     """
 
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     batch_size: int = 32
     error: float = 0.0
+    assessed: int | None = None
 
     def __post_init__(self) -> None:
         check_number(self.learning_rate, "learning_rate", low=0.0, open_low=True)
         check_number(self.weight_decay, "weight_decay", low=0.0)
         check_size(self.batch_size, "batch_size")
         check_number(self.error, "error", low=0.0, high=1.0, open_high=True)
+        if self.assessed is not None:
+            check_size(self.assessed, "assessed")
 
 
 def pair_losses(model: RewardModel, batch: Batch, error: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -128,7 +132,7 @@ class RewardTrainer:
 
     @torch.no_grad()
     def assess(self, buffer: PreferenceBuffer) -> Fit:
-        """How well the model, without dropout, explains all pairs.
+        """How well the model, without dropout, explains all pairs, or ``config.assessed`` of them.
 
         Raises:
             ValueError: an empty buffer.
@@ -137,7 +141,11 @@ class RewardTrainer:
         self.model.eval()
         losses: list[float] = []
         hits: list[float] = []
-        for batch in buffer.batches(max(256, self.config.batch_size), np.random.default_rng(0)):
+        require(len(buffer) > 0, "buffer", "at least one labelled pair", "none")
+        most = min(len(buffer), self.config.assessed or len(buffer))
+        chosen = np.linspace(0, len(buffer) - 1, most).astype(int)
+        at_once = max(self.config.batch_size, min(256, NUMBERS // max(1, buffer[0].pair.left.observations.size)))
+        for batch in (buffer.batch(chosen[i : i + at_once]) for i in range(0, most, at_once)):
             loss, margins = pair_losses(self.model, batch, self.config.error)
             _require_tame(margins)
             losses += loss.mean(0).tolist()

@@ -2,6 +2,7 @@
 
 The *true reward*, by which labels are given and results are judged, is what the environment pays; in a leader environment it is
 the leader's reward, for that is what the leader wants, and the learned reward takes the place of what the follower is paid.
+:class:`Copies` may name where it stands, and pay something else that serves learning better, e.g. its sign.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .files import Signature
 from .reward_model import RewardModel
 
 Play = Callable[[Any], NDArray[Any]]
-_TOO_LONG = 20_000  # steps of an episode that is not waited for
+_TOO_LONG = 30_000  # steps of an episode that is not waited for
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,14 @@ class Copies:
     Attributes:
         make: from a number of copies to a VecEnv.
         name: for people and for preference files.
+        true_reward: the key of ``info`` under which the true reward stands; None for what is paid.
+        whole: copies whose episodes are those that results are judged by, where ``make`` cuts them shorter; None takes ``make``.
     """
 
     make: Callable[[int], VecEnv]
     name: str = "environment"
+    true_reward: str | None = None
+    whole: Callable[[int], VecEnv] | None = None
 
 
 class PreferenceWorlds:
@@ -58,6 +63,7 @@ class PreferenceWorlds:
         gamma: the discount.
         problem: the tabular problem, or None.
         true_reward: key of ``info`` under which the true reward stands, or None for what is paid.
+        wage: key of ``info`` under which stands what a follower on the true reward is paid, or None for what is paid.
         observation_space: of one copy.
         action_space: of one copy.
 
@@ -76,9 +82,10 @@ class PreferenceWorlds:
         self.source = Source(env, dict(env_kwargs or {})) if isinstance(env, str) else Source(None, {})
         self.problem: TabularProblem | None = None
         self.true_reward: str | None = None
+        self.wage: str | None = None
         self._worlds: Worlds | None = None
         if isinstance(env, Copies):
-            self.name = env.name
+            self.name, self.true_reward = env.name, env.true_reward
             probe: Any = env.make(1)
             require(isinstance(probe, VecEnv), "env", "Copies whose make answers a VecEnv", repr(probe))
         else:
@@ -86,7 +93,8 @@ class PreferenceWorlds:
             self.name = env if isinstance(env, str) else str(getattr(probe.spec, "id", None) or type(probe).__name__)
             if probe.has_wrapper_attr("leader_space") and probe.get_wrapper_attr("leader_space") is not None:
                 self._worlds = Worlds(env, env_kwargs, observe_commitment=False, vec_env=vec_env)
-                self.problem, self.true_reward = self._worlds.problem, "leader_reward"
+                self.problem = self._worlds.problem
+                self.true_reward = self.wage = "leader_reward"
         self.observation_space, self.action_space = probe.observation_space, probe.action_space
         probe.close()
         own = None if self._worlds is None else self._worlds.gamma
@@ -131,9 +139,10 @@ class PreferenceWorlds:
             seed: of the copies.
 
         Raises:
-            ValueError: an episode that does not end within 20,000 steps.
+            ValueError: an episode that does not end within 30,000 steps.
         """
-        venv = self.make(check_size(episodes, "episodes"))
+        whole = self._env.whole if isinstance(self._env, Copies) else None
+        venv = (self.make if whole is None else whole)(check_size(episodes, "episodes"))
         venv.seed(seed)
         obs, act = venv.reset(), play(venv)
         alive, total, steps = np.ones(episodes), np.zeros(episodes), 0

@@ -23,6 +23,7 @@ from bilevel_gym.agents import (
     FileLabeller,
     FitConfig,
     Labeller,
+    LoggedLabeller,
     PreferenceConfig,
     PreferenceLog,
     PreferencePBRL,
@@ -33,6 +34,7 @@ from bilevel_gym.agents import (
     ValuePenalty,
 )
 from bilevel_gym.agents.preferences.buffer import batch_of
+from bilevel_gym.agents.preferences.files import read_preferences
 from bilevel_gym.agents.preferences.labels import Answer, Label, Pair, Query
 from bilevel_gym.agents.preferences.loop import PreferenceLearner
 from bilevel_gym.agents.preferences.training import pair_losses
@@ -241,7 +243,7 @@ def test_true_labels_teach_and_shuffled_ones_do_not(method: Any) -> None:
 
 def test_the_upper_bound_is_paid_the_true_reward() -> None:
     def dqn(venv: VecEnv) -> DQN:
-        return DQN("MlpPolicy", venv, gamma=0.9, buffer_size=4000, learning_starts=10)
+        return DQN("MlpPolicy", venv, gamma=0.9, buffer_size=4000, learning_starts=10, seed=0)
 
     learner = TrueReward(GRID, dqn, SMALL, env_kwargs={"size": 3}).learn(300)
     buffer, steps = learner.best_response.replay, learner.best_response.recorder.window()
@@ -327,6 +329,31 @@ def test_a_person_answers_in_a_file_and_a_second_session_goes_on(tmp_path: Path)
     assert labeller.first_id == 0  # it read the file before anything was asked
 
 
+def test_what_is_answered_is_in_the_file_before_the_learner_has_it(tmp_path: Path) -> None:
+    """And no more: queries without an answer are asked anew."""
+    path, config = tmp_path / "kept.prefs", replace(SMALL, patience=0.1)
+    signature = DRLHF(GRID, A2C, config).worlds.signature(config.length)
+
+    class Killed(LoggedLabeller):
+        def answers(self) -> list[Answer]:
+            super().answers()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        DRLHF(GRID, A2C, config, Killed(TrueReturnLabeller(), path, signature)).learn(500)
+    kept = read_preferences(path)
+    assert len(kept.answered) == 6
+    again = DRLHF(GRID, A2C, config, LoggedLabeller(TrueReturnLabeller(), path))
+    assert ([p.label for p in again.buffer], again.asked) == ([label for _, label in kept.answered], 6)
+    again.learn(500)
+    assert again.buffer.seen == again.asked == len(read_preferences(path).answered) == 12
+    slow = DRLHF(GRID, A2C, replace(config, labels=20), LoggedLabeller(Slow(10**9), path))
+    assert slow.asked == 12
+    with pytest.warns(UserWarning, match=r"\d queries are still without an answer"):
+        slow.learn(500)
+    assert len(read_preferences(path).pairs) == 12
+
+
 # --- followers and worlds ---------------------------------------------------------------------------------------------
 
 
@@ -367,6 +394,44 @@ def test_a_seed_fixes_everything(method: Any) -> None:
     one, two, other = (method(GRID, A2C, config=config, seed=s).learn(500).x for s in (4, 4, 5))
     np.testing.assert_array_equal(one, two)
     assert not np.array_equal(one, other)
+
+
+def test_questions_may_come_evenly() -> None:
+    asked: list[int] = []
+    config = replace(SMALL, labels=40, first_labels=10, early=0.0)
+    DRLHF(GRID, A2C, config).learn(64 * 20, callback=lambda found: asked.append(found.asked))
+    np.testing.assert_allclose(asked, 10 + 30 * np.minimum(1.0, np.arange(2, 2 + len(asked)) / 20), atol=0.51)
+
+
+def test_rollouts_shorter_than_a_segment_ask_about_those_that_end_in_them() -> None:
+    """So that what is paid for their last step is still learned from."""
+
+    def hasty(venv: VecEnv) -> A2C:
+        return A2C("MlpPolicy", venv, n_steps=2, gamma=0.9)
+
+    class Noted(PreferencePBRL):
+        def _rollout_ended(self, follower: Any, found: Any) -> None:
+            seen, steps = self.buffer.seen, follower.recorder.steps
+            super()._rollout_ended(follower, found)
+            new = list(self.buffer)[seen:]
+            asked.append(len(new))
+            for segment in (side for p in new for side in (p.pair.left, p.pair.right)):
+                assert segment.mask.all()
+                assert steps - 2 <= segment.time + 4 < steps
+                paid.append(self._credit(steps - 2, steps)[segment.time + 4 - (steps - 2), segment.copy])
+
+    asked, paid = list[int](), list[float]()
+    config = replace(SMALL, labels=30, early=0.0, n_envs=8)
+    Noted(GRID, hasty, ValuePenalty(1.0), config).learn(64 + 4 * 128)
+    assert (sum(asked), max(asked) < 10) == (24, True)
+    assert sum(n > 0 for n in asked) > 10
+    assert np.count_nonzero(paid) > 40
+
+
+def test_the_unit_of_the_paid_reward() -> None:
+    learner = DRLHF(GRID, A2C, replace(SMALL, unit=0.05, centre=True)).learn(300)
+    paid = learner.model.reward(*learner.observed.recorder.sample(0, 10**6))
+    assert (paid.mean(), paid.std()) == pytest.approx((0.0, 0.05), abs=1e-6)
 
 
 def test_questions_come_early_and_the_budget_is_kept() -> None:

@@ -1,0 +1,126 @@
+"""Atari games whose reward is learned from preferences (arXiv 2402.06886, 6.2): copies, and the actor-critic's net.
+
+A copy is ``ALE/<game>-v5`` under SB3's ``AtariWrapper``: up to 30 steps of nothing at the start, four frames a step and the
+larger of the last two shown, 84 x 84 pixels in grey, an episode a life; actions are not repeated at random, for the preprocessing
+of the paper's time did not. Four frames are stacked, channels first. What is paid is the sign of what the game paid; the *score*
+itself, the true reward, stands in ``info["score"]``, and is what labels and evaluations go by. Evaluated are whole games.
+
+The emulator, ale-py, is licensed under GPL-2.0-only and brings the games' ROMs; it is the extra ``atari`` and never imported
+unless a game is made.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecTransposeImage
+from torch import Tensor, nn
+
+from ...envs.mdp.checks import check_size, require
+from ...wrappers import WorkerVecEnv
+from ..common.worlds import Vectorisation
+from .worlds import Copies
+
+FRAMES = 4
+"""Frames in an observation."""
+SCORE = "score"
+"""The key of ``info`` under which the true reward stands."""
+
+
+class SignPaid(gym.Wrapper[Any, Any, Any, Any]):
+    """Pays the sign of the reward; the reward itself stands in ``info["score"]``."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, float(np.sign(float(reward))), terminated, truncated, {**info, SCORE: float(reward)}
+
+
+def _emulator() -> None:
+    """Register the games."""
+    try:
+        import ale_py
+        import cv2  # noqa: F401
+    except ImportError as error:
+        raise ImportError("Atari games need ale-py and OpenCV: pip install 'bilevel-gym[atari]'") from error
+    gym.register_envs(ale_py)
+
+
+def _copy(game: str, whole: bool) -> gym.Env[Any, Any]:
+    _emulator()  # in a worker process nothing is registered yet
+    emulated = gym.make(f"ALE/{game}-v5", frameskip=1, repeat_action_probability=0.0)
+    return SignPaid(AtariWrapper(Monitor(emulated), terminal_on_life_loss=not whole, clip_reward=False))
+
+
+def _copies(n_envs: int, game: str, whole: bool, vec_env: Vectorisation | None) -> VecEnv:
+    makers: list[Any] = [partial(_copy, game, whole)] * check_size(n_envs, "n_envs")
+    venv = WorkerVecEnv(makers) if vec_env == "subproc" else DummyVecEnv(makers)
+    return VecTransposeImage(VecFrameStack(venv, FRAMES))
+
+
+def atari_copies(game: str, vec_env: Vectorisation | None = None) -> Copies:
+    """An Atari game as the world whose reward is learned; ``PreferenceConfig(frame_stack=4)`` keeps each frame once.
+
+    Args:
+        game: its name in the Arcade Learning Environment, e.g. ``"Seaquest"``.
+        vec_env: how copies are stepped (see ``agents.common.worlds``).
+
+    Raises:
+        ImportError: the extra ``atari`` is missing.
+        ValueError: no such game.
+
+    Example:
+        >>> from bilevel_gym.agents import atari_copies
+        >>> venv = atari_copies("Seaquest").make(2)
+        >>> venv.observation_space.shape, venv.reset().shape
+        ((4, 84, 84), (2, 4, 84, 84))
+    """
+    _emulator()
+    known = sorted(name[4:-3] for name in gym.registry if name.startswith("ALE/") and name.endswith("-v5"))
+    require(game in known, "game", f"one of {', '.join(known)}", repr(game))
+    return Copies(
+        partial(_copies, game=game, whole=False, vec_env=vec_env),
+        f"ALE/{game}-v5",
+        SCORE,
+        partial(_copies, game=game, whole=True, vec_env=vec_env),
+    )
+
+
+class AtariCNN(BaseFeaturesExtractor):
+    """The paper's actor-critic net: convolutions 8, 5, 4, 4, strides 4, 2, 1, 1, filters 16, 32, 32, 32, and 256 units.
+
+    The paper's section 6.2 as remembered, unverified; rectified throughout, which is SB3's choice for images. For an
+    ``ActorCriticCnnPolicy``: ``policy_kwargs={"features_extractor_class": AtariCNN, "net_arch": []}``.
+
+    Args:
+        observation_space: Box of images, channels first.
+        features_dim: units of the last layer.
+
+    Raises:
+        ValueError: other spaces, or images too small.
+    """
+
+    def __init__(self, observation_space: gym.Space[Any], features_dim: int = 256) -> None:
+        super().__init__(observation_space, check_size(features_dim, "features_dim"))
+        shape = observation_space.shape or ()
+        image = isinstance(observation_space, gym.spaces.Box) and len(shape) == 3 and min(shape[1:]) >= 64
+        require(image, "observation_space", "images [C, H, W] of 64 x 64 or more", repr(observation_space))
+        channels, layers = shape[0], []
+        for kernel, stride, filters in ((8, 4, 16), (5, 2, 32), (4, 1, 32), (4, 1, 32)):
+            layers += [nn.Conv2d(channels, filters, kernel, stride), nn.ReLU()]
+            channels = filters
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+        with torch.no_grad():
+            width = self.layers(torch.zeros(1, *shape)).shape[1]
+        self.head = nn.Sequential(nn.Linear(width, features_dim), nn.ReLU())
+
+    def forward(self, observations: Tensor) -> Tensor:
+        nearer = observations.contiguous(memory_format=torch.channels_last)  # about half the time on a CPU
+        found: Tensor = self.head(self.layers(nearer))
+        return found
