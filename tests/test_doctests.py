@@ -9,11 +9,11 @@ import pkgutil
 
 import pytest
 
-from bilevel_gym import agents, envs, wrappers
+from bilevel_gym import agents, cli, envs, wrappers
 
 MODULES = [
     module.name
-    for package in (agents, envs, wrappers)
+    for package in (agents, cli, envs, wrappers)
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
     if ">>>" in (importlib.util.find_spec(module.name).loader.get_source(module.name) or "")  # type: ignore[union-attr]
 ]

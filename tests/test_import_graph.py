@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "bilevel_gym"
-SUBPACKAGES = {"agents", "envs", "wrappers"}
+SUBPACKAGES = {"agents", "cli", "envs", "wrappers"}
 SCRIPTS = {"benchmarks", "docs", "examples", "tests"}
 
 _ORACLES = {"agents.oracles", "agents.oracles.sb3"}
@@ -33,6 +33,7 @@ LAYERS: dict[str, set[str]] = {
     "agents.preferences": _GROUND,  # parts of the methods that learn a reward from preferences
     "agents.leaders": _GROUND | {"agents.preferences"},
     "agents.baselines": _GROUND | {"agents.preferences"},
+    "cli": _GROUND | {"", "agents", "agents.preferences"},  # the command line: nothing imports it
 }
 FACES = {"", "agents"}  # the root and agents/__init__.py: these import anything, and nothing below imports them
 OWN_NAME = "the package is imported by its own name, not relatively"

@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
-SUBPACKAGES = ("agents", "envs", "wrappers")
+SUBPACKAGES = ("agents", "cli", "envs", "wrappers")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
 
@@ -48,7 +48,7 @@ def test_the_root_holds_no_stray_module() -> None:
 
 def test_type_checkers_see_the_installed_name() -> None:
     links = {path.name: os.readlink(path) for path in (ROOT / "typings" / "bilevel_gym").iterdir()}
-    assert links == {name: f"../../{name}" for name in ("__init__.py", "py.typed", *SUBPACKAGES)}
+    assert links == {name: f"../../{name}" for name in ("__init__.py", "__main__.py", "py.typed", *SUBPACKAGES)}
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ class IndependentPolicyGradientConfig(TabularLeaderConfig):
 
 
 class IndependentPolicyGradient(TabularLeader):
-    """The method without a penalty.
+    """Each player follows its own gradient: the method without a penalty.
 
     Args:
         problem: a tabular problem or one over a zero-sum game, an environment that has one, or its id.

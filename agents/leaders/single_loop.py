@@ -369,7 +369,9 @@ class FiniteDifferencesConfig(SingleLoopConfig):
 
 
 class SingleLoop(TabularLeader):
-    """The method above over a simulator of the problem; the model serves to draw from, and for honest evaluation.
+    """Single-loop actor-critic: x and two followers move together, a transition each an iterate.
+
+    The model serves to draw from, and for honest evaluation.
 
     ``evaluate()``: ``leader_return`` is that at the exact best response; ``leader_return_at_pi_y``, ``gap`` and ``penalty``
     are those of the penalised follower, lam = 1/w. ``num_timesteps`` counts transitions of all followers.
@@ -486,7 +488,10 @@ class SingleLoop(TabularLeader):
 
 
 class PartialSGD(SingleLoop):
-    """x follows d_x f alone, at a tracked best response; arguments as :class:`SingleLoop`, whose w is not used."""
+    """x follows d_x f alone, at a tracked best response.
+
+    Arguments as :class:`SingleLoop`, whose w is not used.
+    """
 
     _n_followers = 1
 
@@ -498,7 +503,10 @@ class PartialSGD(SingleLoop):
 
 
 class FiniteDifferences(SingleLoop):
-    """x follows central differences of f at tracked best responses; arguments as :class:`SingleLoop`, w is not used."""
+    """x follows central differences of f at tracked best responses.
+
+    Arguments as :class:`SingleLoop`, whose w is not used.
+    """
 
     config: FiniteDifferencesConfig
     _default_config = FiniteDifferencesConfig

@@ -32,8 +32,32 @@ from ...envs.mdp.checks import check_gamma, require
 from ..schedules import Geometric, Linear, Schedule
 from .replay import TrueReplay
 
-FollowerSpec = type[BaseAlgorithm] | Callable[[VecEnv], BaseAlgorithm]
-"""What a user gives as follower: an SB3 class, or a callable that builds a model on a VecEnv."""
+
+@dataclass(frozen=True, eq=False)
+class Adjusted:
+    """An SB3 class with some settings of its own, beside those that suit a moving x (see :func:`tuned_settings`).
+
+    Attributes:
+        algorithm: the class.
+        settings: arguments of its constructor; ``policy`` too.
+
+    Raises:
+        ValueError: no SB3 class, an argument that it does not have.
+    """
+
+    algorithm: type[BaseAlgorithm]
+    settings: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        is_class = isinstance(self.algorithm, type) and issubclass(self.algorithm, BaseAlgorithm)
+        require(is_class, "follower", "an SB3 algorithm class", repr(self.algorithm))
+        known = [name for name in inspect.signature(self.algorithm).parameters if name not in ("env", "seed")]
+        unknown = sorted(set(self.settings) - set(known))
+        require(not unknown, "follower", f"settings of {self.algorithm.__name__}: {known}", unknown)
+
+
+FollowerSpec = type[BaseAlgorithm] | Adjusted | Callable[[VecEnv], BaseAlgorithm]
+"""What a user gives as follower: an SB3 class, :class:`Adjusted` or not, or a callable that builds a model on a VecEnv."""
 
 Weights = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
@@ -238,6 +262,8 @@ def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linea
         ValueError: an algorithm that cannot act in the action space, a callable that returns no SB3 model or one with
             another discount than the environment's, something that is neither a class nor a callable.
     """
+    own: dict[str, Any] = spec.settings if isinstance(spec, Adjusted) else {}
+    spec = spec.algorithm if isinstance(spec, Adjusted) else spec
     if isinstance(spec, type):
         require(issubclass(spec, BaseAlgorithm), "follower", "an SB3 algorithm class or a callable", spec.__name__)
         n_inputs = int(np.prod(venv.action_space.shape)) if isinstance(venv.action_space, gym.spaces.Box) else 0
@@ -245,9 +271,8 @@ def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linea
         algorithm: Any = spec
         if "gamma" in inspect.signature(spec).parameters:  # ARS has none
             settings = {"gamma": gamma, **settings}
-        build: Callable[[VecEnv], Any] = lambda venv: algorithm(  # noqa: E731
-            _policy_name(algorithm), venv, seed=seed, device="cpu", **settings
-        )
+        settings = {"policy": _policy_name(algorithm), "device": "cpu", **settings, **own}
+        build: Callable[[VecEnv], Any] = lambda venv: algorithm(env=venv, seed=seed, **settings)  # noqa: E731
     else:
         require(callable(spec), "follower", "an SB3 algorithm class or a callable from a VecEnv to a model", repr(spec))
         build = spec
@@ -340,7 +365,8 @@ class SB3Follower:
         if hasattr(self.model, "_trigger_callback"):
             _count_each_step_once(self.model)
         fixed = isinstance(self.model, OnPolicyAlgorithm) and isinstance(self.model.ent_coef, (int, float))
-        tuned = FALLING_ENTROPY if linear and isinstance(spec, type) else None
+        by_class = isinstance(spec, type) or (isinstance(spec, Adjusted) and "ent_coef" not in spec.settings)
+        tuned = FALLING_ENTROPY if linear and by_class else None
         self._entropy = (answering.entropy or tuned) if fixed else None
         self.replay: TrueReplay | None = None
         self._average = None

@@ -1,0 +1,204 @@
+"""What there is to run: environments from the registries, leaders and followers from the packages; nothing is typed twice."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import gymnasium as gym
+import pettingzoo
+
+from .. import envs  # registers the environments
+from ..envs.mdp.checks import require
+
+PREFIX = "bilevel_gym/"
+Kind = Literal["exact", "sampled", "preferences"]
+"""What a leader knows: the model; steps; steps and answers to questions."""
+
+assert envs
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of ``list``: a name and what it is."""
+
+    name: str
+    line: str
+
+
+def first_line(thing: Any, otherwise: str = "") -> str:
+    """The first line of a docstring, without its full stop."""
+    text = inspect.cleandoc(thing.__doc__ or "").splitlines()
+    return re.sub(r":\w+:|`", "", text[0]).rstrip(".") if text else otherwise
+
+
+# --- environments ---------------------------------------------------------------------------------------------------------
+
+
+def environment_ids() -> list[str]:
+    """Every id of this package, Gymnasium's and PettingZoo's."""
+    return sorted(name for name in (*gym.registry, *pettingzoo.parallel_registry) if name.startswith(PREFIX))
+
+
+def environments() -> list[Entry]:
+    """Every environment with the first line of its class's docstring."""
+    return [Entry(name, _environment_line(name)) for name in environment_ids()]
+
+
+def _environment_line(env_id: str) -> str:
+    target = gym.registry[env_id].entry_point if env_id in gym.registry else None
+    if target is None:
+        target = pettingzoo.spec("parallel", env_id).entry_point
+    if not isinstance(target, str):
+        return first_line(target)
+    module, _, name = target.partition(":")
+    try:
+        loaded = importlib.import_module(module)
+    except ImportError as error:
+        return f"(cannot be loaded here: {error})"
+    found = getattr(loaded, name)
+    return first_line(found if inspect.isclass(found) else loaded)
+
+
+def full_id(text: str) -> str:
+    """An environment's id, with or without this package's prefix.
+
+    Raises:
+        ValueError: an id that nobody registered.
+    """
+    from ..agents.common.tabular import is_game_id
+
+    known = environment_ids()
+    for name in (PREFIX + text, text):
+        if name in known or name in gym.registry or is_game_id(name):
+            return name
+    short = [name.removeprefix(PREFIX) for name in known]
+    raise ValueError(
+        f"--env: expected one of {', '.join(short)}, an id of Gymnasium's or module:callable, got {text!r}"
+    )
+
+
+def environment(text: str) -> str | Callable[..., Any]:
+    """What a leader is given as environment: an id, or what ``module:callable`` names."""
+    if ":" in text:
+        found = named(text, "--env", missing_is_none=True)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+        importlib.import_module(text.partition(":")[0])  # Gymnasium's own module:id
+        return text.partition(":")[2]
+    return full_id(text)
+
+
+# --- leaders --------------------------------------------------------------------------------------------------------------
+
+
+def leaders() -> dict[str, type]:
+    """Every leader and baseline of ``agents``, by name."""
+    from .. import agents
+    from ..agents.common.leader import Leader
+    from ..agents.preferences.loop import PreferenceLearner
+
+    found = {name: getattr(agents, name) for name in agents.__all__}
+    return {
+        name: cls
+        for name, cls in found.items()
+        if inspect.isclass(cls) and issubclass(cls, (Leader, PreferenceLearner)) and not inspect.isabstract(cls)
+    }
+
+
+def leader(text: str) -> type[Any]:
+    """A leader's class by its name, or by ``module:class``.
+
+    Raises:
+        ValueError: no such leader.
+    """
+    if ":" in text:
+        found = named(text, "--leader")
+        require(inspect.isclass(found), "--leader", "a class", text)
+        return found  # type: ignore[no-any-return]
+    known = leaders()
+    require(text in known, "--leader", f"one of {', '.join(sorted(known))} or module:class", repr(text))
+    return known[text]
+
+
+def takes_follower(cls: type) -> bool:
+    """Whether a leader is given an algorithm as its follower."""
+    return "follower" in inspect.signature(cls).parameters
+
+
+def kind(cls: type) -> Kind:
+    """What a leader knows."""
+    from ..agents.preferences.loop import PreferenceLearner
+
+    if issubclass(cls, PreferenceLearner):
+        return "preferences"
+    return "sampled" if takes_follower(cls) else "exact"
+
+
+# --- followers ------------------------------------------------------------------------------------------------------------
+
+
+def _packages() -> list[ModuleType]:
+    import stable_baselines3
+
+    found: list[ModuleType] = [stable_baselines3]
+    with contextlib.suppress(ImportError):
+        found.append(importlib.import_module("sb3_contrib"))
+    return found
+
+
+def followers() -> dict[str, type[Any]]:
+    """Every algorithm of Stable-Baselines3 and of sb3-contrib, where that is installed, by name."""
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+    found: dict[str, type[Any]] = {}
+    for package in _packages():
+        for name, cls in vars(package).items():
+            if inspect.isclass(cls) and issubclass(cls, BaseAlgorithm):
+                found[name] = cls
+    return found
+
+
+def follower(text: str) -> Any:
+    """An algorithm's class by its name, or what ``module:callable`` names.
+
+    Raises:
+        ValueError: no such follower.
+    """
+    if ":" in text:
+        found = named(text, "--follower")
+        require(callable(found), "--follower", "a callable", text)
+        return found
+    known = followers()
+    extra = "" if len(_packages()) > 1 else ' (sb3-contrib\'s need: pip install "bilevel-gym[contrib]")'
+    require(text in known, "--follower", f"one of {', '.join(sorted(known))} or module:callable{extra}", repr(text))
+    return known[text]
+
+
+def named(text: str, name: str, missing_is_none: bool = False) -> Any:
+    """What ``module:attribute`` names; modules of the current folder are found too.
+
+    Raises:
+        ValueError: no such module, no such attribute.
+    """
+    module, _, attribute = text.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{name}: expected module:callable, got {text!r} ({error})") from error
+    found: Any = loaded
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    require(found is not None or missing_is_none, name, f"something that {module} has", repr(attribute))
+    return found

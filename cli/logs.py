@@ -1,0 +1,133 @@
+"""What a run writes while it goes: lines of JSON, TensorBoard, Weights & Biases, through SB3's logger."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+
+from ..envs.mdp.checks import require
+
+PROGRESS = "progress.json"
+STEPS = "num_timesteps"
+
+
+class ProgressFile(KVWriter):
+    """A line of JSON a record, each flushed, so that whatever ends a run the lines before stay.
+
+    Args:
+        path: the file, which is begun anew.
+        upto: where a run goes on: the steps up to which the lines of before are kept; None keeps none.
+    """
+
+    def __init__(self, path: Path, upto: int | None = None) -> None:
+        kept = [] if upto is None else [row for row in read_progress(path) if row[STEPS] <= upto]
+        self._file = path.open("w", encoding="utf-8")
+        for row in kept:
+            self._write(row)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """One record."""
+        numbers = {key: _number(item) for key, item in key_values.items()}
+        self._write({STEPS: step, **{key: item for key, item in numbers.items() if item is not None}})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _number(item: Any) -> float | int | str | None:
+    if isinstance(item, (np.floating, np.integer)):
+        item = item.item()
+    return item if isinstance(item, (bool, int, float, str)) else None
+
+
+def read_progress(path: Path) -> list[dict[str, Any]]:
+    """The records of a run, without a line that was cut off; none where there is no file."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and STEPS in row:
+            rows.append(row)
+    return rows
+
+
+class Tracking(KVWriter):
+    """Records sent to Weights & Biases.
+
+    Raises:
+        ValueError: wandb is not installed.
+    """
+
+    def __init__(
+        self, project: str, name: str, config: dict[str, Any], folder: Path, entity: str | None = None
+    ) -> None:
+        try:
+            wandb = importlib.import_module("wandb")
+        except ImportError as error:
+            raise ValueError(
+                f'--track: expected Weights & Biases, pip install "bilevel-gym[track]", got none ({error})'
+            ) from error
+        self.run = wandb.init(project=project, name=name, entity=entity, config=config, dir=str(folder))
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """One record."""
+        self.run.log({key: item for key, item in key_values.items() if _number(item) is not None}, step=step)
+
+    def close(self) -> None:
+        """End the run there."""
+        self.run.finish()
+
+
+def new_logger(folder: Path, upto: int | None, tensorboard: Path | None, tracking: Tracking | None) -> Logger:
+    """SB3's logger that writes all of these.
+
+    Raises:
+        ValueError: TensorBoard is asked for and not installed.
+    """
+    formats: list[KVWriter] = [ProgressFile(folder / PROGRESS, upto)]
+    if tensorboard is not None:
+        try:
+            formats.append(TensorBoardOutputFormat(str(tensorboard)))
+        except (ImportError, AssertionError) as error:
+            needed = 'TensorBoard, pip install "bilevel-gym[tensorboard]"'
+            raise ValueError(f"--tensorboard-log: expected {needed}, got none ({error})") from error
+    if tracking is not None:
+        formats.append(tracking)
+    return Logger(folder=str(folder), output_formats=formats)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def require_folder(path: Path, name: str) -> Path:
+    """A folder that is made if need be and can be written to; raises ``ValueError``."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{name}: expected a folder that can be made, got {path} ({error.strerror})") from error
+    require(os.access(path, os.W_OK), name, "a folder that can be written to", str(path))
+    return path

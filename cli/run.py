@@ -1,0 +1,238 @@
+"""A run and its folder: train, go on, evaluate.
+
+settings.yml     what decides the numbers; a --conf-file for the same run again
+leader.zip       the last checkpoint, in the end the trained leader
+progress.json    a line of JSON an honest evaluation, as SB3's logger writes it
+result.json      in the end: the settings, the record of x, x itself; written whole or not at all
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..envs.mdp.checks import check_size, require
+from . import catalogue
+from .logs import Tracking, new_logger, require_folder, write_whole
+from .settings import Settings, build, checked, follower_of, read, world_of
+
+SETTINGS, LEADER, RESULT = "settings.yml", "leader.zip", "result.json"
+LARGE = 10_000
+"""Numbers of x above which a result holds their digest alone."""
+
+
+class RunFailed(Exception):  # noqa: N818
+    """A run that began and could not be finished."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a run does beside learning; none of it changes a number.
+
+    Attributes:
+        save_freq: iterations between checkpoints; None saves in the end alone.
+        tensorboard_log: folder of TensorBoard events.
+        track: whether to send the records to Weights & Biases.
+        project: there.
+        entity: there.
+        progress: show a progress bar.
+    """
+
+    save_freq: int | None = None
+    tensorboard_log: Path | None = None
+    track: bool = False
+    project: str = "bilevel-gym"
+    entity: str | None = None
+    progress: bool = False
+
+
+def new_folder(root: Path, settings: Settings) -> Path:
+    """``root/LEADER-FOLLOWER/ENV_1``, or the next number that is free, made."""
+    parent = require_folder(root / settings.name, "--log-folder")
+    number = 1
+    while True:
+        folder = parent / f"{settings.env_name}_{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def train(settings: Settings, folder: Path | Callable[[], Path], extras: Extras | None = None) -> dict[str, Any]:
+    """Learn in this folder, or in the one that a callable makes once the leader is built; the result that is written there.
+
+    Raises:
+        ValueError: settings that cannot be built, a folder that cannot be written to; nothing has been learned then.
+        RunFailed: what else ends the run.
+    """
+    extras = Extras() if extras is None else extras
+    if extras.save_freq is not None:
+        check_size(extras.save_freq, "--save-freq")
+    leader = build(settings)
+    folder = require_folder(folder if isinstance(folder, Path) else folder(), "--log-folder")
+    write_whole(folder / SETTINGS, settings.as_yaml())
+    return _learn(leader, settings, folder, extras, upto=None)
+
+
+def resume(folder: Path, extras: Extras | None = None, n_timesteps: int | None = None) -> dict[str, Any]:
+    """Go on with the run of a folder from its last checkpoint, to its own number of steps or to another.
+
+    Raises:
+        ValueError: no checkpoint there.
+        RunFailed: what ends the run.
+    """
+    settings = settings_in(folder, "--resume")
+    if n_timesteps is not None:
+        settings = replace(settings, n_timesteps=check_size(n_timesteps, "--n-timesteps"))
+        write_whole(folder / SETTINGS, settings.as_yaml())
+    leader = load(folder, "--resume")
+    done = leader.num_timesteps
+    if done >= settings.n_timesteps:
+        return _finish(leader, settings, folder, 0.0)
+    return _learn(leader, settings, folder, Extras() if extras is None else extras, upto=done)
+
+
+def settings_in(folder: Path, name: str) -> Settings:
+    """The settings of a run's folder.
+
+    Raises:
+        ValueError: no run's folder.
+    """
+    require((folder / SETTINGS).is_file(), name, f"a run's folder, with {SETTINGS}", repr(str(folder)))
+    found = read(folder / SETTINGS, name)
+    known = {field.name for field in fields(Settings)}
+    require(set(found) == known, name, f"{SETTINGS} with {', '.join(sorted(known))}", ", ".join(sorted(found)))
+    return checked(Settings(**found))
+
+
+def load(folder: Path, name: str = "RUN") -> Any:
+    """The leader of a run's folder, from its last checkpoint.
+
+    Raises:
+        ValueError: no run's folder, none with a checkpoint, one whose environment or follower has changed.
+    """
+    settings = settings_in(folder, name)
+    require((folder / LEADER).is_file(), name, f"a run with a checkpoint, {LEADER}", f"none in {folder}")
+    cls = catalogue.leader(settings.leader)
+    given: dict[str, Any] = {}
+    if settings.follower is not None and (":" in settings.follower or settings.follower_kwargs):
+        given["follower"] = follower_of(settings)
+    if ":" in settings.env:
+        env, _ = world_of(settings)
+        if not isinstance(env, str):
+            given["env" if catalogue.takes_follower(cls) else "problem"] = env
+    return cls.load(folder / LEADER, **given)
+
+
+def _learn(leader: Any, settings: Settings, folder: Path, extras: Extras, upto: int | None) -> dict[str, Any]:
+    from ..agents import Checkpoint
+
+    tracking = None
+    if extras.track:
+        name = f"{settings.env_name}__{settings.name}__{settings.seed}"
+        tracking = Tracking(extras.project, name, asdict(settings), folder, extras.entity)
+    logger = new_logger(folder, upto, extras.tensorboard_log, tracking)
+    leader.set_logger(logger)
+    callbacks: list[Callable[[Any], None]] = []
+    if settings.eval_freq is not None and catalogue.kind(type(leader)) == "preferences":
+        callbacks.append(_Judge(settings.eval_freq))
+    if extras.save_freq is not None:
+        callbacks.append(Checkpoint(folder / LEADER, extras.save_freq))
+    start = time.perf_counter()
+    try:
+        with one_thread():
+            leader.learn(
+                settings.n_timesteps - (upto or 0),
+                _in_turn(callbacks) if callbacks else None,
+                extras.progress,
+                reset_num_timesteps=upto is None,
+            )
+            leader.save(folder / LEADER)
+            return _finish(leader, settings, folder, time.perf_counter() - start)
+    except KeyboardInterrupt:
+        leader.save(folder / LEADER)
+        raise
+    except Exception as error:
+        raise RunFailed(f"{type(error).__name__}: {error}") from error
+    finally:
+        logger.close()
+        if hasattr(leader, "close"):
+            leader.close()
+
+
+def _in_turn(callbacks: list[Callable[[Any], None]]) -> Callable[[Any], None]:
+    def call(leader: Any) -> None:
+        for callback in callbacks:
+            callback(leader)
+
+    return call
+
+
+class _Judge:
+    """Honest evaluations of a preference learner, whose loop has none of its own."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def __call__(self, leader: Any) -> None:
+        if leader.iteration % self.every == 0:
+            for key, item in leader.evaluate().as_dict().items():
+                if item is not None:
+                    leader.logger.record(f"leader/{key}", item)
+            leader.logger.dump(leader.num_timesteps)
+
+
+def _finish(leader: Any, settings: Settings, folder: Path, seconds: float) -> dict[str, Any]:
+    result = {
+        "run": str(folder),
+        "settings": asdict(settings),
+        "evaluation": leader.evaluate().as_dict(),
+        "x": digest(leader.x),
+        "num_timesteps": leader.num_timesteps,
+        "iterations": leader.iteration,
+        "version": __version__,
+        "seconds": round(seconds, 1),
+    }
+    write_whole(folder / RESULT, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def digest(x: Any) -> list[float] | str:
+    """x itself, or where it is large the SHA-256 of its numbers."""
+    return x.tolist() if x.size <= LARGE else hashlib.sha256(x.tobytes()).hexdigest()
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a finished run, or None."""
+    try:
+        found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    return found if isinstance(found, dict) and "evaluation" in found else None
+
+
+def score(evaluation: dict[str, Any]) -> float:
+    """What a run is compared by: the leader's return at the best response, or a learned reward's true return."""
+    return float(evaluation["leader_return" if "leader_return" in evaluation else "true_return"])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread of torch's, so that numbers do not depend on how many there are."""
+    held = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(held)

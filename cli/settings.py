@@ -1,0 +1,252 @@
+"""Settings of a run, and where they come from: the command line, before a file, before the tuned ones, before the defaults.
+
+A file is either flat, as the ``settings.yml`` that a run leaves (it then stands in the tuned ones' place), or keyed by
+environment, leader and follower, as ``tuned.yml`` beside this module:
+
+    bilevel_gym/StackelbergGame-v0:
+      PBRL:
+        PPO:
+          n_timesteps: 2000000
+          leader_kwargs: {estimator: KnownModel}
+          evidence: {...}
+
+Leaders without a follower of their own are keyed by ``exact`` in the follower's place.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+
+from ..envs.mdp.checks import check_size, require
+from . import catalogue
+from .values import value
+
+EXACT = "exact"
+"""In the follower's place, for a leader that solves its follower."""
+KWARGS = ("env_kwargs", "leader_kwargs", "follower_kwargs")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a run's numbers; values are raw, as :func:`.values.value` reads them.
+
+    Attributes:
+        env: an environment's id, or ``module:callable``.
+        leader: a leader's name, or ``module:class``.
+        follower: an algorithm's name, or ``module:callable``; None for a leader that solves its follower.
+        n_timesteps: what the leader's ``learn`` counts: steps, or iterations of exact leaders.
+        seed: of the leader.
+        env_kwargs: arguments of the environment.
+        leader_kwargs: arguments of the leader and fields of its config.
+        follower_kwargs: arguments of the algorithm, beside this library's settings for it, or of the callable.
+        eval_freq: iterations between honest evaluations; None takes the leader's own.
+    """
+
+    env: str
+    leader: str
+    follower: str | None
+    n_timesteps: int
+    seed: int = 0
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    leader_kwargs: dict[str, Any] = field(default_factory=dict)
+    follower_kwargs: dict[str, Any] = field(default_factory=dict)
+    eval_freq: int | None = None
+
+    @property
+    def name(self) -> str:
+        """``TabularPBRL`` or ``PBRL-PPO``, fit for a folder."""
+        return "-".join(part.replace(":", ".") for part in (self.leader, self.follower) if part)
+
+    @property
+    def env_name(self) -> str:
+        """The environment without this package's prefix, fit for a folder."""
+        return self.env.removeprefix(catalogue.PREFIX).replace("/", "-").replace(":", ".")
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits of all that decides the numbers."""
+        text = json.dumps(asdict(self), sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def as_yaml(self) -> str:
+        """What :func:`read` reads."""
+        return str(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True))
+
+
+# --- files ----------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def tuned() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """The tuned settings that the package ships, by environment, leader and follower."""
+    text = (files(__package__) / "tuned.yml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)  # type: ignore[no-any-return]
+
+
+def read(path: str | Path, name: str = "--conf-file") -> dict[str, Any]:
+    """A YAML file of settings.
+
+    Raises:
+        ValueError: no file, no YAML, no mapping.
+    """
+    path = Path(path)
+    require(path.is_file(), name, "a file", repr(str(path)))
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}: expected YAML, got {path} ({' '.join(str(error).split())})") from error
+    require(isinstance(found, dict), name, "YAML that is a mapping", f"{type(found).__name__} in {path}")
+    return found  # type: ignore[no-any-return]
+
+
+def look_up(table: Mapping[str, Any], env: str, leader: str, follower: str | None) -> dict[str, Any]:
+    """What a table says of this environment, leader and follower; nothing where it says nothing."""
+    found: Any = table
+    for key in (env, leader, follower or EXACT):
+        found = found.get(key) if isinstance(found, Mapping) else None
+        if found is None:
+            return {}
+    return dict(found)
+
+
+def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from what was given, on top of a file's, on top of the tuned ones.
+
+    Args:
+        given: fields of :class:`Settings`; None or empty where nothing was given. Mappings are merged key by key.
+        conf: what :func:`read` gave.
+
+    Raises:
+        ValueError: a field that is unknown, missing or out of range, an environment, leader or follower that does not exist.
+    """
+    conf = {} if conf is None else conf
+    names = [f.name for f in fields(Settings)]
+    flat = dict(conf) if any(name in conf for name in names) else {}
+    given = {key: item for key, item in given.items() if item not in (None, {})}
+    chosen = {name: given.get(name, flat.get(name)) for name in ("env", "leader", "follower")}
+    require(chosen["env"] is not None, "--env", "an environment (`bilevel-gym list environments`)", None)
+    env = str(chosen["env"])
+    env = env if ":" in env and catalogue.environment(env) else catalogue.full_id(env)
+    leader = str(chosen["leader"] or "PBRL")
+    cls = catalogue.leader(leader)
+    follower = (chosen["follower"] or "PPO") if catalogue.takes_follower(cls) else None
+    if follower is None:
+        expected = f"none: {leader} solves its follower"
+        require(given.get("follower") is None, "--follower", expected, given.get("follower"))
+        require(not given.get("follower_kwargs"), "--follower-kwargs", expected, given.get("follower_kwargs"))
+    else:
+        catalogue.follower(follower)
+    layers: list[Any] = [flat or look_up(tuned(), env, leader, follower), look_up(conf, env, leader, follower), given]
+    for layer in layers[:2]:
+        layer.pop("evidence", None)
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        unknown = sorted(set(layer) - set(names))
+        require(not unknown, "--conf-file", f"settings named {', '.join(names)}", ", ".join(unknown))
+        for key, item in layer.items():
+            merged[key] = {**merged.get(key, {}), **item} if key in KWARGS and isinstance(item, Mapping) else item
+    merged |= {"env": env, "leader": leader, "follower": follower}
+    expected = f"a number: there are no tuned settings for {env}, {leader}, {follower or EXACT}"
+    require(merged.get("n_timesteps") is not None, "--n-timesteps", expected, None)
+    return checked(Settings(**merged))
+
+
+def checked(settings: Settings) -> Settings:
+    """The settings, if their numbers are in range and their mappings are mappings; raises ``ValueError``."""
+    seed = settings.seed
+    whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+    require(whole, "--seed", "a whole number >= 0", repr(seed))
+    steps = check_size(settings.n_timesteps, "--n-timesteps")
+    if settings.eval_freq is not None:
+        check_size(settings.eval_freq, "--eval-freq")
+    for name in KWARGS:
+        held = getattr(settings, name)
+        require(isinstance(held, Mapping), f"--{name.replace('_', '-')}", "keys and values", repr(held))
+    return replace(settings, n_timesteps=steps)
+
+
+# --- what they mean -------------------------------------------------------------------------------------------------------
+
+
+def config_class(cls: type) -> type[Any] | None:
+    """The class of a leader's ``config`` argument; of several, the first."""
+    hints = get_type_hints(cls.__init__)  # type: ignore[misc]
+    kinds = [hint for hint in get_args(hints.get("config")) or [hints.get("config")] if isinstance(hint, type)]
+    kinds = [hint for hint in kinds if hint is not type(None)]
+    return kinds[0] if kinds else None
+
+
+def follower_of(settings: Settings) -> Any:
+    """What a leader is given as follower, or None."""
+    if settings.follower is None:
+        return None
+    found = catalogue.follower(settings.follower)
+    kwargs = {key: value(raw, f"--follower-kwargs {key}") for key, raw in settings.follower_kwargs.items()}
+    if not kwargs:
+        return found
+    if not isinstance(found, type):
+        return functools.partial(found, **kwargs)
+    from ..agents.oracles.sb3 import Adjusted
+
+    algorithm: Any = found
+    return Adjusted(algorithm, kwargs)
+
+
+def world_of(settings: Settings) -> tuple[Any, dict[str, Any] | None]:
+    """What a leader is given as environment, and as ``env_kwargs``."""
+    found = catalogue.environment(settings.env)
+    kwargs = {key: value(raw, f"--env-kwargs {key}") for key, raw in settings.env_kwargs.items()}
+    if isinstance(found, str):
+        return found, kwargs or None
+    made = functools.partial(found, **kwargs) if kwargs else found
+    return (made, None) if catalogue.takes_follower(catalogue.leader(settings.leader)) else (made(), None)
+
+
+def build(settings: Settings) -> Any:
+    """The leader of these settings, before it learns.
+
+    Raises:
+        ValueError: an argument that does not exist or does not fit.
+    """
+    cls = catalogue.leader(settings.leader)
+    own = [name for name in inspect.signature(cls).parameters if name not in _OWN]
+    config = config_class(cls)
+    known = [f.name for f in fields(config)] if config is not None else []
+    arguments: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
+    for key, raw in settings.leader_kwargs.items():
+        expected = f"one of {', '.join([*own, *known])}"
+        require(key in own or key in known, "--leader-kwargs", expected, repr(key))
+        (arguments if key in own else changes)[key] = value(raw, f"--leader-kwargs {key}")
+    if settings.eval_freq is not None and "eval_every" in known:
+        changes["eval_every"] = settings.eval_freq
+    env, env_kwargs = world_of(settings)
+    follower = follower_of(settings)
+    try:
+        if changes and config is not None:
+            arguments["config"] = _config(config, env, changes)
+        given = [env] if follower is None else [env, follower]
+        return cls(*given, seed=settings.seed, env_kwargs=env_kwargs, **arguments)
+    except TypeError as error:  # an argument of the environment or of the algorithm, whose signatures are not ours
+        reason = " ".join(str(error).split())
+        raise ValueError(f"arguments: expected some that fit {settings.env}, {settings.name}, got {reason}") from error
+
+
+_OWN = ("env", "problem", "follower", "config", "seed", "env_kwargs")
+
+
+def _config(config: type[Any], env: Any, changes: dict[str, Any]) -> Any:
+    from ..agents import PBRLConfig
+    from ..agents.common.game_worlds import is_game
+
+    return PBRLConfig.for_a_game(**changes) if config is PBRLConfig and is_game(env) else config(**changes)
