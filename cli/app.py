@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from .. import __version__
-from .options import CHOICE, CONF, LENGTH, WITH, Command, OneOf, Whole, given_settings, many
+from .options import CHOICE, CONF, LENGTH, WITH, Command, OneOf, Several, Whole, given_settings, many
 
 if TYPE_CHECKING:
     from .run import Extras
+    from .sweep import Outcome, Pool
 
 PROGRAM = "bilevel-gym"
 RUN = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
@@ -127,6 +128,225 @@ def evaluate(run: Path, as_json: bool) -> None:
     except Exception as error:
         raise RunFailed(f"{type(error).__name__}: {error}") from error
     _show({"run": str(run), "evaluation": record}, as_json)
+
+
+@cli.command()
+@RUN
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="A .gif, or an .mp4 (extra video); RUN/follower.gif by default.",
+)
+@click.option("-n", "--n-timesteps", type=Whole(1), default=100, show_default=True, help="Steps that are shown.")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of the play.")
+@click.option("--fps", type=Whole(1), help="Pictures a second; the environment's own by default.")
+@click.option("--untrained", is_flag=True, help="Under the leader before training.")
+def record(run: Path, output: Path | None, n_timesteps: int, seed: int, fps: int | None, untrained: bool) -> None:
+    """Record a moving picture of the follower under the leader of a run's folder.
+
+    The follower of an exact leader is the exact best response; of a game, both players at the Nash equilibrium.
+    """
+    from .pictures import record as write
+
+    click.echo(write(run, output or run / "follower.gif", n_timesteps, seed, fps, untrained))
+
+
+@cli.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default="curves.png", show_default=True, help="The picture."
+)
+@click.option("-x", "--x", default="num_timesteps", show_default=True, help="Record along the axis.")
+@click.option("-y", "--y", default="leader_return", show_default=True, help="Record that is drawn.")
+def plot(runs: tuple[Path, ...], output: Path, x: str, y: str) -> None:
+    """Draw learning curves of runs' folders, and of all below them: a panel an environment, a line a leader.
+
+    Lines are means over runs that differ by anything else, seeds for one, with their 95% bootstrap bands.
+    """
+    from .pictures import plot as draw
+    from .pictures import run_folders
+
+    click.echo(draw(run_folders(runs), output, x, y))
+
+
+SIDE_BY_SIDE = many(
+    click.option("-j", "--jobs", type=Whole(1), help="Runs side by side; as many as there are cores by default."),
+    click.option(
+        "--backend", type=OneOf("processes", "serial", "ray", "dask"), default="processes", help="What runs them."
+    ),
+    click.option("--address", help="Of a running Ray or Dask cluster; one on this machine by default."),
+)
+
+
+def _pool(log_folder: Path, jobs: int | None, backend: Any, address: str | None, save_freq: int | None = None) -> Pool:
+    from .sweep import Pool
+
+    def report(outcome: Outcome) -> None:
+        run = (
+            f"{outcome.settings.env_name} {outcome.settings.name} seed {outcome.settings.seed} {outcome.settings.hash}"
+        )
+        if outcome.error is not None:
+            click.echo(f"{PROGRAM}: failed: {run}: {outcome.error}", err=True)
+        else:
+            click.echo(f"{'done' if outcome.repeated else 'there'}: {run}", err=True)
+
+    return Pool(log_folder, backend, jobs or os.cpu_count() or 1, address, save_freq, report)
+
+
+def _end(outcomes: Sequence[Outcome]) -> None:
+    """Raise where runs failed."""
+    from .run import RunFailed
+
+    failed = sum(outcome.error is not None for outcome in outcomes)
+    if failed:
+        raise RunFailed(f"{failed} of {len(outcomes)} runs failed; the others are done")
+
+
+@cli.command()
+@click.option("--env", "envs", cls=Several, metavar="ID ...", help="Environments.")
+@click.option("--leader", "leaders", cls=Several, metavar="NAME ...", help="Leaders; PBRL by default.")
+@click.option("--follower", "followers", cls=Several, metavar="NAME ...", help="Algorithms; PPO by default.")
+@WITH
+@LENGTH
+@click.option("--seeds", cls=Several, metavar="SEED ...", type=Whole(0), help="Seeds of the leader.")
+@click.option("--n-seeds", type=Whole(1), help="Seeds 0, 1, ...; 1 by default.")
+@click.option("--env-seeds", is_flag=True, help="Give each seed to the environment, too.")
+@click.option(
+    "--grid", cls=Several, keyed=True, metavar="KEY:A,B,... ...", help="Values of leader.X, follower.X or env.X."
+)
+@click.option("--search", type=Whole(1), metavar="TRIALS", help="Search with Optuna (extra optuna) instead.")
+@click.option(
+    "--space", cls=Several, keyed=True, metavar="KEY:log(A,B) ...", help="Of the search: log, float, int, choice."
+)
+@CONF
+@click.option(
+    "-f",
+    "--log-folder",
+    type=click.Path(path_type=Path),
+    default="runs/sweep",
+    show_default=True,
+    help="Where runs go.",
+)
+@SIDE_BY_SIDE
+@click.option("--save-freq", type=Whole(1), help="Iterations between checkpoints.")
+@AS_JSON
+def sweep(
+    envs: tuple[str, ...],
+    leaders: tuple[str, ...],
+    followers: tuple[str, ...],
+    seeds: tuple[int, ...],
+    n_seeds: int | None,
+    env_seeds: bool,
+    grid: tuple[str, ...],
+    search: int | None,
+    space: tuple[str, ...],
+    conf_file: Path | None,
+    log_folder: Path,
+    jobs: int | None,
+    backend: str,
+    address: str | None,
+    save_freq: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Run a grid, or a search, over environments, leaders, followers, settings and seeds.
+
+    Finished runs are not repeated: the same command goes on where it was stopped. A run that fails is reported, the others go
+    on, and the exit code is 1. LOG_FOLDER/summary.json has a row for each setting, the best first.
+    """
+    from . import sweep as runs
+    from .settings import read
+
+    if not envs:
+        raise click.UsageError("--env: expected at least one environment (`bilevel-gym list environments`), got none")
+    if seeds and n_seeds:
+        raise click.UsageError("--n-seeds: expected --seeds or --n-seeds, got both")
+    given = {
+        key: item for key, item in given_settings(options).items() if key not in ("env", "leader", "follower", "seed")
+    }
+    conf = None if conf_file is None else read(conf_file)
+    found = runs.bases(envs, leaders or ["PBRL"], followers or ["PPO"], given, conf)
+    chosen = list(seeds) or list(range(n_seeds or 1))
+    pool = _pool(log_folder, jobs, backend, address, save_freq)
+    if search is None:
+        if space:
+            raise click.UsageError("--space: expected --search beside it, got none")
+        tried = [runs.changed(base, changes) for base in found for changes in runs.grid(grid)]
+        outcomes = pool.run([run for settings in tried for run in runs.over_seeds(settings, chosen, env_seeds)])
+    else:
+        if grid:
+            raise click.UsageError("--grid: expected --grid or --search, got both")
+        outcomes = [o for base in found for o in runs.search(base, space, search, chosen, env_seeds, pool)]
+    rows = runs.summary(outcomes)
+    runs.write_summary(rows, pool.root)
+    click.echo(json.dumps(rows) if as_json else _table(rows))
+    _end(outcomes)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    from .statistics import shown, table
+    from .sweep import differing
+
+    columns = differing(rows)
+    lines = [
+        [
+            *(texts[i] for _, texts in columns),
+            shown(row["score"], row["low"], row["high"]),
+            str(len(row["seeds"])),
+            str(len(row["failed"])),
+        ]
+        for i, row in enumerate(rows)
+    ]
+    return table([*(name for name, _ in columns), "return", "runs", "failed"], lines)
+
+
+@cli.command()
+@CHOICE
+@click.option("--n-seeds", type=Whole(1), default=3, show_default=True, help="The first seeds of the evidence.")
+@click.option("-n", "--n-timesteps", type=Whole(1), help="Fewer steps than the evidence has: a smoke test.")
+@click.option(
+    "-f",
+    "--log-folder",
+    type=click.Path(path_type=Path),
+    default="runs/benchmark",
+    show_default=True,
+    help="Where runs go.",
+)
+@SIDE_BY_SIDE
+@AS_JSON
+def benchmark(
+    env: str | None,
+    leader: str | None,
+    follower: str | None,
+    n_seeds: int,
+    n_timesteps: int | None,
+    log_folder: Path,
+    jobs: int | None,
+    backend: str,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Run tuned settings again and set what comes out beside their evidence (`list tuned`).
+
+    Which: --env, --leader, --follower, each if given. The pages of docs/results come from `python -m benchmarks` in a checkout.
+    """
+    from .evidence import chosen, rows, runs_of
+    from .statistics import table
+
+    if env is None and leader is None and follower is None:
+        raise click.UsageError("--env: expected --env, --leader or --follower, got none of them")
+    entries = chosen(env, leader, follower)
+    pool = _pool(log_folder, jobs, backend, address)
+    runs = [runs_of(entry, n_seeds, n_timesteps) for entry in entries]
+    outcomes = pool.run([run for mine in runs for run in mine])
+    found = rows(entries, runs, outcomes, n_timesteps is not None)
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        names = ["env", "leader", "follower", "steps", "measure", "evidence", "here", "runs", "page"]
+        click.echo(table(names, [[str(row[name]) for name in names] for row in found]))
+    _end(outcomes)
 
 
 @cli.command("list")

@@ -78,8 +78,10 @@ def full_id(text: str) -> str:
 
     known = environment_ids()
     for name in (PREFIX + text, text):
-        if name in known or name in gym.registry or is_game_id(name):
+        if name in known or name in gym.registry:
             return name
+        if is_game_id(name):
+            return str(pettingzoo.spec("parallel", name).id)  # one of its spellings
     short = [name.removeprefix(PREFIX) for name in known]
     raise ValueError(
         f"--env: expected one of {', '.join(short)}, an id of Gymnasium's or module:callable, got {text!r}"

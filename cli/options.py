@@ -10,7 +10,13 @@ from typing import Any, TypeVar
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
-_PAIR = re.compile(r"[A-Za-z_][\w.]*[:=]")
+_PAIR = re.compile(r"[A-Za-z_][\w.]*:")
+_OPTION = re.compile(r"--?[A-Za-z]")
+
+
+def _require_words(ctx: click.Context, name: str, taken: int) -> None:
+    if name and not taken:
+        raise click.BadOptionUsage(name, f"{name}: expected at least one word, got none", ctx)
 
 
 class Whole(click.ParamType):  # type: ignore[type-arg]
@@ -54,7 +60,7 @@ class OneOf(click.ParamType):  # type: ignore[type-arg]
 class Several(click.Option):
     """An option that takes all words up to the next option, as argparse's ``nargs="+"`` and rl_zoo3 do.
 
-    With ``keyed`` it takes words of the form ``key:value`` or ``key=value`` alone, so that a command's own argument may follow.
+    With ``keyed`` it takes words of the form ``key:value`` alone, so that a command's own argument may follow.
     """
 
     def __init__(self, *args: Any, keyed: bool = False, **kwargs: Any) -> None:
@@ -75,28 +81,23 @@ class Command(click.Command):
         """Write ``--name a b`` as ``--name a --name b`` first."""
         several = {name: param for param in self.params if isinstance(param, Several) for name in param.opts}
         spread: list[str] = []
-        current: tuple[str, bool, int] | None = None  # the option, whether it takes pairs alone, words so far
+        name = ""  # of the option whose words these are
+        taken = 0
         for position, word in enumerate(args):
             if word == "--":
-                spread += args[position:]
-                break
-            if word in several:
-                current = (word, several[word].keyed, 0)
-            elif word.startswith("--") or (word.startswith("-") and current is None):
-                current = None
-                spread.append(word)
-            elif current is not None and (not current[1] or current[2] == 0 or _PAIR.match(word)):
-                spread += [current[0], word]
-                current = (current[0], current[1], current[2] + 1)
-                continue
+                return super().parse_args(ctx, spread + args[position:])
+            if _OPTION.match(word):
+                _require_words(ctx, name, taken)
+                name, taken = (word, 0) if word in several else ("", 0)
+                if not name:
+                    spread.append(word)
+            elif name and (not several[name].keyed or taken == 0 or _PAIR.match(word)):
+                spread += [name, word]
+                taken += 1
             else:
-                current = None
+                name = ""
                 spread.append(word)
-                continue
-            following = args[position + 1 : position + 2]
-            if current is not None and (not following or following[0].startswith("--")):
-                spread.append(word)  # click says that it lacks its argument
-                current = None
+        _require_words(ctx, name, taken)
         return super().parse_args(ctx, spread)
 
 

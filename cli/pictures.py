@@ -1,0 +1,260 @@
+"""Learning curves of runs, and moving pictures of the follower under a trained leader."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..envs.mdp import GameProblem, LinearQuadraticProblem, solve_nash, solve_soft
+from ..envs.mdp.checks import require
+from . import catalogue
+from .logs import PROGRESS, STEPS, read_progress
+from .run import SETTINGS, load, settings_in
+from .settings import Settings, world_of
+from .statistics import band
+
+Frame = NDArray[np.uint8]
+Act = Callable[[Any], NDArray[Any]]
+
+# --- curves ---------------------------------------------------------------------------------------------------------------
+
+
+def run_folders(paths: Sequence[Path]) -> list[Path]:
+    """The runs' folders among these and below them.
+
+    Raises:
+        ValueError: none with records.
+    """
+    found = sorted(
+        {file.parent for path in paths for file in path.rglob(SETTINGS) if (file.parent / PROGRESS).is_file()}
+    )
+    shown = ", ".join(str(path) for path in paths)
+    require(bool(found), "RUN", f"folders of runs, with {SETTINGS} and {PROGRESS}, or folders of such", shown)
+    return found
+
+
+def curves(folders: Sequence[Path], x: str, y: str) -> dict[str, dict[str, list[tuple[list[float], list[float]]]]]:
+    """What was recorded, ``(x, y)`` of each run, by environment and by leader with follower.
+
+    Raises:
+        ValueError: a record that no run has.
+    """
+    found: dict[str, dict[str, list[tuple[list[float], list[float]]]]] = {}
+    known: set[str] = set()
+    for folder in folders:
+        settings, rows = settings_in(folder, "RUN"), read_progress(folder / PROGRESS)
+        known |= {key.removeprefix("leader/") for row in rows for key in row}
+        points = [(row[x if x == STEPS else f"leader/{x}"], row[f"leader/{y}"]) for row in rows if _has(row, x, y)]
+        if points:
+            xs, ys = zip(*points, strict=True)
+            found.setdefault(settings.env_name, {}).setdefault(settings.name, []).append((list(xs), list(ys)))
+    require(bool(found), "--y", f"a record of these runs: {', '.join(sorted(known))}", y)
+    return found
+
+
+def _has(row: dict[str, Any], x: str, y: str) -> bool:
+    return (x in row or f"leader/{x}" in row) and f"leader/{y}" in row
+
+
+def plot(folders: Sequence[Path], path: Path, x: str = STEPS, y: str = "leader_return") -> Path:
+    """A panel an environment, a line a leader: the mean over its runs with its 95% bootstrap band.
+
+    Raises:
+        ValueError: folders without runs, a record that no run has, a file name without a picture's suffix.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    found = curves(folders, x, y)
+    figure = Figure(figsize=(5.5 * len(found), 4.0), layout="constrained")
+    kinds = sorted(FigureCanvasAgg(figure).get_supported_filetypes())
+    require(path.suffix[1:] in kinds, "--output", f"a file name that ends in one of {', '.join(kinds)}", str(path))
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for panel, (env, lines) in zip(panels, found.items(), strict=True):
+        for label, runs in lines.items():
+            grid, values = _on_one_grid(runs)
+            mean, low, high = band(values)
+            (line,) = panel.plot(grid, mean, label=f"{label} ({len(runs)})", linewidth=1.6)
+            if len(runs) > 1:
+                panel.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        panel.set_title(env)
+        panel.set_xlabel(x.replace("_", " "))
+        panel.set_ylabel(y.replace("_", " "))
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25, linewidth=0.6)
+        panel.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _on_one_grid(runs: Sequence[tuple[list[float], list[float]]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """All points of any run within what every run has reached, and each run's values there, ``[runs, points]``."""
+    low, high = max(xs[0] for xs, _ in runs), min(xs[-1] for xs, _ in runs)
+    grid = np.unique([at for xs, _ in runs for at in xs if low <= at <= high] or [low])
+    return grid, np.stack([np.interp(grid, xs, ys) for xs, ys in runs])
+
+
+# --- moving pictures ------------------------------------------------------------------------------------------------------
+
+
+def record(folder: Path, path: Path, steps: int, seed: int, fps: int | None = None, untrained: bool = False) -> Path:
+    """Play the follower under a run's leader and write what is seen, a ``.gif``, or with imageio's ffmpeg an ``.mp4``.
+
+    Args:
+        folder: of the run.
+        path: the picture.
+        steps: steps that are shown; episodes that end begin anew.
+        seed: of the play.
+        fps: pictures a second; None takes the environment's own.
+        untrained: whether the leader is the one before training; the follower stays.
+
+    Raises:
+        ValueError: an environment that draws nothing, another suffix.
+    """
+    require(path.suffix in (".gif", ".mp4"), "--output", "a file name that ends in .gif or .mp4", str(path))
+    frames, natural = _frames(folder, seed, untrained)
+    shown = list(itertools.islice(frames, steps))
+    _write(shown, path, natural if fps is None else fps)
+    return path
+
+
+def _write(frames: Sequence[Frame], path: Path, fps: float) -> None:
+    if path.suffix == ".gif":
+        from PIL import Image
+
+        first, *others = [Image.fromarray(frame) for frame in frames]
+        first.save(path, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+        return
+    try:
+        import imageio.v2
+        import imageio_ffmpeg
+
+        assert imageio_ffmpeg
+    except ImportError as error:
+        raise ValueError(
+            f'--output: expected a .gif, or pip install "bilevel-gym[video]" for .mp4, got none ({error})'
+        ) from error
+    imageio.v2.mimwrite(path, list(frames), fps=fps, macro_block_size=2)
+
+
+def _frames(folder: Path, seed: int, untrained: bool) -> tuple[Iterator[Frame], float]:
+    """Pictures without end, and how many belong to a second."""
+    settings, leader = settings_in(folder, "RUN"), load(folder)
+    if isinstance(getattr(leader, "problem", getattr(getattr(leader, "worlds", None), "problem", None)), GameProblem):
+        return _of_a_game(settings, leader, seed, untrained)
+    env = _drawn(settings)
+    has_x = env.has_wrapper_attr("set_leader") and catalogue.kind(type(leader)) != "preferences"
+    if has_x and not untrained:  # an environment begins with the untrained leader
+        env.get_wrapper_attr("set_leader")(leader.x)
+    env, act = _follower(leader, env, seed)
+    return _play(env, act, seed), float(env.metadata.get("render_fps") or 10)
+
+
+def _drawn(settings: Settings) -> gym.Env[Any, Any]:
+    """The environment of a run, drawing itself."""
+    world, kwargs = world_of(settings)
+    if isinstance(world, str):
+        env = gym.make(world, **{**(kwargs or {}), "render_mode": "rgb_array"})
+    else:
+        env = world() if callable(world) else world
+    expected = "one that is drawn: a module:callable gets it by --env-kwargs render_mode:rgb_array, where it takes that"
+    require(env.render_mode == "rgb_array", "--env", expected, settings.env)
+    return env
+
+
+def _follower(leader: Any, env: gym.Env[Any, Any], seed: int) -> tuple[gym.Env[Any, Any], Act]:
+    """What the follower lives in, and what it does at an observation ``[1, ...]``."""
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    from ..wrappers import ObserveCommitment, set_leader
+
+    kind = catalogue.kind(type(leader))
+    if kind == "exact":
+        return env, _exact(leader, env, seed)
+    if kind == "preferences":
+        follower = leader.best_response.follower
+    elif hasattr(leader, "best_response"):
+        follower = leader.best_response
+        env = ObserveCommitment(env) if leader.worlds.observe_commitment else env
+    else:  # a search keeps no follower: one is trained at x
+        set_leader(leader._training, env.get_wrapper_attr("leader_x"))
+        follower = leader._new_follower(seed)
+        follower.train_alone(leader.config.evaluation_steps)
+    act: Act = follower.player(DummyVecEnv([lambda: env]), greedily=isinstance(env.action_space, gym.spaces.Box))
+    return env, act
+
+
+def _exact(leader: Any, env: gym.Env[Any, Any], seed: int) -> Act:
+    """The exact best response at the environment's x."""
+    problem, x = leader.problem, torch.as_tensor(env.get_wrapper_attr("leader_x"))
+    if isinstance(problem, LinearQuadraticProblem):
+        F, bound = problem.best_response(x).F, problem.action_bound
+        return lambda obs: (-(torch.as_tensor(obs).double() @ F.T) / bound).clamp(-1.0, 1.0).numpy()
+    with torch.no_grad():
+        mdp = problem.follower_mdp(x)
+        pi = solve_soft(mdp, problem.tau0).pi.reshape(-1, mdp.n_actions).numpy()
+    rng = np.random.default_rng(seed)
+    return lambda obs: np.array([rng.choice(pi.shape[1], p=pi[s] / pi[s].sum()) for s in np.asarray(obs).ravel()])
+
+
+def _play(env: gym.Env[Any, Any], act: Act, seed: int) -> Iterator[Frame]:
+    obs, _ = env.reset(seed=seed)
+    follower = leader = 0.0
+    for step in itertools.count():
+        yield _captioned(env.render(), step, follower, leader)
+        action = act(np.asarray(obs)[None])[0]
+        obs, reward, terminated, truncated, info = env.step(action)
+        follower, leader = follower + float(reward), leader + float(info.get("leader_reward", 0.0))
+        if terminated or truncated:
+            obs, _ = env.reset()
+
+
+def _of_a_game(settings: Settings, leader: Any, seed: int, untrained: bool) -> tuple[Iterator[Frame], float]:
+    """The players of a game at the Nash equilibrium of x."""
+    import pettingzoo
+
+    world, kwargs = world_of(settings)
+    made = {**(kwargs or {}), "render_mode": "rgb_array"}
+    env: Any = pettingzoo.make("parallel", world, **made) if isinstance(world, str) else world()
+    if not untrained:
+        env.set_leader(leader.x)
+    problem = env.problem
+    nash = solve_nash(problem.game(torch.as_tensor(env.leader_x)), problem.tau0)
+    tables = [nash.pi1.numpy(), nash.pi2.numpy()]
+
+    def play() -> Iterator[Frame]:
+        rng = np.random.default_rng(seed)
+        obs, _ = env.reset(seed=seed)
+        first = second = 0.0
+        for step in itertools.count():
+            yield _captioned(env.render(), step, first, second)
+            players = list(obs)
+            draws = (
+                rng.choice(pi.shape[1], p=pi[obs[p]] / pi[obs[p]].sum()) for p, pi in zip(players, tables, strict=True)
+            )
+            obs, rewards, _, truncations, infos = env.step(dict(zip(players, draws, strict=True)))
+            first += float(rewards[players[0]])
+            second += float(infos[players[0]]["leader_reward"])
+            if any(truncations.values()):
+                obs, _ = env.reset()
+
+    return play(), float(env.metadata.get("render_fps") or 10)
+
+
+def _captioned(frame: Any, step: int, follower: float, leader: float) -> Frame:
+    """The picture above a line of what was paid so far."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.fromarray(np.asarray(frame, dtype=np.uint8))
+    whole = Image.new("RGB", (picture.width + picture.width % 2, picture.height + 24 + picture.height % 2), "white")
+    whole.paste(picture, (0, 0))
+    text = f"step {step}    follower {follower:.2f}    leader {leader:.2f}"
+    ImageDraw.Draw(whole).text((8, picture.height + 6), text, fill="black")
+    return np.asarray(whole)
