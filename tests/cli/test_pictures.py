@@ -55,7 +55,7 @@ def test_curves_of_runs_by_environment_and_leader(call: Call) -> None:
 def test_runs_of_different_lengths_are_drawn_where_all_have_been() -> None:
     grid, values = _on_one_grid([([0, 10, 20], [0, 1, 2]), ([0, 5, 15], [0, 5, 5])])
     np.testing.assert_array_equal(grid, [0, 5, 10, 15])
-    np.testing.assert_allclose(values, [[0, 0.5, 1, 1.5], [0, 5, 5, 5]])
+    np.testing.assert_allclose(values, [[0.0, 0.5, 1.0, 1.5], [0.0, 5.0, 5.0, 5.0]])
 
 
 RUNS = {
