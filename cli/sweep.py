@@ -278,7 +278,7 @@ def _ray(address: str | None, jobs: int) -> Iterator[None]:
             {"num_cpus": jobs, "include_dashboard": False} if address is None else {"address": address}
         )
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **cluster)
-    register_ray()  # type: ignore[no-untyped-call]
+    register_ray()
     try:
         yield
     finally:
