@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import os
@@ -297,17 +298,19 @@ def test_the_command_says_what_is_wrong(
 
 def test_the_command_serves_until_it_is_interrupted(path: Path) -> None:
     command = [sys.executable, "-m", "bilevel_gym.agents.preferences.page", str(path), "--port", "0", "--no-browser"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=dict(os.environ), preexec_fn=heed, **piped)
     assert process.stdout is not None
     try:
         first = process.stdout.readline()
         found = re.fullmatch(r"Disc-v0: 3 questions open, 0 answered\. Label at (http://127\.0\.0\.1:\d+/)\n", first)
         assert found is not None, first
-        with urllib.request.urlopen(found[1] + "state", timeout=5) as response:
+        with urllib.request.urlopen(found[1] + "state", timeout=30) as response:
             assert json.load(response)["open"] == 3
     finally:
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
 
 
