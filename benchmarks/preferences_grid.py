@@ -41,18 +41,18 @@ SIZE, GAMMA = 5, 0.9
 LABELS = (6, 12, 25, 50, 100)
 FEW = 12
 """Up to this many labels are few."""
-LAM = 10.0
-LAMS = (0.1, 1.0, 10.0, 100.0, 1000.0)
+LAM = 1.0
+LAMS = (0.01, 0.1, 1.0, 10.0, 100.0)
 SWEPT = 25
 """Labels of the runs with other lam."""
-STEPS, PER_ITERATION = 12_800, 512
+STEPS, PER_ITERATION = 102_400, 4096
 COLOURS = {"pbrl": "tab:blue", "drlhf": "tab:orange"}
 NAMES = {"pbrl": "PBRL", "drlhf": "DRLHF"}
 
 
 def follower(venv: VecEnv) -> A2C:
     """A2C in a table: one-hot states and a linear policy."""
-    settings: dict[str, Any] = {"n_steps": 16, "gae_lambda": 0.95, "learning_rate": 0.03, "ent_coef": 0.05}
+    settings: dict[str, Any] = {"n_steps": 8, "gae_lambda": 0.95, "learning_rate": 0.03, "ent_coef": 0.05}
     return A2C("MlpPolicy", venv, gamma=GAMMA, policy_kwargs={"net_arch": []}, **settings)
 
 
@@ -63,7 +63,7 @@ def config(labels: int, followers: int, quick: bool) -> PreferenceConfig:
         first_labels=max(3, labels // 4),
         length=10,
         first_steps=640,
-        n_envs=16,
+        n_envs=64,
         follower_steps=PER_ITERATION // followers,
         epochs=2 if quick else 8,
         first_epochs=5 if quick else 40,
@@ -88,7 +88,7 @@ def learn(method: str, labels: int, lam: float, seed: int, quick: bool) -> Data:
 
 
 def _steps(quick: bool) -> int:
-    return 2_000 if quick else STEPS
+    return 12_000 if quick else STEPS
 
 
 def run(quick: bool, jobs: int) -> Data:
@@ -170,7 +170,9 @@ def table(data: Data) -> str:
         f"Means over {len(data['random'])} worlds, 95% bootstrap intervals, paired by world. A follower that moves at random has "
         f"a regret of {np.mean(data['random']):.2f}. {STEPS:,} environment steps a run, {seconds:.1f} CPU s. PBRL at "
         f"lam = {LAM:g} unless said; lam is in nats of a pair's cross-entropy per unit of learned reward a step. Sensitivity "
-        f"with {swept} labels."
+        f"with {swept} labels. On tuning worlds (seeds 100 to 147, 12 labels) the difference was 0.04 +- 0.48 at lam = 1, and no "
+        f"further from 0 at 0.01, 0.1 and 10. PBRL's followers have half the steps each, and what its penalty adds to the "
+        f"gradient is mostly noise: the two followers differ by little. That is against it where labels are many."
     )
     parts = [
         markdown_table(["claim", "target", "measured", ""], claims),
