@@ -11,12 +11,18 @@ from stable_baselines3.common.vec_env import VecEnv
 from bilevel_gym.agents import FitConfig, PreferenceConfig, PreferencePBRL, TrueReturnLabeller, ValuePenalty
 
 QUICK = "--quick" in sys.argv[1:]
-STEPS = 9_000 if QUICK else 124_928
+STEPS = 6_000 if QUICK else 124_928
+GAMMA = 0.98  # a swing-up takes some 50 steps
+
+
+def falling(progress_remaining: float) -> float:
+    """The learning rate."""
+    return 2e-3 * progress_remaining + 1e-5
 
 
 def follower(venv: VecEnv) -> PPO:
-    """PPO with state-dependent exploration, as rl-baselines3-zoo tuned it for Pendulum."""
-    return PPO("MlpPolicy", venv, 2e-3, n_steps=128, batch_size=256, gamma=0.95, use_sde=True, sde_sample_freq=4)
+    """PPO with state-dependent exploration, much as rl-baselines3-zoo tuned it for Pendulum."""
+    return PPO("MlpPolicy", venv, falling, n_steps=128, batch_size=256, gamma=GAMMA, use_sde=True, sde_sample_freq=4)
 
 
 def main() -> None:
@@ -24,13 +30,15 @@ def main() -> None:
     config = PreferenceConfig(
         labels=20 if QUICK else 200,
         first_labels=10 if QUICK else 40,
-        length=10,
+        length=5,
         n_envs=16,
         follower_steps=2048,
-        gamma=0.95,
+        first_epochs=60,
+        gamma=GAMMA,
         fit=FitConfig(learning_rate=2e-3, batch_size=64),
         evaluation_steps=STEPS,  # of the fresh agent
         evaluation_episodes=5 if QUICK else 100,
+        device="cpu",
     )
     leader = PreferencePBRL("Pendulum-v1", follower, ValuePenalty(lam=10.0), config, TrueReturnLabeller(), seed=0)
     leader.learn(STEPS, progress_bar=not QUICK)
