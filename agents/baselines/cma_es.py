@@ -25,12 +25,12 @@ from ...envs.mdp import LeaderSet, TabularMDP, TabularProblem, solve_soft
 from ...envs.mdp.checks import check_number, check_size, require
 from ...wrappers import set_leader
 from ..common.evaluation import Evaluation, leader_return_at_best_response
-from ..common.leader import Callback, Kept, Leader, LeaderConfig
+from ..common.leader import Callback, Leader, LeaderConfig
 from ..common.many_returns import leader_returns
 from ..common.rollout_gradient import episode_returns
 from ..common.rollouts import collect
-from ..common.storage import decode, encode, read_leader, storable, write_leader
-from ..common.tabular import TabularLeader, TabularLeaderConfig, check_fingerprint, fingerprint
+from ..common.storage import decode, encode, read_leader, reading, storable, write_leader
+from ..common.tabular import TabularLeader, TabularLeaderConfig, check_fingerprint, fingerprint, source_of_file
 from ..common.worlds import EnvSpec, Worlds
 from ..oracles.sb3 import Answering, FollowerSpec, SB3Follower, follower_name, follower_of_file
 
@@ -108,49 +108,59 @@ def _pycma() -> Any:
 class Search:
     """pycma's search over X; it draws from its own generator.
 
+    pycma keeps no state that is fit for a file which runs no code. What the search was told is: from the same seed it then goes
+    the same way again.
+
     Args:
         leader_set: X.
         mean: where it starts, a point of X.
         sigma: standard deviation of every coordinate at the start, as a share of X's width.
         population: trials a generation, or None.
-        rng: its generator.
+        entropy: words that seed its generator.
 
     Raises:
         ImportError: pycma is not installed.
     """
 
     def __init__(
-        self, leader_set: LeaderSet, mean: Tensor, sigma: float, population: int | None, rng: np.random.Generator
+        self, leader_set: LeaderSet, mean: Tensor, sigma: float, population: int | None, entropy: list[int]
     ) -> None:
-        self._cma, self._set, self._rng = _pycma(), leader_set, rng
+        self._cma, self._set = _pycma(), leader_set
         self._low, self._width = leader_set.low, leader_set.high - leader_set.low
-        self._options = {
+        self._start, self._sigma, self._population, self._entropy = mean.clone(), sigma, population, entropy
+        self._begin()
+
+    def _begin(self) -> None:
+        rng = np.random.default_rng(self._entropy)
+        unit = torch.where(self._width > 0, (self._start - self._low) / self._width, 0.5)
+        options = {
             "bounds": [0.0, 1.0],
             "seed": np.nan,  # leaves numpy's global generator alone
             "randn": lambda *shape: rng.standard_normal(shape),
             "verbose": -9,
             "verb_log": 0,
-            **({} if population is None else {"popsize": population}),
+            "CMA_stds": torch.full_like(unit, self._sigma).numpy(),
+            **({} if self._population is None else {"popsize": self._population}),
+            **(
+                {"maxstd": np.inf} if len(unit) == 1 else {}
+            ),  # pycma 4.5 fails where one coordinate reaches its bound on it
         }
-        unit = torch.where(self._width > 0, (mean - self._low) / self._width, 0.5)
-        self.restart(unit, torch.full_like(unit, sigma))
-
-    def restart(self, unit: Tensor, stds: Tensor) -> None:
-        """Begin anew at this mean and these standard deviations, ``[dim]``, in units of X's width."""
-        options = self._options | {"CMA_stds": stds.numpy()}
         self._es = self._cma.CMAEvolutionStrategy(unit.clamp(0.0, 1.0).numpy(), 1.0, options)
         self._asked: list[NDArray[np.float64]] = []
+        self._told: list[list[float] | None] = []
 
     def _point(self, unit: Any) -> Tensor:
         return self._set.project(self._low + torch.as_tensor(np.asarray(unit), dtype=torch.float64) * self._width)
 
     def ask(self) -> Tensor:
         """A generation's trials, points of X, ``[population, dim]``."""
+        self._told.append(None)
         self._asked = self._es.ask()
         return self._point(np.stack(self._asked))
 
     def tell(self, returns: list[float]) -> None:
         """The leader's returns at the trials last asked for."""
+        self._told[-1] = [float(value) for value in returns]
         self._es.tell(self._asked, [-value for value in returns])
 
     @property
@@ -158,10 +168,20 @@ class Search:
         """m, projected on X, ``[dim]``."""
         return self._point(self._es.result.xfavorite)
 
-    def state(self) -> dict[str, Tensor]:
-        """Mean and standard deviations; correlations and pycma's evolution paths are not kept."""
-        unit, stds = self._es.result.xfavorite, self._es.result.stds
-        return {"unit": torch.as_tensor(np.array(unit)), "stds": torch.as_tensor(np.array(stds))}
+    def state(self) -> dict[str, Any]:
+        """Seed and start of the search, and what it was told of each generation (None: it was given up)."""
+        return {"entropy": self._entropy, "start": self._start, "told": self._told}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave: the same search is made again, without the trials."""
+        self._entropy = [int(word) for word in state["entropy"]]
+        self._start = self._set.check(state["start"], "start")
+        self._begin()
+        for returns in state["told"]:
+            asked = self.ask()
+            if returns is not None:
+                require(len(returns) == len(asked), "told", f"{len(asked)} returns", len(returns))
+                self.tell([float(value) for value in returns])
 
 
 class TabularCMAES(TabularLeader):
@@ -179,8 +199,6 @@ class TabularCMAES(TabularLeader):
 
     Raises:
         ImportError: pycma is not installed.
-
-    A leader read from a file begins its search anew at the mean and the standard deviations stored.
     """
 
     config: TabularCMAESConfig
@@ -197,8 +215,8 @@ class TabularCMAES(TabularLeader):
         self._V: Tensor | None = None
         config = TabularCMAESConfig() if config is None else config
         super().__init__(problem, config, seed, env_kwargs, x0, positive_tau=False)
-        rng = np.random.default_rng(seed)
-        self.search = Search(self.leader_set, self._x.detach(), config.sigma, config.population, rng)
+        entropy = [int(word) for word in np.random.SeedSequence(seed).generate_state(4)]
+        self.search = Search(self.leader_set, self._x.detach(), config.sigma, config.population, entropy)
 
     def _default_tau(self) -> float:
         return self.problem.tau0
@@ -221,7 +239,7 @@ class TabularCMAES(TabularLeader):
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._V, self.evaluations = state["V"], state["evaluations"]
-        self.search.restart(state["search"]["unit"], state["search"]["stds"])
+        self.search.restore(state["search"])
 
 
 class CMAES(Leader):
@@ -242,8 +260,6 @@ class CMAES(Leader):
     Raises:
         ImportError: pycma is not installed.
         ValueError: as :class:`PBRL`.
-
-    A leader read from a file begins its search anew at the mean and the standard deviations stored.
     """
 
     config: CMAESConfig
@@ -265,14 +281,10 @@ class CMAES(Leader):
         self.worlds.require_sampled_return(self._x.detach())
         self.follower_spec, self.trials = follower, 0
         self._entropy = [int(word) for word in np.random.SeedSequence(seed).generate_state(4)]
-        self._reseed(0)
-        self.search = Search(self.leader_set, self._x.detach(), config.sigma, config.population, self.rng)
+        self.search = Search(self.leader_set, self._x.detach(), config.sigma, config.population, self._entropy)
         self._training, self._rollouts = self.worlds.make(config.n_envs), self.worlds.make(config.rollout_envs)
         first = self._new_follower(0)  # what does not fit shows before any work
         self.worlds.require_every_action(self._x.detach(), first)
-
-    def _reseed(self, generation: int) -> None:
-        self.rng = np.random.default_rng([*self._entropy, generation])
 
     def _new_follower(self, seed: int) -> SB3Follower:
         return SB3Follower(self.follower_spec, self._training, self.worlds.gamma, seed, self.worlds.linear, Answering())
@@ -302,15 +314,22 @@ class CMAES(Leader):
         for x in points:
             if self.num_timesteps >= self._total:
                 return {"trials": float(self.trials)}
-            returns.append(float(self.trial(x.numpy(), self.config.follower_steps).mean()))
+            returns.append(float(self.trial(x.numpy(), self.config.follower_steps, self.trials).mean()))
+            self.trials += 1
         self.search.tell(returns)
         with torch.no_grad():
             self._x.copy_(self.search.mean)
         return {"trials": float(self.trials), "best_trial": max(returns)}
 
-    def trial(self, x: NDArray[np.float64], steps: int) -> NDArray[np.float64]:
-        """Train a follower from scratch at x; the leader's return in each of a few fresh episodes of it, ``[n]``."""
-        seed, w = int(self.rng.integers(2**31)), self.worlds
+    def trial(self, x: NDArray[np.float64], steps: int, *number: int) -> NDArray[np.float64]:
+        """Train a follower from scratch at x; the leader's return in each of a few fresh episodes of it, ``[n]``.
+
+        Args:
+            x: a point of X, ``[dim]``.
+            steps: environment steps of training.
+            number: of which its seed is drawn.
+        """
+        seed, w = int(np.random.default_rng([*self._entropy, *number]).integers(2**31)), self.worlds
         for venv in (self._training, self._rollouts):
             set_leader(venv, x)
         follower = self._new_follower(seed)
@@ -319,7 +338,6 @@ class CMAES(Leader):
             player = follower.player(self._rollouts, greedily=True)
             episodes = collect(self._rollouts, player, w.horizon(self.config.rollout_tail), seed)
         self.num_timesteps += episodes.steps
-        self.trials += 1
         _, leader = episode_returns(episodes, w.base_space, w.base_observation, w.gamma)
         return leader
 
@@ -329,19 +347,27 @@ class CMAES(Leader):
         if self.worlds.problem is not None:
             value = leader_return_at_best_response(self.worlds.problem, x)
         else:
-            held, trials = self.rng, self.trials
-            self.rng = np.random.default_rng([*self._entropy, self.iteration, 1])
-            returns = self.trial(x.numpy(), self.config.evaluation_steps)
-            self.rng, self.trials = held, trials
+            returns = self.trial(x.numpy(), self.config.evaluation_steps, self.iteration, 1)
             value, stderr = float(returns.mean()), float(returns.std(ddof=1) / np.sqrt(len(returns)))
         return Evaluation(value, None, None, None, None, 0.0, self.num_timesteps, self.iteration, stderr)
 
     # --- files ---------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> Path:
-        """Write the leader to a zip, whole or not at all: x, the search's mean and deviations, the best x.
+    def save(self, path: str | Path, replay: bool = False) -> Path:
+        """Write the leader to a zip, whole or not at all: x, what the search was told, the best x, records.
 
         A follower given as a class is named in the file; a callable is not stored and has to be given again.
+
+        Args:
+            path: the file, ``.zip`` where it has no suffix.
+            replay: nothing here; followers are trained from scratch.
+
+        Returns:
+            The path written.
+
+        Raises:
+            OSError: a file that cannot be written; what was there before still is.
+            TypeError: a config that no file can hold.
         """
         source = self.worlds.source
         header = {
@@ -349,14 +375,10 @@ class CMAES(Leader):
             "source": {"env_id": source.env_id, "env_kwargs": encode(source.env_kwargs)},
             "fingerprint": self._fingerprint(),
             "follower": follower_name(self.follower_spec),
-            "config": encode(self.config),
-            "seed": self.seed,
-            "counters": {name: getattr(self, name) for name in ("num_timesteps", "iteration", "trials", "_total")},
-            "evaluation": None if self.kept is None else self.kept.evaluation.as_dict(),
-            "history": [evaluation.as_dict() for evaluation in self.history],
+            "entropy": self._entropy,
+            **self._header(),
         }
-        kept = None if self.kept is None else self.kept.x
-        return write_leader(path, header, {"x": self._x.detach(), "kept": kept, "search": self.search.state()})
+        return write_leader(path, header, {**self._tensors(), "search": self.search.state()})
 
     def _fingerprint(self) -> list[float]:
         problem = self.worlds.problem
@@ -364,7 +386,7 @@ class CMAES(Leader):
 
     @classmethod
     def load(cls, path: str | Path, follower: FollowerSpec | None = None, env: EnvSpec | None = None) -> CMAES:
-        """Read a leader back, ready to evaluate or to learn on with ``reset_num_timesteps=False``.
+        """Read a leader back, ready to evaluate, to :meth:`resume`, or to learn on with ``reset_num_timesteps=False``.
 
         Args:
             path: the file.
@@ -376,28 +398,20 @@ class CMAES(Leader):
             ValueError: a truncated file, that of another leader or environment, a follower that is missing or another.
         """
         header, tensors = read_leader(path, cls.__name__)
-        source, kwargs = header["source"], None
-        if env is None:
-            expected = "the environment that this leader was trained on (it was given as an object)"
-            require(source["env_id"] is not None, "env", expected, None)
-            env, kwargs = source["env_id"], decode(source["env_kwargs"])
-        assert env is not None
-        spec = follower_of_file(header["follower"], follower, path)
-        leader = cls(env, spec, decode(header["config"]), header["seed"], kwargs)
-        if leader.worlds.problem is not None:
-            check_fingerprint(header["fingerprint"], leader.worlds.problem, path)
-        else:
-            require(leader._fingerprint() == header["fingerprint"], "env", f"the environment of {path}", "another one")
-        for name, value in header["counters"].items():
-            setattr(leader, name, value)
-        leader._reseed(leader.iteration)
-        with torch.no_grad():
-            leader._x.copy_(tensors["x"])
-        leader.search = Search(
-            leader.leader_set, leader._x.detach(), leader.config.sigma, leader.config.population, leader.rng
-        )
-        leader.search.restart(tensors["search"]["unit"], tensors["search"]["stds"])
-        leader.history = [Evaluation(**record) for record in header["history"]]
-        if header["evaluation"] is not None:
-            leader.kept = Kept(tensors["kept"], Evaluation(**header["evaluation"]))
+        with reading(path):
+            env, kwargs = source_of_file(header, env, "env")
+            assert env is not None
+            spec = follower_of_file(header["follower"], follower, path)
+            leader = cls(env, spec, decode(header["config"]), header["seed"], kwargs)
+            if leader.worlds.problem is not None:
+                check_fingerprint(header["fingerprint"], leader.worlds.problem, path)
+            else:
+                require(
+                    leader._fingerprint() == header["fingerprint"], "env", f"the environment of {path}", "another one"
+                )
+            leader._take_back(header, tensors)
+            leader._entropy = [int(word) for word in header["entropy"]]
+            leader.search.restore(tensors["search"])
         return leader
+
+    _counters = (*Leader._counters, "trials")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,23 @@ class Evaluation:
     def as_dict(self) -> dict[str, float | int | None]:
         """The record as plain numbers."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Evaluation:
+        """The inverse of :meth:`as_dict`.
+
+        Raises:
+            TypeError, ValueError: something that is no record.
+        """
+        found = cls(**record)
+        for field in dataclasses.fields(cls):
+            value = getattr(found, field.name)
+            none = value is None and "None" in str(field.type)
+            fits = none or (
+                isinstance(value, int if field.type == "int" else (int, float)) and not isinstance(value, bool)
+            )
+            require(fits, field.name, f"a number ({field.type})", repr(value))
+        return found
 
 
 def best_response(

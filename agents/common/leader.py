@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +17,50 @@ from tqdm.auto import tqdm
 
 from ...envs.mdp import LeaderSet
 from ...envs.mdp.checks import check_number, check_size, require
+from ..optimizers import restore_optimizer
 from ..schedules import Schedule, as_schedule
 from .evaluation import Evaluation
+from .log import Log
+from .storage import encode
 
 if TYPE_CHECKING:
     from stable_baselines3.common.logger import Logger
 
-Callback = Callable[["Leader"], "bool | None"]
-"""Called after every outer iteration; False stops learning."""
+OneCallback = Callable[[Any], "bool | None"]
+Callback = OneCallback | Sequence[OneCallback]
+"""Called with the leader after every outer iteration; False stops learning. One that is a context manager is entered first."""
+Self = TypeVar("Self", bound="Leader")
+
+
+class Callbacks(AbstractContextManager["Callbacks"]):
+    """One callback or several as one.
+
+    Args:
+        callback: one, several, or None.
+
+    Raises:
+        ValueError: something that cannot be called.
+    """
+
+    def __init__(self, callback: Callback | None) -> None:
+        several = callback if isinstance(callback, Sequence) else [] if callback is None else [callback]
+        fits = all(callable(one) for one in several)
+        require(fits, "callback", "a callable that takes the leader, or several", repr(callback))
+        self._callbacks: list[OneCallback] = list(several)
+        self._entered = ExitStack()
+
+    def __enter__(self) -> Callbacks:
+        for one in self._callbacks:
+            if isinstance(one, AbstractContextManager):
+                self._entered.enter_context(one)
+        return self
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        return self._entered.__exit__(*raised)
+
+    def __call__(self, leader: Any) -> bool:
+        """Call all; whether none said False."""
+        return all([one(leader) is not False for one in self._callbacks])
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +144,7 @@ class Leader(ABC):
         self._total = 0
         self._evaluated_at = -1
         self._logger: Logger | None = None
+        self._log = Log()
         self._rate = as_schedule(config.learning_rate, "learning_rate", positive=True)
 
     @property
@@ -129,19 +167,54 @@ class Leader(ABC):
         return self._logger
 
     def set_logger(self, logger: Logger) -> None:
-        """Write the records with an SB3 logger, e.g. ``configure(folder, ["csv", "json", "tensorboard"])``."""
+        """Write the records with an SB3 logger, e.g. ``configure(folder, ["csv", "json", "tensorboard"])``.
+
+        What was logged since counting began, also by the run that a loaded leader comes from, is written first: the files are
+        then those of an unbroken run.
+        """
         self._logger = logger
+        self._log.tell(logger)
+
+    @property
+    def remaining_timesteps(self) -> int:
+        """What is left of the last call of ``learn``, in its unit: 0 where it came to its end."""
+        return max(0, self._total - self.num_timesteps)
+
+    @abstractmethod
+    def learn(
+        self: Self,
+        total: int,
+        /,
+        callback: Callback | None = None,
+        progress_bar: bool = False,
+        reset_num_timesteps: bool = True,
+    ) -> Self:
+        """Learn x; ``total`` is counted as :attr:`num_timesteps`."""
+
+    def resume(self: Self, callback: Callback | None = None, progress_bar: bool = False) -> Self:
+        """Finish the call of ``learn`` that ended early: the one that a file's leader was saved in.
+
+        On one machine the leader is then, to the bit, what the unbroken call would have left (see ``Checkpoint``).
+
+        Args:
+            callback: called with the leader after every iteration; False stops.
+            progress_bar: show one.
+        """
+        if self.remaining_timesteps:
+            return self.learn(self.remaining_timesteps, callback, progress_bar, False)
+        self._learn(0, callback, progress_bar, False)
+        return self
 
     def _learn(self, total: int, callback: Callback | None, progress_bar: bool, reset_num_timesteps: bool) -> None:
-        require(callback is None or callable(callback), "callback", "a callable that takes the leader", repr(callback))
+        callbacks = Callbacks(callback)
         if reset_num_timesteps:
             self.num_timesteps = self.iteration = 0
-            self.kept, self._evaluated_at, self.history = None, -1, []
+            self.kept, self._evaluated_at, self.history, self._log = None, -1, [], Log()
         done = self.num_timesteps
-        self._total = done + total
-        if self.kept is None:
-            self._judge()
-        with tqdm(total=total, disable=not progress_bar, unit=self._unit) as bar:
+        self._total = max(self._total, done) if total == 0 else done + total
+        with callbacks, tqdm(total=total, disable=not progress_bar, unit=self._unit) as bar:
+            if self.kept is None:
+                self._judge()
             while self.num_timesteps < self._total:
                 before = self.num_timesteps
                 record = self._iterate(1.0 - self.num_timesteps / self._total)
@@ -150,7 +223,7 @@ class Leader(ABC):
                 if self.iteration % self.config.eval_every == 0:
                     self._judge(record)
                     bar.set_postfix(self._postfix())
-                if callback is not None and callback(self) is False:
+                if not callbacks(self):
                     break
             if self._evaluated_at != self.iteration:
                 self._judge()
@@ -171,7 +244,7 @@ class Leader(ABC):
         for key, value in (evaluation.as_dict() | (record or {})).items():
             if value is not None:
                 self.logger.record(f"leader/{key}", value)
-        self.logger.dump(self.num_timesteps)
+        self._log.dump(self.logger, self.num_timesteps)
 
     def evaluate(self) -> Evaluation:
         """The record of :attr:`x`: return at the best response, return at pi_y, gap, penalty, lam, tau, steps."""
@@ -190,6 +263,62 @@ class Leader(ABC):
     def _evaluate(self, x: Tensor) -> Evaluation:
         """The honest record of the last x."""
 
+    # --- files ---------------------------------------------------------------------------------------------------
+
+    _counters: ClassVar[tuple[str, ...]] = ("num_timesteps", "iteration", "_total", "_evaluated_at")
+
     @abstractmethod
-    def save(self, path: str | Path) -> Path:
-        """Write the leader to a file, whole or not at all."""
+    def save(self, path: str | Path, replay: bool = False) -> Path:
+        """Write the leader to a file, whole or not at all: all that learning on needs, so that it goes on to the bit.
+
+        Args:
+            path: the file, ``.zip`` where it has no suffix.
+            replay: whether the followers' replay buffers go in. They may be large; without them learning on with a follower
+                that has one is not to the bit.
+
+        Returns:
+            The path written.
+
+        Raises:
+            OSError: a file that cannot be written; what was there before still is.
+            TypeError: a config with something that no file can hold.
+        """
+
+    def _header(self) -> dict[str, Any]:
+        """What a file's header holds of any leader."""
+        return {
+            "config": encode(self.config),
+            "seed": self.seed,
+            "counters": {name: getattr(self, name) for name in self._counters},
+            "evaluation": None if self.kept is None else self.kept.evaluation.as_dict(),
+            "history": [evaluation.as_dict() for evaluation in self.history],
+            "log": self._log.rows,
+        }
+
+    def _tensors(self) -> dict[str, Any]:
+        """What a file's tensors are of any leader."""
+        optimizer: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
+        return {
+            "x": self._x.detach(),
+            "kept": None if self.kept is None else self.kept.x,
+            "optimizer": None if optimizer is None else optimizer.state_dict(),
+        }
+
+    def _take_back(self, header: dict[str, Any], tensors: dict[str, Any]) -> None:
+        """Take back what :meth:`_header` and :meth:`_tensors` gave; raises what a file of another form leads to."""
+        for name in self._counters:
+            value, present = header["counters"][name], getattr(self, name)
+            fits = isinstance(value, int) and (isinstance(value, bool) or not isinstance(present, bool)) and value >= -1
+            require(fits, name, f"a number like {present}", repr(value))
+            setattr(self, name, value)
+        self.history = [Evaluation.from_dict(record) for record in header["history"]]
+        self._log.restore(header["log"])
+        self.kept = None
+        if header["evaluation"] is not None:
+            kept = self.leader_set.check(tensors["kept"], "kept")
+            self.kept = Kept(kept, Evaluation.from_dict(header["evaluation"]))
+        with torch.no_grad():
+            self._x.copy_(self.leader_set.check(tensors["x"], "x"))
+        optimizer: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
+        if optimizer is not None:
+            restore_optimizer(optimizer, tensors["optimizer"])

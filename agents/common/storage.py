@@ -1,27 +1,37 @@
-"""Leader files: one zip of JSON and tensors. Reading one runs no code that the file brings.
+"""Leader files: one zip of JSON, tensors and arrays. Reading one runs no code that the file brings.
 
-``leader.json`` holds numbers, strings and names from a fixed table of classes; ``tensors.pt`` is read with torch's
-``weights_only``. A file is written beside its place and moved there whole.
+    leader.json        numbers, strings and names from a fixed table of classes
+    tensors.pt         read with torch's ``weights_only``
+    arrays/NAME.npy    replay buffers, read without pickle, each into an array that is there already
+
+The first two are stored as they are, so that a small file cannot unfold into a large one; arrays are compressed, and their sizes
+are known before they are read. A file is written beside its place, flushed to the disk and moved there whole.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import glob
 import io
 import json
 import os
-import tempfile
+import secrets
 import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...envs.mdp.checks import require
 from ..schedules import Constant, Geometric, Linear, Power, Quench
 
-FORMAT = 1
+FORMAT = 2
+Arrays = Mapping[str, NDArray[Any]]
+"""Arrays by name; the first axis may be shorter in a file than in the array that it is read into."""
 _CLASSES: dict[str, type] = {cls.__name__: cls for cls in (Constant, Linear, Geometric, Power, Quench)}
 
 
@@ -80,50 +90,180 @@ def decode(value: Any) -> Any:
     return {key: decode(item) for key, item in value["dict"].items()}
 
 
-def write_leader(path: str | Path, header: dict[str, Any], tensors: dict[str, Any]) -> Path:
-    """Write a leader file whole or not at all; ``.zip`` is added where the path has no suffix."""
-    path = Path(path)
-    path = path if path.suffix else path.with_suffix(".zip")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    blob = io.BytesIO()
-    torch.save(tensors, blob)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Whatever goes wrong inside is the file's fault: a ``ValueError`` that names it. A missing package is none of its faults."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr("leader.json", json.dumps({"format": FORMAT, **header}, indent=1))
-                archive.writestr("tensors.pt", blob.getvalue())
+        yield
+    except (ImportError, FileNotFoundError):
+        raise
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{error} (reading {path})") from error
+    except Exception as error:
+        raise ValueError(
+            f"path: expected a whole leader file, got {path}, which is truncated or none ({type(error).__name__}: {error})"
+        ) from error
+
+
+def write_whole(path: str | Path, write: Callable[[IO[bytes]], None]) -> Path:
+    """Write a file whole or not at all: beside its place, flushed to the disk, then moved there.
+
+    A process that is killed meanwhile leaves ``NAME.*.part`` beside it, and what was there before; see :func:`clear_parts`.
+
+    Args:
+        path: the file; its folder is made.
+        write: what writes into an open file.
+
+    Raises:
+        OSError: what kept it from being written, e.g. a full disk or a folder that is read-only; what was there before still is.
+    """
+    path = Path(path)
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("xb") as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        part.replace(target)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            found = "what was there before is untouched" if target.exists() else "nothing was left there"
+            raise OSError(error.errno, f"{os.strerror(error.errno)}; {found}", str(path)) from error
         raise
+    with suppress(OSError):  # the move itself; not every system can flush a folder
+        descriptor = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     return path
 
 
-def read_leader(path: str | Path, leader: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the header and the tensors of a leader file.
+def clear_parts(path: str | Path) -> None:
+    """Remove what processes that were killed while they wrote ``path`` left beside it."""
+    target = Path(os.path.realpath(path))
+    for part in target.parent.glob(f"{glob.escape(target.name)}.????????.part"):
+        part.unlink(missing_ok=True)
+
+
+def leader_path(path: str | Path) -> Path:
+    """The path of a leader file: ``.zip`` is added where there is no suffix."""
+    path = Path(path)
+    return path if path.suffix else path.with_suffix(".zip")
+
+
+def write_leader(
+    path: str | Path, header: dict[str, Any], tensors: dict[str, Any], arrays: Arrays | None = None
+) -> Path:
+    """Write a leader file whole or not at all; ``.zip`` is added where the path has no suffix.
+
+    Args:
+        path: the file.
+        header: JSON.
+        tensors: dicts, lists, numbers and strings with tensors in them.
+        arrays: large arrays, e.g. those of replay buffers.
+
+    Raises:
+        OSError: as :func:`write_whole`.
+    """
+    text = json.dumps({"format": FORMAT, **header}, indent=1)  # before anything is written: it may raise
+    blob = io.BytesIO()
+    torch.save(tensors, blob)
+
+    def write(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            archive.writestr("leader.json", text, zipfile.ZIP_STORED)
+            archive.writestr("tensors.pt", blob.getbuffer(), zipfile.ZIP_STORED)
+            for name, array in (arrays or {}).items():
+                with archive.open(f"arrays/{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+
+    return write_whole(leader_path(path), write)
+
+
+def found_leader(path: str | Path) -> Path:
+    """The path of a leader file that exists.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that is truncated, is no leader file, or holds another kind of leader.
     """
     path = Path(path)
     path = path if path.suffix or path.exists() else path.with_suffix(".zip")
     if not path.is_file():
         raise FileNotFoundError(f"path: expected a leader file, got {path}, which does not exist")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            header = json.loads(archive.read("leader.json"))
-            tensors = torch.load(io.BytesIO(archive.read("tensors.pt")), weights_only=True)
-        kind, version = header["leader"], header["format"]
-    except Exception as error:
-        raise ValueError(
-            f"path: expected a whole leader file, got {path}, which is truncated or none ({type(error).__name__}: {error})"
-        ) from error
-    if version != FORMAT:
-        raise ValueError(f"path: expected a leader file of format {FORMAT}, got format {version!r} in {path}")
-    if kind != leader:
-        raise ValueError(f"path: expected the file of a {leader}, got that of a {kind} in {path}")
+    return path
+
+
+def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
+    """An entry that is no larger than the file says by its own size."""
+    entry = archive.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+        raise zipfile.BadZipFile(f"{name} is compressed")
+    return archive.read(entry)
+
+
+def read_leader(path: str | Path, *leaders: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the header and the tensors of a leader file.
+
+    Args:
+        path: the file.
+        leaders: whose file it may be.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is truncated, is no leader file, or holds another kind of leader.
+    """
+    path = found_leader(path)
+    with reading(path), zipfile.ZipFile(path) as archive:
+        try:
+            header = json.loads(_stored(archive, "leader.json"))
+            kind, version = header["leader"], header["format"]
+        except ValueError as error:
+            raise TypeError(str(error)) from error
+        require(version == FORMAT, "path", f"a leader file of format {FORMAT}", f"format {version!r} in {path}")
+        require(kind in leaders, "path", f"the file of a {' or a '.join(leaders)}", f"that of a {kind} in {path}")
+        try:
+            tensors = torch.load(io.BytesIO(_stored(archive, "tensors.pt")), weights_only=True, map_location="cpu")
+        except ValueError as error:
+            raise TypeError(str(error)) from error
+        if not isinstance(tensors, dict):
+            raise TypeError("tensors.pt holds no dict")
     return header, tensors
+
+
+def read_arrays(path: str | Path, into: Arrays) -> None:
+    """Read arrays of a leader file into those that are there.
+
+    Args:
+        path: the file.
+        into: arrays by name; of what a file holds, the first axis may be shorter.
+
+    Raises:
+        ValueError: an array that is missing, of another type or shape, or truncated.
+    """
+    path = found_leader(path)
+    with reading(path), zipfile.ZipFile(path) as archive:
+        for name, array in into.items():
+            with archive.open(f"arrays/{name}.npy") as member:
+                if np.lib.format.read_magic(member) != (1, 0):
+                    raise TypeError(f"the array {name} is of another version")
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+                fits = dtype == array.dtype and shape[1:] == array.shape[1:] and not fortran
+                if not (fits and len(shape) == array.ndim and shape[:1] <= array.shape[:1]):
+                    raise TypeError(f"the array {name} is {dtype}{shape} and not {array.dtype}{array.shape}")
+                part = array[: shape[0]] if array.ndim else array
+                held = part.reshape(-1).view(np.uint8).data
+                done = 0
+                while done < len(held):
+                    got = member.readinto(held[done:])  # type: ignore[attr-defined]
+                    if not got:
+                        raise EOFError(f"the array {name} ends early")
+                    done += got
+                if member.read(1):  # also checks the entry's sum
+                    raise TypeError(f"the array {name} is longer than it says")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,17 +18,17 @@ from pettingzoo.env_registry.exceptions import PettingZooRegistryError
 from torch import Tensor
 
 from ...envs.mdp import BilevelProblem, GameProblem, LinearQuadraticProblem, SparseMDP, TabularMDP, TabularProblem
-from ...envs.mdp.checks import check_size, require
+from ...envs.mdp.checks import check_size, check_tau, require
 from ..estimators import MonteCarlo
 from ..oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
 from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty, WeightedPenalty
 from ..schedules import Geometric, Quench, Schedule, as_schedule
 from .evaluation import Evaluation
-from .leader import Callback, Kept, Leader, LeaderConfig
+from .leader import Callback, Leader, LeaderConfig
 from .lower_level import LowerLevel, Policies, lower_level
 from .policies import Softmax
 from .projected_step import Projection, projected_step
-from .storage import decode, encode, read_leader, storable, write_leader
+from .storage import decode, encode, read_leader, reading, storable, write_leader
 
 for _cls in (
     MonteCarlo,
@@ -343,41 +344,34 @@ class TabularLeader(Leader):
     def _restore(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`_state` gave."""
 
-    def save(self, path: str | Path) -> Path:
-        """Write the leader to a zip, whole or not at all; no code goes in.
+    def save(self, path: str | Path, replay: bool = False) -> Path:
+        """Write the leader to a zip, whole or not at all; no code goes in. Learning on from it is to the bit.
+
+        Args:
+            path: the file, ``.zip`` where it has no suffix.
+            replay: nothing here; exact leaders have no replay buffers.
 
         Returns:
-            The path written, ``.zip`` added where there was no suffix.
+            The path written.
+
+        Raises:
+            OSError: a file that cannot be written; what was there before still is.
+            TypeError: a config, an oracle or a penalty that no file can hold.
         """
         header = {
             "leader": self._file_kind(),
             "source": {"env_id": self.source.env_id, "env_kwargs": encode(self.source.env_kwargs)},
             "fingerprint": fingerprint(self.problem),
-            "config": encode(self.config),
             "parts": encode(self._parts()),
-            "seed": self.seed,
-            "counters": {
-                "num_timesteps": self.num_timesteps,
-                "iteration": self.iteration,
-                "total": self._total,
-                "tau": self.tau,
-            },
-            "evaluation": None if self.kept is None else self.kept.evaluation.as_dict(),
-            "history": [evaluation.as_dict() for evaluation in self.history],
+            "tau": self.tau,
+            **self._header(),
         }
-        kept = None if self.kept is None else self.kept.x
-        tensors = {
-            "x": self._x.detach(),
-            "kept": kept,
-            "optimizer": self.optimizer.state_dict(),
-            "state": self._state(),
-            "evaluation_V": self._evaluation_V,
-        }
+        tensors = {**self._tensors(), "state": self._state(), "evaluation_V": self._evaluation_V}
         return write_leader(path, header, tensors)
 
     @classmethod
     def load(cls: type[Self], path: str | Path, problem: ProblemSource | None = None) -> Self:
-        """Read a leader back, ready to evaluate or to learn on with ``reset_num_timesteps=False``.
+        """Read a leader back, ready to evaluate, to :meth:`resume`, or to learn on with ``reset_num_timesteps=False``.
 
         Args:
             path: the file.
@@ -388,39 +382,39 @@ class TabularLeader(Leader):
             ValueError: a truncated file, that of another leader, or of another problem.
         """
         header, tensors = read_leader(path, cls._file_kind())
-        source = header["source"]
-        kwargs = None
-        if problem is None:
-            require(
-                source["env_id"] is not None,
-                "problem",
-                "the problem that this leader was trained on (it was given as an object)",
-                None,
-            )
-            problem, kwargs = source["env_id"], decode(source["env_kwargs"])
-        constructor: Callable[..., Self] = cls
-        leader = constructor(
-            problem, config=decode(header["config"]), seed=header["seed"], env_kwargs=kwargs, **decode(header["parts"])
-        )
-        check_fingerprint(header["fingerprint"], leader.problem, path)
-        with torch.no_grad():
-            leader._x.copy_(tensors["x"])
-        leader._restore(tensors["state"])
-        leader._restart_optimizer()
-        leader.optimizer.load_state_dict(tensors["optimizer"])
-        counters = header["counters"]
-        leader.num_timesteps, leader.iteration, leader._total = (
-            counters[k] for k in ("num_timesteps", "iteration", "total")
-        )
-        leader.tau, leader._evaluation_V = counters["tau"], tensors["evaluation_V"]
-        leader.history = [Evaluation(**record) for record in header["history"]]
-        if header["evaluation"] is not None:
-            leader.kept = Kept(tensors["kept"], Evaluation(**header["evaluation"]))
+        with reading(path):
+            problem, kwargs = source_of_file(header, problem, "problem")
+            constructor: Callable[..., Self] = cls
+            config, parts = decode(header["config"]), decode(header["parts"])
+            leader = constructor(problem, config=config, seed=header["seed"], env_kwargs=kwargs, **parts)
+            check_fingerprint(header["fingerprint"], leader.problem, path)
+            leader._restore(tensors["state"])
+            leader._restart_optimizer()
+            leader._take_back(header, tensors)
+            leader.tau, leader._evaluation_V = check_tau(header["tau"]), tensors["evaluation_V"]
         return leader
+
+
+def source_of_file(header: dict[str, Any], given: Any, name: str) -> tuple[Any, dict[str, Any] | None]:
+    """What a leader file was trained on: what is given again, or the id in it with its arguments.
+
+    Raises:
+        ValueError: neither; an id that would import a module.
+    """
+    if given is not None:
+        return given, None
+    env_id = header["source"]["env_id"]
+    what = "problem" if name == "problem" else "environment"
+    require(env_id is not None, name, f"the {what} that this leader was trained on (it was given as an object)", None)
+    module, colon, _ = str(env_id).partition(":")
+    imported = not colon or module in sys.modules
+    require(imported, name, f"the {what} {env_id} again, or its module imported: no file makes one import", None)
+    return env_id, decode(header["source"]["env_kwargs"])
 
 
 def check_fingerprint(expected: list[float], problem: BilevelProblem, path: str | Path) -> None:
     """Raise ``ValueError`` unless ``problem`` is the one a file was written for."""
     got = fingerprint(problem)
+    expected = [float(number) for number in expected]
     same = len(got) == len(expected) and bool(np.allclose(got, expected, rtol=1e-6, atol=1e-6))
     require(same, "problem", f"the problem of {path}", "another one (its sizes or numbers differ)")

@@ -46,14 +46,14 @@ from ...envs.mdp.problem import EVALUATION_TAU
 from ...wrappers import RewardMixing, set_leader
 from ..common.evaluation import Evaluation, leader_return_at_best_response
 from ..common.game_worlds import GameSpec, is_game
-from ..common.leader import Callback, Kept, Leader, LeaderConfig
+from ..common.leader import Callback, Leader, LeaderConfig
 from ..common.leader_gradient import GradientEstimate, LeaderGradient, PenaltyEstimate
 from ..common.model_gradient import ModelGradient
 from ..common.projected_step import projected_step
 from ..common.rollout_gradient import RolloutGradient, episode_returns
 from ..common.rollouts import Act, collect
-from ..common.storage import decode, encode, read_leader, storable, write_leader
-from ..common.tabular import check_fingerprint, fingerprint
+from ..common.storage import decode, encode, read_arrays, read_leader, reading, storable, write_leader
+from ..common.tabular import check_fingerprint, fingerprint, source_of_file
 from ..common.worlds import EnvSpec, Vectorisation, Worlds
 from ..estimators import KnownModel, Rollouts
 from ..oracles.replay import TrueReplay
@@ -485,32 +485,45 @@ class PBRL(Leader):
 
     # --- files ---------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> Path:
-        """Write the leader to a zip, whole or not at all: x, its optimiser, the best x, both followers' weights.
+    def save(self, path: str | Path, replay: bool = False) -> Path:
+        """Write the leader to a zip, whole or not at all: x, its optimiser, the best x, followers, generators, records.
 
-        A follower given as a class is named in the file; a callable is not stored and has to be given again. Replay
-        buffers and generators are not stored.
+        A follower given as a class is named in the file; a callable is not stored and has to be given again.
+
+        Args:
+            path: the file, ``.zip`` where it has no suffix.
+            replay: whether replay buffers go in; without them, learning on with off-policy followers is not to the bit.
+
+        Returns:
+            The path written.
+
+        Raises:
+            OSError: a file that cannot be written; what was there before still is.
+            TypeError: a config that no file can hold.
         """
-        spec = self.follower_spec
         header = {
             "leader": PBRL.__name__,
             "source": {"env_id": self.worlds.source.env_id, "env_kwargs": encode(self.worlds.source.env_kwargs)},
             "fingerprint": self._fingerprint(),
-            "follower": follower_name(spec),
-            "config": encode(self.config),
+            "follower": follower_name(self.follower_spec),
             "penalty": encode(self.penalty),
-            "seed": self.seed,
-            "counters": {name: getattr(self, name) for name in _COUNTERS},
-            "evaluation": None if self.kept is None else self.kept.evaluation.as_dict(),
-            "history": [evaluation.as_dict() for evaluation in self.history],
+            "lam": self.lam,
+            "penalty_estimate": None if self.penalty_estimate is None else vars(self.penalty_estimate),
+            "entropy": self._entropy,
+            "rng": self.rng.bit_generator.state,
+            **self._header(),
         }
-        tensors = {
-            "x": self._x.detach(),
-            "kept": None if self.kept is None else self.kept.x,
-            "optimizer": self.optimizer.state_dict(),
-            **self._states(),
+        arrays = {
+            f"{name}/{key}": array
+            for name, follower in (self.followers.items() if replay else ())
+            for key, array in follower.replay_arrays().items()
         }
-        return write_leader(path, header, tensors)
+        return write_leader(path, header, {**self._tensors(), **self._states(), "replay": replay}, arrays)
+
+    @property
+    def followers(self) -> dict[str, SB3Follower]:
+        """The followers by name; the ``model`` of each is the SB3 model."""
+        return {"best_response": self.best_response, "penalised": self.penalised}
 
     def _states(self) -> dict[str, Any]:
         """What a file holds of the followers and of the estimator."""
@@ -534,7 +547,7 @@ class PBRL(Leader):
     def load(
         cls, path: str | Path, follower: FollowerSpec | None = None, env: EnvSpec | GameSpec | None = None
     ) -> PBRL:
-        """Read a leader back, ready to evaluate or to learn on with ``reset_num_timesteps=False``.
+        """Read a leader back, ready to evaluate, to :meth:`resume`, or to learn on with ``reset_num_timesteps=False``.
 
         Args:
             path: the file.
@@ -546,39 +559,44 @@ class PBRL(Leader):
             ValueError: a truncated file, that of another leader or environment, a follower that is missing or another.
         """
         header, tensors = read_leader(path, PBRL.__name__)
-        source, kwargs = header["source"], None
-        if env is None:
-            expected = "the environment that this leader was trained on (it was given as an object)"
-            require(source["env_id"] is not None, "env", expected, None)
-            env, kwargs = source["env_id"], decode(source["env_kwargs"])
-        spec = follower_of_file(header["follower"], follower, path)
-        assert env is not None
-        penalty, config = decode(header["penalty"]), decode(header["config"])
-        leader = cls(env, spec, penalty, config, header["seed"], kwargs)
-        if leader.worlds.model is not None:
-            check_fingerprint(header["fingerprint"], leader.worlds.model, path)
-        else:
-            require(leader._fingerprint() == header["fingerprint"], "env", f"the environment of {path}", "another one")
-        leader._take_back(header, tensors, path)
+        with reading(path):
+            env, kwargs = source_of_file(header, env, "env")
+            spec = follower_of_file(header["follower"], follower, path)
+            penalty, config = decode(header["penalty"]), decode(header["config"])
+            assert env is not None
+            leader = cls(env, spec, penalty, config, header["seed"], kwargs)
+            if leader.worlds.model is not None:
+                check_fingerprint(header["fingerprint"], leader.worlds.model, path)
+            else:
+                require(
+                    leader._fingerprint() == header["fingerprint"], "env", f"the environment of {path}", "another one"
+                )
+            leader._take_back(header, tensors)
+            leader._take_back_followers(tensors, path)
         return leader
 
-    def _take_back(self, header: dict[str, Any], tensors: dict[str, Any], path: str | Path) -> None:
-        with torch.no_grad():
-            self._x.copy_(tensors["x"])
-        self.optimizer.load_state_dict(tensors["optimizer"])
-        for name, value in header["counters"].items():
-            setattr(self, name, value)
-        fresh = np.random.default_rng([*self._entropy, 1, self.iteration])  # not the episodes of the start again
-        self.rng.bit_generator.state = fresh.bit_generator.state
+    def _take_back(self, header: dict[str, Any], tensors: dict[str, Any]) -> None:
+        super()._take_back(header, tensors)
+        self.lam = check_number(header["lam"], "lam", low=0.0, open_low=True)
+        estimate = header["penalty_estimate"]
+        if estimate is not None:
+            self.penalty_estimate = PenaltyEstimate(**{key: float(value) for key, value in estimate.items()})
+        self._entropy = [int(word) for word in header["entropy"]]
+        self.rng.bit_generator.state = header["rng"]
+
+    def _take_back_followers(self, tensors: dict[str, Any], path: str | Path) -> None:
         try:
             self._restore(tensors)
+            if tensors["replay"]:
+                for name, follower in self.followers.items():
+                    into = follower.replay_arrays(whole=True)
+                    read_arrays(path, {f"{name}/{key}": array for key, array in into.items()})
+            else:
+                for follower in self.followers.values():
+                    follower.forget_replay()
         except (ValueError, KeyError, RuntimeError) as error:
             raise ValueError(
                 f"follower: expected the algorithm that {path} was trained with, got another ({error})"
             ) from error
-        self.history = [Evaluation(**record) for record in header["history"]]
-        if header["evaluation"] is not None:
-            self.kept = Kept(tensors["kept"], Evaluation(**header["evaluation"]))
 
-
-_COUNTERS = ("num_timesteps", "iteration", "oracle_failures", "_total", "_warm")
+    _counters = (*Leader._counters, "oracle_failures", "_warm")

@@ -21,8 +21,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
+
+from ...envs.mdp.checks import require
 
 Floats = NDArray[np.float64]
 Relabel = Callable[
@@ -42,6 +45,49 @@ def played_actions(buffer: ReplayBuffer, copies: NDArray[np.intp], n: int) -> ND
     if isinstance(space, gym.spaces.Box):
         actions = space.low + 0.5 * (actions + 1.0) * (space.high - space.low)
     return actions
+
+
+def buffer_arrays(buffer: Any, whole: bool = False) -> dict[str, NDArray[Any]]:
+    """A buffer's arrays by name, without a copy.
+
+    Args:
+        buffer: any of SB3's replay buffers.
+        whole: all of each; else the steps that have been filled.
+    """
+    steps = buffer.buffer_size if whole or buffer.full else buffer.pos
+    found: dict[str, NDArray[Any]] = {}
+    for name, value in vars(buffer).items():
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        for key, part in parts:
+            if isinstance(part, np.ndarray) and part.dtype != object and name != "_points":
+                filled = not name.startswith("_") and part.shape[:2] == (buffer.buffer_size, buffer.n_envs)
+                found[f"{name}.{key}" if key else name] = part[:steps] if filled else part
+    return found
+
+
+def buffer_state(buffer: Any) -> dict[str, Any]:
+    """All of a buffer but :func:`buffer_arrays`, as tensors and numbers."""
+    own = isinstance(buffer, TrueReplay)
+    draws, points = (buffer.draws, buffer._points) if own else (None, None)
+    return {
+        "pos": int(buffer.pos),
+        "full": bool(buffer.full),
+        "draws": None if draws is None else (draws.dtype.str, list(draws.shape[2:])),
+        "points": None if points is None else torch.from_numpy(points),
+    }
+
+
+def restore_buffer(buffer: Any, state: dict[str, Any]) -> None:
+    """Take back what :func:`buffer_state` gave, with room for the arrays; raises what a state of another buffer leads to."""
+    pos, draws, points = int(state["pos"]), state["draws"], state["points"]
+    require(0 <= pos < buffer.buffer_size, "replay", f"a place under {buffer.buffer_size}", pos)
+    if isinstance(buffer, TrueReplay):
+        if draws is not None:
+            dtype = np.dtype(draws[0])
+            require(dtype.kind in "biuf", "draws", "numbers", dtype)
+            buffer.draws = np.zeros((buffer.buffer_size, buffer.n_envs, *(int(size) for size in draws[1])), dtype)
+        buffer._points = None if points is None else points.double().numpy().copy()
+    buffer.pos, buffer.full = pos, bool(state["full"])
 
 
 class TrueReplay(ReplayBuffer):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import gymnasium as gym
@@ -22,15 +23,17 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch.optim.swa_utils import AveragedModel
 
-from ...envs.mdp.checks import check_gamma, require
+from ...envs.mdp.checks import check_gamma, check_number, require
+from ..optimizers import restore_optimizer
 from ..schedules import Geometric, Linear, Schedule
-from .replay import TrueReplay
+from .replay import TrueReplay, buffer_arrays, buffer_state, restore_buffer
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,24 @@ class Generators:
         np.random.set_state(state[1])  # noqa: NPY002
         torch.set_rng_state(state[2])
         return held
+
+    def as_tensors(self) -> dict[str, Any]:
+        """The states as tensors and numbers."""
+        (version, words, gauss), (kind, keys, pos, has_gauss, cached), torchs = self.state
+        return {
+            "python": (version, torch.tensor(words), gauss),
+            "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), int(pos), int(has_gauss), float(cached)),
+            "torch": torchs,
+        }
+
+    def from_tensors(self, tensors: dict[str, Any]) -> None:
+        """Take back what :meth:`as_tensors` gave; raises what something else leads to."""
+        (version, words, gauss), (kind, keys, *rest) = tensors["python"], tensors["numpy"]
+        state = (version, tuple(words.tolist()), gauss), (kind, keys.numpy().astype(np.uint32), *rest), tensors["torch"]
+        random.Random().setstate(state[0])
+        np.random.RandomState().set_state(state[1])
+        torch.Generator().set_state(state[2])
+        self.state = state
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -354,7 +375,7 @@ class SB3Follower:
     def __init__(
         self, spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linear: bool, answering: Answering
     ) -> None:
-        self.generators = Generators(seed)
+        self.generators, self.seed = Generators(seed), seed
         self.venv = venv
         self._q_temperature, self.q_temperature = answering.q_temperature, answering.q_temperature(1.0)
         with self.generators.active():
@@ -372,6 +393,8 @@ class SB3Follower:
         self._average = None
         if answering.averaging > 0.0:
             newest = 1.0 - answering.averaging
+            for distribution, matrices in self._explorations():  # a graph cannot be copied
+                vars(distribution).update(matrices)
 
             def average(past: Weights, new: Weights, n: torch.Tensor | int) -> None:
                 torch._foreach_lerp_(past, new, max(newest, 1.0 / (float(n) + 1.0)))
@@ -410,9 +433,8 @@ class SB3Follower:
         """
         before = self.num_timesteps
         with self.generators.active():
-            assert self.model.env is not None
             if fresh_episodes:
-                self.model._last_obs = None  # as ``set_env`` does, without its checks: SB3 resets
+                self._begin_episodes()
             planned = max(planned_total, before + steps)
             progress_remaining = 1.0 - before / planned
             self.q_temperature = self._q_temperature(progress_remaining)
@@ -425,6 +447,16 @@ class SB3Follower:
             if self._average is not None:
                 self._average.update_parameters(self.model.policy)
         return self.num_timesteps - before
+
+    def _begin_episodes(self) -> None:
+        """New episodes, their seed drawn from the follower's and the steps spent: they go on from nothing that is in a world.
+
+        So a follower that comes from a file lives on as if it had never been away, whatever its environment keeps to itself.
+        """
+        seed = int(np.random.SeedSequence([self.seed, self.num_timesteps]).generate_state(1)[0]) % 2**31
+        self.venv.seed(seed)
+        self.model.action_space.seed(seed)  # of which SB3's random exploration is drawn
+        self.model._last_obs = None  # as ``set_env`` does, without its checks: SB3 resets
 
     def train_alone(self, steps: int) -> int:
         """Train at an x that stays, for at least ``steps`` steps, in tenths: all schedules run; return the steps spent."""
@@ -524,29 +556,105 @@ class SB3Follower:
         n = int(self.model.action_space.n)  # type: ignore[attr-defined]
         return torch.nn.functional.one_hot(torch.as_tensor(actions).long(), n).double()
 
+    # --- files ---------------------------------------------------------------------------------------------------
+
     def state(self) -> dict[str, Any]:
-        """Weights, optimiser states and a VecNormalize's moments, as tensors and numbers, and the steps spent."""
+        """All that training goes on from, as tensors and numbers, but for the arrays of :meth:`replay_arrays`.
+
+        Weights, optimisers and SB3's own counters, the average, generators, a VecNormalize's moments, exploration matrices
+        (gSDE) and the place in a replay buffer. Environments begin new episodes with a seed drawn from these.
+        """
         average = None if self._average is None else self._average.state_dict()
         moments = [(torch.as_tensor(s.mean), torch.as_tensor(s.var), float(s.count)) for s in self._statistics()]
+        buffer = getattr(self.model, "replay_buffer", None)
         return {
             "parameters": self.model.get_parameters(),
+            "variables": {name: value.detach() for name, value in self._variables().items()},
+            "counters": _counters(self.model),
+            "explorations": [matrices for _, matrices in self._explorations()],
             "average": average,
             "q_temperature": self.q_temperature,
-            "num_timesteps": self.num_timesteps,
             "moments": moments,
+            "generators": self.generators.as_tensors(),
+            "seed": self.seed,
+            "replay": None if buffer is None else buffer_state(buffer),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state` gave."""
-        self.model.set_parameters(state["parameters"], exact_match=True)
+        """Take back what :meth:`state` gave; raises what a state of another model leads to."""
+        model, parameters = self.model, dict(state["parameters"])
+        expected = model.get_parameters()
+        require(parameters.keys() == expected.keys(), "follower", f"parts {sorted(expected)}", sorted(parameters))
+        for name, part in parameters.items():
+            held: Any = attrgetter(name)(model)
+            if isinstance(held, torch.optim.Optimizer):
+                restore_optimizer(held, part)
+            else:
+                held.load_state_dict(part)
+        for name, value in self._variables().items():
+            with torch.no_grad():
+                value.copy_(state["variables"][name])
+        for name, present in _counters(model).items():
+            value = state["counters"][name]
+            require(type(value) is type(present), name, f"a {type(present).__name__}", repr(value))
+            setattr(model, name, value)
+        for (distribution, matrices), found in zip(self._explorations(), state["explorations"], strict=True):
+            for name, value in matrices.items():
+                require(found[name].shape == value.shape, name, f"shape {tuple(value.shape)}", tuple(found[name].shape))
+                setattr(distribution, name, found[name])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
-        self.q_temperature = float(state["q_temperature"])
-        self.model.num_timesteps = int(state["num_timesteps"])
-        for statistics, (mean, var, count) in zip(self._statistics(), state.get("moments", ()), strict=True):
-            statistics.mean, statistics.var, statistics.count = mean.numpy().copy(), var.numpy().copy(), count
-        if hasattr(self.model, "weights"):  # ARS searches from a vector beside its policy
-            self.model.weights = torch.nn.utils.parameters_to_vector(self.model.policy.parameters()).detach()
+        self.q_temperature = check_number(state["q_temperature"], "q_temperature", low=0.0, open_low=True)
+        for statistics, (mean, var, count) in zip(self._statistics(), state["moments"], strict=True):
+            fits = mean.shape == torch.as_tensor(statistics.mean).shape == var.shape
+            require(fits, "moments", f"shape {np.shape(statistics.mean)}", tuple(mean.shape))
+            statistics.mean, statistics.var = (part.double().numpy().copy() for part in (mean, var))
+            statistics.count = check_number(count, "count", low=0.0)
+        self.generators.from_tensors(state["generators"])
+        self.seed = int(state["seed"])
+        buffer = getattr(model, "replay_buffer", None)
+        if buffer is not None:
+            restore_buffer(buffer, state["replay"])
+        if hasattr(model, "weights"):  # ARS searches from a vector beside its policy
+            model.weights = torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
+
+    def replay_arrays(self, whole: bool = False) -> dict[str, NDArray[Any]]:
+        """The arrays of the replay buffer by name; none where there is none.
+
+        Args:
+            whole: all of them, to be read into; else what has been filled.
+        """
+        buffer = getattr(self.model, "replay_buffer", None)
+        return {} if buffer is None else buffer_arrays(buffer, whole)
+
+    def forget_replay(self) -> None:
+        """Empty the replay buffer."""
+        buffer = getattr(self.model, "replay_buffer", None)
+        if buffer is not None:
+            buffer.reset()
+
+    def _variables(self) -> dict[str, torch.Tensor]:
+        """Tensors that SB3 keeps beside its modules, e.g. the logarithm of SAC's entropy coefficient."""
+        return {name: attrgetter(name)(self.model) for name in self.model._get_torch_save_params()[1]}
+
+    def _explorations(self) -> list[tuple[Any, dict[str, torch.Tensor]]]:
+        """Of state-dependent exploration: each distribution and its matrices, which no state_dict holds."""
+        found = [getattr(module, "action_dist", None) for module in self.model.policy.modules()]
+        names = ("exploration_mat", "exploration_matrices")
+        return [
+            (dist, {name: getattr(dist, name).detach() for name in names})
+            for dist in found
+            if isinstance(dist, StateDependentNoiseDistribution)
+        ]
+
+
+def _counters(model: BaseAlgorithm) -> dict[str, Any]:
+    """SB3's own counters: the numbers that are no settings, which are all public but for two."""
+    return {
+        name: float(value) if isinstance(value, float) else value
+        for name, value in vars(model).items()
+        if isinstance(value, (int, float)) and (name.startswith("_") or name in ("num_timesteps", "exploration_rate"))
+    }
 
 
 class _RecurrentPlayer:
@@ -589,7 +697,9 @@ def follower_of_file(name: str | None, given: FollowerSpec | None, path: object)
     assert name is not None
     module, _, qualname = name.partition(":")
     package = module.split(".")[0]
-    known = package in ("stable_baselines3", "sb3_contrib")
-    require(known, "follower", f"the class {name} to be given again (it is none of SB3's own)", None)
-    found: FollowerSpec = getattr(importlib.import_module(package), qualname)
+    expected = f"the class {name} to be given again (it is none of SB3's own)"
+    require(package in ("stable_baselines3", "sb3_contrib"), "follower", expected, None)
+    found = getattr(importlib.import_module(package), qualname, None)
+    require(isinstance(found, type) and issubclass(found, BaseAlgorithm), "follower", expected, None)
+    assert isinstance(found, type)
     return found

@@ -41,6 +41,7 @@ from ...envs.mdp import policy_return
 from ...envs.mdp.checks import check_number, check_size, require
 from ...wrappers import LearnedReward, SegmentRecorder
 from ...wrappers.learned_reward import RewardFunction
+from ..common.leader import Callback, Callbacks
 from ..common.storage import decode, encode, read_leader, storable, write_leader
 from ..common.worlds import EnvSpec, Vectorisation
 from ..oracles.replay import played_actions
@@ -263,8 +264,6 @@ class _RolloutEnd(BaseCallback):
 
 
 Self = TypeVar("Self", bound="PreferenceLearner")
-Callback = Callable[[Any], "bool | None"]
-"""Called with the learner after every iteration; False stops learning."""
 
 
 class PreferenceLearner(ABC):
@@ -392,14 +391,14 @@ class PreferenceLearner(ABC):
             RewardExplodedError: a reward model whose output explodes; the learner, and ``config.checkpoint`` if that is set,
                 hold its last good state.
         """
-        require(callback is None or callable(callback), "callback", "a callable that takes the learner", repr(callback))
+        callbacks = Callbacks(callback)
         total = check_size(total_timesteps, "total_timesteps")
         if reset_num_timesteps:
             self.num_timesteps = self.iteration = 0
         before = self.num_timesteps
         self._total = before + total
         try:
-            with tqdm(total=total, disable=not progress_bar, unit="step") as bar:
+            with callbacks, tqdm(total=total, disable=not progress_bar, unit="step") as bar:
                 if not self._begun:
                     self._begin()
                 while self.num_timesteps < self._total:
@@ -410,7 +409,7 @@ class PreferenceLearner(ABC):
                     for key, value in record.items():
                         self.logger.record(f"leader/{key}", value)
                     self.logger.dump(self.num_timesteps)
-                    if callback is not None and callback(self) is False:
+                    if not callbacks(self):
                         break
         except RewardExplodedError as error:
             if self.config.checkpoint is None:
@@ -419,6 +418,16 @@ class PreferenceLearner(ABC):
         if self.pending:
             warnings.warn(f"{len(self.pending)} queries are still without an answer", stacklevel=2)
         return self
+
+    @property
+    def remaining_timesteps(self) -> int:
+        """Steps that are left of the last call of ``learn``: 0 where it came to its end."""
+        return max(0, self._total - self.num_timesteps)
+
+    def resume(self: Self, callback: Callback | None = None, progress_bar: bool = False) -> Self:
+        """Finish the call of ``learn`` that ended early: the one that a file's learner was saved in."""
+        left = self.remaining_timesteps
+        return self.learn(left, callback, progress_bar, False) if left else self
 
     def _begin(self) -> None:
         """Random play, the first questions, the first fit."""
@@ -604,7 +613,7 @@ class PreferenceLearner(ABC):
 
     # --- files --------------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, replay: bool = False) -> Path:
         """Write the learner to a zip, whole or not at all: reward model, followers' weights, labelled pairs, open queries.
 
         Replay buffers, generators and true rewards are not stored; a follower or a net that is a callable has to be given
@@ -688,6 +697,7 @@ class PreferenceLearner(ABC):
             self.trainer.restore(tensors["reward"])
             for f, state in zip(self.followers, tensors["followers"], strict=True):
                 f.follower.restore(state)
+                f.follower.forget_replay()
         except (ValueError, KeyError, RuntimeError) as error:
             raise ValueError(f"follower: expected what {path} was trained with, got another ({error})") from error
         for name, value in header["counters"].items():

@@ -70,7 +70,7 @@ def test_the_follower_takes_the_leader_s_step_where_it_has_none_of_its_own() -> 
     config = IndependentPolicyGradientConfig(learning_rate=Geometric(0.1, 0.001))
     IndependentPolicyGradient(TwoStateProblem(), config).learn(
         4,
-        callback=lambda leader: rates.append([g["lr"] for g in leader.optimizer.param_groups]),  # type: ignore[attr-defined]
+        callback=lambda leader: rates.append([g["lr"] for g in leader.optimizer.param_groups]),
     )
     expected = [Geometric(0.1, 0.001)(1 - k / 4) for k in range(4)]
     assert rates == [[rate, rate] for rate in expected]

@@ -155,7 +155,7 @@ def test_foreign_files_are_named(saved: Path, tmp_path: Path) -> None:
         TabularPBRL.load(tmp_path / "nothing", problem)
     with pytest.raises(ValueError, match=r"^path: expected the file of a Hypergradient, got that of a TabularPBRL"):
         Hypergradient.load(saved, problem)
-    with pytest.raises(ValueError, match=r"^path: expected a leader file of format 1, got format 99"):
+    with pytest.raises(ValueError, match=r"^path: expected a leader file of format 2, got format 99"):
         TabularPBRL.load(rewritten(saved, tmp_path / "later.zip", format=99), problem)
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("data", "something else")

@@ -58,7 +58,7 @@ def test_every_step_is_counted(algorithm: Any, estimator: Any, monkeypatch: pyte
     leader = small(algorithm, config=replace(SMALL, estimator=estimator)).learn(5000)
     assert leader.num_timesteps == taken >= 5000
     assert leader.history[-1].steps == taken
-    trained = [follower.num_timesteps for follower in leader.followers.values()]  # type: ignore[attr-defined]
+    trained = [follower.num_timesteps for follower in leader.followers.values()]
     assert len(set(trained)) == 1
     assert (sum(trained) == taken) == isinstance(estimator, KnownModel)
 

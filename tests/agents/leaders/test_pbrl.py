@@ -431,7 +431,7 @@ def test_a_callable_follower_is_never_stored(tmp_path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         assert sorted(archive.namelist()) == ["leader.json", "tensors.pt"]
         tensors = torch.load(io.BytesIO(archive.read("tensors.pt")), weights_only=True)
-    assert set(tensors) == {"x", "kept", "optimizer", "best_response", "penalised", "critics"}
+    assert set(tensors) == {"x", "kept", "optimizer", "best_response", "penalised", "critics", "replay"}
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
