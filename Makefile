@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
+EXAMPLES ?= 2000
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types benchmark clean
+.PHONY: help demo test lint types fuzz benchmark clean
 
 help: ## List what can be made
 	@echo "make demo, make test, ... (variables: PYTHON=$(PYTHON) VENV=$(VENV) JOBS=$(JOBS))"
@@ -40,6 +41,10 @@ lint: $(VENV)/.installed ## Check style and formatting with ruff
 types: $(VENV)/.installed ## Check types with mypy
 	@echo "==> Checking types (about a minute the first time)"
 	@$(BIN)/mypy
+
+fuzz: $(VENV)/.installed ## Damage files and arguments for long (EXAMPLES=2000 a test)
+	@echo "==> Fuzzing, $(EXAMPLES) examples a test"
+	@OMP_NUM_THREADS=1 FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q -n $(JOBS) tests/fuzz
 
 benchmark: $(VENV)/.installed ## Reproduce figures and tables, measure speed
 	@echo "==> Running the benchmarks"

@@ -13,6 +13,9 @@ class Constant:
 
     value: float
 
+    def __post_init__(self) -> None:
+        check_number(self.value, "value")
+
     def __call__(self, progress_remaining: float) -> float:
         return self.value
 
@@ -23,6 +26,10 @@ class Linear:
 
     start: float
     end: float
+
+    def __post_init__(self) -> None:
+        check_number(self.start, "start")
+        check_number(self.end, "end")
 
     def __call__(self, progress_remaining: float) -> float:
         return self.end + (self.start - self.end) * progress_remaining
@@ -55,6 +62,8 @@ class Quench:
     share: float = 1 / 6
 
     def __post_init__(self) -> None:
+        check_number(self.start, "start")
+        check_number(self.end, "end")
         check_number(self.share, "share", low=0.0, high=1.0)
 
     def __call__(self, progress_remaining: float) -> float:

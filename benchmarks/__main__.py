@@ -50,6 +50,7 @@ BENCHMARKS = (
     "preferences_pendulum",
     "sparse_grid",
     "preferences_text",
+    "survival",
     "speed",
 )
 """Modules of this folder with ``run(quick, jobs)``, ``table(data)`` and perhaps ``picture(data, path)``, ``standing(data)``.

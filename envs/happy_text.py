@@ -72,6 +72,8 @@ class HappyTextEnv(gym.Env[Obs, np.int64]):
         modes = (None, *self.metadata["render_modes"])
         require(render_mode in modes, "render_mode", f"one of {modes}", repr(render_mode))
         self.prompt_words, self.render_mode = int(prompt_words), render_mode
+        reads = all(hasattr(tokeniser, name) for name in ("size", "end", "encode", "decode"))
+        require(tokeniser is None or reads, "tokeniser", "None or a Tokeniser", repr(tokeniser))
         self.tokeniser: Tokeniser = WordTokeniser() if tokeniser is None else tokeniser
         self.sentiment = SentimentRule()
         self.nothing = self.tokeniser.size

@@ -16,20 +16,21 @@ SUBPACKAGES = {"agents", "cli", "envs", "wrappers"}
 SCRIPTS = {"benchmarks", "docs", "examples", "tests"}
 
 _ORACLES = {"agents.oracles", "agents.oracles.sb3"}
-_METHOD = {"agents.schedules", "agents.estimators", "agents.penalties", "agents.common", *_ORACLES}
+_METHOD = {"agents.files", "agents.schedules", "agents.estimators", "agents.penalties", "agents.common", *_ORACLES}
 _GROUND = {"envs", "envs.mdp", "wrappers", *_METHOD}
 LAYERS: dict[str, set[str]] = {
     "envs.mdp": set(),
     "envs": {"envs.mdp"},
     "envs.wrapped": {"envs", "envs.mdp", "wrappers"},  # registered uses of wrappers: nothing imports them
     "wrappers": {"envs", "envs.mdp"},
+    "agents.files": {"envs.mdp"},
     "agents.schedules": {"envs.mdp"},
     "agents.estimators": {"envs.mdp"},
     "agents.penalties": {"envs.mdp", "agents.schedules", "agents.estimators"},
     "agents.oracles": {"envs.mdp", "agents.schedules", *_ORACLES},
-    "agents.oracles.sb3": {"envs", "envs.mdp", "wrappers", "agents.schedules", *_ORACLES},
+    "agents.oracles.sb3": {"envs", "envs.mdp", "wrappers", "agents.files", "agents.schedules", *_ORACLES},
     "agents.common": _GROUND - {"agents.common"},
-    "agents.text": {"envs", "envs.mdp", "wrappers"},  # language models as followers
+    "agents.text": {"envs", "envs.mdp", "wrappers", "agents.files"},  # language models as followers
     "agents.preferences": _GROUND,  # parts of the methods that learn a reward from preferences
     "agents.leaders": _GROUND | {"agents.preferences"},
     "agents.baselines": _GROUND | {"agents.preferences"},

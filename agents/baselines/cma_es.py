@@ -29,9 +29,10 @@ from ..common.leader import Callback, Leader, LeaderConfig
 from ..common.many_returns import leader_returns
 from ..common.rollout_gradient import episode_returns
 from ..common.rollouts import collect
-from ..common.storage import decode, encode, read_leader, reading, storable, write_leader
+from ..common.storage import decode, encode, read_leader, storable, write_leader
 from ..common.tabular import TabularLeader, TabularLeaderConfig, check_fingerprint, fingerprint, source_of_file
 from ..common.worlds import EnvSpec, Worlds
+from ..files import reading
 from ..oracles.sb3 import Answering, FollowerSpec, SB3Follower, follower_name, follower_of_file
 
 

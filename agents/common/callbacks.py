@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ...envs.mdp.checks import check_size, require
-from .storage import clear_parts, leader_path, write_whole
+from ..files import clear_parts, write_whole
+from .storage import leader_path
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

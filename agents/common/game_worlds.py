@@ -53,7 +53,7 @@ class GameWorlds:
     """
 
     def __init__(self, env: GameSpec, env_kwargs: dict[str, Any] | None, observe_commitment: bool) -> None:
-        self.source = Source(env, dict(env_kwargs or {})) if isinstance(env, str) else Source(None, {})
+        self.source = Source.of(env, env_kwargs)
         if isinstance(env, str):
             self.env: Any = pettingzoo.make("parallel", env, **(env_kwargs or {}))
         else:

@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...envs.mdp import LeaderSet
-from ...envs.mdp.checks import check_number, check_size, require
-from ..optimizers import restore_optimizer
+from ...envs.mdp.checks import check_number, check_seed, check_size, require
+from ..files import restore_optimizer
 from ..schedules import Schedule, as_schedule
 from .evaluation import Evaluation
 from .log import Log
@@ -130,8 +130,7 @@ class Leader(ABC):
     """
 
     def __init__(self, leader_set: LeaderSet, start: Tensor, config: LeaderConfig, x0: Any, seed: int | None) -> None:
-        whole = seed is None or (isinstance(seed, (int, np.integer)) and seed >= 0)
-        require(whole, "seed", "None or a whole number >= 0", repr(seed))
+        check_seed(seed)
         self.leader_set = config.cut(leader_set) if config.narrows else leader_set
         self.config = config
         self.seed = seed

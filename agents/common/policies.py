@@ -23,6 +23,11 @@ from .projected_step import Projection
 from .storage import storable
 
 
+def _check_rate(rate: float | None) -> None:
+    if rate is not None:
+        check_number(rate, "learning_rate", low=0.0, open_low=True, open_high=True)
+
+
 @storable
 @dataclass(frozen=True)
 class Softmax:
@@ -33,6 +38,9 @@ class Softmax:
     """
 
     learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_rate(self.learning_rate)
 
     def start(self, mdp: TabularMDP) -> Tensor:
         """y of the uniform policy."""
@@ -61,6 +69,7 @@ class Direct:
     floor: float = 1e-6
 
     def __post_init__(self) -> None:
+        _check_rate(self.learning_rate)
         check_number(self.floor, "floor", low=0.0, high=0.01)
 
     def start(self, mdp: TabularMDP) -> Tensor:

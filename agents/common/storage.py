@@ -11,14 +11,10 @@ are known before they are read. A file is written beside its place, flushed to t
 from __future__ import annotations
 
 import dataclasses
-import glob
 import io
 import json
-import os
-import secrets
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...envs.mdp.checks import require
+from ..files import reading, write_whole
 from ..schedules import Constant, Geometric, Linear, Power, Quench
 
 FORMAT = 2
@@ -88,68 +85,6 @@ def decode(value: Any) -> Any:
         require(is_optimizer, "path", "a leader file with a class of torch.optim", repr(value["optimizer"]))
         return cls
     return {key: decode(item) for key, item in value["dict"].items()}
-
-
-@contextmanager
-def reading(path: str | Path) -> Iterator[None]:
-    """Whatever goes wrong inside is the file's fault: a ``ValueError`` that names it. A missing package is none of its faults."""
-    try:
-        yield
-    except (ImportError, FileNotFoundError):
-        raise
-    except ValueError as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"{error} (reading {path})") from error
-    except Exception as error:
-        raise ValueError(
-            f"path: expected a whole leader file, got {path}, which is truncated or none ({type(error).__name__}: {error})"
-        ) from error
-
-
-def write_whole(path: str | Path, write: Callable[[IO[bytes]], None]) -> Path:
-    """Write a file whole or not at all: beside its place, flushed to the disk, then moved there.
-
-    A process that is killed meanwhile leaves ``NAME.*.part`` beside it, and what was there before; see :func:`clear_parts`.
-
-    Args:
-        path: the file; its folder is made.
-        write: what writes into an open file.
-
-    Raises:
-        OSError: what kept it from being written, e.g. a full disk or a folder that is read-only; what was there before still is.
-    """
-    path = Path(path)
-    target = Path(os.path.realpath(path))
-    part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-    except BaseException as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            found = "what was there before is untouched" if target.exists() else "nothing was left there"
-            raise OSError(error.errno, f"{os.strerror(error.errno)}; {found}", str(path)) from error
-        raise
-    with suppress(OSError):  # the move itself; not every system can flush a folder
-        descriptor = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    return path
-
-
-def clear_parts(path: str | Path) -> None:
-    """Remove what processes that were killed while they wrote ``path`` left beside it."""
-    target = Path(os.path.realpath(path))
-    for part in target.parent.glob(f"{glob.escape(target.name)}.????????.part"):
-        part.unlink(missing_ok=True)
 
 
 def leader_path(path: str | Path) -> Path:

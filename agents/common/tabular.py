@@ -20,15 +20,16 @@ from torch import Tensor
 from ...envs.mdp import BilevelProblem, GameProblem, LinearQuadraticProblem, SparseMDP, TabularMDP, TabularProblem
 from ...envs.mdp.checks import check_size, check_tau, require
 from ..estimators import MonteCarlo
+from ..files import reading
 from ..oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
 from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty, WeightedPenalty
 from ..schedules import Geometric, Quench, Schedule, as_schedule
 from .evaluation import Evaluation
 from .leader import Callback, Leader, LeaderConfig
-from .lower_level import LowerLevel, Policies, lower_level
+from .lower_level import LowerLevel, Policies, TabularLevel, lower_level
 from .policies import Softmax
 from .projected_step import Projection, projected_step
-from .storage import decode, encode, read_leader, reading, storable, write_leader
+from .storage import decode, encode, read_leader, storable, write_leader
 
 for _cls in (
     MonteCarlo,
@@ -68,6 +69,17 @@ class Source:
 
     env_id: str | None
     env_kwargs: dict[str, Any]
+
+    @staticmethod
+    def of(given: Any, env_kwargs: dict[str, Any] | None) -> Source:
+        """Of what a user gives: an id, or an object.
+
+        Raises:
+            ValueError: arguments that are no dict of names.
+        """
+        named = isinstance(env_kwargs, dict) and all(isinstance(name, str) for name in env_kwargs)
+        require(env_kwargs is None or named, "env_kwargs", "a dict of arguments by name", repr(env_kwargs))
+        return Source(given, dict(env_kwargs or {})) if isinstance(given, str) else Source(None, {})
 
 
 def make_env(env_id: str, env_kwargs: dict[str, Any] | None, name: str = "env") -> gym.Env[Any, Any]:
@@ -118,7 +130,7 @@ def resolve_problem(
     Raises:
         ValueError: an unknown id, or an environment without such a problem.
     """
-    source = Source(problem, dict(env_kwargs or {})) if isinstance(problem, str) else Source(None, {})
+    source = Source.of(problem, env_kwargs)
     if isinstance(problem, str):
         if is_game_id(problem):
             problem = pettingzoo.make("parallel", problem, **(env_kwargs or {}))
@@ -388,11 +400,47 @@ class TabularLeader(Leader):
             config, parts = decode(header["config"]), decode(header["parts"])
             leader = constructor(problem, config=config, seed=header["seed"], env_kwargs=kwargs, **parts)
             check_fingerprint(header["fingerprint"], leader.problem, path)
+            check_tables({**tensors["state"], "V": tensors["evaluation_V"]}, leader._state(), leader._level)
             leader._restore(tensors["state"])
             leader._restart_optimizer()
             leader._take_back(header, tensors)
             leader.tau, leader._evaluation_V = check_tau(header["tau"]), tensors["evaluation_V"]
         return leader
+
+
+def check_tables(state: Any, fresh: Any, level: LowerLevel[Any, Any, Any], name: str = "state") -> None:
+    """Raise ``ValueError`` where a state from a file holds tables of another problem.
+
+    Args:
+        state: dicts and lists of tensors, by :meth:`TabularLeader._state`.
+        fresh: the same of a leader that has learned nothing; None in it stands for what is not known yet.
+        level: whose tables they are.
+        name: of the state.
+    """
+    if isinstance(state, (dict, list, tuple)):
+        pairs = state.items() if isinstance(state, dict) else ((name, part) for part in state)
+        for i, (key, part) in enumerate(pairs):
+            known = fresh.get(key) if isinstance(fresh, dict) else None
+            if isinstance(fresh, (list, tuple)) and len(fresh) == len(state):
+                known = fresh[i]
+            check_tables(part, known, level, str(key))
+        return
+    if not isinstance(state, Tensor):
+        alike = fresh is None or (isinstance(fresh, (int, float)) and isinstance(state, (int, float)))
+        require(alike, name, f"something like {fresh!r}", repr(state))
+        return
+    if isinstance(fresh, Tensor):
+        alike = state.shape == fresh.shape and state.dtype == fresh.dtype
+        require(alike, name, f"{fresh.dtype} of shape {tuple(fresh.shape)}", f"{state.dtype} of {tuple(state.shape)}")
+    if state.dtype not in (torch.uint8, torch.int64):
+        require(state.dtype == torch.float64, name, "float64", state.dtype)
+        require(bool(torch.isfinite(state).all()), name, "finite numbers", "others")
+    if fresh is None and isinstance(level, TabularLevel):
+        view, n_actions = level.views[0], [mdp.n_actions for mdp in level.views]
+        values = {(*view.batch_shape, view.n_states), (1, view.n_states)}
+        policies = {(*shape, *sizes) for shape in values for sizes in [*((n,) for n in n_actions), tuple(n_actions)]}
+        shapes = values if name.endswith("V") or name == "u" else policies
+        require(tuple(state.shape) in shapes, name, f"a shape of {sorted(shapes)}", tuple(state.shape))
 
 
 def source_of_file(header: dict[str, Any], given: Any, name: str) -> tuple[Any, dict[str, Any] | None]:

@@ -65,7 +65,7 @@ class Worlds:
         observe_commitment: bool,
         vec_env: Vectorisation | None = None,
     ) -> None:
-        self.source = Source(env, dict(env_kwargs or {})) if isinstance(env, str) else Source(None, {})
+        self.source = Source.of(env, env_kwargs)
         if isinstance(env, str):
             self.env = make_env(env, env_kwargs)
         else:

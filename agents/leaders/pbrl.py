@@ -52,10 +52,11 @@ from ..common.model_gradient import ModelGradient
 from ..common.projected_step import projected_step
 from ..common.rollout_gradient import RolloutGradient, episode_returns
 from ..common.rollouts import Act, collect
-from ..common.storage import decode, encode, read_arrays, read_leader, reading, storable, write_leader
+from ..common.storage import decode, encode, read_arrays, read_leader, storable, write_leader
 from ..common.tabular import check_fingerprint, fingerprint, source_of_file
 from ..common.worlds import EnvSpec, Vectorisation, Worlds
 from ..estimators import KnownModel, Rollouts
+from ..files import reading
 from ..oracles.replay import TrueReplay
 from ..oracles.sb3 import FALLING_Q_TEMPERATURE, Answering, FollowerSpec, SB3Follower, follower_name, follower_of_file
 from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty, WeightedPenalty

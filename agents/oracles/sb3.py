@@ -31,7 +31,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch.optim.swa_utils import AveragedModel
 
 from ...envs.mdp.checks import check_gamma, check_number, require
-from ..optimizers import restore_optimizer
+from ..files import restore_optimizer
 from ..schedules import Geometric, Linear, Schedule
 from .replay import TrueReplay, buffer_arrays, buffer_state, restore_buffer
 
@@ -393,8 +393,9 @@ class SB3Follower:
         self._average = None
         if answering.averaging > 0.0:
             newest = 1.0 - answering.averaging
-            for distribution, matrices in self._explorations():  # a graph cannot be copied
-                vars(distribution).update(matrices)
+            if self._explorations():  # the graph of what was drawn cannot be copied
+                with self.generators.active(), torch.no_grad():
+                    self.model.policy.reset_noise(self.model.n_envs)  # type: ignore[operator]
 
             def average(past: Weights, new: Weights, n: torch.Tensor | int) -> None:
                 torch._foreach_lerp_(past, new, max(newest, 1.0 / (float(n) + 1.0)))

@@ -105,7 +105,9 @@ class BellmanPenalty(Penalty):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mu is not None:
-            check_distribution(as_float64(self.mu, "mu"), "mu")
+            weights = as_float64(self.mu, "mu")
+            require(weights.ndim == 1, "mu", "one weight a state", f"shape {tuple(weights.shape)}")
+            check_distribution(weights, "mu")
 
     def __call__(self, mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float) -> Tensor:
         return bellman_penalty(mdp, pi, pi_star, tau, self._weights())

@@ -20,23 +20,27 @@ import os
 import struct
 import time
 import warnings
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import gymnasium as gym
 import numpy as np
 
-from ...envs.mdp.checks import require
+from ...envs.mdp.checks import check_size, require
 from ...wrappers import Segment
+from ..files import reading, write_whole
 from .buffer import PreferenceBuffer
 from .labels import Label, Pair, check_label
 
 MAGIC = b"bilevel-gym preferences 1\n"
 PATIENCE = 0.5
 """Seconds in which a writer that is in the middle of a record gets done; then the record is taken to be torn."""
+MOST = 2**30
+"""Bytes that a query may unfold to."""
 _HEAD = struct.Struct("<cII")
 
 
@@ -55,6 +59,11 @@ class Signature:
     observation_space: str
     action_space: str
     length: int
+
+    def __post_init__(self) -> None:
+        for name in ("env", "observation_space", "action_space"):
+            require(isinstance(getattr(self, name), str), name, "text", repr(getattr(self, name)))
+        check_size(self.length, "length")
 
     @classmethod
     def of(cls, env: str, observation_space: gym.Space[Any], action_space: gym.Space[Any], length: int) -> Signature:
@@ -115,6 +124,9 @@ def _query(number: int, pair: Pair) -> bytes:
 
 
 def _read_query(payload: bytes, pictures: bool) -> tuple[int, Pair]:
+    with zipfile.ZipFile(io.BytesIO(payload)) as archive:
+        unfolded = sum(entry.file_size for entry in archive.infolist())
+    require(unfolded <= MOST, "path", f"queries of at most {MOST} bytes", f"one of {unfolded}")
     with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
         sides = [
             Segment(
@@ -184,10 +196,11 @@ def preferences_from_bytes(
     whole = data.startswith(MAGIC) and first is not None and first[0] == b"H"
     require(whole, "path", "a preference file", f"{path}, which is none or is cut short in its first record")
     assert first is not None
-    contents = Contents(Signature(**json.loads(first[1])), end=first[2])
-    if expected is not None:
-        expected.require_same(contents.signature, path)
-    _take(contents, data, 0, pictures)
+    with reading(path, "preference file"):
+        contents = Contents(Signature(**json.loads(first[1])), end=first[2])
+        if expected is not None:
+            expected.require_same(contents.signature, path)
+        _take(contents, data, 0, pictures)
     if contents.end < len(data):
         lost = len(data) - contents.end
         contents.note = (
@@ -301,7 +314,8 @@ class PreferenceLog:
         known = dict(self.contents.labels)
         with self.path.open("rb") as file:
             file.seek(self.contents.end)
-            _take(self.contents, file.read(), self.contents.end, pictures=False)
+            with reading(self.path, "preference file"):
+                _take(self.contents, file.read(), self.contents.end, pictures=False)
         return {number: label for number, label in self.contents.labels.items() if known.get(number) != label}
 
 
@@ -317,12 +331,12 @@ def preferences_as_bytes(buffer: PreferenceBuffer, pending: dict[int, Pair], sig
 
 def save_preferences(path: str | Path, buffer: PreferenceBuffer, signature: Signature) -> Path:
     """Write the labelled pairs of a buffer as a preference file, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(preferences_as_bytes(buffer, {}, signature))
-    part.replace(path)
-    return path
+    contents = preferences_as_bytes(buffer, {}, signature)
+
+    def write(file: IO[bytes]) -> None:
+        file.write(contents)
+
+    return write_whole(path, write)
 
 
 def load_preferences(path: str | Path, signature: Signature | None = None, capacity: int = 3000) -> PreferenceBuffer:

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ...envs.mdp.checks import check_number, check_size, require
+from ...envs.mdp.checks import check_number, check_seed, check_size, require
 from ...wrappers import Segment
 
 Label = Literal["left", "right", "equal", "skip"]
@@ -158,6 +158,7 @@ class TrueReturnLabeller(_AtOnce):
         self.noise = check_number(noise, "noise", low=0.0, high=0.5)
         self.tie = check_number(tie, "tie", low=0.0, high=math.inf, open_high=True)
         self.temperature = check_number(temperature, "temperature", low=0.0, high=math.inf, open_high=True)
+        check_seed(seed)
         self.rng = np.random.default_rng(seed)
 
     def _label(self, pair: Pair) -> Label:

@@ -43,7 +43,9 @@ from ...wrappers import LearnedReward, SegmentRecorder
 from ...wrappers.learned_reward import RewardFunction
 from ..common.leader import Callback, Callbacks
 from ..common.storage import decode, encode, read_leader, storable, write_leader
+from ..common.tabular import source_of_file
 from ..common.worlds import EnvSpec, Vectorisation
+from ..files import reading
 from ..oracles.replay import played_actions
 from ..oracles.sb3 import Answering, FollowerSpec, Generators, SB3Follower, follower_name, follower_of_file
 from .buffer import PreferenceBuffer
@@ -665,17 +667,14 @@ class PreferenceLearner(ABC):
             ValueError: a truncated file, that of another method or environment, something that is missing or another.
         """
         header, tensors = read_leader(path, cls.__name__)
-        kwargs = None
-        if env is None:
-            env, kwargs = header["source"]["env_id"], decode(header["source"]["env_kwargs"])
-            require(env is not None, "env", "the environment, which was given as an object", None)
-        require(header["own_net"] == (net is not None), "net", "the net of the config, if it had one", repr(net))
-        assert env is not None
-        spec = follower_of_file(header["follower"], follower, path)
-        config = replace(decode(header["config"]), net=net)
-        learner = cls._again(env, spec, config, labeller, header["seed"], kwargs, header["method"])
-        learner.worlds.signature(config.length).require_same(Signature(**header["signature"]), path)
-        learner._take_back(header, tensors, path)
+        with reading(path):
+            env, kwargs = source_of_file(header, env, "env")
+            require(header["own_net"] == (net is not None), "net", "the net of the config, if it had one", repr(net))
+            spec = follower_of_file(header["follower"], follower, path)
+            config = replace(decode(header["config"]), net=net)
+            learner = cls._again(env, spec, config, labeller, header["seed"], kwargs, header["method"])
+            learner.worlds.signature(config.length).require_same(Signature(**header["signature"]), path)
+            learner._take_back(header, tensors, path)
         return learner
 
     @classmethod
@@ -700,7 +699,10 @@ class PreferenceLearner(ABC):
                 f.follower.forget_replay()
         except (ValueError, KeyError, RuntimeError) as error:
             raise ValueError(f"follower: expected what {path} was trained with, got another ({error})") from error
-        for name, value in header["counters"].items():
+        for name in _COUNTERS:
+            value, present = header["counters"][name], getattr(self, name)
+            fits = isinstance(value, int) and value >= 0 and isinstance(value, bool) == isinstance(present, bool)
+            require(fits, name, f"a number like {present}", repr(value))
             setattr(self, name, value)
         self.rng = np.random.default_rng([*_entropy(self.seed), self.iteration])  # not the draws of the start again
         if self.labeller.first_id:

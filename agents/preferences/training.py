@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...envs.mdp.checks import check_number, check_size, require
+from ..files import restore_optimizer
 from .bradley_terry import cross_entropy
 from .buffer import Batch, PreferenceBuffer
 from .reward_model import NUMBERS, RewardModel
@@ -160,4 +161,4 @@ class RewardTrainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])

@@ -79,7 +79,7 @@ class PreferenceWorlds:
         gamma: float | None = None,
     ) -> None:
         self._env, self._vec_env = env, vec_env
-        self.source = Source(env, dict(env_kwargs or {})) if isinstance(env, str) else Source(None, {})
+        self.source = Source.of(env, env_kwargs)
         self.problem: TabularProblem | None = None
         self.true_reward: str | None = None
         self.wage: str | None = None

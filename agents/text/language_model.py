@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...envs.mdp.checks import check_size, require
 from ...envs.text import WordTokeniser
+from ..files import reading
 
 WEIGHTS = "word_model.npz"
 
@@ -100,14 +101,17 @@ def load_word_model(path: str | Path | None = None) -> WordModel:
     if path is None:
         with as_file(files(__package__).joinpath(WEIGHTS)) as own:
             return load_word_model(own)
-    with np.load(path, allow_pickle=False) as held:
-        words = tuple(str(word) for word in held["words"])
-        weights = {name: torch.from_numpy(held[name]) for name in held.files if name != "words"}
-    known = WordTokeniser().words
-    require(words == known, "path", f"a model of the grammar's {len(known)} words", f"{path}, of {len(words)} others")
-    size, embedding = weights["embedding.weight"].shape
-    model = WordModel(size, embedding, width=weights["head.weight"].shape[1])
-    model.load_state_dict(weights)
+    with reading(path, "word model"):
+        with np.load(path, allow_pickle=False) as held:
+            words = tuple(str(word) for word in held["words"])
+            weights = {name: torch.from_numpy(held[name]) for name in held.files if name != "words"}
+        known = WordTokeniser().words
+        require(
+            words == known, "path", f"a model of the grammar's {len(known)} words", f"{path}, of {len(words)} others"
+        )
+        size, embedding = weights["embedding.weight"].shape
+        model = WordModel(size, embedding, width=weights["head.weight"].shape[1])
+        model.load_state_dict(weights)
     return model
 
 

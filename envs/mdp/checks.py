@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,9 +53,18 @@ def check_distribution(tensor: Tensor, name: str) -> None:
 
 def check_size(value: object, name: str) -> int:
     """Return ``value`` as an int; raise ``ValueError`` unless it is a whole number of at least one."""
-    whole = isinstance(value, int) or (hasattr(value, "__index__") and not isinstance(value, bool))
-    require(whole and not isinstance(value, bool) and int(value) >= 1, name, "a whole number >= 1", repr(value))  # type: ignore[call-overload]
-    return int(value)  # type: ignore[call-overload, no-any-return]
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = 0
+    require(number >= 1 and not isinstance(value, bool), name, "a whole number >= 1", repr(value))
+    return number
+
+
+def check_seed(seed: object, name: str = "seed") -> None:
+    """Raise ``ValueError`` unless ``seed`` is None or a whole number that is not negative."""
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and bool(seed >= 0)
+    require(seed is None or whole, name, "None or a whole number >= 0", repr(seed))
 
 
 def check_number(
@@ -68,9 +79,11 @@ def check_number(
     """Return ``value`` as a float; raise ``ValueError`` unless it lies in the stated interval."""
     left, right = ("(" if open_low or low == -math.inf else "["), (")" if open_high or high == math.inf else "]")
     expected = f"a number in {left}{low:g}, {high:g}{right}"
+    single = not isinstance(value, (str, bytes, bytearray)) and getattr(value, "ndim", 0) == 0
+    require(single, name, expected, repr(value))
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{name}: expected {expected}, got {value!r}") from error
     inside = (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
     require(inside and not isinstance(value, bool), name, expected, repr(value))

@@ -32,6 +32,7 @@ class _Reader:
     """The lines of one file, with its metadata; its errors name the file and the line."""
 
     def __init__(self, path: PathName, name: str, metadata: bool = True) -> None:
+        require(isinstance(path, (str, PathLike)), name, "a file's path", repr(path))
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{name}: no such file: {str(self.path)!r}")

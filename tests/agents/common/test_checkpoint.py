@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import bilevel_gym  # noqa: F401  registers the environments
+from benchmarks.survival import contents, differences, survive
 from bilevel_gym.agents import Checkpoint, TabularPBRL
-from bilevel_gym.agents.common.storage import clear_parts, write_whole
-from tests.resuming import contents, differences
+from bilevel_gym.agents.files import clear_parts, write_whole
 
 TWO = "bilevel_gym/TwoState-v0"
 
@@ -192,3 +192,16 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
     TabularPBRL(TWO).save(link)
     assert link.is_symlink()
     assert (tmp_path / "disk" / "leader.zip").is_file()
+
+
+# --- SIGKILL ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "kills"), [("TabularPBRL", 2), ("PBRL, DQN", 1)])
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(name: str, kills: int) -> None:
+    """``python -m benchmarks survival`` kills more runs, and each twenty times."""
+    found = survive(name, kills)
+    assert found["kills"] >= 1
+    assert found["exit_code"] == 0
+    assert found["differences"] == {"leader.zip": [], "final.zip": [], "log": []}
+    assert found["left"] == ["final.zip", "leader.zip", "log"]

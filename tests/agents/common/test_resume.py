@@ -19,6 +19,7 @@ from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
 
 import bilevel_gym  # noqa: F401  registers the environments
+from benchmarks.survival import contents, differences
 from bilevel_gym.agents import (
     CMAES,
     HPGD,
@@ -48,7 +49,6 @@ from bilevel_gym.agents import (
     TabularPBRLConfig,
     ZeroOrder,
 )
-from tests.resuming import contents, differences
 
 TWO, GAME, LQ = "bilevel_gym/TwoState-v0", "bilevel_gym/StackelbergGame-v0", "bilevel_gym/LQStackelberg-v0"
 INCENTIVE = "bilevel_gym/incentive_design_v0"
@@ -157,7 +157,7 @@ SAMPLED: dict[str, tuple[str, Any, dict[str, Any], Any, int]] = {
         built(PPO, gamma=0.95, use_sde=True, n_steps=16, batch_size=32, policy_kwargs=NET),
         {},
         None,
-        2600,
+        8000,
     ),
     "TD3": (LQ, noisy(TD3), {}, None, 3600),
     "TQC": (LQ, built(TQC, gamma=0.95, **OFF), {}, None, 3600),

@@ -1,0 +1,293 @@
+"""Runs that are killed: SIGKILL at random moments, and what is left in the end, to the bit.
+
+A process learns with a ``Checkpoint`` and is killed after a random time; the next one loads the file and resumes, to be killed
+again. The last one comes to its end. Then its files, of the leader with its followers, replay buffers, generators and records,
+and the log are compared with those of a process that nobody killed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import signal
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import A2C, DQN, PPO, SAC
+from stable_baselines3.common.logger import configure
+from tqdm.auto import tqdm
+
+from bilevel_gym.agents import (
+    CMAES,
+    PBRL,
+    BellmanPenalty,
+    Checkpoint,
+    CMAESConfig,
+    Hypergradient,
+    PBRLConfig,
+    Rollouts,
+    TabularPBRL,
+)
+
+from .common import Data, markdown_table
+
+KILLS = 20
+GAME, LQ = "bilevel_gym/StackelbergGame-v0", "bilevel_gym/LQStackelberg-v0"
+SMALL = PBRLConfig(n_envs=4, follower_steps=64, warmup_steps=64, estimator=Rollouts(n_envs=8), eval_every=5)
+NET: dict[str, Any] = {"net_arch": [16]}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to be killed.
+
+    Attributes:
+        make: what builds its leader.
+        load: what reads it back.
+        total: what ``learn`` is given.
+        every: outer iterations between checkpoints.
+    """
+
+    make: Callable[[], Any]
+    load: Callable[[Path], Any]
+    total: int
+    every: int
+
+
+def dqn(venv: Any) -> DQN:
+    """A small DQN with a small buffer."""
+    return DQN(
+        "MlpPolicy", venv, gamma=0.9, learning_starts=64, batch_size=64, buffer_size=4000, policy_kwargs=dict(NET)
+    )
+
+
+def sac(venv: Any) -> SAC:
+    """A small SAC with a small buffer."""
+    return SAC(
+        "MlpPolicy", venv, gamma=0.95, learning_starts=64, batch_size=64, buffer_size=4000, policy_kwargs=dict(NET)
+    )
+
+
+def _game(follower: Any, penalty: Any = None, config: PBRLConfig = SMALL) -> PBRL:
+    return PBRL(GAME, follower, penalty, config, env_kwargs={"n_states": 5})
+
+
+def _in_processes() -> PBRL:
+    return _game(PPO, config=PBRLConfig(**{**vars(SMALL), "vec_env": "subproc", "n_envs": 2, "estimator": Rollouts(2)}))
+
+
+RUNS: dict[str, Run] = {
+    "TabularPBRL": Run(lambda: TabularPBRL(GAME, env_kwargs={"n_states": 20}), TabularPBRL.load, 400, 5),
+    "Hypergradient": Run(lambda: Hypergradient(GAME, env_kwargs={"n_states": 20}), Hypergradient.load, 400, 5),
+    "PBRL, A2C": Run(lambda: _game(A2C), PBRL.load, 40_000, 2),
+    "PBRL, DQN": Run(lambda: _game(dqn), lambda path: PBRL.load(path, dqn), 25_000, 2),
+    "PBRL, DQN, Bellman penalty": Run(
+        lambda: _game(dqn, BellmanPenalty(lam=4.0)), lambda path: PBRL.load(path, dqn), 25_000, 2
+    ),
+    "PBRL, SAC": Run(
+        lambda: PBRL(LQ, sac, config=SMALL, env_kwargs={"gamma": 0.95}), lambda path: PBRL.load(path, sac), 12_000, 1
+    ),
+    "PBRL, PPO in worker processes": Run(_in_processes, PBRL.load, 8_000, 1),
+    "PBRL over a game, A2C": Run(
+        lambda: PBRL(
+            "bilevel_gym/incentive_design_v0",
+            A2C,
+            config=PBRLConfig.for_a_game(n_envs=4, follower_steps=64, warmup_steps=64, estimator=Rollouts(8)),
+        ),
+        PBRL.load,
+        60_000,
+        2,
+    ),
+    "CMAES, A2C": Run(
+        lambda: CMAES("bilevel_gym/TwoState-v0", A2C, CMAESConfig(follower_steps=256, n_envs=4, rollout_envs=8)),
+        CMAES.load,
+        40_000,
+        1,
+    ),
+}
+
+
+def work(name: str, folder: Path, connection: Any) -> None:
+    """Begin a run, or resume it from its checkpoint; ``connection`` is told each iteration. For a process of its own."""
+    torch.set_num_threads(1)
+    run, path = RUNS[name], folder / "leader.zip"
+    resumed = path.exists()
+    leader = run.load(path) if resumed else run.make()
+    leader.set_logger(configure(str(folder / "log"), ["csv"]))
+    callbacks = [Checkpoint(path, every=run.every), lambda one: connection.send(one.iteration)]
+    connection.send(leader.iteration)
+    if resumed:
+        leader.resume(callbacks)
+    else:
+        leader.learn(run.total, callbacks)
+    leader.save(folder / "final.zip", replay=True)
+    if hasattr(leader, "close"):
+        leader.close()
+
+
+@dataclass(frozen=True)
+class Lived:
+    """How one process fared.
+
+    Attributes:
+        first: iterations at its start.
+        last: the last iteration that it told of.
+        killed: whether it was.
+        seconds: from its start to its end, without imports.
+        exit_code: of the process.
+    """
+
+    first: int
+    last: int
+    killed: bool
+    seconds: float
+    exit_code: int | None
+
+
+def live(name: str, folder: Path, kill_after: float | None) -> Lived:
+    """A process that begins or resumes a run, killed so many seconds after it has begun to learn."""
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.survival"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(name, folder, theirs))
+    process.start()
+    theirs.close()
+    told = []
+    try:
+        told.append(ours.recv())
+        start = time.monotonic()
+        while kill_after is None or time.monotonic() - start < kill_after:
+            left = None if kill_after is None else max(0.0, kill_after - (time.monotonic() - start))
+            if ours.poll(left):
+                told.append(ours.recv())
+        process.kill()
+        while True:
+            told.append(ours.recv())
+    except EOFError:
+        seconds = time.monotonic() - start if told else 0.0
+    process.join()
+    ours.close()
+    killed = process.exitcode == -signal.SIGKILL
+    return Lived(told[0] if told else -1, told[-1] if told else -1, killed, seconds, process.exitcode)
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """Header, tensors and arrays of a leader file."""
+    found: dict[str, Any] = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            data = io.BytesIO(archive.read(name))
+            if name.endswith(".json"):
+                found[name] = json.loads(data.read())
+            elif name.endswith(".pt"):
+                found[name] = torch.load(data, weights_only=True)
+            else:
+                found[name] = np.load(data, allow_pickle=False)
+    return found
+
+
+def differences(one: Any, other: Any, where: str = "") -> list[str]:
+    """Where two nested things differ by a bit."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        one, other = one.numpy(), other.numpy()
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        same = one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+        return [] if same else [where]
+    if type(one) is not type(other):
+        return [f"{where} ({type(one).__name__}, {type(other).__name__})"]
+    if isinstance(one, dict):
+        if one.keys() != other.keys():
+            return [f"{where} {sorted(one.keys() ^ other.keys())}"]
+        return [d for key in one for d in differences(one[key], other[key], f"{where}/{key}")]
+    if isinstance(one, (list, tuple)):
+        if len(one) != len(other):
+            return [f"{where} (lengths {len(one)}, {len(other)})"]
+        return [d for i, pair in enumerate(zip(one, other, strict=True)) for d in differences(*pair, f"{where}[{i}]")]
+    return [] if one == other or (one != one and other != other) else [f"{where} ({one}, {other})"]
+
+
+def survive(name: str, kills: int, seed: int = 0) -> Data:
+    """Kill a run so many times; what became of it."""
+    rng = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, broken = Path(folder) / "whole", Path(folder) / "broken"
+        whole.mkdir()
+        broken.mkdir()
+        unbroken = live(name, whole, None)
+        assert unbroken.exit_code == 0
+        lives, half_written = [], 0
+        for _ in range(kills):
+            lives.append(live(name, broken, float(rng.uniform(0.0, 2.0 * unbroken.seconds / kills))))
+            half_written += len(list(broken.glob("*.part")))
+        lives.append(live(name, broken, None))
+        found = {
+            file: differences(contents(whole / file), contents(broken / file)) for file in ("leader.zip", "final.zip")
+        }
+        logs = [(place / "log" / "progress.csv").read_bytes() for place in (whole, broken)]
+        found["log"] = [] if logs[0] == logs[1] else ["progress.csv"]
+        size = (whole / "leader.zip").stat().st_size
+        left = sorted(entry.name for entry in broken.iterdir())
+    starts = [life.first for life in lives[1:]]
+    return {
+        "run": name,
+        "kills": sum(life.killed for life in lives),
+        "half_written": half_written,
+        "iterations": unbroken.last,
+        "iterations_again": sum(max(0, life.last - start) for life, start in zip(lives, starts, strict=False)),
+        "every": RUNS[name].every,
+        "seconds": round(unbroken.seconds, 2),
+        "bytes": size,
+        "differences": found,
+        "left": left,
+        "exit_code": lives[-1].exit_code,
+    }
+
+
+def run(quick: bool, jobs: int) -> Data:
+    """Kill every run."""
+    names = list(RUNS)[:3] if quick else list(RUNS)
+    return {"runs": [survive(name, 3 if quick else KILLS) for name in tqdm(names, desc="runs")]}
+
+
+def table(data: Data) -> str:
+    """A row a run."""
+    rows = []
+    for row in data["runs"]:
+        different = sum(len(found) for found in row["differences"].values())
+        clean = row["left"] == ["final.zip", "leader.zip", "log"]
+        equal = different == 0 and row["exit_code"] == 0 and clean
+        rows.append(
+            [
+                row["run"],
+                str(row["kills"]),
+                str(row["half_written"]),
+                f"{row['iterations']}, every {row['every']}",
+                str(row["iterations_again"]),
+                f"{row['bytes'] / 1000:.0f} kB",
+                "equal to the bit" if equal else f"**{different} differences**",
+            ]
+        )
+    heads = [
+        "run",
+        "kills",
+        "amid a write",
+        "iterations, checkpoints",
+        "iterations made twice",
+        "file",
+        "files and log",
+    ]
+    killed = sum(row["kills"] for row in data["runs"])
+    kept = f"{killed} processes were killed. Target: files and logs equal to the bit to those of a run that was not."
+    note = (
+        "A kill that finds the process already at its end counts for none. Half-written files are cleared by the next "
+        "process. The followers are small and the runs short, so that kills come within iterations and between them."
+    )
+    return f"{kept}\n\n{markdown_table(heads, rows)}\n\n{note}"

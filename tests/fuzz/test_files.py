@@ -1,0 +1,238 @@
+"""Every file that is read, damaged or forged: it is refused by a ``ValueError`` that names it, or it is harmless."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from stable_baselines3 import A2C, DQN
+
+import bilevel_gym
+from bilevel_gym.agents import (
+    CMAES,
+    DRLHF,
+    HPGD,
+    PBRL,
+    CMAESConfig,
+    HPGDConfig,
+    Hypergradient,
+    PBRLConfig,
+    PreferenceConfig,
+    PreferencePBRL,
+    Rollouts,
+    SingleLoop,
+    SingleLoopConfig,
+    Softmax,
+    TabularCMAES,
+    TabularPBRL,
+    TabularPBRLConfig,
+)
+from bilevel_gym.agents.preferences.files import preferences_as_bytes, read_preferences
+from bilevel_gym.agents.text.language_model import load_word_model
+from tests.fuzz.hostile import DELETED, changed, damaged, fuzz, json_values, little_memory, paths, tensors
+
+TWO, GAME = "bilevel_gym/TwoState-v0", "bilevel_gym/StackelbergGame-v0"
+SMALL = PBRLConfig(n_envs=2, follower_steps=8, warmup_steps=8, estimator=Rollouts(n_envs=2), eval_every=2)
+ASKED = PreferenceConfig(labels=6, first_labels=4, length=4, first_steps=32, follower_steps=16, n_envs=2, ensemble=1)
+
+
+def tiny_dqn(venv: Any) -> DQN:
+    return DQN(
+        "MlpPolicy", venv, gamma=0.9, buffer_size=60, learning_starts=4, batch_size=4, policy_kwargs={"net_arch": [4]}
+    )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A leader whose files are damaged."""
+
+    make: Callable[[], Any]
+    total: int
+    load: Callable[[Path], Any]
+
+
+KINDS = {
+    "PBRL": Kind(lambda: TabularPBRL(TWO, config=TabularPBRLConfig(follower=Softmax(0.2))), 3, TabularPBRL.load),
+    "hypergradient": Kind(lambda: Hypergradient(TWO), 3, Hypergradient.load),
+    "HPGD": Kind(lambda: HPGD(TWO, HPGDConfig(episodes=2)), 3, HPGD.load),
+    "CMA-ES": Kind(lambda: TabularCMAES(TWO), 3, TabularCMAES.load),
+    "single loop": Kind(
+        lambda: SingleLoop(TWO, SingleLoopConfig(tau=0.3, block=5), env_kwargs={"tau": 0.3}), 30, SingleLoop.load
+    ),
+    "sampled PBRL": Kind(lambda: PBRL(TWO, A2C, config=SMALL), 200, PBRL.load),
+    "sampled PBRL, replay": Kind(
+        lambda: PBRL(GAME, tiny_dqn, config=SMALL, env_kwargs={"n_states": 2}),
+        500,
+        lambda path: PBRL.load(path, tiny_dqn),
+    ),
+    "sampled CMA-ES": Kind(
+        lambda: CMAES(TWO, A2C, CMAESConfig(follower_steps=16, n_envs=2, rollout_envs=2, population=2)), 60, CMAES.load
+    ),
+    "DRLHF": Kind(lambda: DRLHF("bilevel_gym/RewardGrid-v0", A2C, ASKED), 64, DRLHF.load),
+    "preference PBRL": Kind(
+        lambda: PreferencePBRL("bilevel_gym/RewardGrid-v0", A2C, config=ASKED), 64, PreferencePBRL.load
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def memory() -> Iterator[None]:
+    with little_memory():
+        yield
+
+
+@cache
+def folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="fuzz"))
+
+
+@cache
+def whole(name: str) -> bytes:
+    """A good file of a run that was cut off."""
+    kind, path = KINDS[name], folder() / "whole.zip"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        leader = kind.make()
+        leader.learn(kind.total, lambda one: one.iteration < 2)
+        leader.save(path, replay=True)
+    return path.read_bytes()
+
+
+def parts(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def packed(entries: dict[str, bytes]) -> bytes:
+    blob = io.BytesIO()
+    with zipfile.ZipFile(blob, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return blob.getvalue()
+
+
+def saved(tree: Any) -> bytes:
+    blob = io.BytesIO()
+    torch.save(tree, blob)
+    return blob.getvalue()
+
+
+@st.composite
+def forged(draw: Any, name: str) -> bytes:
+    """A leader file with something wrong in its bytes, its header, its tensors, or the bytes of one of its entries."""
+    data = whole(name)
+    kind = draw(st.sampled_from(["bytes", "header", "header", "tensors", "tensors", "entry"]))
+    if kind == "bytes":
+        return bytes(draw(damaged(data)))
+    entries = parts(data)
+    if kind == "entry":
+        entry = draw(st.sampled_from(sorted(entries)))
+        return packed(entries | {entry: draw(damaged(entries[entry]))})
+    entry = "leader.json" if kind == "header" else "tensors.pt"
+    tree = json.loads(entries[entry]) if kind == "header" else torch.load(io.BytesIO(entries[entry]), weights_only=True)
+    for _ in range(draw(st.integers(1, 2))):
+        where = draw(st.sampled_from(paths(tree)))
+        other = json_values() if kind == "header" else tensors()
+        tree = changed(tree, where, draw(st.one_of(other, st.just(DELETED))))
+    return packed(entries | {entry: json.dumps(tree).encode() if kind == "header" else saved(tree)})
+
+
+def refused_or_read(load: Callable[[Path], Any], path: Path) -> Any:
+    """What a file gives; None where it is refused as it should be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return load(path)
+        except ValueError as error:
+            if str(path) not in str(error):
+                raise AssertionError("an error that does not name the file") from error
+            return None
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_forged_leader_file(name: str) -> None:
+    kind = KINDS[name]
+
+    @fuzz(12)
+    @given(st.data())
+    def attempt(data: Any) -> None:
+        path = folder() / "forged.zip"
+        path.write_bytes(data.draw(forged(name)))
+        leader = refused_or_read(kind.load, path)
+        if leader is None:
+            return
+        leader.save(folder() / "again.zip", replay=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with suppress(ValueError, FloatingPointError):  # what is read can be learned on with, or says what is wrong
+                leader.resume(lambda _: False)
+        if hasattr(leader, "close"):
+            leader.close()
+
+    attempt()
+
+
+@cache
+def preferences() -> bytes:
+    learner = DRLHF("bilevel_gym/RewardGrid-v0", A2C, ASKED)
+    learner.learn(32)
+    pairs = {100 + i: preference.pair for i, preference in enumerate(learner.buffer)}
+    return preferences_as_bytes(learner.buffer, pairs, learner.worlds.signature(ASKED.length))
+
+
+@fuzz(40)
+@given(st.data())
+def test_a_forged_preference_file(data: Any) -> None:
+    from bilevel_gym.agents.preferences.files import MAGIC, _record, _records
+
+    good = preferences()
+    if data.draw(st.booleans()):
+        bad = data.draw(damaged(good))
+    else:  # one record's payload, under a sum that is right
+        records = [(kind, payload) for kind, payload, _ in _records(good, len(MAGIC))]
+        i = data.draw(st.integers(0, len(records) - 1))
+        kind, payload = records[i]
+        if kind != b"Q" and data.draw(st.booleans()):
+            tree = json.loads(payload)
+            tree = changed(tree, data.draw(st.sampled_from(paths(tree))), data.draw(json_values()))
+            records[i] = (kind, json.dumps(tree).encode())
+        else:
+            records[i] = (data.draw(st.sampled_from([kind, b"Q", b"A", b"H", b"Z"])), data.draw(damaged(payload)))
+        bad = MAGIC + b"".join(_record(*record) for record in records)
+    path = folder() / "forged.preferences"
+    path.write_bytes(bad)
+    found = refused_or_read(read_preferences, path)
+    if found is not None:
+        assert all(label in ("left", "right", "equal", "skip") for _, label in found.answered)
+        assert isinstance(found.pending, dict)
+
+
+@fuzz(15)
+@given(st.data())
+def test_a_forged_language_model(data: Any) -> None:
+    good = Path(bilevel_gym.__file__).parent / "agents" / "text" / "word_model.npz"
+    path = folder() / "forged.npz"
+    path.write_bytes(data.draw(damaged(good.read_bytes())))
+    refused_or_read(load_word_model, path)
+
+
+def test_what_the_fuzzers_begin_with_is_read() -> None:
+    for name, kind in KINDS.items():
+        path = folder() / "whole.zip"
+        path.write_bytes(packed(parts(whole(name))))
+        assert kind.load(path).iteration >= 1
+    (folder() / "whole.preferences").write_bytes(preferences())
+    assert len(read_preferences(folder() / "whole.preferences").answered) >= 4
