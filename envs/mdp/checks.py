@@ -90,6 +90,14 @@ def check_number(
     return number
 
 
+def number_in(text: str) -> float | str:
+    """The number that a text is; the text where it is none, for a check to name."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def check_gamma(gamma: object) -> float:
     """Return the discount as a float; it must lie in [0, 1)."""
     return check_number(gamma, "gamma", low=0.0, high=1.0, open_high=True)

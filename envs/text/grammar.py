@@ -16,18 +16,9 @@ from itertools import accumulate
 
 import numpy as np
 
-from ..mdp.checks import check_number, require
+from ..mdp.checks import check_number, number_in, require
 
 Rule = tuple[tuple[str, ...], ...]
-
-
-def _weight(text: str) -> float:
-    """A positive number from text; raises ``ValueError`` where it is none."""
-    try:
-        number: object = float(text)
-    except ValueError:
-        number = text
-    return check_number(number, "weight", low=0.0, open_low=True, open_high=True)
 
 
 class Grammar:
@@ -47,7 +38,10 @@ class Grammar:
             require(bool(colon), "text", "lines 'SYMBOL: weight word ... | ...'", repr(line))
             options = [option.split() for option in right.split("|")]
             require(all(len(option) >= 2 for option in options), "text", "a weight and words in every option", line)
-            weights = [_weight(option[0]) for option in options]
+            weights = [
+                check_number(number_in(option[0]), "weight", low=0.0, open_low=True, open_high=True)
+                for option in options
+            ]
             self._rules[symbol.strip()] = tuple(tuple(option[1:]) for option in options)
             self._cumulated[symbol.strip()] = [partial / sum(weights) for partial in accumulate(weights)]
         require(len(self._rules) > 0, "text", "one rule or more", "none")

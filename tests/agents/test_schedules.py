@@ -54,7 +54,6 @@ def test_a_number_is_a_constant_schedule() -> None:
         Constant(0.0),
         Linear(1.0, 0.0),
         Linear(-1.0, 1.0),
-        Linear(1.0, math.nan),
         Quench(-1.0, 1.0),
         Quench(1.0, 0.0),
     ],
@@ -62,6 +61,12 @@ def test_a_number_is_a_constant_schedule() -> None:
 def test_bad_ends_are_named(value: Any) -> None:
     with pytest.raises(ValueError, match=r"^rate: expected a number in "):
         as_schedule(value, "rate", positive=True)
+
+
+def test_ends_are_numbers() -> None:
+    for build in (lambda: Linear(1.0, math.nan), lambda: Quench(1.0, "low"), lambda: Linear(None, 1.0)):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"^(start|end): expected a number in "):
+            build()
 
 
 @pytest.mark.parametrize(
