@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -137,31 +138,32 @@ def load(folder: Path, name: str = "RUN") -> Any:
 
 def _learn(leader: Any, settings: Settings, folder: Path, extras: Extras, upto: int | None) -> dict[str, Any]:
     from ..agents import Checkpoint
+    from ..agents.common.leader import Leader
 
     tracking = None
     if extras.track:
         name = f"{settings.env_name}__{settings.name}__{settings.seed}"
         tracking = Tracking(extras.project, name, asdict(settings), folder, extras.entity)
-    logger = new_logger(folder, upto, extras.tensorboard_log, tracking)
+    told = isinstance(leader, Leader)  # it tells a new logger what was logged before
+    logger = new_logger(folder, None if told else upto, extras.tensorboard_log, tracking)
     leader.set_logger(logger)
-    callbacks: list[Callable[[Any], None]] = []
+    callbacks: list[Callable[[Any], bool | None]] = []
     if settings.eval_freq is not None and catalogue.kind(type(leader)) == "preferences":
         callbacks.append(_Judge(settings.eval_freq))
-    if extras.save_freq is not None:
-        callbacks.append(Checkpoint(folder / LEADER, extras.save_freq))
+    callbacks.append(Checkpoint(folder / LEADER, sys.maxsize if extras.save_freq is None else extras.save_freq))
     start = time.perf_counter()
     try:
         with one_thread():
             leader.learn(
                 settings.n_timesteps - (upto or 0),
-                _in_turn(callbacks) if callbacks else None,
+                callbacks,
                 extras.progress,
                 reset_num_timesteps=upto is None,
             )
-            leader.save(folder / LEADER)
             return _finish(leader, settings, folder, time.perf_counter() - start)
-    except KeyboardInterrupt:
-        leader.save(folder / LEADER)
+    except KeyboardInterrupt:  # a checkpoint is of a whole iteration: one that is there stays
+        if not (folder / LEADER).is_file():
+            leader.save(folder / LEADER)
         raise
     except Exception as error:
         raise RunFailed(f"{type(error).__name__}: {error}") from error
@@ -169,14 +171,6 @@ def _learn(leader: Any, settings: Settings, folder: Path, extras: Extras, upto: 
         logger.close()
         if hasattr(leader, "close"):
             leader.close()
-
-
-def _in_turn(callbacks: list[Callable[[Any], None]]) -> Callable[[Any], None]:
-    def call(leader: Any) -> None:
-        for callback in callbacks:
-            callback(leader)
-
-    return call
 
 
 class _Judge:

@@ -432,8 +432,9 @@ def check_tables(state: Any, fresh: Any, level: LowerLevel[Any, Any, Any], name:
     if isinstance(fresh, Tensor):
         alike = state.shape == fresh.shape and state.dtype == fresh.dtype
         require(alike, name, f"{fresh.dtype} of shape {tuple(fresh.shape)}", f"{state.dtype} of {tuple(state.shape)}")
-    if state.dtype not in (torch.uint8, torch.int64):
+    if fresh is None:
         require(state.dtype == torch.float64, name, "float64", state.dtype)
+    if state.is_floating_point():
         require(bool(torch.isfinite(state).all()), name, "finite numbers", "others")
     if fresh is None and isinstance(level, TabularLevel):
         view, n_actions = level.views[0], [mdp.n_actions for mdp in level.views]

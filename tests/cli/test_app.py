@@ -104,7 +104,9 @@ def test_a_run_is_resumed_to_its_own_length(call: Call) -> None:
 def test_checkpoints_are_written_on_the_way(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
     save = TabularPBRL.save
-    monkeypatch.setattr(TabularPBRL, "save", lambda self, path: saved.append(self.iteration) or save(self, path))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(
+        TabularPBRL, "save", lambda self, path, replay=False: saved.append(self.iteration) or save(self, path)
+    )  # type: ignore[func-returns-value]
     assert call("train", *EXACT, "-n", "10", "--save-freq", "4").code == 0
     assert saved == [4, 8, 10]
 
