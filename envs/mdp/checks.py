@@ -75,11 +75,12 @@ def check_number(
     high: float = math.inf,
     open_low: bool = False,
     open_high: bool = False,
+    text: bool = False,
 ) -> float:
-    """Return ``value`` as a float; raise ``ValueError`` unless it lies in the stated interval."""
+    """Return ``value`` as a float; raise ``ValueError`` unless it lies in the stated interval. ``text``: of a file, a text."""
     left, right = ("(" if open_low or low == -math.inf else "["), (")" if open_high or high == math.inf else "]")
     expected = f"a number in {left}{low:g}, {high:g}{right}"
-    single = not isinstance(value, (str, bytes, bytearray)) and getattr(value, "ndim", 0) == 0
+    single = isinstance(value, (str, bytes, bytearray)) == text and getattr(value, "ndim", 0) == 0
     require(single, name, expected, repr(value))
     try:
         number = float(value)  # type: ignore[arg-type]
@@ -88,14 +89,6 @@ def check_number(
     inside = (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
     require(inside and not isinstance(value, bool), name, expected, repr(value))
     return number
-
-
-def number_in(text: str) -> float | str:
-    """The number that a text is; the text where it is none, for a check to name."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def check_gamma(gamma: object) -> float:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .checks import check_number, number_in, require
+from .checks import check_number, require
 from .road_network import RoadNetwork, on_a_circle
 
 PathName = str | PathLike[str]
@@ -61,7 +61,7 @@ class _Reader:
     def number(self, line: int, text: str, what: str, low: float = 0.0) -> float:
         """A finite number of a line."""
         try:
-            return check_number(number_in(text), what, low=low, open_low=low == -math.inf, open_high=True)
+            return check_number(text, what, low=low, open_low=low == -math.inf, open_high=True, text=True)
         except ValueError as error:
             raise ValueError(f"{self.path}, line {line}: {error}") from error
 

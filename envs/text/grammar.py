@@ -16,7 +16,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from ..mdp.checks import check_number, number_in, require
+from ..mdp.checks import check_number, require
 
 Rule = tuple[tuple[str, ...], ...]
 
@@ -39,7 +39,7 @@ class Grammar:
             options = [option.split() for option in right.split("|")]
             require(all(len(option) >= 2 for option in options), "text", "a weight and words in every option", line)
             weights = [
-                check_number(number_in(option[0]), "weight", low=0.0, open_low=True, open_high=True)
+                check_number(option[0], "weight", low=0.0, open_low=True, open_high=True, text=True)
                 for option in options
             ]
             self._rules[symbol.strip()] = tuple(tuple(option[1:]) for option in options)

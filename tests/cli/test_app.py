@@ -104,9 +104,12 @@ def test_a_run_is_resumed_to_its_own_length(call: Call) -> None:
 def test_checkpoints_are_written_on_the_way(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
     save = TabularPBRL.save
-    monkeypatch.setattr(
-        TabularPBRL, "save", lambda self, path, replay=False: saved.append(self.iteration) or save(self, path)
-    )  # type: ignore[func-returns-value]
+
+    def told(self: TabularPBRL, path: Path, replay: bool = False) -> Path:
+        saved.append(self.iteration)
+        return save(self, path, replay)
+
+    monkeypatch.setattr(TabularPBRL, "save", told)
     assert call("train", *EXACT, "-n", "10", "--save-freq", "4").code == 0
     assert saved == [4, 8, 10]
 
