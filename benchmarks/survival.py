@@ -85,17 +85,17 @@ def _in_processes() -> PBRL:
 
 
 RUNS: dict[str, Run] = {
-    "TabularPBRL": Run(lambda: TabularPBRL(GAME, env_kwargs={"n_states": 20}), TabularPBRL.load, 400, 5),
-    "Hypergradient": Run(lambda: Hypergradient(GAME, env_kwargs={"n_states": 20}), Hypergradient.load, 400, 5),
-    "PBRL, A2C": Run(lambda: _game(A2C), PBRL.load, 40_000, 2),
-    "PBRL, DQN": Run(lambda: _game(dqn), lambda path: PBRL.load(path, dqn), 25_000, 2),
+    "TabularPBRL": Run(lambda: TabularPBRL(GAME, env_kwargs={"n_states": 20}), TabularPBRL.load, 100, 3),
+    "Hypergradient": Run(lambda: Hypergradient(GAME, env_kwargs={"n_states": 20}), Hypergradient.load, 100, 3),
+    "PBRL, A2C": Run(lambda: _game(A2C), PBRL.load, 20_000, 2),
+    "PBRL, DQN": Run(lambda: _game(dqn), lambda path: PBRL.load(path, dqn), 12_000, 2),
     "PBRL, DQN, Bellman penalty": Run(
-        lambda: _game(dqn, BellmanPenalty(lam=4.0)), lambda path: PBRL.load(path, dqn), 25_000, 2
+        lambda: _game(dqn, BellmanPenalty(lam=4.0)), lambda path: PBRL.load(path, dqn), 12_000, 2
     ),
     "PBRL, SAC": Run(
         lambda: PBRL(LQ, sac, config=SMALL, env_kwargs={"gamma": 0.95}), lambda path: PBRL.load(path, sac), 12_000, 1
     ),
-    "PBRL, PPO in worker processes": Run(_in_processes, PBRL.load, 8_000, 1),
+    "PBRL, PPO in worker processes": Run(_in_processes, PBRL.load, 6_000, 1),
     "PBRL over a game, A2C": Run(
         lambda: PBRL(
             "bilevel_gym/incentive_design_v0",
@@ -103,7 +103,7 @@ RUNS: dict[str, Run] = {
             config=PBRLConfig.for_a_game(n_envs=4, follower_steps=64, warmup_steps=64, estimator=Rollouts(8)),
         ),
         PBRL.load,
-        60_000,
+        30_000,
         2,
     ),
     "CMAES, A2C": Run(
@@ -152,27 +152,27 @@ class Lived:
     exit_code: int | None
 
 
-def live(name: str, folder: Path, kill_after: float | None) -> Lived:
-    """A process that begins or resumes a run, killed so many seconds after it has begun to learn."""
+def live(name: str, folder: Path, kill: tuple[int, float] | None) -> Lived:
+    """A process that begins or resumes a run, killed so many iterations and so many seconds after it has begun to learn."""
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.survival"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(name, folder, theirs))
     process.start()
     theirs.close()
-    told = []
+    told: list[int] = []
+    start = time.monotonic()
     try:
         told.append(ours.recv())
         start = time.monotonic()
-        while kill_after is None or time.monotonic() - start < kill_after:
-            left = None if kill_after is None else max(0.0, kill_after - (time.monotonic() - start))
-            if ours.poll(left):
-                told.append(ours.recv())
+        while kill is None or told[-1] < told[0] + kill[0]:
+            told.append(ours.recv())
+        time.sleep(kill[1])
         process.kill()
         while True:
             told.append(ours.recv())
     except EOFError:
-        seconds = time.monotonic() - start if told else 0.0
+        seconds = time.monotonic() - start
     process.join()
     ours.close()
     killed = process.exitcode == -signal.SIGKILL
@@ -224,8 +224,10 @@ def survive(name: str, kills: int, seed: int = 0) -> Data:
         unbroken = live(name, whole, None)
         assert unbroken.exit_code == 0
         lives, half_written = [], 0
+        most = max(1, min(2 * unbroken.last // kills, unbroken.last // 2))
         for _ in range(kills):
-            lives.append(live(name, broken, float(rng.uniform(0.0, 2.0 * unbroken.seconds / kills))))
+            kill = int(rng.integers(most)), float(rng.uniform(0.0, unbroken.seconds / unbroken.last))
+            lives.append(live(name, broken, kill))
             half_written += len(list(broken.glob("*.part")))
         lives.append(live(name, broken, None))
         found = {
