@@ -10,12 +10,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
+
+from .mdp.checks import require
 
 if TYPE_CHECKING:
     import torch
@@ -108,3 +110,29 @@ class LeaderVectorEnv(VectorEnv[Any, Any, Any], ABC):
     @abstractmethod
     def commitment(self, obs: Any) -> NDArray[np.float32]:
         """What each copy's follower may be shown of its copy's x, ``[num_envs, commitment_size]``."""
+
+    _place: ClassVar[tuple[str, ...]] = ()
+
+    def place(self) -> dict[str, Any] | None:
+        """Where the copies stand, arrays by name and the generator's state; None where that cannot be told, or before a reset."""
+        found = {name: getattr(self, name) for name in self._place}
+        if not found or any(value is None for value in found.values()):
+            return None
+        return {"generator": self.np_random.bit_generator.state, **{name: np.array(found[name]) for name in found}}
+
+    def stand(self, place: dict[str, Any]) -> None:
+        """Go on from where :meth:`place` was called.
+
+        Raises:
+            ValueError: the place of another environment.
+        """
+        now = self.place()
+        fits = now is not None and all(
+            np.shape(place[name]) == now[name].shape and np.asarray(place[name]).dtype == now[name].dtype
+            for name in self._place
+        )
+        require(fits, "place", "that of such copies, after a reset", "another")
+        self.np_random.bit_generator.state = place["generator"]
+        for name in self._place:
+            value = np.array(place[name])
+            setattr(self, name, value if value.ndim else value.item())

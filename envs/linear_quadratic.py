@@ -293,6 +293,7 @@ class LinearQuadraticVectorEnv(_LinearLeader, LeaderVectorEnv):
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+    _place = ("_state", "_elapsed")
 
     def __init__(self, problem: LinearQuadraticProblem, num_envs: int, max_episode_steps: int | None = None) -> None:
         self.num_envs = check_size(num_envs, "num_envs")

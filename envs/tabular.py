@@ -316,6 +316,7 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+    _place = ("_state", "_elapsed")
 
     def __init__(self, problem: TabularProblem, num_envs: int, max_episode_steps: int | None = None) -> None:
         self.num_envs = check_size(num_envs, "num_envs")

@@ -39,6 +39,10 @@ class LearnedReward(VecEnvWrapper):
         self._now = np.array(obs)
         return obs
 
+    def observed(self, obs: NDArray[Any]) -> None:
+        """Go on from these observations, as after a step."""
+        self._now = np.array(obs)
+
     def step_async(self, actions: NDArray[Any]) -> None:
         self._taken = np.array(actions)
         self.venv.step_async(actions)

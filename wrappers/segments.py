@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from ..envs.mdp.checks import check_size, require
 
 Floats = NDArray[np.float64]
+_COLUMNS = ("actions", "rewards", "age", "ended")
 RUNNING, TERMINATED, CUT = 0, 1, 2
 """What a step did to its episode: nothing, ended it by itself, cut it (a time limit or a reset)."""
 
@@ -226,6 +227,52 @@ class SegmentRecorder(VecEnvWrapper):
         seen = len(images) > 0 and all(image is not None for image in images)
         require(seen, "pictures", "False for an environment that draws none (render_mode='rgb_array' is needed)", True)
         return np.stack([np.asarray(image, dtype=np.uint8) for image in images])
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    @property
+    def last_observation(self) -> NDArray[Any]:
+        """What each copy observed last, ``[n, ...]``."""
+        return np.array(self._now)
+
+    def arrays(self, whole: bool = False) -> dict[str, NDArray[Any]]:
+        """What has been recorded, by name, without a copy.
+
+        Args:
+            whole: all of each array, to be read into; else what has been filled.
+        """
+        found: dict[str, NDArray[Any]] = {
+            "obs": self._obs[: self._span if whole else self.steps],
+            **{name: getattr(self, f"_{name}")[: self.capacity if whole else self.steps] for name in _COLUMNS},
+        }
+        if self._images is not None:
+            found["images"] = self._images[: self.capacity if whole else self.steps]
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """The rest of the recorder, as arrays and numbers."""
+        heads = [(*key, frames) for key, frames in self._heads.items()]
+        images = None if self._images is None else list(self._images.shape[1:])
+        counts = {"steps": self.steps, "terminations": self.terminations}
+        return {**counts, "now": self._now, "age": self._episode_age, "heads": heads, "images": images}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave, with room for the arrays; the VecEnv below stands where it stood then.
+
+        Raises:
+            ValueError: the state of another recorder.
+        """
+        now, age = np.asarray(state["now"]), np.asarray(state["age"])
+        space = self.observation_space
+        fits = now.shape == (self.num_envs, *(space.shape or ())) and now.dtype == space.dtype
+        require(fits and age.shape == self._episode_age.shape, "recorder", f"observations in {space}", "others")
+        self.steps, self.terminations = int(state["steps"]), int(state["terminations"])
+        require(self.steps >= 0, "steps", "0 or more", self.steps)
+        self._now, self._episode_age = now.copy(), age.astype(np.int64)
+        self._heads = {(int(step), int(copy)): np.asarray(frames) for step, copy, frames in state["heads"]}
+        if state["images"] is not None:
+            self._images = np.zeros((self.capacity, *(int(size) for size in state["images"])), np.uint8)
+        self._shown = self._look()
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

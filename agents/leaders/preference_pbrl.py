@@ -41,7 +41,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...envs.mdp.checks import require
+from ...envs.mdp.checks import check_number, require
 from ...wrappers import Segment, SegmentRecorder
 from ..common.storage import decode, encode
 from ..common.worlds import EnvSpec
@@ -190,7 +190,11 @@ class PreferencePBRL(PreferenceLearner):
     # --- files --------------------------------------------------------------------------------------------------------
 
     def _method_state(self) -> Any:
-        return {"penalty": encode(self.penalty)}
+        return {
+            "penalty": encode(self.penalty),
+            "lam": self.lam,
+            "estimates": [self.penalty_estimate, self.loss_estimate],
+        }
 
     @classmethod
     def _again(
@@ -203,7 +207,11 @@ class PreferencePBRL(PreferenceLearner):
         env_kwargs: dict[str, Any] | None,
         method: Any,
     ) -> PreferencePBRL:
-        return cls(env, follower, decode(method["penalty"]), config, labeller, seed, env_kwargs)
+        learner = cls(env, follower, decode(method["penalty"]), config, labeller, seed, env_kwargs)
+        learner.lam = check_number(method["lam"], "lam", low=0.0, open_low=True)
+        estimates = [None if value is None else check_number(value, "estimate") for value in method["estimates"]]
+        learner.penalty_estimate, learner.loss_estimate = estimates
+        return learner
 
 
 def _last(segment: Segment) -> int:

@@ -435,7 +435,7 @@ class SB3Follower:
         before = self.num_timesteps
         with self.generators.active():
             if fresh_episodes:
-                self._begin_episodes()
+                self.begin_episodes()
             planned = max(planned_total, before + steps)
             progress_remaining = 1.0 - before / planned
             self.q_temperature = self._q_temperature(progress_remaining)
@@ -449,7 +449,7 @@ class SB3Follower:
                 self._average.update_parameters(self.model.policy)
         return self.num_timesteps - before
 
-    def _begin_episodes(self) -> None:
+    def begin_episodes(self) -> None:
         """New episodes, their seed drawn from the follower's and the steps spent: they go on from nothing that is in a world.
 
         So a follower that comes from a file lives on as if it had never been away, whatever its environment keeps to itself.

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -91,6 +91,13 @@ class Labeller(ABC):
         """What earlier sessions left: pairs with their labels, and queries still open, by number."""
         return [], {}
 
+    def state(self) -> dict[str, Any]:
+        """What a file keeps of it, as JSON."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Take back what :meth:`state` gave."""
+
     @abstractmethod
     def ask(self, queries: Sequence[Query]) -> None:
         """Take queries; returns at once."""
@@ -110,6 +117,16 @@ class _AtOnce(Labeller):
     @property
     def remaining(self) -> int | None:
         return self._left
+
+    def state(self) -> dict[str, Any]:
+        """What the budget leaves."""
+        return {"left": self._left}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        left = state["left"]
+        fits = left is None or (isinstance(left, int) and left >= 0)
+        require(fits and not isinstance(left, bool), "left", "None or a whole number >= 0", repr(left))
+        self._left = left
 
     def ask(self, queries: Sequence[Query]) -> None:
         """Answer them.
@@ -160,6 +177,14 @@ class TrueReturnLabeller(_AtOnce):
         self.temperature = check_number(temperature, "temperature", low=0.0, high=math.inf, open_high=True)
         check_seed(seed)
         self.rng = np.random.default_rng(seed)
+
+    def state(self) -> dict[str, Any]:
+        """What the budget leaves, and the generator's state."""
+        return {**super().state(), "rng": self.rng.bit_generator.state}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.rng.bit_generator.state = state["rng"]
 
     def _label(self, pair: Pair) -> Label:
         better = pair.left.true_return - pair.right.true_return

@@ -17,6 +17,7 @@ it.
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -39,10 +40,11 @@ from tqdm.auto import tqdm
 
 from ...envs.mdp import policy_return
 from ...envs.mdp.checks import check_number, check_size, require
-from ...wrappers import LearnedReward, SegmentRecorder
+from ...wrappers import LearnedReward, SegmentRecorder, VectorEnvAdapter
 from ...wrappers.learned_reward import RewardFunction
 from ..common.leader import Callback, Callbacks
-from ..common.storage import decode, encode, read_leader, storable, write_leader
+from ..common.log import Log
+from ..common.storage import decode, encode, read_arrays, read_leader, storable, write_leader
 from ..common.tabular import source_of_file
 from ..common.worlds import EnvSpec, Vectorisation
 from ..files import reading
@@ -230,6 +232,62 @@ class RecordedFollower:
         held = getattr(self.follower.model, "replay_buffer", None)
         return held if isinstance(held, ReplayBuffer) else None
 
+    def state(self) -> dict[str, Any]:
+        """The follower, as tensors and numbers."""
+        return self.follower.state()
+
+    def stand(self) -> dict[str, Any]:
+        """Where the follower stands in its episodes, and where it was: beside :meth:`arrays` all that it goes on from."""
+        model, scaling = self.follower.model, self.follower.model.get_vec_normalize_env()
+        world = self.recorder.venv
+        place = world.env.place() if isinstance(world, VectorEnvAdapter) else None
+        memory = getattr(model, "_last_lstm_states", None)
+        found: dict[str, Any] = _as_tensors(
+            {
+                "begun": self.begun,
+                "recorder": self.recorder.state(),
+                "place": None if place is None else {**place, "generator": json.dumps(place["generator"])},
+                "last": {name: getattr(model, name, None) for name in _LAST},
+                "memory": None if memory is None else [list(part) for part in memory],
+                "returns": None if scaling is None else scaling.returns,
+                "exploration": json.dumps(model.action_space.np_random.bit_generator.state),  # of SB3's random actions
+            }
+        )
+        return found
+
+    def take_stand(self, state: dict[str, Any]) -> bool:
+        """Take back what :meth:`stand` gave; False where the world cannot, and episodes begin anew."""
+        self.begun = None if state["begun"] is None else int(state["begun"])
+        self.recorder.reset()
+        self.recorder.restore(_as_arrays(state["recorder"]))
+        world, model, place = self.recorder.venv, self.follower.model, state["place"]
+        if not isinstance(world, VectorEnvAdapter) or place is None:
+            self.follower.begin_episodes()
+            return state["last"]["_last_obs"] is None
+        world.env.stand({**_as_arrays(place), "generator": json.loads(place["generator"])})
+        for name, value in _as_arrays(state["last"]).items():
+            require(name in _LAST, "last", f"one of {_LAST}", name)
+            setattr(model, name, value)
+        memory: Any = getattr(model, "_last_lstm_states", None)
+        if memory is not None:
+            setattr(model, "_last_lstm_states", type(memory)(*(tuple(part) for part in state["memory"])))  # noqa: B010
+        scaling = model.get_vec_normalize_env()
+        if scaling is not None:
+            scaling.returns = state["returns"].numpy().copy()
+        model.action_space.np_random.bit_generator.state = json.loads(state["exploration"])
+        venv: Any = self.follower.venv
+        if isinstance(venv, LearnedReward):
+            venv.observed(self.recorder.last_observation)
+        return True
+
+    def arrays(self, whole: bool = False) -> dict[str, NDArray[Any]]:
+        """What was recorded and replayed, by name; ``whole``: to be read into."""
+        replay = self.follower.replay_arrays(whole)
+        return {
+            **{f"recorder.{name}": array for name, array in self.recorder.arrays(whole).items()},
+            **{f"replay.{name}": array for name, array in replay.items()},
+        }
+
     def relabel(self, reward: RewardFunction, credit: Callable[[int, int], NDArray[np.float64] | None] | None) -> None:
         """Pay for every transition of the replay buffer what it is worth now.
 
@@ -249,6 +307,27 @@ class RecordedFollower:
         if further is not None:
             paid[(np.arange(last - n, last) - self.begun) % buffer.buffer_size] += further
         buffer.rewards[:n] = paid
+
+
+_LAST = ("_last_obs", "_last_episode_starts", "_last_original_obs")
+
+
+def _as_tensors(value: Any) -> Any:
+    """Nested arrays as tensors, which a file can hold."""
+    if isinstance(value, dict):
+        return {key: _as_tensors(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_tensors(part) for part in value]
+    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+
+
+def _as_arrays(value: Any) -> Any:
+    """The inverse of :func:`_as_tensors`."""
+    if isinstance(value, dict):
+        return {key: _as_arrays(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_arrays(part) for part in value]
+    return value.numpy().copy() if isinstance(value, Tensor) else value
 
 
 class _RolloutEnd(BaseCallback):
@@ -321,6 +400,7 @@ class PreferenceLearner(ABC):
         self._follower_seed = seeds[4]
         self.best_response = self._new_follower(self._follower_seed)
         self._logger: Logger | None = None
+        self._log = Log()
 
     # --- what a method says -------------------------------------------------------------------------------------------
 
@@ -365,8 +445,9 @@ class PreferenceLearner(ABC):
         return self._logger
 
     def set_logger(self, logger: Logger) -> None:
-        """Write the records with an SB3 logger."""
+        """Write the records with an SB3 logger; what was logged before, also before a resumption, is written first."""
         self._logger = logger
+        self._log.tell(logger)
 
     def _new_follower(self, seed: int) -> RecordedFollower:
         made = RecordedFollower(self.worlds, self.follower_spec, self.config, seed)
@@ -397,6 +478,7 @@ class PreferenceLearner(ABC):
         total = check_size(total_timesteps, "total_timesteps")
         if reset_num_timesteps:
             self.num_timesteps = self.iteration = 0
+            self._log = Log()
         before = self.num_timesteps
         self._total = before + total
         try:
@@ -410,7 +492,7 @@ class PreferenceLearner(ABC):
                     bar.set_postfix(labels=len(self.buffer), loss=f"{record['cross_entropy']:.3f}")
                     for key, value in record.items():
                         self.logger.record(f"leader/{key}", value)
-                    self.logger.dump(self.num_timesteps)
+                    self._log.dump(self.logger, self.num_timesteps)
                     if not callbacks(self):
                         break
         except RewardExplodedError as error:
@@ -616,10 +698,22 @@ class PreferenceLearner(ABC):
     # --- files --------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, replay: bool = False) -> Path:
-        """Write the learner to a zip, whole or not at all: reward model, followers' weights, labelled pairs, open queries.
+        """Write the learner to a zip, whole or not at all: reward model, followers, labelled pairs, open queries, generators.
 
-        Replay buffers, generators and true rewards are not stored; a follower or a net that is a callable has to be given
-        again.
+        True rewards are not stored; a follower, a net or a labeller of one's own has to be given again.
+
+        Args:
+            path: the file, ``.zip`` where it has no suffix.
+            replay: whether what was recorded, replay buffers and the place in the episodes go in. Then learning on is to the
+                bit, where the world is one of the library's native simulators and the labeller one that answers at once;
+                in other worlds it begins new episodes.
+
+        Returns:
+            The path written.
+
+        Raises:
+            OSError: a file that cannot be written; what was there before still is.
+            TypeError: a config that no file can hold.
         """
         header = {
             "leader": type(self).__name__,
@@ -631,14 +725,24 @@ class PreferenceLearner(ABC):
             "seed": self.seed,
             "counters": {name: getattr(self, name) for name in _COUNTERS},
             "method": self._method_state(),
+            "seeds": [self._follower_seed, self._evaluation_seed],
+            "seen": [self.buffer.seen, self.buffer.skipped],
+            "places": [[_place(p.pair) for p in self.buffer], [_place(pair) for pair in self.pending.values()]],
+            "rng": [self.rng.bit_generator.state, self.trainer.rng.bit_generator.state],
+            "labeller": [type(self.labeller).__name__, self.labeller.state()],
+            "log": self._log.rows,
         }
         contents = preferences_as_bytes(self.buffer, self.pending, self.worlds.signature(self.config.length))
         tensors = {
             "reward": self.trainer.state(),
-            "followers": [f.follower.state() for f in self.followers],
+            "generators": self.generators.as_tensors(),
+            "followers": [f.state() for f in self.followers],
             "preferences": torch.frombuffer(bytearray(contents), dtype=torch.uint8),
+            "stands": [f.stand() for f in self.followers] if replay and self._begun else None,
         }
-        return write_leader(path, header, tensors)
+        held = enumerate(self.followers) if replay and self._begun else ()
+        arrays = {f"{i}/{name}": array for i, f in held for name, array in f.arrays().items()}
+        return write_leader(path, header, tensors, arrays)
 
     def _method_state(self) -> Any:
         """What a file holds of the method's own, as JSON."""
@@ -696,7 +800,8 @@ class PreferenceLearner(ABC):
             self.trainer.restore(tensors["reward"])
             for f, state in zip(self.followers, tensors["followers"], strict=True):
                 f.follower.restore(state)
-                f.follower.forget_replay()
+                if tensors["stands"] is None:
+                    f.follower.forget_replay()
         except (ValueError, KeyError, RuntimeError) as error:
             raise ValueError(f"follower: expected what {path} was trained with, got another ({error})") from error
         for name in _COUNTERS:
@@ -704,21 +809,49 @@ class PreferenceLearner(ABC):
             fits = isinstance(value, int) and value >= 0 and isinstance(value, bool) == isinstance(present, bool)
             require(fits, name, f"a number like {present}", repr(value))
             setattr(self, name, value)
-        self.rng = np.random.default_rng([*_entropy(self.seed), self.iteration])  # not the draws of the start again
+        self._follower_seed, self._evaluation_seed = (int(seed) for seed in header["seeds"])
+        self.rng.bit_generator.state, self.trainer.rng.bit_generator.state = header["rng"]
+        self.generators.from_tensors(tensors["generators"])
+        self._log.restore(header["log"])
+        name, state = header["labeller"]
+        if name == type(self.labeller).__name__:
+            self.labeller.restore(state)
+        if tensors["stands"] is not None:
+            self._take_stands(tensors["stands"], path)
         if self.labeller.first_id:
             self._next_id = self.labeller.first_id
             self.asked = self.labeller.first_id
             return
         held = preferences_from_bytes(tensors["preferences"].numpy().tobytes(), path)
-        self.pending = held.pending
-        seen = self.buffer.seen
-        for pair, label in held.answered:
-            self.buffer.add(pair, label)
-        self.buffer.seen = max(self.buffer.seen, seen)
+        answered, pending = header["places"]
+        self.pending = {
+            number: _placed(held.pending[number], at) for number, at in zip(held.pending, pending, strict=True)
+        }
+        for (pair, label), at in zip(held.answered, answered, strict=True):
+            self.buffer.add(_placed(pair, at), label)
+        self.buffer.seen, self.buffer.skipped = (int(number) for number in header["seen"])
+
+    def _take_stands(self, stands: list[Any], path: str | Path) -> None:
+        """Go on within the episodes that a file was written in."""
+        same = [f.take_stand(state) for f, state in zip(self.followers, stands, strict=True)]
+        into = {f"{i}/{name}": array for i, f in enumerate(self.followers) for name, array in f.arrays(True).items()}
+        read_arrays(path, into)
+        if not all(same):
+            warnings.warn(
+                f"{path}: the world keeps its state to itself, so that new episodes begin: what is learned from here on is not, "
+                "to the bit, what the run would have learned that was not interrupted",
+                stacklevel=4,
+            )
+
+
+def _place(pair: Pair) -> list[int]:
+    """Which recorded steps a pair was cut from: preference files do not say."""
+    return [pair.left.time, pair.left.copy, pair.right.time, pair.right.copy]
+
+
+def _placed(pair: Pair, place: list[int]) -> Pair:
+    left, right = ((int(place[i]), int(place[i + 1])) for i in (0, 2))
+    return Pair(replace(pair.left, time=left[0], copy=left[1]), replace(pair.right, time=right[0], copy=right[1]))
 
 
 _COUNTERS = ("num_timesteps", "iteration", "asked", "_next_id", "_total", "_begun")
-
-
-def _entropy(seed: int | None) -> list[int]:
-    return [int(s) for s in np.random.SeedSequence(seed).generate_state(2)]

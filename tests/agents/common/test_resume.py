@@ -22,9 +22,12 @@ import bilevel_gym  # noqa: F401  registers the environments
 from benchmarks.survival import contents, differences
 from bilevel_gym.agents import (
     CMAES,
+    DRLHF,
     HPGD,
     PBRL,
+    ActiveFragmenter,
     BellmanPenalty,
+    Checkpoint,
     CMAESConfig,
     FiniteDifferences,
     FiniteDifferencesConfig,
@@ -38,6 +41,8 @@ from bilevel_gym.agents import (
     MonteCarlo,
     NikaidoIsodaPenalty,
     PBRLConfig,
+    PreferenceConfig,
+    PreferencePBRL,
     Quench,
     Rollouts,
     SingleLoop,
@@ -47,6 +52,7 @@ from bilevel_gym.agents import (
     TabularCMAES,
     TabularPBRL,
     TabularPBRLConfig,
+    TrueReturnLabeller,
     ZeroOrder,
 )
 
@@ -207,6 +213,63 @@ def test_worlds_that_keep_their_state_to_themselves(vec_env: Any, tmp_path: Path
 def test_a_black_box_over_sampled_followers_goes_on_to_the_bit(tmp_path: Path) -> None:
     config = CMAESConfig(follower_steps=64, n_envs=4, rollout_envs=4, population=3, eval_every=2)
     resumed(lambda: CMAES(TWO, A2C, config), CMAES.load, 3000, 2, tmp_path)
+
+
+ASKED = PreferenceConfig(
+    labels=24,
+    first_labels=6,
+    length=5,
+    first_steps=64,
+    follower_steps=64,
+    n_envs=4,
+    epochs=2,
+    first_epochs=5,
+    ensemble=2,
+)
+PREFERENCES: dict[str, Callable[[], Any]] = {
+    "PBRL": lambda: PreferencePBRL("bilevel_gym/RewardGrid-v0", A2C, config=ASKED),
+    "PBRL, DQN, noisy answers": lambda: PreferencePBRL(
+        "bilevel_gym/RewardGrid-v0", built(DQN, **OFF), None, ASKED, TrueReturnLabeller(noise=0.2)
+    ),
+    "DRLHF, by disagreement": lambda: DRLHF(
+        "bilevel_gym/RewardGrid-v0", A2C, replace(ASKED, fragmenter=ActiveFragmenter(3), memory=40)
+    ),
+    "DRLHF, recurrent, scaled": lambda: DRLHF("bilevel_gym/RewardGrid-v0", remembering, ASKED),
+}
+
+
+def remembering(venv: Any) -> Any:
+    return RecurrentPPO(
+        "MlpLstmPolicy",
+        VecNormalize(venv, norm_obs=False, gamma=0.9),
+        gamma=0.9,
+        n_steps=16,
+        batch_size=64,
+        n_epochs=1,
+        policy_kwargs={**NET, "lstm_hidden_size": 4},
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_learning_from_preferences_goes_on_to_the_bit(name: str, tmp_path: Path) -> None:
+    make = PREFERENCES[name]
+
+    def load(path: Path) -> Any:
+        spec = make().follower_spec
+        labeller = TrueReturnLabeller(noise=0.2) if "noisy" in name else None
+        return type(make()).load(path, None if isinstance(spec, type) else spec, labeller=labeller)
+
+    resumed(make, load, 1300, 4, tmp_path)
+
+
+def test_a_world_that_keeps_its_state_to_itself_begins_new_episodes_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "learner.zip"
+    config = replace(ASKED, vec_env="dummy")
+    DRLHF("CartPole-v1", A2C, config).learn(700, [Checkpoint(path, every=2), lambda one: one.iteration < 4])
+    with pytest.warns(UserWarning, match="the world keeps its state to itself"):
+        learner = DRLHF.load(path)
+    assert learner.resume().remaining_timesteps == 0
 
 
 def test_a_finished_run_has_nothing_left(tmp_path: Path) -> None:
