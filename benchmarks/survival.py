@@ -33,6 +33,8 @@ from bilevel_gym.agents import (
     CMAESConfig,
     Hypergradient,
     PBRLConfig,
+    PreferenceConfig,
+    PreferencePBRL,
     Rollouts,
     TabularPBRL,
 )
@@ -42,6 +44,9 @@ from .common import Data, markdown_table
 KILLS = 20
 GAME, LQ = "bilevel_gym/StackelbergGame-v0", "bilevel_gym/LQStackelberg-v0"
 SMALL = PBRLConfig(n_envs=4, follower_steps=64, warmup_steps=64, estimator=Rollouts(n_envs=8), eval_every=5)
+ASKED = PreferenceConfig(
+    labels=40, first_labels=8, length=5, first_steps=64, follower_steps=64, n_envs=4, epochs=2, first_epochs=5
+)
 NET: dict[str, Any] = {"net_arch": [16]}
 
 
@@ -105,6 +110,9 @@ RUNS: dict[str, Run] = {
         PBRL.load,
         30_000,
         2,
+    ),
+    "PreferencePBRL, A2C": Run(
+        lambda: PreferencePBRL("bilevel_gym/RewardGrid-v0", A2C, config=ASKED), PreferencePBRL.load, 4_000, 1
     ),
     "CMAES, A2C": Run(
         lambda: CMAES("bilevel_gym/TwoState-v0", A2C, CMAESConfig(follower_steps=256, n_envs=4, rollout_envs=8)),
