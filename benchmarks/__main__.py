@@ -48,6 +48,7 @@ BENCHMARKS = (
     "shaped_mountain_car",
     "preferences_grid",
     "preferences_pendulum",
+    "preferences_atari",
     "sparse_grid",
     "preferences_text",
     "survival",

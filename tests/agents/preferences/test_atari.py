@@ -176,3 +176,19 @@ def test_a_run_that_is_killed_goes_on_without_losing_a_label(tmp_path: Path) -> 
     for (pair, _), (same, _) in zip(before, after[: len(before)], strict=True):
         np.testing.assert_array_equal(pair.left.obs, same.left.obs)
     assert "24 labels; score of whole games" in done.stdout
+
+
+def test_copies_in_processes_play_the_same_games() -> None:
+    needs_atari()
+    one, other = (atari_copies("Seaquest", vec_env).make(2) for vec_env in (None, "subproc"))
+    one.seed(3), other.seed(3)
+    np.testing.assert_array_equal(one.reset(), other.reset())
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        actions = rng.integers(0, 18, 2)
+        obs, paid, dones, infos = one.step(actions)
+        again = other.step(actions)
+        for a, b in zip((obs, paid, dones), again, strict=False):
+            np.testing.assert_array_equal(a, b)
+        assert [info["score"] for info in infos] == [info["score"] for info in again[3]]
+    one.close(), other.close()
