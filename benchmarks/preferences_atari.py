@@ -368,9 +368,12 @@ def table(data: Data) -> str:
         _scores(data),
         "One seed a cell: scores differ by luck, and no method is better than another here. Whole games are played by the "
         "follower that a result is judged by (PBRL's best response, which has trained for half of the steps), "
-        "the true score unclipped. Pairs ordered rightly: of up to 256 of those fitted to, ties left out.",
+        "the true score unclipped. Pairs ordered rightly: of up to 256 of those fitted to, ties left out. On Seaquest the "
+        "followers of PBRL and of DRLHF score less in these games than in the last ones of training, which is not explained; the "
+        "one on the true reward does not.",
         _parts(data),
-        "CPU seconds on one thread; random play and warm-up epochs included.",
+        "CPU seconds on one thread; random play and warm-up epochs included. The runs were made on a busy machine, two side by "
+        "side at times; the seconds at the end of this page are the sum of theirs by the clock.",
         "**The penalty.** 1/lam, the coefficient of the upper level, falls from 0.001 to 0.0001, which bounds the penalty by "
         "f/lam, 0.0007 and less: far below what 256 steps of each follower can resolve. Its gradient counts in the gradient "
         "steps where the estimate p^ lies within [0, f/lam], and else is left out, as the error would be all of it. So at this "
