@@ -7,6 +7,7 @@ import resource
 import signal
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ TWO = "bilevel_gym/TwoState-v0"
 def sent(number: int, at: int) -> Any:
     """A callback that sends a signal to this process after an iteration."""
     return lambda leader: os.kill(os.getpid(), number) if leader.iteration == at else None
+
+
+@pytest.fixture(autouse=True)
+def heeded() -> Iterator[None]:
+    """SIGINT raises, as at a prompt: a shell's background jobs start with it ignored."""
+    held = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, held)
 
 
 # --- intervals and the end --------------------------------------------------------------------------------------------
