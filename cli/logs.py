@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
+from ..agents.common.storage import write_whole
 from ..envs.mdp.checks import require
 
 PROGRESS = "progress.json"
@@ -109,18 +110,9 @@ def new_logger(folder: Path, upto: int | None, tensorboard: Path | None, trackin
     return Logger(folder=str(folder), output_formats=formats)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    write_whole(path, lambda file: file.write(text.encode()))  # type: ignore[arg-type]
 
 
 def require_folder(path: Path, name: str) -> Path:

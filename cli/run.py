@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,10 +22,12 @@ import torch
 from .. import __version__
 from ..envs.mdp.checks import check_size, require
 from . import catalogue
-from .logs import Tracking, new_logger, require_folder, write_whole
+from .logs import Tracking, new_logger, require_folder, write_text
 from .settings import Settings, build, checked, follower_of, read, world_of
 
 SETTINGS, LEADER, RESULT = "settings.yml", "leader.zip", "result.json"
+NEVER = 10**12
+"""Iterations between checkpoints where none is asked for: one is written in the end, and on a signal."""
 LARGE = 10_000
 """Numbers of x above which a result holds their digest alone."""
 
@@ -40,7 +41,7 @@ class Extras:
     """What a run does beside learning; none of it changes a number.
 
     Attributes:
-        save_freq: iterations between checkpoints; None saves in the end alone.
+        save_freq: iterations between checkpoints; None saves in the end alone, and on SIGINT or SIGTERM.
         tensorboard_log: folder of TensorBoard events.
         track: whether to send the records to Weights & Biases.
         project: there.
@@ -82,7 +83,7 @@ def train(settings: Settings, folder: Path | Callable[[], Path], extras: Extras 
         check_size(extras.save_freq, "--save-freq")
     leader = build(settings)
     folder = require_folder(folder if isinstance(folder, Path) else folder(), "--log-folder")
-    write_whole(folder / SETTINGS, settings.as_yaml())
+    write_text(folder / SETTINGS, settings.as_yaml())
     return _learn(leader, settings, folder, extras, upto=None)
 
 
@@ -96,7 +97,7 @@ def resume(folder: Path, extras: Extras | None = None, n_timesteps: int | None =
     settings = settings_in(folder, "--resume")
     if n_timesteps is not None:
         settings = replace(settings, n_timesteps=check_size(n_timesteps, "--n-timesteps"))
-        write_whole(folder / SETTINGS, settings.as_yaml())
+        write_text(folder / SETTINGS, settings.as_yaml())
     leader = load(folder, "--resume")
     done = leader.num_timesteps
     if done >= settings.n_timesteps:
@@ -138,28 +139,25 @@ def load(folder: Path, name: str = "RUN") -> Any:
 
 def _learn(leader: Any, settings: Settings, folder: Path, extras: Extras, upto: int | None) -> dict[str, Any]:
     from ..agents import Checkpoint
-    from ..agents.common.leader import Leader
 
     tracking = None
     if extras.track:
         name = f"{settings.env_name}__{settings.name}__{settings.seed}"
         tracking = Tracking(extras.project, name, asdict(settings), folder, extras.entity)
-    told = isinstance(leader, Leader)  # it tells a new logger what was logged before
-    logger = new_logger(folder, None if told else upto, extras.tensorboard_log, tracking)
+    rows_come_again = catalogue.kind(type(leader)) != "preferences"  # a leader's file holds its log
+    logger = new_logger(folder, None if rows_come_again else upto, extras.tensorboard_log, tracking)
     leader.set_logger(logger)
-    callbacks: list[Callable[[Any], bool | None]] = []
-    if settings.eval_freq is not None and catalogue.kind(type(leader)) == "preferences":
-        callbacks.append(_Judge(settings.eval_freq))
-    callbacks.append(Checkpoint(folder / LEADER, sys.maxsize if extras.save_freq is None else extras.save_freq))
+    checkpoint = Checkpoint(folder / LEADER, extras.save_freq or NEVER)
+    callbacks: list[Callable[[Any], Any]] = [checkpoint]  # last: what a signal ends has been judged
+    if settings.eval_freq is not None and not rows_come_again:
+        callbacks.insert(0, _Judge(settings.eval_freq))
     start = time.perf_counter()
     try:
         with one_thread():
-            leader.learn(
-                settings.n_timesteps - (upto or 0),
-                callbacks,
-                extras.progress,
-                reset_num_timesteps=upto is None,
-            )
+            left = settings.n_timesteps - (upto or 0)
+            leader.learn(left, callbacks, extras.progress, reset_num_timesteps=upto is None)
+            if checkpoint.saved != leader.iteration:  # it only warned
+                leader.save(folder / LEADER)
             return _finish(leader, settings, folder, time.perf_counter() - start)
     except KeyboardInterrupt:  # a checkpoint is of a whole iteration: one that is there stays
         if not (folder / LEADER).is_file():
@@ -198,7 +196,7 @@ def _finish(leader: Any, settings: Settings, folder: Path, seconds: float) -> di
         "version": __version__,
         "seconds": round(seconds, 1),
     }
-    write_whole(folder / RESULT, json.dumps(result, indent=1) + "\n")
+    write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")
     return result
 
 

@@ -23,8 +23,8 @@ from typing import Any, Literal
 
 from ..envs.mdp.checks import check_size, require
 from . import catalogue
-from .logs import require_folder, write_whole
-from .run import RESULT, Extras, RunFailed, read_result, score, train
+from .logs import require_folder, write_text
+from .run import LEADER, RESULT, Extras, RunFailed, load, read_result, resume, score, train
 from .settings import KWARGS, Settings, settings_of
 from .statistics import interval
 from .values import literal
@@ -156,14 +156,26 @@ def run_one(settings: Settings, root: Path, save_freq: int | None = None, search
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = train(settings, folder, Extras(save_freq=save_freq))
+            result = _go_on(folder, settings) or train(settings, folder, Extras(save_freq=save_freq))
     except Exception as error:
         text = " ".join(str(error if isinstance(error, (ValueError, RunFailed)) else repr(error)).split())
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / FAILURE, traceback.format_exc())
+        write_text(folder / FAILURE, traceback.format_exc())
         return Outcome(settings, None, text, repeated=True)
     (folder / FAILURE).unlink(missing_ok=True)
     return Outcome(settings, result, None, repeated=True)
+
+
+def _go_on(folder: Path, settings: Settings) -> dict[str, Any] | None:
+    """Finish a run that was stopped after a checkpoint, to the bit; None where it has to begin anew."""
+    whole = catalogue.kind(catalogue.leader(settings.leader)) != "preferences"  # a file holds all that these go on from
+    if not whole or not (folder / LEADER).is_file():
+        return None
+    try:
+        load(folder)
+    except ValueError:
+        return None
+    return resume(folder)
 
 
 # --- many runs ------------------------------------------------------------------------------------------------------------
@@ -240,7 +252,7 @@ class Pool:
         folder = folder_of(outcome.settings, self.root)
         if outcome.result is not None and read_result(folder) is None:
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / RESULT, json.dumps(outcome.result, indent=1) + "\n")
+            write_text(folder / RESULT, json.dumps(outcome.result, indent=1) + "\n")
 
     @contextmanager
     def _workers(self) -> Iterator[Callable[[Sequence[Settings]], Any]]:
@@ -407,7 +419,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 def write_summary(rows: Sequence[dict[str, Any]], root: Path) -> Path:
     """``summary.json`` in the sweep's folder."""
     path = root / SUMMARY
-    write_whole(path, json.dumps(list(rows), indent=1) + "\n")
+    write_text(path, json.dumps(list(rows), indent=1) + "\n")
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -114,22 +115,30 @@ def test_checkpoints_are_written_on_the_way(call: Call, monkeypatch: pytest.Monk
     assert saved == [4, 8, 10]
 
 
-def test_an_interrupted_run_is_saved_and_can_be_resumed(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    descend = TabularPBRL._descend
+def test_an_interrupted_run_is_saved_and_resumed_to_the_bit(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (*SAMPLED, "--eval-freq", "2", "-n", "3000", "--json")
+    whole = json.loads(call("train", *words).out)
+    iterate = PBRL._iterate
 
-    def interrupted(self: TabularPBRL, progress_remaining: float) -> dict[str, float]:
-        if self.iteration == 7:
-            raise KeyboardInterrupt
-        return descend(self, progress_remaining)
+    def interrupted(self: PBRL, progress_remaining: float) -> dict[str, float]:
+        if self.iteration == 3:
+            signal.raise_signal(signal.SIGINT)
+        return iterate(self, progress_remaining)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TabularPBRL, "_descend", interrupted)
-        answer = call("train", *EXACT, "-n", "12")
+        patch.setattr(PBRL, "_iterate", interrupted)
+        answer = call("train", *words)
     assert answer.code == 130
     assert answer.err.endswith("bilevel-gym: interrupted\n")
-    resumed = call("train", "--resume", "runs/TabularPBRL/TwoState-v0_1", "--json")
+    folder = Path("runs/PBRL-A2C/TwoState-v0_2")
+    assert not (folder / "result.json").exists()
+    resumed = call("train", "--resume", str(folder), "--json")
     assert resumed.code == 0, resumed.err
-    assert json.loads(resumed.out)["iterations"] == 12
+    found = json.loads(resumed.out)
+    assert found["iterations"] > 4
+    for key in ("settings", "evaluation", "x", "num_timesteps", "iterations"):
+        assert found[key] == whole[key]
+    assert (folder / "progress.json").read_text() == Path(whole["run"], "progress.json").read_text()
 
 
 PREFERENCES = ("labels:4", "first_labels:2", "length:5", "first_steps:64", "follower_steps:64", "first_epochs:2")

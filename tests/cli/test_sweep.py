@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bilevel_gym.agents import TabularPBRL
+from bilevel_gym.agents import PBRL, TabularPBRL
 from bilevel_gym.cli import sweep
 from bilevel_gym.cli.settings import Settings
 from bilevel_gym.cli.sweep import Outcome, Pool, folder_of, over_seeds
@@ -125,6 +126,26 @@ def test_a_half_written_result_is_no_result(tmp_path: Path) -> None:
     (outcome,) = Pool(tmp_path, "serial").run([settings])
     assert outcome.repeated
     assert json.loads((folder / "result.json").read_text()) == outcome.result
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(sampled()[0], n_timesteps=1500)
+    whole = Pool(tmp_path / "whole", "serial").run([settings])
+    iterate, begun = PBRL._iterate, list[int]()
+
+    def stopped(self: PBRL, progress_remaining: float) -> dict[str, float]:
+        begun.append(self.iteration)
+        if self.iteration == 1 and len(begun) == 2:
+            raise OSError("the machine was switched off")
+        return iterate(self, progress_remaining)
+
+    monkeypatch.setattr(PBRL, "_iterate", stopped)
+    (broken,) = Pool(tmp_path / "broken", "serial", save_freq=1).run([settings])
+    assert broken.error == "OSError: the machine was switched off"
+    again = Pool(tmp_path / "broken", "serial", save_freq=1).run([settings])
+    assert begun[:3] == [0, 1, 1]  # the first iteration is not repeated
+    assert numbers(again) == numbers(whole)
+    assert not (folder_of(settings, tmp_path / "broken") / "error.txt").exists()
 
 
 def test_what_a_worker_with_another_disk_found_is_kept(tmp_path: Path) -> None:
