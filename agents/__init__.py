@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from .baselines.zero_order import ZeroOrder, ZeroOrderConfig
     from .common.callbacks import Checkpoint
     from .common.evaluation import Evaluation, leader_return_at_best_response
+    from .common.model_card import push_to_hub, write_model_card
     from .common.policies import Direct, Softmax, Solved
     from .common.robustness import Response, robustness
+    from .common.sb3_callbacks import LeaderEvalCallback
     from .estimators import KnownModel, MonteCarlo, Rollouts
     from .leaders.hpgd import HPGD, HPGDConfig
     from .leaders.hypergradient import Hypergradient, HypergradientConfig
@@ -110,6 +112,9 @@ _HOME = {
     "Geometric": "schedules",
     "Power": "schedules",
     "Checkpoint": "common.callbacks",
+    "LeaderEvalCallback": "common.sb3_callbacks",
+    "push_to_hub": "common.model_card",
+    "write_model_card": "common.model_card",
     "Response": "common.robustness",
     "robustness": "common.robustness",
     "Evaluation": "common.evaluation",
@@ -143,6 +148,7 @@ __all__ = [
     "IndependentPolicyGradientConfig",
     "KnownModel",
     "Labeller",
+    "LeaderEvalCallback",
     "Linear",
     "LoggedLabeller",
     "MLPReward",
@@ -185,7 +191,9 @@ __all__ = [
     "ZeroOrderConfig",
     "atari_copies",
     "leader_return_at_best_response",
+    "push_to_hub",
     "robustness",
+    "write_model_card",
 ]
 
 

@@ -153,6 +153,20 @@ def record(run: Path, output: Path | None, n_timesteps: int, seed: int, fps: int
 
 
 @cli.command()
+@RUN
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The folder; RUN/card by default.")
+@click.option("--push", metavar="USER/NAME", help="Upload it to this repository of the Hugging Face Hub (extra hub).")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+def card(run: Path, output: Path | None, push: str | None, private: bool) -> None:
+    """Write the leader of a run's folder as a model card folder: the card, the leader, its followers as plain SB3 models."""
+    from ..agents import push_to_hub, write_model_card
+    from .run import load
+
+    folder = write_model_card(load(run), output or run / "card")
+    click.echo(folder if push is None else push_to_hub(folder, push, private))
+
+
+@cli.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default="curves.png", show_default=True, help="The picture."

@@ -179,9 +179,9 @@ def _follower(leader: Any, env: gym.Env[Any, Any], seed: int) -> tuple[gym.Env[A
     if kind == "exact":
         return env, _exact(leader, env, seed)
     if kind == "preferences":
-        follower = leader.best_response.follower
-    elif hasattr(leader, "best_response"):
-        follower = leader.best_response
+        follower = leader.follower
+    elif hasattr(leader, "follower"):
+        follower = leader.follower
         env = ObserveCommitment(env) if leader.worlds.observe_commitment else env
     else:  # a search keeps no follower: one is trained at x
         set_leader(leader._training, env.get_wrapper_attr("leader_x"))

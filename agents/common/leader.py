@@ -25,28 +25,34 @@ from .storage import encode
 
 if TYPE_CHECKING:
     from stable_baselines3.common.logger import Logger
+    from stable_baselines3.common.vec_env import VecEnv
 
 OneCallback = Callable[[Any], "bool | None"]
-Callback = OneCallback | Sequence[OneCallback]
-"""Called with the leader after every outer iteration; False stops learning. One that is a context manager is entered first."""
+Callback = Any
+"""A callable or one of SB3's callbacks, or a sequence of such: called with the leader after every outer iteration.
+
+False stops learning. One that is a context manager is entered first. For SB3's see ``sb3_callbacks``.
+"""
 Self = TypeVar("Self", bound="Leader")
 
 
 class Callbacks(AbstractContextManager["Callbacks"]):
-    """One callback or several as one.
+    """One callback or several as one, SB3's among them.
 
     Args:
         callback: one, several, or None.
+        leader: what learns.
 
     Raises:
         ValueError: something that cannot be called.
     """
 
-    def __init__(self, callback: Callback | None) -> None:
+    def __init__(self, callback: Callback | None, leader: Any) -> None:
         several = callback if isinstance(callback, Sequence) else [] if callback is None else [callback]
-        fits = all(callable(one) for one in several)
-        require(fits, "callback", "a callable that takes the leader, or several", repr(callback))
-        self._callbacks: list[OneCallback] = list(several)
+        known = [_of_sb3(one, leader) if hasattr(one, "on_step") else one for one in several]
+        fits = all(callable(one) for one in known)
+        require(fits, "callback", "a callable that takes the leader, one of SB3's, or several", repr(callback))
+        self._callbacks: list[OneCallback] = known
         self._entered = ExitStack()
 
     def __enter__(self) -> Callbacks:
@@ -61,6 +67,12 @@ class Callbacks(AbstractContextManager["Callbacks"]):
     def __call__(self, leader: Any) -> bool:
         """Call all; whether none said False."""
         return all([one(leader) is not False for one in self._callbacks])
+
+
+def _of_sb3(callback: Any, leader: Any) -> OneCallback:
+    from .sb3_callbacks import OnLeader
+
+    return OnLeader(callback, leader)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +217,7 @@ class Leader(ABC):
         return self
 
     def _learn(self, total: int, callback: Callback | None, progress_bar: bool, reset_num_timesteps: bool) -> None:
-        callbacks = Callbacks(callback)
+        callbacks = Callbacks(callback, self)
         if reset_num_timesteps:
             self.num_timesteps = self.iteration = 0
             self.kept, self._evaluated_at, self.history, self._log = None, -1, [], Log()
@@ -244,6 +256,16 @@ class Leader(ABC):
             if value is not None:
                 self.logger.record(f"leader/{key}", value)
         self._log.dump(self.logger, self.num_timesteps)
+
+    def evaluate_last(self) -> Evaluation:
+        """The honest record of :attr:`last_x`: logged, and kept where it is the best."""
+        if self._evaluated_at != self.iteration or not self.history:
+            self._judge()
+        return self.history[-1]
+
+    def get_env(self) -> VecEnv | None:
+        """The follower's copies of the world, for SB3's callbacks; None where it has none."""
+        return None
 
     def evaluate(self) -> Evaluation:
         """The record of :attr:`x`: return at the best response, return at pi_y, gap, penalty, lam, tau, steps."""

@@ -150,6 +150,18 @@ class Worlds:
         makers: list[Callable[[], gym.Env[Any, Any]]] = [make] * n_envs
         return WorkerVecEnv(makers) if self.vec_env == "subproc" else DummyVecEnv(makers)
 
+    def alone(self, x: NDArray[np.float64], render_mode: str | None = None) -> gym.Env[Any, Any]:
+        """One copy as followers see it, under x."""
+        kwargs = dict(self.source.env_kwargs)
+        if render_mode is not None:
+            expected = "None for an environment that is already made"
+            require(isinstance(self._spec, str), "render_mode", expected, repr(render_mode))
+            kwargs["render_mode"] = render_mode
+        spec = gym.spec(self._spec) if isinstance(self._spec, str) else self._spec
+        env = make_copy(spec, kwargs, self.observe_commitment)
+        env.get_wrapper_attr("set_leader")(x)
+        return env
+
     def base_observation(self, obs: NDArray[Any]) -> NDArray[Any]:
         """What the environment itself observed, from what a follower saw."""
         if not self.observe_commitment:

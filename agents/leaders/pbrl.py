@@ -35,9 +35,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
+import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from ...envs.mdp import LinearQuadraticProblem, solve_soft, suboptimality
@@ -287,6 +289,28 @@ class PBRL(Leader):
         remembers = self.best_response.recurrent
         require(not remembers, "estimator", "Rollouts() for a recurrent follower, which has no policy table", estimator)
         return through_the_model(self.worlds)
+
+    @property
+    def follower(self) -> SB3Follower:
+        """The trained best response; ``follower.save(path)`` writes a plain SB3 model."""
+        return self.best_response
+
+    def get_env(self) -> VecEnv:
+        """The best response's copies of the world, for SB3's callbacks."""
+        return self.follower.venv
+
+    def follower_env(self, x: Any = None, render_mode: str | None = None) -> gym.Env[Any, Any]:
+        """The world that followers live in, under x: what a saved follower is evaluated, watched and trained on in.
+
+        Args:
+            x: the leader's parameter, ``[dim]``; None takes :attr:`x`.
+            render_mode: of an environment that was given as an id.
+
+        Raises:
+            ValueError: an x outside X, a ``render_mode`` for an environment that is already made.
+        """
+        point = self.leader_set.check(self.x if x is None else x, "x")
+        return self.worlds.alone(point.detach().numpy(), render_mode)
 
     # --- learning ------------------------------------------------------------------------------------------------
 

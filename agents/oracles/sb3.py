@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -25,8 +26,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch.optim.swa_utils import AveragedModel
 
@@ -556,6 +558,39 @@ class SB3Follower:
         actions, _ = policy.predict(obs, deterministic=True)
         n = int(self.model.action_space.n)  # type: ignore[attr-defined]
         return torch.nn.functional.one_hot(torch.as_tensor(actions).long(), n).double()
+
+    def save(self, path: str | Path) -> Path:
+        """Write what answers as a plain SB3 model, whole or not at all: ``PPO.load(path)`` reads it, and so does rl_zoo3.
+
+        Its weights are the averaged ones, where followers answer by an average; schedules stand still at where they are, so
+        that the file needs nothing but SB3. Like every file of SB3's it holds pickled settings: load only what you trust.
+
+        Args:
+            path: the file, ``.zip`` where it has no suffix.
+
+        Raises:
+            OSError: a file that cannot be written.
+        """
+        model: Any = self.model
+        names = ("learning_rate", "lr_schedule", "action_noise")
+        held = {name: vars(model)[name] for name in names if name in vars(model)}
+        weights = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+        path = Path(path)
+        path = path if path.suffix else path.with_suffix(".zip")
+        part = path.with_name(f"{path.name}.part")
+        try:
+            if isinstance(held.get("action_noise"), VectorizedActionNoise):  # of as many copies as there are here
+                model.action_noise = model.action_noise.base_noise
+            if "lr_schedule" in held:
+                model.learning_rate = float(held["lr_schedule"](model._current_progress_remaining))
+                model.lr_schedule = FloatSchedule(model.learning_rate)
+            model.policy.load_state_dict(self.policy.state_dict())
+            model.save(part, exclude=["_trigger_callback"])  # ARS's, of which a closure was made here
+            return part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+            model.policy.load_state_dict(weights)
+            vars(model).update(held)
 
     # --- files ---------------------------------------------------------------------------------------------------
 

@@ -449,6 +449,19 @@ class PreferenceLearner(ABC):
         self._logger = logger
         self._log.tell(logger)
 
+    @property
+    def follower(self) -> SB3Follower:
+        """The trained follower; ``follower.save(path)`` writes a plain SB3 model."""
+        return self.best_response.follower
+
+    def get_env(self) -> VecEnv:
+        """The follower's copies of the world, for SB3's callbacks."""
+        return self.best_response.follower.venv
+
+    def evaluate_last(self) -> PreferenceEvaluation:
+        """As :meth:`evaluate`: of a learned reward nothing but the last is kept."""
+        return self.evaluate()
+
     def _new_follower(self, seed: int) -> RecordedFollower:
         made = RecordedFollower(self.worlds, self.follower_spec, self.config, seed)
         return made.paid_by(self._paying(made.recorder))
@@ -474,7 +487,7 @@ class PreferenceLearner(ABC):
             RewardExplodedError: a reward model whose output explodes; the learner, and ``config.checkpoint`` if that is set,
                 hold its last good state.
         """
-        callbacks = Callbacks(callback)
+        callbacks = Callbacks(callback, self)
         total = check_size(total_timesteps, "total_timesteps")
         if reset_num_timesteps:
             self.num_timesteps = self.iteration = 0

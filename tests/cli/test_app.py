@@ -186,6 +186,15 @@ def test_names_of_ones_own(call: Call) -> None:
     assert call("evaluate", json.loads(exact.out)["run"]).code == 0
 
 
+def test_a_card_of_a_run(call: Call) -> None:
+    run = json.loads(call("train", *SAMPLED, "-n", "300", "--json").out)["run"]
+    answer = call("card", run)
+    assert (answer.code, answer.out) == (0, f"{run}/card\n")
+    names = {path.relative_to(f"{run}/card").as_posix() for path in Path(run, "card").rglob("*")}
+    assert {"README.md", "leader.zip", "evaluation.json", "followers/best_response.zip"} <= names
+    assert call("card", "nowhere").code == 2
+
+
 # --- logs -----------------------------------------------------------------------------------------------------------------
 
 

@@ -91,7 +91,7 @@ def test_schedules_run_over_the_iterations_and_over_the_sum_when_learning_goes_o
 @pytest.mark.parametrize("name", LEADERS)
 def test_a_callback_that_returns_false_stops_and_nothing_else_does(name: str) -> None:
     leader, answers = make(name), iter([None, True, 0, False, None])
-    leader.learn(10, callback=lambda _: next(answers))  # type: ignore[arg-type, return-value]
+    leader.learn(10, callback=lambda _: next(answers))
     assert leader.num_timesteps == leader.iteration == 4
     assert leader.history[-1].iteration == 4
     leader.learn(3, reset_num_timesteps=False)

@@ -670,7 +670,7 @@ def test_arguments_of_another_type_are_named(changes: dict[str, Any], message: s
     with pytest.raises(ValueError, match=message):
         small(**changes)
     with pytest.raises(ValueError, match="callback: expected a callable"):
-        small().learn(100, callback=3)  # type: ignore[arg-type]
+        small().learn(100, callback=3)
 
 
 def test_sb3_makes_our_environments_by_id() -> None:

@@ -1,0 +1,177 @@
+"""A leader as a folder in the layout of the Hugging Face Hub's models; nothing is sent anywhere unless asked.
+
+README.md            the model card: metadata in YAML, the record, how to load what is here
+leader.zip           ``PBRL.load``
+followers/NAME.zip   plain SB3 models
+evaluation.json      the honest record of x
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...envs.mdp.checks import require
+from .storage import write_whole
+
+_DOCUMENT = "https://arxiv.org/abs/2402.06886"
+
+
+def followers_of(leader: Any) -> dict[str, Any]:
+    """A leader's trained followers by name; none of one that solves its follower or trains it anew."""
+    several = getattr(leader, "followers", None)
+    if isinstance(several, dict):  # of a game
+        return dict(several)
+    found = {name: getattr(leader, name) for name in ("best_response", "penalised") if hasattr(leader, name)}
+    return {name: getattr(follower, "follower", follower) for name, follower in found.items()}
+
+
+def _environment(leader: Any) -> str:
+    source = getattr(leader, "source", None) or leader.worlds.source
+    return str(source.env_id or "an environment that was given as an object")
+
+
+def _value(record: dict[str, Any]) -> tuple[str, float, float]:
+    """What a leader is judged by: its name, its value, its standard error."""
+    if "leader_return" in record:
+        name = "leader's return at the follower's best response"
+        return name, record["leader_return"], record["leader_return_stderr"]
+    return "true return of the follower of the learned reward", record["true_return"], record["true_return_stderr"]
+
+
+def write_model_card(leader: Any, folder: str | Path, name: str | None = None) -> Path:
+    """Write a leader, its followers and a card that describes them.
+
+    Args:
+        leader: any leader of this library.
+        folder: is made; files of these names in it are replaced, each whole or not at all.
+        name: of the model; None takes the leader's, its follower's and the environment's.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: something that is no leader, a folder that is a file.
+        OSError: a file that cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from bilevel_gym.agents import TabularPBRL, write_model_card
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     made = write_model_card(TabularPBRL("bilevel_gym/TwoState-v0").learn(10), folder)
+        ...     sorted(path.name for path in made.iterdir())
+        ['README.md', 'evaluation.json', 'leader.zip']
+    """
+    require(hasattr(leader, "evaluate") and hasattr(leader, "save"), "leader", "a leader of this library", repr(leader))
+    folder = Path(folder)
+    require(not folder.is_file(), "folder", "a folder", f"the file {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    record = leader.evaluate().as_dict()
+    leader.save(folder / "leader.zip")
+    followers = followers_of(leader)
+    for role, follower in followers.items():
+        (folder / "followers").mkdir(exist_ok=True)
+        follower.save(folder / "followers" / f"{role}.zip")
+    _write(folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
+    _write(folder / "README.md", _card(leader, record, followers, name))
+    return folder
+
+
+def _write(path: Path, text: str) -> None:
+    write_whole(path, lambda file: file.write(text.encode()))  # type: ignore[arg-type]
+
+
+def _card(leader: Any, record: dict[str, Any], followers: dict[str, Any], name: str | None) -> str:
+    method, env = type(leader).__name__.replace("GamePBRL", "PBRL").replace("BellmanPBRL", "PBRL"), _environment(leader)
+    algorithms = list(dict.fromkeys(type(f.model).__name__ for f in followers.values()))
+    title = name or "-".join([method, *algorithms, env.removeprefix("bilevel_gym/").replace(" ", "-")])
+    measure, value, stderr = _value(record)
+    metadata = {
+        "library_name": "bilevel-gym",
+        "tags": [
+            "reinforcement-learning",
+            "bilevel-optimization",
+            *(["stable-baselines3"] if followers else []),
+            method,
+            *algorithms,
+            env,
+        ],
+        "model-index": [
+            {
+                "name": title,
+                "results": [
+                    {
+                        "task": {"type": "reinforcement-learning", "name": "reinforcement-learning"},
+                        "dataset": {"type": env, "name": env},
+                        "metrics": [
+                            {
+                                "type": "mean_reward",
+                                "name": measure,
+                                "value": f"{value:.4g} +/- {stderr:.2g}",
+                                "verified": False,
+                            }
+                        ],
+                    }
+                ],
+            }
+        ],
+    }
+    rows = [
+        f"| {key} | {item:.6g} |" if isinstance(item, float) else f"| {key} | {item} |"
+        for key, item in record.items()
+        if item is not None
+    ]
+    parts = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---",
+        f"# {title}",
+        f"A leader that was trained by `{method}` on `{env}`"
+        + (f", with {' and '.join(algorithms)} of Stable-Baselines3 as the follower." if algorithms else "."),
+        f"Its {measure}: **{value:.4g}**." if measure.startswith("leader") else f"The {measure}: **{value:.4g}**.",
+        "\n".join(["| record | |", "| --- | ---: |", *rows]),
+        "## Use",
+        f'```python\nfrom bilevel_gym.agents import {method}\n\nleader = {method}.load("leader.zip")\nprint(leader.x, leader.evaluate())\n```',
+    ]
+    if followers:
+        role, follower = next(iter(followers.items()))
+        algorithm = type(follower.model)
+        package = algorithm.__module__.split(".")[0]
+        world = "leader.follower_env()" if hasattr(leader, "follower_env") else "None"
+        parts += [
+            "The followers are plain Stable-Baselines3 models. Like all of its files they hold pickled settings, and loading one can run "
+            "code: load them only from whom you trust. `leader.zip` runs none.",
+            f'```python\nfrom {package} import {algorithm.__name__}\n\nmodel = {algorithm.__name__}.load("followers/{role}.zip", env={world})\n```',
+        ]
+    parts.append(
+        f"The method is that of Shen, Yang and Chen, {_DOCUMENT}, and its successors; see the library's documentation."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def push_to_hub(folder: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
+    """Upload a folder that :func:`write_model_card` wrote to the Hugging Face Hub.
+
+    Args:
+        folder: the folder.
+        repo_id: ``user/name``; made if it does not exist.
+        private: whether a new one is private.
+        token: of the account; None takes the one that ``hf auth login`` left.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: a folder without a card.
+        ImportError: huggingface_hub is not installed.
+    """
+    folder = Path(folder)
+    require((folder / "README.md").is_file(), "folder", "one that write_model_card wrote", repr(str(folder)))
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise ImportError('the Hub needs huggingface_hub: pip install "bilevel-gym[hub]"') from error
+    api = HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    return str(api.upload_folder(folder_path=str(folder), repo_id=repo_id, commit_message="A leader of bilevel-gym"))

@@ -1,0 +1,121 @@
+"""A leader as a folder in the layout of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from stable_baselines3 import A2C
+
+from bilevel_gym.agents import (
+    DRLHF,
+    PBRL,
+    PBRLConfig,
+    PreferenceConfig,
+    Rollouts,
+    TabularPBRL,
+    push_to_hub,
+    write_model_card,
+)
+
+SMALL = PBRLConfig(n_envs=4, warmup_steps=64, follower_steps=64, estimator=Rollouts(n_envs=4))
+ENV = "bilevel_gym/TwoState-v0"
+
+
+def metadata(folder: Path) -> dict[str, Any]:
+    _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    return yaml.safe_load(front)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> tuple[PBRL, Path]:
+    leader = PBRL(ENV, A2C, config=SMALL).learn(400)
+    return leader, write_model_card(leader, tmp_path_factory.mktemp("card"))
+
+
+def test_the_folder_holds_leader_followers_and_record(sampled: tuple[PBRL, Path]) -> None:
+    leader, folder = sampled
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+    assert names == [
+        "README.md",
+        "evaluation.json",
+        "followers/best_response.zip",
+        "followers/penalised.zip",
+        "leader.zip",
+    ]
+    np.testing.assert_array_equal(PBRL.load(folder / "leader.zip").x, leader.x)
+    model = A2C.load(folder / "followers" / "best_response.zip", env=leader.follower_env(), device="cpu")
+    assert model.observation_space == leader.follower_env().observation_space
+    assert json.loads((folder / "evaluation.json").read_text()) == leader.evaluate().as_dict()
+
+
+def test_its_metadata_is_what_the_hub_reads(sampled: tuple[PBRL, Path]) -> None:
+    leader, folder = sampled
+    found = metadata(folder)
+    assert found["library_name"] == "bilevel-gym"
+    assert {"reinforcement-learning", "stable-baselines3", "PBRL", "A2C", ENV} <= set(found["tags"])
+    (model,) = found["model-index"]
+    assert model["name"] == "PBRL-A2C-TwoState-v0"
+    (metric,) = model["results"][0]["metrics"]
+    assert metric["value"] == f"{leader.evaluate().leader_return:.4g} +/- 0"
+    hub = pytest.importorskip("huggingface_hub")
+    card = hub.ModelCard.load(folder / "README.md")
+    assert card.data.eval_results[0].metric_type == "mean_reward"
+    assert card.data.model_name == "PBRL-A2C-TwoState-v0"
+
+
+def test_the_code_on_the_card_runs(sampled: tuple[PBRL, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, folder = sampled
+    monkeypatch.chdir(folder)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    held: dict[str, Any] = {}
+    for block in text.split("```python\n")[1:]:
+        exec(block.split("```")[0], held)
+    assert isinstance(held["leader"], PBRL)
+    assert isinstance(held["model"], A2C)
+
+
+def test_an_exact_leader_has_no_followers(tmp_path: Path) -> None:
+    folder = write_model_card(TabularPBRL(ENV).learn(5), tmp_path / "new" / "card", name="mine")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "evaluation.json", "leader.zip"]
+    assert metadata(folder)["model-index"][0]["name"] == "mine"
+    assert "stable-baselines3" not in metadata(folder)["tags"]
+
+
+def test_a_learned_reward(tmp_path: Path) -> None:
+    config = PreferenceConfig(labels=4, first_labels=2, length=5, first_steps=64, follower_steps=64, first_epochs=2)
+    folder = write_model_card(DRLHF("bilevel_gym/RewardGrid-v0", A2C, config).learn(200), tmp_path)
+    assert (folder / "followers" / "best_response.zip").is_file()
+    assert metadata(folder)["model-index"][0]["results"][0]["metrics"][0]["name"].startswith("true return")
+
+
+def test_pushing(sampled: tuple[PBRL, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _, folder = sampled
+    asked: list[Any] = []
+    api = SimpleNamespace(
+        create_repo=lambda *args, **kwargs: asked.append((args, kwargs)),
+        upload_folder=lambda **kwargs: asked.append(kwargs) or "address",  # type: ignore[func-returns-value]
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda token: asked.append(token) or api))  # type: ignore[arg-type, func-returns-value]
+    assert push_to_hub(folder, "user/name", private=True, token="secret") == "address"
+    assert asked[:2] == ["secret", (("user/name",), {"private": True, "exist_ok": True})]
+    assert (asked[2]["folder_path"], asked[2]["repo_id"]) == (str(folder), "user/name")
+    with pytest.raises(ValueError, match="folder: expected one that write_model_card wrote"):
+        push_to_hub(tmp_path, "user/name")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"pip install \"bilevel-gym\[hub\]\""):
+        push_to_hub(folder, "user/name")
+
+
+def test_what_is_no_leader(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leader: expected a leader of this library, got 3"):
+        write_model_card(3, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="folder: expected a folder, got the file"):
+        write_model_card(TabularPBRL(ENV), tmp_path / "file")
