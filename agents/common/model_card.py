@@ -17,7 +17,11 @@ import yaml
 from ...envs.mdp.checks import require
 from .storage import write_whole
 
-_DOCUMENT = "https://arxiv.org/abs/2402.06886"
+_SOURCE = "https://arxiv.org/abs/2402.06886"
+_CODE = "```python\n{}\n```"
+_WARNING = """\
+The followers are plain Stable-Baselines3 models. Like all of its files they hold pickled settings, and loading one can run code:
+load them only from whom you trust. `leader.zip` runs none."""
 
 
 def followers_of(leader: Any) -> dict[str, Any]:
@@ -89,63 +93,43 @@ def _card(leader: Any, record: dict[str, Any], followers: dict[str, Any], name: 
     algorithms = list(dict.fromkeys(type(f.model).__name__ for f in followers.values()))
     title = name or "-".join([method, *algorithms, env.removeprefix("bilevel_gym/").replace(" ", "-")])
     measure, value, stderr = _value(record)
+    solver = ["stable-baselines3"] if followers else []
+    metric = {"type": "mean_reward", "name": measure, "value": f"{value:.4g} +/- {stderr:.2g}", "verified": False}
+    result = {
+        "task": {"type": "reinforcement-learning", "name": "reinforcement-learning"},
+        "dataset": {"type": env, "name": env},
+        "metrics": [metric],
+    }
     metadata = {
         "library_name": "bilevel-gym",
-        "tags": [
-            "reinforcement-learning",
-            "bilevel-optimization",
-            *(["stable-baselines3"] if followers else []),
-            method,
-            *algorithms,
-            env,
-        ],
-        "model-index": [
-            {
-                "name": title,
-                "results": [
-                    {
-                        "task": {"type": "reinforcement-learning", "name": "reinforcement-learning"},
-                        "dataset": {"type": env, "name": env},
-                        "metrics": [
-                            {
-                                "type": "mean_reward",
-                                "name": measure,
-                                "value": f"{value:.4g} +/- {stderr:.2g}",
-                                "verified": False,
-                            }
-                        ],
-                    }
-                ],
-            }
-        ],
+        "tags": ["reinforcement-learning", "bilevel-optimization", *solver, method, *algorithms, env],
+        "model-index": [{"name": title, "results": [result]}],
     }
-    rows = [
-        f"| {key} | {item:.6g} |" if isinstance(item, float) else f"| {key} | {item} |"
-        for key, item in record.items()
-        if item is not None
-    ]
+    by = f", with {' and '.join(algorithms)} of Stable-Baselines3 as the follower" if algorithms else ""
+    shown = {key: f"{item:.6g}" if isinstance(item, float) else item for key, item in record.items()}
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---",
         f"# {title}",
-        f"A leader that was trained by `{method}` on `{env}`"
-        + (f", with {' and '.join(algorithms)} of Stable-Baselines3 as the follower." if algorithms else "."),
-        f"Its {measure}: **{value:.4g}**." if measure.startswith("leader") else f"The {measure}: **{value:.4g}**.",
-        "\n".join(["| record | |", "| --- | ---: |", *rows]),
+        f"A leader that was trained by `{method}` on `{env}`{by}.",
+        f"The {measure}: **{value:.4g}**.",
+        "\n".join(["| record | |", "| --- | ---: |", *(f"| {k} | {v} |" for k, v in shown.items() if v is not None)]),
         "## Use",
-        f'```python\nfrom bilevel_gym.agents import {method}\n\nleader = {method}.load("leader.zip")\nprint(leader.x, leader.evaluate())\n```',
+        _CODE.format(
+            f'from bilevel_gym.agents import {method}\n\nleader = {method}.load("leader.zip")\nprint(leader.evaluate())'
+        ),
     ]
     if followers:
-        role, follower = next(iter(followers.items()))
-        algorithm = type(follower.model)
-        package = algorithm.__module__.split(".")[0]
-        world = "leader.follower_env()" if hasattr(leader, "follower_env") else "None"
+        role, algorithm = next((role, type(follower.model)) for role, follower in followers.items())
+        package, own = algorithm.__module__.split(".")[0], algorithm.__name__
+        world = (
+            "leader.follower_env()" if hasattr(leader, "follower_env") and not hasattr(leader, "followers") else "None"
+        )
         parts += [
-            "The followers are plain Stable-Baselines3 models. Like all of its files they hold pickled settings, and loading one can run "
-            "code: load them only from whom you trust. `leader.zip` runs none.",
-            f'```python\nfrom {package} import {algorithm.__name__}\n\nmodel = {algorithm.__name__}.load("followers/{role}.zip", env={world})\n```',
+            _WARNING,
+            _CODE.format(f'from {package} import {own}\n\nmodel = {own}.load("followers/{role}.zip", env={world})'),
         ]
     parts.append(
-        f"The method is that of Shen, Yang and Chen, {_DOCUMENT}, and its successors; see the library's documentation."
+        f"The penalty method is that of Shen, Yang and Chen, {_SOURCE}; the library's documentation has the others."
     )
     return "\n\n".join(parts) + "\n"
 

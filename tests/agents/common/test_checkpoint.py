@@ -62,7 +62,9 @@ def test_an_error_leaves_the_last_checkpoint_of_a_whole_iteration(tmp_path: Path
 
 @pytest.mark.parametrize("callback", [3, [Checkpoint, 3], "leader.zip"])
 def test_what_is_no_callback_is_named(callback: Any) -> None:
-    with pytest.raises(ValueError, match=r"^callback: expected a callable that takes the leader, or several"):
+    with pytest.raises(
+        ValueError, match=r"^callback: expected a callable that takes the leader, one of SB3's, or several"
+    ):
         TabularPBRL(TWO).learn(3, callback)
 
 

@@ -102,7 +102,7 @@ def test_pushing(sampled: tuple[PBRL, Path], monkeypatch: pytest.MonkeyPatch, tm
         create_repo=lambda *args, **kwargs: asked.append((args, kwargs)),
         upload_folder=lambda **kwargs: asked.append(kwargs) or "address",  # type: ignore[func-returns-value]
     )
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda token: asked.append(token) or api))  # type: ignore[arg-type, func-returns-value]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda token: asked.append(token) or api))  # type: ignore[func-returns-value]
     assert push_to_hub(folder, "user/name", private=True, token="secret") == "address"
     assert asked[:2] == ["secret", (("user/name",), {"private": True, "exist_ok": True})]
     assert (asked[2]["folder_path"], asked[2]["repo_id"]) == (str(folder), "user/name")
