@@ -52,6 +52,7 @@ BENCHMARKS = (
     "sparse_grid",
     "preferences_text",
     "survival",
+    "sweep",
     "speed",
 )
 """Modules of this folder with ``run(quick, jobs)``, ``table(data)`` and perhaps ``picture(data, path)``, ``standing(data)``.
