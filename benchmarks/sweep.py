@@ -89,7 +89,7 @@ def table(data: Data) -> str:
         if name in found
     ]
     heads = ["how", "wall s", "times as fast", f"{TARGET} or more", "finished", "same numbers", "load before"]
-    note = f"""{data["runs"]} runs of {data["steps"]:,} steps. *Same numbers*: the record, x and the counts of every run equal those of
+    note = f"""{data["runs"]} runs of {data["steps"]:,} steps. *Same numbers*: record, x and counts of every run equal those of
 the runs one after another, to the bit. *Load before*: processes that were already running on the machine's cores, on average
 over the minute before; with more than a few tenths of one, wall times measure them too."""
     return markdown_table(heads, rows) + "\n\n" + note

@@ -40,6 +40,9 @@ for _id, _module, _name, _limit in _WRAPPED:
         max_episode_steps=_limit,
     )
 
+# any of them, under a leader that has decided; episodes end as the other environment's do
+register(id="bilevel_gym/UnderLeader-v0", entry_point="bilevel_gym.envs.wrapped.under_leader:UnderLeaderEnv")
+
 # worlds for learning a reward from preferences: the leader is the reward model, none is in the environment
 _WORLDS = (("HappyText-v0", "happy_text", "HappyText"),)
 

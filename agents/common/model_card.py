@@ -1,9 +1,12 @@
 """A leader as a folder in the layout of the Hugging Face Hub's models; nothing is sent anywhere unless asked.
 
-README.md            the model card: metadata in YAML, the record, how to load what is here
-leader.zip           ``PBRL.load``
-followers/NAME.zip   plain SB3 models
-evaluation.json      the honest record of x
+What is in it:
+
+    README.md              the model card: metadata in YAML, the record, how to load what is here
+    leader.zip             ``PBRL.load``
+    followers/NAME.zip     plain SB3 models
+    followers/world.json   what they live in, for ``UnderLeader-v0``
+    evaluation.json        the honest record of x
 """
 
 from __future__ import annotations
@@ -36,6 +39,24 @@ def followers_of(leader: Any) -> dict[str, Any]:
 def _environment(leader: Any) -> str:
     source = getattr(leader, "source", None) or leader.worlds.source
     return str(source.env_id or "an environment that was given as an object")
+
+
+def _one_follower(leader: Any) -> bool:
+    """Whether its followers live in a world that one copy stands for."""
+    return hasattr(leader, "follower_env") and hasattr(leader.worlds, "alone")
+
+
+def _world(leader: Any) -> dict[str, Any] | None:
+    """The followers' world under x, for ``UnderLeader-v0``; None of a game, of a learned reward, of an environment without id."""
+    if not _one_follower(leader) or leader.worlds.source.env_id is None:
+        return None
+    worlds, source = leader.worlds, leader.worlds.source
+    return {
+        "env_id": source.env_id,
+        "env_kwargs": source.env_kwargs,
+        "x": leader.x.tolist(),
+        "observe_commitment": worlds.observe_commitment,
+    }
 
 
 def _value(record: dict[str, Any]) -> tuple[str, float, float]:
@@ -79,6 +100,9 @@ def write_model_card(leader: Any, folder: str | Path, name: str | None = None) -
     for role, follower in followers.items():
         (folder / "followers").mkdir(exist_ok=True)
         follower.save(folder / "followers" / f"{role}.zip")
+    world = _world(leader)
+    if followers and world is not None:
+        _write(folder / "followers" / "world.json", json.dumps(world) + "\n")
     _write(folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
     _write(folder / "README.md", _card(leader, record, followers, name))
     return folder
@@ -121,9 +145,7 @@ def _card(leader: Any, record: dict[str, Any], followers: dict[str, Any], name: 
     if followers:
         role, algorithm = next((role, type(follower.model)) for role, follower in followers.items())
         package, own = algorithm.__module__.split(".")[0], algorithm.__name__
-        world = (
-            "leader.follower_env()" if hasattr(leader, "follower_env") and not hasattr(leader, "followers") else "None"
-        )
+        world = "leader.follower_env()" if _one_follower(leader) else "None"
         parts += [
             _WARNING,
             _CODE.format(f'from {package} import {own}\n\nmodel = {own}.load("followers/{role}.zip", env={world})'),

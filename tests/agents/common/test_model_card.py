@@ -8,10 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
 from stable_baselines3 import A2C
+from stable_baselines3.common.evaluation import evaluate_policy
 
 from bilevel_gym.agents import (
     DRLHF,
@@ -47,12 +49,34 @@ def test_the_folder_holds_leader_followers_and_record(sampled: tuple[PBRL, Path]
         "evaluation.json",
         "followers/best_response.zip",
         "followers/penalised.zip",
+        "followers/world.json",
         "leader.zip",
     ]
     np.testing.assert_array_equal(PBRL.load(folder / "leader.zip").x, leader.x)
     model = A2C.load(folder / "followers" / "best_response.zip", env=leader.follower_env(), device="cpu")
     assert model.observation_space == leader.follower_env().observation_space
     assert json.loads((folder / "evaluation.json").read_text()) == leader.evaluate().as_dict()
+
+
+def test_the_world_of_its_followers_has_an_id(sampled: tuple[PBRL, Path]) -> None:
+    leader, folder = sampled
+    env = gym.make("bilevel_gym/UnderLeader-v0", world=str(folder / "followers" / "world.json"))
+    assert env.observation_space == leader.follower_env().observation_space
+    np.testing.assert_array_equal(env.get_wrapper_attr("leader_x"), leader.x)
+    model = A2C.load(folder / "followers" / "best_response.zip", env=env, device="cpu")
+    mean, _ = evaluate_policy(model, env, n_eval_episodes=2, deterministic=True, warn=False)
+    same, _ = evaluate_policy(model, leader.follower_env(), n_eval_episodes=2, deterministic=True, warn=False)
+    assert np.isfinite(mean)
+    assert np.isfinite(same)
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", '{"env_id": "bilevel_gym/TwoState-v0"}'])
+def test_a_world_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "world.json").write_text(text)
+    with pytest.raises(ValueError, match="world: expected a JSON"):
+        gym.make("bilevel_gym/UnderLeader-v0", world=str(tmp_path / "world.json"))
+    with pytest.raises(ValueError, match="env_id: expected the id of an environment with a leader, got 'CartPole-v1'"):
+        gym.make("bilevel_gym/UnderLeader-v0", env_id="CartPole-v1")
 
 
 def test_its_metadata_is_what_the_hub_reads(sampled: tuple[PBRL, Path]) -> None:

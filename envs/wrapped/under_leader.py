@@ -1,0 +1,68 @@
+"""Any leader environment under a leader that has already decided."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+
+from ...wrappers import ObserveCommitment
+from ..mdp.checks import require
+
+KEYS = ("env_id", "env_kwargs", "x", "observe_commitment")
+
+
+class UnderLeaderEnv(gym.Wrapper[Any, Any, Any, Any]):
+    """A world in which the leader has already decided: what a trained follower is watched, evaluated and trained on in.
+
+    ## Description
+    Another environment, under an x that is given with it. With it the tools of Stable-Baselines3 and rl-baselines3-zoo, which
+    know environments by their ids, run a follower that was trained here. Spaces, rewards and episodes are those of the other one.
+
+    ## Arguments
+    - ``world``: the path of a JSON file with the other arguments, e.g. the ``world.json`` of a model card folder.
+    - ``env_id``: the other environment (``"bilevel_gym/TwoState-v0"``).
+    - ``env_kwargs``: its arguments.
+    - ``x``: the leader's parameter; None leaves the untrained one.
+    - ``observe_commitment``: whether the follower sees the leader's commitment, as followers of ``PBRL`` do by default.
+    - ``render_mode``: of the other environment.
+
+    ## Version History
+    - v0: first version.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # type: ignore[misc]
+
+    def __init__(
+        self,
+        world: str | None = None,
+        env_id: str = "bilevel_gym/TwoState-v0",
+        env_kwargs: dict[str, Any] | None = None,
+        x: Any = None,
+        observe_commitment: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
+        if world is not None:
+            env_id, env_kwargs, x, observe_commitment = _read(world)
+        kwargs = {**(env_kwargs or {}), **({} if render_mode is None else {"render_mode": render_mode})}
+        env = gym.make(env_id, **kwargs)
+        expected = "the id of an environment with a leader"
+        require(env.has_wrapper_attr("set_leader"), "env_id", expected, repr(env_id))
+        if x is not None:
+            env.get_wrapper_attr("set_leader")(np.asarray(x, dtype=np.float64))
+        super().__init__(ObserveCommitment(env) if observe_commitment else env)
+
+
+def _read(world: str) -> tuple[Any, Any, Any, Any]:
+    path = Path(world)
+    require(path.is_file(), "world", "a JSON file", repr(world))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"world: expected a JSON file, got {world} ({error})") from error
+    fits = isinstance(found, dict) and set(found) == set(KEYS)
+    require(fits, "world", f"a JSON object with {', '.join(KEYS)}", f"another in {world}")
+    return found["env_id"], found["env_kwargs"], found["x"], found["observe_commitment"]
