@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .baselines.zero_order import ZeroOrder, ZeroOrderConfig
     from .common.callbacks import Checkpoint
     from .common.evaluation import Evaluation, leader_return_at_best_response
-    from .common.model_card import push_to_hub, write_model_card
+    from .common.model_card import push_to_hub, write_model_card, write_zoo_folder
     from .common.policies import Direct, Softmax, Solved
     from .common.robustness import Response, robustness
     from .common.sb3_callbacks import LeaderEvalCallback
@@ -115,6 +115,7 @@ _HOME = {
     "LeaderEvalCallback": "common.sb3_callbacks",
     "push_to_hub": "common.model_card",
     "write_model_card": "common.model_card",
+    "write_zoo_folder": "common.model_card",
     "Response": "common.robustness",
     "robustness": "common.robustness",
     "Evaluation": "common.evaluation",
@@ -194,6 +195,7 @@ __all__ = [
     "push_to_hub",
     "robustness",
     "write_model_card",
+    "write_zoo_folder",
 ]
 
 

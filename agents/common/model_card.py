@@ -20,6 +20,8 @@ import yaml
 from ...envs.mdp.checks import require
 from .storage import write_whole
 
+ZOO_NAME = "bilevel_gym-UnderLeader-v0"
+"""The environment's id as rl_zoo3 spells it in paths."""
 _SOURCE = "https://arxiv.org/abs/2402.06886"
 _CODE = "```python\n{}\n```"
 _WARNING = """\
@@ -154,6 +156,39 @@ def _card(leader: Any, record: dict[str, Any], followers: dict[str, Any], name: 
         f"The penalty method is that of Shen, Yang and Chen, {_SOURCE}; the library's documentation has the others."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def write_zoo_folder(leader: Any, folder: str | Path) -> Path:
+    """Write a leader's follower as rl-baselines3-zoo has a trained agent: ``enjoy`` plays it in its world under x.
+
+        python -m rl_zoo3.enjoy --algo a2c --env bilevel_gym/UnderLeader-v0 -f FOLDER --gym-packages bilevel_gym
+
+    Args:
+        leader: one whose follower lives in an environment that was given as an id.
+        folder: is made; the agent lies below it under its algorithm's name.
+
+    Returns:
+        The agent's folder.
+
+    Raises:
+        ValueError: another leader, an algorithm that rl_zoo3 does not have.
+    """
+    world = _world(leader)
+    require(
+        world is not None, "leader", "one with a follower, over an environment given as an id", type(leader).__name__
+    )
+    algorithm = type(leader.follower.model).__name__
+    known = algorithm == "RecurrentPPO" or algorithm.isupper() or algorithm == "CrossQ"
+    require(known, "leader", "a follower of an algorithm that rl_zoo3 has", algorithm)
+    name = "ppo_lstm" if algorithm == "RecurrentPPO" else algorithm.lower()
+    agent = Path(folder) / name / f"{ZOO_NAME}_1"
+    (agent / ZOO_NAME).mkdir(parents=True, exist_ok=True)
+    leader.follower.save(agent / f"{ZOO_NAME}.zip")
+    for file, pairs in (("config.yml", []), ("args.yml", [["env_kwargs", world]])):
+        # what rl_zoo3 reads with yaml.UnsafeLoader: an OrderedDict
+        text = yaml.safe_dump([pairs], default_flow_style=True, width=10**9)
+        _write(agent / ZOO_NAME / file, f"!!python/object/apply:collections.OrderedDict {text}")
+    return agent
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:

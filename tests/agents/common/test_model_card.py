@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from bilevel_gym.agents import (
     TabularPBRL,
     push_to_hub,
     write_model_card,
+    write_zoo_folder,
 )
 
 SMALL = PBRLConfig(n_envs=4, warmup_steps=64, follower_steps=64, estimator=Rollouts(n_envs=4))
@@ -68,6 +70,26 @@ def test_the_world_of_its_followers_has_an_id(sampled: tuple[PBRL, Path]) -> Non
     same, _ = evaluate_policy(model, leader.follower_env(), n_eval_episodes=2, deterministic=True, warn=False)
     assert np.isfinite(mean)
     assert np.isfinite(same)
+
+
+def test_a_follower_as_rl_zoo3_has_an_agent(sampled: tuple[PBRL, Path], tmp_path: Path) -> None:
+    """``python -m rl_zoo3.enjoy`` was seen to play it; here its files are read as that reads them."""
+    leader, _ = sampled
+    agent = write_zoo_folder(leader, tmp_path)
+    name = "bilevel_gym-UnderLeader-v0"
+    assert agent == tmp_path / "a2c" / f"{name}_1"
+    assert sorted(path.relative_to(agent).as_posix() for path in agent.rglob("*.*ml")) == [
+        f"{name}/args.yml",
+        f"{name}/config.yml",
+    ]
+    held = yaml.load((agent / name / "args.yml").read_text(), Loader=yaml.UnsafeLoader)
+    assert isinstance(held, OrderedDict)
+    assert yaml.load((agent / name / "config.yml").read_text(), Loader=yaml.UnsafeLoader) == {}
+    env = gym.make("bilevel_gym/UnderLeader-v0", **held["env_kwargs"])
+    np.testing.assert_array_equal(env.get_wrapper_attr("leader_x"), leader.x)
+    assert A2C.load(agent / f"{name}.zip", env=env, device="cpu").observation_space == env.observation_space
+    with pytest.raises(ValueError, match=r"leader: expected one with a follower, over an env.*, got TabularPBRL"):
+        write_zoo_folder(TabularPBRL(ENV), tmp_path)
 
 
 @pytest.mark.parametrize("text", ["no JSON", "[]", '{"env_id": "bilevel_gym/TwoState-v0"}'])
