@@ -51,6 +51,7 @@ class Worlds:
     Attributes:
         env: one copy, for reading.
         source: id and arguments, for leader files.
+        spec: what was given.
         gamma: the discount.
         leader_set: X.
         problem: the tabular problem, or None where there is none or a wrapper lies around it.
@@ -73,7 +74,7 @@ class Worlds:
             require(isinstance(env, gym.Env) or callable(env), "env", _ENV, repr(env))
             self.env = env if isinstance(env, gym.Env) else env()
         require(isinstance(self.env, gym.Env), "env", _ENV, repr(env))
-        self._spec = env
+        self.spec = env
         shown = ("commitment", "commitment_size", "commitment_is_distribution") if observe_commitment else ()
         for name in ("set_leader", "leader_model", "leader_space", "gamma", "leader_x", *shown):
             require(self.env.has_wrapper_attr(name), "env", f"a leader environment (it has {name})", repr(self.env))
@@ -123,7 +124,7 @@ class Worlds:
             return
         reward = self.problem.leader_reward(x)
         require(
-            reward is not None, "env", "a leader whose objective is a return of the follower's MDP", repr(self._spec)
+            reward is not None, "env", "a leader whose objective is a return of the follower's MDP", repr(self.spec)
         )
 
     def require_every_action(self, x: torch.Tensor, follower: SB3Follower) -> None:
@@ -145,7 +146,7 @@ class Worlds:
             if native is not None:
                 venv = VectorEnvAdapter(native)
                 return ObserveCommitmentVec(venv) if self.observe_commitment else venv
-        spec = gym.spec(self._spec) if isinstance(self._spec, str) else self._spec  # a worker may not know the id
+        spec = gym.spec(self.spec) if isinstance(self.spec, str) else self.spec  # a worker may not know the id
         make = partial(make_copy, spec, self.source.env_kwargs, self.observe_commitment)
         makers: list[Callable[[], gym.Env[Any, Any]]] = [make] * n_envs
         return WorkerVecEnv(makers) if self.vec_env == "subproc" else DummyVecEnv(makers)
@@ -155,9 +156,9 @@ class Worlds:
         kwargs = dict(self.source.env_kwargs)
         if render_mode is not None:
             expected = "None for an environment that is already made"
-            require(isinstance(self._spec, str), "render_mode", expected, repr(render_mode))
+            require(isinstance(self.spec, str), "render_mode", expected, repr(render_mode))
             kwargs["render_mode"] = render_mode
-        spec = gym.spec(self._spec) if isinstance(self._spec, str) else self._spec
+        spec = gym.spec(self.spec) if isinstance(self.spec, str) else self.spec
         env = make_copy(spec, kwargs, self.observe_commitment)
         env.get_wrapper_attr("set_leader")(x)
         return env

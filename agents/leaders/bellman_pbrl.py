@@ -67,6 +67,12 @@ class BellmanPBRL(PBRL):
         return penalty
 
     def _make_followers(self, seeds: list[int]) -> None:
+        require(
+            not self.config.side_by_side,
+            "side_by_side",
+            "False whose penalised follower waits for the best response",
+            self.config.side_by_side,
+        )
         x, problem = self._x.detach(), self.worlds.problem
         self.worlds.require_sampled_return(x)
         last = as_schedule(self.config.q_temperature, "q_temperature", positive=True)(0.0)

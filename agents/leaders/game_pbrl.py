@@ -68,6 +68,7 @@ class GamePBRL(PBRL):
         return GameWorlds(made, env_kwargs, config.observe_commitment)
 
     def _make_followers(self, seeds: list[int]) -> None:
+        require(not self.config.side_by_side, "side_by_side", "False over a game", self.config.side_by_side)
         c, four = self.config, [int(s) for s in np.random.SeedSequence(seeds).generate_state(4)]
         entropy = as_schedule(0.0 if c.entropy is None else c.entropy, "entropy", positive=False)
         answer = [Answering(averaging=share, entropy=entropy) for share in (min(c.averaging, NIMBLE), c.averaging)]

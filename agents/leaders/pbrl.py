@@ -31,7 +31,9 @@ Where the environment is tabular, honest evaluation, and with it the choice of t
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -54,6 +56,7 @@ from ..common.model_gradient import ModelGradient
 from ..common.projected_step import projected_step
 from ..common.rollout_gradient import RolloutGradient, episode_returns
 from ..common.rollouts import Act, collect
+from ..common.side_by_side import Beside
 from ..common.storage import decode, encode, read_arrays, read_leader, storable, write_leader
 from ..common.tabular import check_fingerprint, fingerprint, source_of_file
 from ..common.worlds import EnvSpec, Vectorisation, Worlds
@@ -96,6 +99,8 @@ class PBRLConfig(LeaderConfig):
             a process for each copy (2 ``n_envs``, and those of the estimator); None: native where there is one, else dummy.
         relabel: whether replay buffers are kept true when x and lam move (see ``agents.oracles.replay``). None does all that
             is valid; True also raises where rewards cannot be relabelled; False leaves SB3's buffer alone.
+        side_by_side: whether the penalised follower is trained in a process of its own while the best response is trained here;
+            the numbers are the same, to the bit. Scripts then need ``if __name__ == "__main__":``.
     """
 
     learning_rate: float | Schedule = 0.05
@@ -112,6 +117,7 @@ class PBRLConfig(LeaderConfig):
     evaluation_steps: int = 50_000
     vec_env: Vectorisation | None = None
     relabel: bool | None = None
+    side_by_side: bool = False
 
     @staticmethod
     def for_a_game(**changes: Any) -> PBRLConfig:
@@ -130,6 +136,14 @@ class PBRLConfig(LeaderConfig):
         super().__post_init__()
         for name in ("n_envs", "follower_steps", "evaluation_steps"):
             check_size(getattr(self, name), name)
+        require(isinstance(self.side_by_side, bool), "side_by_side", "True or False", repr(self.side_by_side))
+        nested = self.side_by_side and self.vec_env == "subproc"
+        require(
+            not nested,
+            "side_by_side",
+            "False with vec_env='subproc', which has processes of its own",
+            self.side_by_side,
+        )
         check_number(self.warmup_steps, "warmup_steps", low=0)
         known = isinstance(self.estimator, (Rollouts, KnownModel))
         require(known, "estimator", "Rollouts() or KnownModel()", repr(self.estimator))
@@ -220,6 +234,7 @@ class PBRL(Leader):
         self._make_followers(seeds[:2])
         self.optimizer = config.optimizer_class([self._x], lr=self._rate(1.0), **config.optimizer_kwargs)  # type: ignore[call-arg]
         self.penalty_estimate: PenaltyEstimate | None = None
+        self._beside: Beside | None = None
         self.oracle_failures = 0
         self._warm = False
 
@@ -380,16 +395,13 @@ class PBRL(Leader):
     def _train_followers(self) -> None:
         config, points = self.config, self._neighbourhood()
         asked, planned = self._asked_and_planned(2, self.gradient.planned_steps)
-        for follower in (self.best_response, self.penalised):
-            venv = follower.venv
-            assert isinstance(venv, RewardMixing)
-            if follower is self.penalised:
-                self._tell_lam()
-            set_leader(venv, points)
-            if follower.replay is not None:
-                relabel = self.worlds.relabelled if self.worlds.only_rewards_move else None
-                follower.replay.renew(points, venv.weight, relabel, config.observe_commitment, venv.own_weight)
-            spent = follower.train(asked, planned)
+        if config.side_by_side:
+            beside = self._process_beside()
+            beside.start((self.lam, points, asked, planned))
+            each = [self._train(self.best_response, points, asked, planned), beside.result()]
+        else:
+            each = [self._train(follower, points, asked, planned) for follower in (self.best_response, self.penalised)]
+        for follower, spent in zip((self.best_response, self.penalised), each, strict=True):
             self.num_timesteps += spent
             if spent >= 4 * asked:
                 warnings.warn(
@@ -397,6 +409,33 @@ class PBRL(Leader):
                     f"{asked} asked: a rollout of {follower.model.__class__.__name__} counts for each of {config.n_envs} copies",
                     stacklevel=4,
                 )
+
+    def _train(self, follower: SB3Follower, points: NDArray[np.float64], asked: int, planned: int) -> int:
+        """Train one follower at ``points``, ``[n_envs, dim]``; the steps spent."""
+        venv = follower.venv
+        assert isinstance(venv, RewardMixing)
+        if follower is self.penalised:
+            self._tell_lam()
+        set_leader(venv, points)
+        if follower.replay is not None:
+            relabel = self.worlds.relabelled if self.worlds.only_rewards_move else None
+            follower.replay.renew(points, venv.weight, relabel, self.config.observe_commitment, venv.own_weight)
+        return follower.train(asked, planned)
+
+    def _process_beside(self) -> Beside:
+        """The penalised follower's process, begun at its first use; it builds a twin of this leader."""
+        if self._beside is None:
+            config = replace(self.config, side_by_side=False)
+            own = (
+                self.worlds.spec,
+                self.follower_spec,
+                self.penalty,
+                config,
+                self.seed,
+                self.worlds.source.env_kwargs or None,
+            )
+            self._beside = Beside(partial(_twin, type(self), own), self.penalised)
+        return self._beside
 
     def _tell_lam(self) -> None:
         """Make the current lam that of the penalised follower."""
@@ -502,6 +541,9 @@ class PBRL(Leader):
 
     def close(self) -> None:
         """Close the followers' worlds and the leader's own: with ``vec_env="subproc"``, this ends their processes."""
+        if self._beside is not None:
+            self._beside.close()
+            self._beside = None
         venvs = [self.best_response.venv, self.penalised.venv]
         if isinstance(self.gradient, RolloutGradient):
             venvs.append(self.gradient.venv)
@@ -538,6 +580,8 @@ class PBRL(Leader):
             "rng": self.rng.bit_generator.state,
             **self._header(),
         }
+        if replay and self._beside is not None:
+            self._beside.fetch_replay()
         arrays = {
             f"{name}/{key}": array
             for name, follower in (self.followers.items() if replay else ())
@@ -625,3 +669,16 @@ class PBRL(Leader):
             ) from error
 
     _counters = (*Leader._counters, "oracle_failures", "_warm")
+
+
+def _twin(cls: type[PBRL], arguments: tuple[Any, ...]) -> tuple[SB3Follower, Callable[[Any], int]]:
+    """In the penalised follower's process: it, and what trains it by ``(lam, points, asked, planned)``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said by the leader
+        leader = cls(*arguments)
+
+    def train(task: tuple[float, NDArray[np.float64], int, int]) -> int:
+        leader.lam, *how = task
+        return leader._train(leader.penalised, *how)  # type: ignore[arg-type]
+
+    return leader.penalised, train
