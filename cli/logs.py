@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
-from ..agents.common.storage import write_whole
+from ..agents.files import write_whole
 from ..envs.mdp.checks import require
 
 PROGRESS = "progress.json"

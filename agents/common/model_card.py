@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from ...envs.mdp.checks import require
-from .storage import write_whole
+from ..files import write_whole
 
 ZOO_NAME = "bilevel_gym-UnderLeader-v0"
 """The environment's id as rl_zoo3 spells it in paths."""

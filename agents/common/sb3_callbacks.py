@@ -18,7 +18,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from ...envs.mdp.checks import check_size, require
-from .storage import write_whole
+from ..files import write_whole
 
 
 class OnLeader(AbstractContextManager["OnLeader"]):

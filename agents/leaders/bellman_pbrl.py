@@ -70,7 +70,7 @@ class BellmanPBRL(PBRL):
         require(
             not self.config.side_by_side,
             "side_by_side",
-            "False whose penalised follower waits for the best response",
+            "False: the penalised follower waits for the best response",
             self.config.side_by_side,
         )
         x, problem = self._x.detach(), self.worlds.problem

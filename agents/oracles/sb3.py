@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch.optim.swa_utils import AveragedModel
 
 from ...envs.mdp.checks import check_gamma, check_number, require
-from ..files import restore_optimizer
+from ..files import restore_optimizer, write_whole
 from ..schedules import Geometric, Linear, Schedule
 from .replay import TrueReplay, buffer_arrays, buffer_state, restore_buffer
 
@@ -577,7 +578,7 @@ class SB3Follower:
         weights = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
         path = Path(path)
         path = path if path.suffix else path.with_suffix(".zip")
-        part = path.with_name(f"{path.name}.part")
+        blob = io.BytesIO()
         try:
             if isinstance(held.get("action_noise"), VectorizedActionNoise):  # of as many copies as there are here
                 model.action_noise = model.action_noise.base_noise
@@ -585,12 +586,11 @@ class SB3Follower:
                 model.learning_rate = float(held["lr_schedule"](model._current_progress_remaining))
                 model.lr_schedule = FloatSchedule(model.learning_rate)
             model.policy.load_state_dict(self.policy.state_dict())
-            model.save(part, exclude=["_trigger_callback"])  # ARS's, of which a closure was made here
-            return part.replace(path)
+            model.save(blob, exclude=["_trigger_callback"])  # ARS's, of which a closure was made here
         finally:
-            part.unlink(missing_ok=True)
             model.policy.load_state_dict(weights)
             vars(model).update(held)
+        return write_whole(path, lambda file: file.write(blob.getbuffer()))  # type: ignore[arg-type]
 
     # --- files ---------------------------------------------------------------------------------------------------
 

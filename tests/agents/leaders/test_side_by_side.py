@@ -14,9 +14,9 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from benchmarks.survival import differences
 from bilevel_gym.agents import PBRL, BellmanPenalty, PBRLConfig, Rollouts
 from bilevel_gym.agents.common.side_by_side import WorkerError
-from tests.resuming import differences
 
 ENV, KWARGS = "bilevel_gym/StackelbergGame-v0", {"n_states": 4}
 
