@@ -22,15 +22,11 @@ class ProgressFile(KVWriter):
     """A line of JSON a record, each flushed, so that whatever ends a run the lines before stay.
 
     Args:
-        path: the file, which is begun anew.
-        upto: where a run goes on: the steps up to which the lines of before are kept; None keeps none.
+        path: the file, which is begun anew: a leader tells a new logger what was logged before.
     """
 
-    def __init__(self, path: Path, upto: int | None = None) -> None:
-        kept = [] if upto is None else [row for row in read_progress(path) if row[STEPS] <= upto]
+    def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8")
-        for row in kept:
-            self._write(row)
 
     def _write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")
@@ -92,13 +88,13 @@ class Tracking(KVWriter):
         self.run.finish()
 
 
-def new_logger(folder: Path, upto: int | None, tensorboard: Path | None, tracking: Tracking | None) -> Logger:
+def new_logger(folder: Path, tensorboard: Path | None, tracking: Tracking | None) -> Logger:
     """SB3's logger that writes all of these.
 
     Raises:
         ValueError: TensorBoard is asked for and not installed.
     """
-    formats: list[KVWriter] = [ProgressFile(folder / PROGRESS, upto)]
+    formats: list[KVWriter] = [ProgressFile(folder / PROGRESS)]
     if tensorboard is not None:
         try:
             formats.append(TensorBoardOutputFormat(str(tensorboard)))

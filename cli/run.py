@@ -144,12 +144,11 @@ def _learn(leader: Any, settings: Settings, folder: Path, extras: Extras, upto: 
     if extras.track:
         name = f"{settings.env_name}__{settings.name}__{settings.seed}"
         tracking = Tracking(extras.project, name, asdict(settings), folder, extras.entity)
-    rows_come_again = catalogue.kind(type(leader)) != "preferences"  # a leader's file holds its log
-    logger = new_logger(folder, None if rows_come_again else upto, extras.tensorboard_log, tracking)
+    logger = new_logger(folder, extras.tensorboard_log, tracking)
     leader.set_logger(logger)
     checkpoint = Checkpoint(folder / LEADER, extras.save_freq or NEVER)
     callbacks: list[Callable[[Any], Any]] = [checkpoint]  # last: what a signal ends has been judged
-    if settings.eval_freq is not None and not rows_come_again:
+    if settings.eval_freq is not None and catalogue.kind(type(leader)) == "preferences":
         callbacks.insert(0, _Judge(settings.eval_freq))
     start = time.perf_counter()
     try:
@@ -182,7 +181,7 @@ class _Judge:
             for key, item in leader.evaluate().as_dict().items():
                 if item is not None:
                     leader.logger.record(f"leader/{key}", item)
-            leader.logger.dump(leader.num_timesteps)
+            leader._log.dump(leader.logger, leader.num_timesteps)
 
 
 def _finish(leader: Any, settings: Settings, folder: Path, seconds: float) -> dict[str, Any]:

@@ -168,8 +168,7 @@ def run_one(settings: Settings, root: Path, save_freq: int | None = None, search
 
 def _go_on(folder: Path, settings: Settings) -> dict[str, Any] | None:
     """Finish a run that was stopped after a checkpoint, to the bit; None where it has to begin anew."""
-    whole = catalogue.kind(catalogue.leader(settings.leader)) != "preferences"  # a file holds all that these go on from
-    if not whole or not (folder / LEADER).is_file():
+    if not (folder / LEADER).is_file():
         return None
     try:
         load(folder)
