@@ -141,7 +141,7 @@ def test_an_interrupted_run_is_saved_and_resumed_to_the_bit(call: Call, monkeypa
     assert (folder / "progress.json").read_text() == Path(whole["run"], "progress.json").read_text()
 
 
-PREFERENCES = ("labels:4", "first_labels:2", "length:5", "first_steps:64", "follower_steps:64", "first_epochs:2")
+PREFERENCES = ("labels:4", "first_labels:2", "length:5", "first_steps:64", "follower_steps:64", "n_envs:4")
 
 
 @pytest.mark.parametrize("leader", ["PreferencePBRL", "DRLHF"])

@@ -69,7 +69,7 @@ RUNS = {
     ),
     "preferences": (
         *("--env", "RewardGrid-v0", "--leader", "DRLHF", "--follower", "A2C", "-n", "200", "--leader-kwargs"),
-        *("labels:4", "first_labels:2", "length:5", "first_steps:64", "follower_steps:64", "first_epochs:2"),
+        *("labels:4", "first_labels:2", "length:5", "first_steps:64", "follower_steps:64", "n_envs:4"),
     ),
 }
 
