@@ -47,9 +47,18 @@ class UnderLeaderEnv(gym.Wrapper[Any, Any, Any, Any]):
     ) -> None:
         if world is not None:
             env_id, env_kwargs, x, observe_commitment = _read(world)
-        kwargs = {**(env_kwargs or {}), **({} if render_mode is None else {"render_mode": render_mode})}
-        env = gym.make(env_id, **kwargs)
         expected = "the id of an environment with a leader"
+        require(isinstance(env_id, str), "env_id", expected, repr(env_id))
+        named = env_kwargs is None or (isinstance(env_kwargs, dict) and all(isinstance(key, str) for key in env_kwargs))
+        require(named, "env_kwargs", "None or a dict of arguments by name", repr(env_kwargs))
+        require(isinstance(observe_commitment, bool), "observe_commitment", "True or False", repr(observe_commitment))
+        kwargs = {**(env_kwargs or {}), **({} if render_mode is None else {"render_mode": render_mode})}
+        try:
+            env = gym.make(env_id, **kwargs)
+        except (gym.error.Error, ModuleNotFoundError) as error:  # the second: an id with the module that registers it
+            raise ValueError(f"env_id: expected {expected}, got {env_id!r} ({error})") from error
+        except TypeError as error:
+            raise ValueError(f"env_kwargs: expected arguments of {env_id}, got {env_kwargs!r} ({error})") from error
         require(env.has_wrapper_attr("set_leader"), "env_id", expected, repr(env_id))
         if x is not None:
             env.get_wrapper_attr("set_leader")(np.asarray(x, dtype=np.float64))
@@ -57,6 +66,7 @@ class UnderLeaderEnv(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def _read(world: str) -> tuple[Any, Any, Any, Any]:
+    require(isinstance(world, (str, Path)), "world", "the path of a JSON file", repr(world))
     path = Path(world)
     require(path.is_file(), "world", "a JSON file", repr(world))
     try:
