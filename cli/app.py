@@ -424,5 +424,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _code(error: Exception) -> int:
-    """2 for what the command line asked wrongly, 1 for a run that failed."""
-    return 2 if isinstance(error, (ValueError, click.UsageError, ImportError, FileNotFoundError)) else 1
+    """2 for what the command line asked wrongly, a library that is not there among it; 1 for a run that failed."""
+    missing = type(error).__name__ == "DependencyNotInstalled"  # Gymnasium's, which is no ImportError
+    wrong = isinstance(error, (ValueError, click.UsageError, ImportError, FileNotFoundError))
+    return 2 if missing or wrong else 1

@@ -20,6 +20,7 @@ from .run import SETTINGS, load, settings_in
 from .settings import Settings, world_of
 from .statistics import band
 
+PLOTS = 'matplotlib and Pillow, pip install "bilevel-gym[plots]"'
 Frame = NDArray[np.uint8]
 Act = Callable[[Any], NDArray[Any]]
 
@@ -67,10 +68,13 @@ def plot(folders: Sequence[Path], path: Path, x: str = STEPS, y: str = "leader_r
     """A panel an environment, a line a leader: the mean over its runs with its 95% bootstrap band.
 
     Raises:
-        ValueError: folders without runs, a record that no run has, a file name without a picture's suffix.
+        ValueError: folders without runs, a record that no run has, a file name without a picture's suffix, no matplotlib.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError(f"plot: expected {PLOTS}, got none ({error})") from error
 
     found = curves(folders, x, y)
     figure = Figure(figsize=(5.5 * len(found), 4.0), layout="constrained")
@@ -116,8 +120,14 @@ def record(folder: Path, path: Path, steps: int, seed: int, fps: int | None = No
         untrained: whether the leader is the one before training; the follower stays.
 
     Raises:
-        ValueError: an environment that draws nothing, another suffix.
+        ValueError: an environment that draws nothing, another suffix, no library that writes pictures.
     """
+    try:
+        import PIL
+
+        assert PIL
+    except ImportError as error:
+        raise ValueError(f"record: expected {PLOTS}, got none ({error})") from error
     require(path.suffix in (".gif", ".mp4"), "--output", "a file name that ends in .gif or .mp4", str(path))
     frames, natural = _frames(folder, seed, untrained)
     shown = list(itertools.islice(frames, steps))

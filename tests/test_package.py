@@ -5,12 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import bilevel_gym
 
@@ -21,6 +24,10 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBPACKAGES = ("agents", "cli", "envs", "wrappers")
+BESIDE = ("benchmarks", "docs", "examples", "tests")
+CORE = {
+    "click", "gymnasium", "joblib", "numpy", "pettingzoo", "pyyaml", "rich", "scipy", "stable-baselines3", "torch", "tqdm",
+}  # fmt: skip
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
 
@@ -46,27 +53,45 @@ def test_the_root_holds_no_stray_module() -> None:
     assert {path.name for path in ROOT.glob("*.py")} <= {"__init__.py", "__main__.py"}  # all of them reach the wheel
 
 
+@pytest.mark.skipif(not (ROOT / "typings").is_dir(), reason="an sdist has no links")
 def test_type_checkers_see_the_installed_name() -> None:
     links = {path.name: os.readlink(path) for path in (ROOT / "typings" / "bilevel_gym").iterdir()}
     assert links == {name: f"../../{name}" for name in ("__init__.py", "__main__.py", "py.typed", *SUBPACKAGES)}
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from the sdist of a copy of the tree, whose folder's name is no Python name."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the sdist, and of the wheel built from it, of a copy of the tree, whose folder's name is no Python name."""
     folder = tmp_path_factory.mktemp("build")
     source = folder / "bilevel-gym"
     source.mkdir()
-    for name in SUBPACKAGES:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (*SUBPACKAGES, *BESIDE):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "_build"))
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, source)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = folder.glob("*.whl")
-    return built
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (found,) = built.glob("*.whl")
+    return found
+
+
+def test_the_sdist_holds_what_builds_and_tests_it(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {Path(*Path(name).parts[1:]).as_posix() for name in archive.getnames()}
+    source = built / "bilevel-gym"
+    needed = [path for name in (*SUBPACKAGES, *BESIDE) for path in (source / name).rglob("*") if path.is_file()]
+    left_out = {path.relative_to(source).as_posix() for path in needed} - names
+    assert {Path(name).parent.as_posix() for name in left_out} <= {"docs/results"}
+    assert {Path(name).suffix for name in left_out} <= {".png"}
+    assert {"pyproject.toml", "constraints.txt", "README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE"} <= names
 
 
 def test_the_wheel_imports_from_elsewhere(wheel: Path, tmp_path: Path) -> None:
@@ -90,6 +115,35 @@ def test_the_wheel_holds_the_package_and_no_more(wheel: Path) -> None:
         Path(*package.split(".")[1:], name) for package, names in data.items() for name in names if "." in package
     ]
     assert sorted(names) == sorted(f"bilevel_gym/{path.as_posix()}" for path in sources)
+
+
+def test_the_core_needs_these_and_no_more(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = re.findall(r"^Requires-Dist: (.*)$", archive.read(name).decode(), re.MULTILINE)
+    needed = [Requirement(line) for line in lines]
+    assert {r.name for r in needed if r.marker is None} == CORE
+    assert all("extra ==" in str(r.marker) for r in needed if r.marker is not None)
+
+
+def licence(name: str) -> str:
+    """What a distribution says of its licence, in short: numpy's long text, say, speaks of what gfortran has."""
+    meta = distribution(name).metadata
+    classified = [line for line in meta.get_all("Classifier") or [] if line.startswith("License ::")]
+    return meta["License-Expression"] or "; ".join(classified) or (meta["License"] or "").split("\n")[0]
+
+
+def test_nothing_that_the_core_installs_is_under_the_gpl() -> None:
+    found: dict[str, str] = {}
+    names = sorted(CORE)
+    while names:
+        name = canonicalize_name(names.pop())
+        if name not in found:
+            found[name] = licence(name)
+            more = [Requirement(line) for line in distribution(name).requires or []]
+            names += [r.name for r in more if r.marker is None or r.marker.evaluate({"extra": ""})]
+    assert len(found) > len(CORE)
+    assert {name: text for name, text in found.items() if re.search(r"GPL|GNU|Affero", text)} == {}
 
 
 def test_the_version_is_the_same_everywhere(wheel: Path) -> None:
