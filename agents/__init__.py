@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .baselines.zero_order import ZeroOrder, ZeroOrderConfig
     from .common.callbacks import Checkpoint
     from .common.evaluation import Evaluation, leader_return_at_best_response
-    from .common.model_card import push_to_hub, write_model_card, write_zoo_folder
+    from .common.model_card import load_follower, push_to_hub, write_model_card, write_zoo_folder
     from .common.policies import Direct, Softmax, Solved
     from .common.robustness import Response, robustness
     from .common.sb3_callbacks import LeaderEvalCallback
@@ -113,6 +113,7 @@ _HOME = {
     "Power": "schedules",
     "Checkpoint": "common.callbacks",
     "LeaderEvalCallback": "common.sb3_callbacks",
+    "load_follower": "common.model_card",
     "push_to_hub": "common.model_card",
     "write_model_card": "common.model_card",
     "write_zoo_folder": "common.model_card",
@@ -192,6 +193,7 @@ __all__ = [
     "ZeroOrderConfig",
     "atari_copies",
     "leader_return_at_best_response",
+    "load_follower",
     "push_to_hub",
     "robustness",
     "write_model_card",

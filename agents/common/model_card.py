@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import yaml
 
 from ...envs.mdp.checks import require
 from ..files import write_whole
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
 
 ZOO_NAME = "bilevel_gym-UnderLeader-v0"
 """The environment's id as rl_zoo3 spells it in paths."""
@@ -189,6 +193,32 @@ def write_zoo_folder(leader: Any, folder: str | Path) -> Path:
         text = yaml.safe_dump([pairs], default_flow_style=True, width=10**9)
         _write(agent / ZOO_NAME / file, f"!!python/object/apply:collections.OrderedDict {text}")
     return agent
+
+
+def load_follower(path: str | Path, algorithm: type[BaseAlgorithm], env: Any = None, trust_pickle: bool = False) -> Any:
+    """Read a follower's file, by :func:`write_model_card` or any of SB3's own, if it is trusted.
+
+    Args:
+        path: the file.
+        algorithm: SB3's class, e.g. ``PPO``.
+        env: what it goes on in; None takes the world that ``world.json`` beside the file describes, if there is one.
+        trust_pickle: has to be True. SB3 keeps a model's settings as pickles, and reading one runs whatever code its writer put
+            there; a leader's own file holds none and needs no such word.
+
+    Returns:
+        The SB3 model.
+
+    Raises:
+        ValueError: ``trust_pickle`` is not True; nothing has been read then.
+        FileNotFoundError: no such file.
+    """
+    why = "True, for SB3's files hold pickles, and reading one runs the code in it: say so of files that you trust"
+    require(trust_pickle is True, "trust_pickle", why, repr(trust_pickle))
+    path = Path(path)
+    world = path.parent / "world.json"
+    if env is None and world.is_file():
+        env = gym.make("bilevel_gym/UnderLeader-v0", world=str(world))
+    return algorithm.load(path, env=env, device="cpu")
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:

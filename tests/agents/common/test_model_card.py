@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import pickle
 import sys
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +26,7 @@ from bilevel_gym.agents import (
     PreferenceConfig,
     Rollouts,
     TabularPBRL,
+    load_follower,
     push_to_hub,
     write_model_card,
     write_zoo_folder,
@@ -70,6 +74,36 @@ def test_the_world_of_its_followers_has_an_id(sampled: tuple[PBRL, Path]) -> Non
     same, _ = evaluate_policy(model, leader.follower_env(), n_eval_episodes=2, deterministic=True, warn=False)
     assert np.isfinite(mean)
     assert np.isfinite(same)
+
+
+def test_a_followers_file_is_read_only_where_it_is_trusted(sampled: tuple[PBRL, Path], tmp_path: Path) -> None:
+    """SB3's format is a zip whose settings are pickled: here is one whose pickle leaves a file when it is read."""
+    _, folder = sampled
+    good, bad, left = folder / "followers" / "best_response.zip", tmp_path / "bad.zip", tmp_path / "left"
+
+    class Code:
+        def __reduce__(self) -> Any:
+            return Path.touch, (left,)
+
+    with zipfile.ZipFile(good) as old, zipfile.ZipFile(bad, "w") as new:
+        for name in old.namelist():
+            data = json.loads(old.read("data")) if name == "data" else None
+            if data is not None:
+                pickled = base64.b64encode(pickle.dumps(Code())).decode()
+                data["clip_range"] = {":type:": "code", ":serialized:": pickled}
+            new.writestr(name, old.read(name) if data is None else json.dumps(data))
+    for trusted in ({}, {"trust_pickle": False}, {"trust_pickle": 1}):
+        with pytest.raises(
+            ValueError, match=r"^trust_pickle: expected True, for SB3's files hold pickles, and reading one"
+        ):
+            load_follower(bad, A2C, **trusted)
+    assert not left.exists()
+    load_follower(bad, A2C, trust_pickle=True)
+    assert left.exists()  # that is what the word is for
+    model = load_follower(good, A2C, trust_pickle=True)
+    assert model.get_env().get_attr("leader_x")[0].shape == (1,)
+    env = gym.make("bilevel_gym/UnderLeader-v0", world=str(folder / "followers" / "world.json"))
+    assert load_follower(good, A2C, env, trust_pickle=True).observation_space == env.observation_space
 
 
 def test_a_follower_as_rl_zoo3_has_an_agent(sampled: tuple[PBRL, Path], tmp_path: Path) -> None:
