@@ -116,6 +116,7 @@ def look_up(table: Mapping[str, Any], env: str, leader: str, follower: str | Non
         found = found.get(key) if isinstance(found, Mapping) else None
         if found is None:
             return {}
+    require(isinstance(found, Mapping), "--conf-file", f"settings of {env}, {leader}", repr(found))
     return dict(found)
 
 
@@ -135,6 +136,9 @@ def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None)
     given = {key: item for key, item in given.items() if item not in (None, {})}
     chosen = {name: given.get(name, flat.get(name)) for name in ("env", "leader", "follower")}
     require(chosen["env"] is not None, "--env", "an environment (`bilevel-gym list environments`)", None)
+    require(
+        chosen["follower"] is None or isinstance(chosen["follower"], str), "--follower", "a name", chosen["follower"]
+    )
     env = str(chosen["env"])
     env = env if ":" in env and catalogue.environment(env) else catalogue.full_id(env)
     leader = str(chosen["leader"] or "PBRL")
@@ -151,7 +155,7 @@ def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None)
         layer.pop("evidence", None)
     merged: dict[str, Any] = {}
     for layer in layers:
-        unknown = sorted(set(layer) - set(names))
+        unknown = sorted(str(key) for key in set(layer) - set(names))
         require(not unknown, "--conf-file", f"settings named {', '.join(names)}", ", ".join(unknown))
         for key, item in layer.items():
             merged[key] = {**merged.get(key, {}), **item} if key in KWARGS and isinstance(item, Mapping) else item
@@ -162,7 +166,10 @@ def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None)
 
 
 def checked(settings: Settings) -> Settings:
-    """The settings, if their numbers are in range and their mappings are mappings; raises ``ValueError``."""
+    """The settings, if names are texts, numbers in range and mappings mappings; raises ``ValueError``."""
+    for name in ("env", "leader", "follower"):
+        held = getattr(settings, name)
+        require(isinstance(held, str) or (held is None and name == "follower"), f"--{name}", "a name", repr(held))
     seed = settings.seed
     whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
     require(whole, "--seed", "a whole number >= 0", repr(seed))

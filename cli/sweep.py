@@ -204,7 +204,7 @@ class Pool:
         save_freq: int | None = None,
         report: Callable[[Outcome], None] | None = None,
     ) -> None:
-        self.root = require_folder(root, "--log-folder").resolve()
+        self.root, self._given = root.resolve(), root
         self.backend, self.jobs, self.address = backend, check_size(jobs, "--jobs"), address
         self.save_freq, self._report = save_freq, report or (lambda _: None)
         if backend in ("ray", "dask"):
@@ -213,7 +213,8 @@ class Pool:
                 raise ValueError(f'--backend: expected {backend}, pip install "bilevel-gym[{backend}]", got none')
 
     def run(self, runs: Sequence[Settings]) -> list[Outcome]:
-        """The outcomes of these runs, in their order."""
+        """The outcomes of these runs, in their order; raises ``ValueError`` for a folder that cannot be written to."""
+        require_folder(self._given, "--log-folder")  # here: what is asked for wrongly leaves no folder
         outcomes: dict[str, Outcome] = {}
 
         def note(outcome: Outcome) -> None:

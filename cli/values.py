@@ -32,7 +32,7 @@ def literal(text: str) -> Any:
         return _WORDS[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # TypeError: a dict with a list for a key
         return text
 
 
@@ -99,7 +99,9 @@ def _evaluate(node: ast.expr, name: str) -> Any:
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_evaluate(item, name) for item in node.elts]
     if isinstance(node, ast.Dict):
-        keys = [_evaluate(key, name) for key in node.keys if key is not None]
+        if not all(isinstance(key, ast.Constant) for key in node.keys):
+            raise JustTextError
+        keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
         return dict(zip(keys, (_evaluate(item, name) for item in node.values), strict=True))
     if isinstance(node, ast.Name):
         return _named(node.id, name)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
-import numpy as np
 
 from ...wrappers import ObserveCommitment
-from ..mdp.checks import require
+from ..mdp.checks import as_float64, require
 
 KEYS = ("env_id", "env_kwargs", "x", "observe_commitment")
 
@@ -61,7 +60,7 @@ class UnderLeaderEnv(gym.Wrapper[Any, Any, Any, Any]):
             raise ValueError(f"env_kwargs: expected arguments of {env_id}, got {env_kwargs!r} ({error})") from error
         require(env.has_wrapper_attr("set_leader"), "env_id", expected, repr(env_id))
         if x is not None:
-            env.get_wrapper_attr("set_leader")(np.asarray(x, dtype=np.float64))
+            env.get_wrapper_attr("set_leader")(as_float64(x, "x").numpy())
         super().__init__(ObserveCommitment(env) if observe_commitment else env)
 
 
