@@ -1,0 +1,84 @@
+"""The README: its commands and its code run as they stand, but for fewer steps; its links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pettingzoo
+import pytest
+
+from bilevel_gym.cli.app import main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+WHOLE = os.environ.get("README_WHOLE") == "1"
+"""Whether to take as many steps as the README does, which takes minutes."""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def shortened(text: str) -> str:
+    """With a hundredth of the steps where these are tens of thousands."""
+    return text if WHOLE else re.sub(r"\b(\d+)0_000\b", r"\g<1>00", text)
+
+
+def commands() -> list[list[str]]:
+    lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def test_its_commands_run_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    verbs = []
+    for program, *words in commands():
+        assert program == "bilevel-gym"
+        with pytest.raises(SystemExit) as ended:
+            main([shortened(word) for word in words])
+        assert ended.value.code == 0, (words, capsys.readouterr().err)
+        verbs.append(words[0])
+    assert verbs == ["list", "train", "record", "train", "evaluate", "plot", "train", "sweep", "train"]
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*") if path.is_file()}
+    assert {"curves.png", "runs/Hypergradient/FourRooms-v0_1/follower.gif", "runs/sweep/summary.json"} <= left
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_its_code_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    held: dict[str, Any] = {}
+    exec(shortened(blocks("python")[number]), held)
+    assert len(held) > 3
+
+
+@pytest.mark.skipif(WHOLE, reason="nothing is shortened")
+def test_what_is_shortened_is_the_steps() -> None:
+    assert shortened("n=200_000 300_000 n_states:20 100") == "n=2000 3000 n_states:20 100"
+
+
+def test_what_it_makes_and_installs_is_there() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"(?:^    |`)make (\w+)", README, re.MULTILINE)) <= targets
+    extras = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for name in re.findall(r"pip install \"?\.\[(\w+)\]|extra `(\w+)`", README):
+        assert re.search(rf"^{''.join(name)} = \[", extras, re.MULTILINE), name
+
+
+def test_its_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link.partition("#")[0]).exists()] == []
+
+
+def test_its_table_has_every_environment() -> None:
+    ids = [name for name in (*gym.registry, *pettingzoo.parallel_registry) if name.startswith("bilevel_gym/")]
+    there = {name.removeprefix("bilevel_gym/").replace("_v0", "-v0") for name in ids} - {"UnderLeader-v0"}
+    assert {name.replace("_v0", "-v0") for name in re.findall(r"`(?:bilevel_gym/)?(\w+[-_]v0)`", README)} == there
