@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -51,7 +52,7 @@ def _number(item: Any) -> float | int | str | None:
 def read_progress(path: Path) -> list[dict[str, Any]]:
     """The records of a run, without a line that was cut off; none where there is no file."""
     rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -59,6 +60,24 @@ def read_progress(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and STEPS in row:
             rows.append(row)
     return rows
+
+
+def require_writers(tensorboard: bool, track: bool) -> None:
+    """Raise ``ValueError`` where what is to write the records is not installed."""
+    if track:
+        _wandb()
+    if tensorboard:
+        needed = 'TensorBoard, pip install "bilevel-gym[tensorboard]"'
+        require(importlib.util.find_spec("tensorboard") is not None, "--tensorboard-log", needed, "none")
+
+
+def _wandb() -> Any:
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise ValueError(
+            f'--track: expected Weights & Biases, pip install "bilevel-gym[track]", got none ({error})'
+        ) from error
 
 
 class Tracking(KVWriter):
@@ -71,13 +90,7 @@ class Tracking(KVWriter):
     def __init__(
         self, project: str, name: str, config: dict[str, Any], folder: Path, entity: str | None = None
     ) -> None:
-        try:
-            wandb = importlib.import_module("wandb")
-        except ImportError as error:
-            raise ValueError(
-                f'--track: expected Weights & Biases, pip install "bilevel-gym[track]", got none ({error})'
-            ) from error
-        self.run = wandb.init(project=project, name=name, entity=entity, config=config, dir=str(folder))
+        self.run = _wandb().init(project=project, name=name, entity=entity, config=config, dir=str(folder))
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """One record."""
@@ -89,18 +102,10 @@ class Tracking(KVWriter):
 
 
 def new_logger(folder: Path, tensorboard: Path | None, tracking: Tracking | None) -> Logger:
-    """SB3's logger that writes all of these.
-
-    Raises:
-        ValueError: TensorBoard is asked for and not installed.
-    """
+    """SB3's logger that writes all of these; see :func:`require_writers`."""
     formats: list[KVWriter] = [ProgressFile(folder / PROGRESS)]
     if tensorboard is not None:
-        try:
-            formats.append(TensorBoardOutputFormat(str(tensorboard)))
-        except (ImportError, AssertionError) as error:
-            needed = 'TensorBoard, pip install "bilevel-gym[tensorboard]"'
-            raise ValueError(f"--tensorboard-log: expected {needed}, got none ({error})") from error
+        formats.append(TensorBoardOutputFormat(str(tensorboard)))
     if tracking is not None:
         formats.append(tracking)
     return Logger(folder=str(folder), output_formats=formats)

@@ -22,7 +22,7 @@ import torch
 from .. import __version__
 from ..envs.mdp.checks import check_size, require
 from . import catalogue
-from .logs import Tracking, new_logger, require_folder, write_text
+from .logs import Tracking, new_logger, require_folder, require_writers, write_text
 from .settings import Settings, build, checked, follower_of, read, world_of
 
 SETTINGS, LEADER, RESULT = "settings.yml", "leader.zip", "result.json"
@@ -81,6 +81,7 @@ def train(settings: Settings, folder: Path | Callable[[], Path], extras: Extras 
     extras = Extras() if extras is None else extras
     if extras.save_freq is not None:
         check_size(extras.save_freq, "--save-freq")
+    require_writers(extras.tensorboard_log is not None, extras.track)
     leader = build(settings)
     folder = require_folder(folder if isinstance(folder, Path) else folder(), "--log-folder")
     write_text(folder / SETTINGS, settings.as_yaml())
@@ -91,9 +92,11 @@ def resume(folder: Path, extras: Extras | None = None, n_timesteps: int | None =
     """Go on with the run of a folder from its last checkpoint, to its own number of steps or to another.
 
     Raises:
-        ValueError: no checkpoint there.
+        ValueError: no checkpoint there, a library that is to write the records and is not installed.
         RunFailed: what ends the run.
     """
+    extras = Extras() if extras is None else extras
+    require_writers(extras.tensorboard_log is not None, extras.track)
     settings = settings_in(folder, "--resume")
     if n_timesteps is not None:
         settings = replace(settings, n_timesteps=check_size(n_timesteps, "--n-timesteps"))
@@ -102,7 +105,7 @@ def resume(folder: Path, extras: Extras | None = None, n_timesteps: int | None =
     done = leader.num_timesteps
     if done >= settings.n_timesteps:
         return _finish(leader, settings, folder, 0.0)
-    return _learn(leader, settings, folder, Extras() if extras is None else extras, upto=done)
+    return _learn(leader, settings, folder, extras, upto=done)
 
 
 def settings_in(folder: Path, name: str) -> Settings:

@@ -13,7 +13,6 @@ import re
 import resource
 import sys
 import tempfile
-import textwrap
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +60,7 @@ from bilevel_gym.wrappers import Segment
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "failures.md"
 BEGIN, END = "<!-- bad inputs: by python -m tests.bad_inputs -->", "<!-- end of bad inputs -->"
 TWO, GRID = "bilevel_gym/TwoState-v0", "bilevel_gym/RewardGrid-v0"
-LONGEST = 230
+LONGEST = 300
 
 
 @dataclass(frozen=True)
@@ -561,10 +560,16 @@ def _() -> str:
 LIBRARIES = "Libraries that are not installed"
 
 
-@case(LIBRARIES, "`--track` without wandb", NOTHING + " but the folder")
+@case(LIBRARIES, "`--track` without wandb", NOTHING)
 def _() -> str:
     with without("wandb"):
-        return command(*TRAIN, "--track")
+        return refused(*TRAIN, "--track")
+
+
+@case(LIBRARIES, "`--tensorboard-log` without TensorBoard", NOTHING)
+def _() -> str:
+    with without("tensorboard"):
+        return refused(*TRAIN, "--tensorboard-log", "tb")
 
 
 @case(LIBRARIES, "`plot` without matplotlib", "no picture")
@@ -628,17 +633,17 @@ def _() -> str:
 
 @case(ARGUMENTS, "probabilities that do not sum to one", "")
 def _() -> str:
-    return error(lambda: TabularMDP(P=HALF * 1.1, r=torch.eye(2), rho=[0.5, 0.5], gamma=0.9))
+    return error(lambda: TabularMDP(P=HALF * 1.1, r=torch.eye(2), rho=torch.tensor([0.5, 0.5]), gamma=0.9))
 
 
 @case(ARGUMENTS, "a discount of one", "")
 def _() -> str:
-    return error(lambda: TabularMDP(P=HALF, r=torch.eye(2), rho=[0.5, 0.5], gamma=1.0))
+    return error(lambda: TabularMDP(P=HALF, r=torch.eye(2), rho=torch.tensor([0.5, 0.5]), gamma=1.0))
 
 
 @case(ARGUMENTS, "rewards of another shape than the transitions", "")
 def _() -> str:
-    return error(lambda: TabularMDP(P=HALF, r=torch.ones(2, 3), rho=[0.5, 0.5], gamma=0.9))
+    return error(lambda: TabularMDP(P=HALF, r=torch.ones(2, 3), rho=torch.tensor([0.5, 0.5]), gamma=0.9))
 
 
 @case(ARGUMENTS, "an x outside the leader's set", "the environment as it was")
@@ -686,7 +691,7 @@ def _() -> str:
 
 @case(ARGUMENTS, "a callback that is none", "")
 def _() -> str:
-    return error(lambda: TabularPBRL(TWO).learn(3, "leader.zip"))  # type: ignore[arg-type]
+    return error(lambda: TabularPBRL(TWO).learn(3, "leader.zip"))
 
 
 # --- the tables -------------------------------------------------------------------------------------------------------
@@ -714,7 +719,7 @@ def tables() -> str:
         for one in CASES:
             if one.group == group:
                 text = said(one).replace("|", "¦").replace("`", "'")
-                rows.append(f"| {one.what} | `{text}` | {one.left} |")
+                rows.append(f"| {one.what} | `{text}` | {one.left or 'all as it was'} |")
         parts.append("\n".join([f"### {group}", "", *rows]))
     return "\n\n".join(parts)
 
@@ -725,6 +730,5 @@ def on_the_page() -> str:
 
 
 if __name__ == "__main__":
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables()}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    sys.stdout.write(textwrap.shorten(str(PAGE), 200) + "\n")
+    head, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    PAGE.write_text(f"{head}{BEGIN}\n\n{tables()}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
