@@ -231,9 +231,11 @@ def survive(name: str, kills: int, seed: int = 0) -> Data:
         broken.mkdir()
         unbroken = live(name, whole, None)
         assert unbroken.exit_code == 0
-        lives, half_written = [], 0
-        most = max(1, min(2 * unbroken.last // kills, unbroken.last // 2))
-        for _ in range(kills):
+        lives: list[Lived] = []
+        half_written = 0
+        for left in range(kills, 0, -1):  # so many iterations that some are left for each kill
+            remaining = unbroken.last - (lives[-1].first if lives else 0)
+            most = max(1, min(2 * remaining // left, unbroken.last // 2))
             kill = int(rng.integers(most)), float(rng.uniform(0.0, unbroken.seconds / unbroken.last))
             lives.append(live(name, broken, kill))
             half_written += len(list(broken.glob("*.part")))

@@ -222,7 +222,8 @@ class Leader(ABC):
             self.num_timesteps = self.iteration = 0
             self.kept, self._evaluated_at, self.history, self._log = None, -1, [], Log()
         done = self.num_timesteps
-        self._total = max(self._total, done) if total == 0 else done + total
+        if total:  # none is asked for where a run that had come to its end is resumed
+            self._total = done + total
         with callbacks, tqdm(total=total, disable=not progress_bar, unit=self._unit) as bar:
             if self.kept is None:
                 self._judge()

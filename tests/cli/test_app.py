@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +26,12 @@ SAMPLED = ("--env", "TwoState-v0", "--follower", "A2C", "--leader-kwargs", *SMAL
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty folder; SIGINT raises, as at a prompt: a shell's background jobs start with it ignored."""
     monkeypatch.chdir(tmp_path)
+    held = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, held)
 
 
 # --- train, evaluate, resume ----------------------------------------------------------------------------------------------

@@ -280,6 +280,15 @@ def test_a_finished_run_has_nothing_left(tmp_path: Path) -> None:
     assert differences(contents(loaded.resume().save(tmp_path / "after")), before) == []
 
 
+def test_a_finished_run_that_took_more_steps_than_asked_has_nothing_left(tmp_path: Path) -> None:
+    """Found by a kill between the last checkpoint and the end: a sampled leader finishes its last iteration."""
+    leader = PBRL(GAME, A2C, config=SMALL, env_kwargs={"n_states": 4}).learn(1500)
+    assert leader.num_timesteps > 1500
+    before = contents(leader.save(tmp_path / "before", replay=True))
+    again = PBRL.load(tmp_path / "before").resume()
+    assert differences(contents(again.save(tmp_path / "after", replay=True)), before) == []
+
+
 def test_the_last_record_is_made_where_the_last_iteration_was_saved(tmp_path: Path) -> None:
     """The run ended between the last iteration and its honest evaluation."""
     path = tmp_path / "leader.zip"
