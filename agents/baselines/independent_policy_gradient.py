@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from ...envs.mdp import GameProblem, TabularProblem, policy_return
+from ...envs.mdp.checks import require
 from ..common.lower_level import Policies, TabularLevel
 from ..common.policies import Direct, HeldPolicies, Softmax
 from ..common.projected_step import Projection
@@ -34,6 +35,11 @@ class IndependentPolicyGradientConfig(TabularLeaderConfig):
     follower: Softmax | Direct = field(default_factory=Softmax)
     estimator: MonteCarlo | None = None
     keep_best: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = "Softmax(...) or Direct(...)"
+        require(isinstance(self.follower, (Softmax, Direct)), "follower", expected, repr(self.follower))
 
 
 class IndependentPolicyGradient(TabularLeader):

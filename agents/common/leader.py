@@ -105,6 +105,13 @@ class LeaderConfig:
             self.optimizer_class, torch.optim.Optimizer
         )
         require(is_optimizer, "optimizer_class", "a class of torch.optim", repr(self.optimizer_class))
+        try:
+            self.optimizer_class([torch.zeros(1, requires_grad=True)], lr=0.1, **self.optimizer_kwargs)  # type: ignore[call-arg]
+        except Exception as error:  # whatever the class raises
+            expected = f"arguments of {self.optimizer_class.__name__}"
+            raise ValueError(
+                f"optimizer_kwargs: expected {expected}, got {self.optimizer_kwargs!r} ({error})"
+            ) from error
         check_size(self.eval_every, "eval_every")
         if self.budget is not None:
             check_number(self.budget, "budget", low=0.0)

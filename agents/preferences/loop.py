@@ -148,6 +148,12 @@ class PreferenceConfig:
         require(isinstance(self.fragmenter, Fragmenter), "fragmenter", "a Fragmenter", repr(self.fragmenter))
         require(isinstance(self.fit, FitConfig), "fit", "a FitConfig", repr(self.fit))
         require(self.net is None or callable(self.net), "net", "a callable that builds a torch module", repr(self.net))
+        if self.memory is not None:
+            check_size(self.memory, "memory")
+        try:
+            _ = self.device == "auto" or torch.zeros(1, device=self.device)
+        except Exception as error:  # of several kinds, torch's own
+            raise ValueError(f"device: expected auto or a device of torch's, got {self.device!r} ({error})") from error
         alone = isinstance(self.fragmenter, ActiveFragmenter) and self.ensemble < 2
         require(not alone, "ensemble", "2 or more for a choice by disagreement", self.ensemble)
 
@@ -155,7 +161,7 @@ class PreferenceConfig:
     def recorded(self) -> int:
         """Steps a copy that a recorder keeps."""
         asked = -(-max(self.follower_steps, self.first_steps) // self.n_envs)
-        return max(self.length, max(1024, 4 * asked) if self.memory is None else check_size(self.memory, "memory"))
+        return max(self.length, max(1024, 4 * asked) if self.memory is None else self.memory)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import broadcast_batch, check_size, require
+from .checks import broadcast_batch, check_finite, check_size, require
 from .evaluation import negative_entropy
 from .models import TabularKernel, TabularMDP
 from .sparse import require_dense
@@ -224,8 +224,8 @@ def sample(
         twin: trajectories whose random numbers are used again.
 
     Raises:
-        ValueError: a policy of another size, batch axes that do not broadcast, a twin of another size, a length or a
-            batch under one, something else than a ``torch.Generator``.
+        ValueError: a policy of another size or with NaN in it, batch axes that do not broadcast, a twin of another size, a
+            length or a batch under one, something else than a ``torch.Generator``.
     """
     length, batch = check_size(length, "length"), check_size(batch, "batch")
     require(isinstance(generator, torch.Generator), "generator", "a torch.Generator", repr(generator))
@@ -268,5 +268,6 @@ def _batch_shape(world: TabularWorld, pi: Tensor, first: Tensor | None) -> torch
     for name, policy in (("pi", pi), ("first", first)):
         if policy is not None:
             require(policy.shape[-2:] == expected, name, f"shape [..., {expected}]", f"shape {tuple(policy.shape)}")
+            check_finite(policy, name)
             named.append((name, policy.shape[:-2]))
     return broadcast_batch(*named)
