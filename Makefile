@@ -6,7 +6,7 @@ EXAMPLES ?= 2000
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types fuzz benchmark clean
+.PHONY: help demo test lint types fuzz benchmark docs clean
 
 help: ## List what can be made
 	@echo "make demo, make test, ... (variables: PYTHON=$(PYTHON) VENV=$(VENV) JOBS=$(JOBS))"
@@ -50,8 +50,13 @@ benchmark: $(VENV)/.installed ## Reproduce figures and tables, measure speed
 	@echo "==> Running the benchmarks"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
+docs: $(VENV)/.installed ## Build the documentation in docs/_build/html
+	@echo "==> Building the documentation (warnings are errors) and checking its links"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@$(BIN)/python docs/check_links.py docs/_build/html
+
 clean: ## Remove the virtual environment, caches and build outputs
 	@echo "==> Removing the virtual environment, caches and build outputs"
 	@if [ -f $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
-	@rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf build dist docs/_build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -101,9 +101,10 @@ class RewardGridProblem(TabularProblem):
 class RewardGridEnv(TabularEnv):
     """A grid world with a hidden reward: the leader pays what it believes the cells are worth.
 
-    ## Description The follower walks a grid, slips now and then, and collects what the leader pays in the cell it stands in.
-    What cells are worth in truth is a smooth random field that the leader is judged by: its return is the true return of the
-    follower. A reward learned from preferences takes the place of x; its regret is exact, for the model is known.
+    ## Description
+    The follower walks a grid, slips now and then, and collects what the leader pays in the cell it stands in. What cells
+    are worth in truth is a smooth random field that the leader is judged by: its return is the true return of the follower.
+    A reward learned from preferences takes the place of x; its regret is exact, for the model is known.
 
     ## Action Space
     ``Discrete(4)``: up, right, down, left. The move meant happens with probability ``intended``, each other one with a

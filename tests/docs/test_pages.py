@@ -1,0 +1,126 @@
+"""The documentation: its code runs, its links lead somewhere, and nothing that is registered or public is left out."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bilevel_gym import agents, wrappers
+from bilevel_gym.cli.catalogue import leaders
+from bilevel_gym.envs import mdp
+from docs import environment_pages
+from docs.docstrings import to_rst
+
+DOCS = Path(environment_pages.__file__).parent
+ROOT = DOCS.parent
+GENERATED = {"environments/index.md", *(f"environments/{one.name}.md" for one in environment_pages.environments())}
+PAGES = {
+    str(path.relative_to(DOCS)): path.read_text(encoding="utf-8")
+    for path in sorted(DOCS.rglob("*.md"))
+    if "_build" not in path.parts and str(path.relative_to(DOCS)) not in GENERATED
+}
+TESTED_ELSEWHERE = {"command_line.md"}  # tests/cli/test_page.py
+NEEDS = {"methods/cma_es.md": "cma", "tutorial.md": "matplotlib"}
+KEPT = {"tutorial.md": "200_000"}  # a number that the page quotes a result of
+SHORT = 2_000
+
+
+def code(page: str) -> str:
+    """The page's Python, with budgets of 20,000 steps and more cut to a token one."""
+
+    def cut(number: re.Match[str]) -> str:
+        keep = int(number[0]) < 20_000 or number[0] == KEPT.get(page)
+        return number[0] if keep else str(SHORT)
+
+    text = "\n".join(re.findall(r"^```python\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE))
+    return re.sub(r"\b\d+(?:_\d{3})+\b", cut, text)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if code(page) and page not in TESTED_ELSEWHERE])
+@pytest.mark.filterwarnings("ignore")
+def test_its_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if page in NEEDS:
+        pytest.importorskip(NEEDS[page])
+        if NEEDS[page] == "matplotlib":
+            monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.chdir(tmp_path)
+    held: dict[str, Any] = {"__name__": "__page__"}
+    exec(compile(code(page), page, "exec"), held)
+    if page == "tutorial.md":
+        found = [held[name].evaluate().leader_return for name in ("naive", "leader_exact", "strict")]
+        assert found == pytest.approx([4.82, 5.22, 5.64], abs=0.005)
+
+
+def test_every_environment_has_a_page_with_a_picture() -> None:
+    for environment in environment_pages.environments():
+        page = environment_pages.page(environment)
+        for heading in ("Description", "Arguments", "Version History"):
+            assert f"\n## {heading}\n" in page, environment.name
+        assert environment_pages.picture(environment.name) is not None, environment.name
+        assert ":class:" not in page.replace(":class: environment", "")
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = "\n".join(PAGES[page] for page in PAGES if page.startswith("api/"))
+    listed = set(re.findall(r"\w+", " ".join(re.findall(r":members:(.*)", text))))
+    public = {*agents.__all__, *mdp.__all__, *wrappers.__all__}
+    assert public - listed == set()
+    for module, names in re.findall(r"automodule:: (\S+)\n   :members: (.*)", text):
+        for name in names.split(", "):
+            assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+def test_every_leader_has_a_method_page() -> None:
+    text = "\n".join(PAGES[page] for page in PAGES if page.startswith("methods/"))
+    assert [name for name in leaders() if f"`{name}" not in text] == []
+
+
+def anchors(text: str) -> set[str]:
+    """What a page's headings can be linked by."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_somewhere() -> None:
+    lost = []
+    for page, text in PAGES.items():
+        plain = re.sub(r"^```.*?^```|`[^`\n]*`(?!\])", "", text, flags=re.DOTALL | re.MULTILINE)
+        for target in re.findall(r"\]\(([^)\s]+)\)", plain):
+            if re.match(r"https?:", target):
+                continue
+            file, _, anchor = target.partition("#")
+            if not file and anchor.startswith("bilevel_gym."):
+                module, _, name = anchor.rpartition(".")
+                found = importlib.util.find_spec(module) is not None and hasattr(importlib.import_module(module), name)
+            else:
+                path = (DOCS / page).parent / file if file else DOCS / page
+                generated = any(path.resolve() == (DOCS / name).resolve() for name in GENERATED)
+                found = generated or (path.is_file() and (not anchor or anchor in anchors(path.read_text("utf-8"))))
+            if not found:
+                lost.append(f"{page}: {target}")
+    assert lost == []
+
+
+def test_formulas_in_docstrings_are_shown_as_typed() -> None:
+    lines = [
+        "First, |x| small.",
+        "",
+        "    a = b",
+        "    c",
+        "",
+        "Then ``|y|``.",
+        "",
+        "Args:",
+        "    x: it",
+        "",
+        "        more",
+    ]
+    to_rst(None, "module", "", None, None, lines)
+    assert lines[:6] == [r"First, \|x\| small.", "", "::", "", "    a = b", "    c"]
+    assert lines[7] == "Then ``|y|``."
+    assert lines[9:11] == ["Args:", "    x: it"]
