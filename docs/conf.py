@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,28 +48,19 @@ autodoc_inherit_docstrings = False  # not Gymnasium's own text
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"show-inheritance": True, "exclude-members": "optimizer_class"}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 90
 
-RESULTS = """
-
-```{toctree}
-:hidden:
-:glob:
-
-*
-```
-"""
-
 
 def add_results(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the results under their list, which the benchmarks write."""
+    """Put the results under their list, which the benchmarks write, in its order."""
     if docname == "results/README":
-        source[0] += RESULTS
+        pages = [page for page in re.findall(r"^- .*?\]\((\w+)\.md\)", source[0], re.MULTILINE) if page != "standing"]
+        source[0] += "\n".join(["", "```{toctree}", ":hidden:", "", *pages, "```", ""])
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def to_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[s
         )
         if opens and plain and not line.lstrip().startswith(">>>"):
             base = _indent(above)
-            found += [" " * base + "::", "", line]
+            found += [" " * base + ".. code-block:: none", "", line]
             literal, above = True, line
             continue
         heading = re.match(r"^(\s*)##+ (.*)$", line)

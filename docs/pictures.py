@@ -30,10 +30,10 @@ RUNS: dict[str, tuple[int, list[str]]] = {
     "TwoState-v0": (12, EXACT),
     "StackelbergGame-v0": (16, [*EXACT, "--env-kwargs", "n_states:12"]),
     "FourRooms-v0": (40, EXACT),
-    "RandomMDP-v0": (12, EXACT),
+    "RandomMDP-v0": (12, EXACT),  # before training: afterwards all rewards are 0
     "GoalPlacement-v0": (30, EXACT),
     "TollDesign-v0": (20, EXACT),
-    "LQStackelberg-v0": (30, EXACT),
+    "LQStackelberg-v0": (20, EXACT),
     "RewardGrid-v0": (30, EXACT),
     "incentive_design_v0": (16, EXACT),
 }
@@ -63,9 +63,9 @@ def lean(obs: Any) -> Any:
     return np.array([-0.2, -0.1, 0.1], np.float32)
 
 
-def price(obs: Any) -> int:
-    """TwoState, under a leader that has decided: always the paid action."""
-    return 1
+def to_and_fro(obs: Any) -> int:
+    """TwoState, under a leader that has decided: to the other state."""
+    return 1 - int(obs[0] if np.ndim(obs) else obs)
 
 
 class Write:
@@ -90,7 +90,11 @@ PLAYED: dict[str, tuple[int, dict[str, Any], Callable[[], Callable[[Any], Any]]]
     "DesignedPendulum-v0": (120, {}, lambda: swing_up),
     "DesignedHopper-v0": (90, {}, lambda: lean),
     "HappyText-v0": (60, {}, Write),
-    "UnderLeader-v0": (12, {"env_id": "bilevel_gym/TwoState-v0", "x": [0.9]}, lambda: price),
+    "UnderLeader-v0": (
+        12,
+        {"env_id": "bilevel_gym/TwoState-v0", "x": [0.9], "observe_commitment": False},
+        lambda: to_and_fro,
+    ),
 }
 
 
@@ -120,7 +124,8 @@ def draw(name: str) -> None:
         subprocess.run([*command, "train", "--env", name, *options, "-f", folder], check=True)
         (run,) = (path.parent for path in Path(folder).rglob("settings.yml"))
         film = Path(folder) / "film.gif"
-        subprocess.run([*command, "record", str(run), "--n-timesteps", str(steps), "-o", str(film)], check=True)
+        untrained = ["--untrained"] if name == "RandomMDP-v0" else []
+        subprocess.run([*command, "record", str(run), "-n", str(steps), "-o", str(film), *untrained], check=True)
         shrink(film, FOLDER / f"{name}.gif", every=3 if steps > 40 else 1)
 
 

@@ -55,6 +55,7 @@ def draw_table(panel: Axes, values: ArrayLike, label: str, row: int | None = Non
     draw_heat(panel, table, label, aspect="auto", interpolation="nearest", **kwargs)
     panel.set_xlabel("action")
     panel.set_ylabel("state")
+    panel.locator_params(integer=True)
     if row is not None:
         panel.axhspan(row - 0.5, row + 0.5, fill=False, edgecolor=FOLLOWER, linewidth=2.0)
 
