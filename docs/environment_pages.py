@@ -119,17 +119,17 @@ def _tuned(environment: Environment) -> Iterator[str]:
     yield f"`bilevel-gym train --env {environment.name} --leader ... --follower ...` takes these by itself;"
     yield "*exact* leaders know the model and count iterations, the others the steps of all followers."
     yield ""
-    yield "| leader | follower | budget | what it reached | over | measured in |"
-    yield "| --- | --- | ---: | ---: | --- | --- |"
+    yield "| leader | follower | budget | leader's return | over |"
+    yield "| --- | --- | ---: | ---: | --- |"
     for leader, follower, entry in rows:
         evidence = entry["evidence"]
-        measure = evidence["measure"].replace("_", " ")
-        shown = evidence["shown"].replace("*", "").replace("|", "&#124;")
+        shown = f"{evidence['value']:g}" if "|" in evidence["shown"] else evidence["shown"].replace("*", "")
+        shown = shown.replace(" ", "&nbsp;")
+        if evidence["measure"] != "leader_return":
+            shown = f"{evidence['measure'].replace('_', ' ')}: {shown}"
         source = Path(evidence["page"]).name
-        yield (
-            f"| {leader} | {follower} | {entry['n_timesteps']:,} | {measure} {shown} | {evidence['runs']} "
-            f"| [{Path(source).stem}](../results/{source}) |"
-        )
+        runs = f"[{evidence['runs']}](../results/{source})"
+        yield f"| {leader} | {follower} | {entry['n_timesteps']:,} | {shown} | {runs} |"
     yield ""
 
 

@@ -14,6 +14,7 @@ from bilevel_gym import agents, wrappers
 from bilevel_gym.cli.catalogue import leaders
 from bilevel_gym.envs import mdp
 from docs import environment_pages
+from docs.check_links import check
 from docs.docstrings import to_rst
 
 DOCS = Path(environment_pages.__file__).parent
@@ -125,3 +126,13 @@ def test_formulas_in_docstrings_are_shown_as_typed() -> None:
     assert lines[:6] == [r"First, \|x\| small.", "", ".. code-block:: none", "", "    a = b", "    c"]
     assert lines[7] == "Then ``|y|``."
     assert lines[9:11] == ["Args:", "    x: it"]
+
+
+def test_broken_links_of_the_built_site_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        '<a href="b.html#here">b</a><a href="b.html#there">b</a><a href="https://x.org">x</a>'
+    )
+    (tmp_path / "b.html").write_text('<p id="here"></p><img src="c.png"><a href="a.html">a</a>')
+    broken, external = check(tmp_path)
+    assert sorted(broken) == ["a.html: b.html#there", "b.html: c.png"]
+    assert external == {"https://x.org": 1}
