@@ -235,7 +235,7 @@ def survive(name: str, kills: int, seed: int = 0) -> Data:
         half_written = 0
         for to_come in range(kills, 0, -1):  # so many iterations that some are left for each kill
             remaining = unbroken.last - (lives[-1].first if lives else 0)
-            most = max(1, min(2 * remaining // to_come, unbroken.last // 2))
+            most = max(1, min(2 * remaining // (to_come + 2), remaining // 2))
             kill = int(rng.integers(most)), float(rng.uniform(0.0, unbroken.seconds / unbroken.last))
             lives.append(live(name, broken, kill))
             half_written += len(list(broken.glob("*.part")))

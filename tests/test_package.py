@@ -130,7 +130,9 @@ def licence(name: str) -> str:
     """What a distribution says of its licence, in short: numpy's long text, say, speaks of what gfortran has."""
     meta = distribution(name).metadata
     classified = [line for line in meta.get_all("Classifier") or [] if line.startswith("License ::")]
-    return meta["License-Expression"] or "; ".join(classified) or (meta["License"] or "").split("\n")[0]
+    (whole,) = (meta.get_all("License-Expression") or [""])[:1]
+    (text,) = (meta.get_all("License") or [""])[:1]
+    return whole or "; ".join(classified) or text.split("\n")[0]
 
 
 def test_nothing_that_the_core_installs_is_under_the_gpl() -> None:

@@ -417,6 +417,8 @@ def check_tables(state: Any, fresh: Any, level: LowerLevel[Any, Any, Any], name:
         level: whose tables they are.
         name: of the state.
     """
+    is_table = fresh is None and (name.endswith("V") or name in ("u", "pi", "Q"))
+    require(not is_table or state is None or isinstance(state, Tensor), name, "a table", repr(state))
     if isinstance(state, (dict, list, tuple)):
         pairs = state.items() if isinstance(state, dict) else ((name, part) for part in state)
         for i, (key, part) in enumerate(pairs):

@@ -261,5 +261,8 @@ class HPGD(TabularLeader):
         return {"V": self._V, "generator": self._generator.get_state(), "steps": self.steps}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self._V, self.steps = state["V"], state["steps"]
+        probs, V = self.problem.context_probs, state["V"]
+        expected = (1 if probs is None else len(probs), self._level.views[0].n_states)
+        require(V is None or V.shape == expected, "V", f"shape {expected}", None if V is None else tuple(V.shape))
+        self._V, self.steps = V, state["steps"]
         self._generator.set_state(state["generator"])

@@ -298,7 +298,8 @@ def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linea
         settings = {"policy": _policy_name(algorithm), "device": "cpu", **settings, **own}
         build: Callable[[VecEnv], Any] = lambda venv: algorithm(env=venv, seed=seed, **settings)  # noqa: E731
     else:
-        require(callable(spec), "follower", "an SB3 algorithm class or a callable from a VecEnv to a model", repr(spec))
+        expected = "an SB3 algorithm class or a callable from a VecEnv to a model"
+        require(callable(spec) and _takes_one(spec), "follower", expected, repr(spec))
         build = spec
     name = getattr(spec, "__name__", repr(spec))
     try:
@@ -355,6 +356,17 @@ class Answering:
     q_temperature: Schedule = FALLING_Q_TEMPERATURE
     averaging: float = 0.0
     entropy: Schedule | None = None
+
+
+def _takes_one(call: Callable[..., Any]) -> bool:
+    """Whether a callable can be called with one argument, as far as can be told."""
+    try:
+        inspect.signature(call).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # without a signature
+        return True
+    return True
 
 
 class SB3Follower:

@@ -39,7 +39,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...envs.mdp import policy_return
-from ...envs.mdp.checks import check_number, check_size, require
+from ...envs.mdp.checks import check_number, check_seed, check_size, require
 from ...wrappers import LearnedReward, SegmentRecorder, VectorEnvAdapter
 from ...wrappers.learned_reward import RewardFunction
 from ..common.leader import Callback, Callbacks
@@ -388,6 +388,7 @@ class PreferenceLearner(ABC):
         config = PreferenceConfig() if config is None else config
         require(isinstance(config, PreferenceConfig), "config", "a PreferenceConfig", repr(config))
         require(labeller is None or isinstance(labeller, Labeller), "labeller", "a Labeller", repr(labeller))
+        check_seed(seed)
         self.config, self.follower_spec, self.seed = config, follower, seed
         seeds = [int(s) % 2**31 for s in np.random.SeedSequence(seed).generate_state(6)]
         self.worlds = PreferenceWorlds(env, env_kwargs, config.vec_env, config.gamma)

@@ -39,6 +39,7 @@ def check_finite(tensor: Tensor, name: str) -> None:
 def check_distribution(tensor: Tensor, name: str) -> None:
     """Raise ``ValueError`` unless the last axis holds distributions (non-negative, sum one within 1e-6)."""
     p = tensor.detach()
+    require(p.numel() > 0, name, "probabilities", "none")
     check_finite(p, name)
     low = p.min()
     if low < 0:
