@@ -81,16 +81,21 @@ def _wandb() -> Any:
 
 
 class Tracking(KVWriter):
-    """Records sent to Weights & Biases.
+    """Records sent to Weights & Biases, or with ``WANDB_MODE=offline`` kept in the run's folder for ``wandb sync``.
 
     Raises:
-        ValueError: wandb is not installed.
+        ValueError: wandb is not installed, or begins no run: nobody is logged in.
     """
 
     def __init__(
         self, project: str, name: str, config: dict[str, Any], folder: Path, entity: str | None = None
     ) -> None:
-        self.run = _wandb().init(project=project, name=name, entity=entity, config=config, dir=str(folder))
+        wandb = _wandb()
+        try:
+            self.run = wandb.init(project=project, name=name, entity=entity, config=config, dir=str(folder))
+        except wandb.Error as error:
+            expected = "an account (`wandb login`), or WANDB_MODE=offline, which keeps the records here"
+            raise ValueError(f"--track: expected {expected}, got {error}") from error
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """One record."""

@@ -262,7 +262,7 @@ class HPGD(TabularLeader):
 
     def _restore(self, state: dict[str, Any]) -> None:
         probs, V = self.problem.context_probs, state["V"]
-        expected = (1 if probs is None else len(probs), self._level.views[0].n_states)
+        expected = (1 if probs is None else len(probs), self.problem.follower_mdp(self._x.detach()).n_states)
         require(V is None or V.shape == expected, "V", f"shape {expected}", None if V is None else tuple(V.shape))
         self._V, self.steps = V, state["steps"]
         self._generator.set_state(state["generator"])

@@ -212,13 +212,41 @@ def test_tensorboard(call: Call) -> None:
 def test_weights_and_biases(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
     run = SimpleNamespace(log=lambda row, step: sent.append((step, row)), finish=lambda: sent.append("finished"))
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **kwargs: sent.append(kwargs) or run))  # type: ignore[func-returns-value]
+
+    def init(**kwargs: Any) -> Any:
+        sent.append(kwargs)
+        return run
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Error=OSError, init=init))
     assert call("train", *EXACT, "-n", "10", "--track", "--wandb-project-name", "mine").code == 0
     assert (sent[0]["project"], sent[0]["name"]) == ("mine", "TwoState-v0__TabularPBRL__0")
     assert sent[0]["config"]["n_timesteps"] == 10
     assert [item[0] for item in sent[1:-1]] == [0, 10]
     assert "leader/leader_return" in sent[1][1]
     assert sent[-1] == "finished"
+
+
+def test_weights_and_biases_without_a_login(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise ConnectionError("No API key configured.")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Error=ConnectionError, init=init))
+    answer = call("train", *EXACT, "-n", "2", "--track")
+    assert answer.code == 2
+    expected = (
+        "--track: expected an account (`wandb login`), or WANDB_MODE=offline, which keeps the records here, got No API"
+    )
+    assert answer.err.splitlines()[-1].startswith(f"bilevel-gym: error: {expected}")
+
+
+def test_weights_and_biases_offline(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_CACHE_DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    answer = call("train", *EXACT, "-n", "10", "--track", "--json")
+    assert answer.code == 0, answer.err
+    (records,) = Path(json.loads(answer.out)["run"]).glob("wandb/offline-run-*/*.wandb")
+    assert b"leader/leader_return" in records.read_bytes()
 
 
 def test_without_weights_and_biases(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import pickle
+import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -191,6 +195,64 @@ def test_pushing(sampled: tuple[PBRL, Path], monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"pip install \"bilevel-gym\[hub\]\""):
         push_to_hub(folder, "user/name")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hub as an upload asks for."""
+
+    commits: ClassVar[list[dict[str, bytes]]] = []
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        answer: dict[str, Any] = {}
+        if self.path == "/api/repos/create":
+            answer = {"url": f"{os.environ['HF_ENDPOINT']}/user/name"}
+        elif self.path.endswith("/preupload/main"):
+            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            answer = {"files": [file | {"shouldIgnore": False, "oid": None} for file in files]}
+        elif self.path == "/api/models/user/name/commit/main":
+            lines = [json.loads(line) for line in body.splitlines()]
+            files = [line["value"] for line in lines if line["key"] == "file"]
+            self.commits.append({file["path"]: base64.b64decode(file["content"]) for file in files})
+            answer = {"commitOid": "0" * 40, "commitUrl": f"{os.environ['HF_ENDPOINT']}/user/name/commit/{'0' * 40}"}
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def test_pushing_by_the_hubs_own_library(sampled: tuple[PBRL, Path], tmp_path: Path) -> None:
+    """In a process of its own, for the library reads the address when it is imported; the server is here."""
+    pytest.importorskip("huggingface_hub")
+    _, folder = sampled
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    code = (
+        f"from bilevel_gym.agents import push_to_hub; print(push_to_hub({str(folder)!r}, 'user/name', True, 'hf_word'))"
+    )
+    settings = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path),
+        "NO_PROXY": "127.0.0.1",
+    }
+    os.environ["HF_ENDPOINT"] = settings["HF_ENDPOINT"]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, **settings}, capture_output=True, text=True, check=False
+        )
+    finally:
+        del os.environ["HF_ENDPOINT"]
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(f"/user/name/commit/{'0' * 40}")
+    sent = {name: data for commit in Hub.commits for name, data in commit.items()}
+    there = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert sent == there
 
 
 def test_what_is_no_leader(tmp_path: Path) -> None:
