@@ -44,6 +44,7 @@ myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
+add_module_names = False  # most names are imported from a package above their module
 autodoc_inherit_docstrings = False  # not Gymnasium's own text
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
