@@ -74,8 +74,9 @@ class RewardGridProblem(TabularProblem):
         self._P = self.grid.transition(intended)
         self._rho = torch.full((n,), 1.0 / n, dtype=torch.float64)
         places = self.grid.cells.to(torch.float64)
-        near = torch.exp(-(places.unsqueeze(1) - places).square().sum(-1) / (2.0 * width**2))
+        near = torch.exp(-(places.unsqueeze(1) - places).square().sum(-1) / (2.0 * float(width) * float(width)))
         field = near @ torch.from_numpy(np.random.default_rng(seed).standard_normal(n))
+        require(bool(field.max() > field.min()), "width", "a width by which cells differ", repr(width))
         self.true_reward = (field - field.min()) / (field.max() - field.min())
 
     def follower_mdp(self, x: Tensor) -> TabularMDP:

@@ -330,7 +330,9 @@ class SingleLoopConfig(TabularLeaderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_size(self.block, "block")
-        check_number(self.burn_in, "burn_in", low=0)
+        burn_in = self.burn_in
+        whole = isinstance(burn_in, (int, np.integer)) and not isinstance(burn_in, bool) and burn_in >= 0
+        require(whole, "burn_in", "a whole number >= 0", repr(burn_in))
         require(self.burn_in < self.block, "burn_in", f"less than block, {self.block}", self.burn_in)
         for name, positive in (("alpha", False), ("beta", False), ("w", True), ("occupancy_rate", True)):
             as_schedule(getattr(self, name), name, positive=positive)

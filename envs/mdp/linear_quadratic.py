@@ -516,7 +516,7 @@ def steering_game(
         A=0.8 * p + 0.7 * q,
         B_leader=torch.tensor([[0.0], [0.5]]),
         B_follower=torch.tensor([[0.5], [0.5]]),
-        noise=noise * noise * torch.eye(2),
+        noise=float(noise) * float(noise) * torch.eye(2),
         start=0.25 * torch.eye(2),
     )
     leader, follower = QuadraticCost(p, zero + leader_effort, zero), QuadraticCost(q, zero, zero + follower_effort)

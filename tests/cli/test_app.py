@@ -240,11 +240,12 @@ def test_weights_and_biases_without_a_login(call: Call, monkeypatch: pytest.Monk
 
 
 def test_weights_and_biases_offline(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_CACHE_DIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     answer = call("train", *EXACT, "-n", "10", "--track", "--json")
     assert answer.code == 0, answer.err
+    wandb.teardown()  # its own process has written all then
     (records,) = Path(json.loads(answer.out)["run"]).glob("wandb/offline-run-*/*.wandb")
     assert b"leader/leader_return" in records.read_bytes()
 
