@@ -140,6 +140,7 @@ class PreferenceConfig:
         sizes = ("labels", "first_labels", "length", "n_envs", "follower_steps", "epochs", "first_epochs", "ensemble")
         for name in (*sizes, "first_steps", "capacity", "evaluation_episodes", "max_pending", "penalty_steps"):
             check_size(getattr(self, name), name)
+        require(isinstance(self.pictures, bool), "pictures", "True or False", repr(self.pictures))
         require(self.first_labels <= self.labels, "first_labels", f"at most labels={self.labels}", self.first_labels)
         check_number(self.evaluation_steps, "evaluation_steps", low=0)
         check_number(self.patience, "patience", low=0.0)

@@ -207,7 +207,9 @@ class LinearQuadraticProblem(BilevelProblem):
     ) -> None:
         self.dynamics, self.leader_cost, self.follower_cost = dynamics, leader_cost, follower_cost
         self.gamma = check_gamma(gamma)
-        self.sigma = check_number(sigma, "sigma", low=0.0, open_low=True, high=math.inf, open_high=True)
+        self.sigma = check_number(
+            sigma, "sigma", low=0.0, open_low=True, high=1e150, open_high=True
+        )  # its square is finite
         self.leader_set = leader_set
         n, m_l, m_f = self.sizes
         for whose, cost in (("leader_cost", leader_cost), ("follower_cost", follower_cost)):
@@ -509,14 +511,14 @@ def steering_game(
     """
     efforts = {"leader_effort": leader_effort, "follower_effort": follower_effort, "noise": noise}
     for name, value in efforts.items():
-        check_number(value, name, low=0.0, open_low=True, high=math.inf, open_high=True)
+        check_number(value, name, low=0.0, open_low=True, high=1e150, open_high=True)
     zero = torch.zeros(1, 1, dtype=torch.float64)
     p, q = (torch.diag(row) for row in torch.eye(2, dtype=torch.float64))
     dynamics = LinearDynamics(
         A=0.8 * p + 0.7 * q,
         B_leader=torch.tensor([[0.0], [0.5]]),
         B_follower=torch.tensor([[0.5], [0.5]]),
-        noise=float(noise) * float(noise) * torch.eye(2),
+        noise=float(noise) ** 2 * torch.eye(2),
         start=0.25 * torch.eye(2),
     )
     leader, follower = QuadraticCost(p, zero + leader_effort, zero), QuadraticCost(q, zero, zero + follower_effort)

@@ -177,6 +177,7 @@ def read_tntp(
     reader = _Reader(net, "net")
     n_nodes, n_zones = reader.count("NUMBER OF NODES"), reader.count("NUMBER OF ZONES")
     first = reader.count("FIRST THRU NODE", 1)
+    require(n_nodes <= 10**7, str(reader.path), "at most ten million nodes", n_nodes)
     require(n_zones <= n_nodes, str(reader.path), f"at most {n_nodes} zones, for there are as many nodes", n_zones)
     require(first <= n_nodes + 1, str(reader.path), f"a first through node of at most {n_nodes + 1}", first)
     links = _read_links(reader, n_nodes, reader.count("NUMBER OF LINKS"))

@@ -139,7 +139,7 @@ def held(follower: Any) -> None:
 
 
 def solved(oracle: Any) -> None:
-    if getattr(oracle, "max_iterations", 0) < 1e6 and getattr(oracle, "steps", 0) < 1e6:
+    if all(getattr(oracle, name, 0) < 1e6 for name in ("max_iterations", "steps", "iterations")):
         TabularPBRL(TwoStateProblem(), oracle=oracle).learn(2)
 
 
