@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .leaders.hpgd import HPGD, HPGDConfig
     from .leaders.hypergradient import Hypergradient, HypergradientConfig
     from .leaders.pbrl import PBRL, PBRLConfig
-    from .leaders.preference_pbrl import PreferencePBRL
+    from .leaders.preference_pbrl import PreferencePBRL, Tracked
     from .leaders.single_loop import (
         FiniteDifferences,
         FiniteDifferencesConfig,
@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from .oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
     from .penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty
     from .preferences.atari import AtariCNN, atari_copies
+    from .preferences.config import PreferenceConfig, PreferenceEvaluation
     from .preferences.files import PreferenceLog
     from .preferences.fragmenters import ActiveFragmenter, RandomFragmenter
     from .preferences.labels import Labeller, ProgramLabeller, TrueReturnLabeller
-    from .preferences.loop import PreferenceConfig, PreferenceEvaluation
     from .preferences.outside import FileLabeller, LoggedLabeller
+    from .preferences.planner import Planner
     from .preferences.reward_model import ConvReward, MLPReward, RewardModel
     from .preferences.training import FitConfig, RewardExplodedError
     from .preferences.worlds import Copies
@@ -80,10 +81,11 @@ _HOME = {
     "MirrorDescent": "oracles",
     "PolicyGradient": "oracles",
     "PreferencePBRL": "leaders.preference_pbrl",
+    "Tracked": "leaders.preference_pbrl",
     "DRLHF": "baselines.drlhf",
     "TrueReward": "baselines.true_reward",
-    "PreferenceConfig": "preferences.loop",
-    "PreferenceEvaluation": "preferences.loop",
+    "PreferenceConfig": "preferences.config",
+    "PreferenceEvaluation": "preferences.config",
     "Copies": "preferences.worlds",
     "AtariCNN": "preferences.atari",
     "atari_copies": "preferences.atari",
@@ -97,6 +99,7 @@ _HOME = {
     "Labeller": "preferences.labels",
     "TrueReturnLabeller": "preferences.labels",
     "ProgramLabeller": "preferences.labels",
+    "Planner": "preferences.planner",
     "FileLabeller": "preferences.outside",
     "LoggedLabeller": "preferences.outside",
     "PreferenceLog": "preferences.files",
@@ -162,6 +165,7 @@ __all__ = [
     "NikaidoIsodaPenalty",
     "PBRLConfig",
     "PartialSGD",
+    "Planner",
     "PolicyGradient",
     "Power",
     "PreferenceConfig",
@@ -186,6 +190,7 @@ __all__ = [
     "TabularCMAESConfig",
     "TabularPBRL",
     "TabularPBRLConfig",
+    "Tracked",
     "TrueReturnLabeller",
     "TrueReward",
     "ValuePenalty",

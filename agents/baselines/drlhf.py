@@ -6,13 +6,7 @@ depend on it.
 
 from __future__ import annotations
 
-from typing import Any
-
-from ..common.worlds import EnvSpec
-from ..oracles.sb3 import FollowerSpec
-from ..preferences.labels import Labeller
-from ..preferences.loop import PreferenceConfig, PreferenceLearner
-from ..preferences.worlds import Copies
+from ..preferences.loop import PreferenceLearner
 
 
 class DRLHF(PreferenceLearner):
@@ -27,27 +21,3 @@ class DRLHF(PreferenceLearner):
         >>> DRLHF("bilevel_gym/RewardGrid-v0", A2C, config).learn(1_000).evaluate().labels
         8
     """
-
-    def __init__(
-        self,
-        env: EnvSpec | Copies,
-        follower: FollowerSpec,
-        config: PreferenceConfig | None = None,
-        labeller: Labeller | None = None,
-        seed: int | None = 0,
-        env_kwargs: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(env, follower, config, labeller, seed, env_kwargs)
-
-    @classmethod
-    def _again(
-        cls,
-        env: Any,
-        follower: FollowerSpec,
-        config: PreferenceConfig,
-        labeller: Labeller | None,
-        seed: int | None,
-        env_kwargs: dict[str, Any] | None,
-        method: Any,
-    ) -> DRLHF:
-        return cls(env, follower, config, labeller, seed, env_kwargs)

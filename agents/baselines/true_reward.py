@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from torch import Tensor
 
 from ...wrappers import SegmentRecorder
-from ..preferences.loop import RecordedFollower
+from ..preferences.recorded import RecordedFollower
 from ..preferences.training import Fit
 from .drlhf import DRLHF
 

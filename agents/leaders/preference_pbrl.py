@@ -19,13 +19,18 @@ segments of a pair carry it, unlabelled steps carry nothing. Questions are asked
     grad_x CE + lam (1 - gamma) ( grad_x V_x^{pihat} - grad_x V_x^{pi_y} )
 
 the first over all labelled pairs held, the second (Lemmas 6 and 7a) from the steps that both just trained on, weighted by
-gamma^t; times 1 - gamma, so that p is in reward a step and lam needs no other value at another discount.
+gamma^t, or exactly where both plan in a known model (``Planner``); times 1 - gamma, so that p is in reward a step and lam needs
+no other value at another discount.
 
 **Both followers are watched.** Exact ones keep ``0 <= p <= f/lam``: the best response is best, and the penalised follower
 forgoes no more learned reward than its answers can cost, f >= 0 being the least. An estimate below tells of a best response
 that lags, one above of a penalised follower that does; either error is then larger than the penalty, and its gradient is left
 out. f is estimated by answers to which x was not yet fitted. Both followers have the same seed, so that they differ by their
 rewards alone.
+
+**Or pi_y follows slowly**, as in the paper's algorithm, which moves y by one step where it solves for the best response: two
+algorithms are given, in :class:`Tracked`. Then pi_y lags by design, and nothing above is an error. Its questions are about what
+the follower did for a while, and the penalty takes reward from where the best response has just gone and pi_y has not been.
 
 Without the second term of each, it is DRLHF (Christiano et al. 2017).
 """
@@ -34,6 +39,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,17 +48,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...envs.mdp.checks import check_number, require
-from ...wrappers import Segment, SegmentRecorder
+from ...wrappers import Segment
 from ..common.storage import decode, encode
 from ..common.worlds import EnvSpec
 from ..oracles.sb3 import FollowerSpec
 from ..penalties import ValuePenalty
 from ..preferences.buffer import Preference, batch_of
+from ..preferences.config import PreferenceConfig
 from ..preferences.labels import Labeller
-from ..preferences.loop import PreferenceConfig, PreferenceLearner, RecordedFollower
-from ..preferences.occupancy import Occupancy, occupancy
+from ..preferences.loop import PreferenceLearner
+from ..preferences.occupancy import Occupancy, known_occupancy, occupancy
+from ..preferences.planner import Planner
+from ..preferences.recorded import RecordedFollower
 from ..preferences.training import pair_losses
 from ..preferences.worlds import Copies
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Two algorithms for the two followers.
+
+    Attributes:
+        best_response: what stands for pihat.
+        penalised: what stands for pi_y, and moves slowly, e.g. a ``Planner`` by one step of ``MirrorDescent`` an iteration.
+    """
+
+    best_response: FollowerSpec
+    penalised: FollowerSpec
 
 
 class PreferencePBRL(PreferenceLearner):
@@ -60,7 +82,7 @@ class PreferencePBRL(PreferenceLearner):
 
     Args:
         env: an id, an environment (copied), a callable that makes one, or ``Copies``.
-        follower: an SB3 class, or a callable ``VecEnv -> BaseAlgorithm``.
+        follower: an SB3 class, or a callable ``VecEnv -> BaseAlgorithm``; or two of them, :class:`Tracked`.
         penalty: a :class:`ValuePenalty`; lam is in nats (of a pair's cross-entropy) per unit of learned reward a step.
         config: how.
         labeller: who answers; None takes the true return's sign.
@@ -91,7 +113,7 @@ class PreferencePBRL(PreferenceLearner):
     def __init__(
         self,
         env: EnvSpec | Copies,
-        follower: FollowerSpec,
+        follower: FollowerSpec | Tracked,
         penalty: ValuePenalty | None = None,
         config: PreferenceConfig | None = None,
         labeller: Labeller | None = None,
@@ -100,14 +122,14 @@ class PreferencePBRL(PreferenceLearner):
     ) -> None:
         self.penalty = ValuePenalty(lam=1.0) if penalty is None else penalty
         require(isinstance(self.penalty, ValuePenalty), "penalty", "a ValuePenalty", type(self.penalty).__name__)
-        super().__init__(env, follower, config, labeller, seed, env_kwargs)
+        self._tracked = follower if isinstance(follower, Tracked) else None
+        best, own = (follower.best_response, follower.penalised) if isinstance(follower, Tracked) else (follower,) * 2
+        super().__init__(env, best, config, labeller, seed, env_kwargs)
         self.lam = self.penalty.lam_at(1.0)
         self.penalty_estimate: float | None = None
         self.penalty_share: float | None = None
         self.loss_estimate: float | None = None
-        self.penalised = self._new_follower(
-            self._follower_seed
-        )  # common random numbers: they differ by the reward alone
+        self.penalised = self._new_follower(self._follower_seed, own)  # common random numbers
 
     @property
     def followers(self) -> list[RecordedFollower]:
@@ -164,7 +186,7 @@ class PreferencePBRL(PreferenceLearner):
     # --- the penalty's gradient in x ----------------------------------------------------------------------------------
 
     def _further(self, since: dict[int, int]) -> Callable[[], Tensor] | None:
-        best, own = (self._occupancy(f.recorder, since[id(f)]) for f in (self.best_response, self.penalised))
+        best, own = (self._occupancy(f, since[id(f)]) for f in (self.best_response, self.penalised))
         self.lam = self.penalty.lam_at(1.0 - min(1.0, self.num_timesteps / max(1, self._total)))
         lam, most = self.lam, (math.log(2.0) if self.loss_estimate is None else self.loss_estimate) / self.lam
 
@@ -173,21 +195,27 @@ class PreferencePBRL(PreferenceLearner):
         def penalty() -> Tensor:
             p = best.mean_reward(self.model) - own.mean_reward(self.model)  # [M]
             self.penalty_estimate = float(p.detach().mean())
-            fits = (p > 0.0) & (p < most)
+            fits = (p > 0.0) & ((p < most) | (self._tracked is not None))
             counted.append(float(fits.double().mean()))
             self.penalty_share = sum(counted) / len(counted)
             return lam * torch.where(fits, p, 0.0).sum() if bool(fits.any()) else p.new_zeros(())
 
         return penalty
 
-    def _occupancy(self, recorder: SegmentRecorder, since: int) -> Occupancy:
+    def _occupancy(self, f: RecordedFollower, since: int) -> Occupancy:
+        planner = f.follower.model
+        if isinstance(planner, Planner):
+            return known_occupancy(planner.occupancy(), self.model)
         gamma = self.worlds.gamma if self.config.discounted else None
-        return occupancy(recorder, since, gamma, self.model, self.config.penalty_steps, self.rng)
+        return occupancy(f.recorder, since, gamma, self.model, self.config.penalty_steps, self.rng)
 
     def _record(self) -> dict[str, float | None]:
         return {"penalty": self.penalty_estimate, "lam": self.lam}
 
     # --- files --------------------------------------------------------------------------------------------------------
+
+    def _follower_name(self) -> str | None:
+        return None if self._tracked else super()._follower_name()
 
     def _method_state(self) -> Any:
         return {
@@ -200,7 +228,7 @@ class PreferencePBRL(PreferenceLearner):
     def _again(
         cls,
         env: Any,
-        follower: FollowerSpec,
+        follower: Any,
         config: PreferenceConfig,
         labeller: Labeller | None,
         seed: int | None,

@@ -17,12 +17,10 @@ it.
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,311 +28,33 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...envs.mdp import policy_return
-from ...envs.mdp.checks import check_number, check_seed, check_size, require
-from ...wrappers import LearnedReward, SegmentRecorder, VectorEnvAdapter
-from ...wrappers.learned_reward import RewardFunction
+from ...envs.mdp.checks import check_seed, check_size, require
+from ...wrappers import LearnedReward, SegmentRecorder
 from ..common.leader import Callback, Callbacks
 from ..common.log import Log
-from ..common.storage import decode, encode, read_arrays, read_leader, storable, write_leader
+from ..common.storage import decode, encode, read_arrays, read_leader, write_leader
 from ..common.tabular import source_of_file
-from ..common.worlds import EnvSpec, Vectorisation
+from ..common.worlds import EnvSpec
 from ..files import reading
-from ..oracles.replay import played_actions
 from ..oracles.sb3 import Answering, FollowerSpec, Generators, SB3Follower, follower_name, follower_of_file
 from .buffer import PreferenceBuffer
+from .config import PreferenceConfig, PreferenceEvaluation
 from .files import Signature, preferences_as_bytes, preferences_from_bytes
-from .fragmenters import ActiveFragmenter, Fragmenter, RandomFragmenter, WholeEpisodes
 from .labels import Labeller, Pair, Query, TrueReturnLabeller
+from .recorded import RecordedFollower
 from .reward_model import RewardModel, RewardNet, default_net
-from .training import Fit, FitConfig, RewardExplodedError, RewardTrainer
+from .training import Fit, RewardExplodedError, RewardTrainer
 from .worlds import Copies, PreferenceWorlds, best_policy, regret
-
-for _cls in (FitConfig, RandomFragmenter, WholeEpisodes, ActiveFragmenter):
-    storable(_cls)
 
 STEPS_SEEN = 4096
 """Steps by which a reward model's inputs and outputs are standardised, at most; where there are more, some evenly spread."""
-
-
-@storable
-@dataclass(frozen=True, eq=False)
-class PreferenceConfig:
-    """How a reward is learned from preferences.
-
-    Attributes:
-        labels: comparisons asked for in all.
-        first_labels: of them, before any training, about random play.
-        first_steps: steps of random play.
-        follower_plays_first: whether those are the untrained follower's and not random: for one that starts as something, e.g.
-            a language model.
-        early: how much sooner the others are asked at the start than at the end; 0 spreads them evenly.
-        length: steps of a segment.
-        n_envs: copies of the world per follower.
-        follower_steps: steps that each follower trains per iteration (SB3 rounds up to whole rollouts).
-        epochs: passes over the labelled pairs per iteration.
-        first_epochs: passes over the first pairs.
-        ensemble: nets whose mean is the reward.
-        net: what builds one; None takes ``default_net``.
-        fit: how they are fitted.
-        fragmenter: which pairs are asked about.
-        capacity: labelled pairs that are kept, the newest.
-        memory: steps a copy that are recorded; None takes four iterations', at least 1024.
-        centre: whether the paid reward has mean 0; None: while no episode has ended by itself (then its level matters).
-        unit: standard deviation of the paid reward; what an entropy bonus of a follower's is measured against.
-        gamma: the discount; None takes a leader environment's own, else 0.99.
-        discounted: whether steps weigh gamma^t, t the step's number in its episode, in values of the learned reward; False
-            weighs all alike, for episodes far longer than 1/(1-gamma) (the penalty is then that of the mean reward).
-        evaluation_steps: steps of the fresh follower whose true return ``evaluate`` reports; 0 takes the one trained.
-        evaluation_episodes: episodes of it.
-        patience: seconds that a labeller is given for its first answers.
-        penalty_steps: steps of each follower that a penalty's gradient is estimated from; where there are more, a draw of them.
-        max_pending: queries that may be open at a time.
-        vec_env: how copies are stepped.
-        device: of the reward model; "auto" takes a GPU if there is one.
-        pictures: whether segments carry pictures, for a person to look at.
-        frame_stack: see ``SegmentRecorder``.
-        checkpoint: where the last good state is saved if the reward model explodes.
-    """
-
-    labels: int = 200
-    first_labels: int = 20
-    first_steps: int = 2048
-    follower_plays_first: bool = False
-    early: float = 9.0
-    length: int = 25
-    n_envs: int = 8
-    follower_steps: int = 2048
-    epochs: int = 10
-    first_epochs: int = 100
-    ensemble: int = 3
-    net: RewardNet | None = None
-    fit: FitConfig = field(default_factory=FitConfig)
-    fragmenter: Fragmenter = field(default_factory=RandomFragmenter)
-    capacity: int = 3000
-    memory: int | None = None
-    centre: bool | None = None
-    unit: float = 1.0
-    gamma: float | None = None
-    discounted: bool = True
-    evaluation_steps: int = 0
-    evaluation_episodes: int = 20
-    patience: float = 60.0
-    penalty_steps: int = 2048
-    max_pending: int = 100
-    vec_env: Vectorisation | None = None
-    device: str = "auto"
-    pictures: bool = False
-    frame_stack: int = 1
-    checkpoint: str | None = None
-
-    def __post_init__(self) -> None:
-        sizes = ("labels", "first_labels", "length", "n_envs", "follower_steps", "epochs", "first_epochs", "ensemble")
-        for name in (*sizes, "first_steps", "capacity", "evaluation_episodes", "max_pending", "penalty_steps"):
-            check_size(getattr(self, name), name)
-        require(isinstance(self.pictures, bool), "pictures", "True or False", repr(self.pictures))
-        require(self.first_labels <= self.labels, "first_labels", f"at most labels={self.labels}", self.first_labels)
-        check_number(self.evaluation_steps, "evaluation_steps", low=0)
-        check_number(self.patience, "patience", low=0.0)
-        check_number(self.early, "early", low=0.0)
-        check_number(self.unit, "unit", low=0.0, open_low=True)
-        require(isinstance(self.fragmenter, Fragmenter), "fragmenter", "a Fragmenter", repr(self.fragmenter))
-        require(isinstance(self.fit, FitConfig), "fit", "a FitConfig", repr(self.fit))
-        require(self.net is None or callable(self.net), "net", "a callable that builds a torch module", repr(self.net))
-        if self.memory is not None:
-            check_size(self.memory, "memory")
-        try:
-            _ = self.device == "auto" or torch.zeros(1, device=self.device)
-        except Exception as error:  # of several kinds, torch's own
-            raise ValueError(f"device: expected auto or a device of torch's, got {self.device!r} ({error})") from error
-        alone = isinstance(self.fragmenter, ActiveFragmenter) and self.ensemble < 2
-        require(not alone, "ensemble", "2 or more for a choice by disagreement", self.ensemble)
-
-    @property
-    def recorded(self) -> int:
-        """Steps a copy that a recorder keeps."""
-        asked = -(-max(self.follower_steps, self.first_steps) // self.n_envs)
-        return max(self.length, max(1024, 4 * asked) if self.memory is None else self.memory)
-
-
-@dataclass(frozen=True)
-class PreferenceEvaluation:
-    """The record of a learned reward.
-
-    Attributes:
-        labels: answers so far that say left, right or equal. true_return: true return of the best response to the learned
-        reward. In a tabular world discounted and exact, of the exact
-            best response; elsewhere the undiscounted mean of episodes of a trained follower.
-        true_return_stderr: its standard error; 0 where it is exact.
-        regret: what the best response to the learned reward falls short of the true optimum; None where no model is known.
-        regret_at_pi_y: the same of the follower that is asked about.
-        cross_entropy: the reward model's loss on the labelled pairs held.
-        accuracy: share of them, without ties, that it orders rightly.
-        penalty: the last estimate of p(x, y), in reward a step; None without a penalty.
-        lam: its coefficient; None without one.
-        steps: environment steps of learning.
-        iteration: iterations so far.
-    """
-
-    labels: int
-    true_return: float
-    true_return_stderr: float
-    regret: float | None
-    regret_at_pi_y: float | None
-    cross_entropy: float
-    accuracy: float
-    penalty: float | None
-    lam: float | None
-    steps: int
-    iteration: int
-
-    def as_dict(self) -> dict[str, float | int | None]:
-        """The record as plain numbers."""
-        return asdict(self)
-
-
-class RecordedFollower:
-    """An SB3 follower that is paid a learned reward and whose steps are recorded.
-
-    Attributes:
-        recorder: below the learned reward, so that it sees the true one.
-        follower: the follower.
-        begun: the recorder's steps when training first began; the replay buffer's first transition.
-    """
-
-    def __init__(self, worlds: PreferenceWorlds, spec: FollowerSpec, config: PreferenceConfig, seed: int) -> None:
-        self._worlds, self._spec, self._seed = worlds, spec, seed
-        self.recorder = SegmentRecorder(
-            worlds.make(config.n_envs),
-            config.length,
-            config.recorded,
-            worlds.true_reward,
-            config.pictures,
-            config.frame_stack,
-        )
-        self.begun: int | None = None
-
-    def paid_by(self, venv: VecEnv) -> RecordedFollower:
-        """Build the follower on ``venv``, which stands on the recorder."""
-        w = self._worlds
-        self.follower = SB3Follower(self._spec, venv, w.gamma, self._seed, w.linear, Answering())
-        return self
-
-    @property
-    def on_policy(self) -> bool:
-        """Whether it learns from whole rollouts of its own."""
-        return isinstance(self.follower.model, OnPolicyAlgorithm)
-
-    @property
-    def replay(self) -> ReplayBuffer | None:
-        """Its replay buffer, if it has a plain one."""
-        held = getattr(self.follower.model, "replay_buffer", None)
-        return held if isinstance(held, ReplayBuffer) else None
-
-    def state(self) -> dict[str, Any]:
-        """The follower, as tensors and numbers."""
-        return self.follower.state()
-
-    def stand(self) -> dict[str, Any]:
-        """Where the follower stands in its episodes, and where it was: beside :meth:`arrays` all that it goes on from."""
-        model, scaling = self.follower.model, self.follower.model.get_vec_normalize_env()
-        world = self.recorder.venv
-        place = world.env.place() if isinstance(world, VectorEnvAdapter) else None
-        memory = getattr(model, "_last_lstm_states", None)
-        found: dict[str, Any] = _as_tensors(
-            {
-                "begun": self.begun,
-                "recorder": self.recorder.state(),
-                "place": None if place is None else {**place, "generator": json.dumps(place["generator"])},
-                "last": {name: getattr(model, name, None) for name in _LAST},
-                "memory": None if memory is None else [list(part) for part in memory],
-                "returns": None if scaling is None else scaling.returns,
-                "exploration": json.dumps(model.action_space.np_random.bit_generator.state),  # of SB3's random actions
-            }
-        )
-        return found
-
-    def take_stand(self, state: dict[str, Any]) -> bool:
-        """Take back what :meth:`stand` gave; False where the world cannot, and episodes begin anew."""
-        self.begun = None if state["begun"] is None else int(state["begun"])
-        self.recorder.reset()
-        self.recorder.restore(_as_arrays(state["recorder"]))
-        world, model, place = self.recorder.venv, self.follower.model, state["place"]
-        if not isinstance(world, VectorEnvAdapter) or place is None:
-            self.follower.begin_episodes()
-            return state["last"]["_last_obs"] is None
-        world.env.stand({**_as_arrays(place), "generator": json.loads(place["generator"])})
-        for name, value in _as_arrays(state["last"]).items():
-            require(name in _LAST, "last", f"one of {_LAST}", name)
-            setattr(model, name, value)
-        memory: Any = getattr(model, "_last_lstm_states", None)
-        if memory is not None:
-            setattr(model, "_last_lstm_states", type(memory)(*(tuple(part) for part in state["memory"])))  # noqa: B010
-        scaling = model.get_vec_normalize_env()
-        if scaling is not None:
-            scaling.returns = state["returns"].numpy().copy()
-        model.action_space.np_random.bit_generator.state = json.loads(state["exploration"])
-        venv: Any = self.follower.venv
-        if isinstance(venv, LearnedReward):
-            venv.observed(self.recorder.last_observation)
-        return True
-
-    def arrays(self, whole: bool = False) -> dict[str, NDArray[Any]]:
-        """What was recorded and replayed, by name; ``whole``: to be read into."""
-        replay = self.follower.replay_arrays(whole)
-        return {
-            **{f"recorder.{name}": array for name, array in self.recorder.arrays(whole).items()},
-            **{f"replay.{name}": array for name, array in replay.items()},
-        }
-
-    def relabel(self, reward: RewardFunction, credit: Callable[[int, int], NDArray[np.float64] | None] | None) -> None:
-        """Pay for every transition of the replay buffer what it is worth now.
-
-        Args:
-            reward: the learned reward.
-            credit: what is added to the reward of the recorder's steps ``[first, last)``, ``[last - first, n]``.
-        """
-        buffer = self.replay
-        if buffer is None or self.begun is None or buffer.size() == 0:
-            return
-        n, copies = buffer.size(), np.arange(self.recorder.num_envs)
-        shape = buffer.observation_space.shape or ()
-        obs = buffer.observations[:n].reshape(n * len(copies), *shape)
-        paid = reward(obs, played_actions(buffer, copies, n)).reshape(n, len(copies))
-        last = self.recorder.steps
-        further = None if credit is None else credit(last - n, last)
-        if further is not None:
-            paid[(np.arange(last - n, last) - self.begun) % buffer.buffer_size] += further
-        buffer.rewards[:n] = paid
-
-
-_LAST = ("_last_obs", "_last_episode_starts", "_last_original_obs")
-
-
-def _as_tensors(value: Any) -> Any:
-    """Nested arrays as tensors, which a file can hold."""
-    if isinstance(value, dict):
-        return {key: _as_tensors(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_as_tensors(part) for part in value]
-    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
-
-
-def _as_arrays(value: Any) -> Any:
-    """The inverse of :func:`_as_tensors`."""
-    if isinstance(value, dict):
-        return {key: _as_arrays(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_as_arrays(part) for part in value]
-    return value.numpy().copy() if isinstance(value, Tensor) else value
 
 
 class _RolloutEnd(BaseCallback):
@@ -354,7 +74,7 @@ class _RolloutEnd(BaseCallback):
 Self = TypeVar("Self", bound="PreferenceLearner")
 
 
-class PreferenceLearner(ABC):
+class PreferenceLearner:
     """A method that learns a reward from preferences while a follower learns from that reward.
 
     Args:
@@ -381,10 +101,10 @@ class PreferenceLearner(ABC):
         self,
         env: EnvSpec | Copies,
         follower: FollowerSpec,
-        config: PreferenceConfig | None,
-        labeller: Labeller | None,
-        seed: int | None,
-        env_kwargs: dict[str, Any] | None,
+        config: PreferenceConfig | None = None,
+        labeller: Labeller | None = None,
+        seed: int | None = 0,
+        env_kwargs: dict[str, Any] | None = None,
     ) -> None:
         config = PreferenceConfig() if config is None else config
         require(isinstance(config, PreferenceConfig), "config", "a PreferenceConfig", repr(config))
@@ -406,7 +126,7 @@ class PreferenceLearner(ABC):
         self._next_id, self._total, self._begun, self._trained_from = self.labeller.first_id, 0, False, 0
         self._take_earlier()
         self._follower_seed = seeds[4]
-        self.best_response = self._new_follower(self._follower_seed)
+        self.best_response = self._new_follower(self._follower_seed, follower)
         self._logger: Logger | None = None
         self._log = Log()
 
@@ -470,8 +190,8 @@ class PreferenceLearner(ABC):
         """As :meth:`evaluate`: of a learned reward nothing but the last is kept."""
         return self.evaluate()
 
-    def _new_follower(self, seed: int) -> RecordedFollower:
-        made = RecordedFollower(self.worlds, self.follower_spec, self.config, seed)
+    def _new_follower(self, seed: int, spec: FollowerSpec) -> RecordedFollower:
+        made = RecordedFollower(self.worlds, spec, self.config, seed)
         return made.paid_by(self._paying(made.recorder))
 
     def learn(
@@ -740,7 +460,7 @@ class PreferenceLearner(ABC):
             "leader": type(self).__name__,
             "source": {"env_id": self.worlds.source.env_id, "env_kwargs": encode(self.worlds.source.env_kwargs)},
             "signature": asdict(self.worlds.signature(self.config.length)),
-            "follower": follower_name(self.follower_spec),
+            "follower": self._follower_name(),
             "config": encode(replace(self.config, net=None)),
             "own_net": self.config.net is not None,
             "seed": self.seed,
@@ -765,6 +485,10 @@ class PreferenceLearner(ABC):
         arrays = {f"{i}/{name}": array for i, f in held for name, array in f.arrays().items()}
         return write_leader(path, header, tensors, arrays)
 
+    def _follower_name(self) -> str | None:
+        """Under which a file names the follower; None where it has to be given again."""
+        return follower_name(self.follower_spec)
+
     def _method_state(self) -> Any:
         """What a file holds of the method's own, as JSON."""
         return None
@@ -773,7 +497,7 @@ class PreferenceLearner(ABC):
     def load(
         cls: type[Self],
         path: str | Path,
-        follower: FollowerSpec | None = None,
+        follower: Any = None,
         env: EnvSpec | Copies | None = None,
         labeller: Labeller | None = None,
         net: RewardNet | None = None,
@@ -803,11 +527,10 @@ class PreferenceLearner(ABC):
         return learner
 
     @classmethod
-    @abstractmethod
     def _again(
         cls: type[Self],
         env: Any,
-        follower: FollowerSpec,
+        follower: Any,
         config: PreferenceConfig,
         labeller: Labeller | None,
         seed: int | None,
@@ -815,6 +538,7 @@ class PreferenceLearner(ABC):
         method: Any,
     ) -> Self:
         """Build one anew; ``method`` is what ``_method_state`` gave."""
+        return cls(env, follower, config, labeller, seed, env_kwargs)
 
     def _take_back(self, header: dict[str, Any], tensors: dict[str, Any], path: str | Path) -> None:
         try:

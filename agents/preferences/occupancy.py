@@ -68,3 +68,10 @@ def occupancy(
     t, copies = np.divmod(chosen, recorder.num_envs)
     obs, actions = recorder.observations(steps.time[t], copies), steps.actions[t, copies]
     return Occupancy(model.tensor(obs), model.tensor(actions), model.tensor(w))
+
+
+def known_occupancy(d: Tensor, model: RewardModel) -> Occupancy:
+    """All state-action pairs of a tabular world, weighted by d ``[S, A]``."""
+    S, A = d.shape
+    obs, actions = np.repeat(np.arange(S), A), np.tile(np.arange(A), S)
+    return Occupancy(model.tensor(obs), model.tensor(actions), d.flatten().to(model.device))

@@ -1,0 +1,107 @@
+r"""A follower that plans: SB3's rollouts, but in place of a gradient step the answer of a tabular oracle.
+
+Its world's model P is known. The reward is what it is paid: the whole table of the learned one, and what its rollout was paid
+beside (a penalised follower's part of the leader's loss), the mean over visits,
+
+    r(s,a) = r_x(s,a) + mean over this rollout's visits of (paid - r_x(s,a))
+
+Its policy is the oracle's answer to the MDP of r at temperature tau, begun at the policy it has: the exact soft best response
+by ``SoftPolicyIteration``, a policy that moves one step towards it by ``MirrorDescent`` with one iteration. What sampling is
+left decides which segments are recorded, so that a comparison of methods is one of the methods alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import A2C
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from torch import Tensor
+
+from ...envs.mdp import TabularMDP, TabularProblem, policy_value, visitation
+from ...envs.mdp.checks import check_tau, require
+from ...wrappers import LearnedReward, VectorEnvAdapter
+from ..oracles.base import Oracle, OracleAnswer
+from ..oracles.soft_policy_iteration import SoftPolicyIteration
+
+RARE = -30.0
+"""Logits are at least this."""
+
+
+class Planner(A2C):
+    """An SB3 model that plans in a tabular world whose reward is learned.
+
+    Args:
+        policy: "MlpPolicy".
+        env: copies of a native tabular environment under a ``LearnedReward``, as preference learners make them.
+        oracle: what answers; None takes ``SoftPolicyIteration()``.
+        tau: temperature, positive, in the unit of the paid reward.
+        kwargs: more of A2C's, e.g. ``n_steps`` of a rollout and ``seed``.
+
+    Raises:
+        ValueError: another world, a temperature that is not positive, an oracle without ``solve``.
+    """
+
+    def __init__(
+        self, policy: Any, env: VecEnv | None, oracle: Oracle | None = None, tau: float = 0.3, **kwargs: Any
+    ) -> None:
+        self.oracle = SoftPolicyIteration() if oracle is None else oracle
+        require(hasattr(self.oracle, "solve"), "oracle", "an oracle, e.g. SoftPolicyIteration()", repr(oracle))
+        self.tau = check_tau(tau, positive=True)
+        settings: dict[str, Any] = {"policy_kwargs": {"net_arch": []}, "device": "cpu"} | kwargs
+        self._paid: Any = env
+        if env is None:  # SB3 reads one back to act with
+            super().__init__(policy, env, **settings)  # type: ignore[arg-type]
+            return
+        problem = _problem(env)
+        self._mdp = problem.follower_mdp(problem.start_x()).detach()
+        super().__init__(policy, env, **({"gamma": self._mdp.gamma} | settings))
+        with torch.no_grad():  # a critic that stays 0: where an episode is cut, SB3 adds its value to what was paid
+            for parameter in self.policy.value_net.parameters():
+                parameter.zero_()
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_paid", "_mdp"]
+
+    def table(self) -> Tensor:
+        """Its policy, ``[S, A]``."""
+        net: Any = self.policy.action_net
+        return torch.softmax((net.weight.T + net.bias).detach().double(), -1)
+
+    def occupancy(self) -> Tensor:
+        """Its policy's exact discounted occupancy, ``[S, A]``, of sum 1."""
+        pi = self.table()
+        return (1.0 - self._mdp.gamma) * visitation(self._mdp, pi).unsqueeze(-1) * pi
+
+    def _planned_in(self) -> TabularMDP:
+        """The model, and the reward of the last rollout."""
+        S, A = self._mdp.n_states, self._mdp.n_actions
+        learned = np.asarray(self._paid.reward(np.repeat(np.arange(S), A), np.tile(np.arange(A), S)), dtype=np.float64)
+        rollout = self.rollout_buffer
+        cells = rollout.observations.ravel().astype(int) * A + rollout.actions.ravel().astype(int)
+        visits, paid = np.bincount(cells, minlength=S * A), np.bincount(cells, rollout.rewards.ravel(), S * A)
+        r = np.where(visits > 0, paid / np.maximum(visits, 1), learned)
+        return self._mdp.with_reward(torch.from_numpy(r.reshape(S, A)))
+
+    def train(self) -> None:
+        """Take the oracle's answer as policy."""
+        mdp, pi = self._planned_in(), self.table()
+        answer = self.oracle.solve(mdp, self.tau, OracleAnswer(pi, policy_value(mdp, pi, self.tau), np.inf, 0))
+        net: Any = self.policy.action_net
+        with torch.no_grad():
+            net.weight.copy_(answer.pi.log().clamp_min(RARE).T)
+            net.bias.zero_()
+        self._n_updates += 1
+
+
+def _problem(env: Any) -> TabularProblem:
+    inner = env
+    while isinstance(inner, VecEnvWrapper):
+        inner = inner.venv
+    found = getattr(inner.env, "problem", None) if isinstance(inner, VectorEnvAdapter) else None
+    fits = isinstance(env, LearnedReward) and isinstance(found, TabularProblem) and found.context_probs is None
+    require(fits, "env", "a native tabular world, without contexts, under a LearnedReward", repr(env))
+    assert isinstance(found, TabularProblem)
+    return found
