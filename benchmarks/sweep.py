@@ -1,8 +1,12 @@
-"""Sweeps: sixteen runs one after another, in two processes, on a local Ray cluster.
+"""Side by side: sixteen runs in two processes and on a local Ray cluster, and the two followers of one leader.
 
-Sixteen runs of PBRL with A2C followers on random Stackelberg games (four games, four learning rates), 60,000 steps each, by
+Sixteen runs of PBRL with A2C followers on random Stackelberg games (four games, four learning rates), 30,000 steps each, by
 ``bilevel_gym.cli.sweep`` in every way it has. Wall time is what a user waits for, the start of the processes and the imports in
 them included; the results have to be the same numbers, whichever way.
+
+Then one leader whose penalised follower is trained in a process of its own (``PBRLConfig.side_by_side``) beside the same leader
+without: wall time of ``learn``, the start of the process included. A follower's training is most of the work there, as it is
+where one would ask for this; the leader's own episodes are in one process either way.
 """
 
 from __future__ import annotations
@@ -11,16 +15,22 @@ import importlib.util
 import os
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
 from bilevel_gym.cli.settings import Settings
 from bilevel_gym.cli.sweep import Backend, Outcome, Pool, changed, over_seeds
 
 from .common import Data, markdown_table, verdict
 
 JOBS = 2
-RATES, GAMES, STEPS = (0.02, 0.05, 0.1, 0.2), 4, 60_000
+RATES, GAMES, STEPS = (0.02, 0.05, 0.1, 0.2), 4, 30_000
 TARGET = 1.6
 """Times as fast as one after another, on two cores."""
 NAMES: dict[Backend, str] = {
@@ -51,6 +61,43 @@ def timed(backend: Backend, todo: list[Settings]) -> tuple[float, list[Outcome]]
         return time.perf_counter() - start, outcomes
 
 
+LEADERS: dict[str, tuple[str, type[BaseAlgorithm], dict[str, Any], PBRLConfig, int]] = {
+    "StackelbergGame-v0, PPO": (
+        "bilevel_gym/StackelbergGame-v0",
+        PPO,
+        {"n_states": 20},
+        PBRLConfig(follower_steps=16_384, warmup_steps=16_384, estimator=Rollouts(n_envs=16)),
+        400_000,
+    ),
+    "LQStackelberg-v0, SAC": (
+        "bilevel_gym/LQStackelberg-v0",
+        SAC,
+        {},
+        PBRLConfig(
+            n_envs=16, follower_steps=512, warmup_steps=1024, estimator=Rollouts(n_envs=16), evaluation_steps=512
+        ),
+        16_000,
+    ),
+}
+"""World, follower, arguments of the world, settings, steps."""
+
+
+def leader_alone_and_beside(name: str, quick: bool) -> Data:
+    """Wall seconds of one leader's ``learn`` in one process and with its followers side by side; whether x is the same."""
+    world, follower, kwargs, config, steps = LEADERS[name]
+    found: Data = {}
+    xs = []
+    for beside in (False, True):
+        leader = PBRL(world, follower, config=replace(config, side_by_side=beside), env_kwargs=kwargs)
+        start = time.perf_counter()
+        leader.learn(steps // 8 if quick else steps)
+        found["beside" if beside else "alone"] = round(time.perf_counter() - start, 2)
+        xs.append(leader.last_x)
+        found["steps"] = leader.num_timesteps
+        leader.close()
+    return found | {"same": bool(np.array_equal(*xs)), "load": round(os.getloadavg()[0], 2)}
+
+
 def run(quick: bool, jobs: int) -> Data:
     """Every backend that is installed; ``jobs`` is not heeded."""
     assert set(NAMES) <= set(get_args(Backend))
@@ -68,7 +115,8 @@ def run(quick: bool, jobs: int) -> Data:
             "finished": sum(o.result is not None for o in outcomes),
             "load": round(load, 2),
         }
-    return {"runs": len(todo), "steps": todo[0].n_timesteps, "backends": found}
+    beside = {name: leader_alone_and_beside(name, quick) for name in LEADERS}
+    return {"runs": len(todo), "steps": todo[0].n_timesteps, "backends": found, "leaders": beside}
 
 
 def table(data: Data) -> str:
@@ -89,7 +137,19 @@ def table(data: Data) -> str:
         if name in found
     ]
     heads = ["how", "wall s", "times as fast", f"{TARGET} or more", "finished", "same numbers", "load before"]
+    leaders = [
+        [
+            name,
+            f"{row['alone']:.1f}",
+            f"{row['beside']:.1f}",
+            f"{row['alone'] / row['beside']:.2f}",
+            verdict(row["alone"] / row["beside"] >= TARGET),
+            "yes" if row["same"] else "**no**",
+        ]
+        for name, row in data["leaders"].items()
+    ]
+    leader_heads = ["one leader", "wall s", "followers side by side", "times as fast", f"{TARGET} or more", "same x"]
     note = f"""{data["runs"]} runs of {data["steps"]:,} steps. *Same numbers*: record, x and counts of every run equal those of
 the runs one after another, to the bit. *Load before*: processes that were already running on the machine's cores, on average
 over the minute before; with more than a few tenths of one, wall times measure them too."""
-    return markdown_table(heads, rows) + "\n\n" + note
+    return "\n\n".join([markdown_table(heads, rows), markdown_table(leader_heads, leaders), note])
