@@ -67,16 +67,16 @@ LEADERS: dict[str, tuple[str, type[BaseAlgorithm], dict[str, Any], PBRLConfig, i
         PPO,
         {"n_states": 20},
         PBRLConfig(follower_steps=16_384, warmup_steps=16_384, estimator=Rollouts(n_envs=16)),
-        400_000,
+        1_200_000,
     ),
     "LQStackelberg-v0, SAC": (
         "bilevel_gym/LQStackelberg-v0",
         SAC,
         {},
         PBRLConfig(
-            n_envs=16, follower_steps=512, warmup_steps=1024, estimator=Rollouts(n_envs=16), evaluation_steps=512
+            n_envs=16, follower_steps=2048, warmup_steps=2048, estimator=Rollouts(n_envs=16), evaluation_steps=512
         ),
-        16_000,
+        60_000,
     ),
 }
 """World, follower, arguments of the world, settings, steps."""
@@ -95,7 +95,7 @@ def leader_alone_and_beside(name: str, quick: bool) -> Data:
         xs.append(leader.last_x)
         found["steps"] = leader.num_timesteps
         leader.close()
-    return found | {"same": bool(np.array_equal(*xs)), "load": round(os.getloadavg()[0], 2)}
+    return found | {"same": bool(np.array_equal(xs[0], xs[1])), "load": round(os.getloadavg()[0], 2)}
 
 
 def run(quick: bool, jobs: int) -> Data:
