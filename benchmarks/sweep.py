@@ -67,7 +67,7 @@ LEADERS: dict[str, tuple[str, type[BaseAlgorithm], dict[str, Any], PBRLConfig, i
         PPO,
         {"n_states": 20},
         PBRLConfig(follower_steps=16_384, warmup_steps=16_384, estimator=Rollouts(n_envs=16)),
-        1_200_000,
+        2_400_000,
     ),
     "LQStackelberg-v0, SAC": (
         "bilevel_gym/LQStackelberg-v0",
@@ -76,7 +76,7 @@ LEADERS: dict[str, tuple[str, type[BaseAlgorithm], dict[str, Any], PBRLConfig, i
         PBRLConfig(
             n_envs=16, follower_steps=2048, warmup_steps=2048, estimator=Rollouts(n_envs=16), evaluation_steps=512
         ),
-        60_000,
+        40_000,
     ),
 }
 """World, follower, arguments of the world, settings, steps."""
