@@ -187,7 +187,7 @@ def table(data: Data) -> str:
         "learned ones of other seeds (from 100 on). imitation's figures were measured in wall seconds on the same machine with "
         "nothing else running; the target is checked in CPU seconds, for much other work ran beside these runs and stretched "
         "their wall seconds. In a look at seed 0 the penalty's gradient was counted in 85% of the "
-        "steps at lam = 0.1, 29% at 1, 5% at 10 and 4% at 100 (elsewhere p's estimate lies outside 0 < p < f/lam): at 1 it weighs "
+        "steps at lam = 0.1, 29% at 1, 5% at 10, 4% at 100 (else p's estimate lies outside 0 < p < f/lam): at 1 it weighs "
         "enough to harm where it is noise."
     )
     parts = [
