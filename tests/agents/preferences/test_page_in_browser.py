@@ -44,7 +44,7 @@ DARK = "rgb(20, 23, 29)"
 def browser() -> Iterator[Any]:
     assert BROWSER is not None, "BILEVEL_GYM_NEEDS_BROWSER is set, and there is no Chromium: install chromium"
     with sync_api.sync_playwright() as playwright:
-        sync_api.expect.set_options(timeout=10_000)
+        sync_api.expect.set_options(timeout=30_000)
         running = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
         yield running
         running.close()
@@ -54,7 +54,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any) -> Iterator[Any]:
     """A page that is not allowed a single error."""
     context = browser.new_context(viewport={"width": 1000, "height": 760})
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(30_000)
     opened = context.new_page()
     errors: list[str] = []
     opened.on("pageerror", lambda error: errors.append(str(error)))
@@ -101,7 +101,7 @@ def test_labelling_by_keys(page: Any, tmp_path: Path) -> None:
 
         # of question 0, the right episode ends after 5 steps, and that is said then
         sync_api.expect(page.locator("#right .end")).to_have_css("visibility", "visible")
-        assert page.locator("#right .end").inner_text() == "Episode over after step 5"
+        assert page.locator("#right .end").text_content() == "Episode over after step 5"  # even if it has gone again
         sync_api.expect(page.locator("#left .end")).to_have_css("visibility", "hidden")
 
         for number, (key, label) in enumerate((("ArrowLeft", "left"), ("ArrowRight", "right"), ("=", "equal"))):
