@@ -113,6 +113,7 @@ class LeaderConfig:
                 f"optimizer_kwargs: expected {expected}, got {self.optimizer_kwargs!r} ({error})"
             ) from error
         check_size(self.eval_every, "eval_every")
+        require(isinstance(self.keep_best, bool), "keep_best", "True or False", repr(self.keep_best))
         if self.budget is not None:
             check_number(self.budget, "budget", low=0.0)
 

@@ -299,7 +299,7 @@ def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linea
         build: Callable[[VecEnv], Any] = lambda venv: algorithm(env=venv, seed=seed, **settings)  # noqa: E731
     else:
         expected = "an SB3 algorithm class or a callable from a VecEnv to a model"
-        require(callable(spec) and _takes_one(spec), "follower", expected, repr(spec))
+        require(callable(spec) and takes(spec, 1), "follower", expected, repr(spec))
         build = spec
     name = getattr(spec, "__name__", repr(spec))
     try:
@@ -358,10 +358,10 @@ class Answering:
     entropy: Schedule | None = None
 
 
-def _takes_one(call: Callable[..., Any]) -> bool:
-    """Whether a callable can be called with one argument, as far as can be told."""
+def takes(call: Callable[..., Any], n: int) -> bool:
+    """Whether a callable can be called with so many arguments, as far as can be told."""
     try:
-        inspect.signature(call).bind(None)
+        inspect.signature(call).bind(*[None] * n)
     except TypeError:
         return False
     except ValueError:  # without a signature

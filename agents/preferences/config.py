@@ -9,6 +9,7 @@ import torch
 from ...envs.mdp.checks import check_number, check_size, require
 from ..common.storage import storable
 from ..common.worlds import Vectorisation
+from ..oracles.sb3 import takes
 from .fragmenters import ActiveFragmenter, Fragmenter, RandomFragmenter, WholeEpisodes
 from .reward_model import RewardNet
 from .training import FitConfig
@@ -97,10 +98,11 @@ class PreferenceConfig:
         check_number(self.evaluation_steps, "evaluation_steps", low=0)
         check_number(self.patience, "patience", low=0.0)
         check_number(self.early, "early", low=0.0)
-        check_number(self.unit, "unit", low=0.0, open_low=True)
+        check_number(self.unit, "unit", low=1e-30, high=1e30)  # the net is in float32
         require(isinstance(self.fragmenter, Fragmenter), "fragmenter", "a Fragmenter", repr(self.fragmenter))
         require(isinstance(self.fit, FitConfig), "fit", "a FitConfig", repr(self.fit))
-        require(self.net is None or callable(self.net), "net", "a callable that builds a torch module", repr(self.net))
+        net = self.net is None or (callable(self.net) and takes(self.net, 2))
+        require(net, "net", "a callable that builds a torch module for two spaces", repr(self.net))
         if self.memory is not None:
             check_size(self.memory, "memory")
         try:
