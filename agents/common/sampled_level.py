@@ -23,7 +23,7 @@ from ...envs.mdp import (
     game_world,
     kernel_world,
 )
-from ...envs.mdp.checks import require
+from ...envs.mdp.checks import check_count, require
 from ..estimators import MonteCarlo, Sampler
 from ..penalties import WeightedPenalty
 from .lower_level import Policies
@@ -67,7 +67,7 @@ class SampledLevel(ABC, Generic[Model]):
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
         self.sampler.generator.set_state(state["generator"])
-        self.sampler.steps = state["steps"]
+        self.sampler.steps = check_count(state["steps"], "steps")
 
 
 class SampledFollower(SampledLevel[TabularMDP]):

@@ -38,7 +38,7 @@ from ...envs.mdp import (
     solve_soft,
     visitation,
 )
-from ...envs.mdp.checks import check_number, check_size, check_tau, require
+from ...envs.mdp.checks import check_count, check_number, check_size, check_tau, require
 from ...envs.mdp.evaluation import entropy_weight
 from ..common.evaluation import Evaluation
 from ..common.storage import storable
@@ -264,5 +264,5 @@ class HPGD(TabularLeader):
         probs, V = self.problem.context_probs, state["V"]
         expected = (1 if probs is None else len(probs), self.problem.follower_mdp(self._x.detach()).n_states)
         require(V is None or V.shape == expected, "V", f"shape {expected}", None if V is None else tuple(V.shape))
-        self._V, self.steps = V, state["steps"]
+        self._V, self.steps = V, check_count(state["steps"], "steps")
         self._generator.set_state(state["generator"])

@@ -62,6 +62,16 @@ def check_size(value: object, name: str) -> int:
     return number
 
 
+def check_count(value: object, name: str) -> int:
+    """Return ``value`` as an int; raise ``ValueError`` unless it is a whole number that is not negative."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    require(number >= 0 and not isinstance(value, bool), name, "a whole number >= 0", repr(value))
+    return number
+
+
 def check_seed(seed: object, name: str = "seed") -> None:
     """Raise ``ValueError`` unless ``seed`` is None or a whole number that is not negative."""
     whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and bool(seed >= 0)
