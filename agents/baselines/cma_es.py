@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...envs.mdp import LeaderSet, TabularMDP, TabularProblem, solve_soft
-from ...envs.mdp.checks import check_number, check_size, require
+from ...envs.mdp.checks import check_count, check_number, check_size, require
 from ...wrappers import set_leader
 from ..common.evaluation import Evaluation, leader_return_at_best_response
 from ..common.leader import Callback, Leader, LeaderConfig
@@ -239,7 +239,7 @@ class TabularCMAES(TabularLeader):
         return {"V": self._V, "evaluations": self.evaluations, "search": self.search.state()}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self._V, self.evaluations = state["V"], state["evaluations"]
+        self._V, self.evaluations = state["V"], check_count(state["evaluations"], "evaluations")
         self.search.restore(state["search"])
 
 

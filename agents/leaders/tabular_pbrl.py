@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...envs.mdp import GameProblem, TabularProblem
-from ...envs.mdp.checks import require
+from ...envs.mdp.checks import check_number, require
 from ..common.lower_level import Policies, TabularLevel
 from ..common.policies import Direct, HeldPolicies, Softmax, Solved
 from ..common.projected_step import Projection, projected_gradient
@@ -199,7 +199,8 @@ class TabularPBRL(TabularLeader):
         return {"ys": ys, "solved_V": self._solved_V, "answers": answers, "lam": self.lam, "sampled": sampled}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.lam, self._solved_V = state["lam"], state["solved_V"]
+        self.lam = check_number(state["lam"], "lam", low=0.0, open_low=True)
+        self._solved_V = state["solved_V"]
         if self._held is not None:
             self._held.restore(state["ys"])
         if self._sampled is not None:
