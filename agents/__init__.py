@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from .baselines.true_reward import TrueReward
     from .baselines.zero_order import ZeroOrder, ZeroOrderConfig
     from .common.callbacks import Checkpoint
-    from .common.evaluation import Evaluation, leader_return_at_best_response
-    from .common.model_card import load_follower, push_to_hub, write_model_card, write_zoo_folder
-    from .common.policies import Direct, Softmax, Solved
+    from .evaluation import Evaluation, leader_return_at_best_response
+    from .model_card import load_follower, push_to_hub, write_model_card, write_zoo_folder
+    from .held_policies import Direct, Softmax, Solved
     from .common.robustness import Response, robustness
     from .common.sb3_callbacks import LeaderEvalCallback
     from .estimators import KnownModel, MonteCarlo, Rollouts
@@ -77,9 +77,9 @@ _HOME = {
     "ValuePenalty": "penalties",
     "BellmanPenalty": "penalties",
     "NikaidoIsodaPenalty": "penalties",
-    "SoftPolicyIteration": "oracles",
-    "MirrorDescent": "oracles",
-    "PolicyGradient": "oracles",
+    "SoftPolicyIteration": "followers",
+    "MirrorDescent": "followers",
+    "PolicyGradient": "followers",
     "PreferencePBRL": "leaders.preference_pbrl",
     "Tracked": "leaders.preference_pbrl",
     "DRLHF": "baselines.drlhf",
@@ -103,12 +103,12 @@ _HOME = {
     "FileLabeller": "preferences.outside",
     "LoggedLabeller": "preferences.outside",
     "PreferenceLog": "preferences.files",
-    "MonteCarlo": "estimators",
-    "Rollouts": "estimators",
-    "KnownModel": "estimators",
-    "Softmax": "common.policies",
-    "Direct": "common.policies",
-    "Solved": "common.policies",
+    "MonteCarlo": "estimators.monte_carlo",
+    "Rollouts": "estimators.rollouts",
+    "KnownModel": "estimators.known_model",
+    "Softmax": "held_policies",
+    "Direct": "held_policies",
+    "Solved": "held_policies",
     "Constant": "schedules",
     "Linear": "schedules",
     "Quench": "schedules",
@@ -116,14 +116,14 @@ _HOME = {
     "Power": "schedules",
     "Checkpoint": "common.callbacks",
     "LeaderEvalCallback": "common.sb3_callbacks",
-    "load_follower": "common.model_card",
-    "push_to_hub": "common.model_card",
-    "write_model_card": "common.model_card",
-    "write_zoo_folder": "common.model_card",
+    "load_follower": "model_card",
+    "push_to_hub": "model_card",
+    "write_model_card": "model_card",
+    "write_zoo_folder": "model_card",
     "Response": "common.robustness",
     "robustness": "common.robustness",
-    "Evaluation": "common.evaluation",
-    "leader_return_at_best_response": "common.evaluation",
+    "Evaluation": "evaluation",
+    "leader_return_at_best_response": "evaluation",
 }
 
 __all__ = [

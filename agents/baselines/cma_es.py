@@ -11,29 +11,25 @@ scratch and counts its steps. Needs the extra ``search``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...envs.mdp import LeaderSet, TabularMDP, TabularProblem, solve_soft
-from ...envs.mdp.checks import check_count, check_number, check_size, require
+from ...envs.mdp import LeaderSet
+from ...envs.mdp.checks import check_number, check_size, require
 from ...wrappers import set_leader
-from ..common.evaluation import Evaluation, leader_return_at_best_response
-from ..common.leader import Callback, Leader, LeaderConfig
-from ..common.many_returns import leader_returns
-from ..common.rollout_gradient import episode_returns
-from ..common.rollouts import collect
-from ..common.storage import decode, encode, read_leader, storable, write_leader
-from ..common.tabular import TabularLeader, TabularLeaderConfig, check_fingerprint, fingerprint, source_of_file
-from ..common.worlds import EnvSpec, Worlds
-from ..files import reading
-from ..oracles.sb3 import Answering, FollowerSpec, SB3Follower, follower_name, follower_of_file
+from ..estimators.rollouts import collect, episode_returns
+from ..evaluation import Evaluation, leader_return_at_best_response
+from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
+from ..followers.sb3 import Answering, SB3Follower
+from ..followers.spec import FollowerSpec
+from ..leader import Leader, LeaderConfig, Method, Progress, State
+from ..records import storable
+from ..worlds import EnvSpec, Worlds
 
 
 def _check_search(config: TabularCMAESConfig | CMAESConfig) -> None:
@@ -48,7 +44,7 @@ def _check_search(config: TabularCMAESConfig | CMAESConfig) -> None:
 
 @storable
 @dataclass(frozen=True, eq=False)
-class TabularCMAESConfig(TabularLeaderConfig):
+class TabularCMAESConfig(ExactConfig):
     """How :class:`TabularCMAES` searches; the optimiser's settings of other leaders are not used.
 
     Attributes:
@@ -169,12 +165,12 @@ class Search:
         """m, projected on X, ``[dim]``."""
         return self._point(self._es.result.xfavorite)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Seed and start of the search, and what it was told of each generation (None: it was given up)."""
         return {"entropy": self._entropy, "start": self._start, "told": self._told}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state` gave: the same search is made again, without the trials."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave: the same search is made again, without the trials."""
         self._entropy = [int(word) for word in state["entropy"]]
         self._start = self._set.check(state["start"], "start")
         self._begin()
@@ -185,7 +181,50 @@ class Search:
                 self.tell([float(value) for value in returns])
 
 
-class TabularCMAES(TabularLeader):
+def _words(seed: int | None) -> list[int]:
+    return [int(word) for word in np.random.SeedSequence(seed).generate_state(4)]
+
+
+@dataclass
+class TabularCMAESState(ExactState):
+    """What the search goes on from.
+
+    Attributes:
+        search: the search itself.
+        V: values that the solver starts from, ``[..., S]``; None before the first generation.
+        evaluations: trials so far.
+    """
+
+    search: Any = None
+    V: Tensor | None = None
+    evaluations: int = 0
+
+
+class TabularCMAESMethod(ExactMethod):
+    """CMA-ES on F, the follower solved for every trial; see :class:`TabularCMAES`."""
+
+    config_class = TabularCMAESConfig
+    state_class = TabularCMAESState
+
+    def default_tau(self) -> float:
+        return float(self.problem.tau0)
+
+    def prepare(self, state: TabularCMAESState, seed: int | None) -> None:
+        c = self.config
+        state.search = Search(self.leader_set, state.x.detach(), c.sigma, c.population, _words(seed))
+
+    def descend(self, state: TabularCMAESState, progress: Progress) -> dict[str, float]:
+        points = state.search.ask()
+        values, V = self.level.leader_returns(points, state.tau, state.V)
+        state.V = V.mean(0)
+        state.search.tell(values.tolist())
+        state.evaluations += len(points)
+        with torch.no_grad():
+            state.x.copy_(state.search.mean)  # no gradient: the step that follows leaves it there
+        return {"evaluations": float(state.evaluations), "best_trial": float(values.max())}
+
+
+class TabularCMAES(ExactLeader):
     """CMA-ES on F(x) = J_L(x, pi*_tau(x)), the follower solved for every trial.
 
     Args:
@@ -202,45 +241,96 @@ class TabularCMAES(TabularLeader):
         ImportError: pycma is not installed.
     """
 
-    config: TabularCMAESConfig
+    method_class = TabularCMAESMethod
 
-    def __init__(
-        self,
-        problem: TabularProblem | gym.Env[Any, Any] | str,
-        config: TabularCMAESConfig | None = None,
-        seed: int | None = 0,
-        env_kwargs: dict[str, Any] | None = None,
-        x0: Any = None,
-    ) -> None:
-        self.evaluations = 0
-        self._V: Tensor | None = None
-        config = TabularCMAESConfig() if config is None else config
-        super().__init__(problem, config, seed, env_kwargs, x0, positive_tau=False)
-        entropy = [int(word) for word in np.random.SeedSequence(seed).generate_state(4)]
-        self.search = Search(self.leader_set, self._x.detach(), config.sigma, config.population, entropy)
 
-    def _default_tau(self) -> float:
-        return self.problem.tau0
+@dataclass
+class CMAESState(State):
+    """What the search goes on from.
 
-    def _descend(self, progress_remaining: float) -> dict[str, float]:
-        points = self.search.ask()
-        values, V = leader_returns(self.problem, points, self.tau, self._V)
-        self._V = V.mean(0)
-        self.search.tell(values.tolist())
-        self.evaluations += len(points)
+    Attributes:
+        search: the search itself.
+        words: that seed the trials.
+        trials: followers trained so far.
+    """
+
+    search: Any = None
+    words: list[int] = field(default_factory=list)
+    trials: int = 0
+
+
+class CMAESMethod(Method):
+    """CMA-ES on the leader's return at a follower trained from scratch for every trial; see :class:`CMAES`."""
+
+    counts = "total_timesteps"
+
+    def __init__(self, env: EnvSpec, follower: FollowerSpec, config: CMAESConfig | None, env_kwargs: Any) -> None:
+        self.config = CMAESConfig() if config is None else config
+        require(isinstance(self.config, CMAESConfig), "config", "a CMAESConfig", repr(config))
+        self.worlds, self.follower_spec = Worlds(env, env_kwargs, observe_commitment=False), follower
+        self.source, self.leader_set = self.worlds.source, self.config.cut(self.worlds.leader_set)
+
+    def start_x(self) -> Tensor:
+        return self.worlds.start_x()
+
+    def init(self, x: Tensor, seed: int | None) -> CMAESState:
+        c = self.config
+        self.worlds.require_sampled_return(x.detach())
+        state = CMAESState(x, words=_words(seed))
+        state.search = Search(self.leader_set, x.detach(), c.sigma, c.population, state.words)
+        self._training, self._rollouts = self.worlds.make(c.n_envs), self.worlds.make(c.rollout_envs)
+        self.worlds.require_every_action(x.detach(), self._new_follower(0))  # what does not fit shows before any work
+        return state
+
+    def _new_follower(self, seed: int) -> SB3Follower:
+        return SB3Follower(self.follower_spec, self._training, self.worlds.gamma, seed, self.worlds.linear, Answering())
+
+    def step(self, state: CMAESState, progress: Progress) -> tuple[CMAESState, dict[str, float]]:
+        """A generation; one that the steps do not suffice for is given up."""
+        points, returns = state.search.ask(), []
+        for x in points:
+            if state.num_timesteps >= progress.total:
+                return state, {"trials": float(state.trials)}
+            returns.append(float(self.trial(state, x.numpy(), self.config.follower_steps, state.trials).mean()))
+            state.trials += 1
+        state.search.tell(returns)
         with torch.no_grad():
-            self._x.copy_(self.search.mean)  # no gradient: the step that follows leaves it there
-        return {"evaluations": float(self.evaluations), "best_trial": float(values.max())}
+            state.x.copy_(state.search.mean)
+        return state, {"trials": float(state.trials), "best_trial": max(returns)}
 
-    def _pi_y(self, mdp: TabularMDP) -> Tensor:
-        return solve_soft(mdp, self.tau).pi
+    def trial(self, state: CMAESState, x: NDArray[np.float64], steps: int, *number: int) -> NDArray[np.float64]:
+        """Train a follower from scratch at x; the leader's return in each of a few fresh episodes of it, ``[n]``.
 
-    def _state(self) -> dict[str, Any]:
-        return {"V": self._V, "evaluations": self.evaluations, "search": self.search.state()}
+        Args:
+            state: whose words seed it, and which counts its steps.
+            x: a point of X, ``[dim]``.
+            steps: environment steps of training.
+            number: of which its seed is drawn.
+        """
+        seed, w = int(np.random.default_rng([*state.words, *number]).integers(2**31)), self.worlds
+        for venv in (self._training, self._rollouts):
+            set_leader(venv, x)
+        follower = self._new_follower(seed)
+        state.num_timesteps += follower.train(steps, steps)
+        with follower.generators.active():
+            player = follower.player(self._rollouts, greedily=True)
+            episodes = collect(self._rollouts, player, w.horizon(self.config.rollout_tail), seed)
+        state.num_timesteps += episodes.steps
+        _, leader = episode_returns(episodes, w.base_space, w.base_observation, w.gamma)
+        return leader
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self._V, self.evaluations = state["V"], check_count(state["evaluations"], "evaluations")
-        self.search.restore(state["search"])
+    def evaluate(self, state: CMAESState, x: Tensor, iteration: int) -> Evaluation:
+        """Exact where the environment is tabular; else by one more trial, whose steps count."""
+        stderr = 0.0
+        if self.worlds.problem is not None:
+            value = leader_return_at_best_response(self.worlds.problem, x)
+        else:
+            returns = self.trial(state, x.numpy(), self.config.evaluation_steps, iteration, 1)
+            value, stderr = float(returns.mean()), float(returns.std(ddof=1) / np.sqrt(len(returns)))
+        return Evaluation(value, None, None, None, None, 0.0, state.num_timesteps, iteration, stderr)
+
+    def fingerprint(self) -> list[float]:
+        return self.worlds.fingerprint()
 
 
 class CMAES(Leader):
@@ -263,8 +353,7 @@ class CMAES(Leader):
         ValueError: as :class:`PBRL`.
     """
 
-    config: CMAESConfig
-    _unit = "step"
+    given = ("follower", "env")
 
     def __init__(
         self,
@@ -275,144 +364,4 @@ class CMAES(Leader):
         env_kwargs: dict[str, Any] | None = None,
         x0: Any = None,
     ) -> None:
-        config = CMAESConfig() if config is None else config
-        require(isinstance(config, CMAESConfig), "config", "a CMAESConfig", repr(config))
-        self.worlds = Worlds(env, env_kwargs, observe_commitment=False)
-        super().__init__(self.worlds.leader_set, self.worlds.start_x(), config, x0, seed)
-        self.worlds.require_sampled_return(self._x.detach())
-        self.follower_spec, self.trials = follower, 0
-        self._entropy = [int(word) for word in np.random.SeedSequence(seed).generate_state(4)]
-        self.search = Search(self.leader_set, self._x.detach(), config.sigma, config.population, self._entropy)
-        self._training, self._rollouts = self.worlds.make(config.n_envs), self.worlds.make(config.rollout_envs)
-        first = self._new_follower(0)  # what does not fit shows before any work
-        self.worlds.require_every_action(self._x.detach(), first)
-
-    def _new_follower(self, seed: int) -> SB3Follower:
-        return SB3Follower(self.follower_spec, self._training, self.worlds.gamma, seed, self.worlds.linear, Answering())
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: Callback | None = None,
-        progress_bar: bool = False,
-        reset_num_timesteps: bool = True,
-    ) -> CMAES:
-        """Search until the followers have spent this many environment steps, all counted.
-
-        Args:
-            total_timesteps: steps of all trials together; the last trial is finished, and a generation that the steps
-                do not suffice for is given up.
-            callback: called with the leader after every generation; False stops.
-            progress_bar: show one.
-            reset_num_timesteps: False goes on counting.
-        """
-        total = check_size(total_timesteps, "total_timesteps")
-        self._learn(total, callback, progress_bar, reset_num_timesteps)
-        return self
-
-    def _iterate(self, progress_remaining: float) -> dict[str, float]:
-        points, returns = self.search.ask(), []
-        for x in points:
-            if self.num_timesteps >= self._total:
-                return {"trials": float(self.trials)}
-            returns.append(float(self.trial(x.numpy(), self.config.follower_steps, self.trials).mean()))
-            self.trials += 1
-        self.search.tell(returns)
-        with torch.no_grad():
-            self._x.copy_(self.search.mean)
-        return {"trials": float(self.trials), "best_trial": max(returns)}
-
-    def trial(self, x: NDArray[np.float64], steps: int, *number: int) -> NDArray[np.float64]:
-        """Train a follower from scratch at x; the leader's return in each of a few fresh episodes of it, ``[n]``.
-
-        Args:
-            x: a point of X, ``[dim]``.
-            steps: environment steps of training.
-            number: of which its seed is drawn.
-        """
-        seed, w = int(np.random.default_rng([*self._entropy, *number]).integers(2**31)), self.worlds
-        for venv in (self._training, self._rollouts):
-            set_leader(venv, x)
-        follower = self._new_follower(seed)
-        self.num_timesteps += follower.train(steps, steps)
-        with follower.generators.active():
-            player = follower.player(self._rollouts, greedily=True)
-            episodes = collect(self._rollouts, player, w.horizon(self.config.rollout_tail), seed)
-        self.num_timesteps += episodes.steps
-        _, leader = episode_returns(episodes, w.base_space, w.base_observation, w.gamma)
-        return leader
-
-    def _evaluate(self, x: Tensor) -> Evaluation:
-        """Exact where the environment is tabular; else by one more trial, whose steps count."""
-        value, stderr = float("nan"), 0.0
-        if self.worlds.problem is not None:
-            value = leader_return_at_best_response(self.worlds.problem, x)
-        else:
-            returns = self.trial(x.numpy(), self.config.evaluation_steps, self.iteration, 1)
-            value, stderr = float(returns.mean()), float(returns.std(ddof=1) / np.sqrt(len(returns)))
-        return Evaluation(value, None, None, None, None, 0.0, self.num_timesteps, self.iteration, stderr)
-
-    # --- files ---------------------------------------------------------------------------------------------------
-
-    def save(self, path: str | Path, replay: bool = False) -> Path:
-        """Write the leader to a zip, whole or not at all: x, what the search was told, the best x, records.
-
-        A follower given as a class is named in the file; a callable is not stored and has to be given again.
-
-        Args:
-            path: the file, ``.zip`` where it has no suffix.
-            replay: nothing here; followers are trained from scratch.
-
-        Returns:
-            The path written.
-
-        Raises:
-            OSError: a file that cannot be written; what was there before still is.
-            TypeError: a config that no file can hold.
-        """
-        source = self.worlds.source
-        header = {
-            "leader": type(self).__name__,
-            "source": {"env_id": source.env_id, "env_kwargs": encode(source.env_kwargs)},
-            "fingerprint": self._fingerprint(),
-            "follower": follower_name(self.follower_spec),
-            "entropy": self._entropy,
-            **self._header(),
-        }
-        return write_leader(path, header, {**self._tensors(), "search": self.search.state()})
-
-    def _fingerprint(self) -> list[float]:
-        problem = self.worlds.problem
-        return [float(self.leader_set.dim), self.worlds.gamma] if problem is None else fingerprint(problem)
-
-    @classmethod
-    def load(cls, path: str | Path, follower: FollowerSpec | None = None, env: EnvSpec | None = None) -> CMAES:
-        """Read a leader back, ready to evaluate, to :meth:`resume`, or to learn on with ``reset_num_timesteps=False``.
-
-        Args:
-            path: the file.
-            follower: needed where it was a callable; else the class named in the file is taken.
-            env: needed where the environment was given as an object and not as an id.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: a truncated file, that of another leader or environment, a follower that is missing or another.
-        """
-        header, tensors = read_leader(path, cls.__name__)
-        with reading(path):
-            env, kwargs = source_of_file(header, env, "env")
-            assert env is not None
-            spec = follower_of_file(header["follower"], follower, path)
-            leader = cls(env, spec, decode(header["config"]), header["seed"], kwargs)
-            if leader.worlds.problem is not None:
-                check_fingerprint(header["fingerprint"], leader.worlds.problem, path)
-            else:
-                require(
-                    leader._fingerprint() == header["fingerprint"], "env", f"the environment of {path}", "another one"
-                )
-            leader._take_back(header, tensors)
-            leader._entropy = [int(word) for word in header["entropy"]]
-            leader.search.restore(tensors["search"])
-        return leader
-
-    _counters = (*Leader._counters, "trials")
+        super().__init__(CMAESMethod(env, follower, config, env_kwargs), seed, x0)

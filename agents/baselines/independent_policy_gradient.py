@@ -6,24 +6,23 @@ x += alpha grad_x J_L(x, pi_y),      y_i += alpha grad_{y_i} V_i^{pi_y}(rho), ea
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from ...envs.mdp import GameProblem, TabularProblem, policy_return
+from ...envs.mdp import policy_return
 from ...envs.mdp.checks import require
-from ..common.lower_level import Policies, TabularLevel
-from ..common.policies import Direct, HeldPolicies, Softmax
-from ..common.projected_step import Projection
-from ..common.sampled_level import sampled_level
-from ..common.storage import storable
-from ..common.tabular import Kinds, ProblemSource, TabularLeader, TabularLeaderConfig
-from ..estimators import MonteCarlo
+from ..estimators.monte_carlo import MonteCarlo, Sampler
+from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
+from ..held_policies import Direct, HeldPolicies, Softmax
+from ..leader import Progress, Projection
+from ..lower_levels import Policies
+from ..records import storable
 
 
 @storable
 @dataclass(frozen=True, eq=False)
-class IndependentPolicyGradientConfig(TabularLeaderConfig):
+class IndependentPolicyGradientConfig(ExactConfig):
     """How :class:`IndependentPolicyGradient` learns.
 
     Attributes:
@@ -40,9 +39,63 @@ class IndependentPolicyGradientConfig(TabularLeaderConfig):
         super().__post_init__()
         expected = "Softmax(...) or Direct(...)"
         require(isinstance(self.follower, (Softmax, Direct)), "follower", expected, repr(self.follower))
+        exact = self.estimator is None or isinstance(self.estimator, MonteCarlo)
+        require(exact, "config.estimator", "MonteCarlo(...) or None, exact", repr(self.estimator))
 
 
-class IndependentPolicyGradient(TabularLeader):
+@dataclass
+class IndependentState(ExactState):
+    """The players' policies and their parameters y; what plays for a Monte Carlo estimator, or None."""
+
+    held: Any = None
+    sampler: Any = None
+
+
+class IndependentMethod(ExactMethod):
+    """Each player follows its own gradient; see :class:`IndependentPolicyGradient`."""
+
+    config_class = IndependentPolicyGradientConfig
+    state_class = IndependentState
+    levels = None
+
+    def __init__(self, problem: Any, config: Any = None, env_kwargs: dict[str, Any] | None = None) -> None:
+        super().__init__(problem, config, env_kwargs)
+        if self.config.estimator is not None:
+            self.level.require_return()
+
+    def prepare(self, state: IndependentState, seed: int | None) -> None:
+        state.held = HeldPolicies(self.config.follower, self.level.views)
+        if self.config.estimator is not None:
+            state.sampler = Sampler(self.config.estimator, generator(seed))
+
+    def parameters(self, state: IndependentState) -> list[dict[str, Any]]:
+        return [*super().parameters(state), *state.held.groups()]
+
+    def projections(self, state: IndependentState) -> list[Projection]:
+        return [*super().projections(state), *state.held.projections()]
+
+    def descend(self, state: IndependentState, progress: Progress) -> dict[str, float]:
+        state.held.set_rate(state.optimizer, self._rate(progress.remaining))
+        level, x, pi_y = self.level, state.x, state.held.policies()
+        if state.sampler is not None:
+            (-level.sampled_independent(x, level.model(x), pi_y, state.tau, state.sampler)).backward()
+            return {}
+        # J_L with the policies held, and each player's value with x and the others held.
+        held = tuple(pi.detach() for pi in pi_y)
+        faced = level.faced(level.model(x.detach()), held, state.tau)
+        own = [policy_return(mdp, pi, state.tau) for mdp, pi in zip(faced, pi_y, strict=True)]
+        value = level.leader_return(x, held) + self.problem.over_contexts(torch.stack(own).sum(0))
+        (-value).backward()
+        return {}
+
+    def policies(self, state: IndependentState, model: Any) -> Policies:
+        return state.held.policies()  # type: ignore[no-any-return]
+
+    def steps(self, state: IndependentState) -> int:
+        return 0 if state.sampler is None else int(state.sampler.steps)
+
+
+class IndependentPolicyGradient(ExactLeader):
     """Each player follows its own gradient: the method without a penalty.
 
     Args:
@@ -56,59 +109,4 @@ class IndependentPolicyGradient(TabularLeader):
         ValueError: as :class:`TabularPBRL`.
     """
 
-    config: IndependentPolicyGradientConfig
-    _level: TabularLevel[Any, Any]
-    _kinds: ClassVar[Kinds] = (TabularProblem, GameProblem)
-
-    def __init__(
-        self,
-        problem: ProblemSource,
-        config: IndependentPolicyGradientConfig | None = None,
-        seed: int | None = 0,
-        env_kwargs: dict[str, Any] | None = None,
-        x0: Any = None,
-    ) -> None:
-        self._held: HeldPolicies | None = None
-        config = IndependentPolicyGradientConfig() if config is None else config
-        super().__init__(problem, config, seed, env_kwargs, x0, positive_tau=False)
-        self._sampled = sampled_level(self.problem, config.estimator, seed)
-
-    def _parameters(self) -> list[dict[str, Any]]:
-        if self._held is None:
-            self._held = HeldPolicies(self.config.follower, self._level.views)
-        return [*super()._parameters(), *self._held.groups()]
-
-    def _descend(self, progress_remaining: float) -> dict[str, float]:
-        assert self._held is not None
-        self._held.set_rate(self.optimizer.param_groups[1:], self._rate(progress_remaining))
-        level, pi_y = self._level, self._held.policies()
-        if self._sampled is not None:
-            (-self._sampled.independent(self._x, level.model(self._x), pi_y, self.tau)).backward()
-            return {}
-        held = tuple(pi.detach() for pi in pi_y)
-        faced = level.faced(level.model(self._x.detach()), held, self.tau)
-        own = [policy_return(mdp, pi, self.tau) for mdp, pi in zip(faced, pi_y, strict=True)]
-        value = level.leader_return(self._x, held) + self.problem.over_contexts(torch.stack(own).sum(0))
-        (-value).backward()
-        return {}
-
-    def _projections(self) -> list[Projection]:
-        assert self._held is not None
-        return [*super()._projections(), *self._held.projections()]
-
-    def _policies(self, model: Any) -> Policies:
-        assert self._held is not None
-        return self._held.policies()
-
-    def _state(self) -> dict[str, Any]:
-        assert self._held is not None
-        return {"ys": self._held.state(), "sampled": None if self._sampled is None else self._sampled.state()}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        assert self._held is not None
-        self._held.restore(state["ys"])
-        if self._sampled is not None:
-            self._sampled.restore(state["sampled"])
-
-    def _steps(self) -> int:
-        return 0 if self._sampled is None else self._sampled.sampler.steps
+    method_class = IndependentMethod

@@ -12,22 +12,24 @@ is no penalty: the followers' slack is not held against x.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from ...envs.mdp import GameProblem, TabularProblem, policy_return
+from ...envs.mdp import policy_return
 from ...envs.mdp.checks import check_size
-from ..common.lower_level import Policies, TabularLevel
-from ..common.policies import Softmax
-from ..common.storage import storable
-from ..common.tabular import Kinds, ProblemSource, TabularLeader, TabularLeaderConfig
+from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
+from ..held_policies import Softmax
+from ..leader import Progress
+from ..lower_levels import Policies, TabularLevel
+from ..records import storable
 from ..schedules import Geometric, Schedule, as_schedule
 
 
 @storable
 @dataclass(frozen=True, eq=False)
-class MetaGradientConfig(TabularLeaderConfig):
+class MetaGradientConfig(ExactConfig):
     """How :class:`MetaGradient` learns.
 
     Attributes:
@@ -48,12 +50,12 @@ class MetaGradientConfig(TabularLeaderConfig):
         check_size(self.inner_steps, "inner_steps")
 
 
-def softmax_policies(level: TabularLevel[Any, Any], thetas: Policies) -> Policies:
+def softmax_policies(level: TabularLevel, thetas: Policies) -> Policies:
     """pi_theta of each player."""
     return tuple(Softmax().policy(theta, view) for theta, view in zip(thetas, level.views, strict=True))
 
 
-def followers_step(level: TabularLevel[Any, Any], model: Any, thetas: Policies, tau: float, alpha: float) -> Policies:
+def followers_step(level: TabularLevel, model: Any, thetas: Policies, tau: float, alpha: float) -> Policies:
     """theta' of each player, ``[..., S, A_i]``: one step up its own value.
 
     Args:
@@ -72,7 +74,42 @@ def followers_step(level: TabularLevel[Any, Any], model: Any, thetas: Policies, 
     return tuple(theta + alpha * torch.autograd.grad(value, theta, create_graph=True)[0] for value, theta in pairs)
 
 
-class MetaGradient(TabularLeader):
+@dataclass
+class MetaGradientState(ExactState):
+    """The players' logits."""
+
+    thetas: tuple[Tensor, ...] = ()
+
+
+class MetaGradientMethod(ExactMethod):
+    """x ascends the leader's return after the followers' next step; see :class:`MetaGradient`."""
+
+    config_class = MetaGradientConfig
+    state_class = MetaGradientState
+    levels = None
+
+    def __init__(self, problem: Any, config: Any = None, env_kwargs: dict[str, Any] | None = None) -> None:
+        super().__init__(problem, config, env_kwargs)
+        self._inner_rate = as_schedule(self.config.inner_rate, "inner_rate", positive=True)
+
+    def prepare(self, state: MetaGradientState, seed: int | None) -> None:
+        state.thetas = tuple(Softmax().start(view) for view in self.level.views)
+
+    def descend(self, state: MetaGradientState, progress: Progress) -> dict[str, float]:
+        level, alpha = self.level, self._inner_rate(progress.remaining)
+        model, thetas = level.model(state.x), tuple(theta.requires_grad_() for theta in state.thetas)
+        for _ in range(self.config.inner_steps):
+            thetas = followers_step(level, model, thetas, state.tau, alpha)
+        value = level.leader_return(state.x, softmax_policies(level, thetas))
+        (state.x.grad,) = torch.autograd.grad(-value, state.x)
+        state.thetas = tuple(theta.detach() for theta in thetas)
+        return {}
+
+    def policies(self, state: MetaGradientState, model: Any) -> Policies:
+        return softmax_policies(self.level, state.thetas)
+
+
+class MetaGradient(ExactLeader):
     """Ascent on the leader's return after the followers' next step.
 
     Args:
@@ -89,38 +126,4 @@ class MetaGradient(TabularLeader):
         True
     """
 
-    config: MetaGradientConfig
-    _level: TabularLevel[Any, Any]
-    _kinds: ClassVar[Kinds] = (TabularProblem, GameProblem)
-
-    def __init__(
-        self,
-        problem: ProblemSource,
-        config: MetaGradientConfig | None = None,
-        seed: int | None = 0,
-        env_kwargs: dict[str, Any] | None = None,
-        x0: Any = None,
-    ) -> None:
-        config = MetaGradientConfig() if config is None else config
-        super().__init__(problem, config, seed, env_kwargs, x0, positive_tau=False)
-        self._inner_rate = as_schedule(config.inner_rate, "inner_rate", positive=True)
-        self._thetas: Policies = tuple(Softmax().start(view) for view in self._level.views)
-
-    def _descend(self, progress_remaining: float) -> dict[str, float]:
-        level, alpha = self._level, self._inner_rate(progress_remaining)
-        model, thetas = level.model(self._x), tuple(theta.requires_grad_() for theta in self._thetas)
-        for _ in range(self.config.inner_steps):
-            thetas = followers_step(level, model, thetas, self.tau, alpha)
-        value = level.leader_return(self._x, softmax_policies(level, thetas))
-        (self._x.grad,) = torch.autograd.grad(-value, self._x)
-        self._thetas = tuple(theta.detach() for theta in thetas)
-        return {}
-
-    def _policies(self, model: Any) -> Policies:
-        return softmax_policies(self._level, self._thetas)
-
-    def _state(self) -> dict[str, Any]:
-        return {"thetas": list(self._thetas)}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self._thetas = tuple(state["thetas"])
+    method_class = MetaGradientMethod

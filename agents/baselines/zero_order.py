@@ -12,21 +12,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import torch
 from torch import Tensor
 
-from ...envs.mdp import TabularMDP, TabularProblem, solve_soft
 from ...envs.mdp.checks import check_size
-from ..common.many_returns import leader_returns
-from ..common.storage import storable
-from ..common.tabular import TabularLeader, TabularLeaderConfig
+from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
+from ..leader import Progress
+from ..records import storable
 from ..schedules import Schedule, as_schedule
 
 
 @storable
 @dataclass(frozen=True, eq=False)
-class ZeroOrderConfig(TabularLeaderConfig):
+class ZeroOrderConfig(ExactConfig):
     """How :class:`ZeroOrder` learns.
 
     Attributes:
@@ -46,7 +44,44 @@ class ZeroOrderConfig(TabularLeaderConfig):
         as_schedule(self.smoothing, "smoothing", positive=True)
 
 
-class ZeroOrder(TabularLeader):
+@dataclass
+class ZeroOrderState(ExactState):
+    """What zero-order ascent goes on from.
+
+    Attributes:
+        generator: of the directions.
+        V: values that the solver starts from, ``[..., S]``; None before the first iteration.
+        evaluations: values of F asked for so far.
+    """
+
+    generator: Any = None
+    V: Tensor | None = None
+    evaluations: int = 0
+
+
+class ZeroOrderMethod(ExactMethod):
+    """x ascends F by differences of its values; see :class:`ZeroOrder`."""
+
+    config_class = ZeroOrderConfig
+    state_class = ZeroOrderState
+
+    def prepare(self, state: ZeroOrderState, seed: int | None) -> None:
+        state.generator = generator(seed)
+
+    def descend(self, state: ZeroOrderState, progress: Progress) -> dict[str, float]:
+        u = as_schedule(self.config.smoothing, "smoothing", positive=True)(progress.remaining)
+        x, n = state.x.detach(), self.config.directions
+        Z = torch.randn((n, len(x)), generator=state.generator, dtype=x.dtype)
+        points = self.leader_set.project(torch.cat([x + u * Z, x - u * Z]))
+        F, V = self.level.leader_returns(points, state.tau, state.V)
+        state.V = V.mean(0)
+        state.evaluations += 2 * n
+        gradient = ((F[:n] - F[n:]) / (2.0 * u)) @ Z / n
+        state.x.grad = -gradient
+        return {"evaluations": float(state.evaluations), "gradient_norm": float(gradient.norm())}
+
+
+class ZeroOrder(ExactLeader):
     """Ascent on F by differences of its values.
 
     Args:
@@ -66,41 +101,4 @@ class ZeroOrder(TabularLeader):
         320
     """
 
-    config: ZeroOrderConfig
-
-    def __init__(
-        self,
-        problem: TabularProblem | gym.Env[Any, Any] | str,
-        config: ZeroOrderConfig | None = None,
-        seed: int | None = 0,
-        env_kwargs: dict[str, Any] | None = None,
-        x0: Any = None,
-    ) -> None:
-        self.evaluations = 0
-        self._V: Tensor | None = None
-        config = ZeroOrderConfig() if config is None else config
-        super().__init__(problem, config, seed, env_kwargs, x0, positive_tau=False)
-        self._generator = torch.Generator()
-        self._generator.seed() if seed is None else self._generator.manual_seed(int(seed))
-
-    def _descend(self, progress_remaining: float) -> dict[str, float]:
-        u = as_schedule(self.config.smoothing, "smoothing", positive=True)(progress_remaining)
-        x, n = self._x.detach(), self.config.directions
-        Z = torch.randn((n, len(x)), generator=self._generator, dtype=x.dtype)
-        points = self.leader_set.project(torch.cat([x + u * Z, x - u * Z]))
-        F, V = leader_returns(self.problem, points, self.tau, self._V)
-        self._V = V.mean(0)
-        self.evaluations += 2 * n
-        gradient = ((F[:n] - F[n:]) / (2.0 * u)) @ Z / n
-        self._x.grad = -gradient
-        return {"evaluations": float(self.evaluations), "gradient_norm": float(gradient.norm())}
-
-    def _pi_y(self, mdp: TabularMDP) -> Tensor:
-        return solve_soft(mdp, self.tau).pi
-
-    def _state(self) -> dict[str, Any]:
-        return {"V": self._V, "generator": self._generator.get_state(), "evaluations": self.evaluations}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self._V, self.evaluations = state["V"], state["evaluations"]
-        self._generator.set_state(state["generator"])
+    method_class = ZeroOrderMethod

@@ -18,10 +18,9 @@ The publication's own truncation is another, and its code averages returns over 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import torch
 from torch import Tensor
 
@@ -38,17 +37,17 @@ from ...envs.mdp import (
     solve_soft,
     visitation,
 )
-from ...envs.mdp.checks import check_count, check_number, check_size, check_tau, require
+from ...envs.mdp.checks import check_number, check_size, check_tau, require
 from ...envs.mdp.evaluation import entropy_weight
-from ..common.evaluation import Evaluation
-from ..common.storage import storable
-from ..common.tabular import TabularLeader, TabularLeaderConfig
+from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
+from ..leader import Progress
+from ..records import storable
 from ..schedules import Schedule
 
 
 @storable
 @dataclass(frozen=True, eq=False)
-class HPGDConfig(TabularLeaderConfig):
+class HPGDConfig(ExactConfig):
     """How :class:`HPGD` learns.
 
     Attributes:
@@ -185,7 +184,64 @@ def in_context(mdp: TabularMDP, context: int) -> TabularMDP:
     return TabularMDP(P, r, rho, mdp.gamma, terminal, mask, mdp.terminal_entropy, validate=False)
 
 
-class HPGD(TabularLeader):
+@dataclass
+class HPGDState(ExactState):
+    """What HPGD goes on from.
+
+    Attributes:
+        generator: of the trajectories and the contexts drawn.
+        V: the follower's values in each context, ``[C or 1, S]``; None before the first iteration.
+        steps: the follower's environment steps spent.
+    """
+
+    generator: Any = None
+    V: Tensor | None = None
+    steps: int = 0
+
+
+class HPGDMethod(ExactMethod):
+    """x ascends F by the estimate from the follower's trajectories; see :class:`HPGD`."""
+
+    config_class = HPGDConfig
+    state_class = HPGDState
+    positive_tau = True
+
+    def __init__(self, problem: Any, config: Any = None, env_kwargs: dict[str, Any] | None = None) -> None:
+        super().__init__(problem, config, env_kwargs)
+        x = self.start_x()
+        _leader_reward(self.problem, x)
+        gamma = self.problem.follower_mdp(x).gamma
+        self.length = 1 if gamma == 0.0 else max(1, math.ceil(math.log(self.config.tail) / math.log(gamma)))
+
+    def default_tau(self) -> float:
+        return float(self.problem.tau if self.problem.tau > 0.0 else self.problem.tau0)
+
+    def prepare(self, state: HPGDState, seed: int | None) -> None:
+        state.generator = generator(seed)
+
+    def descend(self, state: HPGDState, progress: Progress) -> dict[str, float]:
+        # One context is drawn for all episodes; the follower answers x in it exactly.
+        mdp, reward = self.problem.follower_mdp(state.x), _leader_reward(self.problem, state.x)
+        probs = self.problem.context_probs
+        c = 0 if probs is None else int(torch.multinomial(probs, 1, generator=state.generator))
+        mdp, reward = in_context(mdp, c), reward if reward.ndim == 2 else reward[c]
+        if state.V is None:
+            state.V = torch.zeros(1 if probs is None else len(probs), mdp.n_states, dtype=mdp.r.dtype)
+        optimum = solve_soft(mdp.detach(), state.tau, state.V[c])
+        state.V[c] = optimum.V
+        # The estimate, its gradient cut to a norm.
+        how = (self.length, self.config.episodes, self.config.points, state.generator)
+        estimate = sampled_advantage_return(mdp, reward, optimum.pi, state.tau, *how)
+        state.steps += estimate.steps
+        (-estimate.value).backward()
+        norm = torch.nn.utils.clip_grad_norm_([state.x], self.config.max_gradient_norm)
+        return {"oracle_residual": optimum.residual, "gradient_norm": float(norm), "steps": float(state.steps)}
+
+    def steps(self, state: HPGDState) -> int:
+        return state.steps
+
+
+class HPGD(ExactLeader):
     """Ascent on F by the gradient estimated from the follower's trajectories; the follower answers x exactly.
 
     Args:
@@ -208,61 +264,4 @@ class HPGD(TabularLeader):
         True
     """
 
-    config: HPGDConfig
-
-    def __init__(
-        self,
-        problem: TabularProblem | gym.Env[Any, Any] | str,
-        config: HPGDConfig | None = None,
-        seed: int | None = 0,
-        env_kwargs: dict[str, Any] | None = None,
-        x0: Any = None,
-    ) -> None:
-        self.steps = 0
-        self._V: Tensor | None = None
-        super().__init__(problem, HPGDConfig() if config is None else config, seed, env_kwargs, x0, positive_tau=True)
-        _leader_reward(self.problem, self._x.detach())
-        self._generator = torch.Generator()
-        self._generator.seed() if seed is None else self._generator.manual_seed(int(seed))
-        gamma = self.problem.follower_mdp(self._x.detach()).gamma
-        self.length = 1 if gamma == 0.0 else max(1, math.ceil(math.log(self.config.tail) / math.log(gamma)))
-
-    def _default_tau(self) -> float:
-        return self.problem.tau if self.problem.tau > 0.0 else self.problem.tau0
-
-    def _descend(self, progress_remaining: float) -> dict[str, float]:
-        mdp, reward, probs = (
-            self.problem.follower_mdp(self._x),
-            _leader_reward(self.problem, self._x),
-            self.problem.context_probs,
-        )
-        c = 0 if probs is None else int(torch.multinomial(probs, 1, generator=self._generator))
-        mdp, reward = in_context(mdp, c), reward if reward.ndim == 2 else reward[c]
-        if self._V is None:
-            self._V = torch.zeros(1 if probs is None else len(probs), mdp.n_states, dtype=mdp.r.dtype)
-        optimum = solve_soft(mdp.detach(), self.tau, self._V[c])
-        self._V[c] = optimum.V
-        config = self.config
-        estimate = sampled_advantage_return(
-            mdp, reward, optimum.pi, self.tau, self.length, config.episodes, config.points, self._generator
-        )
-        self.steps += estimate.steps
-        (-estimate.value).backward()
-        norm = torch.nn.utils.clip_grad_norm_([self._x], config.max_gradient_norm)
-        return {"oracle_residual": optimum.residual, "gradient_norm": float(norm), "steps": float(self.steps)}
-
-    def _pi_y(self, mdp: TabularMDP) -> Tensor:
-        return solve_soft(mdp, self.tau).pi
-
-    def _evaluate(self, x: Tensor) -> Evaluation:
-        return replace(super()._evaluate(x), steps=self.steps)
-
-    def _state(self) -> dict[str, Any]:
-        return {"V": self._V, "generator": self._generator.get_state(), "steps": self.steps}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        probs, V = self.problem.context_probs, state["V"]
-        expected = (1 if probs is None else len(probs), self.problem.follower_mdp(self._x.detach()).n_states)
-        require(V is None or V.shape == expected, "V", f"shape {expected}", None if V is None else tuple(V.shape))
-        self._V, self.steps = V, check_count(state["steps"], "steps")
-        self._generator.set_state(state["generator"])
+    method_class = HPGDMethod

@@ -11,34 +11,24 @@ Over a linear-quadratic problem pi* is Riccati's and tau is 0 (:mod:`~bilevel_gy
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...envs.mdp import (
-    BilevelProblem,
-    GameProblem,
-    LinearQuadraticProblem,
-    LinearResponse,
-    NashEquilibrium,
-    SoftOptimum,
-    SparseMDP,
-    TabularMDP,
-    TabularProblem,
-    action_value,
-    solve_soft,
-)
+from ...envs.mdp import BilevelProblem, SoftOptimum, TabularMDP, action_value, solve_soft
 from ...envs.mdp.evaluation import FactoredResolvent, entropy_weight, going_on
-from ..common.lower_level import LowerLevel, Policies, lower_level
-from ..common.storage import storable
-from ..common.tabular import Kinds, ProblemSource, TabularLeader, TabularLeaderConfig
+from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
+from ..leader import Progress
+from ..lower_levels import Policies, lower_level
+from ..records import storable
 from ..schedules import Quench, Schedule
 
 
 @storable
 @dataclass(frozen=True, eq=False)
-class HypergradientConfig(TabularLeaderConfig):
+class HypergradientConfig(ExactConfig):
     """How :class:`Hypergradient` learns.
 
     Attributes:
@@ -59,7 +49,7 @@ def soft_leader_return(problem: BilevelProblem, x: Tensor, tau: float, warm: Any
         tau: temperature, positive; 0 over a linear-quadratic problem.
         warm: the solution at a nearby x, or None.
     """
-    level: LowerLevel[Any, Any, Any] = lower_level(problem)
+    level = lower_level(problem)
     model = level.model(x)
     solution = level.solve(model.detach(), tau, None if warm is None else warm.V)
     return level.leader_return(x, level.policies(level.attach(model, tau, solution))), solution
@@ -135,7 +125,8 @@ def hypergradient(problem: BilevelProblem, x: Tensor, tau: float, warm: Any = No
     model are left to autograd, through :func:`soft_leader_return`.
     """
     x = x.detach().requires_grad_()
-    tables = _tables(problem, x)
+    level = lower_level(problem)
+    tables = level.tables(x)
     if tables is None:
         value, solution = soft_leader_return(problem, x, tau, warm)
         (gradient,) = torch.autograd.grad(value, x)
@@ -154,15 +145,45 @@ def hypergradient(problem: BilevelProblem, x: Tensor, tau: float, warm: Any = No
     return found.value, gradient, optimum
 
 
-def _tables(problem: BilevelProblem, x: Tensor) -> tuple[TabularMDP, Tensor] | None:
-    """M(x) and r_l at x where F is a return in a follower's dense model, else None."""
-    if not isinstance(problem, TabularProblem):
-        return None
-    reward, mdp = problem.leader_reward(x), problem.follower_mdp(x)
-    return None if reward is None or isinstance(mdp, SparseMDP) else (mdp, reward)
+@dataclass
+class HypergradientState(ExactState):
+    """The lower level's solution at the last x, None before the first."""
+
+    solution: Any = None
 
 
-class Hypergradient(TabularLeader):
+class HypergradientMethod(ExactMethod):
+    """x ascends F by its exact gradient; see :class:`Hypergradient`."""
+
+    config_class = HypergradientConfig
+    state_class = HypergradientState
+    levels = ("single", "zero_sum", "regulator")
+    positive_tau = True
+
+    def default_tau(self) -> float | Schedule:
+        if not self.level.takes_tau:
+            return 0.0
+        if self.level.n_players > 1:
+            return self.annealed(0.2)
+        end = self.final_tau()
+        return Quench(max(0.07, end), end)
+
+    def descend(self, state: HypergradientState, progress: Progress) -> dict[str, float]:
+        _, gradient, state.solution = hypergradient(self.problem, state.x, state.tau, state.solution)
+        state.x.grad = -gradient
+        return {"oracle_residual": state.solution.residual, "gradient_norm": float(gradient.norm())}
+
+    def policies(self, state: HypergradientState, model: Any) -> Policies:
+        near = None if state.solution is None else state.solution.V
+        return self.level.policies(self.level.solve(model, state.tau, near))  # type: ignore[no-any-return]
+
+    def loaded(self, state: HypergradientState, replay: bool, path: Path) -> None:
+        if state.solution is not None:
+            state.solution = self.level.restored(state.solution)
+        super().loaded(state, replay, path)
+
+
+class Hypergradient(ExactLeader):
     """Ascent on F by its exact gradient.
 
     Args:
@@ -176,46 +197,4 @@ class Hypergradient(TabularLeader):
         ValueError: as :class:`TabularPBRL`; tau must be positive, over a linear-quadratic problem 0.
     """
 
-    _kinds: ClassVar[Kinds] = (TabularProblem, GameProblem, LinearQuadraticProblem)
-
-    def __init__(
-        self,
-        problem: ProblemSource,
-        config: HypergradientConfig | None = None,
-        seed: int | None = 0,
-        env_kwargs: dict[str, Any] | None = None,
-        x0: Any = None,
-    ) -> None:
-        self._solution: SoftOptimum | NashEquilibrium | LinearResponse | None = None
-        super().__init__(
-            problem, HypergradientConfig() if config is None else config, seed, env_kwargs, x0, positive_tau=True
-        )
-
-    def _default_tau(self) -> float | Schedule:
-        if isinstance(self.problem, LinearQuadraticProblem):
-            return 0.0
-        if isinstance(self.problem, GameProblem):
-            return self._annealed(0.2)
-        end = self._final_tau()
-        return Quench(max(0.07, end), end)
-
-    def _descend(self, progress_remaining: float) -> dict[str, float]:
-        _, gradient, self._solution = hypergradient(self.problem, self._x, self.tau, self._solution)
-        self._x.grad = -gradient
-        return {"oracle_residual": self._solution.residual, "gradient_norm": float(gradient.norm())}
-
-    def _policies(self, model: Any) -> Policies:
-        near = None if self._solution is None else self._solution.V
-        return self._level.policies(self._level.solve(model, self.tau, near))
-
-    def _state(self) -> dict[str, Any]:
-        return {} if self._solution is None else vars(self._solution)
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        kinds: dict[type[BilevelProblem], Any] = {
-            TabularProblem: SoftOptimum,
-            GameProblem: NashEquilibrium,
-            LinearQuadraticProblem: LinearResponse,
-        }
-        kind = next(kind for of, kind in kinds.items() if isinstance(self.problem, of))
-        self._solution = kind(**state) if state else None
+    method_class = HypergradientMethod

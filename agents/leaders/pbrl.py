@@ -1,6 +1,8 @@
 r"""PBRL over any SB3 follower (Shen, Yang and Chen, arXiv 2402.06886, sampled).
 
-Over zero-sum games see :mod:`.game_pbrl`, with the Bellman penalty :mod:`.bellman_pbrl`.
+Which policies are learned and which returns make up x's gradient is what the penalty says (:mod:`..penalties.base`); what they
+live in, how they are trained and how x is judged, what the lower level says: one follower
+(:mod:`..lower_levels.learned_follower`) or two players (:mod:`..lower_levels.learned_players`).
 
 For the value penalty, minimising F_lam over y is itself reinforcement learning, ``max_y V^{pi_y}`` with reward
 ``r_f + r_l/lam``: exact where leader and follower share gamma, rho and dynamics and J_L is linear in the occupancy. So
@@ -35,7 +37,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -44,33 +46,24 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from ...envs.mdp import LinearQuadraticProblem, solve_soft, suboptimality
 from ...envs.mdp.checks import check_number, check_size, require
-from ...envs.mdp.problem import EVALUATION_TAU
-from ...wrappers import RewardMixing, set_leader
-from ..common.evaluation import Evaluation, leader_return_at_best_response
-from ..common.game_worlds import GameSpec, is_game
-from ..common.leader import Callback, Leader, LeaderConfig
-from ..common.leader_gradient import GradientEstimate, LeaderGradient, PenaltyEstimate
-from ..common.model_gradient import ModelGradient
-from ..common.projected_step import projected_step
-from ..common.rollout_gradient import RolloutGradient, episode_returns
-from ..common.rollouts import Act, collect
-from ..common.side_by_side import Beside
-from ..common.storage import decode, encode, read_arrays, read_leader, storable, write_leader
-from ..common.tabular import check_fingerprint, fingerprint, source_of_file
-from ..common.worlds import EnvSpec, Vectorisation, Worlds
-from ..estimators import KnownModel, Rollouts
-from ..files import reading
-from ..oracles.replay import TrueReplay
-from ..oracles.sb3 import FALLING_Q_TEMPERATURE, Answering, FollowerSpec, SB3Follower, follower_name, follower_of_file
-from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty, WeightedPenalty
-from ..schedules import Geometric, Linear, Schedule, as_schedule
-
-for _cls in (Rollouts, KnownModel):
-    storable(_cls)
-
-PairOfReturns = tuple[NDArray[np.float64], NDArray[np.float64]]
+from ..estimators.base import GradientEstimate, PenaltyEstimate
+from ..estimators.game_rollouts import LeaderGain
+from ..estimators.known_model import KnownModel
+from ..estimators.rollouts import Rollouts
+from ..evaluation import Evaluation
+from ..followers.sb3 import FALLING_Q_TEMPERATURE, SB3Follower
+from ..followers.spec import FollowerSpec
+from ..followers.worker import FollowerWorker
+from ..game_worlds import GameSpec
+from ..leader import Leader, LeaderConfig, Method, Progress, State, projected_step
+from ..lower_levels.learned_follower import LearnedFollower
+from ..lower_levels.learned_players import LearnedPlayers
+from ..penalties import Penalty
+from ..records import storable
+from ..schedules import Linear, Schedule, as_schedule
+from ..sources import is_game
+from ..worlds import EnvSpec, Vectorisation
 
 
 @storable
@@ -160,6 +153,182 @@ class PBRLConfig(LeaderConfig):
             as_schedule(self.entropy, "entropy", positive=False)
 
 
+@dataclass
+class PBRLState(State):
+    """What PBRL goes on from.
+
+    Attributes:
+        optimizer: of x.
+        followers: by role.
+        estimator: of x's gradient.
+        rng: of the noise on x and of the episodes' seeds.
+        words: that seed evaluations.
+        lam: the penalty's coefficient now.
+        warm: whether the warm-up is over.
+        oracle_failures: iterations in which p^ was certified negative and x was not moved.
+        penalty_estimate: the last p^.
+        gain: over a game, what the players' policies owe to the leader.
+    """
+
+    optimizer: Any = None
+    followers: dict[str, SB3Follower] = field(default_factory=dict)
+    estimator: Any = None
+    rng: Any = None
+    words: list[int] = field(default_factory=list)
+    lam: float = 0.0
+    warm: bool = False
+    oracle_failures: int = 0
+    penalty_estimate: PenaltyEstimate | None = None
+    gain: LeaderGain | None = None
+
+
+class PBRLMethod(Method):
+    """The penalty method over learned followers; see :class:`PBRL`."""
+
+    counts = "total_timesteps"
+
+    def __init__(
+        self, env: Any, follower: FollowerSpec, penalty: Penalty | None, config: PBRLConfig | None, env_kwargs: Any
+    ) -> None:
+        # Over a PettingZoo game, or with a penalty of several players, the players are learned; else one follower.
+        several = is_game(env) or getattr(penalty, "several", False)
+        config = (PBRLConfig.for_a_game() if several else PBRLConfig()) if config is None else config
+        require(isinstance(config, PBRLConfig), "config", "a PBRLConfig", repr(config))
+        learned = LearnedPlayers if several else LearnedFollower
+        self.config, self.env, self.env_kwargs, self.follower_spec = config, env, env_kwargs, follower
+        self.penalty = learned.default_penalty() if penalty is None else penalty
+        require(isinstance(self.penalty, Penalty), "penalty", "a penalty such as ValuePenalty()", type(penalty).__name__)
+        self.penalty.check(learned.n_players)
+        self.level: Any = learned(env, env_kwargs, config, self.penalty)
+        self.source, self.worlds = self.level.worlds.source, self.level.worlds
+        self.leader_set = config.cut(self.worlds.leader_set)
+        self.terms = self.penalty.terms(self.level.n_players)
+        self._lam = as_schedule(self.penalty.lam, "lam", positive=True)
+        self._rate = as_schedule(config.learning_rate, "learning_rate", positive=True)
+        self._worker: FollowerWorker | None = None
+        self._failures_before = 0
+
+    def start_x(self) -> Tensor:
+        return self.worlds.start_x()
+
+    def init(self, x: Tensor, seed: int | None) -> PBRLState:
+        words = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
+        state = PBRLState(x, words=words[2:], rng=np.random.default_rng(words[3]), lam=self._lam(1.0))
+        state.followers = self.level.make_followers(self.follower_spec, x.detach(), words[:2], state.lam)
+        state.estimator = self.level.estimator(state.followers, state.rng)
+        state.optimizer = self.config.optimizer([{"params": [x]}], self._rate(1.0))
+        own = (self.env, self.follower_spec, self.penalty, replace(self.config, side_by_side=False), seed, self.env_kwargs)
+        self._recipe = partial(_twin, own)
+        return state
+
+    # --- learning -------------------------------------------------------------------------------------------------------
+
+    def begin(self, state: PBRLState, progress: Progress, afresh: bool) -> None:
+        if afresh:
+            state.oracle_failures = 0
+        self._failures_before = state.oracle_failures
+
+    def step(self, state: PBRLState, progress: Progress) -> tuple[PBRLState, dict[str, float]]:
+        state.lam = self._lam(progress.remaining)
+        state.optimizer.param_groups[0]["lr"] = self._rate(progress.remaining)
+        # The followers train at x and around it; then x's gradient and p^ are estimated at them as they are.
+        self._train(state, progress)
+        found: GradientEstimate = state.estimator(state.x, self.terms, state.followers, state.lam)
+        state.num_timesteps += found.steps
+        state.penalty_estimate, state.gain = found.penalty, found.gain
+        # Where the best response is certified worse than pi_y, by more than the penalty's range, x waits.
+        p = found.penalty
+        if p.margin < -2.0 * p.margin_stderr:
+            state.oracle_failures += 1
+        else:
+            state.x.grad = -found.ascent
+            projected_step(state.optimizer, [self.leader_set.project])
+        return state, {
+            "penalty_estimate": p.mean,
+            "penalty_estimate_stderr": p.stderr,
+            "oracle_failures": float(state.oracle_failures),
+            "gradient_norm": float(found.ascent.norm()),
+        }
+
+    def _train(self, state: PBRLState, progress: Progress) -> None:
+        config, n = self.config, len(state.followers)
+        # x for every parallel environment: x itself, and x plus noise, projected on X.
+        points = np.repeat(state.x.detach().numpy()[None], config.n_envs, axis=0)
+        noisy = round(config.noisy_share * config.n_envs) if config.observe_commitment else 0
+        points[:noisy] += config.x_noise * state.rng.standard_normal((noisy, points.shape[1]))
+        points = self.leader_set.project(torch.from_numpy(points)).numpy()
+        # Steps asked of each follower now, the warm-up's at first, and those it will be asked for in all.
+        asked = config.follower_steps + (0 if state.warm else min(int(config.warmup_steps), progress.total // 8))
+        per_iteration = n * config.follower_steps + state.estimator.planned_steps
+        planned = int(progress.total * config.follower_steps / per_iteration) + int(config.warmup_steps)
+        state.warm = True
+        if config.side_by_side:
+            if self._worker is None:
+                self._worker = FollowerWorker(self._recipe, state.followers["penalised"])
+            self._worker.start((state.lam, points, asked, planned))
+            spent = self.level.train(state, points, asked, planned, ("best_response",))
+            spent["penalised"] = self._worker.result()
+        else:
+            spent = self.level.train(state, points, asked, planned, tuple(state.followers))
+        for name, steps in spent.items():
+            state.num_timesteps += steps
+            if steps >= 4 * asked and not self.penalty.several:
+                model = type(state.followers[name].model).__name__
+                warnings.warn(
+                    f"follower: expected rollouts of about follower_steps={config.follower_steps} steps, got {steps} for "
+                    f"{asked} asked: a rollout of {model} counts for each of {config.n_envs} copies",
+                    stacklevel=5,
+                )
+
+    def end(self, state: PBRLState, iterations: int) -> None:
+        failures = state.oracle_failures - self._failures_before
+        if 2 * failures > iterations:
+            warnings.warn(
+                f"the best response was certified worse than the penalised follower in {failures} of {iterations} "
+                "iterations, and x was not moved in them: give the followers more steps (PBRLConfig.follower_steps)",
+                stacklevel=4,
+            )
+
+    # --- evaluation -----------------------------------------------------------------------------------------------------
+
+    def evaluate(self, state: PBRLState, x: Tensor, iteration: int) -> Evaluation:
+        return self.level.evaluate(state, x, iteration, self.follower_spec)  # type: ignore[no-any-return]
+
+    def final(self, state: PBRLState, x: Tensor, record: Evaluation, iteration: int) -> Evaluation:
+        """Where it is sampled, by a best response trained afresh: not the one x was chosen by."""
+        return record if self.worlds.model is not None else self.evaluate(state, x, iteration)
+
+    def close(self, state: PBRLState) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+        for follower in state.followers.values():
+            follower.venv.close()
+        state.estimator.close()
+
+    # --- files ----------------------------------------------------------------------------------------------------------
+
+    def arguments(self) -> dict[str, Any]:
+        return {"penalty": self.penalty, "config": self.config}
+
+    def fingerprint(self) -> list[float]:
+        return self.worlds.fingerprint()
+
+    def replay(self, state: PBRLState, whole: bool = False) -> dict[str, NDArray[Any]]:
+        if self._worker is not None and not whole:
+            self._worker.fetch_replay()
+        return {
+            f"{name}/{key}": array
+            for name, follower in state.followers.items()
+            for key, array in follower.replay_arrays(whole).items()
+        }
+
+    def loaded(self, state: PBRLState, replay: bool, path: Path) -> None:
+        for follower in state.followers.values():
+            if not replay:
+                follower.forget_replay()
+
+
 class PBRL(Leader):
     """The penalty method over any Stable-Baselines3 algorithm.
 
@@ -176,8 +345,9 @@ class PBRL(Leader):
         x0: start, ``[dim]``; by default the environment's own.
 
     Attributes:
-        best_response: the follower that stands for pihat; its ``model`` is the SB3 model.
-        penalised: the follower that stands for pi_y.
+        best_response: the follower that stands for pihat; its ``model`` is the SB3 model. Over a game a dict by player.
+        penalised: the follower that stands for pi_y, likewise.
+        followers: all of them by role.
         penalty_estimate: the last p^.
         oracle_failures: iterations in which p^ was certified negative and x was not moved.
         num_timesteps: environment steps of both followers and of the leader's episodes.
@@ -196,126 +366,43 @@ class PBRL(Leader):
         True
     """
 
-    config: PBRLConfig
-    _unit = "step"
-
-    def __new__(cls, env: Any = None, follower: Any = None, penalty: Any = None, *_: Any, **__: Any) -> PBRL:
-        """Over a game, or with its penalty, the same method with four followers; with the Bellman penalty two soft ones."""
-        if cls is PBRL and (is_game(env) or isinstance(penalty, NikaidoIsodaPenalty)):
-            from .game_pbrl import GamePBRL
-
-            return object.__new__(GamePBRL)
-        if cls is PBRL and isinstance(penalty, BellmanPenalty):
-            from .bellman_pbrl import BellmanPBRL
-
-            return object.__new__(BellmanPBRL)
-        return object.__new__(cls)
+    given = ("follower", "env")
 
     def __init__(
         self,
         env: EnvSpec | GameSpec,
         follower: FollowerSpec,
-        penalty: WeightedPenalty | None = None,
+        penalty: Penalty | None = None,
         config: PBRLConfig | None = None,
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
         x0: Any = None,
     ) -> None:
-        config = self._default_config() if config is None else config
-        require(isinstance(config, PBRLConfig), "config", "a PBRLConfig", repr(config))
-        self.penalty = self._checked(penalty)
-        self.worlds = self._made_worlds(env, env_kwargs, config)
-        super().__init__(self.worlds.leader_set, self.worlds.start_x(), config, x0, seed)
-        self.follower_spec = follower
-        self.lam = self.penalty.lam_at(1.0)
-        seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
-        self._entropy = seeds[2:]
-        self.rng = np.random.default_rng(seeds[3])
-        self._make_followers(seeds[:2])
-        self.optimizer = config.optimizer_class([self._x], lr=self._rate(1.0), **config.optimizer_kwargs)  # type: ignore[call-arg]
-        self.penalty_estimate: PenaltyEstimate | None = None
-        self._beside: Beside | None = None
-        self.oracle_failures = 0
-        self._warm = False
+        super().__init__(PBRLMethod(env, follower, penalty, config, env_kwargs), seed, x0)
 
-    # --- the value penalty; `GamePBRL` and `BellmanPBRL` have their own of these -----------------------------------------
+    @property
+    def best_response(self) -> Any:
+        """What stands for pihat: the follower, or over a game a dict by player."""
+        return self.method.level.by_player(self.state.followers, "best_response")  # type: ignore[attr-defined]
 
-    def _default_config(self) -> PBRLConfig:
-        return PBRLConfig()
-
-    def _checked(self, penalty: WeightedPenalty | None) -> WeightedPenalty:
-        """The penalty, or the default one; raises ``ValueError`` where it is another kind of level's."""
-        chosen = ValuePenalty(lam=Geometric(2.0, 8.0)) if penalty is None else penalty
-        name = type(chosen).__name__
-        require(isinstance(chosen, ValuePenalty), "penalty", "a ValuePenalty or a BellmanPenalty", name)
-        return chosen
-
-    def _made_worlds(self, env: Any, env_kwargs: dict[str, Any] | None, config: PBRLConfig) -> Worlds:
-        return Worlds(env, env_kwargs, config.observe_commitment, config.vec_env)
-
-    def _make_followers(self, seeds: list[int]) -> None:
-        """The followers, on worlds at the start x, and the estimator of x's gradient."""
-        self.worlds.require_sampled_return(self._x.detach())
-        if self.worlds.problem is not None and self.worlds.problem.tau > EVALUATION_TAU:
-            warnings.warn(
-                f"the environment's follower is regularised at tau={self.worlds.problem.tau:g}, sampled followers "
-                "are not: PBRL learns for tau = 0, its records are at the environment's own tau",
-                stacklevel=3,
-            )
-        self.best_response = self._new_follower(seeds[0] % 2**31, leader_weight=0.0)
-        self.penalised = self._new_follower(seeds[1] % 2**31, leader_weight=1.0 / self.lam)
-        self.worlds.require_every_action(self._x.detach(), self.best_response)
-        self.gradient = self._estimator()
-
-    def _new_follower(self, seed: int, leader_weight: float, own_weight: float = 1.0) -> SB3Follower:
-        venv = RewardMixing(self.worlds.make(self.config.n_envs), leader_weight, own_weight)
-        set_leader(venv, self.last_x)
-        w, c = self.worlds, self.config
-        entropy = None if c.entropy is None else as_schedule(c.entropy, "entropy", positive=False)
-        answering = Answering(as_schedule(c.q_temperature, "q_temperature", positive=True), c.averaging, entropy)
-        follower = self._built(venv, seed, answering)
-        if c.relabel is not False:
-            follower.replay = TrueReplay.in_place_of(follower.model)
-        if c.relabel:
-            expected = "None or False where x is the leader's policy or moves the dynamics"
-            require(w.only_rewards_move, "relabel", expected, c.relabel)
-            name = type(follower.model).__name__
-            require(
-                follower.replay is not None,
-                "relabel",
-                f"None or False for {name}, which has no plain replay",
-                c.relabel,
-            )
-        return follower
-
-    def _built(self, venv: RewardMixing, seed: int, answering: Answering) -> SB3Follower:
-        w = self.worlds
-        return SB3Follower(self.follower_spec, venv, w.gamma, seed, w.linear, answering)
-
-    _estimators: ClassVar[tuple[type[RolloutGradient], type[ModelGradient]]] = (RolloutGradient, ModelGradient)
-
-    def _estimator(self) -> LeaderGradient:
-        estimator, (from_rollouts, through_the_model) = self.config.estimator, self._estimators
-        if isinstance(estimator, Rollouts):
-            return from_rollouts(self.worlds, estimator, self.rng)
-        require(
-            self.worlds.problem is not None, "estimator", "Rollouts() where the environment has no model", estimator
-        )
-        remembers = self.best_response.recurrent
-        require(not remembers, "estimator", "Rollouts() for a recurrent follower, which has no policy table", estimator)
-        return through_the_model(self.worlds)
+    @property
+    def penalised(self) -> Any:
+        """What stands for pi_y: the follower, or over a game a dict by player."""
+        return self.method.level.by_player(self.state.followers, "penalised")  # type: ignore[attr-defined]
 
     @property
     def follower(self) -> SB3Follower:
-        """The trained best response; ``follower.save(path)`` writes a plain SB3 model."""
-        return self.best_response
+        """The trained best response, over a game the first player's; ``follower.save(path)`` writes a plain SB3 model."""
+        return next(iter(self.state.followers.values()))  # type: ignore[no-any-return]
 
     def get_env(self) -> VecEnv:
-        """The best response's copies of the world, for SB3's callbacks."""
+        """The best response's parallel environments, for SB3's callbacks."""
         return self.follower.venv
 
     def follower_env(self, x: Any = None, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """The world that followers live in, under x: what a saved follower is evaluated, watched and trained on in.
+
+        Over a game it is the first player's, while the second plays its own policy.
 
         Args:
             x: the leader's parameter, ``[dim]``; None takes :attr:`x`.
@@ -324,361 +411,18 @@ class PBRL(Leader):
         Raises:
             ValueError: an x outside X, a ``render_mode`` for an environment that is already made.
         """
-        point = self.leader_set.check(self.x if x is None else x, "x")
-        return self.worlds.alone(point.detach().numpy(), render_mode)
-
-    # --- learning ------------------------------------------------------------------------------------------------
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: Callback | None = None,
-        progress_bar: bool = False,
-        reset_num_timesteps: bool = True,
-    ) -> PBRL:
-        """Learn x until the followers have spent this many environment steps, all counted.
-
-        Args:
-            total_timesteps: steps of both followers and of the leader's episodes together; the last iteration is
-                finished.
-            callback: called with the leader after every iteration; False stops.
-            progress_bar: show one.
-            reset_num_timesteps: False goes on counting; schedules then run over the sum, as SB3's do.
-        """
-        total = check_size(total_timesteps, "total_timesteps")
-        if reset_num_timesteps:
-            self.oracle_failures = self.iteration = 0
-        failures, iterations = self.oracle_failures, self.iteration
-        self._learn(total, callback, progress_bar, reset_num_timesteps)
-        failures, iterations = self.oracle_failures - failures, self.iteration - iterations
-        if 2 * failures > iterations:
-            warnings.warn(
-                f"the best response was certified worse than the penalised follower in {failures} of {iterations} "
-                "iterations, and x was not moved in them: give the followers more steps (PBRLConfig.follower_steps)",
-                stacklevel=2,
-            )
-        return self
-
-    def _iterate(self, progress_remaining: float) -> dict[str, float]:
-        self.lam = self.penalty.lam_at(progress_remaining)
-        self.optimizer.param_groups[0]["lr"] = self._rate(progress_remaining)
-        self._train_followers()
-        found = self._look()
-        self.num_timesteps += found.steps
-        ascent, estimate = found.ascent, found.penalty
-        self.penalty_estimate = estimate
-        if estimate.failed:
-            self.oracle_failures += 1
-        else:
-            self._x.grad = -ascent
-            projected_step(self.optimizer, [self.leader_set.project])
-        return {
-            "penalty_estimate": estimate.mean,
-            "penalty_estimate_stderr": estimate.stderr,
-            "oracle_failures": float(self.oracle_failures),
-            "gradient_norm": float(ascent.norm()),
-        }
-
-    def _look(self) -> GradientEstimate:
-        """x's gradient and p^ at the followers as they are."""
-        return self.gradient(self._x, self.best_response, self.penalised, self.lam)
-
-    def _asked_and_planned(self, followers: int, leader_steps: int) -> tuple[int, int]:
-        """Steps asked of each follower now, the warm-up's at first, and those it will be asked for in all."""
-        config = self.config
-        warmup = min(int(config.warmup_steps), self._total // 8)
-        asked = config.follower_steps + (0 if self._warm else warmup)
-        self._warm = True
-        per_iteration = followers * config.follower_steps + leader_steps
-        return asked, int(self._total * config.follower_steps / per_iteration) + int(config.warmup_steps)
-
-    def _train_followers(self) -> None:
-        config, points = self.config, self._neighbourhood()
-        asked, planned = self._asked_and_planned(2, self.gradient.planned_steps)
-        if config.side_by_side:
-            beside = self._process_beside()
-            beside.start((self.lam, points, asked, planned))
-            each = [self._train(self.best_response, points, asked, planned), beside.result()]
-        else:
-            each = [self._train(follower, points, asked, planned) for follower in (self.best_response, self.penalised)]
-        for follower, spent in zip((self.best_response, self.penalised), each, strict=True):
-            self.num_timesteps += spent
-            if spent >= 4 * asked:
-                warnings.warn(
-                    f"follower: expected rollouts of about follower_steps={config.follower_steps} steps, got {spent} for "
-                    f"{asked} asked: a rollout of {follower.model.__class__.__name__} counts for each of {config.n_envs} copies",
-                    stacklevel=4,
-                )
-
-    def _train(self, follower: SB3Follower, points: NDArray[np.float64], asked: int, planned: int) -> int:
-        """Train one follower at ``points``, ``[n_envs, dim]``; the steps spent."""
-        venv = follower.venv
-        assert isinstance(venv, RewardMixing)
-        if follower is self.penalised:
-            self._tell_lam()
-        set_leader(venv, points)
-        if follower.replay is not None:
-            relabel = self.worlds.relabelled if self.worlds.only_rewards_move else None
-            follower.replay.renew(points, venv.weight, relabel, self.config.observe_commitment, venv.own_weight)
-        return follower.train(asked, planned)
-
-    def _process_beside(self) -> Beside:
-        """The penalised follower's process, begun at its first use; it builds a twin of this leader."""
-        if self._beside is None:
-            config = replace(self.config, side_by_side=False)
-            own = (
-                self.worlds.spec,
-                self.follower_spec,
-                self.penalty,
-                config,
-                self.seed,
-                self.worlds.source.env_kwargs or None,
-            )
-            self._beside = Beside(partial(_twin, type(self), own), self.penalised)
-        return self._beside
-
-    def _tell_lam(self) -> None:
-        """Make the current lam that of the penalised follower."""
-        assert isinstance(self.penalised.venv, RewardMixing)
-        self.penalised.venv.weight = 1.0 / self.lam
-
-    def _neighbourhood(self) -> NDArray[np.float64]:
-        """x for every copy, ``[n_envs, dim]``: x itself, and x plus noise, projected on X."""
-        n = self.config.n_envs
-        points = np.repeat(self.last_x[None], n, axis=0)
-        noisy = round(self.config.noisy_share * n) if self.config.observe_commitment else 0
-        points[:noisy] += self.config.x_noise * self.rng.standard_normal((noisy, points.shape[1]))
-        return self.leader_set.project(torch.from_numpy(points)).numpy()
-
-    # --- evaluation ----------------------------------------------------------------------------------------------
-
-    def evaluate(self) -> Evaluation:
-        """The record of :attr:`x`. Where it is sampled, by a best response trained afresh: not the one x was chosen by."""
-        if self.worlds.model is not None or self.kept is None:
-            return super().evaluate()
-        return self._evaluate_by_sampling(self.kept.x)
-
-    def _evaluate(self, x: Tensor) -> Evaluation:
-        if self.worlds.problem is not None:
-            return self._evaluate_exactly(x)
-        linear = self.worlds.linear_quadratic
-        return self._evaluate_by_sampling(x) if linear is None else self._evaluate_by_riccati(linear, x)
-
-    @torch.no_grad()
-    def _evaluate_exactly(self, x: Tensor) -> Evaluation:
-        problem = self.worlds.problem
-        assert problem is not None
-        mdp = problem.follower_mdp(x)
-        if self.penalised.recurrent:
-            table = solve_soft(mdp, 0.0).pi.reshape(-1, mdp.n_actions).numpy()
-            best = float(leader_return_at_best_response(problem, x))
-            return self._evaluate_in_pairs(x, best, lambda obs: table[self.worlds.base_observation(obs)].argmax(-1))
-        pi_y = self.worlds.policy(self.penalised, x).reshape(mdp.r.shape)
-        gap = float(problem.over_contexts(suboptimality(mdp, pi_y, 0.0, solve_soft(mdp, 0.0))))
-        return self._evaluation(
-            leader_return_at_best_response(problem, x), 0.0, float(problem.leader_return(x, pi_y)), gap, gap
-        )
-
-    @torch.no_grad()
-    def _evaluate_by_riccati(self, problem: LinearQuadraticProblem, x: Tensor) -> Evaluation:
-        F = problem.best_response(x).F
-
-        def best_response(obs: NDArray[Any]) -> NDArray[Any]:
-            s = torch.from_numpy(self.worlds.base_observation(obs)).double()
-            return (-(s @ F.T) / problem.action_bound).clamp(-1.0, 1.0).numpy()
-
-        return self._evaluate_in_pairs(x, float(problem.leader_return(x, F)), best_response)
-
-    def _evaluate_in_pairs(self, x: Tensor, best: float, best_response: Act) -> Evaluation:
-        """Exact at the best response; pi_y by what sets it apart in paired episodes, whose steps count."""
-        rng = np.random.default_rng([*self._entropy, self.iteration])
-        (follower, leader), (follower_y, leader_y) = self._paired_returns(x, best_response, int(rng.integers(2**31)))
-        gap = float((follower - follower_y).mean())
-        return self._evaluation(best, 0.0, best + float((leader_y - leader).mean()), gap, self._estimated_penalty())
-
-    def _evaluate_by_sampling(self, x: Tensor) -> Evaluation:
-        """By a best response trained afresh; it disturbs no generator of training, and its steps count."""
-        rng = np.random.default_rng([*self._entropy, self.iteration])
-        fresh = self._new_follower(int(rng.integers(2**31)), leader_weight=0.0)
-        set_leader(fresh.venv, x.numpy())
-        steps = self.config.evaluation_steps
-        self.num_timesteps += fresh.train_alone(steps)
-        assert isinstance(self.gradient, RolloutGradient)
-        act = fresh.player(self.gradient.venv, greedily=self.worlds.continuous_actions)
-        (follower, leader), (follower_y, leader_y) = self._paired_returns(x, act, int(rng.integers(2**31)))
-        fresh.venv.close()
-        stderr = float(leader.std(ddof=1) / np.sqrt(len(leader))) if len(leader) > 1 else float("nan")
-        gap = float((follower - follower_y).mean())
-        return self._evaluation(float(leader.mean()), stderr, float(leader_y.mean()), gap, self._estimated_penalty())
-
-    def _paired_returns(self, x: Tensor, best_response: Act, seed: int) -> tuple[PairOfReturns, PairOfReturns]:
-        """The follower's and the leader's return of each episode under a best response and under pi_y, at x."""
-        assert isinstance(self.gradient, RolloutGradient)
-        w, venv, held = self.worlds, self.gradient.venv, self.penalised.generators.state
-        set_leader(venv, x.numpy())
-        acts = (best_response, self.penalised.player(venv))
-        best, pi_y = (collect(venv, act, w.horizon(0.01), seed) for act in acts)
-        self.penalised.generators.state = held
-        self.num_timesteps += best.steps + pi_y.steps
-        returns = [episode_returns(rollout, w.base_space, w.base_observation, w.gamma) for rollout in (best, pi_y)]
-        return returns[0], returns[1]
-
-    def _estimated_penalty(self) -> float | None:
-        return None if self.penalty_estimate is None else self.penalty_estimate.mean
-
-    def _evaluation(self, best: float, stderr: float, at_pi_y: float, gap: float, penalty: float | None) -> Evaluation:
-        return Evaluation(
-            leader_return=best,
-            leader_return_at_pi_y=at_pi_y,
-            gap=gap,
-            penalty=penalty,
-            lam=self.lam,
-            tau=0.0,
-            steps=self.num_timesteps,
-            iteration=self.iteration,
-            leader_return_stderr=stderr,
-        )
-
-    def close(self) -> None:
-        """Close the followers' worlds and the leader's own: with ``vec_env="subproc"``, this ends their processes."""
-        if self._beside is not None:
-            self._beside.close()
-            self._beside = None
-        venvs = [self.best_response.venv, self.penalised.venv]
-        if isinstance(self.gradient, RolloutGradient):
-            venvs.append(self.gradient.venv)
-        for venv in venvs:
-            venv.close()
-
-    # --- files ---------------------------------------------------------------------------------------------------
-
-    def save(self, path: str | Path, replay: bool = False) -> Path:
-        """Write the leader to a zip, whole or not at all: x, its optimiser, the best x, followers, generators, records.
-
-        A follower given as a class is named in the file; a callable is not stored and has to be given again.
-
-        Args:
-            path: the file, ``.zip`` where it has no suffix.
-            replay: whether replay buffers go in; without them, learning on with off-policy followers is not to the bit.
-
-        Returns:
-            The path written.
-
-        Raises:
-            OSError: a file that cannot be written; what was there before still is.
-            TypeError: a config that no file can hold.
-        """
-        header = {
-            "leader": PBRL.__name__,
-            "source": {"env_id": self.worlds.source.env_id, "env_kwargs": encode(self.worlds.source.env_kwargs)},
-            "fingerprint": self._fingerprint(),
-            "follower": follower_name(self.follower_spec),
-            "penalty": encode(self.penalty),
-            "lam": self.lam,
-            "penalty_estimate": None if self.penalty_estimate is None else vars(self.penalty_estimate),
-            "entropy": self._entropy,
-            "rng": self.rng.bit_generator.state,
-            **self._header(),
-        }
-        if replay and self._beside is not None:
-            self._beside.fetch_replay()
-        arrays = {
-            f"{name}/{key}": array
-            for name, follower in (self.followers.items() if replay else ())
-            for key, array in follower.replay_arrays().items()
-        }
-        return write_leader(path, header, {**self._tensors(), **self._states(), "replay": replay}, arrays)
-
-    @property
-    def followers(self) -> dict[str, SB3Follower]:
-        """The followers by name; the ``model`` of each is the SB3 model."""
-        return {"best_response": self.best_response, "penalised": self.penalised}
-
-    def _states(self) -> dict[str, Any]:
-        """What a file holds of the followers and of the estimator."""
-        return {
-            "best_response": self.best_response.state(),
-            "penalised": self.penalised.state(),
-            "critics": self.gradient.state(),
-        }
-
-    def _restore(self, tensors: dict[str, Any]) -> None:
-        """Take back what :meth:`_states` gave."""
-        self.best_response.restore(tensors["best_response"])
-        self.penalised.restore(tensors["penalised"])
-        self.gradient.restore(tensors["critics"])
-
-    def _fingerprint(self) -> list[float]:
-        model = self.worlds.model
-        return [float(self.leader_set.dim), self.worlds.gamma] if model is None else fingerprint(model)
-
-    @classmethod
-    def load(
-        cls, path: str | Path, follower: FollowerSpec | None = None, env: EnvSpec | GameSpec | None = None
-    ) -> PBRL:
-        """Read a leader back, ready to evaluate, to :meth:`resume`, or to learn on with ``reset_num_timesteps=False``.
-
-        Args:
-            path: the file.
-            follower: needed where it was a callable; else the class named in the file is taken.
-            env: needed where the environment was given as an object and not as an id.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: a truncated file, that of another leader or environment, a follower that is missing or another.
-        """
-        header, tensors = read_leader(path, PBRL.__name__)
-        with reading(path):
-            env, kwargs = source_of_file(header, env, "env")
-            spec = follower_of_file(header["follower"], follower, path)
-            penalty, config = decode(header["penalty"]), decode(header["config"])
-            assert env is not None
-            leader = cls(env, spec, penalty, config, header["seed"], kwargs)
-            if leader.worlds.model is not None:
-                check_fingerprint(header["fingerprint"], leader.worlds.model, path)
-            else:
-                require(
-                    leader._fingerprint() == header["fingerprint"], "env", f"the environment of {path}", "another one"
-                )
-            leader._take_back(header, tensors)
-            leader._take_back_followers(tensors, path)
-        return leader
-
-    def _take_back(self, header: dict[str, Any], tensors: dict[str, Any]) -> None:
-        super()._take_back(header, tensors)
-        self.lam = check_number(header["lam"], "lam", low=0.0, open_low=True)
-        estimate = header["penalty_estimate"]
-        if estimate is not None:
-            self.penalty_estimate = PenaltyEstimate(**{key: float(value) for key, value in estimate.items()})
-        self._entropy = [int(word) for word in header["entropy"]]
-        self.rng.bit_generator.state = header["rng"]
-
-    def _take_back_followers(self, tensors: dict[str, Any], path: str | Path) -> None:
-        try:
-            self._restore(tensors)
-            if tensors["replay"]:
-                for name, follower in self.followers.items():
-                    into = follower.replay_arrays(whole=True)
-                    read_arrays(path, {f"{name}/{key}": array for key, array in into.items()})
-            else:
-                for follower in self.followers.values():
-                    follower.forget_replay()
-        except (ValueError, KeyError, RuntimeError) as error:
-            raise ValueError(
-                f"follower: expected the algorithm that {path} was trained with, got another ({error})"
-            ) from error
-
-    _counters = (*Leader._counters, "oracle_failures", "_warm")
+        point = self.leader_set.check(self.x if x is None else x, "x").detach()
+        return self.method.level.alone(self.state.followers, point.numpy(), render_mode)  # type: ignore[attr-defined, no-any-return]
 
 
-def _twin(cls: type[PBRL], arguments: tuple[Any, ...]) -> tuple[SB3Follower, Callable[[Any], int]]:
+def _twin(arguments: tuple[Any, ...]) -> tuple[SB3Follower, Callable[[Any], int]]:
     """In the penalised follower's process: it, and what trains it by ``(lam, points, asked, planned)``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said by the leader
-        leader = cls(*arguments)
+        leader = PBRL(*arguments)
 
     def train(task: tuple[float, NDArray[np.float64], int, int]) -> int:
-        leader.lam, *how = task
-        return leader._train(leader.penalised, *how)  # type: ignore[arg-type]
+        leader.state.lam, points, asked, planned = task
+        return int(leader.method.level.train(leader.state, points, asked, planned, ("penalised",))["penalised"])  # type: ignore[attr-defined]
 
-    return leader.penalised, train
+    return leader.state.followers["penalised"], train

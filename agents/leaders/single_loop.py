@@ -38,7 +38,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
@@ -46,11 +45,11 @@ from torch import Tensor
 from ...envs.mdp import TabularMDP, TabularProblem
 from ...envs.mdp.checks import check_number, check_size, require
 from ...envs.sampling import AliasSampler, Floats, Integers
-from ..common.leader import Callback
-from ..common.projected_step import projected_step
-from ..common.storage import storable
-from ..common.tabular import TabularLeader, TabularLeaderConfig
+from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
+from ..leader import Progress, projected_step
+from ..lower_levels import Policies
 from ..penalties import Penalty, ValuePenalty
+from ..records import storable
 from ..schedules import Power, Schedule, as_schedule
 
 
@@ -298,7 +297,7 @@ TAU, W, OCCUPANCY_RATE = Power(0.289, 0.0242, 0.8), Power(5.28, 2.69, 0.15), Pow
 
 @storable
 @dataclass(frozen=True, eq=False)
-class SingleLoopConfig(TabularLeaderConfig):
+class SingleLoopConfig(ExactConfig):
     """How :class:`SingleLoop` learns. Every schedule runs over the budget of ``learn``.
 
     Attributes:
@@ -370,7 +369,80 @@ class FiniteDifferencesConfig(SingleLoopConfig):
         check_number(self.h, "h", low=0.0, open_low=True, open_high=True)
 
 
-class SingleLoop(TabularLeader):
+@dataclass
+class SingleLoopState(ExactState):
+    """What the single loop goes on from.
+
+    Attributes:
+        generator: of all that is drawn.
+        followers: the followers' policies, critics, places and occupancies.
+        w: weight 1/lam of the penalty.
+    """
+
+    generator: Any = None
+    followers: Followers | None = None
+    w: float = 0.0
+
+
+class SingleLoopMethod(ExactMethod):
+    """x and two followers move together; see :class:`SingleLoop`."""
+
+    config_class: ClassVar[type[ExactConfig]] = SingleLoopConfig
+    state_class = SingleLoopState
+    counts = "total_timesteps"
+    n_followers: ClassVar[int] = 2
+
+    def __init__(self, problem: Any, config: Any = None, env_kwargs: dict[str, Any] | None = None) -> None:
+        super().__init__(problem, config, env_kwargs)
+        self.world = World.of(self.problem)
+        names = ("alpha", "beta", "occupancy_rate", "w")
+        self.schedules = [as_schedule(getattr(self.config, name), name, positive=False) for name in names]
+        S, A = self.world.n_states, self.world.n_actions
+        try:
+            _cost(self.problem, self.start_x()[None], torch.full((1, S, A), 1.0 / (S * A), dtype=torch.float64))
+        except NotImplementedError as error:
+            raise ValueError(f"problem: expected a J_L that is a function of x and the occupancy ({error})") from error
+
+    def prepare(self, state: SingleLoopState, seed: int | None) -> None:
+        state.generator, state.w = generator(seed), self.schedules[3](1.0)
+        u = torch.rand(1, dtype=torch.float64, generator=state.generator).numpy()
+        state.followers = Followers.new(self.world, self.n_followers, u)
+
+    def step(self, state: SingleLoopState, progress: Progress) -> tuple[SingleLoopState, dict[str, float]]:
+        state.tau, block = self.schedule(progress.remaining), self.config.block
+        found = self.descend(state, progress)
+        state.optimizer.param_groups[0]["lr"] = self._rate(progress.remaining) * block
+        projected_step(state.optimizer, self.projections(state))
+        state.num_timesteps += self.n_followers * block
+        return state, found
+
+    def descend(self, state: SingleLoopState, progress: Progress) -> dict[str, float]:
+        alpha, beta, occupancy, state.w = (schedule(progress.remaining) for schedule in self.schedules)
+        rates = Rates(*(np.array([rate]) for rate in (alpha, beta, occupancy, state.w, state.tau)))
+        u = torch.rand(self.config.block, 3, 1, dtype=torch.float64, generator=state.generator).numpy()
+        assert state.followers is not None
+        x = state.x.detach().clone()[None]
+        block = Block(self.problem, self.world, state.followers, x, rates, u, self.config.burn_in)
+        state.followers, gradient = self.advance(block, state)
+        state.x.grad = gradient[0]
+        return {"gradient_norm": float(gradient.norm()), "w": state.w}
+
+    def advance(self, block: Block, state: SingleLoopState) -> Step:
+        """The followers after a block, and x's descent gradient."""
+        return single_loop(block)
+
+    def policies(self, state: SingleLoopState, model: Any) -> Policies:
+        assert state.followers is not None
+        return (torch.from_numpy(state.followers.policies[-1, 0]),)
+
+    def penalised(self, state: SingleLoopState) -> tuple[Penalty, float] | None:
+        return ValuePenalty(), 1.0 / state.w
+
+    def steps(self, state: SingleLoopState) -> int:
+        return state.num_timesteps
+
+
+class SingleLoop(ExactLeader):
     """Single-loop actor-critic: x and two followers move together, a transition each an iterate.
 
     The model serves to draw from, and for honest evaluation.
@@ -400,93 +472,19 @@ class SingleLoop(TabularLeader):
         True
     """
 
-    config: SingleLoopConfig
-    _default_config: ClassVar[type[SingleLoopConfig]] = SingleLoopConfig
-    _n_followers: ClassVar[int] = 2
-    _unit = "step"
+    method_class = SingleLoopMethod
 
-    def __init__(
-        self,
-        problem: TabularProblem | gym.Env[Any, Any] | str,
-        config: SingleLoopConfig | None = None,
-        seed: int | None = 0,
-        env_kwargs: dict[str, Any] | None = None,
-        x0: Any = None,
-    ) -> None:
-        config = self._default_config() if config is None else config
-        require(isinstance(config, self._default_config), "config", f"a {self._default_config.__name__}", repr(config))
-        super().__init__(problem, config, seed, env_kwargs, x0, positive_tau=False)
-        self.world = World.of(self.problem)
-        self._generator = torch.Generator()
-        self._generator.seed() if seed is None else self._generator.manual_seed(int(seed))
-        u = torch.rand(1, dtype=torch.float64, generator=self._generator).numpy()
-        self.followers = Followers.new(self.world, self._n_followers, u)
-        self._schedules = [
-            as_schedule(getattr(config, n), n, positive=False) for n in ("alpha", "beta", "occupancy_rate", "w")
-        ]
-        self.w = self._schedules[3](1.0)
-        try:
-            _cost(self.problem, self._x.detach()[None], torch.from_numpy(self.followers.occupancy[0]))
-        except NotImplementedError as error:
-            raise ValueError(f"problem: expected a J_L that is a function of x and the occupancy ({error})") from error
 
-    def learn(
-        self: SingleLoop,
-        total_timesteps: int,
-        callback: Callback | None = None,
-        progress_bar: bool = False,
-        reset_num_timesteps: bool = True,
-    ) -> SingleLoop:
-        """Learn x until the followers have made this many transitions, all counted; the last block is finished.
+class PartialSGDMethod(SingleLoopMethod):
+    """x follows d_x f alone, at a tracked best response."""
 
-        Args:
-            total_timesteps: transitions of all followers together.
-            callback: called with the leader after every block; False stops.
-            progress_bar: show one.
-            reset_num_timesteps: False goes on counting; schedules then run over the sum, as SB3's do.
-        """
-        self._learn(check_size(total_timesteps, "total_timesteps"), callback, progress_bar, reset_num_timesteps)
-        return self
+    n_followers = 1
 
-    def _iterate(self, progress_remaining: float) -> dict[str, float]:
-        self.tau = self._tau(progress_remaining)
-        record = self._descend(progress_remaining)
-        self.optimizer.param_groups[0]["lr"] = self._rate(progress_remaining) * self.config.block
-        projected_step(self.optimizer, self._projections())
-        self.num_timesteps += self._n_followers * self.config.block
-        return record
+    def advance(self, block: Block, state: SingleLoopState) -> Step:
+        return partial_sgd(block)
 
-    def _descend(self, progress_remaining: float) -> dict[str, float]:
-        alpha, beta, occupancy, self.w = (schedule(progress_remaining) for schedule in self._schedules)
-        rates = Rates(*(np.array([rate]) for rate in (alpha, beta, occupancy, self.w, self.tau)))
-        u = torch.rand(self.config.block, 3, 1, dtype=torch.float64, generator=self._generator).numpy()
-        x = self._x.detach().clone()[None]
-        block = Block(self.problem, self.world, self.followers, x, rates, u, self.config.burn_in)
-        self.followers, gradient = self._step(block)
-        self._x.grad = gradient[0]
-        return {"gradient_norm": float(gradient.norm()), "w": self.w}
-
-    def _step(self, block: Block) -> Step:
-        """Advance the followers; x's descent gradient."""
-        return single_loop(block)
-
-    def _pi_y(self, mdp: TabularMDP) -> Tensor:
-        return torch.from_numpy(self.followers.policies[-1, 0])
-
-    def _penalty(self) -> tuple[Penalty, float] | None:
-        return ValuePenalty(), 1.0 / self.w
-
-    def _steps(self) -> int:
-        return self.num_timesteps
-
-    def _state(self) -> dict[str, Any]:
-        arrays = {name: torch.from_numpy(array) for name, array in vars(self.followers).items()}
-        return {"followers": arrays, "generator": self._generator.get_state(), "w": self.w}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.followers = Followers(**{name: array.numpy() for name, array in state["followers"].items()})
-        self._generator.set_state(state["generator"])
-        self.w = state["w"]
+    def penalised(self, state: SingleLoopState) -> None:
+        return None
 
 
 class PartialSGD(SingleLoop):
@@ -495,12 +493,19 @@ class PartialSGD(SingleLoop):
     Arguments as :class:`SingleLoop`, whose w is not used.
     """
 
-    _n_followers = 1
+    method_class = PartialSGDMethod
 
-    def _step(self, block: Block) -> Step:
-        return partial_sgd(block)
 
-    def _penalty(self) -> None:
+class FiniteDifferencesMethod(SingleLoopMethod):
+    """x follows central differences of f at tracked best responses."""
+
+    config_class = FiniteDifferencesConfig
+
+    def advance(self, block: Block, state: SingleLoopState) -> Step:
+        direction = torch.randn(block.x.shape, dtype=torch.float64, generator=state.generator)
+        return finite_differences(block, direction, self.config.h)
+
+    def penalised(self, state: SingleLoopState) -> None:
         return None
 
 
@@ -510,12 +515,4 @@ class FiniteDifferences(SingleLoop):
     Arguments as :class:`SingleLoop`, whose w is not used.
     """
 
-    config: FiniteDifferencesConfig
-    _default_config = FiniteDifferencesConfig
-
-    def _step(self, block: Block) -> Step:
-        direction = torch.randn(block.x.shape, dtype=torch.float64, generator=self._generator)
-        return finite_differences(block, direction, self.config.h)
-
-    def _penalty(self) -> None:
-        return None
+    method_class = FiniteDifferencesMethod

@@ -19,22 +19,22 @@ point, one more constant, and a slowest direction that shrinks by ``1 - (1-gamma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import gymnasium as gym
 import torch
 from torch import Tensor
 
 from ...envs.mdp import TabularMDP, TabularProblem, action_value, soft_maximum, soft_policy, value_iteration
 from ...envs.mdp.checks import check_size
-from ..common.storage import storable
-from ..common.tabular import TabularLeader, TabularLeaderConfig
+from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
+from ..leader import Progress
+from ..lower_levels import Policies
+from ..records import storable
 from ..schedules import Schedule
 
 
 @storable
 @dataclass(frozen=True, eq=False)
-class SoBiRLConfig(TabularLeaderConfig):
+class SoBiRLConfig(ExactConfig):
     """How :class:`SoBiRL` learns; tau is positive, and None anneals it as :class:`Hypergradient` does.
 
     Attributes:
@@ -68,7 +68,43 @@ def tracked_hypergradient(
     return direct + through_follower, u
 
 
-class SoBiRL(TabularLeader):
+@dataclass
+class SoBiRLState(ExactState):
+    """The tracked value and adjoint, ``[..., S]``; None, for 0, before the first turn."""
+
+    V: Tensor | None = None
+    u: Tensor | None = None
+
+
+class SoBiRLMethod(ExactMethod):
+    """x ascends F by the tracked hypergradient; see :class:`SoBiRL`."""
+
+    config_class = SoBiRLConfig
+    state_class = SoBiRLState
+    positive_tau = True
+
+    def default_tau(self) -> Schedule:
+        return self.annealed(0.3)
+
+    def descend(self, state: SoBiRLState, progress: Progress) -> dict[str, float]:
+        x = state.x.detach()
+        mdp = self.problem.follower_mdp(x)
+        V = _or_zero(state.V, mdp)
+        u = _or_zero(state.u, mdp)
+        state.V = value_iteration(mdp, state.tau, V, self.config.sweeps)
+        gradient, state.u = tracked_hypergradient(self.problem, x, state.tau, state.V, u, self.config.adjoint_steps)
+        state.x.grad = -gradient
+        return {"adjoint_change": float((state.u - u).abs().max()), "gradient_norm": float(gradient.norm())}
+
+    def policies(self, state: SoBiRLState, model: TabularMDP) -> Policies:
+        return (soft_policy(model, action_value(model, _or_zero(state.V, model)), state.tau),)
+
+
+def _or_zero(table: Tensor | None, mdp: TabularMDP) -> Tensor:
+    return torch.zeros((*mdp.batch_shape, mdp.n_states), dtype=mdp.r.dtype) if table is None else table
+
+
+class SoBiRL(ExactLeader):
     """Ascent on F by the tracked hypergradient.
 
     Args:
@@ -82,42 +118,4 @@ class SoBiRL(TabularLeader):
         ValueError: as :class:`TabularPBRL`; tau must be positive.
     """
 
-    config: SoBiRLConfig
-
-    def __init__(
-        self,
-        problem: TabularProblem | gym.Env[Any, Any] | str,
-        config: SoBiRLConfig | None = None,
-        seed: int | None = 0,
-        env_kwargs: dict[str, Any] | None = None,
-        x0: Any = None,
-    ) -> None:
-        self._V: Tensor | None = None
-        self._u: Tensor | None = None
-        super().__init__(problem, SoBiRLConfig() if config is None else config, seed, env_kwargs, x0, positive_tau=True)
-
-    def _default_tau(self) -> Schedule:
-        return self._annealed(0.3)
-
-    def _descend(self, progress_remaining: float) -> dict[str, float]:
-        x = self._x.detach()
-        mdp = self.problem.follower_mdp(x)
-        V, u = self._values(mdp), self._u
-        u = torch.zeros_like(V) if u is None else u
-        self._V = value_iteration(mdp, self.tau, V, self.config.sweeps)
-        gradient, self._u = tracked_hypergradient(self.problem, x, self.tau, self._V, u, self.config.adjoint_steps)
-        self._x.grad = -gradient
-        return {"adjoint_change": float((self._u - u).abs().max()), "gradient_norm": float(gradient.norm())}
-
-    def _values(self, mdp: TabularMDP) -> Tensor:
-        """The tracked V, ``[..., S]``; 0 before the first turn."""
-        return torch.zeros((*mdp.batch_shape, mdp.n_states), dtype=mdp.r.dtype) if self._V is None else self._V
-
-    def _pi_y(self, mdp: TabularMDP) -> Tensor:
-        return soft_policy(mdp, action_value(mdp, self._values(mdp)), self.tau)
-
-    def _state(self) -> dict[str, Any]:
-        return {} if self._V is None else {"V": self._V, "u": self._u}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self._V, self._u = state.get("V"), state.get("u")
+    method_class = SoBiRLMethod

@@ -12,32 +12,30 @@ no Nash solve. The step is taken by any ``torch.optim`` optimiser, which is give
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...envs.mdp import GameProblem, TabularProblem
-from ...envs.mdp.checks import check_number, require
-from ..common.lower_level import Policies, TabularLevel
-from ..common.policies import Direct, HeldPolicies, Softmax, Solved
-from ..common.projected_step import Projection, projected_gradient
-from ..common.sampled_level import sampled_level
-from ..common.storage import storable
-from ..common.tabular import Kinds, ProblemSource, TabularLeader, TabularLeaderConfig, plays_a_game
-from ..estimators import MonteCarlo
-from ..oracles import Oracle, OracleAnswer, SoftPolicyIteration
-from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, Penalty, ValuePenalty, WeightedPenalty
+from ...envs.mdp.checks import require
+from ..estimators.monte_carlo import MonteCarlo, Sampler
+from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
+from ..followers.base import Oracle, OracleAnswer
+from ..followers.soft_policy_iteration import SoftPolicyIteration
+from ..held_policies import Direct, HeldPolicies, Softmax, Solved
+from ..leader import Leader, Progress, Projection, projected_gradient
+from ..lower_levels import Policies
+from ..penalties import Penalty
+from ..records import storable
 from ..schedules import Geometric, Schedule
-
-GAME_RATE = 0.2
-"""The players' step over a game, where the config names none."""
+from ..sources import ProblemSource
 
 
 @storable
 @dataclass(frozen=True, eq=False)
-class TabularPBRLConfig(TabularLeaderConfig):
+class TabularPBRLConfig(ExactConfig):
     """How :class:`TabularPBRL` learns.
 
     Attributes:
@@ -54,7 +52,142 @@ class TabularPBRLConfig(TabularLeaderConfig):
     estimator: MonteCarlo | None = None
 
 
-class TabularPBRL(TabularLeader):
+@dataclass
+class TabularPBRLState(ExactState):
+    """What exact PBRL goes on from.
+
+    Attributes:
+        lam: the penalty's coefficient.
+        held: the players' policies pi_y and their parameters y; None where pi_y is solved for every x.
+        solved_V: the values of a solved pi_y, ``[..., S]``.
+        answers: the oracle's last answer to each player; none before the first iteration.
+        sampler: of a Monte Carlo estimator, or None.
+    """
+
+    lam: float = 0.0
+    held: Any = None
+    solved_V: Tensor | None = None
+    answers: list[OracleAnswer] = field(default_factory=list)
+    sampler: Any = None
+
+
+class TabularPBRLMethod(ExactMethod):
+    """Algorithm 1 with the model known; see :class:`TabularPBRL`."""
+
+    config_class = TabularPBRLConfig
+    state_class = TabularPBRLState
+    levels = None
+
+    def __init__(
+        self,
+        problem: ProblemSource,
+        penalty: Penalty | None = None,
+        oracle: Oracle | None = None,
+        config: TabularPBRLConfig | None = None,
+        env_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        solves = oracle is None or (not isinstance(oracle, type) and hasattr(oracle, "solve"))
+        kinds = "an oracle such as SoftPolicyIteration(), MirrorDescent() or PolicyGradient()"
+        require(solves, "oracle", kinds, repr(oracle))
+        require(penalty is None or isinstance(penalty, Penalty), "penalty", "a penalty such as ValuePenalty()", repr(penalty))
+        self.given_penalty = penalty
+        self.oracle: Oracle = SoftPolicyIteration() if oracle is None else oracle
+        super().__init__(problem, config, env_kwargs)
+        follower, chosen = self.config.follower, self.config.estimator
+        known = follower is None or isinstance(follower, (Softmax, Direct, Solved))
+        require(known, "config.follower", "Softmax(), Direct(), Solved() or None", repr(follower))
+        exact = chosen is None or isinstance(chosen, MonteCarlo)
+        require(exact, "config.estimator", "MonteCarlo(...) or None, exact", repr(chosen))
+        if chosen is not None:
+            self.level.require_return()
+        self.penalty.check(self.level.n_players, self.level.views[0].n_states)
+        # pi_y is solved for every x where it can be, unless another way is asked for.
+        solvable = self.penalty.solvable and self.level.leader_reward(self.start_x()) is not None
+        wanted = "Softmax or Direct without a value penalty and a J_L that is a return"
+        require(solvable or not isinstance(follower, Solved), "config.follower", wanted, "Solved")
+        self.solves = solvable and not isinstance(follower, (Softmax, Direct))
+
+    @cached_property
+    def penalty(self) -> Penalty:
+        """The penalty, by default the lower level's, lam 2 to 20."""
+        given = self.given_penalty
+        return self.level.default_penalty(Geometric(2.0, 20.0)) if given is None else given  # type: ignore[no-any-return]
+
+    @property
+    def positive_tau(self) -> bool:  # type: ignore[override]
+        """Whether tau is positive."""
+        return self.penalty.needs_positive_tau
+
+    def default_tau(self) -> Schedule:
+        return self.annealed(0.2)
+
+    def prepare(self, state: TabularPBRLState, seed: int | None) -> None:
+        state.lam = self.penalty.lam_at(1.0)
+        if not self.solves:
+            state.held = HeldPolicies(self.config.follower or Softmax(self.level.rate), self.level.views)
+        if self.config.estimator is not None:
+            state.sampler = Sampler(self.config.estimator, generator(seed))
+
+    def parameters(self, state: TabularPBRLState) -> list[dict[str, Any]]:
+        groups = super().parameters(state)
+        return groups if state.held is None else [*groups, *state.held.groups()]
+
+    def projections(self, state: TabularPBRLState) -> list[Projection]:
+        projections = super().projections(state)
+        return projections if state.held is None else [*projections, *state.held.projections()]
+
+    def descend(self, state: TabularPBRLState, progress: Progress) -> dict[str, float]:
+        level, x, tau = self.level, state.x, state.tau
+        state.lam = self.penalty.lam_at(progress.remaining)
+        if state.held is not None:
+            state.held.set_rate(state.optimizer, self._rate(progress.remaining))
+        model = level.model(x)
+        held = model.detach()
+        pi_y = self.policies(state, held)
+        # The oracle's best response of each player to the others, from its last answer.
+        faced = level.faced(held, tuple(pi.detach() for pi in pi_y), tau)
+        warm = state.answers or [None] * len(faced)
+        answers = [self.oracle.solve(mdp, tau, near) for mdp, near in zip(faced, warm, strict=True)]
+        state.answers = answers
+        best = tuple(answer.pi for answer in answers)
+        # F_lam, whose gradients in x and y are left at the parameters.
+        if state.sampler is None:
+            penalty = self.problem.over_contexts(self.penalty.value(level, model, pi_y, best, tau))
+            leader_return = level.leader_return(x, pi_y)
+        else:
+            penalty, leader_return = level.sampled(x, model, self.penalty, pi_y, best, tau, state.sampler)
+        (state.lam * penalty - leader_return).backward()
+        return {
+            "oracle_residual": max(answer.residual for answer in answers),
+            "oracle_iterations": float(sum(answer.iterations for answer in answers)),
+            "stationarity": self._stationarity(state),
+        }
+
+    def policies(self, state: TabularPBRLState, model: Any) -> Policies:
+        if state.held is not None:
+            return state.held.policies()  # type: ignore[no-any-return]
+        reward = self.level.leader_reward(state.x.detach())
+        pi, state.solved_V = Solved().solve(model, reward, state.lam, state.tau, state.solved_V)
+        return (pi,)
+
+    @torch.no_grad()
+    def _stationarity(self, state: TabularPBRLState) -> float:
+        """Norm of the projected gradient (4.6) at this iteration's steps."""
+        pairs = zip(state.optimizer.param_groups, self.projections(state), strict=True)
+        gradients = [projected_gradient(group["params"][0], group["lr"], project) for group, project in pairs]
+        return math.sqrt(sum(float(g.square().sum()) for g in gradients))
+
+    def steps(self, state: TabularPBRLState) -> int:
+        return 0 if state.sampler is None else int(state.sampler.steps)
+
+    def penalised(self, state: TabularPBRLState) -> tuple[Penalty, float]:
+        return self.penalty, state.lam
+
+    def arguments(self) -> dict[str, Any]:
+        return {"config": self.config, "penalty": self.penalty, "oracle": self.oracle}
+
+
+class TabularPBRL(ExactLeader):
     """The penalty method with the model known.
 
     Over a zero-sum game ``evaluate().leader_return`` is that at the Nash equilibrium of x, ``gap`` and ``penalty`` are the
@@ -85,140 +218,14 @@ class TabularPBRL(TabularLeader):
         True
     """
 
-    config: TabularPBRLConfig
-    _level: TabularLevel[Any, Any]
-    _kinds: ClassVar[Kinds] = (TabularProblem, GameProblem)
-
     def __init__(
         self,
         problem: ProblemSource,
-        penalty: WeightedPenalty | None = None,
+        penalty: Penalty | None = None,
         oracle: Oracle | None = None,
         config: TabularPBRLConfig | None = None,
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
         x0: Any = None,
     ) -> None:
-        config = TabularPBRLConfig() if config is None else config
-        require(isinstance(config, TabularPBRLConfig), "config", "a TabularPBRLConfig", repr(config))
-        known = config.follower is None or isinstance(config.follower, (Softmax, Direct, Solved))
-        require(known, "config.follower", "Softmax(), Direct(), Solved() or None", repr(config.follower))
-        solves = oracle is None or (not isinstance(oracle, type) and hasattr(oracle, "solve"))
-        kinds = "an oracle such as SoftPolicyIteration(), MirrorDescent() or PolicyGradient()"
-        require(solves, "oracle", kinds, repr(oracle))
-        self.penalty = _checked(penalty, plays_a_game(problem))
-        self.oracle: Oracle = SoftPolicyIteration() if oracle is None else oracle
-        self.lam = self.penalty.lam_at(1.0)
-        self._answers: list[OracleAnswer | None] = []
-        self._held: HeldPolicies | None = None  # None: solved for every x
-        self._solved_V: Tensor | None = None
-        super().__init__(problem, config, seed, env_kwargs, x0, positive_tau=self.penalty.needs_positive_tau)
-        self._sampled = sampled_level(self.problem, config.estimator, seed)
-        if isinstance(self.penalty, BellmanPenalty) and self.penalty.mu is not None:
-            n_states, given = self._level.views[0].n_states, len(self.penalty.mu)
-            require(given == n_states, "mu", f"{n_states} weights, one a state", f"{given}")
-
-    def _default_tau(self) -> Schedule:
-        return self._annealed(0.2)
-
-    def _parameters(self) -> list[dict[str, Any]]:
-        groups, follower = super()._parameters(), self.config.follower
-        if self._held is None and not self._solves():
-            assert not isinstance(follower, Solved)
-            default = Softmax(GAME_RATE) if isinstance(self.problem, GameProblem) else Softmax()
-            self._held = HeldPolicies(default if follower is None else follower, self._level.views)
-        return groups if self._held is None else [*groups, *self._held.groups()]
-
-    def _solves(self) -> bool:
-        """Whether pi_y is solved for every x."""
-        follower = self.config.follower
-        if isinstance(follower, (Softmax, Direct)):
-            return False
-        solvable = isinstance(self.penalty, ValuePenalty) and self.problem.leader_reward(self._x.detach()) is not None
-        wanted = "Softmax or Direct without a value penalty and a J_L that is a return"
-        require(solvable or follower is None, "config.follower", wanted, "Solved")
-        return solvable
-
-    def _descend(self, progress_remaining: float) -> dict[str, float]:
-        self.lam = self.penalty.lam_at(progress_remaining)
-        if self._held is not None:
-            self._held.set_rate(self.optimizer.param_groups[1:], self._rate(progress_remaining))
-        level = self._level
-        model = level.model(self._x)
-        held = model.detach()
-        pi_y = self._policies(held)
-        faced = level.faced(held, tuple(pi.detach() for pi in pi_y), self.tau)
-        warm = self._answers or [None] * len(faced)
-        answers = [self.oracle.solve(mdp, self.tau, near) for mdp, near in zip(faced, warm, strict=True)]
-        self._answers = [*answers]
-        best = tuple(answer.pi for answer in answers)
-        if self._sampled is None:
-            penalty = self.problem.over_contexts(self.penalty.at(model, pi_y, best, self.tau))
-            leader_return = level.leader_return(self._x, pi_y)
-        else:
-            penalty, leader_return = self._sampled.penalised(self._x, model, self.penalty, pi_y, best, self.tau)
-        (self.lam * penalty - leader_return).backward()
-        return {
-            "oracle_residual": max(answer.residual for answer in answers),
-            "oracle_iterations": float(sum(answer.iterations for answer in answers)),
-            "stationarity": self._stationarity(),
-        }
-
-    def _policies(self, model: Any) -> Policies:
-        if self._held is not None:
-            return self._held.policies()
-        reward = self.problem.leader_reward(self._x.detach())
-        assert reward is not None
-        pi, self._solved_V = Solved().solve(model, reward, self.lam, self.tau, self._solved_V)
-        return (pi,)
-
-    @torch.no_grad()
-    def _stationarity(self) -> float:
-        """Norm of the projected gradient (4.6) at this iteration's steps."""
-        pairs = zip(self.optimizer.param_groups, self._projections(), strict=True)
-        gradients = [projected_gradient(group["params"][0], group["lr"], project) for group, project in pairs]
-        return math.sqrt(sum(float(g.square().sum()) for g in gradients))
-
-    def _projections(self) -> list[Projection]:
-        projections = super()._projections()
-        return projections if self._held is None else [*projections, *self._held.projections()]
-
-    def _steps(self) -> int:
-        return 0 if self._sampled is None else self._sampled.sampler.steps
-
-    def _penalty(self) -> tuple[WeightedPenalty, float]:
-        return self.penalty, self.lam
-
-    def _parts(self) -> dict[str, Any]:
-        return {"penalty": self.penalty, "oracle": self.oracle}
-
-    def _state(self) -> dict[str, Any]:
-        answers = [None if answer is None else {"pi": answer.pi, "V": answer.V} for answer in self._answers]
-        ys = None if self._held is None else self._held.state()
-        sampled = None if self._sampled is None else self._sampled.state()
-        return {"ys": ys, "solved_V": self._solved_V, "answers": answers, "lam": self.lam, "sampled": sampled}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.lam = check_number(state["lam"], "lam", low=0.0, open_low=True)
-        self._solved_V = state["solved_V"]
-        if self._held is not None:
-            self._held.restore(state["ys"])
-        if self._sampled is not None:
-            self._sampled.restore(state["sampled"])
-        self._answers = [OracleAnswer(a["pi"], a["V"], float("nan"), 0) for a in state["answers"]]
-
-
-def _checked(penalty: WeightedPenalty | None, over_a_game: bool) -> WeightedPenalty:
-    """The penalty, or the default of the problem's kind.
-
-    Raises:
-        ValueError: a penalty of the other kind.
-    """
-    if over_a_game:
-        chosen = NikaidoIsodaPenalty(lam=Geometric(2.0, 20.0)) if penalty is None else penalty
-        wanted, fits = "a NikaidoIsodaPenalty over a zero-sum game", isinstance(chosen, NikaidoIsodaPenalty)
-    else:
-        chosen = ValuePenalty(lam=Geometric(2.0, 20.0)) if penalty is None else penalty
-        wanted, fits = "a ValuePenalty or a BellmanPenalty over one follower", isinstance(chosen, Penalty)
-    require(fits, "penalty", wanted, repr(chosen))
-    return chosen
+        Leader.__init__(self, TabularPBRLMethod(problem, penalty, oracle, config, env_kwargs), seed, x0)

@@ -1,6 +1,6 @@
 """Penalties: what an answer of the follower, or of two players, costs by not being a best response."""
 
-from .base import Penalty, WeightedPenalty
+from .base import Penalty, Role, Term
 from .bellman import BellmanPenalty, bellman_penalty, bellman_penalty_gradient, sampled_bellman_penalty
 from .nikaido_isoda import (
     NikaidoIsodaPenalty,
@@ -14,8 +14,9 @@ __all__ = [
     "BellmanPenalty",
     "NikaidoIsodaPenalty",
     "Penalty",
+    "Role",
+    "Term",
     "ValuePenalty",
-    "WeightedPenalty",
     "bellman_penalty",
     "bellman_penalty_gradient",
     "nikaido_isoda_penalty",

@@ -1,4 +1,14 @@
-"""What every penalty shows to a leader."""
+r"""A penalty is data: which policies are learned and what each is paid, and which signed returns make up x's gradient.
+
+    value             roles    best_response paid r_f;  penalised paid r_f + r_l/lam
+                      terms    - lam follower(best_response)   + lam follower(penalised)   + leader(penalised)
+    Nikaido-Isoda     roles    a best response to the others' policies, and a policy paid r_L/lam beside its own, a player
+                      terms    - lam sum_i V_i(b_i, pi_-i)     + lam sum_i V_i(pi)         + leader(pi)
+    Bellman           the value penalty's, weighted by the occupancy of pi_y: at tau, the penalised follower held near the
+                      best response by a relative entropy
+
+A leader moves x along the gradient of the sum of its penalty's terms.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +18,55 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...envs.mdp import TabularMDP, Trajectories
-from ..estimators import Sampler
+from ...envs.mdp import Trajectories
+from ...envs.mdp.checks import require
+from ..estimators.monte_carlo import Sampler
 from ..schedules import Schedule, as_schedule
 
 
+@dataclass(frozen=True)
+class Role:
+    """A policy that is learned.
+
+    Attributes:
+        name: of the role.
+        player: whose policy it is, counted from 0.
+        own: weight of the player's own reward.
+        share: weight of the leader's reward, divided by lam.
+        against: the roles that hold the other players' policies, in their order.
+        prior: the role that it is kept near by a relative entropy; None for none.
+    """
+
+    name: str
+    player: int = 0
+    own: float = 1.0
+    share: float = 0.0
+    against: tuple[str, ...] = ()
+    prior: str | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    """A signed return in what x ascends.
+
+    Attributes:
+        sign: +1 or -1; a player's return counts lam times.
+        player: whose return, counted from 0; None for the leader's.
+        policies: the roles that play, one a player.
+    """
+
+    sign: float
+    player: int | None
+    policies: tuple[str, ...]
+
+    def weight(self, lam: float) -> float:
+        """The coefficient of the return."""
+        return self.sign if self.player is None else self.sign * lam
+
+
 @dataclass(frozen=True, eq=False)
-class WeightedPenalty(ABC):
-    """A penalty's coefficient.
+class Penalty(ABC):
+    """A penalty p(x, y) >= 0, zero where y is the lower level's answer, and its coefficient.
 
     Attributes:
         lam: coefficient of the penalty, positive; a number or a schedule.
@@ -28,6 +79,12 @@ class WeightedPenalty(ABC):
 
     needs_positive_tau: ClassVar[bool] = False
     """Whether the penalty is defined for tau > 0 only."""
+    several: ClassVar[bool] = False
+    """Whether it is one of several players, or of one follower."""
+    soft: ClassVar[bool] = False
+    """Whether learned followers are regularised, and the returns of its terms too."""
+    solvable: ClassVar[bool] = False
+    """Whether min_y F_lam is the follower's MDP under the reward r_f + r_l/lam."""
 
     def __post_init__(self) -> None:
         as_schedule(self.lam, "lam", positive=True)
@@ -36,9 +93,47 @@ class WeightedPenalty(ABC):
         """lam at the remaining progress, 1 at the start and 0 at the end."""
         return as_schedule(self.lam, "lam", positive=True)(progress_remaining)
 
+    def check(self, n_players: int, n_states: int | None = None) -> None:
+        """Raise ``ValueError`` where the penalty is not one of so many players (and states, where they are counted)."""
+        one, game = "a ValuePenalty or a BellmanPenalty over one follower", "a NikaidoIsodaPenalty over a zero-sum game"
+        fits = self.several == (n_players > 1)
+        require(fits, "penalty", game if n_players > 1 else one, type(self).__name__)
+
     @abstractmethod
-    def at(self, model: Any, pi: tuple[Tensor, ...], best: tuple[Tensor, ...], tau: float) -> Tensor:
-        """p(x, y), ``[...]``, of one policy and one best response a player; its autograd is the penalty's gradient."""
+    def roles(self, n_players: int) -> tuple[Role, ...]:
+        """The policies that are learned."""
+
+    @abstractmethod
+    def terms(self, n_players: int, zero_sum: bool = True) -> tuple[Term, ...]:
+        """What x ascends. In a zero-sum game the players' own returns cancel, and are left out."""
+
+    def value(self, level: Any, model: Any, pi: tuple[Tensor, ...], best: tuple[Tensor, ...], tau: float) -> Tensor:
+        """p(x, y), ``[...]``, with the best responses held, whose autograd is the penalty's gradient; see :meth:`shortfall`."""
+        return self.shortfall(level, model, pi, best, tau)
+
+    def shortfall(self, level: Any, model: Any, pi: tuple[Tensor, ...], best: tuple[Tensor, ...], tau: float) -> Tensor:
+        """The players' returns in the terms, less their signs: what pi falls short of the best responses by, ``[...]``.
+
+        Args:
+            level: the lower level (see ``agents.lower_levels``).
+            model: it at x, carrying x's graph.
+            pi: the players' policies pi_y, carrying y's graph.
+            best: a best response of each.
+            tau: temperature.
+        """
+        n = level.n_players
+        own = [role.name for role in self.roles(n) if role.share]
+        others = [role.name for role in self.roles(n) if not role.share]
+        policies = dict(zip(own, pi, strict=True)) | {name: b.detach() for name, b in zip(others, best, strict=True)}
+        returns = [
+            -term.sign * level.value(model, term.player, tuple(policies[name] for name in term.policies), tau)
+            for term in self.terms(n, level.zero_sum)
+            if term.player is not None
+        ]
+        total = returns[0]
+        for part in returns[1:]:
+            total = total + part
+        return total
 
     @abstractmethod
     def sampled(
@@ -62,20 +157,11 @@ class WeightedPenalty(ABC):
         """
 
 
-@dataclass(frozen=True, eq=False)
-class Penalty(WeightedPenalty):
-    """A penalty p(x, y) >= 0 of a single-agent lower level and its coefficient."""
+def one_follower(prior: bool = False) -> tuple[Role, Role]:
+    """The two roles over one follower; ``prior``: the penalised one is paid r_l alone and kept near the best response."""
+    held = Role("penalised", own=0.0, share=1.0, prior="best_response") if prior else Role("penalised", share=1.0)
+    return Role("best_response"), held
 
-    def at(self, model: TabularMDP, pi: tuple[Tensor, ...], best: tuple[Tensor, ...], tau: float) -> Tensor:
-        return self(model, pi[0], best[0], tau)
 
-    @abstractmethod
-    def __call__(self, mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float) -> Tensor:
-        """p(x, y), ``[...]``, whose autograd is the penalty's gradient.
-
-        Args:
-            mdp: M(x), carrying x's graph.
-            pi: the follower's policy pi_y, ``[..., S, A]``, carrying y's graph.
-            pi_star: the oracle's best response at x, ``[..., S, A]``; a constant.
-            tau: temperature.
-        """
+ONE_FOLLOWER = (Term(-1.0, 0, ("best_response",)), Term(1.0, 0, ("penalised",)), Term(1.0, None, ("penalised",)))
+"""The terms over one follower."""

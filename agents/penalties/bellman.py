@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,8 +40,9 @@ from ...envs.mdp import (
 )
 from ...envs.mdp.checks import as_float64, check_distribution, check_tau, require
 from ...envs.mdp.evaluation import entropy_weight
-from ..estimators import Sampler
-from .base import Penalty
+from ..estimators.monte_carlo import Sampler
+from ..records import storable
+from .base import ONE_FOLLOWER, Penalty, Role, Term, one_follower
 
 
 def state_weights(mdp: TabularMDP | TabularWorld, mu: Tensor | None) -> Tensor:
@@ -89,6 +90,7 @@ def sampled_bellman_penalty(
     return sampler.policy_return(world, pi_star, best, tau) - sampler.policy_return(world, pi_star, own, tau, first=pi)
 
 
+@storable
 @dataclass(frozen=True, eq=False)
 class BellmanPenalty(Penalty):
     """The Bellman penalty (3.7). Needs ``lam`` of order delta^(-1/2) for a follower's gap of delta, and tau > 0.
@@ -101,6 +103,7 @@ class BellmanPenalty(Penalty):
     mu: Sequence[float] | None = None
 
     needs_positive_tau: ClassVar[bool] = True
+    soft: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,8 +112,19 @@ class BellmanPenalty(Penalty):
             require(weights.ndim == 1, "mu", "one weight a state", f"shape {tuple(weights.shape)}")
             check_distribution(weights, "mu")
 
-    def __call__(self, mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float) -> Tensor:
-        return bellman_penalty(mdp, pi, pi_star, tau, self._weights())
+    def check(self, n_players: int, n_states: int | None = None) -> None:
+        super().check(n_players)
+        given = None if self.mu is None else len(self.mu)
+        require(given in (None, n_states), "mu", f"{n_states} weights, one a state", given)
+
+    def roles(self, n_players: int) -> tuple[Role, ...]:
+        return one_follower(prior=True)
+
+    def terms(self, n_players: int, zero_sum: bool = True) -> tuple[Term, ...]:
+        return ONE_FOLLOWER
+
+    def value(self, level: Any, model: Any, pi: tuple[Tensor, ...], best: tuple[Tensor, ...], tau: float) -> Tensor:
+        return bellman_penalty(model, pi[0], best[0], tau, self._weights())
 
     def sampled(
         self,

@@ -13,13 +13,15 @@ Sampled: episodes of the pairs (pi1*, pi2) and (pi1, pi2*), from rho; unbiased f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from ...envs.mdp import Trajectories, ZeroSumGame, game_world, player_mdp, policy_return, policy_return_gradient
-from ..estimators import Sampler
+from ..estimators.monte_carlo import Sampler
+from ..records import storable
 from ..schedules import Schedule
-from .base import WeightedPenalty
+from .base import Penalty, Role, Term
 
 
 def nikaido_isoda_penalty(
@@ -56,9 +58,10 @@ def sampled_nikaido_isoda_penalty(
     return sampler.policy_return(first, pi1_star, against_2, tau) - sampler.policy_return(second, pi1, against_1, tau)
 
 
+@storable
 @dataclass(frozen=True, eq=False)
-class NikaidoIsodaPenalty(WeightedPenalty):
-    """The Nikaido-Isoda penalty (5.6). Needs ``lam`` of order 1/delta for a gap of delta.
+class NikaidoIsodaPenalty(Penalty):
+    """The Nikaido-Isoda penalty (5.6), of two players or more. Needs ``lam`` of order 1/delta for a gap of delta.
 
     Attributes:
         lam: coefficient of the penalty, positive; a number or a schedule.
@@ -66,9 +69,20 @@ class NikaidoIsodaPenalty(WeightedPenalty):
 
     lam: float | Schedule = 4.0
 
-    def at(self, model: ZeroSumGame, pi: tuple[Tensor, ...], best: tuple[Tensor, ...], tau: float) -> Tensor:
-        (pi1, pi2), (pi1_star, pi2_star) = pi, best
-        return self(model, pi1, pi2, pi1_star, pi2_star, tau)
+    several: ClassVar[bool] = True
+
+    def roles(self, n_players: int) -> tuple[Role, ...]:
+        best, own = ([f"{kind}_{i + 1}" for i in range(n_players)] for kind in ("best_response", "player"))
+        return (
+            *(Role(name, i, against=tuple(own[:i] + own[i + 1 :])) for i, name in enumerate(best)),
+            *(Role(name, i, share=1.0, against=tuple(best[:i] + best[i + 1 :])) for i, name in enumerate(own)),
+        )
+
+    def terms(self, n_players: int, zero_sum: bool = True) -> tuple[Term, ...]:
+        best, own = ([f"{kind}_{i + 1}" for i in range(n_players)] for kind in ("best_response", "player"))
+        deviations = (Term(-1.0, i, (*own[:i], best[i], *own[i + 1 :])) for i in range(n_players))
+        kept = () if zero_sum else tuple(Term(1.0, i, tuple(own)) for i in range(n_players))
+        return (*deviations, *kept, Term(1.0, None, tuple(own)))
 
     def sampled(
         self,
@@ -81,18 +95,3 @@ class NikaidoIsodaPenalty(WeightedPenalty):
     ) -> Tensor:
         (pi1, pi2), (pi1_star, pi2_star) = pi, best
         return sampled_nikaido_isoda_penalty(model, (pi1, pi2), (pi1_star, pi2_star), tau, sampler)
-
-    def __call__(
-        self, game: ZeroSumGame, pi1: Tensor, pi2: Tensor, pi1_star: Tensor, pi2_star: Tensor, tau: float
-    ) -> Tensor:
-        """psi(x, pi), ``[...]``, whose autograd is the penalty's gradient.
-
-        Args:
-            game: the players' game at x, carrying x's graph.
-            pi1: player 1's policy, ``[..., S, A1]``, carrying its graph.
-            pi2: player 2's policy, ``[..., S, A2]``, likewise.
-            pi1_star: the oracle's best response to pi2; a constant.
-            pi2_star: the oracle's best response to pi1; a constant.
-            tau: temperature.
-        """
-        return nikaido_isoda_penalty(game, pi1, pi2, pi1_star, pi2_star, tau)

@@ -12,11 +12,15 @@ Sampled: episodes of pi_y and of the best response in hand, from rho; unbiased f
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import Tensor
 
 from ...envs.mdp import TabularMDP, TabularWorld, Trajectories, policy_return, policy_return_gradient
-from ..estimators import Sampler
-from .base import Penalty
+from ..estimators.monte_carlo import Sampler
+from ..records import storable
+from .base import ONE_FOLLOWER, Penalty, Role, Term, one_follower
 
 
 def value_penalty(mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float) -> Tensor:
@@ -53,11 +57,18 @@ def sampled_value_penalty(
     return sampler.policy_return(world, pi_star, best, tau) - sampler.policy_return(world, pi, own, tau)
 
 
+@storable
+@dataclass(frozen=True, eq=False)
 class ValuePenalty(Penalty):
     """The value penalty (3.2). Needs ``lam`` of order 1/delta for a follower's gap of delta."""
 
-    def __call__(self, mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float) -> Tensor:
-        return value_penalty(mdp, pi, pi_star, tau)
+    solvable: ClassVar[bool] = True
+
+    def roles(self, n_players: int) -> tuple[Role, ...]:
+        return one_follower()
+
+    def terms(self, n_players: int, zero_sum: bool = True) -> tuple[Term, ...]:
+        return ONE_FOLLOWER
 
     def sampled(
         self,

@@ -35,7 +35,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -194,6 +194,8 @@ class LinearQuadraticProblem(BilevelProblem):
         ValueError: shapes that do not fit, a cost that is not positive semidefinite, a best response that does not exist
             (naming the eigenvalue) or that leaves the bounds too often, at the start or a corner of X.
     """
+
+    lower_level: ClassVar[Any] = "regulator"
 
     def __init__(
         self,

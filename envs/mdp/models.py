@@ -7,7 +7,7 @@ temperature tau belongs to the method, not to the model. Leading axes ``...`` ar
 from __future__ import annotations
 
 from dataclasses import InitVar, dataclass, replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class TabularMDP:
     mask: Tensor | None = None
     terminal_entropy: bool = False
     validate: InitVar[bool] = True
+    sparse: ClassVar[bool] = False
 
     def __post_init__(self, validate: bool) -> None:
         if not validate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,9 +42,12 @@ class BilevelProblem(ABC):
     Attributes:
         leader_set: X.
         tau: default temperature of the lower level; a method may use its own.
+        lower_level: what kind of answer x meets: ``"single"``, ``"zero_sum"``, ``"regulator"``, or a class of
+            ``agents.lower_levels`` of one's own, made with the problem.
     """
 
     leader_set: LeaderSet
+    lower_level: ClassVar[Any] = "single"
     tau: float = 0.0
     _context_probs: Tensor | None = None
 
@@ -160,6 +163,8 @@ class TabularProblem(BilevelProblem):
 
 class GameProblem(BilevelProblem):
     """A leader's parameter x in X and the zero-sum game that it shapes; the lower level is that game's Nash equilibrium."""
+
+    lower_level: ClassVar[Any] = "zero_sum"
 
     @abstractmethod
     def game(self, x: Tensor) -> ZeroSumGame:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -61,6 +61,7 @@ class SparseMDP(TabularMDP):
     """
 
     P: csr_array
+    sparse: ClassVar[bool] = True
 
     def _check_transitions(self) -> None:
         require(issparse(self.P), "P", "a scipy sparse matrix", type(self.P).__name__)

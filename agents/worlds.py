@@ -14,11 +14,11 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from ...envs.core import LeaderEnv
-from ...envs.leader_model import moves_transitions
-from ...envs.mdp import LeaderSet, LinearQuadraticProblem, TabularProblem
-from ...envs.mdp.checks import check_gamma, require
-from ...wrappers import (
+from ..envs.core import LeaderEnv
+from ..envs.leader_model import moves_transitions
+from ..envs.mdp import LeaderSet, LinearQuadraticProblem, TabularProblem
+from ..envs.mdp.checks import check_gamma, require
+from ..wrappers import (
     LeaderWrapper,
     ObserveCommitment,
     ObserveCommitmentVec,
@@ -26,8 +26,9 @@ from ...wrappers import (
     WorkerVecEnv,
     make_copy,
 )
-from ..oracles.sb3 import SB3Follower
-from .tabular import Source, make_env
+from .followers.sb3 import SB3Follower
+from .lower_levels import lower_level
+from .sources import Source, make_env
 
 EnvSpec = str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]]
 """What a user gives as environment: an id, an environment (copied), or a callable that makes one."""
@@ -113,6 +114,13 @@ class Worlds:
     def draws_once(self) -> bool:
         """Whether the leader makes one draw an episode that does not show in the base observations."""
         return self.env.has_wrapper_attr("draws_once") and bool(self.env.get_wrapper_attr("draws_once"))
+
+    def fingerprint(self) -> list[float]:
+        """A few numbers by which two environments can be told apart, up to rounding."""
+        problem = self.model
+        if problem is None:
+            return [float(self.leader_set.dim), self.gamma]
+        return lower_level(problem).fingerprint(problem.project(torch.linspace(-1.0, 1.0, problem.leader_dim).double()))
 
     def start_x(self) -> torch.Tensor:
         """The untrained leader."""

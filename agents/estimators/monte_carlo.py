@@ -1,25 +1,24 @@
-r"""How a leader's gradients are estimated.
+r"""Monte Carlo in place of exact gradients: the paper's setting (arXiv 2402.06886, section 6).
 
-**Over learned followers** (``PBRLConfig.estimator``): :class:`Rollouts`, from the followers' episodes alone, or
-:class:`KnownModel`, through the problem's model at the followers' policies.
-
-**In place of exact ones** (``TabularPBRLConfig.estimator``): :class:`MonteCarlo`, the paper's setting (arXiv 2402.06886,
-section 6). Every return in a penalised objective is replaced by the mean return of a batch of episodes of fixed length,
-whose autograd gradient is unbiased for that of the truncated return (``envs.mdp.sampled_return``). What is cut is the return
-after ``length`` steps: a bias, which the batch does not lower.
+Every return in a penalised objective is replaced by the mean return of a batch of episodes of fixed length, whose autograd
+gradient is unbiased for that of the truncated return (``envs.mdp.sampled_return``). What is cut is the return after ``length``
+steps: a bias, which the batch does not lower.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..envs.mdp import TabularWorld, Trajectories, sample, sampled_return
-from ..envs.mdp.checks import check_number, check_size, require
+from ...envs.mdp import TabularWorld, Trajectories, sample, sampled_return
+from ...envs.mdp.checks import check_count, check_size, require
+from ..records import storable
 
 
+@storable
 @dataclass(frozen=True)
 class MonteCarlo:
     """Gradients from episodes. The published lengths and batches are remembered, not read: unverified.
@@ -54,39 +53,6 @@ class MonteCarlo:
             require(isinstance(value, bool), name, "True or False", repr(value))
 
 
-@dataclass(frozen=True)
-class Rollouts:
-    """x's gradient from fresh episodes of the followers at x, and from nothing else.
-
-    Attributes:
-        n_envs: episodes per policy and iteration.
-        tail: discount at which they are cut, in (0, 1); a critic stands for the rest.
-        gae_lambda: of the leader's advantages; None takes 0 for discrete observations, whose linear critic is exact,
-            0.95 for others, and 1 where the leader draws once an episode, which no critic of the observations can know.
-        critic_memory: weight that a critic keeps of earlier iterations' statistics, in [0, 1).
-
-    Raises:
-        ValueError: a number outside its range.
-    """
-
-    n_envs: int = 64
-    tail: float = 0.05
-    gae_lambda: float | None = None
-    critic_memory: float = 0.8
-
-    def __post_init__(self) -> None:
-        check_size(self.n_envs, "n_envs")
-        check_number(self.tail, "tail", low=0.0, high=1.0, open_low=True, open_high=True)
-        check_number(self.critic_memory, "critic_memory", low=0.0, high=1.0, open_high=True)
-        if self.gae_lambda is not None:
-            check_number(self.gae_lambda, "gae_lambda", low=0.0, high=1.0)
-
-
-@dataclass(frozen=True)
-class KnownModel:
-    """x's gradient through the model of a tabular problem, at the followers' policies: exact for those, and without steps."""
-
-
 class Sampler:
     """A Monte Carlo estimator with its source of random numbers.
 
@@ -101,6 +67,15 @@ class Sampler:
     def __init__(self, monte_carlo: MonteCarlo, generator: torch.Generator) -> None:
         self.monte_carlo, self.generator = monte_carlo, generator
         self.steps = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the random numbers stand, and the steps played."""
+        return {"generator": self.generator.get_state(), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self.generator.set_state(state["generator"])
+        self.steps = check_count(state["steps"], "steps")
 
     def play(
         self, world: TabularWorld, pi: Tensor, first: Tensor | None = None, partner: Trajectories | None = None

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...envs.mdp import TabularMDP, solve_soft
-from ...envs.mdp.checks import check_number, require
-from ...envs.mdp.simplex import project_simplex
-from .projected_step import Projection
-from .storage import storable
+from ..envs.mdp import TabularMDP, solve_soft
+from ..envs.mdp.checks import check_number, require
+from ..envs.mdp.simplex import project_simplex
+from .leader import Projection
+from .records import storable
 
 
 def _check_rate(rate: float | None) -> None:
@@ -129,16 +129,20 @@ class HeldPolicies:
         """The projection of each group."""
         return [partial(self.how.project, mdp=view) for view in self.views]
 
-    def set_rate(self, groups: list[dict[str, Any]], rate: float) -> None:
-        """Give these groups the leader's step, where they have none of their own."""
+    def set_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """Give their groups, which follow x's, the leader's step, where they have none of their own."""
         if self.how.learning_rate is None:
-            for group in groups:
+            for group in optimizer.param_groups[1:]:
                 group["lr"] = rate
 
-    def state(self) -> list[Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """What a file keeps."""
-        return [y.detach() for y in self.ys]
+        return {"ys": [y.detach() for y in self.ys]}
 
-    def restore(self, state: Sequence[Tensor]) -> None:
-        """Take back what :meth:`state` gave."""
-        self.ys = [y.requires_grad_() for y in state]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave; raises ``ValueError`` where it is that of other policies."""
+        for y, held in zip(self.ys, state["ys"], strict=True):
+            fits = held.shape == y.shape and held.dtype == y.dtype and bool(torch.isfinite(held).all())
+            require(fits, "ys", f"finite numbers of shape {tuple(y.shape)}", f"{held.dtype} of {tuple(held.shape)}")
+            with torch.no_grad():
+                y.copy_(held)

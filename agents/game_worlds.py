@@ -13,22 +13,18 @@ from numpy.typing import NDArray
 from pettingzoo import AECEnv, ParallelEnv
 from stable_baselines3.common.vec_env import VecEnv
 
-from ...envs.mdp import GameProblem
-from ...envs.mdp.checks import check_gamma, require
-from ...envs.player import PlayerVectorEnv
-from ...wrappers import ObserveCommitmentVec, VectorEnvAdapter, commitment_features
-from .tabular import Source, is_game_id
+from ..envs.mdp import GameProblem
+from ..envs.mdp.checks import check_gamma, require
+from ..envs.player import PlayerVectorEnv
+from ..wrappers import ObserveCommitmentVec, VectorEnvAdapter, commitment_features
+from .lower_levels import lower_level
+from .sources import Source
 
 Game = ParallelEnv[Any, Any, Any] | AECEnv[Any, Any, Any]
 GameSpec = str | Game | Callable[[], Game]
 """What a user gives as game: an id of PettingZoo's registry, a PettingZoo environment, or a callable that makes one."""
 
 Floats = NDArray[np.float64]
-
-
-def is_game(env: Any) -> bool:
-    """Whether an environment or an id is PettingZoo's."""
-    return is_game_id(env) if isinstance(env, str) else isinstance(env, (ParallelEnv, AECEnv))
 
 
 class GameWorlds:
@@ -87,6 +83,11 @@ class GameWorlds:
         """Players observe one-hot or product features, in which a linear policy is any policy."""
         return True
 
+    def fingerprint(self) -> list[float]:
+        """A few numbers by which two games can be told apart, up to rounding."""
+        x = self.problem.project(torch.linspace(-1.0, 1.0, self.problem.leader_dim).double())
+        return lower_level(self.problem).fingerprint(x)
+
     def start_x(self) -> torch.Tensor:
         """The untrained leader."""
         return torch.from_numpy(self._start.copy())
@@ -114,3 +115,26 @@ class GameWorlds:
         """Steps after which the discount has fallen to ``tail``, no more than an episode's limit."""
         steps = 1 if self.gamma == 0.0 else int(np.ceil(np.log(tail) / np.log(self.gamma)))
         return max(1, min(steps, self.max_episode_steps))
+
+
+class PlayerEnv(gym.Env[Any, np.int64]):
+    """One player's world as an ordinary environment, the other player's policy and x held.
+
+    Args:
+        simulator: of one environment.
+        worlds: the game.
+    """
+
+    def __init__(self, simulator: PlayerVectorEnv, worlds: GameWorlds) -> None:
+        self.simulator, self._venv = simulator, worlds.for_sb3(simulator)
+        self.observation_space, self.action_space = self._venv.observation_space, self._venv.action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._venv.seed(seed)
+        return np.asarray(self._venv.reset())[0], {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, rewards, dones, infos = self._venv.step(np.array([action]))
+        after = infos[0].get("terminal_observation", np.asarray(obs)[0])
+        return after, float(rewards[0]), False, bool(dones[0]), infos[0]

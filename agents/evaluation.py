@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...envs.mdp import GameProblem, SoftOptimum, TabularProblem, solve_nash, solve_soft
-from ...envs.mdp.checks import check_tau, require
+from ..envs.mdp import BilevelProblem
+from ..envs.mdp.checks import check_tau, require
 
 
 @dataclass(frozen=True)
@@ -49,39 +49,10 @@ class Evaluation:
         """The record as plain numbers."""
         return dataclasses.asdict(self)
 
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Evaluation:
-        """The inverse of :meth:`as_dict`.
-
-        Raises:
-            TypeError, ValueError: something that is no record.
-        """
-        found = cls(**record)
-        for field in dataclasses.fields(cls):
-            value = getattr(found, field.name)
-            none = value is None and "None" in str(field.type)
-            fits = none or (
-                isinstance(value, int if field.type == "int" else (int, float)) and not isinstance(value, bool)
-            )
-            require(fits, field.name, f"a number ({field.type})", repr(value))
-        return found
-
-
-def best_response(
-    problem: TabularProblem, x: Tensor, tau0: float, tie: float = 0.0, V: Tensor | None = None
-) -> SoftOptimum:
-    """The follower's optimum at x and temperature tau0, its reward shifted by ``tie * r_l`` to break ties."""
-    mdp = problem.follower_mdp(x).detach()
-    if tie:
-        reward = problem.leader_reward(x)
-        require(reward is not None, "tie", "0 for a problem without a leader reward", tie)
-        mdp = mdp.with_reward(mdp.r + tie * reward)  # type: ignore[operator]
-    return solve_soft(mdp, tau0, V)
-
 
 @torch.no_grad()
 def leader_return_at_best_response(
-    problem: TabularProblem | GameProblem, x: Tensor, tau0: float | None = None, tie: float = 0.0
+    problem: BilevelProblem, x: Tensor, tau0: float | None = None, tie: float = 0.0
 ) -> float:
     """F_0(x), exact.
 
@@ -95,10 +66,8 @@ def leader_return_at_best_response(
     Raises:
         ValueError: an x outside X, a tau0 that is negative, a tie over a game or without a leader reward.
     """
+    from .lower_levels import lower_level
+
     x = problem.leader_set.check(x)
     tau0 = problem.tau0 if tau0 is None else check_tau(tau0, name="tau0")
-    if isinstance(problem, GameProblem):
-        require(tie == 0.0, "tie", "0 over a game", tie)
-        nash = solve_nash(problem.game(x), tau0)
-        return float(problem.leader_return(x, (nash.pi1, nash.pi2)))
-    return float(problem.leader_return(x, best_response(problem, x, tau0, tie).pi))
+    return lower_level(problem).at_best_response(x, tau0, tie)

@@ -1,4 +1,4 @@
-r"""x's gradient over four followers of a zero-sum game, and the leader's linearised return that two of them are paid.
+r"""x's gradient from the episodes of four followers of a zero-sum game, and the leader's linearised return that two are paid.
 
     grad_x J_L(x, pi1, pi2) - lam ( grad_x V(pi1*, pi2) - grad_x V(pi1, pi2*) ),     p^ = V(pi1*, pi2) - V(pi1, pi2*)
 
@@ -11,16 +11,31 @@ without the actions' noise. What lies beyond the last step is taken to be visite
 means of temporal differences of a least-squares critic. Counts and sums fade, so that an iteration uses what earlier ones saw
 too. This holds where x enters rewards alone; where it moves transitions, :class:`KnownModel` serves.
 
-**Through the known model**, all of it is exact at the followers' policies.
-
 **The watch over the oracle.** At the penalised optimum psi is worth to the leader no more than what it could gain, R, if the
 players obeyed it; to first order ``R = sum_s d_L(s) [ max_a1 A_L1 + max_a2 A_L2 ]``. With exact best responses psi >= 0; an
 estimate certified to lie below -R/lam is an error of the best responses that outweighs all that is at stake.
+
+**The linearised return.** The leader's return as a reward in another world: linearised in the occupancy at the policy in hand.
+
+A follower that is to ascend ``J_L(pi) / lam + V(pi)`` may be paid ``r + r_l / lam`` where both returns are of one world. A
+designer lives under transitions of its own, and a sum of rewards is no objective of either world. With ``d_L, A_L`` the leader's
+discounted visitation and advantage of pi, ``d`` the follower's visitation in its own world,
+
+    r_L(s,a) = d_L(s) / d(s) * A_L(s,a),        sum_a pi(a|s) A_L(s,a) = 0
+
+is paid beside its own reward. At pi the values of r_L are 0 in every state, so its Q is r_L itself, and by the policy gradient
+theorem in either world
+
+    d/dpi(a|s) E_pi[ sum_t gamma^t r_L(s_t,a_t) ]  =  d(s) r_L(s,a)  =  d_L(s) A_L(s,a)  =  dJ_L/dpi(a|s)
+
+up to a constant in each row, which no direction of the simplex sees: exact at pi, and at pi alone. So it is for short on-policy
+steps; a method that solves for the reward (Q-learning) solves another problem. A state weight other than d, such as the
+undiscounted one of SB3's on-policy algorithms, leaves the stationary points where they are, for it multiplies the whole row.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,17 +44,54 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...envs.mdp import TabularMDP, ZeroSumGame, action_value, player_mdp, policy_value, visitation
 from ...envs.mdp.checks import require
 from ...envs.player import PlayerVectorEnv
 from ...envs.sampling import InverseCdfSampler
-from ..estimators import Rollouts
-from ..penalties import nikaido_isoda_penalty
-from .game_worlds import Floats, GameWorlds
-from .leader_gradient import GradientEstimate, PenaltyEstimate, mean_and_error
-from .linearised import leader_advantages, pair_visitation
-from .rollout_gradient import LinearCritic
+from ..penalties import Term
+from .base import Estimator, GradientEstimate, PenaltyEstimate
+from .rollouts import Floats, LinearCritic, Rollouts, mean_and_error
 
 Pair = tuple[Tensor, Tensor]
+LARGEST_RATIO = 20.0
+"""Bound on d_L / d: a state that the follower hardly meets is not worth any price."""
+
+
+def advantage(mdp: TabularMDP, pi: Tensor) -> Tensor:
+    """A(s,a) = Q(s,a) - V(s) of pi at tau = 0, ``[S, A]``."""
+    V = policy_value(mdp, pi, 0.0)
+    return action_value(mdp, V) - V.unsqueeze(-1)
+
+
+def pair_visitation(game: ZeroSumGame, pi1: Tensor, pi2: Tensor) -> Tensor:
+    """Discounted visitation of a pair of policies from rho, ``[S]``."""
+    return visitation(player_mdp(game, 1, pi2, 0.0), pi1)
+
+
+def leader_advantages(game: ZeroSumGame, pi1: Tensor, pi2: Tensor) -> tuple[Tensor, Tensor]:
+    """Each player's advantage in the leader's return, ``[S, A1]`` and ``[S, A2]``, the other's policy held.
+
+    Args:
+        game: the leader's world and reward, ``problem.leader_game(x)``.
+        pi1: player 1's policy, ``[S, A1]``.
+        pi2: player 2's policy, ``[S, A2]``.
+    """
+    for_2 = player_mdp(game, 2, pi1, 0.0)  # it pays -r: the leader's reward has one sign for both
+    return advantage(player_mdp(game, 1, pi2, 0.0), pi1), -advantage(for_2, pi2)
+
+
+def linearised_reward(leader_advantage: Tensor, pi: Tensor, d_leader: Tensor, d: Tensor) -> Tensor:
+    """r_L, ``[S, A]``, its mean under pi taken off in each state: what an estimated advantage has left of it.
+
+    Args:
+        leader_advantage: A_L, ``[S, A]``.
+        pi: the policy at which the return is linearised, ``[S, A]``.
+        d_leader: d_L, ``[S]``.
+        d: the follower's visitation, ``[S]``.
+    """
+    ratio = (d_leader / d.clamp_min(1e-12)).clamp_max(LARGEST_RATIO)
+    centred = leader_advantage - (pi * leader_advantage).sum(-1, keepdim=True)
+    return ratio.unsqueeze(-1) * centred
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,60 +104,14 @@ class LeaderGain:
         d: the players' visitations of (pi1, pi2*) and of (pi1*, pi2), each ``[S]``.
     """
 
-    advantages: Pair
+    advantages: tuple[Tensor, Tensor]
     d_leader: Tensor
-    d: Pair
+    d: tuple[Tensor, Tensor]
 
     @property
     def at_stake(self) -> float:
         """R: what the leader would gain, to first order, if the players obeyed it."""
         return float(sum((self.d_leader * A.amax(-1)).sum() for A in self.advantages))
-
-
-class GameGradient(ABC):
-    """An estimator at four policies.
-
-    Attributes:
-        planned_steps: environment steps that a call spends.
-    """
-
-    planned_steps: int = 0
-
-    @abstractmethod
-    def __call__(self, x: Tensor, pi: Pair, best: Pair, lam: float) -> tuple[GradientEstimate, LeaderGain]:
-        """x's gradient and p^ at the players' policies and best responses; what pi1 and pi2 owe to the leader."""
-
-    def state(self) -> Any:
-        """What a leader file holds of it, in tensors."""
-        return None
-
-    def restore(self, state: Any) -> None:  # noqa: B027
-        """Take back what :meth:`state` gave."""
-
-
-class GameModelGradient(GameGradient):
-    """Exact at the followers' policies.
-
-    Args:
-        worlds: the game.
-    """
-
-    def __init__(self, worlds: GameWorlds) -> None:
-        self.problem = worlds.problem
-
-    def __call__(self, x: Tensor, pi: Pair, best: Pair, lam: float) -> tuple[GradientEstimate, LeaderGain]:
-        x = x.detach().requires_grad_()
-        game = self.problem.game(x)
-        psi = nikaido_isoda_penalty(game, *pi, *best, self.problem.tau)
-        earned = self.problem.leader_return(x, pi)
-        (ascent,) = torch.autograd.grad(earned - lam * psi, [x])
-        with torch.no_grad():
-            leaders = self.problem.leader_game(x)
-            assert leaders is not None
-            d = pair_visitation(game, pi[0], best[1]), pair_visitation(game, best[0], pi[1])
-            found = LeaderGain(leader_advantages(leaders, *pi), pair_visitation(leaders, *pi), d)
-            estimate = PenaltyEstimate(float(psi), 0.0, float(psi) + found.at_stake / lam, 0.0)
-        return GradientEstimate(ascent, estimate, 0), found
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,11 +155,11 @@ class _Fading:
         return self.total / self.weight
 
 
-class GameRolloutGradient(GameGradient):
+class GameRolloutEstimator(Estimator):
     """From episodes alone.
 
     Args:
-        worlds: the game, whose transitions x does not move.
+        learned: the players (see ``lower_levels.learned_players``), whose transitions x does not move.
         rollouts: how many episodes, how long, how fast the past fades.
         rng: drawn from once a call, for the episodes' seed.
 
@@ -161,9 +167,9 @@ class GameRolloutGradient(GameGradient):
         ValueError: x moves the players' or the leader's transitions.
     """
 
-    def __init__(self, worlds: GameWorlds, rollouts: Rollouts, rng: np.random.Generator) -> None:
-        self.worlds, self.rng = worlds, rng
-        problem = worlds.problem
+    def __init__(self, learned: Any, rollouts: Rollouts, rng: np.random.Generator) -> None:
+        worlds = learned.worlds
+        self.learned, self.worlds, self.rng, problem = learned, worlds, rng, worlds.problem
         x = problem.start_x().requires_grad_()
         leaders = problem.leader_game(x)
         moved = problem.game(x).P.requires_grad or (leaders is not None and leaders.P.requires_grad)
@@ -179,7 +185,8 @@ class GameRolloutGradient(GameGradient):
         self.critic = LinearCritic(lambda obs: hot[obs], gamma, memory)
         self.sums = {name: _Fading(memory) for name in ("against_2", "against_1", "leader", "errors_1", "errors_2")}
 
-    def __call__(self, x: Tensor, pi: Pair, best: Pair, lam: float) -> tuple[GradientEstimate, LeaderGain]:
+    def __call__(self, x: Tensor, terms: Sequence[Term], followers: Mapping[str, Any], lam: float) -> GradientEstimate:
+        pi, best = self.learned.policies(followers, x)
         seed = int(self.rng.integers(2**31))
         self.players.set_leader(x.detach().numpy())
         self.leaders.set_leader(x.detach().numpy())
@@ -201,7 +208,7 @@ class GameRolloutGradient(GameGradient):
         psi = psi - self._returns(against_1, below.detach() + tau * (_h(best[1]) - _h(pi[0])))
         found, (mean, stderr) = LeaderGain(self._advantages(own, pi), d_leader, (d_1, d_2)), mean_and_error(psi)
         estimate = PenaltyEstimate(mean, stderr, mean + found.at_stake / lam, stderr)
-        return GradientEstimate(ascent, estimate, self.planned_steps), found
+        return GradientEstimate(ascent, estimate, self.planned_steps, found)
 
     def _visits(self, name: str, episodes: Episodes) -> Tensor:
         """d^, ``[S]``."""
@@ -236,20 +243,14 @@ class GameRolloutGradient(GameGradient):
             answer.append(torch.from_numpy((total / np.maximum(count, 1e-9)).reshape(self.S, A)))
         return answer[0], answer[1]
 
-    def state(self) -> dict[str, Any]:
-        """Sums and the critic's statistics."""
-        A, b = self.critic.A, self.critic.b
-        critic = None if A is None or b is None else (torch.from_numpy(A), torch.from_numpy(b))
-        sums = {name: (torch.from_numpy(np.asarray(f.total)), f.weight) for name, f in self.sums.items()}
-        return {"critic": critic, "sums": sums}
+    def state_dict(self) -> dict[str, Any]:
+        sums = {name: {"total": f.total, "weight": f.weight} for name, f in self.sums.items()}
+        return {"critic": self.critic.state_dict(), "sums": sums}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state` gave."""
-        if state["critic"] is not None:
-            self.critic.A, self.critic.b = (part.numpy() for part in state["critic"])
-            self.critic.solve()
-        for name, (total, weight) in state["sums"].items():
-            self.sums[name].total, self.sums[name].weight = total.numpy(), float(weight)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.critic.load_state_dict(state["critic"])
+        for name, held in state["sums"].items():
+            self.sums[name].total, self.sums[name].weight = held["total"].numpy(), float(held["weight"])
 
 
 def _expected(r: Tensor, pi1: Tensor, pi2: Tensor) -> Tensor:

@@ -1,0 +1,210 @@
+"""Leader files: one zip of JSON and arrays, written whole or not at all. Reading one runs no code that the file brings.
+
+    leader.json        numbers, texts, and the places of arrays; stored as it is
+    arrays/N.npy       the arrays of a state, stored as they are
+    replay/NAME.npy    large arrays, compressed, each read into an array that is there already
+
+All sizes are known before anything is read, and bounded by what the leader's own settings need.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..envs.mdp.checks import require
+from .files import reading, write_whole
+
+FORMAT, WRITERS = 3, {1: "0.1", 2: "0.1"}
+"""The format, and which version wrote earlier ones."""
+BEYOND = 128 * 2**20
+"""Bytes that a file's arrays may take beyond those of a fresh state."""
+LONGEST = 64 * 2**20
+"""Bytes of a file's JSON."""
+Arrays = Mapping[str, NDArray[Any]]
+"""Arrays by name; the first axis may be shorter in a file than in the array that it is read into."""
+
+
+def leader_path(path: str | Path) -> Path:
+    """The path of a leader file: ``.zip`` is added where there is no suffix."""
+    path = Path(path)
+    return path if path.suffix else path.with_suffix(".zip")
+
+
+def found_leader(path: str | Path) -> Path:
+    """The path of a leader file that exists.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    path = path if path.suffix or path.exists() else path.with_suffix(".zip")
+    if not path.is_file():
+        raise FileNotFoundError(f"path: expected a leader file, got {path}, which does not exist")
+    return path
+
+
+def write_leader(path: str | Path, header: dict[str, Any], state: Any, replay: Arrays | None = None) -> Path:
+    """Write a leader file whole or not at all; ``.zip`` is added where the path has no suffix.
+
+    Args:
+        path: the file.
+        header: JSON: whose file it is, settings.
+        state: nested dicts and lists of numbers, texts and arrays.
+        replay: large arrays, e.g. those of replay buffers.
+
+    Raises:
+        OSError: as :func:`write_whole`.
+    """
+    arrays: list[NDArray[Any]] = []
+
+    def placed(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {key: placed(part) for key, part in tree.items()}
+        if isinstance(tree, (list, tuple)):
+            return [placed(part) for part in tree]
+        if not isinstance(tree, np.ndarray):
+            return tree
+        arrays.append(tree)
+        return {"array": len(arrays) - 1}
+
+    text = json.dumps({"format": FORMAT, **header, "state": placed(state)}, indent=1)  # before anything is written: it may raise
+
+    def write(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            archive.writestr("leader.json", text, zipfile.ZIP_STORED)
+            entries: list[tuple[zipfile.ZipInfo | str, NDArray[Any]]] = [
+                *((zipfile.ZipInfo(f"arrays/{i}.npy"), array) for i, array in enumerate(arrays)),  # stored
+                *((f"replay/{name}.npy", array) for name, array in (replay or {}).items()),  # compressed
+            ]
+            for entry, array in entries:
+                whole = np.ascontiguousarray(array).reshape(array.shape)
+                with archive.open(entry, "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, whole, version=(1, 0), allow_pickle=False)
+
+    return write_whole(leader_path(path), write)
+
+
+def read_header(path: str | Path, *leaders: str) -> dict[str, Any]:
+    """The JSON of a leader file.
+
+    Args:
+        path: the file.
+        leaders: whose file it may be.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is truncated, is no leader file, is of another version, or holds another kind of leader.
+    """
+    path = found_leader(path)
+    with reading(path), zipfile.ZipFile(path) as archive:
+        try:
+            entry = _stored(archive, "leader.json")
+            require(entry.file_size <= LONGEST, "leader.json", f"at most {LONGEST} bytes", entry.file_size)
+            header = json.loads(archive.read(entry))
+            kind, version = header["leader"], header["format"]
+        except (ValueError, RecursionError) as error:
+            raise TypeError(str(error)) from error
+        by = f" in {path}, which bilevel-gym {WRITERS[version]} wrote" if version in WRITERS else f" in {path}"
+        require(version == FORMAT, "path", f"a leader file of format {FORMAT}", f"format {version!r}{by}")
+        require(kind in leaders, "path", f"the file of a {' or a '.join(leaders)}", f"that of a {kind} in {path}")
+    return dict(header)
+
+
+def read_state(path: str | Path, tree: Any, fresh: int) -> Any:
+    """The state of a leader file, its arrays read.
+
+    Args:
+        path: the file.
+        tree: the state in the file's JSON.
+        fresh: bytes of the arrays of a fresh state: the file's may take 128 MiB more.
+
+    Raises:
+        ValueError: arrays that are larger, missing, damaged or of objects.
+    """
+    path, left = found_leader(path), fresh + BEYOND
+
+    with reading(path), zipfile.ZipFile(path) as archive:
+
+        def read(part: Any) -> Any:
+            nonlocal left
+            if isinstance(part, list):
+                return [read(item) for item in part]
+            if not isinstance(part, dict):
+                return part
+            if part.keys() != {"array"}:
+                return {key: read(item) for key, item in part.items()}
+            entry = _stored(archive, f"arrays/{int(part['array'])}.npy")
+            left -= entry.file_size
+            require(left >= 0, "path", f"a state of at most {fresh + BEYOND} bytes, which is what its settings need", "a larger one")
+            with archive.open(entry) as member:
+                shape, dtype = _array_header(member)
+                data = member.read()
+            if dtype.hasobject or len(data) != math.prod(shape) * dtype.itemsize:
+                raise TypeError(f"an array is {len(data)} bytes and not {dtype}{shape}")
+            return np.frombuffer(data, dtype).reshape(shape)
+
+        return read(tree)
+
+
+def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    if np.lib.format.read_magic(member) != (1, 0):
+        raise TypeError("an array of another version")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=4096)
+    if fortran:
+        raise TypeError("an array in Fortran's order")
+    return shape, dtype
+
+
+def _stored(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """An entry that is no larger than the file says by its own size."""
+    entry = archive.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+        raise zipfile.BadZipFile(f"{name} is compressed")
+    return entry
+
+
+def size_of(tree: Any) -> int:
+    """Bytes of the arrays in a tree."""
+    if isinstance(tree, dict):
+        return sum(size_of(part) for part in tree.values())
+    if isinstance(tree, (list, tuple)):
+        return sum(size_of(part) for part in tree)
+    return tree.nbytes if isinstance(tree, np.ndarray) else 0
+
+
+def read_arrays(path: str | Path, into: Arrays) -> None:
+    """Read large arrays of a leader file into those that are there.
+
+    Args:
+        path: the file.
+        into: arrays by name; of what a file holds, the first axis may be shorter.
+
+    Raises:
+        ValueError: an array that is missing, of another type or shape, or truncated.
+    """
+    path = found_leader(path)
+    with reading(path), zipfile.ZipFile(path) as archive:
+        for name, array in into.items():
+            with archive.open(f"replay/{name}.npy") as member:
+                shape, dtype = _array_header(member)
+                fits = dtype == array.dtype and shape[1:] == array.shape[1:]
+                if not (fits and len(shape) == array.ndim and shape[:1] <= array.shape[:1]):
+                    raise TypeError(f"the array {name} is {dtype}{shape} and not {array.dtype}{array.shape}")
+                part = array[: shape[0]] if array.ndim else array
+                held = part.reshape(-1).view(np.uint8).data
+                done = 0
+                while done < len(held):
+                    got = member.readinto(held[done:])  # type: ignore[attr-defined]
+                    if not got:
+                        raise EOFError(f"the array {name} ends early")
+                    done += got
+                if member.read(1):  # also checks the entry's sum
+                    raise TypeError(f"the array {name} is longer than it says")

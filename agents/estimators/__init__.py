@@ -1,0 +1,1 @@
+"""Estimators of x's gradient, one file a kind."""

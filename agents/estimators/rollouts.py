@@ -1,0 +1,372 @@
+r"""x's gradient from the episodes of one follower in each role, and from nothing else.
+
+For any discounted return ``V = E sum_t gamma^t r_x(s_t,a_t,w_t)``, w_t being what the environment draws under x,
+
+    grad_x V = E sum_t gamma^t [ grad_x r_x + A_t grad_x log p_x(w_t|s_t,a_t) ]
+
+with A_t the return to go less a baseline of the state (arXiv 2402.06886, Lemma 7, in sampled form). A_t is the
+generalised advantage of a critic: at ``gae_lambda`` = 1 the unbiased return less a baseline, at 0 the one-step TD error,
+exact in expectation where the critic is.
+
+Each return of the penalty's terms comes from fresh episodes of its policy at x, with a least-squares critic of its own, fitted
+on earlier episodes; the first call, which has none, fits it on its own. The critic stands for the rewards beyond an episode's
+last step, not for their gradient: what is cut there shrinks the gradient by about the discount at the cut.
+
+**Soft followers** (the Bellman penalty's): every return of the follower's is regularised, ``r_f - tau h(pi)`` a step. The entropy
+has no gradient in x while the policies are held; where x moves what is drawn, the return to go beside ``grad_x log p_x`` holds
+the entropy of later steps. A learned follower is not told that a step is an episode's last: every step earns its entropy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from ...envs.mdp import negative_entropy
+from ...envs.mdp.checks import check_number, check_size
+from ...wrappers import set_leader
+from ..penalties import Term
+from ..records import storable
+from .base import Estimator, GradientEstimate, PenaltyEstimate
+
+Floats = NDArray[np.float64]
+Act = Callable[[Any], NDArray[Any]]
+
+
+@storable
+@dataclass(frozen=True)
+class Rollouts:
+    """x's gradient from fresh episodes of the followers at x, and from nothing else.
+
+    Attributes:
+        n_envs: episodes per policy and iteration.
+        tail: discount at which they are cut, in (0, 1); a critic stands for the rest.
+        gae_lambda: of the leader's advantages; None takes 0 for discrete observations, whose linear critic is exact,
+            0.95 for others, and 1 where the leader draws once an episode, which no critic of the observations can know.
+        critic_memory: weight that a critic keeps of earlier iterations' statistics, in [0, 1).
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    n_envs: int = 64
+    tail: float = 0.05
+    gae_lambda: float | None = None
+    critic_memory: float = 0.8
+
+    def __post_init__(self) -> None:
+        check_size(self.n_envs, "n_envs")
+        check_number(self.tail, "tail", low=0.0, high=1.0, open_low=True, open_high=True)
+        check_number(self.critic_memory, "critic_memory", low=0.0, high=1.0, open_high=True)
+        if self.gae_lambda is not None:
+            check_number(self.gae_lambda, "gae_lambda", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """The first ``T`` steps of one episode in each of ``N`` copies; what follows an episode's end is masked.
+
+    Attributes:
+        obs: observations as the follower sees them, ``[T, N, ...]``.
+        next_obs: observations after the step, before a reset, ``[T, N, ...]``.
+        action: the follower's actions, ``[T, N, ...]``.
+        draw: the leader's draws, ``[T, N, ...]``.
+        r_follower: ``[T, N]``.
+        r_leader: ``[T, N]``.
+        alive: 1.0 while the episode runs, ``[T, N]``.
+        terminated: 1.0 where the episode ended by itself, ``[T, N]``.
+    """
+
+    obs: NDArray[Any]
+    next_obs: NDArray[Any]
+    action: NDArray[Any]
+    draw: NDArray[Any]
+    r_follower: Floats
+    r_leader: Floats
+    alive: Floats
+    terminated: Floats
+
+    @property
+    def steps(self) -> int:
+        """Environment steps spent."""
+        return int(self.alive.size)
+
+
+def collect(venv: VecEnv, act: Act, horizon: int, seed: int) -> Rollout:
+    """Reset every copy with ``seed`` (common random numbers between policies) and take ``horizon`` steps."""
+    venv.seed(seed)
+    obs = np.asarray(venv.reset())
+    alive = np.ones(venv.num_envs)
+    columns: list[list[Any]] = [[] for _ in range(8)]
+    for _ in range(horizon):
+        action = act(obs)
+        following, reward, done, infos = venv.step(action)
+        after = np.array(following)
+        for i in np.flatnonzero(done):
+            after[i] = infos[i]["terminal_observation"]
+        truncated = np.array([bool(done[i]) and info.get("TimeLimit.truncated", False) for i, info in enumerate(infos)])
+        leader = np.array([info["leader_reward"] for info in infos], dtype=np.float64)
+        draw = np.array([info.get("leader_draw", 0) for info in infos])
+        step = (
+            obs,
+            after,
+            action,
+            draw,
+            np.asarray(reward, dtype=np.float64),
+            leader,
+            alive,
+            (done & ~truncated).astype(np.float64),
+        )
+        for column, value in zip(columns, step, strict=True):
+            column.append(value)
+        alive = alive * (1.0 - done)
+        obs = np.asarray(following)
+    return Rollout(*(np.stack(column) for column in columns))
+
+
+def discounts(rollout: Rollout, gamma: float) -> Floats:
+    """gamma^t while the episode runs, 0 after it, ``[T, N]``."""
+    powers: Floats = gamma ** np.arange(rollout.alive.shape[0])[:, None] * rollout.alive
+    return powers
+
+
+def advantages(
+    reward: Floats, values: Floats, next_values: Floats, rollout: Rollout, gamma: float, gae_lambda: float
+) -> Floats:
+    """Generalised advantages, ``[T, N]``; a cut episode is continued by its critic, a terminated one by nothing."""
+    delta = reward + gamma * next_values * (1.0 - rollout.terminated) - values
+    result = np.zeros_like(delta)
+    carried = np.zeros(delta.shape[1])
+    for t in range(delta.shape[0] - 1, -1, -1):
+        going = rollout.alive[t + 1] if t + 1 < delta.shape[0] else 0.0
+        carried = delta[t] + gamma * gae_lambda * going * carried
+        result[t] = carried
+    return result
+
+
+def start_values(reward: Floats, next_values: Floats, rollout: Rollout, gamma: float) -> Floats:
+    """Discounted return of each copy, the critic's value standing for what lies beyond its last step, ``[N]``."""
+    weight = discounts(rollout, gamma)
+    last = np.append(rollout.alive[1:] == 0.0, np.ones((1, rollout.alive.shape[1]), dtype=bool), axis=0) & (
+        rollout.alive == 1.0
+    )
+    beyond = gamma * weight * last * (1.0 - rollout.terminated) * next_values
+    returns: Floats = (weight * reward + beyond).sum(0)
+    return returns
+
+
+def surrogate(
+    model: torch.nn.Module, rollout: Rollout, base: tuple[Any, Any], weight: Floats, advantage: tuple[Floats, Floats]
+) -> tuple[Tensor, Tensor]:
+    """Scalars whose gradients in x are those of the follower's and the leader's return under the rollout's policy.
+
+    Args:
+        model: the environment's leader model.
+        rollout: fresh episodes at x.
+        base: observations and next observations as the environment gives them, ``[T * N, ...]``.
+        weight: ``gamma^t`` while alive, ``[T, N]``.
+        advantage: the follower's and the leader's advantages, each ``[T, N]``.
+    """
+    T, N = rollout.alive.shape
+    flat = [torch.as_tensor(part.reshape(T * N, *part.shape[2:])) for part in (rollout.action, rollout.draw)]
+    r_follower, r_leader, log_p = model(torch.as_tensor(base[0]), flat[0], flat[1], torch.as_tensor(base[1]))
+    w = torch.as_tensor(weight.reshape(-1) / N)
+    A_follower, A_leader = (torch.as_tensor(a.reshape(-1)) for a in advantage)
+    live = w > 0
+    follower = w * (r_follower + A_follower * log_p)
+    leader = w * (r_leader + A_leader * log_p)
+    return follower[live].sum(), leader[live].sum()
+
+
+def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The mean of ``[N]`` and its standard error, infinite for a single value."""
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf
+
+
+class LinearCritic:
+    """Least-squares temporal differences (LSTD) of several rewards at once, on features of the state.
+
+    ``A = sum phi (phi - gamma phi')^T``, ``b = sum phi r``, ``theta = A^{-1} b``; older rollouts fade by ``memory`` a call.
+
+    Args:
+        features: from base observations ``[n, ...]`` to ``[n, F]``.
+        gamma: the discount.
+        memory: weight that past statistics keep at each update, in [0, 1).
+    """
+
+    def __init__(self, features: Callable[[NDArray[Any]], Floats], gamma: float, memory: float) -> None:
+        self.features, self.gamma, self.memory = features, gamma, memory
+        self.A: Floats | None = None
+        self.b: Floats | None = None
+
+    def update(
+        self, obs: NDArray[Any], next_obs: NDArray[Any], rewards: Floats, alive: Floats, terminated: Floats
+    ) -> None:
+        """Add steps (flattened to ``[n, ...]``; rewards ``[n, R]``) and solve."""
+        phi, phi_next = self.features(obs) * alive[:, None], self.features(next_obs)
+        A = phi.T @ (phi - self.gamma * phi_next * ((1.0 - terminated) * alive)[:, None])
+        b = phi.T @ rewards
+        self.A = A if self.A is None else self.memory * self.A + A
+        self.b = b if self.b is None else self.memory * self.b + b
+        self.solve()
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Its statistics; None before the first update."""
+        return None if self.A is None or self.b is None else {"A": self.A, "b": self.b}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        if state is not None:
+            self.A, self.b = (torch.as_tensor(state[name]).numpy() for name in ("A", "b"))
+            self.solve()
+
+    def solve(self) -> None:
+        """theta from the statistics in hand."""
+        assert self.A is not None
+        assert self.b is not None
+        ridge = 1e-6 * max(float(np.trace(self.A)) / len(self.A), 1e-12) * np.eye(len(self.A))
+        self.theta = np.linalg.solve(self.A + ridge, self.b)
+
+    def __call__(self, obs: NDArray[Any]) -> Floats:
+        """Values of ``[n, ...]`` observations, ``[n, R]``."""
+        values: Floats = self.features(obs) @ self.theta
+        return values
+
+
+def state_features(space: gym.spaces.Space[Any]) -> Callable[[NDArray[Any]], Floats]:
+    """Features of base observations for a linear critic, ``[n, ...]`` to ``[n, F]``: one-hot states, or 1, o and products.
+
+    All products o_i o_j up to 16 numbers, so that a quadratic value is exact; beyond that the squares alone.
+    """
+    if isinstance(space, gym.spaces.Discrete):
+        hot = np.eye(int(space.n))
+        return lambda obs: hot[np.asarray(obs, dtype=np.int64)]
+
+    size = int(np.prod(space.shape or ()))
+    i, j = np.triu_indices(size) if size <= 16 else (np.arange(size), np.arange(size))
+
+    def features(obs: NDArray[Any]) -> Floats:
+        flat = np.asarray(obs, dtype=np.float64).reshape(len(obs), -1)
+        return np.concatenate([np.ones((len(flat), 1)), flat, flat[:, i] * flat[:, j]], axis=1)
+
+    return features
+
+
+def episode_returns(
+    rollout: Rollout,
+    space: gym.spaces.Space[Any],
+    base_observation: Callable[[NDArray[Any]], NDArray[Any]],
+    gamma: float,
+) -> tuple[Floats, Floats]:
+    """The follower's and the leader's return of each copy, ``[N]``; a critic of these episodes goes on where they are cut."""
+    T, N = rollout.alive.shape
+    base, after = (base_observation(part.reshape(T * N, *part.shape[2:])) for part in (rollout.obs, rollout.next_obs))
+    rewards = np.stack([rollout.r_follower.ravel(), rollout.r_leader.ravel()], axis=1)
+    critic = LinearCritic(state_features(space), gamma, memory=0.0)
+    critic.update(base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
+    V_next = critic(after).reshape(T, N, 2)
+    follower, leader = (
+        start_values(reward, V_next[..., i], rollout, gamma)
+        for i, reward in enumerate((rollout.r_follower, rollout.r_leader))
+    )
+    return follower, leader
+
+
+class RolloutEstimator(Estimator):
+    """The estimator of :class:`Rollouts`, with a critic for each role.
+
+    Args:
+        worlds: the environment.
+        rollouts: how many episodes, how long, which critics.
+        rng: drawn from once a call, for the episodes' seed.
+        soft: whether followers are soft: their returns are regularised, their actions drawn by common random numbers.
+    """
+
+    def __init__(self, worlds: Any, rollouts: Rollouts, rng: np.random.Generator, soft: bool = False) -> None:
+        self.worlds, self.rng, self.soft = worlds, rng, soft
+        self.venv = worlds.make(rollouts.n_envs)
+        self.horizon = worlds.horizon(rollouts.tail)
+        self.planned_steps = 2 * rollouts.n_envs * self.horizon
+        exact = isinstance(worlds.base_space, gym.spaces.Discrete)
+        suits = 1.0 if worlds.draws_once else 0.0 if exact else 0.95
+        self.gae_lambda = suits if rollouts.gae_lambda is None else rollouts.gae_lambda
+        features = state_features(worlds.base_space)
+        self.critics = {
+            name: LinearCritic(features, worlds.gamma, rollouts.critic_memory) for name in ("best_response", "penalised")
+        }
+
+    def __call__(
+        self, x: Tensor, terms: Sequence[Term], followers: Mapping[str, Any], lam: float
+    ) -> GradientEstimate:
+        # Fresh episodes at x of each role, from the same random numbers.
+        set_leader(self.venv, x.detach().numpy())
+        seed, played = int(self.rng.integers(2**31)), {}
+        for name, follower in followers.items():
+            act = follower.coupled_player(seed) if self.soft else follower.player(self.venv)
+            with follower.generators.active():  # once, and not at every step
+                played[name] = collect(self.venv, act, self.horizon, seed)
+        # Surrogates of both returns of each, and their signed sum.
+        model = self.worlds.leader_model(x.detach().numpy())
+        surrogates, returns = {}, {}
+        for name, rollout in played.items():
+            paid = self._paid(rollout, followers[name])
+            surrogates[name], returns[name] = self._surrogates(model, rollout, paid, self.critics[name])
+        ascent = sum(term.weight(lam) * surrogates[term.policies[0]][term.player is None] for term in terms)
+        (gradient,) = torch.autograd.grad(torch.as_tensor(ascent), [model.get_parameter("x")])
+        # p^, and p^ + G/lam, G being what the leader gains by pi_y.
+        gap, lost = (returns["best_response"] - returns["penalised"]).T
+        estimate = PenaltyEstimate(*mean_and_error(gap), *mean_and_error(gap - lost / lam))
+        return GradientEstimate(gradient, estimate, sum(rollout.steps for rollout in played.values()))
+
+    def _paid(self, rollout: Rollout, follower: Any) -> Floats:
+        """What each step counts in the follower's return, ``[T, N]``."""
+        if not self.soft:
+            return rollout.r_follower
+        T, N = rollout.alive.shape
+        pi = torch.from_numpy(follower.probabilities(rollout.obs.reshape(T * N, *rollout.obs.shape[2:])))
+        bonus: Floats = -follower.temperature * negative_entropy(pi).numpy().reshape(T, N)
+        return rollout.r_follower + bonus
+
+    def _surrogates(
+        self, model: torch.nn.Module, rollout: Rollout, paid: Floats, critic: LinearCritic
+    ) -> tuple[tuple[Tensor, Tensor], Floats]:
+        """Surrogates of the follower's and the leader's return, and both returns of each episode, ``[N, 2]``."""
+        T, N = rollout.alive.shape
+        base, after = (
+            self.worlds.base_observation(part.reshape(T * N, *part.shape[2:]))
+            for part in (rollout.obs, rollout.next_obs)
+        )
+        rewards = np.stack([paid.ravel(), rollout.r_leader.ravel()], axis=1)
+        steps = (base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
+        # The critic of earlier episodes, if there are any, is the baseline of these; then these are added to it.
+        fitted_before = critic.A is not None
+        if not fitted_before:
+            critic.update(*steps)
+        V, V_next = (critic(obs).reshape(T, N, 2) for obs in (base, after))
+        if fitted_before:
+            critic.update(*steps)
+        gamma, kinds = self.worlds.gamma, (paid, rollout.r_leader)
+        A_f, A_l = (
+            advantages(reward, V[..., i], V_next[..., i], rollout, gamma, self.gae_lambda) for i, reward in enumerate(kinds)
+        )
+        both = surrogate(model, rollout, (base, after), discounts(rollout, gamma), (A_f, A_l))
+        returns = [start_values(reward, V_next[..., i], rollout, gamma) for i, reward in enumerate(kinds)]
+        return both, np.stack(returns, axis=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: critic.state_dict() for name, critic in self.critics.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, critic in self.critics.items():
+            critic.load_state_dict(state[name])
+
+    def close(self) -> None:
+        self.venv.close()

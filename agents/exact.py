@@ -1,0 +1,250 @@
+"""Exact methods: the problem is known. tau on a schedule, one projected step an iteration, evaluation by the lower level."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..envs.mdp.checks import require
+from .evaluation import Evaluation
+from .leader import Leader, LeaderConfig, Method, Progress, Projection, State, projected_step
+from .lower_levels import Policies, lower_level
+from .lower_levels.base import LowerLevel, TabularLevel
+from .penalties import Penalty
+from .records import snapshot
+from .schedules import Geometric, Quench, Schedule, as_schedule
+from .sources import ProblemSource, resolve_problem
+
+
+@dataclass(frozen=True, eq=False)
+class ExactConfig(LeaderConfig):
+    """Options shared by all exact leaders.
+
+    Attributes:
+        tau: temperature, a number or a schedule; None takes the leader's default for the problem.
+    """
+
+    tau: float | Schedule | None = None
+
+
+@dataclass
+class ExactState(State):
+    """What an exact method goes on from; a method's own state adds fields.
+
+    Attributes:
+        optimizer: over x, then whatever else the method moves.
+        tau: the temperature last used.
+        evaluation_V: values of the last evaluation, ``[..., S]``: the next one's warm start.
+    """
+
+    optimizer: Any = None
+    tau: float = 0.0
+    evaluation_V: Tensor | None = None
+
+
+class ExactMethod(Method):
+    """A method that knows the problem. It says ``descend``, and ``policies`` where it has a follower of its own.
+
+    Args:
+        problem: a problem, an environment that has one, or its id.
+        config: its settings; None takes those of ``config_class``.
+        env_kwargs: arguments of an id.
+
+    Attributes:
+        problem: the bilevel problem.
+        level: its lower level.
+
+    Raises:
+        ValueError: an unknown id, a problem whose lower level is none of ``levels``, a tau that the method cannot take.
+    """
+
+    config: Any
+    level: Any
+    config_class: ClassVar[type[ExactConfig]] = ExactConfig
+    state_class: ClassVar[type[ExactState]] = ExactState
+    levels: ClassVar[tuple[str, ...] | None] = ("single",)
+    """Kinds of lower levels that the method takes; None for any in tables."""
+    positive_tau: ClassVar[bool] = False
+
+    def __init__(
+        self, problem: ProblemSource, config: ExactConfig | None = None, env_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        self.config = self.config_class() if config is None else config
+        require(isinstance(self.config, self.config_class), "config", f"a {self.config_class.__name__}", repr(config))
+        self.problem, self.source = resolve_problem(problem, env_kwargs)
+        kind = getattr(self.problem, "lower_level", None)
+        fits = kind is not None and (kind in self.levels if self.levels is not None else kind != "regulator")
+        names = {"single": "TabularProblem", "zero_sum": "GameProblem", "regulator": "LinearQuadraticProblem"}
+        wanted = " or a ".join(names[level] for level in self.levels or ("single", "zero_sum"))
+        require(fits, "problem", f"a {wanted}, an environment that has one, or its id", repr(problem))
+        self.level: LowerLevel = lower_level(self.problem)
+        self.leader_set = self.config.cut(self.problem.leader_set)
+        tau = self.default_tau() if self.config.tau is None else self.config.tau
+        self.schedule = as_schedule(tau, "tau", positive=self.positive_tau and self.level.takes_tau)
+        zero = self.schedule(1.0) == self.schedule(0.0) == 0.0
+        require(zero or self.level.takes_tau, "tau", "0: this problem's follower is not regularised", tau)
+        self._rate = as_schedule(self.config.learning_rate, "learning_rate", positive=True)
+
+    # --- what a method says ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def descend(self, state: Any, progress: Progress) -> dict[str, float]:
+        """Leave the gradients of the minimised objective at the parameters; return what to log."""
+
+    def policies(self, state: Any, model: Any) -> Policies:
+        """The method's own policies at x, one a player, ``[..., S, A_i]``, without graph; by default the level's solution."""
+        return self.level.policies(self.level.solve(model, state.tau))  # type: ignore[no-any-return]
+
+    def penalised(self, state: Any) -> tuple[Penalty, float] | None:
+        """The method's penalty and current lam, or None."""
+        return None
+
+    def steps(self, state: Any) -> int:
+        """Environment steps drawn so far."""
+        return 0
+
+    def default_tau(self) -> float | Schedule:
+        """The temperature where the config names none: the problem's own."""
+        return self.problem.tau  # type: ignore[no-any-return]
+
+    def parameters(self, state: Any) -> list[dict[str, Any]]:
+        """Parameter groups of the optimiser; the first is x's."""
+        return [{"params": [state.x]}]
+
+    def projections(self, state: Any) -> list[Projection]:
+        """The projection of each group of :meth:`parameters`."""
+        return [self.leader_set.project if self.config.narrows else self.problem.project]
+
+    def prepare(self, state: Any, seed: int | None) -> None:  # noqa: B027
+        """Fill what a state holds beside x, before its optimiser is made."""
+
+    # --- what all share -------------------------------------------------------------------------------------------------
+
+    def final_tau(self) -> float:
+        """The temperature of evaluation; 0.003 where that is lower and no part of the problem."""
+        tau0 = float(self.problem.tau0)
+        return tau0 if tau0 == self.problem.tau else max(tau0, 0.003)
+
+    def annealed(self, start: float) -> Schedule:
+        """From ``start`` down to the final temperature in equal ratios."""
+        end = self.final_tau()
+        return Geometric(max(start, end), end)
+
+    def start_x(self) -> Tensor:
+        return self.problem.start_x()  # type: ignore[no-any-return]
+
+    def init(self, x: Tensor, seed: int | None) -> Any:
+        state = self.state_class(x, tau=self.schedule(1.0))
+        self.prepare(state, seed)
+        state.optimizer = self.config.optimizer(self.parameters(state), self._rate(1.0))
+        return state
+
+    def step(self, state: Any, progress: Progress) -> tuple[Any, dict[str, float]]:
+        tau = self.schedule(progress.remaining)
+        if isinstance(self.schedule, Quench) and tau != state.tau:  # another problem: go on with a fresh optimiser
+            state.optimizer = self.config.optimizer(self.parameters(state), self._rate(1.0))
+        state.tau = tau
+        state.optimizer.param_groups[0]["lr"] = self._rate(progress.remaining)
+        state.optimizer.zero_grad(set_to_none=True)
+        found = self.descend(state, progress)
+        projected_step(state.optimizer, self.projections(state))
+        state.num_timesteps += 1
+        return state, found
+
+    @torch.no_grad()
+    def evaluate(self, state: Any, x: Tensor, iteration: int) -> Evaluation:
+        level, problem, tau = self.level, self.problem, state.tau
+        model = level.model(x)
+        # The leader is judged at the level's solution, its own policies by their best responses.
+        solution = level.solve(model, problem.tau0, state.evaluation_V)
+        state.evaluation_V = solution.V
+        own = self.policies(state, model)
+        best = level.best_responses(model, own, tau, solution)
+        penalised, penalty = self.penalised(state), None
+        if penalised is not None:
+            answers = tuple(response.pi for response in best)
+            penalty = float(problem.over_contexts(penalised[0].value(level, model, own, answers, tau)))
+        return Evaluation(
+            leader_return=float(level.leader_return(x, level.policies(solution))),
+            leader_return_at_pi_y=float(level.leader_return(x, own)),
+            gap=float(problem.over_contexts(level.gap(model, own, tau, best))),
+            penalty=penalty,
+            lam=None if penalised is None else penalised[1],
+            tau=tau,
+            steps=self.steps(state),
+            iteration=iteration,
+        )
+
+    def fingerprint(self) -> list[float]:
+        x = self.problem.project(torch.linspace(-1.0, 1.0, self.problem.leader_dim, dtype=torch.float64))
+        return self.level.fingerprint(x)  # type: ignore[no-any-return]
+
+    def loaded(self, state: Any, replay: bool, path: Path) -> None:
+        if isinstance(self.level, TabularLevel):
+            for name, table in _tables(snapshot(state)):
+                self._check_table(name, table)
+
+    def _check_table(self, name: str, table: Any) -> None:
+        """Raise ``ValueError`` for values, policies or Q of another problem's sizes."""
+        views = self.level.views
+        values = {(*views[0].batch_shape, views[0].n_states), (1, views[0].n_states)}
+        actions = [*((view.n_actions,) for view in views), tuple(view.n_actions for view in views)]
+        shapes = values if name.endswith("V") or name == "u" else {(*shape, *n) for shape in values for n in actions}
+        require(table.shape in shapes, name, f"a shape of {sorted(shapes)}", table.shape)
+
+
+def _tables(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Values, policies and Q in a state, by name."""
+    if isinstance(tree, (dict, list)):
+        for key, part in tree.items() if isinstance(tree, dict) else ((name, part) for part in tree):
+            yield from _tables(part, str(key))
+    elif isinstance(tree, np.ndarray) and (name.endswith("V") or name in ("u", "pi", "pi1", "pi2", "Q")):
+        yield name, tree
+
+
+def generator(seed: int | None) -> torch.Generator:
+    """A private generator of a method's."""
+    made = torch.Generator()
+    made.seed() if seed is None else made.manual_seed(seed)
+    return made
+
+
+class ExactLeader(Leader):
+    """A leader by an exact method: its class attribute ``method_class``.
+
+    Args:
+        problem: a problem, an environment that has one, or its id.
+        config: the method's settings.
+        seed: of all that is drawn.
+        env_kwargs: arguments of an id.
+        x0: start, ``[dim]``; by default the problem's own, projected on X.
+
+    Raises:
+        ValueError: an unknown id, an x0 outside X, a problem or a config that the method does not take.
+    """
+
+    method_class: ClassVar[type[ExactMethod]]
+
+    def __init__(
+        self,
+        problem: ProblemSource,
+        config: Any = None,
+        seed: int | None = 0,
+        env_kwargs: dict[str, Any] | None = None,
+        x0: Any = None,
+    ) -> None:
+        super().__init__(self.method_class(problem, config, env_kwargs), seed, x0)
+
+    @torch.no_grad()
+    def policies(self) -> Policies:
+        """The method's own policies at the last x, one a player, ``[..., S, A_i]``."""
+        method, state = self.method, self.state
+        return tuple(pi.detach() for pi in method.policies(state, method.level.model(state.x.detach())))  # type: ignore[attr-defined]

@@ -1,0 +1,194 @@
+r"""A replay buffer that stays true while the leader moves.
+
+A stored transition (o, a, w, o'), w the leader's draw, was paid under an earlier x and an earlier lam. Of it is renewed
+before every training:
+
+    the mixture ``r_f + r_l / lam``     always: both rewards are kept apart, and mixed at the current lam
+    the rewards                         where x enters them alone (log p_x is free of x): o, a, w, o' are then as likely as
+                                        ever, and what the leader model pays for them at the new x replaces what was paid;
+                                        a commitment in o and o' is shown anew
+
+Where x is the leader's policy or moves the dynamics, (o, a, w, o') belongs to the MDP of its own x. If o shows the commitment,
+that is said in it, and the transition is kept, rewards and all; if not, it tells of another MDP as if of this one, and is
+dropped as soon as x moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import ReplayBuffer
+
+from ...envs.mdp.checks import require
+
+Floats = NDArray[np.float64]
+Relabel = Callable[
+    [Floats, NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]],
+    tuple[NDArray[Any], NDArray[Any], NDArray[Any], Floats],
+]
+"""From x, ``[dim]``, and transitions (obs, action, draw, next_obs), each ``[n, ...]``, what they are at x: obs, next_obs,
+the follower's and the leader's reward, ``[n]``."""
+_FOLLOWER_REWARD, _LEADER_REWARD = itemgetter("follower_reward"), itemgetter("leader_reward")
+
+
+def played_actions(buffer: ReplayBuffer, copies: NDArray[np.intp], n: int) -> NDArray[Any]:
+    """The first n actions that some copies of the world were given, ``[n * copies, ...]``: SB3 stores those of a Box scaled to
+    [-1, 1]."""
+    space = buffer.action_space
+    actions = buffer.actions[:n, copies].reshape(n * len(copies), *(space.shape or ()))
+    if isinstance(space, gym.spaces.Box):
+        actions = space.low + 0.5 * (actions + 1.0) * (space.high - space.low)
+    return actions
+
+
+def buffer_arrays(buffer: Any, whole: bool = False) -> dict[str, NDArray[Any]]:
+    """A buffer's arrays by name, without a copy.
+
+    Args:
+        buffer: any of SB3's replay buffers.
+        whole: all of each; else the steps that have been filled.
+    """
+    steps = buffer.buffer_size if whole or buffer.full else buffer.pos
+    found: dict[str, NDArray[Any]] = {}
+    for name, value in vars(buffer).items():
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        for key, part in parts:
+            if isinstance(part, np.ndarray) and part.dtype != object and name != "_points":
+                filled = not name.startswith("_") and part.shape[:2] == (buffer.buffer_size, buffer.n_envs)
+                found[f"{name}.{key}" if key else name] = part[:steps] if filled else part
+    return found
+
+
+def buffer_state(buffer: Any) -> dict[str, Any]:
+    """All of a buffer but :func:`buffer_arrays`, as tensors and numbers."""
+    own = isinstance(buffer, TrueReplay)
+    draws, points = (buffer.draws, buffer._points) if own else (None, None)
+    return {
+        "pos": int(buffer.pos),
+        "full": bool(buffer.full),
+        "draws": None if draws is None else (draws.dtype.str, list(draws.shape[2:])),
+        "points": None if points is None else torch.from_numpy(points),
+    }
+
+
+def restore_buffer(buffer: Any, state: dict[str, Any]) -> None:
+    """Take back what :func:`buffer_state` gave, with room for the arrays; raises what a state of another buffer leads to."""
+    pos, draws, points = int(state["pos"]), state["draws"], state["points"]
+    require(0 <= pos < buffer.buffer_size, "replay", f"a place under {buffer.buffer_size}", pos)
+    if isinstance(buffer, TrueReplay):
+        if draws is not None:
+            dtype = np.dtype(draws[0])
+            require(dtype.kind in "biuf", "draws", "numbers", dtype)
+            buffer.draws = np.zeros((buffer.buffer_size, buffer.n_envs, *(int(size) for size in draws[1])), dtype)
+        buffer._points = None if points is None else points.double().numpy().copy()
+    buffer.pos, buffer.full = pos, bool(state["full"])
+
+
+class TrueReplay(ReplayBuffer):
+    """SB3's buffer, which also keeps the leader's draws and the two rewards that are mixed.
+
+    Arguments are SB3's. Infos have to come from ``RewardMixing``.
+
+    Attributes:
+        draws: the leader's draws, ``[size, n_envs, ...]``; None before the first step.
+        follower_rewards: r_f, ``[size, n_envs]``, float32, as a VecEnv pays.
+        leader_rewards: r_l, ``[size, n_envs]``.
+    """
+
+    draws: NDArray[Any] | None = None
+    _points: Floats | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.follower_rewards = np.zeros_like(self.rewards)
+        self.leader_rewards = np.zeros(self.rewards.shape)
+
+    @classmethod
+    def in_place_of(cls, model: Any) -> TrueReplay | None:
+        """Give a model that holds a plain, still empty replay buffer this one; None for other models."""
+        held = getattr(model, "replay_buffer", None)
+        if type(held) is not ReplayBuffer or held.optimize_memory_usage:
+            return None
+        model.replay_buffer = cls(
+            model.buffer_size,
+            model.observation_space,
+            model.action_space,
+            device=model.device,
+            n_envs=model.n_envs,
+            handle_timeout_termination=held.handle_timeout_termination,
+        )
+        return model.replay_buffer  # type: ignore[no-any-return]
+
+    def add(
+        self,
+        obs: NDArray[Any],
+        next_obs: NDArray[Any],
+        action: NDArray[Any],
+        reward: NDArray[Any],
+        done: NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        at = self.pos
+        super().add(obs, next_obs, action, reward, done, infos)
+        drawn = np.asarray([info.get("leader_draw", 0) for info in infos])
+        if self.draws is None:
+            self.draws = np.zeros((self.buffer_size, *drawn.shape), drawn.dtype)
+        self.draws[at] = drawn
+        self.follower_rewards[at] = list(map(_FOLLOWER_REWARD, infos))
+        self.leader_rewards[at] = list(map(_LEADER_REWARD, infos))
+
+    def renew(
+        self, points: Floats, weight: float, relabel: Relabel | None, told: bool, own_weight: float = 1.0
+    ) -> None:
+        """Make the buffer true before its model is trained at ``points``.
+
+        Args:
+            points: each copy's x, ``[n_envs, dim]``.
+            weight: 1/lam, or 0 for the best response.
+            relabel: where x enters rewards alone.
+            told: whether observations show the commitment.
+            own_weight: weight of the follower's own reward.
+        """
+        if self._points is not None and not np.array_equal(points, self._points):
+            if relabel is not None:
+                self.relabel(points, relabel)
+            elif not told:
+                self.reset()
+        self._points = points.copy()
+        self.mix(weight, own_weight)
+
+    def mix(self, weight: float, own_weight: float = 1.0) -> None:
+        """Pay ``own_weight * r_f + weight * r_l`` for every transition, as ``RewardMixing`` does."""
+        n = self.size()
+        self.rewards[:n] = own_weight * self.follower_rewards[:n] + weight * self.leader_rewards[:n]
+
+    def relabel(self, points: Floats, relabel: Relabel) -> None:
+        """Make of every transition what it is at the x of its copy, ``points`` ``[n_envs, dim]``; mix afterwards."""
+        n = self.size()
+        if n == 0 or self.draws is None:
+            return
+        different, which = np.unique(points, axis=0, return_inverse=True)
+        for k, x in enumerate(different):
+            copies = np.flatnonzero(which.ravel() == k)
+            obs, draw, after = (
+                part[:n, copies].reshape(n * len(copies), *shape)
+                for part, shape in (
+                    (self.observations, self.observation_space.shape or ()),
+                    (self.draws, self.draws.shape[2:]),
+                    (self.next_observations, self.observation_space.shape or ()),
+                )
+            )
+            obs, after, r_follower, r_leader = relabel(x, obs, played_actions(self, copies, n), draw, after)
+            for part, value in (
+                (self.observations, obs),
+                (self.next_observations, after),
+                (self.follower_rewards, r_follower),
+                (self.leader_rewards, r_leader),
+            ):
+                part[:n, copies] = np.asarray(value).reshape(n, len(copies), *part.shape[2:])

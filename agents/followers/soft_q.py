@@ -1,0 +1,168 @@
+r"""Followers with a Q-network whose policy is soft: the two of the sampled Bellman penalty.
+
+    best response          Q = r_f + gamma E[ tau log sum_a' exp(Q(s',a')/tau) ]                  pi* = softmax(Q/tau)
+    penalised follower     U = r_l + gamma E[ c log sum_a' pi*(a'|s') exp(U(s',a')/c) ]           pi_y = pi* exp(U/c) / Z
+
+with c = lam tau. The second is reinforcement learning on the leader's reward, kept near pi* by a relative entropy: U is lam times
+the Q-function of the reward ``r_l/lam``, so that its scale does not fall as lam grows. It never sees r_f: an error of Q moves
+both policies alike, and U = 0 makes them one.
+
+SB3's algorithm remains the trainer. Its target takes the maximum over actions of what the target network answers; here that
+network answers with the soft value for every action, and the maximum is the soft value. Of quantiles ``[n, K, A]`` it gives the
+best action's, moved so that their mean is the soft value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
+
+from ...envs.mdp.checks import require
+from .sb3 import Answering, FollowerSpec, SB3Follower
+
+_NETWORKS = {"q_net": "q_net_target", "quantile_net": "quantile_net_target"}
+
+
+def mean_over_quantiles(Q: Tensor) -> Tensor:
+    """Q, ``[n, A]``, of itself or of quantiles ``[n, K, A]``."""
+    return Q.mean(1) if Q.ndim == 3 else Q
+
+
+class SoftTarget(nn.Module):
+    """A target network that answers with the soft value for every action.
+
+    Args:
+        network: the target network, from observations to Q ``[n, A]`` or quantiles ``[n, K, A]``; its parameters are this one's.
+        soft_value: from observations and Q to V, ``[n]``.
+    """
+
+    def __init__(self, network: nn.Module, soft_value: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self._soft_value = network, soft_value
+
+    def forward(self, obs: Any) -> Tensor:
+        """V in every column, of the network's shape."""
+        answer: Tensor = self.network(obs)
+        Q, quantiles = mean_over_quantiles(answer), answer if answer.ndim == 3 else answer.unsqueeze(1)
+        top = Q.max(-1, keepdim=True)
+        best = quantiles.gather(2, top.indices.unsqueeze(1).expand(-1, quantiles.shape[1], 1))
+        moved = best + (self._soft_value(obs, Q).unsqueeze(-1) - top.values).unsqueeze(-1)
+        return moved.expand_as(quantiles).reshape(answer.shape)
+
+
+class SoftQFollower(SB3Follower):
+    """A DQN or QRDQN with a soft target, which plays its soft policy in training too (SB3's exploration on top).
+
+    Args:
+        spec: the user's algorithm.
+        venv: its copies of the world: pays r_f to the best response, r_l to the penalised follower.
+        gamma: the environment's discount.
+        seed: of the model, its generators and its world.
+        linear: whether a linear Q is exact.
+        answering: how it answers; its ``q_temperature`` is tau.
+        prior: the best response that the penalised follower is kept near; None for the best response itself.
+
+    Attributes:
+        lam: the coefficient of the penalty; without a prior it has no meaning.
+
+    Raises:
+        ValueError: an algorithm without a Q-network over discrete actions, with a ``VecNormalize``, or with targets of
+            several steps.
+    """
+
+    def __init__(
+        self,
+        spec: FollowerSpec,
+        venv: VecEnv,
+        gamma: float,
+        seed: int,
+        linear: bool,
+        answering: Answering,
+        prior: SoftQFollower | None = None,
+    ) -> None:
+        super().__init__(spec, venv, gamma, seed, linear, answering)
+        self.prior, self.lam = prior, 1.0
+        model: Any = self.model
+        found = [name for name in _NETWORKS if hasattr(model, name)]
+        expected = "an algorithm with a Q-network over discrete actions (DQN, QRDQN) for a BellmanPenalty"
+        require(len(found) == 1, "follower", expected, type(model).__name__)
+        scaled = model.get_vec_normalize_env() is not None
+        require(not scaled, "follower", "a model without VecNormalize for a BellmanPenalty", type(model).__name__)
+        steps = getattr(model, "n_steps", 1)
+        require(
+            steps == 1, "follower", "one-step targets (n_steps=1), for the entropy of further steps is in none", steps
+        )
+        self._network, target = found[0], _NETWORKS[found[0]]
+        setattr(model, target, SoftTarget(getattr(model.policy, target), self._soft_value))
+        model.policy._predict = self._play
+
+    @property
+    def temperature(self) -> float:
+        """tau: of the best response's entropy, and of the relative entropy to it."""
+        return self.q_temperature if self.prior is None else self.prior.temperature
+
+    @property
+    def _scale(self) -> float:
+        """What Q or U is divided by."""
+        return self.temperature if self.prior is None else self.lam * self.temperature
+
+    def _preferences(self, obs: Any, Q: Tensor) -> Tensor:
+        """log pi up to a constant in each row, ``[n, A]``."""
+        return Q / self._scale if self.prior is None else self.prior.log_policy(obs) + Q / self._scale
+
+    def _soft_value(self, obs: Any, Q: Tensor) -> Tensor:
+        return self._scale * torch.logsumexp(self._preferences(obs, Q), -1)
+
+    def log_policy(self, obs: Any, policy: Any = None) -> Tensor:
+        """log pi, ``[n, A]``, at observations as tensors; by default of what answers."""
+        policy = self.policy if policy is None else policy
+        if policy.training:
+            policy.set_training_mode(False)
+        with torch.no_grad():
+            Q = mean_over_quantiles(getattr(policy, self._network)(obs))
+            return torch.log_softmax(self._preferences(obs, Q), -1)
+
+    def _play(self, obs: Any, deterministic: bool = False) -> Tensor:
+        """What SB3's model plays in training."""
+        log_pi = self.log_policy(obs, self.model.policy)
+        return log_pi.argmax(-1) if deterministic else torch.distributions.Categorical(logits=log_pi).sample()
+
+    def _probabilities(self, obs: Any, masks: Any = None, policy: Any = None) -> Tensor:
+        tensor, _ = self.policy.obs_to_tensor(obs)
+        return self.log_policy(tensor, policy).exp().cpu()
+
+    def _answer(self, obs: Any, masks: Any, greedily: bool) -> NDArray[Any]:
+        with self.generators.active(), torch.no_grad():
+            pi = self._probabilities(obs)
+            return np.asarray(
+                (pi.argmax(-1) if greedily else torch.distributions.Categorical(probs=pi).sample()).numpy()
+            )
+
+    def coupled_player(self, seed: int) -> Callable[[Any], NDArray[Any]]:
+        """Plays the policy by inverting its distribution function at uniform numbers of this seed, one a copy and step.
+
+        Two followers with one seed choose the same action wherever their policies allow it.
+        """
+        rng = np.random.default_rng([seed, 1])  # the worlds' own generators have plain seeds
+
+        def act(obs: Any) -> NDArray[Any]:
+            below = self.probabilities(obs)[:, :-1].cumsum(-1) <= rng.random((len(obs), 1))
+            chosen: NDArray[Any] = below.sum(-1)
+            return chosen
+
+        return act
+
+    def state_dict(self) -> dict[str, Any]:
+        """The same, with lam."""
+        return {**super().state_dict(), "lam": self.lam}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        super().load_state_dict(state)
+        self.lam = float(state["lam"])

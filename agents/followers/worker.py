@@ -1,0 +1,136 @@
+"""A follower that is trained in a process of its own, which stays alive while the leader's process trains another.
+
+The process builds the follower as the leader built it, takes over the leader's copy of it (all of its state, and once the arrays
+of its replay buffer), and after every training hands that state back. So what the leader holds is, to the bit, what it would
+hold had it trained the follower itself; only the arrays of a replay buffer stay in the process until they are asked for.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+
+from .sb3 import SB3Follower
+
+Train = Callable[[Any], int]
+"""Trains the follower by a task, which the leader understands; the steps spent."""
+Recipe = Callable[[], tuple[SB3Follower, Train]]
+"""What builds the follower in its process."""
+
+
+class WorkerError(RuntimeError):
+    """The follower's process failed or died."""
+
+
+class FollowerWorker:
+    """A follower in a process of its own.
+
+    Args:
+        recipe: what builds it there; pickled by cloudpickle.
+        follower: the leader's copy of it.
+
+    Scripts need ``if __name__ == "__main__":``, as with SB3's ``SubprocVecEnv``.
+    """
+
+    def __init__(self, recipe: Recipe, follower: SB3Follower) -> None:
+        self._follower = follower
+        methods = multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:
+            context.set_forkserver_preload([__name__])
+        self._connection, theirs = context.Pipe()
+        arguments = (theirs, cloudpickle.dumps(recipe), torch.get_num_threads())
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+        self._ask("take", follower.state_dict(), follower.replay_arrays())
+        self._answer()
+
+    def start(self, task: Any) -> None:
+        """Begin to train by a task; :meth:`result` waits for it."""
+        self._ask("train", self._follower.generators.state, task)
+
+    def result(self) -> int:
+        """Wait for the training to end, and hold its outcome; the steps spent."""
+        spent, state = self._answer()
+        self._follower.load_state_dict(state)
+        return int(spent)
+
+    def fetch_replay(self) -> None:
+        """Hold the arrays of the replay buffer, too."""
+        self._ask("arrays")
+        into = self._follower.replay_arrays(whole=True)
+        for name, array in self._answer().items():
+            into[name][: len(array)] = array
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.is_alive():
+            self._process.terminate()
+        self._process.join()
+        self._connection.close()
+
+    def _ask(self, *message: Any) -> None:
+        try:
+            _send(self._connection, message)
+        except (OSError, ValueError) as error:
+            raise self._died() from error
+
+    def _answer(self) -> Any:
+        try:
+            fine, found = _receive(self._connection)
+        except (EOFError, OSError) as error:
+            raise self._died() from error
+        if not fine:
+            raise WorkerError(f"follower: its process failed\n{found}")
+        return found
+
+    def _died(self) -> WorkerError:
+        self._process.join(1.0)
+        return WorkerError(f"follower: expected its process to live, got exit code {self._process.exitcode}")
+
+
+def _send(connection: Any, message: Any) -> None:
+    """Tensors by value: multiprocessing's own pickler would hand over each as a file descriptor, which takes milliseconds."""
+    connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+
+
+def _receive(connection: Any) -> Any:
+    return pickle.loads(connection.recv_bytes())
+
+
+def _serve(connection: Any, recipe: bytes, threads: int) -> None:
+    """What the process does: one answer to each message, until the connection ends."""
+    torch.set_num_threads(threads)
+    follower: SB3Follower | None = None
+    train: Train | None = None
+    while True:
+        try:
+            kind, *given = _receive(connection)
+        except EOFError:
+            return
+        try:
+            found: Any = None
+            if follower is None or train is None:
+                follower, train = cloudpickle.loads(recipe)()
+            if kind == "take":
+                follower.load_state_dict(given[0])
+                into = follower.replay_arrays(whole=True)
+                for name, array in given[1].items():
+                    into[name][: len(array)] = array
+            elif kind == "train":
+                follower.generators.state = given[0]
+                found = train(given[1]), follower.state_dict()
+            else:
+                found = {name: np.ascontiguousarray(array) for name, array in follower.replay_arrays().items()}
+            answer = True, found
+        except Exception:
+            answer = False, traceback.format_exc()
+        _send(connection, answer)

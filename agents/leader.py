@@ -1,0 +1,583 @@
+"""A leader: x learned in X by a method. The one class with SB3's verbs, files, callbacks, logging and the best x seen.
+
+A method (:class:`Method`) is what happens in an iteration, ``init`` and ``step`` over a state record (:class:`State`), and
+nothing else. What stands in its state and in the method is read from the leader: ``leader.lam``, ``leader.problem``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..envs.mdp import LeaderSet
+from ..envs.mdp.checks import check_number, check_seed, check_size, require
+from .checkpoint import read_arrays, read_header, read_state, size_of, write_leader
+from .evaluation import Evaluation
+from .files import reading
+from .records import decode, encode, restore, snapshot
+from .schedules import Schedule, as_schedule
+from .sources import Source, source_of_file
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.logger import Logger
+    from stable_baselines3.common.vec_env import VecEnv
+
+Callback = Any
+"""A callable or one of SB3's callbacks, or a sequence of such: called with the leader after every outer iteration.
+
+False stops learning. One that is a context manager is entered first. For SB3's see ``callbacks``.
+"""
+Projection = Callable[[Tensor], Tensor]
+Self = TypeVar("Self", bound="Leader")
+
+
+@dataclass(frozen=True, eq=False)
+class LeaderConfig:
+    """Options shared by all leaders.
+
+    Attributes:
+        learning_rate: step of x, a number or a schedule.
+        optimizer_class: a class of ``torch.optim``.
+        optimizer_kwargs: its further arguments.
+        low: lower bound on x, a number or one a coordinate; X is cut by it.
+        high: upper bound on x, likewise.
+        budget: bound on ``sum |x_i|``.
+        eval_every: outer iterations between evaluations at the best response.
+        keep_best: whether x is the best seen by those evaluations, or the last.
+    """
+
+    learning_rate: float | Schedule = 0.1
+    optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam
+    optimizer_kwargs: dict[str, Any] = field(default_factory=dict)
+    low: Any = None
+    high: Any = None
+    budget: float | None = None
+    eval_every: int = 10
+    keep_best: bool = True
+
+    def __post_init__(self) -> None:
+        as_schedule(self.learning_rate, "learning_rate", positive=True)
+        is_optimizer = isinstance(self.optimizer_class, type) and issubclass(self.optimizer_class, torch.optim.Optimizer)
+        require(is_optimizer, "optimizer_class", "a class of torch.optim", repr(self.optimizer_class))
+        try:
+            self.optimizer([{"params": [torch.zeros(1, requires_grad=True)]}], 0.1)
+        except Exception as error:  # whatever the class raises
+            expected = f"arguments of {self.optimizer_class.__name__}"
+            raise ValueError(f"optimizer_kwargs: expected {expected}, got {self.optimizer_kwargs!r} ({error})") from error
+        check_size(self.eval_every, "eval_every")
+        require(isinstance(self.keep_best, bool), "keep_best", "True or False", repr(self.keep_best))
+        if self.budget is not None:
+            check_number(self.budget, "budget", low=0.0)
+
+    def optimizer(self, groups: list[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
+        """The optimiser over these parameter groups."""
+        return self.optimizer_class(groups, lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    @property
+    def narrows(self) -> bool:
+        """Whether X is cut by bounds or a budget."""
+        return self.low is not None or self.high is not None or self.budget is not None
+
+    def cut(self, leader_set: LeaderSet) -> LeaderSet:
+        """X cut by this config's bounds and budget."""
+        if not self.narrows:
+            return leader_set
+        low = -np.inf if self.low is None else self.low
+        high = np.inf if self.high is None else self.high
+        return leader_set.intersect(low, high, np.inf if self.budget is None else self.budget)
+
+
+class Progress(NamedTuple):
+    """Where a run stands, in the unit that ``learn`` counts: environment steps, or iterations."""
+
+    done: int
+    total: int
+
+    @property
+    def remaining(self) -> float:
+        """The share of the run that remains, 1 at the start and 0 at the end: what schedules take."""
+        return 1.0 - self.done / self.total
+
+
+@dataclass
+class State:
+    """What a method goes on from: tensors, numbers, generators, and objects with ``state_dict`` and ``load_state_dict``.
+
+    A file holds all of it, by its annotations; a method's own state adds fields.
+
+    Attributes:
+        x: the leader's parameter, ``[dim]``.
+        num_timesteps: what ``learn`` counts.
+    """
+
+    x: Tensor
+    num_timesteps: int = 0
+
+
+class Method(ABC):
+    """One method: what a leader does in an iteration, apart from loops, files and logging.
+
+    Attributes:
+        config: its settings.
+        leader_set: X, cut by the config's bounds and budget.
+        counts: what ``learn`` counts, ``"iterations"`` or ``"total_timesteps"``.
+        judges: whether x is evaluated as it goes and the best kept.
+        source: where the world came from.
+        follower_spec: what the user gave as follower; only of methods over learned followers.
+    """
+
+    config: Any
+    leader_set: LeaderSet
+    counts: ClassVar[str] = "iterations"
+    judges: ClassVar[bool] = True
+    source: Source
+
+    @abstractmethod
+    def start_x(self) -> Tensor:
+        """The untrained leader, ``[dim]``."""
+
+    @abstractmethod
+    def init(self, x: Tensor, seed: int | None) -> Any:
+        """The state at the start.
+
+        Args:
+            x: where the leader starts, a point of X, ``[dim]``, which requires a gradient: the state's x.
+            seed: of all that is drawn; None for an arbitrary one.
+        """
+
+    @abstractmethod
+    def step(self, state: Any, progress: Progress) -> tuple[Any, dict[str, float]]:
+        """One outer iteration: the next state (x moved, ``num_timesteps`` advanced), and what to log."""
+
+    @abstractmethod
+    def evaluate(self, state: Any, x: Tensor, iteration: int) -> Any:
+        """The record of x, ``[dim]``, at the follower's best response."""
+
+    def final(self, state: Any, x: Tensor, record: Any, iteration: int) -> Any:
+        """The record of the best x seen, which was judged by ``record``."""
+        return record
+
+    def begin(self, state: Any, progress: Progress, afresh: bool) -> None:  # noqa: B027
+        """What precedes the first iteration of a call of ``learn``; ``afresh``: counting begins anew."""
+
+    def end(self, state: Any, iterations: int) -> None:  # noqa: B027
+        """What follows a call of ``learn`` that made so many iterations, e.g. a warning."""
+
+    def checkpoint_on(self, error: Exception) -> str | Path | None:
+        """Where the leader is saved when an iteration fails so; None for nowhere."""
+        return None
+
+    def arguments(self) -> dict[str, Any]:
+        """Constructor arguments beside the world, the follower and the seed, for a file."""
+        return {"config": self.config}
+
+    def fingerprint(self) -> list[float]:
+        """A few numbers by which two worlds can be told apart, up to rounding."""
+        return []
+
+    def replay(self, state: Any, whole: bool = False) -> dict[str, npt.NDArray[Any]]:
+        """Large arrays of the state, such as replay buffers, by name; ``whole``: to be read into, else what is filled."""
+        return {}
+
+    def loaded(self, state: Any, replay: bool, path: Path) -> None:  # noqa: B027
+        """What follows reading a state; ``replay``: whether the file holds the arrays of :meth:`replay`."""
+
+    def close(self, state: Any) -> None:  # noqa: B027
+        """End what a state holds open."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The best x seen and its record."""
+
+    x: Tensor
+    evaluation: Evaluation
+
+
+@dataclass
+class Run:
+    """What a leader's loop keeps beside the method's state.
+
+    Attributes:
+        iteration: outer iterations so far.
+        total: up to which ``num_timesteps`` the last call of ``learn`` goes.
+        evaluated_at: the iteration last evaluated, -1 before any.
+        kept: the best x seen (the last one evaluated, without ``keep_best``), with its record.
+        history: every record since counting began.
+        log: what was logged: steps, and the key, the value and the excluded formats of each entry.
+    """
+
+    iteration: int = 0
+    total: int = 0
+    evaluated_at: int = -1
+    kept: Kept | None = None
+    history: list[Evaluation] = field(default_factory=list)
+    log: list[Any] = field(default_factory=list)
+
+
+class Leader:
+    """A leader that learns x in X by a method.
+
+    Args:
+        method: what happens in an iteration.
+        seed: of all that is drawn.
+        x0: start, ``[dim]``; by default the method's.
+
+    Attributes:
+        method: the method.
+        state: what it goes on from; its fields are the leader's too.
+        num_timesteps: what ``learn`` counts: outer iterations of exact leaders, environment steps of sampled ones.
+        iteration: outer iterations so far.
+        kept: the best x seen at the best response, with its record.
+        history: every record since counting began.
+    """
+
+    given: ClassVar[tuple[str, ...]] = ("problem",)
+    """What :meth:`load` takes beside the path, in this order; the last is the world."""
+
+    def __init__(self, method: Method, seed: int | None = 0, x0: Any = None) -> None:
+        check_seed(seed)
+        self.method, self.seed = method, None if seed is None else int(seed)
+        first = method.leader_set.project(method.start_x()) if x0 is None else method.leader_set.check(x0, "x0")
+        self.state = method.init(first.detach().clone().requires_grad_(), self.seed)
+        self.run = Run()
+        self._logger: Logger | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """What stands in the method's state, or in the method."""
+        if not name.startswith("_") and name not in ("state", "method", "run"):
+            for holder in (self.state, self.method, self.run):
+                if hasattr(holder, name):
+                    return getattr(holder, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def x(self) -> npt.NDArray[np.float64]:
+        """The leader's parameter, ``[dim]``: the best seen at the best response (with ``keep_best``), the start before any."""
+        return np.array((self.state.x if self.run.kept is None else self.run.kept.x).detach().numpy())
+
+    @property
+    def last_x(self) -> npt.NDArray[np.float64]:
+        """The last iterate of x, ``[dim]``, from which learning goes on."""
+        return np.array(self.state.x.detach().numpy())
+
+    @property
+    def remaining_timesteps(self) -> int:
+        """What is left of the last call of ``learn``, in its unit: 0 where it came to its end."""
+        return max(0, self.run.total - self.state.num_timesteps)
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    def learn(
+        self: Self,
+        total_timesteps: int,
+        callback: Callback | None = None,
+        progress_bar: bool = False,
+        reset_num_timesteps: bool = True,
+    ) -> Self:
+        """Learn x; the last iteration is finished.
+
+        Args:
+            total_timesteps: what :attr:`num_timesteps` counts: outer iterations of exact leaders; of sampled ones environment
+                steps, those of all followers and of the leader's own episodes together.
+            callback: called with the leader after every iteration; False stops.
+            progress_bar: show one.
+            reset_num_timesteps: False goes on counting; schedules then run over the sum, as SB3's do.
+        """
+        return self._learn(check_size(total_timesteps, self.method.counts), callback, progress_bar, reset_num_timesteps)
+
+    def resume(self: Self, callback: Callback | None = None, progress_bar: bool = False) -> Self:
+        """Finish the call of ``learn`` that ended early: the one that a file's leader was saved in.
+
+        On one machine the leader is then, to the bit, what the unbroken call would have left (see ``Checkpoint``).
+
+        Args:
+            callback: called with the leader after every iteration; False stops.
+            progress_bar: show one.
+        """
+        return self._learn(self.remaining_timesteps, callback, progress_bar, False)
+
+    def _learn(self: Self, total: int, callback: Callback | None, progress_bar: bool, afresh: bool) -> Self:
+        method, run = self.method, self.run
+        if afresh:
+            self.state.num_timesteps = run.iteration = 0
+            run.kept, run.evaluated_at, run.history, run.log = None, -1, [], []
+        done, before = self.state.num_timesteps, run.iteration
+        if total:  # none is asked for where a run that had come to its end is resumed
+            run.total = done + total
+        unit = "it" if method.counts == "iterations" else "step"
+        try:
+            with _entered(callback, self) as called, tqdm(total=total, disable=not progress_bar, unit=unit) as bar:
+                method.begin(self.state, Progress(done, run.total), afresh)
+                if method.judges and run.kept is None:
+                    self._judge()
+                while self.state.num_timesteps < run.total:
+                    self.state, found = method.step(self.state, Progress(self.state.num_timesteps, run.total))
+                    run.iteration += 1
+                    bar.n = min(self.state.num_timesteps, run.total) - done
+                    bar.update(0)
+                    if not method.judges:
+                        bar.set_postfix({key: f"{found[key]:.3f}" for key in list(found)[:2]})
+                        self._write(found)
+                    elif run.iteration % self.config.eval_every == 0:
+                        self._judge(found)
+                        bar.set_postfix({"best leader return": f"{run.kept.evaluation.leader_return:.3f}"})
+                    if not called(self):
+                        break
+                if method.judges and run.evaluated_at != run.iteration:
+                    self._judge()
+        except Exception as error:
+            path = method.checkpoint_on(error)
+            if path is None:
+                raise
+            raise type(error)(f"{error}; saved in {self.save(path)}") from error
+        method.end(self.state, run.iteration - before)
+        return self
+
+    def _judge(self, found: dict[str, float] | None = None) -> None:
+        """Evaluate the last x at the best response, log it, keep it if it is the best."""
+        run, x = self.run, self.state.x.detach()
+        evaluation = self.method.evaluate(self.state, x, run.iteration)
+        run.evaluated_at = run.iteration
+        run.history.append(evaluation)
+        better = run.kept is None or evaluation.leader_return > run.kept.evaluation.leader_return
+        if better or not self.config.keep_best:
+            run.kept = Kept(x.clone(), evaluation)
+        self._write(dataclasses.asdict(evaluation) | (found or {}))
+
+    def evaluate(self) -> Any:
+        """The record of :attr:`x`: return at the best response, return at pi_y, gap, penalty, lam, tau, steps."""
+        run = self.run
+        if not self.method.judges:
+            return self.method.evaluate(self.state, self.state.x, run.iteration)
+        if run.kept is None:
+            self._judge()
+        assert run.kept is not None
+        return self.method.final(self.state, run.kept.x, run.kept.evaluation, run.iteration)
+
+    def evaluate_last(self) -> Any:
+        """The record of :attr:`last_x`: logged, and kept where it is the best."""
+        if not self.method.judges:
+            return self.evaluate()
+        if self.run.evaluated_at != self.run.iteration or not self.run.history:
+            self._judge()
+        return self.run.history[-1]
+
+    def get_env(self) -> VecEnv | None:
+        """The follower's parallel environments, for SB3's callbacks; None where it has none."""
+        return None
+
+    def close(self) -> None:
+        """Close the followers' environments and end their processes."""
+        self.method.close(self.state)
+
+    # --- logging ------------------------------------------------------------------------------------------------------
+
+    @property
+    def logger(self) -> Logger:
+        """SB3's logger; by default it writes nowhere."""
+        if self._logger is None:
+            from stable_baselines3.common.logger import Logger
+
+            self._logger = Logger(folder=None, output_formats=[])
+        return self._logger
+
+    def set_logger(self, logger: Logger) -> None:
+        """Write the records with an SB3 logger, e.g. ``configure(folder, ["csv", "json", "tensorboard"])``.
+
+        What was logged since counting began, also by the run that a loaded leader comes from, is written first, but not on the
+        screen: the files are then those of an unbroken run.
+        """
+        from stable_baselines3.common.logger import HumanOutputFormat
+
+        self._logger, formats = logger, logger.output_formats
+        screens = (sys.stdout, sys.stderr)
+        logger.output_formats = [f for f in formats if not (isinstance(f, HumanOutputFormat) and f.file in screens)]
+        for step, entries in self.run.log:
+            for key, value, excluded in entries:
+                logger.record(key, value, tuple(excluded) or None)
+            logger.dump(step)
+        logger.output_formats = formats
+
+    def _write(self, found: dict[str, Any]) -> None:
+        """Log what was found, with all that others recorded, and keep the row."""
+        logger = self.logger
+        for key, value in found.items():
+            if value is not None:
+                logger.record(f"leader/{key}", value)
+        rows = logger.name_to_value.items()
+        entries = [
+            [key, value if isinstance(value, (bool, int, str)) else float(value), list(logger.name_to_excluded[key] or ())]
+            for key, value in rows
+            if isinstance(value, (bool, int, float, str)) or hasattr(value, "__float__")
+        ]
+        self.run.log.append([self.state.num_timesteps, entries])
+        logger.dump(self.state.num_timesteps)
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, replay: bool = False) -> Path:
+        """Write the leader to a zip, whole or not at all: all that learning on needs, so that it goes on to the bit.
+
+        A follower given as a class is named in the file; a callable is not stored and has to be given again.
+
+        Args:
+            path: the file, ``.zip`` where it has no suffix.
+            replay: whether the followers' replay buffers go in. They may be large; without them learning on with a follower
+                that has one is not to the bit.
+
+        Returns:
+            The path written.
+
+        Raises:
+            OSError: a file that cannot be written; what was there before still is.
+            TypeError: a config with something that no file can hold.
+        """
+        method = self.method
+        header: dict[str, Any] = {
+            "leader": type(self).__name__,
+            "source": {"env_id": method.source.env_id, "env_kwargs": encode(method.source.env_kwargs)},
+            "fingerprint": method.fingerprint(),
+            "seed": self.seed,
+            "arguments": {name: encode(value) for name, value in method.arguments().items()},
+            "replay": replay,
+        }
+        if hasattr(method, "follower_spec"):
+            from .followers.spec import follower_name
+
+            header["follower"] = follower_name(method.follower_spec)
+        arrays = method.replay(self.state) if replay else {}
+        return write_leader(path, header, {"run": snapshot(self.run), "state": snapshot(self.state)}, arrays)
+
+    @classmethod
+    def load(cls: type[Self], path: str | Path, *given: Any, **named: Any) -> Self:
+        """Read a leader back, ready to evaluate, to :meth:`resume`, or to learn on with ``reset_num_timesteps=False``.
+
+        Args:
+            path: the file.
+            given: what the file lacks, in the order of :attr:`given`: of exact leaders ``problem``, of sampled ones ``follower``
+                and ``env``. A follower that was a callable, and a world that was an object and not an id.
+            named: the same by name.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a file that is truncated, of another version, leader or world; something that is missing or another.
+        """
+        named |= dict(zip(cls.given, given, strict=False))
+        unknown = [name for name in named if name not in cls.given]
+        if unknown or len(given) > len(cls.given):
+            raise TypeError(f"load: expected the path and {', '.join(cls.given)}, got {unknown or list(given)}")
+        header = read_header(path, cls.__name__)
+        with reading(path):
+            leader = cls._constructed(header, named, path)
+            expected, got = [float(number) for number in header["fingerprint"]], leader.method.fingerprint()
+            same = len(got) == len(expected) and bool(np.allclose(got, expected, rtol=1e-6, atol=1e-6))
+            world = "problem" if cls.given[-1] == "problem" else "environment"
+            require(same, cls.given[-1], f"the {world} of {path}", "another one (its sizes or numbers differ)")
+            leader._take_back(header, path)
+        return leader
+
+    @classmethod
+    def _constructed(cls: type[Self], header: dict[str, Any], named: dict[str, Any], path: str | Path) -> Self:
+        """A fresh leader by a file's constructor arguments and by those that are given again."""
+        world, kwargs = source_of_file(header["source"], named.get(cls.given[-1]), cls.given[-1])
+        arguments = {name: decode(value) for name, value in header["arguments"].items()}
+        if "follower" in cls.given:
+            from .followers.spec import follower_of_file
+
+            arguments["follower"] = follower_of_file(header["follower"], named.get("follower"), path)
+        construct: Callable[..., Self] = cls
+        return construct(world, seed=header["seed"], env_kwargs=kwargs, **arguments)
+
+    def _take_back(self, header: dict[str, Any], path: str | Path) -> None:
+        """Take back what :meth:`save` wrote of the run and the state."""
+        method, replay = self.method, bool(header["replay"])
+        tree = read_state(path, header["state"], size_of(snapshot(self.state)))
+        try:
+            restore(self.state, tree["state"])
+            if replay:
+                read_arrays(path, method.replay(self.state, whole=True))
+            method.loaded(self.state, replay, Path(path))
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"follower: expected what {path} was trained with, got another ({error!r})") from error
+        restore(self.run, tree["run"])
+        if method.judges:
+            self.method.leader_set.check(self.state.x.detach(), "x")
+        if self.run.kept is not None:
+            self.method.leader_set.check(self.run.kept.x, "kept")
+
+
+@contextmanager
+def _entered(callback: Callback | None, leader: Any) -> Iterator[Callable[[Any], bool]]:
+    """One callback or several, SB3's among them, entered where they are context managers: one that says whether to go on.
+
+    Raises:
+        ValueError: something that cannot be called.
+    """
+    several = callback if isinstance(callback, Sequence) else [] if callback is None else [callback]
+    fits = all(callable(one) or hasattr(one, "on_step") for one in several)
+    require(fits, "callback", "a callable that takes the leader, one of SB3's, or several", repr(callback))
+    known = []
+    for one in several:
+        if hasattr(one, "on_step"):
+            from .callbacks import OnLeader
+
+            one = OnLeader(one, leader)
+        known.append(one)
+    with ExitStack() as stack:
+        for one in known:
+            if isinstance(one, AbstractContextManager):
+                stack.enter_context(one)
+        yield lambda leader: all([one(leader) is not False for one in known])
+
+
+# --- a step of x --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def projected_gradient(z: Tensor, alpha: float, project: Projection) -> Tensor:
+    """(z - Proj(z - alpha g)) / alpha (arXiv 2402.06886, eq. 4.6), the shape of z, whose gradient g is at ``z.grad``.
+
+    It is 0 exactly at stationary points, and g where the projection does nothing.
+
+    Raises:
+        FloatingPointError: a gradient that is not finite.
+    """
+    assert z.grad is not None
+    if not bool(torch.isfinite(z.grad).all()):
+        raise FloatingPointError("gradient: expected finite numbers, got NaN or infinity; look at the rewards at this x")
+    stepped = z - alpha * z.grad
+    projected = project(stepped)
+    return z.grad if torch.equal(projected, stepped) else (z - projected) / alpha
+
+
+@torch.no_grad()
+def projected_step(optimizer: torch.optim.Optimizer, projections: Sequence[Projection]) -> None:
+    """One step of an optimiser that stays in a convex set; each of its groups holds one tensor, with a projection of its own.
+
+    An optimiser that rescales coordinates (Adam) and a projection that couples them (a simplex, a budget) do not get along:
+    where all gradients point out of the set, Adam's steps are all alike, the projection takes them back, and z stays at a point
+    that is not stationary. So the optimiser is given the projected gradient. Plain gradient descent steps as before.
+
+    Raises:
+        FloatingPointError: a gradient that is not finite, before anything is moved.
+    """
+    pairs = [(group["params"][0], group["lr"], p) for group, p in zip(optimizer.param_groups, projections, strict=True)]
+    for z, alpha, project in pairs:
+        if z.grad is not None:
+            z.grad = projected_gradient(z, alpha, project)
+    optimizer.step()
+    for z, _, project in pairs:
+        z.copy_(project(z))

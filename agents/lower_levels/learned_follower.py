@@ -1,0 +1,279 @@
+r"""One follower, learned: the roles of a penalty as SB3 models, each on parallel environments of its own.
+
+    best response          trained on r_f under the current x              stands for  pihat ~ pi*(x)
+    penalised follower     trained on r_f + r_l/lam under the current x    stands for  pi_y
+
+With the Bellman penalty, for followers with a Q-network over discrete actions, both are soft at tau, which is
+``PBRLConfig.q_temperature``: the followers' problem is regularised at its current value, and so are the watch over the best
+response and, where a model is known, the records' gap. States are weighted by the occupancy d_y of pi_y:
+
+    p(x,y) = tau sum_s d_y(s) KL( pi_y(.|s) || pi*_x(.|s) ) = V_tau*(rho) - V_tau^{pi_y}(rho)
+
+(the terms of an episode of pi_y telescope by ``Q* = r_x + gamma E V*``), so that the terms are the value penalty's of the
+regularised problem. What differs is how pi_y is found: by reinforcement learning on the leader's reward alone, kept near pi* by a
+relative entropy (:mod:`..followers.soft_q`). It shares the best response's errors and adds none of that kind, and tends to pihat
+as lam grows; ``lam grad_x p`` is then the second term of HPGD, negated. SAC and TQC are not taken: over continuous actions the
+normaliser of pi_y is an integral.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...envs.mdp import TabularMDP, solve_soft, suboptimality
+from ...envs.mdp.checks import require
+from ...envs.mdp.problem import EVALUATION_TAU
+from ...wrappers import RewardMixing, set_leader
+from ..estimators.base import Estimator
+from ..estimators.known_model import ModelEstimator
+from ..estimators.rollouts import Act, RolloutEstimator, Rollouts, collect, episode_returns
+from ..evaluation import Evaluation
+from ..followers.replay import TrueReplay
+from ..followers.sb3 import Answering, SB3Follower
+from ..followers.soft_q import SoftQFollower
+from ..followers.spec import FollowerSpec
+from ..penalties import Penalty, Role, ValuePenalty
+from ..schedules import Geometric, as_schedule
+from ..worlds import Worlds
+from . import lower_level
+
+Floats = NDArray[np.float64]
+
+
+class LearnedFollower:
+    """One follower of any algorithm, in the roles of a penalty.
+
+    Args:
+        env: an id, an environment, or a callable that makes one.
+        env_kwargs: arguments of an id.
+        config: PBRL's.
+        penalty: whose roles are learned.
+
+    Attributes:
+        worlds: the environment.
+        exact: the lower level of its problem, where it is tabular and known.
+    """
+
+    n_players: ClassVar[int] = 1
+
+    @staticmethod
+    def default_penalty() -> Penalty:
+        """lam 2 to 8."""
+        return ValuePenalty(lam=Geometric(2.0, 8.0))
+
+    def __init__(self, env: Any, env_kwargs: dict[str, Any] | None, config: Any, penalty: Penalty) -> None:
+        expected = "None over learned followers: states are weighted as pi_y visits them"
+        require(getattr(penalty, "mu", None) is None, "mu", expected, getattr(penalty, "mu", None))
+        waits = "False: the penalised follower waits for the best response"
+        require(not (penalty.soft and config.side_by_side), "side_by_side", waits, config.side_by_side)
+        self.config, self.penalty, self.soft = config, penalty, penalty.soft
+        self.roles = {role.name: role for role in penalty.roles(1)}
+        self.worlds = Worlds(env, env_kwargs, config.observe_commitment, config.vec_env)
+        self.exact: Any = None if self.worlds.problem is None else lower_level(self.worlds.problem)
+
+    # --- followers ------------------------------------------------------------------------------------------------------
+
+    def make_followers(self, spec: FollowerSpec, x: Tensor, seeds: Sequence[int], lam: float) -> dict[str, SB3Follower]:
+        """A follower a role, on environments at x.
+
+        Raises:
+            ValueError: a leader whose objective is no return, a follower that cannot act there.
+        """
+        self.worlds.require_sampled_return(x)
+        self._say_tau()
+        made: dict[str, SB3Follower] = {}
+        for (name, role), seed in zip(self.roles.items(), seeds, strict=True):
+            made[name] = self.new(spec, x, seed % 2**31, role, lam, made.get(role.prior or ""))
+        self.worlds.require_every_action(x, made["best_response"])
+        return made
+
+    def _say_tau(self) -> None:
+        """Warn where the environment's follower is regularised at another temperature than learned ones are."""
+        problem, last = self.worlds.problem, as_schedule(self.config.q_temperature, "q_temperature", positive=True)(0.0)
+        if problem is None or problem.tau <= EVALUATION_TAU or (self.soft and last == problem.tau):
+            return
+        regularised = f"the environment's follower is regularised at tau={problem.tau:g}, "
+        warnings.warn(
+            regularised + f"the leader return of the records too, PBRL's followers end at PBRLConfig.q_temperature={last:g}"
+            if self.soft
+            else regularised + "sampled followers are not: PBRL learns for tau = 0, its records are at the environment's own tau",
+            stacklevel=6,
+        )
+
+    def new(
+        self, spec: FollowerSpec, x: Tensor, seed: int, role: Role, lam: float = 1.0, prior: Any = None
+    ) -> SB3Follower:
+        """A follower in a role, on environments at x; ``prior``: the one that it is kept near."""
+        w, c = self.worlds, self.config
+        weight = role.share if role.prior else role.share / lam
+        venv = RewardMixing(w.make(c.n_envs), weight, role.own)
+        set_leader(venv, x.numpy())
+        entropy = None if c.entropy is None else as_schedule(c.entropy, "entropy", positive=False)
+        answering = Answering(as_schedule(c.q_temperature, "q_temperature", positive=True), c.averaging, entropy)
+        arguments = (spec, venv, w.gamma, seed, w.linear, answering)
+        follower = SoftQFollower(*arguments, prior) if self.soft else SB3Follower(*arguments)
+        if role.prior:
+            follower.lam = lam  # type: ignore[attr-defined]
+        # A replay buffer that is kept true while x and lam move, where there is a plain one.
+        if c.relabel is not False:
+            follower.replay = TrueReplay.in_place_of(follower.model)
+        if c.relabel:
+            expected = "None or False where x is the leader's policy or moves the dynamics"
+            require(w.only_rewards_move, "relabel", expected, c.relabel)
+            plain = f"None or False for {type(follower.model).__name__}, which has no plain replay"
+            require(follower.replay is not None, "relabel", plain, c.relabel)
+        return follower
+
+    def train(self, state: Any, points: Floats, asked: int, planned: int, names: Sequence[str]) -> dict[str, int]:
+        """Train followers at ``points``, ``[n_envs, dim]``; the steps that each spent."""
+        spent = {}
+        for name in names:
+            role, follower = self.roles[name], state.followers[name]
+            venv = follower.venv
+            if role.prior:
+                follower.lam = state.lam
+            else:
+                venv.weight = role.share / state.lam
+            set_leader(venv, points)
+            if follower.replay is not None:
+                relabel = self.worlds.relabelled if self.worlds.only_rewards_move else None
+                follower.replay.renew(points, venv.weight, relabel, self.config.observe_commitment, venv.own_weight)
+            spent[name] = follower.train(asked, planned)
+        return spent
+
+    def by_player(self, followers: Mapping[str, SB3Follower], kind: str) -> SB3Follower:
+        """The follower of a kind, ``best_response`` or ``penalised``."""
+        return followers[kind]
+
+    def alone(self, followers: Mapping[str, SB3Follower], x: Floats, render_mode: str | None) -> gym.Env[Any, Any]:
+        """One environment as followers see it, under x."""
+        return self.worlds.alone(x, render_mode)
+
+    # --- x's gradient ---------------------------------------------------------------------------------------------------
+
+    def estimator(self, followers: Mapping[str, SB3Follower], rng: np.random.Generator) -> Estimator:
+        """What the config names: rollouts, or the known model.
+
+        Raises:
+            ValueError: a known model where there is none, or for a follower that remembers.
+        """
+        how = self.config.estimator
+        if isinstance(how, Rollouts):
+            return RolloutEstimator(self.worlds, how, rng, self.soft)
+        require(self.exact is not None, "estimator", "Rollouts() where the environment has no model", how)
+        remembers = followers["best_response"].recurrent
+        require(not remembers, "estimator", "Rollouts() for a recurrent follower, which has no policy table", how)
+        return ModelEstimator(self, self.penalty)
+
+    def lived(self, x: Tensor) -> TabularMDP:
+        """M(x) as learned followers live in it. Soft ones earn entropy in every step, and take what simulators take."""
+        problem = self.worlds.problem
+        assert problem is not None
+        mdp = problem.follower_mdp(x)
+        if not self.soft:
+            return mdp
+        mask = None if problem.takes_missing_actions else mdp.mask
+        return replace(mdp, mask=mask, terminal_entropy=True, validate=False)
+
+    def temperature(self, followers: Mapping[str, Any]) -> float:
+        """The weight of entropy in the follower's returns."""
+        return float(followers["best_response"].temperature) if self.soft else 0.0
+
+    def policies(self, followers: Mapping[str, SB3Follower], x: Tensor) -> tuple[tuple[Tensor], tuple[Tensor]]:
+        """pi_y and pihat at x in every state of a tabular problem, ``[..., S, A]``."""
+        shape = self.lived(x).r.shape
+        best, own = (self.worlds.policy(followers[name], x).reshape(shape) for name in ("best_response", "penalised"))
+        return (own,), (best,)
+
+    def at_stake(
+        self, x: Tensor, model: Any, own: tuple[Tensor, ...], best: tuple[Tensor, ...], earned: Tensor
+    ) -> tuple[float, None]:
+        """What the leader gains by pi_y over pihat."""
+        return float(earned - self.exact.leader_return(x, best)), None
+
+    # --- evaluation -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, state: Any, x: Tensor, iteration: int, spec: FollowerSpec) -> Evaluation:
+        """The record of x: exact where a model is known, by Riccati, or by a best response trained afresh."""
+        rng, remembers = np.random.default_rng([*state.words, iteration]), state.followers["penalised"].recurrent
+        p, stderr = None if state.penalty_estimate is None else state.penalty_estimate.mean, 0.0
+        problem, linear = self.worlds.problem, self.worlds.linear_quadratic
+        if problem is not None:
+            mdp, tau = self.lived(x), self.temperature(state.followers)
+            best = float(problem.leader_return(x, solve_soft(problem.follower_mdp(x).detach(), problem.tau0).pi))
+            if remembers:
+                table = solve_soft(mdp, 0.0).pi.reshape(-1, mdp.n_actions).numpy()
+                act: Act = lambda obs: table[self.worlds.base_observation(obs)].argmax(-1)  # noqa: E731
+                gap, at_pi_y = self._in_pairs(state, x, best, act, rng)
+            else:
+                pi_y = self.worlds.policy(state.followers["penalised"], x).reshape(mdp.r.shape)
+                gap = p = float(problem.over_contexts(suboptimality(mdp, pi_y, tau, solve_soft(mdp, tau))))
+                at_pi_y = float(problem.leader_return(x, pi_y))
+        elif linear is not None:
+            F = linear.best_response(x).F
+            best = float(linear.leader_return(x, F))
+
+            def act(obs: NDArray[Any]) -> NDArray[Any]:
+                s = torch.from_numpy(self.worlds.base_observation(obs)).double()
+                return (-(s @ F.T) / linear.action_bound).clamp(-1.0, 1.0).numpy()
+
+            gap, at_pi_y = self._in_pairs(state, x, best, act, rng)
+        else:
+            best, stderr, gap, at_pi_y = self._afresh(state, x, spec, rng)
+        return Evaluation(
+            leader_return=best,
+            leader_return_at_pi_y=at_pi_y,
+            gap=gap,
+            penalty=p,
+            lam=state.lam,
+            tau=self.temperature(state.followers),
+            steps=state.num_timesteps,
+            iteration=iteration,
+            leader_return_stderr=stderr,
+        )
+
+    def _in_pairs(
+        self, state: Any, x: Tensor, best: float, best_response: Act, rng: np.random.Generator
+    ) -> tuple[float, float]:
+        """The gap, and J_L at pi_y by what sets it apart from an exact best response in paired episodes; their steps count."""
+        (follower, leader), (follower_y, leader_y) = self._paired(state, x, best_response, int(rng.integers(2**31)))
+        return float((follower - follower_y).mean()), best + float((leader_y - leader).mean())
+
+    def _afresh(
+        self, state: Any, x: Tensor, spec: FollowerSpec, rng: np.random.Generator
+    ) -> tuple[float, float, float, float]:
+        """J_L and its standard error, the gap and J_L at pi_y, by a best response trained afresh; its steps count.
+
+        It disturbs no generator of training.
+        """
+        with torch.enable_grad():
+            fresh = self.new(spec, x, int(rng.integers(2**31)), Role("fresh"))
+            state.num_timesteps += fresh.train_alone(self.config.evaluation_steps)
+        act = fresh.player(state.estimator.venv, greedily=self.worlds.continuous_actions)
+        (follower, leader), (follower_y, leader_y) = self._paired(state, x, act, int(rng.integers(2**31)))
+        fresh.venv.close()
+        stderr = float(leader.std(ddof=1) / np.sqrt(len(leader))) if len(leader) > 1 else float("nan")
+        return float(leader.mean()), stderr, float((follower - follower_y).mean()), float(leader_y.mean())
+
+    def _paired(
+        self, state: Any, x: Tensor, best_response: Act, seed: int
+    ) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+        """The follower's and the leader's return of each episode under a best response and under pi_y, at x."""
+        w, venv, own = self.worlds, state.estimator.venv, state.followers["penalised"]
+        held = own.generators.state
+        set_leader(venv, x.numpy())
+        best, pi_y = (collect(venv, act, w.horizon(0.01), seed) for act in (best_response, own.player(venv)))
+        own.generators.state = held
+        state.num_timesteps += best.steps + pi_y.steps
+        returns = [episode_returns(rollout, w.base_space, w.base_observation, w.gamma) for rollout in (best, pi_y)]
+        return returns[0], returns[1]

@@ -1,0 +1,128 @@
+"""Where a leader's world comes from: a problem, an environment that has one, or the id of one."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import pettingzoo
+import torch
+from pettingzoo import AECEnv, ParallelEnv
+from pettingzoo.env_registry.exceptions import PettingZooRegistryError
+from torch import Tensor
+
+from ..envs.mdp import BilevelProblem
+from ..envs.mdp.checks import require
+from .records import decode
+
+ProblemSource = BilevelProblem | gym.Env[Any, Any] | ParallelEnv[Any, Any, Any] | str
+"""A problem, an environment that has one, or its id."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a problem came from, so that a leader file can build it again.
+
+    Attributes:
+        env_id: a registered id, or None for an object that only the caller can give again.
+        env_kwargs: arguments of the id.
+    """
+
+    env_id: str | None
+    env_kwargs: dict[str, Any]
+
+    @staticmethod
+    def of(given: Any, env_kwargs: dict[str, Any] | None) -> Source:
+        """Of what a user gives: an id, or an object.
+
+        Raises:
+            ValueError: arguments that are no dict of names.
+        """
+        named = isinstance(env_kwargs, dict) and all(isinstance(name, str) for name in env_kwargs)
+        require(env_kwargs is None or named, "env_kwargs", "a dict of arguments by name", repr(env_kwargs))
+        return Source(given, dict(env_kwargs or {})) if isinstance(given, str) else Source(None, {})
+
+
+def make_env(env_id: str, env_kwargs: dict[str, Any] | None, name: str = "env") -> gym.Env[Any, Any]:
+    """``gym.make`` whose error names the argument.
+
+    Raises:
+        ValueError: an id that is not registered.
+    """
+    try:
+        return gym.make(env_id, **(env_kwargs or {}))
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        known = sorted(name for name in gym.registry if name.startswith("bilevel_gym/"))
+        raise ValueError(
+            f"{name}: expected a registered environment id such as {known}, got {env_id!r} ({error})"
+        ) from error
+
+
+def is_game(env: Any) -> bool:
+    """Whether an environment or an id is PettingZoo's."""
+    if not isinstance(env, str):
+        return isinstance(env, (ParallelEnv, AECEnv))
+    try:
+        pettingzoo.spec("parallel", env)
+    except PettingZooRegistryError:
+        return False
+    return True
+
+
+def problem_of(source: Any) -> Any:
+    """The problem that an environment has, or None; a problem is its own."""
+    if isinstance(source, gym.Env):
+        return source.get_wrapper_attr("problem") if source.has_wrapper_attr("problem") else None
+    return source if isinstance(source, BilevelProblem) else getattr(source, "problem", None)
+
+
+def resolve_problem(problem: Any, env_kwargs: dict[str, Any] | None) -> tuple[Any, Source]:
+    """A problem from itself, from an environment that has one, or from an environment's id.
+
+    Raises:
+        ValueError: an unknown id, or an environment without a problem.
+    """
+    source = Source.of(problem, env_kwargs)
+    if isinstance(problem, str):
+        made = pettingzoo.make("parallel", problem, **(env_kwargs or {})) if is_game(problem) else None
+        problem = make_env(problem, env_kwargs, "problem") if made is None else made
+    else:
+        expected = "none beside a problem or an environment that is already made"
+        require(not env_kwargs, "env_kwargs", expected, env_kwargs)
+    return problem_of(problem), source
+
+
+def source_of_file(source: dict[str, Any], given: Any, name: str) -> tuple[Any, dict[str, Any] | None]:
+    """What a leader file was trained on: what is given again, or the id in it with its arguments.
+
+    Raises:
+        ValueError: neither; an id, or one among the arguments, that would import a module.
+    """
+    if given is not None:
+        return given, None
+    env_id, kwargs = source["env_id"], decode(source["env_kwargs"])
+    what = "problem" if name == "problem" else "environment"
+    require(env_id is not None, name, f"the {what} that this leader was trained on (it was given as an object)", None)
+    for text in (str(env_id), *_texts(kwargs)):
+        module = re.match(r"([A-Za-z_][\w.]*):[\w/.-]+$", text)
+        imported = module is None or module[1] in sys.modules
+        require(imported, name, f"the {what} {text} again, or its module imported: no file makes one import", None)
+    return env_id, kwargs
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
+def waves(parts: list[Tensor]) -> list[float]:
+    """One number a tensor, which nearly every change of an entry moves."""
+    flat = [part.detach().double().reshape(-1) for part in parts]
+    return [float(torch.cos(torch.arange(len(t), dtype=torch.float64)) @ t) for t in flat]
