@@ -103,11 +103,11 @@ class ExactMethod(Method):
         """The method's own policies at x, one a player, ``[..., S, A_i]``, without graph; by default the level's solution."""
         return self.level.policies(self.level.solve(model, state.tau))  # type: ignore[no-any-return]
 
-    def penalised(self, state: Any) -> tuple[Penalty, float] | None:
+    def penalty_and_lam(self, state: Any) -> tuple[Penalty, float] | None:
         """The method's penalty and current lam, or None."""
         return None
 
-    def steps(self, state: Any) -> int:
+    def sampled_steps(self, state: Any) -> int:
         """Environment steps drawn so far."""
         return 0
 
@@ -168,7 +168,7 @@ class ExactMethod(Method):
         state.evaluation_V = solution.V
         own = self.policies(state, model)
         best = level.best_responses(model, own, tau, solution)
-        penalised, penalty = self.penalised(state), None
+        penalised, penalty = self.penalty_and_lam(state), None
         if penalised is not None:
             answers = tuple(response.pi for response in best)
             penalty = float(problem.over_contexts(penalised[0].value(level, model, own, answers, tau)))
@@ -179,7 +179,7 @@ class ExactMethod(Method):
             penalty=penalty,
             lam=None if penalised is None else penalised[1],
             tau=tau,
-            steps=self.steps(state),
+            steps=self.sampled_steps(state),
             iteration=iteration,
         )
 

@@ -91,7 +91,7 @@ class IndependentMethod(ExactMethod):
     def policies(self, state: IndependentState, model: Any) -> Policies:
         return state.held.policies()  # type: ignore[no-any-return]
 
-    def steps(self, state: IndependentState) -> int:
+    def sampled_steps(self, state: IndependentState) -> int:
         return 0 if state.sampler is None else int(state.sampler.steps)
 
 

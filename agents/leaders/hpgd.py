@@ -237,7 +237,7 @@ class HPGDMethod(ExactMethod):
         norm = torch.nn.utils.clip_grad_norm_([state.x], self.config.max_gradient_norm)
         return {"oracle_residual": optimum.residual, "gradient_norm": float(norm), "steps": float(state.steps)}
 
-    def steps(self, state: HPGDState) -> int:
+    def sampled_steps(self, state: HPGDState) -> int:
         return state.steps
 
 

@@ -435,10 +435,10 @@ class SingleLoopMethod(ExactMethod):
         assert state.followers is not None
         return (torch.from_numpy(state.followers.policies[-1, 0]),)
 
-    def penalised(self, state: SingleLoopState) -> tuple[Penalty, float] | None:
+    def penalty_and_lam(self, state: SingleLoopState) -> tuple[Penalty, float] | None:
         return ValuePenalty(), 1.0 / state.w
 
-    def steps(self, state: SingleLoopState) -> int:
+    def sampled_steps(self, state: SingleLoopState) -> int:
         return state.num_timesteps
 
 
@@ -483,7 +483,7 @@ class PartialSGDMethod(SingleLoopMethod):
     def advance(self, block: Block, state: SingleLoopState) -> Step:
         return partial_sgd(block)
 
-    def penalised(self, state: SingleLoopState) -> None:
+    def penalty_and_lam(self, state: SingleLoopState) -> None:
         return None
 
 
@@ -505,7 +505,7 @@ class FiniteDifferencesMethod(SingleLoopMethod):
         direction = torch.randn(block.x.shape, dtype=torch.float64, generator=state.generator)
         return finite_differences(block, direction, self.config.h)
 
-    def penalised(self, state: SingleLoopState) -> None:
+    def penalty_and_lam(self, state: SingleLoopState) -> None:
         return None
 
 

@@ -177,10 +177,10 @@ class TabularPBRLMethod(ExactMethod):
         gradients = [projected_gradient(group["params"][0], group["lr"], project) for group, project in pairs]
         return math.sqrt(sum(float(g.square().sum()) for g in gradients))
 
-    def steps(self, state: TabularPBRLState) -> int:
+    def sampled_steps(self, state: TabularPBRLState) -> int:
         return 0 if state.sampler is None else int(state.sampler.steps)
 
-    def penalised(self, state: TabularPBRLState) -> tuple[Penalty, float]:
+    def penalty_and_lam(self, state: TabularPBRLState) -> tuple[Penalty, float]:
         return self.penalty, state.lam
 
     def arguments(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
-from bilevel_gym.agents.common.rollouts import collect, discounts, surrogate
+from bilevel_gym.agents.estimators.rollouts import collect, discounts, surrogate
 from bilevel_gym.wrappers import (
     EventPayments,
     LeaderWrapper,

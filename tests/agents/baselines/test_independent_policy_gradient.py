@@ -41,11 +41,11 @@ def test_each_level_steps_up_its_own_value(name: str, follower: Softmax | Direct
     def own_value(y: Tensor) -> Tensor:
         return problem.over_contexts(policy_return(mdp_0, follower.policy(y, mdp_0), tau))
 
-    assert leader._held is not None
+    assert leader.held is not None
     y_1 = y_0 + alpha * numerical_gradient(own_value, y_0)
     if isinstance(follower, Direct):
         y_1 = project_simplex(y_1, mdp_0.mask, follower.floor)
-    assert_gradient((leader._held.ys[0].detach() - y_0) / alpha, (y_1 - y_0) / alpha)
+    assert_gradient((leader.held.ys[0].detach() - y_0) / alpha, (y_1 - y_0) / alpha)
 
 
 def test_it_does_not_foresee_the_follower() -> None:
@@ -80,10 +80,10 @@ def test_over_a_game_each_player_steps_up_its_own_value() -> None:
     problem, tau, alpha = random_incentive_design(3, 2, 3, gamma=0.8, seed=1), 0.2, 1e-3
     config = IndependentPolicyGradientConfig(learning_rate=alpha, tau=tau, optimizer_class=torch.optim.SGD)
     leader = IndependentPolicyGradient(problem, config)
-    assert leader._held is not None
-    ys = [torch.randn(y.shape, generator=generator(i), dtype=F64) for i, y in enumerate(leader._held.ys)]
+    assert leader.held is not None
+    ys = [torch.randn(y.shape, generator=generator(i), dtype=F64) for i, y in enumerate(leader.held.ys)]
     with torch.no_grad():
-        for y, start in zip(leader._held.ys, ys, strict=True):
+        for y, start in zip(leader.held.ys, ys, strict=True):
             y.copy_(start)
     leader.learn(1)
     game = problem.game(problem.start_x())
@@ -95,6 +95,6 @@ def test_over_a_game_each_player_steps_up_its_own_value() -> None:
         numerical_gradient(lambda y: value(y, ys[1]), ys[0]),
         numerical_gradient(lambda y: value(ys[0], y), ys[1]),
     )
-    for y_0, y_1, ascent in zip(ys, leader._held.ys, (up, -down), strict=True):
+    for y_0, y_1, ascent in zip(ys, leader.held.ys, (up, -down), strict=True):
         assert_gradient((y_1.detach() - y_0) / alpha, ascent)
     np.testing.assert_array_equal(leader.last_x, problem.start_x())  # x moves the designer's return through them alone

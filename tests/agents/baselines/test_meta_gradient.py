@@ -36,8 +36,8 @@ def one_step(problem: BilevelProblem, x_0: Tensor, inner_steps: int) -> tuple[Me
         tau=TAU, learning_rate=ETA, inner_rate=ALPHA, inner_steps=inner_steps, optimizer_class=torch.optim.SGD
     )
     leader = MetaGradient(problem, config, x0=x_0.numpy())
-    logits = [torch.randn(t.shape, generator=generator(5 + i), dtype=F64) for i, t in enumerate(leader._thetas)]
-    leader._thetas = tuple(theta.clone() for theta in logits)
+    logits = [torch.randn(t.shape, generator=generator(5 + i), dtype=F64) for i, t in enumerate(leader.thetas)]
+    leader.state.thetas = tuple(theta.clone() for theta in logits)
     return leader.learn(1), tuple(logits)
 
 
@@ -64,7 +64,7 @@ def test_over_one_follower_x_steps_along_the_derivative_of_the_recursion(name: s
     def after(x: Tensor) -> Tensor:
         return problem.leader_return(x, Softmax().policy(moved(x), problem.follower_mdp(x)))
 
-    torch.testing.assert_close(leader._thetas[0], moved(x_0), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(leader.thetas[0], moved(x_0), rtol=1e-10, atol=1e-12)
     numerical = numerical_gradient(after, x_0)
     assert_gradient((torch.from_numpy(leader.last_x) - x_0) / ETA, numerical)
     held = Softmax().policy(moved(x_0), problem.follower_mdp(x_0))  # without (d theta'/dx)^T it is another gradient
@@ -89,7 +89,7 @@ def test_over_a_game_both_players_step_at_once(inner_steps: int) -> None:
         one, two = both_ascended(problem, x, thetas, inner_steps)
         return problem.leader_return(x, (torch.softmax(one, -1), torch.softmax(two, -1)))
 
-    for got, expected in zip(leader._thetas, both_ascended(problem, x_0, thetas, inner_steps), strict=True):
+    for got, expected in zip(leader.thetas, both_ascended(problem, x_0, thetas, inner_steps), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
     assert_gradient((torch.from_numpy(leader.last_x) - x_0) / ETA, numerical_gradient(after, x_0))
 
@@ -101,7 +101,7 @@ def test_the_players_stay_with_a_held_x_and_find_its_equilibrium() -> None:
     assert leader.history[0].gap is not None
     assert leader.history[0].gap > 0.1
     assert leader.history[-1].gap == pytest.approx(0.0, abs=1e-9)
-    pi1, pi2 = leader._policies(None)
+    pi1, pi2 = leader.method.policies(leader.state, None)
     first, second = best_responses(problem.game(problem.start_x()), pi1, pi2, 0.3)
     torch.testing.assert_close(torch.cat([first.pi, second.pi], -1), torch.cat([pi1, pi2], -1), rtol=0.0, atol=1e-4)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.agents import Geometric, Linear, ZeroOrder, ZeroOrderConfig, leader_return_at_best_response
+from bilevel_gym.agents.leader import Progress
 from bilevel_gym.agents.leaders.hypergradient import soft_leader_return
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularProblem, random_stackelberg
 from bilevel_gym.envs.two_state import TwoStateProblem
@@ -29,9 +30,9 @@ def gradients(problem: TabularProblem, x: Tensor, u: float, directions: int, n: 
     config = ZeroOrderConfig(directions=directions, smoothing=u, **kwargs)
     leader, rows = ZeroOrder(problem, config, x0=x.numpy()), []
     for _ in range(n):
-        leader._descend(1.0)
-        assert leader._x.grad is not None
-        rows.append(-leader._x.grad)
+        leader.method.descend(leader.state, Progress(0, 1))
+        assert leader.state.x.grad is not None
+        rows.append(-leader.state.x.grad)
     return torch.stack(rows)
 
 

@@ -38,9 +38,9 @@ from bilevel_gym.agents import (
     ZeroOrderConfig,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.common.leader import LeaderConfig
-from bilevel_gym.agents.common.projected_step import projected_step
-from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.agents.leader import LeaderConfig
+from bilevel_gym.agents.leader import projected_step
+from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.envs.mdp import (
     ArrayProblem,
     LeaderSet,
@@ -54,7 +54,7 @@ from bilevel_gym.envs.mdp.simplex import project_simplex
 from bilevel_gym.envs.two_state import TwoStateProblem
 from tests.problems import F64, PROBLEMS, live_weights, random_mdp, true_bellman_penalty, true_value_penalty
 
-Make = Callable[..., TabularLeader]
+Make = Callable[..., ExactLeader]
 LEADERS: dict[str, tuple[Make, Callable[..., LeaderConfig]]] = {
     "PBRL": (TabularPBRL, TabularPBRLConfig),
     "hypergradient": (Hypergradient, HypergradientConfig),
@@ -65,7 +65,7 @@ LEADERS: dict[str, tuple[Make, Callable[..., LeaderConfig]]] = {
 }
 
 
-def make(name: str, problem: Any = None, x0: Any = None, env_kwargs: Any = None, **config: Any) -> TabularLeader:
+def make(name: str, problem: Any = None, x0: Any = None, env_kwargs: Any = None, **config: Any) -> ExactLeader:
     cls, config_class = LEADERS[name]
     problem = TwoStateProblem() if problem is None else problem
     return cls(problem, config=config_class(**config), x0=x0, env_kwargs=env_kwargs)
@@ -168,7 +168,7 @@ def test_x_stays_within_bounds_and_budget(name: str) -> None:
     assert bool(((x >= low) & (x <= high)).all())
     assert float(np.abs(x).sum(-1).max()) <= 1.0 + 1e-12
     assert float(np.abs(x[-1]).sum()) > 0.9  # the cut matters
-    assert problem.leader_set.contains(leader._x.detach())
+    assert problem.leader_set.contains(leader.state.x.detach())
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
@@ -226,8 +226,8 @@ def test_the_record_is_what_it_says(name: str, penalty: ValuePenalty | BellmanPe
     record, x = leader.evaluate(), torch.from_numpy(leader.x)
     assert (record.iteration, record.lam, record.tau, record.steps) == (7, 5.0, leader.tau, 0)
     mdp = problem.follower_mdp(x)
-    assert leader._held is not None
-    pi_y = leader._held.ys[0].detach()
+    assert leader.held is not None
+    pi_y = leader.held.ys[0].detach()
     assert record.leader_return == pytest.approx(leader_return_at_best_response(problem, x), rel=1e-11)
     tau0 = 0.002 if problem.tau in (0.0, 0.001) else problem.tau
     honest = problem.leader_return(x, solve_soft(mdp, tau0).pi)

@@ -33,7 +33,7 @@ from bilevel_gym.agents import (
     TabularPBRLConfig,
     ValuePenalty,
 )
-from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.agents.oracles import OracleAnswer, SoftPolicyIteration
 from bilevel_gym.envs.mdp import TabularMDP, random_stackelberg
 from bilevel_gym.envs.two_state import TwoStateProblem
@@ -42,7 +42,7 @@ from tests.problems import PROBLEMS
 SGD: dict[str, Any] = {"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {"momentum": 0.9, "nesterov": True}}
 BETAS: dict[str, Any] = {"optimizer_kwargs": {"betas": (0.8, 0.99)}}
 
-LEADERS: dict[str, Callable[[Any], TabularLeader]] = {
+LEADERS: dict[str, Callable[[Any], ExactLeader]] = {
     "default": TabularPBRL,
     "solved": lambda p: TabularPBRL(
         p, ValuePenalty(Linear(1.0, 9.0)), config=TabularPBRLConfig(follower=Solved(), learning_rate=0.01, **SGD)

@@ -17,9 +17,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import PBRL, Checkpoint, NikaidoIsodaPenalty, PBRLConfig, Rollouts
-from bilevel_gym.agents.common.rollout_gradient import episode_returns
-from bilevel_gym.agents.common.rollouts import collect
-from bilevel_gym.agents.common.worlds import Worlds
+from bilevel_gym.agents.estimators.rollouts import episode_returns
+from bilevel_gym.agents.estimators.rollouts import collect
+from bilevel_gym.agents.worlds import Worlds
 from bilevel_gym.wrappers import RewardMixing, VectorEnvAdapter, WorkerVecEnv, set_leader
 from tests.agents.oracles.test_family import CONTINUOUS, DISCRETE, ENVS, tiny
 

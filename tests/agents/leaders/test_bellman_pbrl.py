@@ -28,8 +28,8 @@ from bilevel_gym.agents import (
     TabularPBRL,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.common.leader_gradient import GradientEstimate
-from bilevel_gym.agents.common.soft_gradients import lived_mdp
+from bilevel_gym.agents.estimators.base import GradientEstimate
+from bilevel_gym.agents.lower_levels.learned_follower import lived_mdp
 from bilevel_gym.agents.leaders.bellman_pbrl import BellmanPBRL
 from bilevel_gym.agents.schedules import Constant
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem, policy_return
@@ -101,7 +101,7 @@ def objective(problem: TabularProblem, x: Tensor, policies: list[Tensor], tau: f
 
 
 def estimated(leader: PBRL) -> GradientEstimate:
-    return leader.gradient(leader._x, leader.best_response, leader.penalised, leader.lam)
+    return leader.estimator(leader.state.x, leader.terms, leader.followers, leader.lam)
 
 
 @pytest.mark.parametrize("name", list(PROBLEMS))

@@ -75,6 +75,17 @@ def test_records_are_exact_at_the_equilibrium_and_at_the_players_own_policies() 
     assert record.tau == problem.tau
 
 
+def tables(leader: PBRL, trained: bool = False) -> list[Any]:
+    """The four policies at the last x."""
+    return [leader.method.level.tables(f, leader.last_x[None], trained) for f in leader.followers.values()]
+
+
+def owed(leader: PBRL) -> dict[str, Any]:
+    """What the leader's linearised return pays the players."""
+    found: dict[str, Any] = leader.method.level._owed(leader.state)
+    return found
+
+
 def test_a_player_is_paid_its_payoff_its_entropy_and_the_others_and_the_leaders_linearised_return(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -89,12 +100,13 @@ def test_a_player_is_paid_its_payoff_its_entropy_and_the_others_and_the_leaders_
 
     monkeypatch.setattr(PlayerVectorEnv, "hold", spying)
     leader.learn(1)  # the first look
-    before, pay = leader.four.tables(leader.last_x[None]), leader._leaders_pay()
-    trained = [leader.four.trained(k, leader.last_x[None]) for k in range(4)]
+    before, pay = tables(leader), list(owed(leader).values())
+    trained = tables(leader, trained=True)
     assert all(np.abs(p).max() > 1e-3 for p in pay)
     held.clear()
-    leader._train_followers()
-    after, tau = leader.four.tables(leader.last_x[None]), 0.1
+    level, points = leader.method.level, leader.last_x[None].repeat(leader.config.n_envs, 0)
+    level.train(leader.state, points, leader.config.follower_steps, 10_000, tuple(leader.followers))
+    after, tau = tables(leader), 0.1
     assert [player for player, _, _ in held] == [1, 2, 1, 2]
     for k, (_, policy, bonus) in zip((2, 3, 0, 1), held, strict=True):
         other = (before if k >= 2 else after)[3 - k]  # best responses move last
@@ -116,14 +128,11 @@ def test_one_seed_gives_one_result(algorithm: type[BaseAlgorithm]) -> None:
 def test_a_saved_leader_comes_back(tmp_path: Path) -> None:
     leader = small(PPO).learn(3000)
     again = PBRL.load(leader.save(tmp_path / "leader"))
-    assert isinstance(leader, GamePBRL)
-    assert isinstance(again, GamePBRL)
     assert np.array_equal(again.x, leader.x)
     assert again.history == leader.history
-    x = leader.last_x[None]
-    for a, b in zip(leader.four.tables(x), again.four.tables(x), strict=True):
+    for a, b in zip(tables(leader), tables(again), strict=True):
         assert np.array_equal(a, b)
-    for one, two in zip(leader._leaders_pay(), again._leaders_pay(), strict=True):
+    for one, two in zip(owed(leader).values(), owed(again).values(), strict=True):
         assert np.array_equal(one, two)
     before = again.num_timesteps
     assert again.learn(2000, reset_num_timesteps=False).num_timesteps >= before + 2000

@@ -236,4 +236,4 @@ def test_it_needs_entropy(tau: Any) -> None:
 def test_the_default_temperature_ends_at_that_of_honest_evaluation(tau: float, end: float) -> None:
     leader = Hypergradient(TwoStateProblem(tau=tau))
     assert leader.tau == pytest.approx(max(0.07, end))
-    assert leader._tau(0.0) == pytest.approx(end)
+    assert leader.schedule(0.0) == pytest.approx(end)

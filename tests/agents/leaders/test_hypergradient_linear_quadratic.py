@@ -89,7 +89,7 @@ def test_the_gap_is_the_followers_loss() -> None:
     x = inner_x(problem)
     best = problem.best_response(x).F
     other = best + 0.1
-    level = leader._level
+    level = leader.level
     gap = level.gap(x, (other,), 0.0, level.best_responses(x, (other,), 0.0, level.solve(x, 0.0)))
     expected = float(problem.follower_return(x, best) - problem.follower_return(x, other))
     assert float(gap) == pytest.approx(expected, rel=1e-12)

@@ -69,7 +69,7 @@ def design() -> IncentiveDesignProblem:
 
 def steps_of(leader: Any, ys: list[Tensor], x_0: Tensor) -> list[Tensor]:
     """Where one step of plain gradient ascent of length ``ALPHA`` went, one row a copy: in x, then in each y."""
-    held = leader._held.ys
+    held = leader.held.ys
     with torch.no_grad():
         for y, start in zip(held, ys, strict=True):
             y.copy_(start)
@@ -345,7 +345,7 @@ def test_the_record_is_exact() -> None:
     """Honest evaluation knows the model: nothing in it is sampled."""
     leader = leader_of("follower", keep_best=False).learn(3)
     record, problem, x = leader.evaluate(), game(), torch.from_numpy(leader.x)
-    mdp, pi = problem.follower_mdp(x), leader._held.policies()[0].detach()
+    mdp, pi = problem.follower_mdp(x), leader.held.policies()[0].detach()
     slack = suboptimality(mdp, pi, record.tau, solve_soft(mdp, record.tau))
     assert record.leader_return == pytest.approx(leader_return_at_best_response(problem, x), rel=1e-9)
     assert record.leader_return_at_pi_y == pytest.approx(float(problem.leader_return(x, pi)), rel=1e-12)

@@ -28,9 +28,9 @@ from bilevel_gym.agents import (
     ValuePenalty,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.common.leader_gradient import GradientEstimate
-from bilevel_gym.agents.common.rollout_gradient import RolloutGradient, episode_returns
-from bilevel_gym.agents.common.rollouts import collect
+from bilevel_gym.agents.estimators.base import GradientEstimate
+from bilevel_gym.agents.estimators.rollouts import RolloutGradient, episode_returns
+from bilevel_gym.agents.estimators.rollouts import collect
 from bilevel_gym.envs.core import LeaderEnv
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem, policy_return
 from bilevel_gym.envs.tabular import TabularEnv, TabularVectorEnv
@@ -46,7 +46,7 @@ def small(follower: Any = A2C, **changes: Any) -> PBRL:
 
 
 def estimated(leader: PBRL) -> GradientEstimate:
-    return leader.gradient(leader._x, leader.best_response, leader.penalised, leader.lam)
+    return leader.estimator(leader.state.x, leader.terms, leader.followers, leader.lam)
 
 
 def dynamics_problem() -> TabularProblem:

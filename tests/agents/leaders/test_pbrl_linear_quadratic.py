@@ -47,7 +47,7 @@ def test_the_record_of_the_exact_follower_has_no_gap(monkeypatch: pytest.MonkeyP
             return -(obs[:, :2] @ F.numpy().T) / game.action_bound.numpy()
 
         monkeypatch.setattr(leader.penalised, "act", act)
-        record = leader._evaluate(x)
+        record = leader.method.evaluate(leader.state, x, leader.iteration)
         gap = float(game.follower_return(x, best) - game.follower_return(x, F))
         assert record.gap == pytest.approx(gap, rel=0.05, abs=1e-6)
         assert record.leader_return_at_pi_y == pytest.approx(float(game.leader_return(x, F)), rel=0.01)

@@ -34,10 +34,10 @@ def test_numbers_are_the_same_to_the_bit(follower: type[BaseAlgorithm], tmp_path
         path = tmp_path / f"{beside}.zip"
         leader = PBRL(ENV, follower, config=config(beside), env_kwargs=KWARGS)
         leader.learn(2000).save(path, replay=True)
-        assert (leader._beside is not None) == beside
+        assert (leader.method._worker is not None) == beside
         if beside:
-            assert leader._beside is not None
-            assert leader._beside._process.pid != os.getpid()
+            assert leader.method._worker is not None
+            assert leader.method._worker._process.pid != os.getpid()
         leader.learn(1000, reset_num_timesteps=False)
         again = PBRL.load(path).learn(1000, reset_num_timesteps=False)
         assert again.config.side_by_side == beside
@@ -53,7 +53,7 @@ def test_numbers_are_the_same_to_the_bit(follower: type[BaseAlgorithm], tmp_path
     for pair in leaders.values():
         for leader in pair:
             leader.close()
-            assert leader._beside is None
+            assert leader.method._worker is None
 
 
 def unless_at_home(home: int, ending: Callable[[], Any], venv: VecEnv) -> PPO:

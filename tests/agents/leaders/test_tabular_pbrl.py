@@ -96,8 +96,8 @@ def test_a_step_is_algorithm_1(name: str, follower: Softmax | Direct, kind: str)
         (x_0 - torch.from_numpy(leader.last_x)) / alpha, numerical_gradient(lambda x: objective(x, y_0), x_0)
     )
 
-    assert leader._held is not None
-    (y_1,) = leader._held.ys
+    assert leader.held is not None
+    (y_1,) = leader.held.ys
     g_y = numerical_gradient(lambda y: objective(x_0, y), y_0)
     if isinstance(follower, Softmax):
         assert_gradient((y_0 - y_1.detach()) / alpha, g_y)
@@ -140,8 +140,8 @@ def test_logged_stationarity_is_the_projected_gradient(tmp_path: Path) -> None:
     leader.set_logger(configure(str(tmp_path), ["csv"]))
     y_0 = Direct().start(problem.follower_mdp(torch.from_numpy(x_0)))
     leader.learn(1)
-    assert leader._held is not None
-    (y_1,) = leader._held.ys
+    assert leader.held is not None
+    (y_1,) = leader.held.ys
     moved = np.linalg.norm(
         np.concatenate([(x_0 - leader.last_x) / 0.05, ((y_0 - y_1.detach()) / 0.02).numpy().ravel()])
     )
@@ -210,7 +210,7 @@ def test_the_fixed_point_is_the_penalised_optimum(penalty: Penalty, follower: So
     )
     leader = TabularPBRL(problem, penalty, config=config).learn(800)
     assert leader.last_x[0] == pytest.approx(best.x[0], abs=1e-5)
-    (pi_y,) = leader._policies(problem.follower_mdp(leader._x.detach()))
+    (pi_y,) = leader.method.policies(leader.state, problem.follower_mdp(leader.state.x.detach()))
     torch.testing.assert_close(pi_y.detach()[:, 1], torch.sigmoid(torch.tensor(best.x[1:])), rtol=0.0, atol=1e-5)
 
 
@@ -248,7 +248,7 @@ def test_a_direct_follower_stays_on_the_simplex(floor: float) -> None:
     config = TabularPBRLConfig(follower=Direct(0.5, floor), tau=0.01)
 
     def on_the_simplex(leader: Any) -> None:
-        y = leader._held.ys[0].detach()
+        y = leader.held.ys[0].detach()
         assert float(y[mask].min()) >= floor
         assert float(y[~mask].abs().max()) == 0.0
         torch.testing.assert_close(y.sum(-1), torch.ones(5, dtype=F64), rtol=0.0, atol=1e-12)
@@ -324,8 +324,8 @@ def test_bad_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:
 
 def test_a_problem_without_a_leader_reward_has_a_softmax_follower_by_default() -> None:
     leader = TabularPBRL(NoReturn(), x0=[2.0]).learn(30)
-    assert leader._held is not None
-    assert isinstance(leader._held.how, Softmax)
+    assert leader.held is not None
+    assert isinstance(leader.held.how, Softmax)
     assert abs(leader.last_x[0]) < 2.0
 
 

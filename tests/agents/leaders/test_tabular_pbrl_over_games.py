@@ -58,12 +58,12 @@ def test_a_step_is_algorithm_1(follower: Softmax | Direct) -> None:
         follower=follower, learning_rate=alpha, tau=TAU, optimizer_class=torch.optim.SGD, keep_best=False
     )
     leader = TabularPBRL(problem, NikaidoIsodaPenalty(lam=LAM), config=config, x0=x_0.numpy())
-    assert leader._held is not None
-    ys = [torch.randn(y.shape, generator=generator(2 + i), dtype=F64) for i, y in enumerate(leader._held.ys)]
+    assert leader.held is not None
+    ys = [torch.randn(y.shape, generator=generator(2 + i), dtype=F64) for i, y in enumerate(leader.held.ys)]
     if isinstance(follower, Direct):
         ys = [project_simplex(0.1 * y, None, 0.05) for y in ys]
     with torch.no_grad():
-        for y, start in zip(leader._held.ys, ys, strict=True):
+        for y, start in zip(leader.held.ys, ys, strict=True):
             y.copy_(start)
 
     def objective(x: Tensor, y1: Tensor, y2: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def test_a_step_is_algorithm_1(follower: Softmax | Direct) -> None:
         numerical_gradient(lambda y: objective(x_0, y, ys[1]), ys[0]),
         numerical_gradient(lambda y: objective(x_0, ys[0], y), ys[1]),
     )
-    for y_0, y_1, gradient in zip(ys, leader._held.ys, in_y, strict=True):
+    for y_0, y_1, gradient in zip(ys, leader.held.ys, in_y, strict=True):
         moved = y_0 - alpha * gradient
         expected = moved if isinstance(follower, Softmax) else project_simplex(moved, None, follower.floor)
         assert_gradient((y_0 - y_1.detach()) / alpha, (y_0 - expected) / alpha)
@@ -115,7 +115,7 @@ def test_the_record_is_the_problem_s() -> None:
     record, game = leader.evaluate(), problem.game(torch.from_numpy(leader.x))
     assert (record.lam, record.tau, record.steps, record.iteration) == (4.0, problem.tau, 0, 20)
     assert [entry.iteration for entry in leader.history] == [0, 5, 10, 15, 20]
-    nash, (pi1, pi2) = solve_nash(game, problem.tau), leader._policies(game)
+    nash, (pi1, pi2) = solve_nash(game, problem.tau), leader.method.policies(leader.state, game)
     pair = (pi1.detach(), pi2.detach())
     x = torch.from_numpy(leader.x)
     assert record.leader_return == pytest.approx(float(problem.leader_return(x, (nash.pi1, nash.pi2))), rel=1e-9)

@@ -17,8 +17,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import PBRL, KnownModel, PBRLConfig, Rollouts
-from bilevel_gym.agents.common.rollouts import collect
-from bilevel_gym.agents.common.worlds import Worlds
+from bilevel_gym.agents.estimators.rollouts import collect
+from bilevel_gym.agents.worlds import Worlds
 from bilevel_gym.agents.oracles.sb3 import Answering, SB3Follower
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem
 from bilevel_gym.envs.tabular import TabularEnv

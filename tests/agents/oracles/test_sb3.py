@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import Linear
-from bilevel_gym.agents.common.worlds import Worlds
+from bilevel_gym.agents.worlds import Worlds
 from bilevel_gym.agents.oracles.sb3 import Answering, Generators, SB3Follower, build_model
 
 ENV_ID = "bilevel_gym/StackelbergGame-v0"

@@ -9,7 +9,7 @@ import torch
 from stable_baselines3 import DQN
 from torch import Tensor, nn
 
-from bilevel_gym.agents.common.policies import Solved
+from bilevel_gym.agents.held_policies import Solved
 from bilevel_gym.agents.oracles.sb3 import Answering, SB3Follower
 from bilevel_gym.agents.oracles.soft_q import SoftQFollower, SoftTarget, mean_over_quantiles
 from bilevel_gym.agents.schedules import Constant, Linear

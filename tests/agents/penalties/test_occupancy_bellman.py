@@ -11,7 +11,7 @@ import torch
 from scipy.special import logsumexp
 from torch import Tensor
 
-from bilevel_gym.agents.common.policies import Solved
+from bilevel_gym.agents.held_policies import Solved
 from bilevel_gym.agents.penalties import bellman_penalty_gradient, value_penalty, value_penalty_gradient
 from bilevel_gym.envs.mdp import (
     TabularMDP,
