@@ -19,11 +19,12 @@ from .leader import Leader, LeaderConfig, Method, Progress, Projection, State, p
 from .lower_levels import Policies, lower_level
 from .lower_levels.base import LowerLevel, TabularLevel
 from .penalties import Penalty
-from .records import snapshot
+from .records import snapshot, storable
 from .schedules import Geometric, Quench, Schedule, as_schedule
 from .sources import ProblemSource, resolve_problem
 
 
+@storable
 @dataclass(frozen=True, eq=False)
 class ExactConfig(LeaderConfig):
     """Options shared by all exact leaders.
@@ -194,8 +195,7 @@ class ExactMethod(Method):
 
     def _check_table(self, name: str, table: Any) -> None:
         """Raise ``ValueError`` for values, policies or Q of another problem's sizes."""
-        views = self.level.views
-        values = {(*views[0].batch_shape, views[0].n_states), (1, views[0].n_states)}
+        views, values = self.level.views, self.level.value_shapes
         actions = [*((view.n_actions,) for view in views), tuple(view.n_actions for view in views)]
         shapes = values if name.endswith("V") or name == "u" else {(*shape, *n) for shape in values for n in actions}
         require(table.shape in shapes, name, f"a shape of {sorted(shapes)}", table.shape)

@@ -1,5 +1,6 @@
 """The package as it is built and installed: what the wheel holds, what an import loads, which version it names."""
 
+import ast
 import os
 import re
 import shutil
@@ -103,6 +104,31 @@ def test_the_wheel_imports_from_elsewhere(wheel: Path, tmp_path: Path) -> None:
     expected = [tmp_path / "site" / Path(*name.split(".")) / "__init__.py" for name in PACKAGES]
     assert [Path(file) for file in files] == expected
     assert (tmp_path / "site" / "bilevel_gym" / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "examples" / "extending").glob("*.py")))
+def test_an_extension_is_one_file_that_runs_from_elsewhere(name: str, wheel: Path, tmp_path: Path) -> None:
+    """In an empty folder, against the wheel, by public names alone; and the leader learns."""
+    text = (ROOT / "examples" / "extending" / f"{name}.py").read_text(encoding="utf-8")
+    imported = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    private = [alias.name for node in imported for alias in node.names if alias.name.rpartition(".")[2].startswith("_")]
+    assert private == []
+    modules = {node.module for node in imported if isinstance(node, ast.ImportFrom)}
+    assert not any(part.startswith("_") and part != "__future__" for module in modules for part in str(module).split("."))
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / f"{name}.py").write_text(text, encoding="utf-8")
+    code = f"import runpy; runpy.run_path({name + '.py'!r}, run_name='__main__'); import bilevel_gym; print(bilevel_gym.__file__)"
+    *said, where = run_python(code, tmp_path / "empty", PYTHONPATH=str(tmp_path / "site")).splitlines()
+    assert Path(where).is_relative_to(tmp_path / "site")
+    if name == "penalty":  # the more slack it counts on, the more it expects of such a follower
+        expected = [float(re.findall(r"[\d.]+", line)[1]) for line in said]
+        assert expected == sorted(expected)
+        assert len(expected) == 3
+    else:
+        (before, after) = re.search(r"(-?[\d.]+) before, (-?[\d.]+) after", said[0]).groups()  # type: ignore[union-attr]
+        assert float(after) > float(before) + 1.0
 
 
 def test_the_wheel_holds_the_package_and_no_more(wheel: Path) -> None:

@@ -79,9 +79,9 @@ class LowerLevel(ABC):
     def gap(self, model: Any, pi: Policies, tau: float, best: tuple[Any, ...]) -> Tensor:
         """What the players would gain, added, by their best responses, ``[...]``."""
 
-    @abstractmethod
     def restored(self, state: dict[str, Any]) -> Any:
         """A solution from its fields."""
+        raise NotImplementedError(f"{type(self).__name__} has no solution that a file holds")
 
     def at_best_response(self, x: Tensor, tau0: float, tie: float = 0.0) -> float:
         """F_0(x) = J_L at the solution of temperature tau0; ``tie``: see ``leader_return_at_best_response``."""
@@ -112,6 +112,11 @@ class TabularLevel(LowerLevel):
     @abstractmethod
     def views(self) -> tuple[TabularMDP, ...]:
         """For each player an MDP with the sizes and the mask of its policies, which x does not change."""
+
+    @property
+    def value_shapes(self) -> set[tuple[int, ...]]:
+        """Shapes that values of a solution may have."""
+        return {(*self.views[0].batch_shape, self.views[0].n_states), (1, self.views[0].n_states)}
 
     @abstractmethod
     def faced(self, model: Any, pi: Policies, tau: float) -> tuple[TabularMDP, ...]:
