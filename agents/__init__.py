@@ -1,4 +1,4 @@
-"""Agents: leaders, the penalties and oracles they stand on, and baselines. Names load on first use."""
+"""Agents: leaders, the penalties and followers they stand on, and baselines. Names load on first use."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ if TYPE_CHECKING:
     from .baselines.meta_gradient import MetaGradient, MetaGradientConfig
     from .baselines.true_reward import TrueReward
     from .baselines.zero_order import ZeroOrder, ZeroOrderConfig
-    from .common.callbacks import Checkpoint
+    from .callbacks import Checkpoint, LeaderEvalCallback
     from .common.evaluation import Evaluation, leader_return_at_best_response
     from .common.model_card import load_follower, push_to_hub, write_model_card, write_zoo_folder
     from .common.policies import Direct, Softmax, Solved
-    from .common.robustness import Response, robustness
-    from .common.sb3_callbacks import LeaderEvalCallback
     from .estimators import KnownModel, MonteCarlo, Rollouts
+    from .followers import MirrorDescent, PolicyGradient, SoftPolicyIteration
     from .leaders.hpgd import HPGD, HPGDConfig
     from .leaders.hypergradient import Hypergradient, HypergradientConfig
     from .leaders.pbrl import PBRL, PBRLConfig
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     )
     from .leaders.sobirl import SoBiRL, SoBiRLConfig
     from .leaders.tabular_pbrl import TabularPBRL, TabularPBRLConfig
-    from .oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
     from .penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty
     from .preferences.atari import AtariCNN, atari_copies
     from .preferences.config import PreferenceConfig, PreferenceEvaluation
@@ -45,6 +43,7 @@ if TYPE_CHECKING:
     from .preferences.reward_model import ConvReward, MLPReward, RewardModel
     from .preferences.training import FitConfig, RewardExplodedError
     from .preferences.worlds import Copies
+    from .responses import Response, robustness
     from .schedules import Constant, Geometric, Linear, Power, Quench
 
 _HOME = {
@@ -77,9 +76,9 @@ _HOME = {
     "ValuePenalty": "penalties",
     "BellmanPenalty": "penalties",
     "NikaidoIsodaPenalty": "penalties",
-    "SoftPolicyIteration": "oracles",
-    "MirrorDescent": "oracles",
-    "PolicyGradient": "oracles",
+    "SoftPolicyIteration": "followers",
+    "MirrorDescent": "followers",
+    "PolicyGradient": "followers",
     "PreferencePBRL": "leaders.preference_pbrl",
     "Tracked": "leaders.preference_pbrl",
     "DRLHF": "baselines.drlhf",
@@ -114,14 +113,14 @@ _HOME = {
     "Quench": "schedules",
     "Geometric": "schedules",
     "Power": "schedules",
-    "Checkpoint": "common.callbacks",
-    "LeaderEvalCallback": "common.sb3_callbacks",
+    "Checkpoint": "callbacks",
+    "LeaderEvalCallback": "callbacks",
     "load_follower": "common.model_card",
     "push_to_hub": "common.model_card",
     "write_model_card": "common.model_card",
     "write_zoo_folder": "common.model_card",
-    "Response": "common.robustness",
-    "robustness": "common.robustness",
+    "Response": "responses",
+    "robustness": "responses",
     "Evaluation": "common.evaluation",
     "leader_return_at_best_response": "common.evaluation",
 }

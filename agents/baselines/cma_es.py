@@ -33,7 +33,8 @@ from ..common.storage import decode, encode, read_leader, storable, write_leader
 from ..common.tabular import TabularLeader, TabularLeaderConfig, check_fingerprint, fingerprint, source_of_file
 from ..common.worlds import EnvSpec, Worlds
 from ..files import reading
-from ..oracles.sb3 import Answering, FollowerSpec, SB3Follower, follower_name, follower_of_file
+from ..followers.sb3 import SB3Follower
+from ..followers.spec import Answering, FollowerSpec, follower_name, follower_of_file
 
 
 def _check_search(config: TabularCMAESConfig | CMAESConfig) -> None:

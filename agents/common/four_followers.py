@@ -32,7 +32,8 @@ from torch import Tensor
 
 from ...envs.mdp.checks import require
 from ...wrappers import set_leader
-from ..oracles.sb3 import Answering, FollowerSpec, SB3Follower
+from ..followers.sb3 import SB3Follower
+from ..followers.spec import Answering, FollowerSpec
 from .game_worlds import Floats, GameWorlds
 
 NAMES = ("best_response_1", "best_response_2", "player_1", "player_2")

@@ -31,7 +31,7 @@ OneCallback = Callable[[Any], "bool | None"]
 Callback = Any
 """A callable or one of SB3's callbacks, or a sequence of such: called with the leader after every outer iteration.
 
-False stops learning. One that is a context manager is entered first. For SB3's see ``sb3_callbacks``.
+False stops learning. One that is a context manager is entered first. For SB3's see ``agents.callbacks``.
 """
 Self = TypeVar("Self", bound="Leader")
 
@@ -70,7 +70,7 @@ class Callbacks(AbstractContextManager["Callbacks"]):
 
 
 def _of_sb3(callback: Any, leader: Any) -> OneCallback:
-    from .sb3_callbacks import OnLeader
+    from ..callbacks import OnLeader
 
     return OnLeader(callback, leader)
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..oracles.sb3 import SB3Follower
+from ..followers.sb3 import SB3Follower
 
 
 @dataclass(frozen=True, eq=False)

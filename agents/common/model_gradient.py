@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...envs.mdp import TabularMDP, policy_return
-from ..oracles.sb3 import SB3Follower
+from ..followers.sb3 import SB3Follower
 from .leader_gradient import GradientEstimate, LeaderGradient, PenaltyEstimate
 from .worlds import Worlds
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...wrappers import set_leader
 from ..estimators import Rollouts
-from ..oracles.sb3 import SB3Follower
+from ..followers.sb3 import SB3Follower
 from .leader_gradient import GradientEstimate, LeaderGradient, PenaltyEstimate, mean_and_error
 from .rollouts import Act, Rollout, advantages, collect, discounts, start_values, surrogate
 from .worlds import Worlds

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...envs.mdp import TabularMDP, TabularProblem, negative_entropy
-from ..oracles.sb3 import SB3Follower
-from ..oracles.soft_q import SoftQFollower
+from ..followers.sb3 import SB3Follower
+from ..followers.soft_q import SoftQFollower
 from .model_gradient import ModelGradient
 from .rollout_gradient import RolloutGradient
 from .rollouts import Act, Rollout

@@ -21,7 +21,7 @@ from ...envs.mdp import BilevelProblem, GameProblem, LinearQuadraticProblem, Spa
 from ...envs.mdp.checks import check_size, check_tau, require
 from ..estimators import MonteCarlo
 from ..files import reading
-from ..oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
+from ..followers import MirrorDescent, PolicyGradient, SoftPolicyIteration
 from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty, WeightedPenalty
 from ..schedules import Geometric, Quench, Schedule, as_schedule
 from .evaluation import Evaluation

@@ -26,7 +26,7 @@ from ...wrappers import (
     WorkerVecEnv,
     make_copy,
 )
-from ..oracles.sb3 import SB3Follower
+from ..followers.sb3 import SB3Follower
 from .tabular import Source, make_env
 
 EnvSpec = str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]]

@@ -7,17 +7,18 @@ hold had it trained the follower itself; only the arrays of a replay buffer stay
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import cloudpickle
 import numpy as np
 import torch
 
-from ..oracles.sb3 import SB3Follower
+from ...wrappers.workers import InWorker, end_with, worker_context
+from .sb3 import SB3Follower
 
 Train = Callable[[Any], int]
 """Trains the follower by a task, which the leader understands; the steps spent."""
@@ -29,7 +30,7 @@ class WorkerError(RuntimeError):
     """The follower's process failed or died."""
 
 
-class Beside:
+class FollowerWorker:
     """A follower in a process of its own.
 
     Args:
@@ -41,16 +42,14 @@ class Beside:
 
     def __init__(self, recipe: Recipe, follower: SB3Follower) -> None:
         self._follower = follower
-        methods = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            context.set_forkserver_preload([__name__])
+        context = worker_context(__name__)
         self._connection, theirs = context.Pipe()
         arguments = (theirs, cloudpickle.dumps(recipe), torch.get_num_threads())
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process = context.Process(target=InWorker(_serve), args=arguments, daemon=True)
         self._process.start()
+        end_with(self, [self._process])
         theirs.close()
-        self._ask("take", follower.state(), follower.replay_arrays())
+        self._ask("take", follower.state_dict(), follower.replay_arrays())
         self._answer()
 
     def start(self, task: Any) -> None:
@@ -60,7 +59,7 @@ class Beside:
     def result(self) -> int:
         """Wait for the training to end, and hold its outcome; the steps spent."""
         spent, state = self._answer()
-        self._follower.restore(state)
+        self._follower.load_state_dict(state)
         return int(spent)
 
     def fetch_replay(self) -> None:
@@ -73,7 +72,7 @@ class Beside:
     def close(self) -> None:
         """End the process."""
         if self._process.is_alive():
-            self._process.terminate()
+            self._process.kill()
         self._process.join()
         self._connection.close()
 
@@ -121,16 +120,17 @@ def _serve(connection: Any, recipe: bytes, threads: int) -> None:
             if follower is None or train is None:
                 follower, train = cloudpickle.loads(recipe)()
             if kind == "take":
-                follower.restore(given[0])
+                follower.load_state_dict(given[0])
                 into = follower.replay_arrays(whole=True)
                 for name, array in given[1].items():
                     into[name][: len(array)] = array
             elif kind == "train":
                 follower.generators.state = given[0]
-                found = train(given[1]), follower.state()
+                found = train(given[1]), follower.state_dict()
             else:
                 found = {name: np.ascontiguousarray(array) for name, array in follower.replay_arrays().items()}
             answer = True, found
         except Exception:
             answer = False, traceback.format_exc()
-        _send(connection, answer)
+        with suppress(BrokenPipeError):  # the leader's process has ended meanwhile
+            _send(connection, answer)

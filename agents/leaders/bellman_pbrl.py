@@ -19,7 +19,7 @@ Where x enters the reward alone, that is ``E_{s~d_y}[ E_{a~pi*} grad_x Q*(s,a) -
 whatever policy stands for pi*.
 
 **What differs** from PBRL with a value penalty is how pi_y is found. min_y F_lam is reinforcement learning on the leader's
-reward, kept near pi* by a relative entropy (:mod:`..oracles.soft_q`): pi_y is never paid r_f, so that it shares the best
+reward, kept near pi* by a relative entropy (:mod:`..followers.soft_q`): pi_y is never paid r_f, so that it shares the best
 response's errors and adds none of that kind, and tends to pihat as lam grows. In that limit ``lam grad_x p`` is the second term
 of HPGD (:mod:`.hpgd`), negated.
 
@@ -42,8 +42,9 @@ from ...envs.mdp.problem import EVALUATION_TAU
 from ...wrappers import RewardMixing
 from ..common.evaluation import Evaluation, leader_return_at_best_response
 from ..common.soft_gradients import SoftModelGradient, SoftRolloutGradient, lived_mdp
-from ..oracles.sb3 import Answering, SB3Follower
-from ..oracles.soft_q import SoftQFollower
+from ..followers.sb3 import SB3Follower
+from ..followers.soft_q import SoftQFollower
+from ..followers.spec import Answering
 from ..penalties import BellmanPenalty, WeightedPenalty
 from ..schedules import as_schedule
 from .pbrl import PBRL

@@ -26,7 +26,8 @@ from ..common.game_worlds import GameWorlds, is_game
 from ..common.leader_gradient import GradientEstimate
 from ..common.linearised import linearised_reward
 from ..estimators import Rollouts
-from ..oracles.sb3 import Answering, SB3Follower
+from ..followers.sb3 import SB3Follower
+from ..followers.spec import Answering
 from ..penalties import NikaidoIsodaPenalty, WeightedPenalty
 from ..schedules import as_schedule
 from .pbrl import PBRL, PBRLConfig
@@ -128,12 +129,12 @@ class GamePBRL(PBRL):
     def _states(self) -> dict[str, Any]:
         g = self._gain
         gain = None if g is None else (*g.advantages, g.d_leader, *g.d)
-        states = {name: follower.state() for name, follower in self.followers.items()}
+        states = {name: follower.state_dict() for name, follower in self.followers.items()}
         return {**states, "estimator": self.gradient.state(), "gain": gain}
 
     def _restore(self, tensors: dict[str, Any]) -> None:
         for name, follower in self.followers.items():
-            follower.restore(tensors[name])
+            follower.load_state_dict(tensors[name])
         if tensors["estimator"] is not None:
             self.gradient.restore(tensors["estimator"])
         if tensors["gain"] is not None:

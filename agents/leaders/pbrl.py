@@ -56,14 +56,15 @@ from ..common.model_gradient import ModelGradient
 from ..common.projected_step import projected_step
 from ..common.rollout_gradient import RolloutGradient, episode_returns
 from ..common.rollouts import Act, collect
-from ..common.side_by_side import Beside
 from ..common.storage import decode, encode, read_arrays, read_leader, storable, write_leader
 from ..common.tabular import check_fingerprint, fingerprint, source_of_file
 from ..common.worlds import EnvSpec, Vectorisation, Worlds
 from ..estimators import KnownModel, Rollouts
 from ..files import reading
-from ..oracles.replay import TrueReplay
-from ..oracles.sb3 import FALLING_Q_TEMPERATURE, Answering, FollowerSpec, SB3Follower, follower_name, follower_of_file
+from ..followers.replay import TrueReplay
+from ..followers.sb3 import SB3Follower
+from ..followers.spec import FALLING_Q_TEMPERATURE, Answering, FollowerSpec, follower_name, follower_of_file
+from ..followers.worker import FollowerWorker
 from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty, WeightedPenalty
 from ..schedules import Geometric, Linear, Schedule, as_schedule
 
@@ -97,7 +98,7 @@ class PBRLConfig(LeaderConfig):
         evaluation_steps: steps of the freshly trained best response, where no model is known.
         vec_env: ``"native"``, the environment's own simulator of many copies; ``"dummy"``, SB3's ``DummyVecEnv``; ``"subproc"``,
             a process for each copy (2 ``n_envs``, and those of the estimator); None: native where there is one, else dummy.
-        relabel: whether replay buffers are kept true when x and lam move (see ``agents.oracles.replay``). None does all that
+        relabel: whether replay buffers are kept true when x and lam move (see ``agents.followers.replay``). None does all that
             is valid; True also raises where rewards cannot be relabelled; False leaves SB3's buffer alone.
         side_by_side: whether the penalised follower is trained in a process of its own while the best response is trained here;
             the numbers are the same, to the bit. Scripts then need ``if __name__ == "__main__":``.
@@ -234,7 +235,7 @@ class PBRL(Leader):
         self._make_followers(seeds[:2])
         self.optimizer = config.optimizer_class([self._x], lr=self._rate(1.0), **config.optimizer_kwargs)  # type: ignore[call-arg]
         self.penalty_estimate: PenaltyEstimate | None = None
-        self._beside: Beside | None = None
+        self._beside: FollowerWorker | None = None
         self.oracle_failures = 0
         self._warm = False
 
@@ -422,7 +423,7 @@ class PBRL(Leader):
             follower.replay.renew(points, venv.weight, relabel, self.config.observe_commitment, venv.own_weight)
         return follower.train(asked, planned)
 
-    def _process_beside(self) -> Beside:
+    def _process_beside(self) -> FollowerWorker:
         """The penalised follower's process, begun at its first use; it builds a twin of this leader."""
         if self._beside is None:
             config = replace(self.config, side_by_side=False)
@@ -434,7 +435,7 @@ class PBRL(Leader):
                 self.seed,
                 self.worlds.source.env_kwargs or None,
             )
-            self._beside = Beside(partial(_twin, type(self), own), self.penalised)
+            self._beside = FollowerWorker(partial(_twin, type(self), own), self.penalised)
         return self._beside
 
     def _tell_lam(self) -> None:
@@ -597,15 +598,15 @@ class PBRL(Leader):
     def _states(self) -> dict[str, Any]:
         """What a file holds of the followers and of the estimator."""
         return {
-            "best_response": self.best_response.state(),
-            "penalised": self.penalised.state(),
+            "best_response": self.best_response.state_dict(),
+            "penalised": self.penalised.state_dict(),
             "critics": self.gradient.state(),
         }
 
     def _restore(self, tensors: dict[str, Any]) -> None:
         """Take back what :meth:`_states` gave."""
-        self.best_response.restore(tensors["best_response"])
-        self.penalised.restore(tensors["penalised"])
+        self.best_response.load_state_dict(tensors["best_response"])
+        self.penalised.load_state_dict(tensors["penalised"])
         self.gradient.restore(tensors["critics"])
 
     def _fingerprint(self) -> list[float]:

@@ -27,7 +27,7 @@ from ..common.sampled_level import sampled_level
 from ..common.storage import storable
 from ..common.tabular import Kinds, ProblemSource, TabularLeader, TabularLeaderConfig, plays_a_game
 from ..estimators import MonteCarlo
-from ..oracles import Oracle, OracleAnswer, SoftPolicyIteration
+from ..followers import Oracle, OracleAnswer, SoftPolicyIteration
 from ..penalties import BellmanPenalty, NikaidoIsodaPenalty, Penalty, ValuePenalty, WeightedPenalty
 from ..schedules import Geometric, Schedule
 

@@ -9,7 +9,7 @@ import torch
 from ...envs.mdp.checks import check_number, check_size, require
 from ..common.storage import storable
 from ..common.worlds import Vectorisation
-from ..oracles.sb3 import takes
+from ..followers.spec import takes
 from .fragmenters import ActiveFragmenter, Fragmenter, RandomFragmenter, WholeEpisodes
 from .reward_model import RewardNet
 from .training import FitConfig

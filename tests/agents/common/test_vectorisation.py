@@ -21,7 +21,7 @@ from bilevel_gym.agents.common.rollout_gradient import episode_returns
 from bilevel_gym.agents.common.rollouts import collect
 from bilevel_gym.agents.common.worlds import Worlds
 from bilevel_gym.wrappers import RewardMixing, VectorEnvAdapter, WorkerVecEnv, set_leader
-from tests.agents.oracles.test_family import CONTINUOUS, DISCRETE, ENVS, tiny
+from tests.agents.followers.test_family import CONTINUOUS, DISCRETE, ENVS, tiny
 
 GAME = "bilevel_gym/StackelbergGame-v0"
 KINDS = {"native": VectorEnvAdapter, "dummy": DummyVecEnv, "subproc": WorkerVecEnv}

@@ -19,15 +19,16 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...envs.mdp import policy_return, solve_soft, suboptimality
-from ...envs.mdp.checks import check_size, require
-from ...wrappers import set_leader
-from ..oracles.sb3 import Answering, FollowerSpec, SB3Follower
-from ..schedules import Geometric
-from .evaluation import leader_return_at_best_response
-from .rollout_gradient import episode_returns
-from .rollouts import collect
-from .worlds import EnvSpec, Worlds
+from ..envs.mdp import policy_return, solve_soft, suboptimality
+from ..envs.mdp.checks import check_size, require
+from ..wrappers import set_leader
+from .common.evaluation import leader_return_at_best_response
+from .common.rollout_gradient import episode_returns
+from .common.rollouts import collect
+from .common.worlds import EnvSpec, Worlds
+from .followers.sb3 import SB3Follower
+from .followers.spec import Answering, FollowerSpec
+from .schedules import Geometric
 
 SETTLING = Answering(q_temperature=Geometric(0.2, 0.01), entropy=Geometric(0.2, 0.002))
 """Followers given as a class, whose settings are the library's, end far less soft at an x that stays than at one that moves."""
