@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..envs.mdp import TabularWorld, Trajectories, sample, sampled_return
-from ..envs.mdp.checks import check_number, check_size, require
+from ..envs.mdp.checks import check_number, check_size, plain_fields, require
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class MonteCarlo:
     paired: bool = True
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_size(self.length, "length")
         check_size(self.batch, "batch")
         for name in ("baseline", "paired"):
@@ -75,6 +76,7 @@ class Rollouts:
     critic_memory: float = 0.8
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_size(self.n_envs, "n_envs")
         check_number(self.tail, "tail", low=0.0, high=1.0, open_low=True, open_high=True)
         check_number(self.critic_memory, "critic_memory", low=0.0, high=1.0, open_high=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..envs.mdp import policy_return, solve_soft, suboptimality
-from ..envs.mdp.checks import check_size, require
+from ..envs.mdp.checks import check_count, check_size, require
 from ..wrappers import set_leader
 from .common.evaluation import leader_return_at_best_response
 from .common.rollout_gradient import episode_returns
@@ -81,7 +81,7 @@ def robustness(
         steps: environment steps that each trains; SB3 rounds up to whole rollouts.
         seeds: one training each.
         env_kwargs: arguments of an id.
-        n_envs: copies of the world.
+        n_envs: parallel environments.
         progress_bar: show one.
 
     Returns:
@@ -89,7 +89,7 @@ def robustness(
         acts with noise in continuous actions without it.
 
     Raises:
-        ValueError: an x outside X, no followers, one that cannot act in the environment or has another discount.
+        ValueError: an x outside X, no followers or seeds, a follower that cannot act in the environment or has another discount.
 
     Example:
         >>> from stable_baselines3 import A2C
@@ -98,13 +98,12 @@ def robustness(
         >>> reports[0].slack < 0.5
         True
     """
-    check_size(steps, "steps")
-    check_size(n_envs, "n_envs")
+    steps, n_envs = check_size(steps, "steps"), check_size(n_envs, "n_envs")
     require(len(followers) > 0, "followers", "at least one follower by name", dict(followers))
     require(len(seeds) > 0, "seeds", "at least one", seeds)
     worlds = Worlds(env, env_kwargs, observe_commitment=False)
     point = worlds.leader_set.check(torch.as_tensor(np.asarray(x, dtype=np.float64)))
-    tasks = [(name, spec, int(seed)) for name, spec in followers.items() for seed in seeds]
+    tasks = [(name, spec, check_count(seed, "seeds")) for name, spec in followers.items() for seed in seeds]
     return tuple(
         _response(worlds, point, name, spec, seed, steps, n_envs)
         for name, spec, seed in tqdm(tasks, disable=not progress_bar)

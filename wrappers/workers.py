@@ -40,11 +40,13 @@ def worker_context(preload: str) -> Any:
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
     forkserver.set_forkserver_preload([preload])
     held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a new process inherits what is blocked
     try:
+        resource_tracker.ensure_running()  # another process that the server needs; to begin it unblocks signals here
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)

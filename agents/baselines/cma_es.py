@@ -217,7 +217,7 @@ class TabularCMAES(TabularLeader):
         self._V: Tensor | None = None
         config = TabularCMAESConfig() if config is None else config
         super().__init__(problem, config, seed, env_kwargs, x0, positive_tau=False)
-        entropy = [int(word) for word in np.random.SeedSequence(seed).generate_state(4)]
+        entropy = [int(word) for word in np.random.SeedSequence(self.seed).generate_state(4)]
         self.search = Search(self.leader_set, self._x.detach(), config.sigma, config.population, entropy)
 
     def _default_tau(self) -> float:
@@ -282,7 +282,7 @@ class CMAES(Leader):
         super().__init__(self.worlds.leader_set, self.worlds.start_x(), config, x0, seed)
         self.worlds.require_sampled_return(self._x.detach())
         self.follower_spec, self.trials = follower, 0
-        self._entropy = [int(word) for word in np.random.SeedSequence(seed).generate_state(4)]
+        self._entropy = [int(word) for word in np.random.SeedSequence(self.seed).generate_state(4)]
         self.search = Search(self.leader_set, self._x.detach(), config.sigma, config.population, self._entropy)
         self._training, self._rollouts = self.worlds.make(config.n_envs), self.worlds.make(config.rollout_envs)
         first = self._new_follower(0)  # what does not fit shows before any work

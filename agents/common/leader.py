@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...envs.mdp import LeaderSet
-from ...envs.mdp.checks import check_number, check_seed, check_size, require
+from ...envs.mdp.checks import check_number, check_seed, check_size, plain_fields, require
 from ..files import restore_optimizer
 from ..schedules import Schedule, as_schedule
 from .evaluation import Evaluation
@@ -100,6 +100,7 @@ class LeaderConfig:
     keep_best: bool = True
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         as_schedule(self.learning_rate, "learning_rate", positive=True)
         is_optimizer = isinstance(self.optimizer_class, type) and issubclass(
             self.optimizer_class, torch.optim.Optimizer
@@ -150,10 +151,9 @@ class Leader(ABC):
     """
 
     def __init__(self, leader_set: LeaderSet, start: Tensor, config: LeaderConfig, x0: Any, seed: int | None) -> None:
-        check_seed(seed)
         self.leader_set = config.cut(leader_set) if config.narrows else leader_set
         self.config = config
-        self.seed = seed
+        self.seed = check_seed(seed)
         first = self.leader_set.project(start) if x0 is None else self.leader_set.check(x0, "x0")
         self._x = first.detach().clone().requires_grad_()
         self.num_timesteps = 0

@@ -28,7 +28,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from ...envs.mdp.checks import check_number, require
+from ...envs.mdp.checks import check_count, check_number, require
 from ..files import write_whole
 from .model_state import explorations, load_model_state, model_state
 from .replay import TrueReplay, buffer_arrays
@@ -109,6 +109,7 @@ class SB3Follower:
     def __init__(
         self, spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linear: bool, answering: Answering
     ) -> None:
+        seed = check_count(seed, "seed")
         self.generators, self.seed, self.venv = Generators(seed), seed, venv
         self._q_temperature, self.q_temperature = answering.q_temperature, answering.q_temperature(1.0)
         with self.generators.active():

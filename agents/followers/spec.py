@@ -13,7 +13,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from ...envs.mdp.checks import check_gamma, plain, require
+from ...envs.mdp.checks import check_gamma, plain, plain_fields, require
 from ..schedules import Geometric, Schedule
 from .tuned import tuned_settings
 
@@ -68,6 +68,9 @@ class Answering:
     q_temperature: Schedule = FALLING_Q_TEMPERATURE
     averaging: float = 0.0
     entropy: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
 
 
 def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linear: bool) -> BaseAlgorithm:

@@ -229,7 +229,7 @@ class PBRL(Leader):
         super().__init__(self.worlds.leader_set, self.worlds.start_x(), config, x0, seed)
         self.follower_spec = follower
         self.lam = self.penalty.lam_at(1.0)
-        seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
+        seeds = [int(s) for s in np.random.SeedSequence(self.seed).generate_state(4)]
         self._entropy = seeds[2:]
         self.rng = np.random.default_rng(seeds[3])
         self._make_followers(seeds[:2])

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...envs.mdp import TabularMDP, Trajectories
+from ...envs.mdp.checks import plain_fields
 from ..estimators import Sampler
 from ..schedules import Schedule, as_schedule
 
@@ -30,6 +31,7 @@ class WeightedPenalty(ABC):
     """Whether the penalty is defined for tau > 0 only."""
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         as_schedule(self.lam, "lam", positive=True)
 
     def lam_at(self, progress_remaining: float) -> float:

@@ -110,9 +110,8 @@ class PreferenceLearner:
         config = PreferenceConfig() if config is None else config
         require(isinstance(config, PreferenceConfig), "config", "a PreferenceConfig", repr(config))
         require(labeller is None or isinstance(labeller, Labeller), "labeller", "a Labeller", repr(labeller))
-        check_seed(seed)
-        self.config, self.follower_spec, self.seed = config, follower, seed
-        seeds = [int(s) % 2**31 for s in np.random.SeedSequence(seed).generate_state(6)]
+        self.config, self.follower_spec, self.seed = config, follower, check_seed(seed)
+        seeds = [int(s) % 2**31 for s in np.random.SeedSequence(self.seed).generate_state(6)]
         self.worlds = PreferenceWorlds(env, env_kwargs, config.vec_env, config.gamma)
         self.labeller = TrueReturnLabeller(seed=seeds[0]) if labeller is None else labeller
         self.rng, self._evaluation_seed = np.random.default_rng(seeds[1]), seeds[2]
