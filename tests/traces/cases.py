@@ -116,7 +116,7 @@ def asked(
 ) -> Callable[[], Trace]:
     options = {name: changes.pop(name) for name in ("penalty", "labeller", "env_kwargs", "seed") if name in changes}
     config = replace(ASKED, **changes)
-    return partial(learned, partial(cls, env, follower, config=config, **options), total, iterations)
+    return partial(learned, partial(cls, env, follower, config=config, **options), total, iterations=iterations)
 
 
 for title, spec in FOLLOWERS.items():

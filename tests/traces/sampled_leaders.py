@@ -82,7 +82,7 @@ def sampled(
         x0 = None if space is None else start * np.linspace(0.2, 1.0, *space.shape)
         return PBRL(env, follower, penalty, config, 1, kwargs, x0)
 
-    return partial(learned, make, max(total, 8 * int(config.warmup_steps)), iterations)
+    return partial(learned, make, max(total, 8 * int(config.warmup_steps)), iterations=iterations)
 
 
 KNOWN: dict[str, Any] = {"estimator": KnownModel(), "warmup_steps": 1024}
@@ -180,7 +180,7 @@ for title, spec in {"PPO": PPO, "A2C": A2C, "PPO built": built(PPO, **ON)}.items
     }.items():
         config = PBRLConfig.for_a_game(**(FOUR | changes))
         CASES[f"PBRL, game, {title}{name}"] = partial(
-            learned, partial(PBRL, INCENTIVE, spec, None, config, 1, PLAYERS), 4000, 3
+            learned, partial(PBRL, INCENTIVE, spec, None, config, 1, PLAYERS), 4000, iterations=3
         )
 CASES["PBRL, game, entropy, lam falls"] = partial(
     learned,
@@ -193,18 +193,18 @@ CASES["PBRL, game, entropy, lam falls"] = partial(
         env_kwargs=PLAYERS,
     ),
     4000,
-    3,
+    iterations=3,
 )
 BOX: dict[str, Any] = {"follower_steps": 200, "n_envs": 4, "rollout_envs": 4, "population": 3, "eval_every": 2}
 CASES |= {
-    "CMA-ES, TwoState, A2C": partial(learned, partial(CMAES, TWO, A2C, CMAESConfig(**BOX)), 6000, 2),
+    "CMA-ES, TwoState, A2C": partial(learned, partial(CMAES, TWO, A2C, CMAESConfig(**BOX)), 6000, iterations=2),
     "CMA-ES, LQ, PPO": partial(
         learned,
         partial(
             CMAES, LQ, built(PPO, gamma=0.95, **ON), CMAESConfig(**BOX, evaluation_steps=64), env_kwargs={"gamma": 0.95}
         ),
         9000,
-        2,
+        iterations=2,
     ),
 }
 
@@ -259,6 +259,6 @@ CASES |= {
             env_kwargs=SHORT,
         ),
         9000,
-        1,
+        iterations=1,
     ),
 }
