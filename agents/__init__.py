@@ -5,48 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .baselines.cma_es import CMAES, CMAESConfig, TabularCMAES, TabularCMAESConfig
-    from .baselines.drlhf import DRLHF
-    from .baselines.independent_policy_gradient import IndependentPolicyGradient, IndependentPolicyGradientConfig
-    from .baselines.meta_gradient import MetaGradient, MetaGradientConfig
-    from .baselines.true_reward import TrueReward
-    from .baselines.zero_order import ZeroOrder, ZeroOrderConfig
-    from .common.callbacks import Checkpoint
-    from .evaluation import Evaluation, leader_return_at_best_response
-    from .model_card import load_follower, push_to_hub, write_model_card, write_zoo_folder
-    from .held_policies import Direct, Softmax, Solved
-    from .common.robustness import Response, robustness
-    from .common.sb3_callbacks import LeaderEvalCallback
-    from .estimators import KnownModel, MonteCarlo, Rollouts
-    from .leaders.hpgd import HPGD, HPGDConfig
-    from .leaders.hypergradient import Hypergradient, HypergradientConfig
-    from .leaders.pbrl import PBRL, PBRLConfig
-    from .leaders.preference_pbrl import PreferencePBRL, Tracked
-    from .leaders.single_loop import (
-        FiniteDifferences,
-        FiniteDifferencesConfig,
-        NestedLoopConfig,
-        PartialSGD,
-        SingleLoop,
-        SingleLoopConfig,
-    )
-    from .leaders.sobirl import SoBiRL, SoBiRLConfig
-    from .leaders.tabular_pbrl import TabularPBRL, TabularPBRLConfig
-    from .oracles import MirrorDescent, PolicyGradient, SoftPolicyIteration
-    from .penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty
-    from .preferences.atari import AtariCNN, atari_copies
-    from .preferences.config import PreferenceConfig, PreferenceEvaluation
-    from .preferences.files import PreferenceLog
-    from .preferences.fragmenters import ActiveFragmenter, RandomFragmenter
-    from .preferences.labels import Labeller, ProgramLabeller, TrueReturnLabeller
-    from .preferences.outside import FileLabeller, LoggedLabeller
-    from .preferences.planner import Planner
-    from .preferences.reward_model import ConvReward, MLPReward, RewardModel
-    from .preferences.training import FitConfig, RewardExplodedError
-    from .preferences.worlds import Copies
-    from .schedules import Constant, Geometric, Linear, Power, Quench
-
 _HOME = {
     "PBRL": "leaders.pbrl",
     "PBRLConfig": "leaders.pbrl",
@@ -114,14 +72,14 @@ _HOME = {
     "Quench": "schedules",
     "Geometric": "schedules",
     "Power": "schedules",
-    "Checkpoint": "common.callbacks",
-    "LeaderEvalCallback": "common.sb3_callbacks",
+    "Checkpoint": "callbacks",
+    "LeaderEvalCallback": "callbacks",
     "load_follower": "model_card",
     "push_to_hub": "model_card",
     "write_model_card": "model_card",
     "write_zoo_folder": "model_card",
-    "Response": "common.robustness",
-    "robustness": "common.robustness",
+    "Response": "responses",
+    "robustness": "responses",
     "Evaluation": "evaluation",
     "leader_return_at_best_response": "evaluation",
 }

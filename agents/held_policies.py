@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..envs.mdp import TabularMDP, solve_soft
-from ..envs.mdp.checks import check_number, require
+from ..envs.mdp.checks import check_number, plain_fields, require
 from ..envs.mdp.simplex import project_simplex
 from .leader import Projection
 from .records import storable
@@ -40,6 +40,7 @@ class Softmax:
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         _check_rate(self.learning_rate)
 
     def start(self, mdp: TabularMDP) -> Tensor:
@@ -69,6 +70,7 @@ class Direct:
     floor: float = 1e-6
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         _check_rate(self.learning_rate)
         check_number(self.floor, "floor", low=0.0, high=0.01)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..envs.mdp import LeaderSet
-from ..envs.mdp.checks import check_number, check_seed, check_size, require
+from ..envs.mdp.checks import check_number, check_seed, check_size, plain_fields, require
 from .checkpoint import read_arrays, read_header, read_state, size_of, write_leader
 from .evaluation import Evaluation
 from .files import reading
@@ -68,6 +68,7 @@ class LeaderConfig:
     keep_best: bool = True
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         as_schedule(self.learning_rate, "learning_rate", positive=True)
         is_optimizer = isinstance(self.optimizer_class, type) and issubclass(self.optimizer_class, torch.optim.Optimizer)
         require(is_optimizer, "optimizer_class", "a class of torch.optim", repr(self.optimizer_class))
@@ -248,8 +249,7 @@ class Leader:
     """What :meth:`load` takes beside the path, in this order; the last is the world."""
 
     def __init__(self, method: Method, seed: int | None = 0, x0: Any = None) -> None:
-        check_seed(seed)
-        self.method, self.seed = method, None if seed is None else int(seed)
+        self.method, self.seed = method, check_seed(seed)
         first = method.leader_set.project(method.start_x()) if x0 is None else method.leader_set.check(x0, "x0")
         self.state = method.init(first.detach().clone().requires_grad_(), self.seed)
         self.run = Run()

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import yaml
 
-from ...envs.mdp.checks import require
-from ..files import write_whole
+from ..envs.mdp.checks import require
+from .files import write_whole
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm

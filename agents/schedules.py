@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..envs.mdp.checks import check_number
+from ..envs.mdp.checks import check_number, plain_fields
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Constant:
     value: float
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_number(self.value, "value")
 
     def __call__(self, progress_remaining: float) -> float:
@@ -28,6 +29,7 @@ class Linear:
     end: float
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_number(self.start, "start")
         check_number(self.end, "end")
 
@@ -43,6 +45,7 @@ class Geometric:
     end: float
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_number(self.start, "start", low=0.0, open_low=True)
         check_number(self.end, "end", low=0.0, open_low=True)
 
@@ -62,6 +65,7 @@ class Quench:
     share: float = 1 / 6
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_number(self.start, "start")
         check_number(self.end, "end")
         check_number(self.share, "share", low=0.0, high=1.0)
@@ -83,6 +87,7 @@ class Power:
     exponent: float
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         for name in ("start", "end", "exponent"):
             check_number(getattr(self, name), name, low=0.0, open_low=True, open_high=True)
 

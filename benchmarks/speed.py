@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from bilevel_gym.agents import PBRL, BellmanPenalty, Softmax, TabularPBRL, TabularPBRLConfig
 from bilevel_gym.agents.common.tabular import TabularLeader
-from bilevel_gym.agents.oracles.sb3 import build_model
+from bilevel_gym.agents.followers.spec import build_model
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.wrappers import RewardMixing, set_leader
 

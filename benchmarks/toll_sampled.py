@@ -28,7 +28,7 @@ from bilevel_gym.agents import (
     TabularPBRL,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.oracles.sb3 import FollowerSpec
+from bilevel_gym.agents.followers.spec import FollowerSpec
 from bilevel_gym.envs.mdp import TollDesignProblem, random_city
 
 from .common import (

@@ -203,10 +203,10 @@ def follower_of(settings: Settings) -> Any:
         return found
     if not isinstance(found, type):
         return functools.partial(found, **kwargs)
-    from ..agents.oracles.sb3 import Adjusted
+    from ..agents.followers.spec import AlgorithmSpec
 
     algorithm: Any = found
-    return Adjusted(algorithm, kwargs)
+    return AlgorithmSpec(algorithm, kwargs)
 
 
 def world_of(settings: Settings) -> tuple[Any, dict[str, Any] | None]:

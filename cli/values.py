@@ -18,7 +18,7 @@ from typing import Any
 from ..envs.mdp.checks import require
 
 _WORDS = {"true": True, "false": False, "none": None, "null": None, "inf": math.inf, "nan": math.nan}
-_HOMES = ("schedules", "estimators", "penalties", "oracles", "common.policies", "preferences")
+_HOMES = ("schedules", "estimators", "penalties", "followers", "common.policies", "preferences")
 """Modules of ``agents`` whose public classes may be called in a value: parts of a method, no leader and no environment."""
 
 

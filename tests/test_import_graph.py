@@ -15,8 +15,15 @@ PACKAGE = "bilevel_gym"
 SUBPACKAGES = {"agents", "cli", "envs", "wrappers"}
 SCRIPTS = {"benchmarks", "docs", "examples", "tests"}
 
-_ORACLES = {"agents.oracles", "agents.oracles.sb3"}
-_METHOD = {"agents.files", "agents.schedules", "agents.estimators", "agents.penalties", "agents.common", *_ORACLES}
+_METHOD = {
+    "agents.callbacks",
+    "agents.common",
+    "agents.estimators",
+    "agents.files",
+    "agents.followers",
+    "agents.penalties",
+    "agents.schedules",
+}
 _GROUND = {"envs", "envs.mdp", "wrappers", *_METHOD}
 LAYERS: dict[str, set[str]] = {
     "envs.mdp": set(),
@@ -27,8 +34,9 @@ LAYERS: dict[str, set[str]] = {
     "agents.schedules": {"envs.mdp"},
     "agents.estimators": {"envs.mdp"},
     "agents.penalties": {"envs.mdp", "agents.schedules", "agents.estimators"},
-    "agents.oracles": {"envs.mdp", "agents.schedules", *_ORACLES},
-    "agents.oracles.sb3": {"envs", "envs.mdp", "wrappers", "agents.files", "agents.schedules", *_ORACLES},
+    "agents.followers": {"envs.mdp", "wrappers", "agents.files", "agents.schedules"},
+    "agents.callbacks": {"envs.mdp", "wrappers", "agents.files", "agents.common"},
+    "agents.responses": _GROUND,
     "agents.common": _GROUND - {"agents.common"},
     "agents.text": {"envs", "envs.mdp", "wrappers", "agents.files"},  # language models as followers
     "agents.preferences": _GROUND,  # parts of the methods that learn a reward from preferences
@@ -131,11 +139,11 @@ CLEAN = {
     "agents/schedules.py": "from ..envs.mdp.models import P",
     "agents/estimators.py": "from ..envs.mdp import P",
     "agents/penalties/__init__.py": "from ..estimators import E\nfrom ...envs import mdp\nfrom ..schedules import Constant",
-    "agents/oracles/__init__.py": "from .sb3 import SB3\nfrom ...envs.mdp import P",
-    "agents/oracles/sb3.py": "from ... import wrappers\nfrom ...envs import core\nfrom stable_baselines3 import PPO",
-    "agents/common/__init__.py": "from .. import oracles, penalties\nfrom ... import envs",
+    "agents/followers/__init__.py": "from .sb3 import SB3\nfrom ...envs.mdp import P",
+    "agents/followers/sb3.py": "from ... import wrappers\nfrom stable_baselines3 import PPO",
+    "agents/common/__init__.py": "from .. import followers, penalties\nfrom ... import envs",
     "agents/leaders/__init__.py": "from ..common import run\nfrom .pbrl import PBRL",
-    "agents/leaders/pbrl.py": "from ..penalties import ValuePenalty\nfrom ..oracles.sb3 import SB3",
+    "agents/leaders/pbrl.py": "from ..penalties import ValuePenalty\nfrom ..followers.sb3 import SB3",
     "agents/baselines/__init__.py": "",
     "agents/baselines/random.py": "from ...wrappers import Mix\nfrom ..common import run",
     "examples/demo.py": "from bilevel_gym.agents.leaders import PBRL",
@@ -169,16 +177,16 @@ def test_a_tree_without_fault_passes(tmp_path: Path) -> None:
         ("envs/core.py", "from .. import agents", "1: envs imports agents"),
         ("envs/other.py", "from .wrapped.car import Car", "1: envs imports envs.wrapped.car"),
         ("wrappers/mix.py", "from ..envs.wrapped import car", "1: wrappers imports envs.wrapped.car"),
-        ("wrappers/mix.py", "from ..agents.oracles import O", "1: wrappers imports agents.oracles"),
+        ("wrappers/mix.py", "from ..agents.followers import O", "1: wrappers imports agents.followers"),
         ("agents/schedules.py", "from .penalties import V", "1: agents.schedules imports agents.penalties"),
         ("agents/estimators.py", "from .schedules import S", "1: agents.estimators imports agents.schedules"),
-        ("agents/penalties/value.py", "from ..oracles import O", "1: agents.penalties imports agents.oracles"),
-        ("agents/penalties/value.py", "from .. import oracles", "1: agents.penalties imports agents.oracles"),
+        ("agents/penalties/value.py", "from ..followers import O", "1: agents.penalties imports agents.followers"),
+        ("agents/penalties/value.py", "from .. import followers", "1: agents.penalties imports agents.followers"),
         ("agents/penalties/value.py", "from ...envs import core", "1: agents.penalties imports envs.core"),
         ("agents/penalties/value.py", "from .. import PBRL", "1: agents.penalties imports agents"),
-        ("agents/oracles/exact.py", "from ..penalties import V", "1: agents.oracles imports agents.penalties"),
-        ("agents/oracles/exact.py", "from ... import wrappers", "1: agents.oracles imports wrappers"),
-        ("agents/oracles/sb3.py", "from ..common import run", "1: agents.oracles.sb3 imports agents.common"),
+        ("agents/followers/exact.py", "from ..penalties import V", "1: agents.followers imports agents.penalties"),
+        ("agents/followers/exact.py", "from ...envs import core", "1: agents.followers imports envs.core"),
+        ("agents/followers/sb3.py", "from ..common import run", "1: agents.followers imports agents.common"),
         ("agents/common/run.py", "from ..leaders import PBRL", "1: agents.common imports agents.leaders"),
         ("agents/leaders/pbrl.py", "from ..baselines import B", "1: agents.leaders imports agents.baselines"),
         ("agents/leaders/pbrl.py", "from bilevel_gym import envs", f"1: {OWN_NAME}"),

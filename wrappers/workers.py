@@ -1,12 +1,20 @@
-"""SB3's ``SubprocVecEnv`` as the follower's world: the numbers of ``DummyVecEnv``, and an error that names the worker."""
+"""Worker processes: they leave signals to their parent and end with it. SB3's ``SubprocVecEnv`` with such workers.
+
+A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes of a run. Its parent alone heeds them: it finishes what is in
+hand, with its workers, saves and ends, and the workers with it. Each worker does nothing on these signals. So that none is
+killed while it starts, the fork server is begun with the signals blocked, and what it forks unblocks them at first
+(:func:`worker_context`), or, one of our workers, once it has learned to do nothing (:class:`InWorker`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import multiprocessing
+import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import util
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +26,75 @@ from .commitment import ObserveCommitment
 
 _PATIENCE = 5.0
 """Seconds that a process is given to end."""
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""What ends a run: Ctrl-C, a scheduler or ``kill``, a terminal that is closed."""
+
+
+def worker_context(preload: str) -> Any:
+    """``multiprocessing``'s context for workers: their fork server, or where there is none "spawn".
+
+    The server imports once what each worker would: they then start in milliseconds. No signal of :data:`SIGNALS` ends it.
+
+    Args:
+        preload: the module that workers import.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver, resource_tracker
+
+    forkserver.set_forkserver_preload([preload])
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a new process inherits what is blocked
+    try:
+        resource_tracker.ensure_running()  # another process that the server needs; to begin it unblocks signals here
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    return multiprocessing.get_context("forkserver")
+
+
+def _unblock() -> None:
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+util.register_after_fork(_unblock, lambda unblock: unblock())  # whatever else this process forks
+
+
+class InWorker:
+    """What a worker process calls; from the time that it is unpickled there the worker leaves signals to its parent.
+
+    Args:
+        call: what it calls.
+    """
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call, self._home = call, os.getpid()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._leave_signals()
+
+    def __call__(self, *arguments: Any) -> Any:
+        self._leave_signals()  # a process that was forked has unpickled nothing
+        return self._call(*arguments)
+
+    def _leave_signals(self) -> None:
+        if os.getpid() != self._home:
+            for number in SIGNALS:  # SIG_IGN would be inherited by what an environment starts
+                signal.signal(number, lambda *_: None)
+            _unblock()
+
+
+def end_with(owner: Any, processes: Sequence[Any]) -> None:
+    """Kill processes when their owner, or this process, ends: at its exit ``multiprocessing`` waits for all that are alive."""
+    util.Finalize(owner, _kill, args=(processes,), exitpriority=10)
+
+
+def _kill(processes: Sequence[Any]) -> None:
+    for process in processes:
+        if process.is_alive():
+            process.kill()
 
 
 @contextlib.contextmanager
@@ -81,15 +158,16 @@ class WorkerVecEnv(SubprocVecEnv):
     """
 
     def __init__(self, env_fns: list[Callable[[], gym.Env[Any, Any]]], start_method: str | None = None) -> None:
-        if start_method in (None, "forkserver") and "forkserver" in multiprocessing.get_all_start_methods():
-            # The server imports once what each worker would: the workers then start in milliseconds.
-            multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+        if start_method in (None, "forkserver"):
+            start_method = worker_context(__name__).get_start_method()
         self.processes: list[Any] = []
         try:
-            super().__init__(env_fns, start_method)
+            super().__init__([InWorker(make) for make in env_fns], start_method)
         except (EOFError, OSError):
             with _naming(0, self.processes[0]):  # SB3 asks the first worker for its spaces
                 raise
+        finally:
+            end_with(self, self.processes)
         ends = zip(self.remotes, self.processes, strict=True)
         self.remotes = tuple(_Worker(i, remote, process) for i, (remote, process) in enumerate(ends))
 
@@ -108,8 +186,8 @@ class WorkerVecEnv(SubprocVecEnv):
         try:
             super().close()
         except RuntimeError:
+            _kill(self.processes)
             for process in self.processes:
-                process.terminate()
                 process.join(_PATIENCE)
             for remote in self.remotes:
                 remote.close()

@@ -25,8 +25,8 @@ from ...wrappers import set_leader
 from ..estimators.rollouts import collect, episode_returns
 from ..evaluation import Evaluation, leader_return_at_best_response
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
-from ..followers.sb3 import Answering, SB3Follower
-from ..followers.spec import FollowerSpec
+from ..followers.sb3 import SB3Follower
+from ..followers.spec import Answering, FollowerSpec
 from ..leader import Leader, LeaderConfig, Method, Progress, State
 from ..records import storable
 from ..worlds import EnvSpec, Worlds

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...envs.mdp import TabularWorld, Trajectories, sample, sampled_return
-from ...envs.mdp.checks import check_count, check_size, require
+from ...envs.mdp.checks import check_count, check_size, plain_fields, require
 from ..records import storable
 
 
@@ -46,6 +46,7 @@ class MonteCarlo:
     paired: bool = True
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_size(self.length, "length")
         check_size(self.batch, "batch")
         for name in ("baseline", "paired"):

@@ -31,7 +31,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from ...envs.mdp import negative_entropy
-from ...envs.mdp.checks import check_number, check_size
+from ...envs.mdp.checks import check_number, check_size, plain_fields
 from ...wrappers import set_leader
 from ..penalties import Term
 from ..records import storable
@@ -63,6 +63,7 @@ class Rollouts:
     critic_memory: float = 0.8
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_size(self.n_envs, "n_envs")
         check_number(self.tail, "tail", low=0.0, high=1.0, open_low=True, open_high=True)
         check_number(self.critic_memory, "critic_memory", low=0.0, high=1.0, open_high=True)

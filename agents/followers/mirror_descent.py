@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...envs.mdp import TabularMDP
-from ...envs.mdp.checks import check_number, check_size
+from ...envs.mdp.checks import check_number, check_size, plain_fields
 from ...envs.mdp.evaluation import LOG_FLOOR, entropy_weight
 from .base import OracleAnswer, evaluated, softmax_policy, uniform_policy
 
@@ -41,6 +41,7 @@ class MirrorDescent:
     tol: float = 1e-11
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_number(self.eta, "eta", low=0.0, open_low=True)
         check_size(self.iterations, "iterations")
         check_number(self.tol, "tol", low=0.0)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...envs.mdp import TabularMDP, policy_return_gradient
-from ...envs.mdp.checks import check_number, check_size
+from ...envs.mdp.checks import check_number, check_size, plain_fields
 from ...envs.mdp.evaluation import LOG_FLOOR
 from .base import OracleAnswer, evaluated, softmax_policy, uniform_policy
 
@@ -37,6 +37,7 @@ class PolicyGradient:
     iterations: int = 10
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_number(self.step, "step", low=0.0, open_low=True)
         check_size(self.iterations, "iterations")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...envs.mdp import TabularMDP, solve_soft
-from ...envs.mdp.checks import check_number, check_size
+from ...envs.mdp.checks import check_number, check_size, plain_fields
 from .base import OracleAnswer
 
 
@@ -22,6 +22,7 @@ class SoftPolicyIteration:
     max_iterations: int = 200
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_number(self.tol, "tol", low=0.0)
         check_size(self.max_iterations, "max_iterations")
 

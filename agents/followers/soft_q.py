@@ -24,14 +24,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from ...envs.mdp.checks import require
-from .sb3 import Answering, FollowerSpec, SB3Follower
+from .sb3 import SB3Follower, mean_over_quantiles
+from .spec import Answering, FollowerSpec
 
 _NETWORKS = {"q_net": "q_net_target", "quantile_net": "quantile_net_target"}
-
-
-def mean_over_quantiles(Q: Tensor) -> Tensor:
-    """Q, ``[n, A]``, of itself or of quantiles ``[n, K, A]``."""
-    return Q.mean(1) if Q.ndim == 3 else Q
 
 
 class SoftTarget(nn.Module):
@@ -61,7 +57,7 @@ class SoftQFollower(SB3Follower):
 
     Args:
         spec: the user's algorithm.
-        venv: its copies of the world: pays r_f to the best response, r_l to the penalised follower.
+        venv: its parallel environments: paid r_f to the best response, r_l to the penalised follower.
         gamma: the environment's discount.
         seed: of the model, its generators and its world.
         linear: whether a linear Q is exact.
@@ -145,7 +141,7 @@ class SoftQFollower(SB3Follower):
             )
 
     def coupled_player(self, seed: int) -> Callable[[Any], NDArray[Any]]:
-        """Plays the policy by inverting its distribution function at uniform numbers of this seed, one a copy and step.
+        """Plays the policy by inverting its distribution function at uniform numbers of this seed, one an environment and step.
 
         Two followers with one seed choose the same action wherever their policies allow it.
         """

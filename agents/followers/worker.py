@@ -7,16 +7,17 @@ hold had it trained the follower itself; only the arrays of a replay buffer stay
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import cloudpickle
 import numpy as np
 import torch
 
+from ...wrappers.workers import InWorker, end_with, worker_context
 from .sb3 import SB3Follower
 
 Train = Callable[[Any], int]
@@ -41,14 +42,12 @@ class FollowerWorker:
 
     def __init__(self, recipe: Recipe, follower: SB3Follower) -> None:
         self._follower = follower
-        methods = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            context.set_forkserver_preload([__name__])
+        context = worker_context(__name__)
         self._connection, theirs = context.Pipe()
         arguments = (theirs, cloudpickle.dumps(recipe), torch.get_num_threads())
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process = context.Process(target=InWorker(_serve), args=arguments, daemon=True)
         self._process.start()
+        end_with(self, [self._process])
         theirs.close()
         self._ask("take", follower.state_dict(), follower.replay_arrays())
         self._answer()
@@ -73,7 +72,7 @@ class FollowerWorker:
     def close(self) -> None:
         """End the process."""
         if self._process.is_alive():
-            self._process.terminate()
+            self._process.kill()
         self._process.join()
         self._connection.close()
 
@@ -133,4 +132,5 @@ def _serve(connection: Any, recipe: bytes, threads: int) -> None:
             answer = True, found
         except Exception:
             answer = False, traceback.format_exc()
-        _send(connection, answer)
+        with suppress(BrokenPipeError):  # the leader's process has ended meanwhile
+            _send(connection, answer)

@@ -52,8 +52,8 @@ from ..estimators.game_rollouts import LeaderGain
 from ..estimators.known_model import KnownModel
 from ..estimators.rollouts import Rollouts
 from ..evaluation import Evaluation
-from ..followers.sb3 import FALLING_Q_TEMPERATURE, SB3Follower
-from ..followers.spec import FollowerSpec
+from ..followers.sb3 import SB3Follower
+from ..followers.spec import FALLING_Q_TEMPERATURE, FollowerSpec
 from ..followers.worker import FollowerWorker
 from ..game_worlds import GameSpec
 from ..leader import Leader, LeaderConfig, Method, Progress, State, projected_step

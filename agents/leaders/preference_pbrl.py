@@ -51,7 +51,7 @@ from ...envs.mdp.checks import check_number, require
 from ...wrappers import Segment
 from ..common.storage import decode, encode
 from ..common.worlds import EnvSpec
-from ..oracles.sb3 import FollowerSpec
+from ..followers.spec import FollowerSpec
 from ..penalties import ValuePenalty
 from ..preferences.buffer import Preference, batch_of
 from ..preferences.config import PreferenceConfig

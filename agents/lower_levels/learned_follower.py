@@ -38,9 +38,9 @@ from ..estimators.known_model import ModelEstimator
 from ..estimators.rollouts import Act, RolloutEstimator, Rollouts, collect, episode_returns
 from ..evaluation import Evaluation
 from ..followers.replay import TrueReplay
-from ..followers.sb3 import Answering, SB3Follower
+from ..followers.sb3 import SB3Follower
 from ..followers.soft_q import SoftQFollower
-from ..followers.spec import FollowerSpec
+from ..followers.spec import Answering, FollowerSpec
 from ..penalties import Penalty, Role, ValuePenalty
 from ..schedules import Geometric, as_schedule
 from ..worlds import Worlds

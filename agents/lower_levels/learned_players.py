@@ -39,8 +39,8 @@ from ..estimators.game_rollouts import GameRolloutEstimator, LeaderGain, leader_
 from ..estimators.known_model import ModelEstimator
 from ..estimators.rollouts import Rollouts
 from ..evaluation import Evaluation
-from ..followers.sb3 import Answering, SB3Follower
-from ..followers.spec import FollowerSpec
+from ..followers.sb3 import SB3Follower
+from ..followers.spec import Answering, FollowerSpec
 from ..game_worlds import Floats, GameWorlds, PlayerEnv
 from ..penalties import NikaidoIsodaPenalty, Penalty
 from ..schedules import as_schedule

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...envs.mdp import Trajectories
-from ...envs.mdp.checks import require
+from ...envs.mdp.checks import plain_fields, require
 from ..estimators.monte_carlo import Sampler
 from ..schedules import Schedule, as_schedule
 
@@ -87,6 +87,7 @@ class Penalty(ABC):
     """Whether min_y F_lam is the follower's MDP under the reward r_f + r_l/lam."""
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         as_schedule(self.lam, "lam", positive=True)
 
     def lam_at(self, progress_remaining: float) -> float:

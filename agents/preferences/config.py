@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from ...envs.mdp.checks import check_number, check_size, require
+from ...envs.mdp.checks import check_number, check_size, plain_fields, require
 from ..common.storage import storable
 from ..common.worlds import Vectorisation
-from ..oracles.sb3 import takes
+from ..followers.spec import takes
 from .fragmenters import ActiveFragmenter, Fragmenter, RandomFragmenter, WholeEpisodes
 from .reward_model import RewardNet
 from .training import FitConfig
@@ -90,6 +90,7 @@ class PreferenceConfig:
     checkpoint: str | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         sizes = ("labels", "first_labels", "length", "n_envs", "follower_steps", "epochs", "first_epochs", "ensemble")
         for name in (*sizes, "first_steps", "capacity", "evaluation_episodes", "max_pending", "penalty_steps"):
             check_size(getattr(self, name), name)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...envs.mdp.checks import check_size, require
+from ...envs.mdp.checks import check_size, plain_fields, require
 from ...wrappers import SegmentRecorder
 from .buffer import stack_segments
 from .labels import Pair
@@ -72,6 +72,7 @@ class ActiveFragmenter(Fragmenter):
     oversample: int = 10
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_size(self.oversample, "oversample")
 
     def pairs(

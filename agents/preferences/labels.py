@@ -175,8 +175,7 @@ class TrueReturnLabeller(_AtOnce):
         self.noise = check_number(noise, "noise", low=0.0, high=0.5)
         self.tie = check_number(tie, "tie", low=0.0, high=math.inf, open_high=True)
         self.temperature = check_number(temperature, "temperature", low=0.0, high=math.inf, open_high=True)
-        check_seed(seed)
-        self.rng = np.random.default_rng(seed)
+        self.rng = np.random.default_rng(check_seed(seed))
 
     def state(self) -> dict[str, Any]:
         """What the budget leaves, and the generator's state."""

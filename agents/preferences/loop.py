@@ -43,7 +43,8 @@ from ..common.storage import decode, encode, read_arrays, read_leader, write_lea
 from ..common.tabular import source_of_file
 from ..common.worlds import EnvSpec
 from ..files import reading
-from ..oracles.sb3 import Answering, FollowerSpec, Generators, SB3Follower, follower_name, follower_of_file
+from ..followers.sb3 import Generators, SB3Follower
+from ..followers.spec import Answering, FollowerSpec, follower_name, follower_of_file
 from .buffer import PreferenceBuffer
 from .config import PreferenceConfig, PreferenceEvaluation
 from .files import Signature, preferences_as_bytes, preferences_from_bytes
@@ -109,9 +110,8 @@ class PreferenceLearner:
         config = PreferenceConfig() if config is None else config
         require(isinstance(config, PreferenceConfig), "config", "a PreferenceConfig", repr(config))
         require(labeller is None or isinstance(labeller, Labeller), "labeller", "a Labeller", repr(labeller))
-        check_seed(seed)
-        self.config, self.follower_spec, self.seed = config, follower, seed
-        seeds = [int(s) % 2**31 for s in np.random.SeedSequence(seed).generate_state(6)]
+        self.config, self.follower_spec, self.seed = config, follower, check_seed(seed)
+        seeds = [int(s) % 2**31 for s in np.random.SeedSequence(self.seed).generate_state(6)]
         self.worlds = PreferenceWorlds(env, env_kwargs, config.vec_env, config.gamma)
         self.labeller = TrueReturnLabeller(seed=seeds[0]) if labeller is None else labeller
         self.rng, self._evaluation_seed = np.random.default_rng(seeds[1]), seeds[2]
@@ -476,7 +476,7 @@ class PreferenceLearner:
         contents = preferences_as_bytes(self.buffer, self.pending, self.worlds.signature(self.config.length))
         tensors = {
             "reward": self.trainer.state(),
-            "generators": self.generators.as_tensors(),
+            "generators": self.generators.state_dict(),
             "followers": [f.state() for f in self.followers],
             "preferences": torch.frombuffer(bytearray(contents), dtype=torch.uint8),
             "stands": [f.stand() for f in self.followers] if replay and self._begun else None,
@@ -544,7 +544,7 @@ class PreferenceLearner:
         try:
             self.trainer.restore(tensors["reward"])
             for f, state in zip(self.followers, tensors["followers"], strict=True):
-                f.follower.restore(state)
+                f.follower.load_state_dict(state)
                 if tensors["stands"] is None:
                     f.follower.forget_replay()
         except (ValueError, KeyError, RuntimeError) as error:
@@ -556,7 +556,7 @@ class PreferenceLearner:
             setattr(self, name, value)
         self._follower_seed, self._evaluation_seed = (int(seed) for seed in header["seeds"])
         self.rng.bit_generator.state, self.trainer.rng.bit_generator.state = header["rng"]
-        self.generators.from_tensors(tensors["generators"])
+        self.generators.load_state_dict(tensors["generators"])
         self._log.restore(header["log"])
         name, state = header["labeller"]
         if name == type(self.labeller).__name__:

@@ -17,8 +17,9 @@ from torch import Tensor
 from ...envs.mdp.checks import require
 from ...wrappers import LearnedReward, SegmentRecorder, VectorEnvAdapter
 from ...wrappers.learned_reward import RewardFunction
-from ..oracles.replay import played_actions
-from ..oracles.sb3 import Answering, FollowerSpec, SB3Follower
+from ..followers.replay import played_actions
+from ..followers.sb3 import SB3Follower
+from ..followers.spec import Answering, FollowerSpec
 from .config import PreferenceConfig
 from .worlds import PreferenceWorlds
 
@@ -63,7 +64,7 @@ class RecordedFollower:
 
     def state(self) -> dict[str, Any]:
         """The follower, as tensors and numbers."""
-        return self.follower.state()
+        return self.follower.state_dict()
 
     def stand(self) -> dict[str, Any]:
         """Where the follower stands in its episodes, and where it was: beside :meth:`arrays` all that it goes on from."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...envs.mdp.checks import check_number, check_size, require
+from ...envs.mdp.checks import check_number, check_size, plain_fields, require
 from ..files import restore_optimizer
 from .bradley_terry import cross_entropy
 from .buffer import Batch, PreferenceBuffer
@@ -57,6 +57,7 @@ class FitConfig:
     assessed: int | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_number(self.learning_rate, "learning_rate", low=0.0, open_low=True)
         check_number(self.weight_decay, "weight_decay", low=0.0)
         check_size(self.batch_size, "batch_size")

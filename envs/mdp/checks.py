@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
 from typing import Any
@@ -18,6 +19,17 @@ def require(condition: bool, name: str, expected: str, got: object) -> None:
     """Raise ``ValueError`` naming the argument unless ``condition`` holds."""
     if not condition:
         raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def plain(value: Any) -> Any:
+    """A NumPy scalar or a 0-dimensional array or tensor as the Python number that it is; anything else as it stands."""
+    return value.item() if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0 else value
+
+
+def plain_fields(instance: Any) -> None:
+    """Make every field of a frozen dataclass :func:`plain`; for ``__post_init__``."""
+    for field in dataclasses.fields(instance):
+        object.__setattr__(instance, field.name, plain(getattr(instance, field.name)))
 
 
 def as_float64(value: Any, name: str) -> Tensor:
@@ -72,10 +84,15 @@ def check_count(value: object, name: str) -> int:
     return number
 
 
-def check_seed(seed: object, name: str = "seed") -> None:
-    """Raise ``ValueError`` unless ``seed`` is None or a whole number that is not negative."""
-    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and bool(seed >= 0)
-    require(seed is None or whole, name, "None or a whole number >= 0", repr(seed))
+def check_seed(seed: object, name: str = "seed") -> int | None:
+    """Return ``seed`` as an int or None; raise ``ValueError`` unless it is None or a whole number that is not negative."""
+    try:
+        number = None if seed is None else operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    fits = number is None or (number >= 0 and not isinstance(seed, bool))
+    require(fits, name, "None or a whole number >= 0", repr(seed))
+    return number
 
 
 def check_number(

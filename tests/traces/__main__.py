@@ -2,6 +2,7 @@
 
     python -m tests.traces record FILE [--only PATTERN]     run the cases and write what they gave
     python -m tests.traces compare FILE [--only PATTERN]    run them again; exit 1 where anything differs, to the bit
+    python -m tests.traces keep FILE                        write the few numbers that ``test_traces.py`` compares
 
 From the repository's root, with the package importable. Traces hold checksums, which depend on the processor and on the versions
 of libraries: compare on the machine that recorded. PATTERN is part of a case's name, or a pattern such as ``PBRL,*DQN*``.
@@ -21,6 +22,7 @@ import torch
 
 from tests.traces.cases import CASES
 from tests.traces.recording import Trace, differences
+from tests.traces.test_traces import kept, numbers
 
 
 def run(name: str) -> tuple[Trace, float]:
@@ -37,7 +39,7 @@ def run(name: str) -> tuple[Trace, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.traces")
-    parser.add_argument("action", choices=["record", "compare", "list"])
+    parser.add_argument("action", choices=["record", "compare", "keep", "list"])
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--only", default="*")
     arguments = parser.parse_args()
@@ -47,6 +49,11 @@ def main() -> int:
         print("\n".join(names))
         return 0
     path: Path = arguments.file
+    if arguments.action == "keep":
+        path.write_text(
+            "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(numbers(name))}" for name in kept()) + "\n}\n"
+        )
+        return 0
     held: dict[str, Trace] = json.loads(path.read_text()) if path.exists() else {}
     counts: dict[str, int] = {}
     for name in names:

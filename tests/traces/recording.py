@@ -249,7 +249,8 @@ def stepped_together(name: str, steps: int = 50, num_envs: int = 3, **kwargs: An
 
 def played(steps: int = 50, **kwargs: Any) -> Trace:
     """Steps of both players of the incentive game, in both worlds."""
-    env = incentive_design_v0.parallel_env(**kwargs)
+    env: Any = incentive_design_v0.parallel_env(**kwargs)
+    sizes = {agent: int(env.action_space(agent).n) for agent in env.possible_agents}
     found: Trace = {}
     for k, x in enumerate(_points(env)):
         env.set_leader(x)
@@ -259,7 +260,7 @@ def played(steps: int = 50, **kwargs: Any) -> Trace:
             taken: list[Any] = [obs]
             columns: list[list[Any]] = [[], [], [], []]
             for _ in range(steps):
-                actions = {agent: int(rng.integers(env.action_space(agent).n)) for agent in env.possible_agents}
+                actions = {agent: int(rng.integers(sizes[agent])) for agent in env.possible_agents}
                 s = next(iter(obs.values()))
                 obs, *rest = env.step(actions)
                 taken.append((actions, obs, *rest))

@@ -13,7 +13,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
 from bilevel_gym.agents.estimators.rollouts import RolloutGradient
 from bilevel_gym.agents.worlds import Worlds
-from bilevel_gym.agents.oracles.sb3 import Answering, SB3Follower
+from bilevel_gym.agents.followers.sb3 import SB3Follower
+from bilevel_gym.agents.followers.spec import Answering
 from bilevel_gym.wrappers import Attribute, DrawnAttribute, set_leader
 
 

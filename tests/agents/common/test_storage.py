@@ -34,7 +34,7 @@ from bilevel_gym.agents import (
     ValuePenalty,
 )
 from bilevel_gym.agents.exact import ExactLeader
-from bilevel_gym.agents.oracles import OracleAnswer, SoftPolicyIteration
+from bilevel_gym.agents.followers import OracleAnswer, SoftPolicyIteration
 from bilevel_gym.envs.mdp import TabularMDP, random_stackelberg
 from bilevel_gym.envs.two_state import TwoStateProblem
 from tests.problems import PROBLEMS

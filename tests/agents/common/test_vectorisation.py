@@ -21,7 +21,7 @@ from bilevel_gym.agents.estimators.rollouts import episode_returns
 from bilevel_gym.agents.estimators.rollouts import collect
 from bilevel_gym.agents.worlds import Worlds
 from bilevel_gym.wrappers import RewardMixing, VectorEnvAdapter, WorkerVecEnv, set_leader
-from tests.agents.oracles.test_family import CONTINUOUS, DISCRETE, ENVS, tiny
+from tests.agents.followers.test_family import CONTINUOUS, DISCRETE, ENVS, tiny
 
 GAME = "bilevel_gym/StackelbergGame-v0"
 KINDS = {"native": VectorEnvAdapter, "dummy": DummyVecEnv, "subproc": WorkerVecEnv}

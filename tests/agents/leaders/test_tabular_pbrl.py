@@ -29,7 +29,7 @@ from bilevel_gym.agents import (
     ValuePenalty,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.oracles import Oracle
+from bilevel_gym.agents.followers import Oracle
 from bilevel_gym.agents.penalties import Penalty
 from bilevel_gym.envs.mdp import (
     ArrayProblem,

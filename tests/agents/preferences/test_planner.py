@@ -23,7 +23,7 @@ from bilevel_gym.agents import (
     Tracked,
     ValuePenalty,
 )
-from bilevel_gym.agents.oracles.mirror_descent import mirror_descent_step
+from bilevel_gym.agents.followers.mirror_descent import mirror_descent_step
 from bilevel_gym.envs.mdp import TabularMDP, policy_value, solve_soft, visitation
 from bilevel_gym.envs.mdp.evaluation import action_value
 from bilevel_gym.envs.reward_grid import RewardGridProblem

@@ -19,7 +19,8 @@ import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import PBRL, KnownModel, PBRLConfig, Rollouts
 from bilevel_gym.agents.estimators.rollouts import collect
 from bilevel_gym.agents.worlds import Worlds
-from bilevel_gym.agents.oracles.sb3 import Answering, SB3Follower
+from bilevel_gym.agents.followers.sb3 import SB3Follower
+from bilevel_gym.agents.followers.spec import Answering
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem
 from bilevel_gym.envs.tabular import TabularEnv
 from bilevel_gym.wrappers import set_leader
@@ -129,7 +130,7 @@ def test_a_follower_comes_back(algorithm: Algorithm, actions: str) -> None:
     first = make_follower(tiny(algorithm), actions, 4)
     first.train(64, 128)
     second = make_follower(tiny(algorithm), actions, 4, seed=9)
-    second.restore(first.state())
+    second.load_state_dict(first.state_dict())
     obs = np.asarray(first.venv.reset())
     np.testing.assert_array_equal(first.act_greedily(obs), second.act_greedily(obs))
     assert torch.equal(weights(first), weights(second))
@@ -268,7 +269,7 @@ def test_observations_are_normalised_as_in_training() -> None:
     np.testing.assert_array_equal(follower.player(follower.venv, greedily=True)(obs), expected)
     assert not np.allclose(expected, follower.policy.predict(obs, deterministic=True)[0], atol=1e-4)
     second = make_follower(normalised, "continuous", 8, seed=5)
-    second.restore(follower.state())
+    second.load_state_dict(follower.state_dict())
     np.testing.assert_array_equal(second.act_greedily(obs), expected)
 
 

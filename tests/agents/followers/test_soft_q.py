@@ -10,8 +10,9 @@ from stable_baselines3 import DQN
 from torch import Tensor, nn
 
 from bilevel_gym.agents.held_policies import Solved
-from bilevel_gym.agents.oracles.sb3 import Answering, SB3Follower
-from bilevel_gym.agents.oracles.soft_q import SoftQFollower, SoftTarget, mean_over_quantiles
+from bilevel_gym.agents.followers.sb3 import SB3Follower, mean_over_quantiles
+from bilevel_gym.agents.followers.soft_q import SoftQFollower, SoftTarget
+from bilevel_gym.agents.followers.spec import Answering
 from bilevel_gym.agents.schedules import Constant, Linear
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, solve_soft
 from bilevel_gym.envs.tabular import TabularVectorEnv

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel_gym.agents.oracles import MirrorDescent, Oracle, OracleAnswer, PolicyGradient, SoftPolicyIteration
-from bilevel_gym.agents.oracles.mirror_descent import mirror_descent_step
-from bilevel_gym.agents.oracles.policy_gradient import softmax_policy_gradient
+from bilevel_gym.agents.followers import MirrorDescent, Oracle, OracleAnswer, PolicyGradient, SoftPolicyIteration
+from bilevel_gym.agents.followers.mirror_descent import mirror_descent_step
+from bilevel_gym.agents.followers.policy_gradient import softmax_policy_gradient
 from bilevel_gym.envs.mdp import (
     TabularMDP,
     action_value,

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.survival import differences
 from bilevel_gym.agents import PBRL, BellmanPenalty, PBRLConfig, Rollouts
-from bilevel_gym.agents.common.side_by_side import WorkerError
+from bilevel_gym.agents.followers.worker import WorkerError
 
 ENV, KWARGS = "bilevel_gym/StackelbergGame-v0", {"n_states": 4}
 
@@ -47,8 +47,8 @@ def test_numbers_are_the_same_to_the_bit(follower: type[BaseAlgorithm], tmp_path
     for leader in (*leaders[False][1:], *leaders[True]):
         np.testing.assert_array_equal(leader.last_x, reference.last_x)
         assert leader.history == reference.history
-        assert differences(leader.penalised.state(), reference.penalised.state()) == []
-        assert differences(leader.best_response.state(), reference.best_response.state()) == []
+        assert differences(leader.penalised.state_dict(), reference.penalised.state_dict()) == []
+        assert differences(leader.best_response.state_dict(), reference.best_response.state_dict()) == []
         assert leader.num_timesteps == reference.num_timesteps
     for pair in leaders.values():
         for leader in pair:

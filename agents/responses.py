@@ -19,15 +19,15 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...envs.mdp import policy_return, solve_soft, suboptimality
-from ...envs.mdp.checks import check_size, require
-from ...wrappers import set_leader
-from ..oracles.sb3 import Answering, FollowerSpec, SB3Follower
-from ..schedules import Geometric
+from ..envs.mdp import policy_return, solve_soft, suboptimality
+from ..envs.mdp.checks import check_count, check_size, require
+from ..wrappers import set_leader
 from .evaluation import leader_return_at_best_response
-from .rollout_gradient import episode_returns
-from .rollouts import collect
+from .estimators.rollouts import collect, episode_returns
 from .worlds import EnvSpec, Worlds
+from .followers.sb3 import SB3Follower
+from .followers.spec import Answering, FollowerSpec
+from .schedules import Geometric
 
 SETTLING = Answering(q_temperature=Geometric(0.2, 0.01), entropy=Geometric(0.2, 0.002))
 """Followers given as a class, whose settings are the library's, end far less soft at an x that stays than at one that moves."""
@@ -80,7 +80,7 @@ def robustness(
         steps: environment steps that each trains; SB3 rounds up to whole rollouts.
         seeds: one training each.
         env_kwargs: arguments of an id.
-        n_envs: copies of the world.
+        n_envs: parallel environments.
         progress_bar: show one.
 
     Returns:
@@ -88,7 +88,7 @@ def robustness(
         acts with noise in continuous actions without it.
 
     Raises:
-        ValueError: an x outside X, no followers, one that cannot act in the environment or has another discount.
+        ValueError: an x outside X, no followers or seeds, a follower that cannot act in the environment or has another discount.
 
     Example:
         >>> from stable_baselines3 import A2C
@@ -97,13 +97,12 @@ def robustness(
         >>> reports[0].slack < 0.5
         True
     """
-    check_size(steps, "steps")
-    check_size(n_envs, "n_envs")
+    steps, n_envs = check_size(steps, "steps"), check_size(n_envs, "n_envs")
     require(len(followers) > 0, "followers", "at least one follower by name", dict(followers))
     require(len(seeds) > 0, "seeds", "at least one", seeds)
     worlds = Worlds(env, env_kwargs, observe_commitment=False)
     point = worlds.leader_set.check(torch.as_tensor(np.asarray(x, dtype=np.float64)))
-    tasks = [(name, spec, int(seed)) for name, spec in followers.items() for seed in seeds]
+    tasks = [(name, spec, check_count(seed, "seeds")) for name, spec in followers.items() for seed in seeds]
     return tuple(
         _response(worlds, point, name, spec, seed, steps, n_envs)
         for name, spec, seed in tqdm(tasks, disable=not progress_bar)

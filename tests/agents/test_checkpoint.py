@@ -100,15 +100,42 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     assert TabularPBRL.load(path).iteration == 5
 
 
-def test_a_handler_that_lets_the_signal_pass_ends_learning(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_handler_that_lets_the_signal_pass_ends_learning(number: int, tmp_path: Path) -> None:
     caught: list[int] = []
-    held = signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
+    held = signal.signal(number, lambda number, _: caught.append(number))
     try:
-        leader = TabularPBRL(TWO).learn(20, [sent(signal.SIGTERM, 7), Checkpoint(tmp_path / "leader", every=5)])
+        leader = TabularPBRL(TWO).learn(20, [sent(number, 7), Checkpoint(tmp_path / "leader", every=5)])
     finally:
-        signal.signal(signal.SIGTERM, held)
-    assert caught == [signal.SIGTERM]
+        signal.signal(number, held)
+    assert caught == [number]
     assert leader.iteration == 7 == TabularPBRL.load(tmp_path / "leader").iteration
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_is_ignored_stays_so(number: int, tmp_path: Path) -> None:
+    """As under ``nohup``, and for the jobs that a shell runs in the background."""
+    held = signal.signal(number, signal.SIG_IGN)
+    try:
+        leader = TabularPBRL(TWO).learn(10, [sent(number, 7), Checkpoint(tmp_path / "leader", every=5)])
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, held)
+    assert leader.iteration == 10
+
+
+def test_a_signal_in_the_first_evaluation_is_heeded_after_the_first_iteration(tmp_path: Path) -> None:
+    leader = TabularPBRL(TWO)
+    evaluate = leader._evaluate
+
+    def interrupted(x: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return evaluate(x)
+
+    leader._evaluate = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        leader.learn(20, Checkpoint(tmp_path / "leader", every=100))
+    assert TabularPBRL.load(tmp_path / "leader").iteration == 1
 
 
 def test_in_another_thread_signals_are_left_alone(tmp_path: Path) -> None:

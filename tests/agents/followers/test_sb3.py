@@ -18,7 +18,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import Linear
 from bilevel_gym.agents.worlds import Worlds
-from bilevel_gym.agents.oracles.sb3 import Answering, Generators, SB3Follower, build_model
+from bilevel_gym.agents.followers.sb3 import Generators, SB3Follower
+from bilevel_gym.agents.followers.spec import Answering, build_model
 
 ENV_ID = "bilevel_gym/StackelbergGame-v0"
 
@@ -235,6 +236,6 @@ def test_the_temperature_of_a_q_network_falls_over_the_plan_and_is_kept() -> Non
         follower.train(64, 256)
         seen.append(follower.q_temperature)
     assert seen == pytest.approx([0.4, 0.4, 0.3, 0.2, 0.1])
-    again.restore(follower.state())
+    again.load_state_dict(follower.state_dict())
     obs = np.asarray(follower.venv.reset())
     assert np.array_equal(again.probabilities(obs), follower.probabilities(obs))

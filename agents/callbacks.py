@@ -1,0 +1,264 @@
+"""Callbacks of a leader's ``learn``: :class:`Checkpoint`, and Stable-Baselines3's callbacks on a leader's loop.
+
+For SB3's an outer iteration stands for a rollout of one step: ``on_rollout_start``, the iteration, ``on_step``,
+``on_rollout_end``. The leader stands for the model: ``num_timesteps``, ``logger``, ``save``, ``get_env``. So callbacks that count
+calls count outer iterations, and ``CheckpointCallback``, ``EveryNTimesteps``, ``ConvertCallback``, ``CallbackList``, and below
+:class:`LeaderEvalCallback` ``StopTrainingOnRewardThreshold`` and ``StopTrainingOnNoModelImprovement`` do what they say. Those
+that read the local variables of SB3's own loop (``StopTrainingOnMaxEpisodes``, ``ProgressBarCallback``) find none here.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+import warnings
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
+
+from ..envs.mdp.checks import check_size, require
+from ..wrappers.workers import SIGNALS
+from .checkpoint import leader_path
+from .files import clear_parts, write_whole
+
+
+class Checkpoint(AbstractContextManager["Checkpoint"]):
+    """Save the leader every so many outer iterations and at the end, to one file that is written whole or not at all.
+
+    Whatever ends the run, a killed process or a worker's death, the file holds the last checkpoint, and ``load`` and ``resume``
+    go on from it::
+
+        leader.learn(1_000_000, Checkpoint("leader.zip", every=10))
+        PBRL.load("leader.zip").resume(Checkpoint("leader.zip", every=10))  # after an interruption
+
+    **To the bit.** On one machine, with the same packages, the same number of threads and the same environments, the resumed
+    leader is what the unbroken run would have left: x, optimiser, followers, replay buffers, generators, records and log. That
+    does not depend on ``every``, nor on whether there are checkpoints at all.
+
+    **Signals.** On SIGINT (Ctrl-C), SIGTERM and SIGHUP (a terminal that is closed) the iteration in hand is finished, a
+    checkpoint saved, and the signal then does what it would have done (``KeyboardInterrupt``; the end of the process). The
+    first iteration is one too, with what comes before it: the first evaluation and the followers' warm-up. A second signal
+    does so at once. Worker processes leave signals to this one, so it may be sent to the whole process group. What was ignored
+    before stays so (``nohup``). Only in the main thread, where alone Python lets signals be heeded.
+
+    **A file that cannot be written** (a full disk, a folder become read-only) is a warning: learning goes on, and the former
+    checkpoint is still there.
+
+    Args:
+        path: the file, e.g. ``"leader.zip"`` (``.zip`` where it has no suffix); its folder exists and can be written to.
+        every: outer iterations between checkpoints.
+
+    Attributes:
+        saved: the iteration of the last checkpoint; None before the first.
+
+    Raises:
+        ValueError: a folder that does not exist or that cannot be written to, an ``every`` under 1.
+
+    Example:
+        >>> import tempfile
+        >>> from bilevel_gym.agents import Checkpoint, TabularPBRL
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> path = folder.name + "/leader.zip"
+        >>> def lose_patience(leader):
+        ...     return leader.iteration < 8
+        >>> leader = TabularPBRL("bilevel_gym/TwoState-v0").learn(10, [Checkpoint(path, every=4), lose_patience])
+        >>> leader = TabularPBRL.load(path)
+        >>> leader.iteration, leader.remaining_timesteps, leader.resume().iteration
+        (8, 2, 10)
+        >>> folder.cleanup()
+    """
+
+    def __init__(self, path: str | Path, every: int = 10) -> None:
+        require(isinstance(path, (str, os.PathLike)) and str(path) != "", "path", "a file's path", repr(path))
+        self.path, self.every = leader_path(path), check_size(every, "every")
+        require(self.path.parent.is_dir(), "path", "a file in a folder that exists", repr(str(path)))
+        require(not self.path.is_dir(), "path", "a file", f"{str(path)!r}, which is a folder")
+        try:
+            clear_parts(self.path)
+            write_whole(self.path.with_name(self.path.name + ".try"), lambda file: None).unlink()
+        except OSError as error:
+            raise ValueError(
+                f"path: expected a file in a folder that can be written to, got {str(path)!r} ({error.strerror})"
+            ) from error
+        self.saved: int | None = None
+        self._leader: Any = None
+        self._held: dict[int, Any] = {}
+        self._caught: int | None = None
+
+    def __enter__(self) -> Checkpoint:
+        self._leader = self._caught = None
+        if threading.current_thread() is threading.main_thread():
+            heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._held = {number: signal.signal(number, self._catch) for number in heeded}
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        if raised[0] is None and self._leader is not None:
+            self._save(self._leader)
+        self._hand_back()
+        if raised[0] is None and self._caught is not None:
+            signal.raise_signal(self._caught)
+
+    def __call__(self, leader: Any) -> bool:
+        self._leader = leader
+        if self._caught is None:
+            if leader.iteration % self.every == 0:
+                self._save(leader)
+            return True
+        self._save(leader)
+        self._leader, caught, self._caught = None, self._caught, None
+        self._hand_back()
+        signal.raise_signal(caught)
+        return False  # whoever held the signal before has let it pass: then learning ends here
+
+    def _save(self, leader: Any) -> None:
+        try:
+            leader.save(self.path, replay=True)
+            self.saved = leader.iteration
+        except OSError as error:
+            there = "none was saved yet" if self.saved is None else f"that of iteration {self.saved} is still there"
+            warnings.warn(
+                f"checkpoint: expected to write {self.path} at iteration {leader.iteration}, got an error ({error}); learning "
+                f"goes on, and of the checkpoints {there}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def _catch(self, number: int, _: Any) -> None:
+        if self._caught is not None:
+            self._hand_back()
+            signal.raise_signal(number)
+            return
+        self._caught = number
+        name = signal.Signals(number).name
+        message = f"\n{name}: saving {self.path} after this iteration; once more ends the run at once\n"
+        with suppress(OSError):
+            os.write(2, message.encode())  # print is not safe here
+
+    def _hand_back(self) -> None:
+        """Let signals do again what they did before."""
+        held, self._held = self._held, {}
+        for number, handler in held.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class OnLeader(AbstractContextManager["OnLeader"]):
+    """An SB3 callback as a leader's: entered when learning starts, called after each outer iteration.
+
+    Args:
+        callback: SB3's.
+        leader: what learns.
+    """
+
+    def __init__(self, callback: BaseCallback, leader: Any) -> None:
+        self._callback, self._leader = callback, leader
+
+    def __enter__(self) -> OnLeader:
+        self._callback.init_callback(self._leader)
+        self._callback.on_training_start({"self": self._leader, "total_timesteps": self._leader.run.total}, {})
+        self._callback.on_rollout_start()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        if raised[0] is None:
+            self._callback.on_training_end()
+
+    def __call__(self, leader: Any) -> bool:
+        go_on = self._callback.on_step()
+        self._callback.on_rollout_end()
+        if go_on:
+            self._callback.on_rollout_start()
+        return go_on
+
+
+class LeaderEvalCallback(EventCallback):
+    """Evaluate the leader honestly every so often: what SB3's ``EvalCallback`` does for a model.
+
+    What is evaluated is the last x, at the follower's best response (of a learned reward, the follower it leads to). Set the
+    config's ``eval_every`` high to leave all evaluations to this.
+
+    Args:
+        eval_freq: outer iterations between evaluations.
+        callback_on_new_best: SB3's callback that is triggered by a new best.
+        callback_after_eval: SB3's callback that is triggered by every evaluation.
+        log_path: folder of ``evaluations.npz``: ``timesteps`` ``[n]`` and ``results`` ``[n, 1]``, as SB3 and rl_zoo3 have them.
+        best_model_save_path: folder of ``best_model.zip``, the leader at its best.
+        verbose: 1 prints every evaluation.
+
+    Attributes:
+        best_mean_reward: the best leader return so far, or true return of a learned reward.
+        last_mean_reward: the last one.
+
+    Raises:
+        ValueError: an ``eval_freq`` under 1.
+
+    Example:
+        >>> from stable_baselines3.common.callbacks import StopTrainingOnRewardThreshold
+        >>> from bilevel_gym.agents import LeaderEvalCallback, TabularPBRL
+        >>> enough = LeaderEvalCallback(eval_freq=5, callback_on_new_best=StopTrainingOnRewardThreshold(5.9))
+        >>> leader = TabularPBRL("bilevel_gym/TwoState-v0").learn(300, callback=enough)
+        >>> leader.iteration < 300, enough.best_mean_reward >= 5.9
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        eval_freq: int = 10,
+        callback_on_new_best: BaseCallback | None = None,
+        callback_after_eval: BaseCallback | None = None,
+        log_path: str | Path | None = None,
+        best_model_save_path: str | Path | None = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(callback_after_eval, verbose)
+        for name, callback in (
+            ("callback_on_new_best", callback_on_new_best),
+            ("callback_after_eval", callback_after_eval),
+        ):
+            fits = callback is None or isinstance(callback, BaseCallback)
+            require(fits, name, "one of SB3's callbacks or None", repr(callback))
+        self.eval_freq = check_size(eval_freq, "eval_freq")
+        self.callback_on_new_best = callback_on_new_best
+        if callback_on_new_best is not None:
+            callback_on_new_best.parent = self
+        self.log_path = None if log_path is None else Path(log_path)
+        self.best_model_save_path = None if best_model_save_path is None else Path(best_model_save_path)
+        self.best_mean_reward = self.last_mean_reward = -np.inf
+        self.evaluations_timesteps: list[int] = []
+        self.evaluations_results: list[float] = []
+
+    def _init_callback(self) -> None:
+        if self.callback_on_new_best is not None:
+            self.callback_on_new_best.init_callback(self.model)
+
+    def _on_step(self) -> bool:
+        if self.n_calls % self.eval_freq:
+            return True
+        leader: Any = self.model
+        record = leader.evaluate_last()
+        self.last_mean_reward = float(getattr(record, "leader_return", getattr(record, "true_return", np.nan)))
+        self.num_timesteps = leader.num_timesteps
+        self.evaluations_timesteps.append(leader.num_timesteps)
+        self.evaluations_results.append(self.last_mean_reward)
+        if self.log_path is not None:
+            write_whole(self.log_path / "evaluations.npz", self._write)
+        if self.verbose:
+            print(f"Eval num_timesteps={leader.num_timesteps}, leader_return={self.last_mean_reward:.4g}")
+        go_on = True
+        if self.last_mean_reward > self.best_mean_reward:
+            self.best_mean_reward = self.last_mean_reward
+            if self.best_model_save_path is not None:
+                leader.save(self.best_model_save_path / "best_model.zip")
+            if self.callback_on_new_best is not None:
+                go_on = self.callback_on_new_best.on_step()
+        return go_on and self._on_event()
+
+    def _write(self, file: Any) -> None:
+        held = io.BytesIO()
+        np.savez(held, timesteps=self.evaluations_timesteps, results=np.array(self.evaluations_results)[:, None])
+        file.write(held.getbuffer())

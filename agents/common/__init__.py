@@ -1,1 +1,0 @@
-"""Ground shared by leaders and baselines."""
