@@ -39,7 +39,7 @@ from ...envs.mdp import (
     visitation,
 )
 from ...envs.mdp.checks import check_count, check_number, check_size, check_tau, require
-from ...envs.mdp.evaluation import entropy_weight
+from ...envs.mdp.tabular import entropy_weight
 from ..common.evaluation import Evaluation
 from ..common.storage import storable
 from ..common.tabular import TabularLeader, TabularLeaderConfig

@@ -29,7 +29,7 @@ from ...envs.mdp import (
     action_value,
     solve_soft,
 )
-from ...envs.mdp.evaluation import FactoredResolvent, entropy_weight, going_on
+from ...envs.mdp.tabular import FactoredResolvent, entropy_weight, going_on
 from ..common.lower_level import LowerLevel, Policies, lower_level
 from ..common.storage import storable
 from ..common.tabular import Kinds, ProblemSource, TabularLeader, TabularLeaderConfig

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from .checks import as_float64, check_size, check_tau, require
-from .leader_set import LeaderSet
-from .problem import GameProblem
+from .problem import GameProblem, LeaderSet
 from .zero_sum import ZeroSumGame, joint_return
 
 INCENTIVE_BOUND = 10.0

@@ -46,8 +46,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from .checks import as_float64, check_finite, check_gamma, check_number, check_size, require
-from .leader_set import LeaderSet
-from .problem import BilevelProblem
+from .problem import BilevelProblem, LeaderSet
 
 Floats = NDArray[np.float64]
 

@@ -25,9 +25,8 @@ from .checks import (
     check_tau,
     require,
 )
-from .leader_set import LeaderSet
-from .models import TabularKernel, TabularMDP
-from .problem import EVALUATION_TAU, TabularProblem
+from .problem import EVALUATION_TAU, LeaderSet, TabularProblem
+from .tabular import TabularKernel, TabularMDP
 
 LOGIT_BOUND = 10.0
 """X is the box [-10, 10]: the least likely of five actions keeps a probability of 2e-9, as good as none."""

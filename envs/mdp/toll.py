@@ -29,11 +29,9 @@ import torch
 from torch import Tensor
 
 from .checks import check_gamma, check_number, check_tau, require
-from .evaluation import visitation
-from .leader_set import LeaderSet
-from .models import TabularKernel, TabularMDP
-from .problem import TabularProblem
+from .problem import LeaderSet, TabularProblem
 from .road_network import RoadNetwork
+from .tabular import TabularKernel, TabularMDP, visitation
 
 TIME_FACTORS = (0.7, 0.8, 0.9, 1.1, 1.5)
 """A link takes its mean time times one of these, equally likely: late more seriously than early, 1 on average."""
