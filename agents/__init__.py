@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+if __name__ != "bilevel_gym.agents":
+    raise ImportError(f"import bilevel_gym.agents, not {__name__}: second copies of its classes would be strangers")
+
 if TYPE_CHECKING:
     from .baselines.cma_es import CMAES, CMAESConfig, TabularCMAES, TabularCMAESConfig
     from .baselines.drlhf import DRLHF

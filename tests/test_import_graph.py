@@ -21,7 +21,6 @@ _GROUND = {"envs", "envs.mdp", "wrappers", *_METHOD}
 LAYERS: dict[str, set[str]] = {
     "envs.mdp": set(),
     "envs": {"envs.mdp"},
-    "envs.wrapped": {"envs", "envs.mdp", "wrappers"},  # registered uses of wrappers: nothing imports them
     "wrappers": {"envs", "envs.mdp"},
     "agents.files": {"envs.mdp"},
     "agents.schedules": {"envs.mdp"},
@@ -124,8 +123,6 @@ CLEAN = {
     "envs/core.py": "from . import mdp\nfrom .mdp.tabular import P",
     "envs/mdp/__init__.py": "from .tabular import P",
     "envs/mdp/tabular.py": "import numpy as np, torch\nP = 1",
-    "envs/wrapped/__init__.py": "",
-    "envs/wrapped/car.py": "from ...wrappers import Shaped",
     "wrappers/__init__.py": "from ..envs.core import LeaderEnv",
     "agents/__init__.py": "from .leaders import PBRL\nfrom .baselines.random import Random",
     "agents/schedules.py": "from ..envs.mdp.tabular import P",
@@ -167,8 +164,6 @@ def test_a_tree_without_fault_passes(tmp_path: Path) -> None:
         ("envs/mdp/tabular.py", "from ... import __version__", "1: envs.mdp imports the root"),
         ("envs/core.py", "from ..wrappers import Mix", "1: envs imports wrappers"),
         ("envs/core.py", "from .. import agents", "1: envs imports agents"),
-        ("envs/other.py", "from .wrapped.car import Car", "1: envs imports envs.wrapped.car"),
-        ("wrappers/mix.py", "from ..envs.wrapped import car", "1: wrappers imports envs.wrapped.car"),
         ("wrappers/mix.py", "from ..agents.oracles import O", "1: wrappers imports agents.oracles"),
         ("agents/schedules.py", "from .penalties import V", "1: agents.schedules imports agents.penalties"),
         ("agents/estimators.py", "from .schedules import S", "1: agents.estimators imports agents.schedules"),

@@ -1,6 +1,9 @@
 """Views of an environment: a leader on any environment, its commitment in the observation, mixed rewards, native
 simulators, processes that tell of their end, segments of behaviour and the reward learned from them."""
 
+if __name__ != "bilevel_gym.wrappers":
+    raise ImportError(f"import bilevel_gym.wrappers, not {__name__}: second copies of its classes would be strangers")
+
 from .commitment import CommitmentLeaderModel, ObserveCommitment, ObserveCommitmentVec, commitment_features
 from .drawn_attribute import Attribute, DrawnAttribute
 from .leader_wrapper import CarriedLeaderModel, LeaderReward, LeaderWrapper, Step

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ...envs.mdp.checks import require
 from ...envs.player import PlayerVectorEnv
-from ...envs.sampling import InverseCdfSampler
+from ...envs.tabular import InverseCdfSampler
 from ..estimators import Rollouts
 from ..penalties import nikaido_isoda_penalty
 from .game_worlds import Floats, GameWorlds

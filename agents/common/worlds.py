@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from ...envs.core import LeaderEnv
-from ...envs.leader_model import moves_transitions
 from ...envs.mdp import LeaderSet, LinearQuadraticProblem, TabularProblem
 from ...envs.mdp.checks import check_gamma, require
+from ...envs.tabular import moves_transitions
 from ...wrappers import (
     LeaderWrapper,
     ObserveCommitment,

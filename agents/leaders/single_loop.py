@@ -45,7 +45,7 @@ from torch import Tensor
 
 from ...envs.mdp import TabularMDP, TabularProblem
 from ...envs.mdp.checks import check_number, check_size, require
-from ...envs.sampling import AliasSampler, Floats, Integers
+from ...envs.tabular import AliasSampler, Floats, Integers
 from ..common.leader import Callback
 from ..common.projected_step import projected_step
 from ..common.storage import storable

@@ -21,6 +21,7 @@ from .checks import (
     check_finite,
     check_gamma,
     check_number,
+    check_seed,
     check_size,
     check_tau,
     require,
@@ -141,12 +142,7 @@ def random_stackelberg(
     S = check_size(n_states, "n_states")
     A_l, A_f = check_size(n_leader_actions, "n_leader_actions"), check_size(n_follower_actions, "n_follower_actions")
     sparsity = check_number(sparsity, "sparsity", low=0.0, high=1.0)
-    require(
-        seed is None or (isinstance(seed, (int, np.integer)) and seed >= 0),
-        "seed",
-        "None or a whole number >= 0",
-        repr(seed),
-    )
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     rewards = rng.uniform(size=(2, S, A_l, A_f))
     rewards[rewards < sparsity] = 0.0

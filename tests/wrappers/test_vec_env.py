@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 import bilevel_gym
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP
 from bilevel_gym.envs.tabular import TabularVectorEnv
-from bilevel_gym.envs.two_state import TwoStateVectorEnv
+from bilevel_gym.envs.two_state import TwoStateEnv
 from bilevel_gym.wrappers import VectorEnvAdapter, set_leader
 
 assert bilevel_gym.__version__
@@ -120,8 +120,8 @@ def venvs() -> list[VecEnv]:
     return [
         DummyVecEnv([lambda: Monitor(make()) for _ in range(3)]),
         VecMonitor(DummyVecEnv([make] * 3)),
-        VectorEnvAdapter(TwoStateVectorEnv(3)),
-        VecMonitor(VectorEnvAdapter(TwoStateVectorEnv(3))),
+        VectorEnvAdapter(TwoStateEnv.vector(3)),
+        VecMonitor(VectorEnvAdapter(TwoStateEnv.vector(3))),
     ]
 
 
