@@ -15,7 +15,7 @@ PACKAGE = "bilevel_gym"
 SUBPACKAGES = {"agents", "cli", "envs", "wrappers"}
 SCRIPTS = {"benchmarks", "docs", "examples", "tests"}
 
-_ORACLES = {"agents.oracles", "agents.oracles.sb3"}
+_ORACLES = {"agents.oracles", "agents.oracles.sb3", "agents.oracles.replay"}
 _METHOD = {"agents.files", "agents.schedules", "agents.estimators", "agents.penalties", "agents.common", *_ORACLES}
 _GROUND = {"envs", "envs.mdp", "wrappers", *_METHOD}
 LAYERS: dict[str, set[str]] = {
@@ -28,6 +28,7 @@ LAYERS: dict[str, set[str]] = {
     "agents.penalties": {"envs.mdp", "agents.schedules", "agents.estimators"},
     "agents.oracles": {"envs.mdp", "agents.schedules", *_ORACLES},
     "agents.oracles.sb3": {"envs", "envs.mdp", "wrappers", "agents.files", "agents.schedules", *_ORACLES},
+    "agents.oracles.replay": {"envs.mdp", "wrappers"},
     "agents.common": _GROUND - {"agents.common"},
     "agents.text": {"envs", "envs.mdp", "wrappers", "agents.files"},  # language models as followers
     "agents.preferences": _GROUND,  # parts of the methods that learn a reward from preferences

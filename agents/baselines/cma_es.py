@@ -339,7 +339,7 @@ class CMAES(Leader):
             player = follower.player(self._rollouts, greedily=True)
             episodes = collect(self._rollouts, player, w.horizon(self.config.rollout_tail), seed)
         self.num_timesteps += episodes.steps
-        _, leader = episode_returns(episodes, w.base_space, w.base_observation, w.gamma)
+        _, leader = episode_returns(episodes, w.base_space, w.gamma)
         return leader
 
     def _evaluate(self, x: Tensor) -> Evaluation:

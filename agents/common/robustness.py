@@ -148,7 +148,7 @@ def _sampled(
         player = follower.player(venv, greedily=worlds.continuous_actions)
         episodes = collect(venv, player, worlds.horizon(TAIL), seed)
     venv.close()
-    theirs, ours = episode_returns(episodes, worlds.base_space, worlds.base_observation, worlds.gamma)
+    theirs, ours = episode_returns(episodes, worlds.base_space, worlds.gamma)
     stderr = float(ours.std(ddof=1) / np.sqrt(len(ours)))
     linear = worlds.linear_quadratic
     F_0 = None if linear is None else float(linear.leader_return(x, linear.best_response(x).F))

@@ -85,15 +85,10 @@ def state_features(space: gym.spaces.Space[Any]) -> Callable[[NDArray[Any]], Flo
     return features
 
 
-def episode_returns(
-    rollout: Rollout,
-    space: gym.spaces.Space[Any],
-    base_observation: Callable[[NDArray[Any]], NDArray[Any]],
-    gamma: float,
-) -> tuple[Floats, Floats]:
+def episode_returns(rollout: Rollout, space: gym.spaces.Space[Any], gamma: float) -> tuple[Floats, Floats]:
     """The follower's and the leader's return of each copy, ``[N]``; a critic of these episodes goes on where they are cut."""
     T, N = rollout.alive.shape
-    base, after = (base_observation(part.reshape(T * N, *part.shape[2:])) for part in (rollout.obs, rollout.next_obs))
+    base, after = (part.reshape(T * N, *part.shape[2:]) for part in (rollout.base_obs, rollout.base_next_obs))
     rewards = np.stack([rollout.r_follower.ravel(), rollout.r_leader.ravel()], axis=1)
     critic = LinearCritic(state_features(space), gamma, memory=0.0)
     critic.update(base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
@@ -158,10 +153,7 @@ class RolloutGradient(LeaderGradient):
     ) -> tuple[Tensor, Tensor, Floats]:
         """Surrogates of the follower's and the leader's return, and both returns of each copy, ``[N, 2]``."""
         T, N = rollout.alive.shape
-        base, after = (
-            self.worlds.base_observation(part.reshape(T * N, *part.shape[2:]))
-            for part in (rollout.obs, rollout.next_obs)
-        )
+        base, after = (part.reshape(T * N, *part.shape[2:]) for part in (rollout.base_obs, rollout.base_next_obs))
         rewards = np.stack([paid.ravel(), rollout.r_leader.ravel()], axis=1)
         steps = (base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
         fitted_before = critic.A is not None

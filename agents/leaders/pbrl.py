@@ -275,7 +275,9 @@ class PBRL(Leader):
         answering = Answering(as_schedule(c.q_temperature, "q_temperature", positive=True), c.averaging, entropy)
         follower = self._built(venv, seed, answering)
         if c.relabel is not False:
-            follower.replay = TrueReplay.in_place_of(follower.model)
+            follower.replay = TrueReplay.in_place_of(
+                follower.model, venv, w.base_space if c.observe_commitment else None
+            )
         if c.relabel:
             expected = "None or False where x is the leader's policy or moves the dynamics"
             require(w.only_rewards_move, "relabel", expected, c.relabel)
@@ -520,7 +522,7 @@ class PBRL(Leader):
         best, pi_y = (collect(venv, act, w.horizon(0.01), seed) for act in acts)
         self.penalised.generators.state = held
         self.num_timesteps += best.steps + pi_y.steps
-        returns = [episode_returns(rollout, w.base_space, w.base_observation, w.gamma) for rollout in (best, pi_y)]
+        returns = [episode_returns(rollout, w.base_space, w.gamma) for rollout in (best, pi_y)]
         return returns[0], returns[1]
 
     def _estimated_penalty(self) -> float | None:

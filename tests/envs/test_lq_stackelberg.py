@@ -15,7 +15,7 @@ import bilevel_gym
 from bilevel_gym.envs.linear_quadratic import LinearQuadraticEnv, LinearQuadraticVectorEnv
 from bilevel_gym.envs.lq_stackelberg import LQStackelbergEnv
 from bilevel_gym.envs.mdp import LeaderSet, LinearQuadraticProblem, random_linear_quadratic, steering_game
-from bilevel_gym.wrappers import ObserveCommitmentVec, VectorEnvAdapter
+from bilevel_gym.wrappers import VectorEnvAdapter
 
 assert bilevel_gym.__version__
 F64 = torch.float64
@@ -232,7 +232,7 @@ def test_the_adapter_serves_continuous_spaces() -> None:
     venv.env_method("set_leader", [-0.5, 0.25], indices=[1])
     np.testing.assert_array_equal(venv.get_attr("leader_x"), [[0.0, 0.0], [-0.5, 0.25], [0.0, 0.0]])
     assert venv.env_method("commitment", np.zeros(2), indices=1)[0].tolist() == [-0.5, 0.25]
-    shown = ObserveCommitmentVec(venv)
+    shown = VectorEnvAdapter(venv.env, observe_commitment=True)
     first = shown.reset()
     assert first.shape == (3, 4)
     assert first[1, 2:].tolist() == [-0.5, 0.25]

@@ -548,7 +548,7 @@ def test_a_time_limit_is_no_end() -> None:
     assert leader.worlds.horizon(0.01) == 5
     assert isinstance(leader.gradient, RolloutGradient)
     rollout = collect(leader.gradient.venv, act, 5, seed=0)
-    sampled = episode_returns(rollout, leader.worlds.base_space, leader.worlds.base_observation, leader.worlds.gamma)
+    sampled = episode_returns(rollout, leader.worlds.base_space, leader.worlds.gamma)
     x = problem.start_x()
     exact = policy_return(problem.follower_mdp(x), pi), problem.leader_return(x, pi)
     for values, value in zip(sampled, exact, strict=True):

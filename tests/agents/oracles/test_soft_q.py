@@ -15,7 +15,7 @@ from bilevel_gym.agents.oracles.soft_q import SoftQFollower, SoftTarget, mean_ov
 from bilevel_gym.agents.schedules import Constant, Linear
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, solve_soft
 from bilevel_gym.envs.tabular import TabularVectorEnv
-from bilevel_gym.wrappers import ObserveCommitmentVec, RewardMixing, VectorEnvAdapter
+from bilevel_gym.wrappers import RewardMixing, VectorEnvAdapter
 
 TAU, LAM = 0.2, 3.0
 
@@ -92,7 +92,9 @@ def fork() -> ArrayProblem:
 
 
 def world(leader_weight: float, own_weight: float) -> RewardMixing:
-    return RewardMixing(ObserveCommitmentVec(VectorEnvAdapter(TabularVectorEnv(fork(), 16))), leader_weight, own_weight)
+    return RewardMixing(
+        VectorEnvAdapter(TabularVectorEnv(fork(), 16), observe_commitment=True), leader_weight, own_weight
+    )
 
 
 OBS = np.kron(np.eye(3), np.array([1.0, 0.0])).astype(np.float32)  # a state's 1, and x = 0
