@@ -111,14 +111,11 @@ def _check_point(env: gym.Env[Any, Any], space: gym.spaces.Box, x: Any) -> None:
         i = int(apart.argmax())
         same = f"the {whose}'s reward that a step pays, {value[i]:g} (let step pay what the model says)"
         require(bool(apart[i] <= RTOL), "leader_model", same, f"{float(modelled[i].detach()):g}")
-    require(
-        bool(torch.isfinite(answer[2]).all()), "leader_model", "a finite log_p of what was drawn", answer[2].tolist()
-    )
-    differentiable = all(a.requires_grad for a in answer)
-    require(
-        differentiable, "leader_model", "answers that carry x's graph (add 0.0 * x.sum())", "a tensor without gradient"
-    )
-    (slope,) = torch.autograd.grad(sum(a.sum() for a in answer), [parameter])
+    finite, log_p = bool(torch.isfinite(answer[2]).all()), answer[2].tolist()
+    require(finite, "leader_model", "a finite log_p of what was drawn", log_p)
+    attached = [a.sum() for a in answer if a.requires_grad]
+    require(len(attached) > 0, "leader_model", "an answer that is differentiable in x", "three that are not")
+    (slope,) = torch.autograd.grad(torch.stack(attached).sum(), [parameter])
     require(bool(torch.isfinite(slope).all()), "leader_model", "a finite gradient in x", slope.tolist())
 
 

@@ -145,9 +145,8 @@ class GoalPlacementProblem(TabularProblem):
         if self._solution is None:
             self._solution = self._best_occupancy()
         m, c = self._solution
-        w = ((c.max() - c.min()) / (1.0 - self._roughness)).clamp_min(
-            1e-6
-        )  # any larger w does too; c = 0 in a perfect match
+        # any larger w does too; c = 0 in a perfect match
+        w = ((c.max() - c.min()) / (1.0 - self._roughness)).clamp_min(1e-6)
         x = -c / w - self.ground
         pi = m / m.sum(-1, keepdim=True)
         return Optimum(self.project(x - x.min()), pi, -float(self.discrepancy(m.sum(-1))))

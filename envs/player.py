@@ -74,9 +74,8 @@ class PlayersProblem(TabularProblem):
         self.game_problem, self.player, self._leaders_world = game_problem, player, leaders_world
         self.leader_set = game_problem.leader_set
         x = self.start_x()
-        require(
-            game_problem.leader_game(x) is not None, "problem", "a leader whose objective is a return", game_problem
-        )
+        paid = game_problem.leader_game(x) is not None
+        require(paid, "problem", "a leader whose objective is a return", type(game_problem).__name__)
         other = game_problem.game(x).n_actions[2 - player]
         self.held = torch.full((game_problem.game(x).n_states, other), 1.0 / other, dtype=torch.float64)
         self.bonus: Tensor | None = None

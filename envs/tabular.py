@@ -14,7 +14,6 @@ by what the table does:
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -40,19 +39,7 @@ Integers = NDArray[np.int64]
 # --- drawing from many small distributions at once --------------------------------------------------------------------
 
 
-class Sampler(ABC):
-    """Draws k ~ p[row] for many rows."""
-
-    @abstractmethod
-    def draw(self, rows: Integers, u: Floats) -> Integers:
-        """One k a row, ``[n]``, from uniform numbers in [0, 1), ``[n]``."""
-
-    @abstractmethod
-    def draw_one(self, row: int, u: float) -> int:
-        """One k from one uniform number in [0, 1); the same k as ``draw`` gives."""
-
-
-class AliasSampler(Sampler):
+class AliasSampler:
     """Alias tables of ``p``, ``[R, K]``: cell k gives k with a certain probability, its alias otherwise."""
 
     def __init__(self, p: Floats) -> None:
@@ -63,6 +50,7 @@ class AliasSampler(Sampler):
         self._alias = alias.ravel()
 
     def draw(self, rows: Integers, u: Floats) -> Integers:
+        """One k a row, ``[n]``, from uniform numbers in [0, 1), ``[n]``."""
         t = u * self._size
         k = t.astype(np.int64)
         cell = rows * self._size
@@ -72,6 +60,7 @@ class AliasSampler(Sampler):
         return chosen
 
     def draw_one(self, row: int, u: float) -> int:
+        """One k from one uniform number in [0, 1); the same k as ``draw`` gives."""
         t = u * self._size
         k = int(t)
         cell = row * self._size + k
@@ -79,7 +68,7 @@ class AliasSampler(Sampler):
         return k if t < self._threshold.item(cell) else alias
 
 
-class InverseCdfSampler(Sampler):
+class InverseCdfSampler:
     """Cumulative tables of ``p``, ``[R, K]``, padded to a power of two and searched by halving."""
 
     def __init__(self, p: Floats) -> None:
@@ -98,6 +87,7 @@ class InverseCdfSampler(Sampler):
         self._memory = memoryview(self._cdf.data)  # indexing it gives Python floats, far quicker than the array's
 
     def draw(self, rows: Integers, u: Floats) -> Integers:
+        """One k a row, as ``AliasSampler`` draws."""
         position = rows * self._width
         step = self._width >> 1
         while step:
@@ -108,9 +98,13 @@ class InverseCdfSampler(Sampler):
         return k
 
     def draw_one(self, row: int, u: float) -> int:
+        """The same k as ``draw`` gives."""
         first = row * self._width
         k: int = bisect_right(self._memory, u, first, first + self._size) - first
         return k
+
+
+Sampler = AliasSampler | InverseCdfSampler
 
 
 def alias_tables(p: Floats) -> tuple[Floats, Integers]:
@@ -246,7 +240,7 @@ class _Tables:
         self.refused = None if self.mask is None or problem.takes_missing_actions else ~self.mask
         # Does x move P? Then tables that are cheap to build and monotone in x; else the quicker ones, built once.
         moving = moves_transitions(problem)
-        self._next_sampler: type[AliasSampler | InverseCdfSampler] = InverseCdfSampler if moving else AliasSampler
+        self._next_sampler: type[Sampler] = InverseCdfSampler if moving else AliasSampler
         self._seen: dict[str, tuple[Tensor, int, _Field]] = {}
 
     def _flags(self, flags: Tensor | None, *shape: int) -> Flags | None:
@@ -282,9 +276,7 @@ class _Tables:
         self.r_follower = self._field("r_follower", kernel.r_follower)
         self.r_leader = self._field("r_leader", kernel.r_leader)
 
-    def _field(
-        self, name: str, tensor: Tensor, sampler: type[AliasSampler | InverseCdfSampler] | None = None
-    ) -> _Field:
+    def _field(self, name: str, tensor: Tensor, sampler: type[Sampler] | None = None) -> _Field:
         seen = self._seen.get(name)
         if seen is not None and _same(tensor, seen[0]) and tensor._version == seen[1]:
             return seen[2]

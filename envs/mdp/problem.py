@@ -50,9 +50,8 @@ class LeaderSet:
 
     def __post_init__(self) -> None:
         low, high = as_float64(self.low, "low"), as_float64(self.high, "high")
-        require(
-            low.ndim == 1 and low.shape[0] >= 1, "low", "a vector of at least one bound", f"shape {tuple(low.shape)}"
-        )
+        fits = low.ndim == 1 and low.shape[0] >= 1
+        require(fits, "low", "a vector of at least one bound", f"shape {tuple(low.shape)}")
         require(high.shape == low.shape, "high", f"shape {tuple(low.shape)}, as low has", f"shape {tuple(high.shape)}")
         check_finite(low, "low")
         check_finite(high, "high")
@@ -142,12 +141,8 @@ class LeaderSet:
         budget, cut = check_number(budget, "budget", low=0.0), []
         for name, bound in (("low", low), ("high", high)):
             value = as_float64(bound, name)
-            require(
-                value.shape in ((), self.low.shape),
-                name,
-                f"a number or shape {tuple(self.low.shape)}",
-                f"shape {tuple(value.shape)}",
-            )
+            fits, expected = value.shape in ((), self.low.shape), f"a number or shape {tuple(self.low.shape)}"
+            require(fits, name, expected, f"shape {tuple(value.shape)}")
             require(not bool(value.isnan().any()), name, "numbers", "NaN")
             cut.append(value.expand_as(self.low))
         return LeaderSet(torch.maximum(self.low, cut[0]), torch.minimum(self.high, cut[1]), min(self.budget, budget))
@@ -193,12 +188,8 @@ class BilevelProblem(ABC):
     def context_probs(self, probs: Tensor | None) -> None:
         if probs is not None:
             probs = as_float64(probs, "context_probs")
-            require(
-                probs.ndim == 1 and len(probs) >= 1,
-                "context_probs",
-                "a vector [C], C >= 1",
-                f"shape {tuple(probs.shape)}",
-            )
+            fits = probs.ndim == 1 and len(probs) >= 1
+            require(fits, "context_probs", "a vector [C], C >= 1", f"shape {tuple(probs.shape)}")
             check_distribution(probs, "context_probs")
         object.__setattr__(self, "_context_probs", probs)  # problems may be frozen dataclasses
 

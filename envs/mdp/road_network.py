@@ -69,12 +69,8 @@ class RoadNetwork:
             got = tuple(getattr(self, name).shape)
             require(got == shape, name, f"shape {shape} for {L} links and {N} nodes", f"shape {got}")
         for i, (tail, head) in enumerate(self.links.tolist()):
-            require(
-                0 <= tail < N and 0 <= head < N and tail != head,
-                f"links[{i}]",
-                f"two different nodes in 0 to {N - 1}",
-                (tail, head),
-            )
+            fits = 0 <= tail < N and 0 <= head < N and tail != head
+            require(fits, f"links[{i}]", f"two different nodes in 0 to {N - 1}", (tail, head))
         for name in ("time", "external_cost", "demand"):
             value = getattr(self, name)
             require(bool((value >= 0).all()), name, "numbers >= 0", value.min().item())

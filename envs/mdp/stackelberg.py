@@ -61,23 +61,15 @@ class StackelbergProblem(TabularProblem):
     def __post_init__(self) -> None:
         for name in ("P", "r_leader", "r_follower", "rho"):
             object.__setattr__(self, name, as_float64(getattr(self, name), name))
-        require(
-            self.P.ndim in (4, 5) and self.P.shape[-4] == self.P.shape[-1] and min(self.P.shape) >= 1,
-            "P",
-            "shape [S, A_l, A_f, S] or [N, S, A_l, A_f, S] with sizes >= 1",
-            f"shape {tuple(self.P.shape)}",
-        )
-        stack, (S, A_l, A_f) = self.P.shape[:-4], self.P.shape[-4:-1]
-        for name in ("r_leader", "r_follower"):
-            shape = tuple(getattr(self, name).shape)
-            require(shape == tuple(self.P.shape[:-1]), name, f"shape {tuple(self.P.shape[:-1])}", f"shape {shape}")
-            check_finite(getattr(self, name), name)
-        require(
-            self.rho.shape == self.P.shape[:-3],
-            "rho",
-            f"shape {tuple(self.P.shape[:-3])}",
-            f"shape {tuple(self.rho.shape)}",
-        )
+        P = self.P
+        sized = P.ndim in (4, 5) and P.shape[-4] == P.shape[-1] and min(P.shape) >= 1
+        expected = "shape [S, A_l, A_f, S] or [N, S, A_l, A_f, S] with sizes >= 1"
+        require(sized, "P", expected, f"shape {tuple(P.shape)}")
+        stack, (S, A_l, A_f) = P.shape[:-4], P.shape[-4:-1]
+        for name, shape in (("r_leader", P.shape[:-1]), ("r_follower", P.shape[:-1]), ("rho", P.shape[:-3])):
+            found = getattr(self, name)
+            require(found.shape == shape, name, f"shape {tuple(shape)}", f"shape {tuple(found.shape)}")
+            check_finite(found, name)
         check_distribution(self.P, "P")
         check_distribution(self.rho, "rho")
         check_gamma(self.gamma)

@@ -237,13 +237,8 @@ def sample(
     if twin is None:
         uniforms = torch.rand((*shape, batch, 1 + 3 * length), generator=generator, dtype=torch.float64)
     else:
-        expected = (*shape, batch, length)
-        require(
-            twin.states.shape == expected,
-            "twin",
-            f"trajectories {expected}",
-            f"trajectories {tuple(twin.states.shape)}",
-        )
+        expected, found = (*shape, batch, length), tuple(twin.states.shape)
+        require(found == expected, "twin", f"trajectories {expected}", f"trajectories {found}")
         uniforms = twin.uniforms
     rho = world.rho.unsqueeze(-2).expand(*shape, batch, world.n_states)
     s = _inverse_cdf(rho, uniforms[..., 0])

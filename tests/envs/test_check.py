@@ -142,7 +142,7 @@ class Single(Toll):
         (Shared, "^set_leader: expected the x of other copies"),
         (Silent, "^info: expected the key 'leader_draw'"),
         (Dearer, "^leader_model: expected the follower's reward that a step pays"),
-        (Detached, "^leader_model: expected answers that carry x's graph"),
+        (Detached, "^leader_model: expected an answer that is differentiable in x"),
         (Elsewhere, "^leader_model: expected its Parameter x at the leader's x"),
         (Shy, r"^commitment: expected shape \(2,\)"),
         (Single, "^leader_space: expected a Box of one axis, float64"),

@@ -10,8 +10,8 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 import bilevel_gym
 from bilevel_gym.envs.mdp import random_stackelberg
