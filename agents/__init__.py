@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+if __name__ != "bilevel_gym.agents":
+    raise ImportError(f"import bilevel_gym.agents, not {__name__}: second copies of its classes would be strangers")
+
 _HOME = {
     "PBRL": "leaders.pbrl",
     "PBRLConfig": "leaders.pbrl",

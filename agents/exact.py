@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -124,7 +123,7 @@ class ExactMethod(Method):
         """The projection of each group of :meth:`parameters`."""
         return [self.leader_set.project if self.config.narrows else self.problem.project]
 
-    def prepare(self, state: Any, seed: int | None) -> None:  # noqa: B027
+    def prepare(self, state: Any, seed: int | None) -> None:
         """Fill what a state holds beside x, before its optimiser is made."""
 
     # --- what all share -------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from ..envs.mdp.checks import check_size, require
+from .vec_env import info_column
 
 Floats = NDArray[np.float64]
 _COLUMNS = ("actions", "rewards", "age", "ended")
@@ -184,7 +185,9 @@ class SegmentRecorder(VecEnvWrapper):
         at = self.steps % self.capacity
         self._remember(self._now)
         self._actions[at] = self._taken
-        self._rewards[at] = rewards if self._key is None else self._from_infos(infos)
+        paid = rewards if self._key is None else info_column(self.venv, infos, self._key, optional=True)
+        require(paid is not None, "true_reward", f"the key {self._key!r} in every info", sorted(infos[0]))
+        self._rewards[at] = paid
         require(bool(np.isfinite(self._rewards[at]).all()), "true_reward", "a finite number in every step", "another")
         self._age[at] = self._episode_age
         self._ended[at] = RUNNING
@@ -212,13 +215,6 @@ class SegmentRecorder(VecEnvWrapper):
         if self.steps % self.capacity == 0:
             oldest = self.steps - self.capacity - k
             self._heads = {key: frames for key, frames in self._heads.items() if key[0] >= oldest}
-
-    def _from_infos(self, infos: list[dict[str, Any]]) -> list[float]:
-        key = self._key
-        assert key is not None
-        for info in infos[:1]:
-            require(key in info, "true_reward", f"the key {key!r} in every info", sorted(info))
-        return [float(info[key]) for info in infos]
 
     def _look(self) -> Any:
         if not self._pictures:

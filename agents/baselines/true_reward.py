@@ -8,6 +8,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from torch import Tensor
 
 from ...wrappers import SegmentRecorder
+from ...wrappers.vec_env import info_column
 from ..preferences.recorded import RecordedFollower
 from ..preferences.training import Fit
 from .drlhf import DRLHF
@@ -30,7 +31,8 @@ class PaidFromInfo(VecEnvWrapper):
 
     def step_wait(self) -> VecEnvStepReturn:
         obs, _, dones, infos = self.venv.step_wait()
-        return obs, np.array([info[self._key] for info in infos], dtype=np.float32), dones, infos
+        paid = info_column(self.venv, infos, self._key)
+        return obs, paid.astype(np.float32), dones, infos
 
 
 class TrueReward(DRLHF):

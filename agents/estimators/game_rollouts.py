@@ -47,7 +47,7 @@ from torch import Tensor
 from ...envs.mdp import TabularMDP, ZeroSumGame, action_value, player_mdp, policy_value, visitation
 from ...envs.mdp.checks import require
 from ...envs.player import PlayerVectorEnv
-from ...envs.sampling import InverseCdfSampler
+from ...envs.tabular import InverseCdfSampler
 from ..penalties import Term
 from .base import Estimator, GradientEstimate, PenaltyEstimate
 from .rollouts import Floats, LinearCritic, Rollouts, mean_and_error

@@ -33,6 +33,7 @@ from torch import Tensor
 from ...envs.mdp import negative_entropy
 from ...envs.mdp.checks import check_number, check_size, plain_fields
 from ...wrappers import set_leader
+from ...wrappers.vec_env import info_column
 from ..penalties import Term
 from ..records import storable
 from .base import Estimator, GradientEstimate, PenaltyEstimate
@@ -77,7 +78,8 @@ class Rollout:
 
     Attributes:
         obs: observations as the follower sees them, ``[T, N, ...]``.
-        next_obs: observations after the step, before a reset, ``[T, N, ...]``.
+        base_obs: the environment's own observations, ``[T, N, ...]``: without what the follower is shown of x.
+        base_next_obs: the same after the step, before a reset, ``[T, N, ...]``.
         action: the follower's actions, ``[T, N, ...]``.
         draw: the leader's draws, ``[T, N, ...]``.
         r_follower: ``[T, N]``.
@@ -87,7 +89,8 @@ class Rollout:
     """
 
     obs: NDArray[Any]
-    next_obs: NDArray[Any]
+    base_obs: NDArray[Any]
+    base_next_obs: NDArray[Any]
     action: NDArray[Any]
     draw: NDArray[Any]
     r_follower: Floats
@@ -102,35 +105,40 @@ class Rollout:
 
 
 def collect(venv: VecEnv, act: Act, horizon: int, seed: int) -> Rollout:
-    """Reset every copy with ``seed`` (common random numbers between policies) and take ``horizon`` steps."""
+    """Reset every environment with ``seed`` (common random numbers between policies) and take ``horizon`` steps."""
     venv.seed(seed)
     obs = np.asarray(venv.reset())
-    alive = np.ones(venv.num_envs)
-    columns: list[list[Any]] = [[] for _ in range(8)]
+    alive, shown = np.ones(venv.num_envs), False
+    columns: list[list[Any]] = [[] for _ in range(9)]
     for _ in range(horizon):
         action = act(obs)
         following, reward, done, infos = venv.step(action)
-        after = np.array(following)
+        base, after = (info_column(venv, infos, name, optional=True) for name in ("base_obs", "base_next_obs"))
+        shown, terminated = base is not None, done.copy()
+        if not shown:  # the follower sees what the environment observes
+            base, after = obs, np.array(following)
         for i in np.flatnonzero(done):
-            after[i] = infos[i]["terminal_observation"]
-        truncated = np.array([bool(done[i]) and info.get("TimeLimit.truncated", False) for i, info in enumerate(infos)])
-        leader = np.array([info["leader_reward"] for info in infos], dtype=np.float64)
-        draw = np.array([info.get("leader_draw", 0) for info in infos])
+            terminated[i] = not infos[i].get("TimeLimit.truncated", False)
+            if not shown:
+                after[i] = infos[i]["terminal_observation"]
+        draw = info_column(venv, infos, "leader_draw", optional=True)
         step = (
             obs,
+            base,
             after,
             action,
-            draw,
+            np.zeros(venv.num_envs, dtype=np.int64) if draw is None else draw,
             np.asarray(reward, dtype=np.float64),
-            leader,
+            info_column(venv, infos, "leader_reward").astype(np.float64),
             alive,
-            (done & ~truncated).astype(np.float64),
+            terminated.astype(np.float64),
         )
         for column, value in zip(columns, step, strict=True):
             column.append(value)
         alive = alive * (1.0 - done)
         obs = np.asarray(following)
-    return Rollout(*(np.stack(column) for column in columns))
+    seen, base_obs, *others = (np.stack(column) for column in columns)
+    return Rollout(seen, base_obs if shown else seen, *others)
 
 
 def discounts(rollout: Rollout, gamma: float) -> Floats:
@@ -261,15 +269,10 @@ def state_features(space: gym.spaces.Space[Any]) -> Callable[[NDArray[Any]], Flo
     return features
 
 
-def episode_returns(
-    rollout: Rollout,
-    space: gym.spaces.Space[Any],
-    base_observation: Callable[[NDArray[Any]], NDArray[Any]],
-    gamma: float,
-) -> tuple[Floats, Floats]:
+def episode_returns(rollout: Rollout, space: gym.spaces.Space[Any], gamma: float) -> tuple[Floats, Floats]:
     """The follower's and the leader's return of each copy, ``[N]``; a critic of these episodes goes on where they are cut."""
     T, N = rollout.alive.shape
-    base, after = (base_observation(part.reshape(T * N, *part.shape[2:])) for part in (rollout.obs, rollout.next_obs))
+    base, after = (part.reshape(T * N, *part.shape[2:]) for part in (rollout.base_obs, rollout.base_next_obs))
     rewards = np.stack([rollout.r_follower.ravel(), rollout.r_leader.ravel()], axis=1)
     critic = LinearCritic(state_features(space), gamma, memory=0.0)
     critic.update(base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
@@ -341,10 +344,7 @@ class RolloutEstimator(Estimator):
     ) -> tuple[tuple[Tensor, Tensor], Floats]:
         """Surrogates of the follower's and the leader's return, and both returns of each episode, ``[N, 2]``."""
         T, N = rollout.alive.shape
-        base, after = (
-            self.worlds.base_observation(part.reshape(T * N, *part.shape[2:]))
-            for part in (rollout.obs, rollout.next_obs)
-        )
+        base, after = (part.reshape(T * N, *part.shape[2:]) for part in (rollout.base_obs, rollout.base_next_obs))
         rewards = np.stack([paid.ravel(), rollout.r_leader.ravel()], axis=1)
         steps = (base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
         # The critic of earlier episodes, if there are any, is the baseline of these; then these are added to it.

@@ -125,7 +125,9 @@ class LearnedFollower:
             follower.lam = lam  # type: ignore[attr-defined]
         # A replay buffer that is kept true while x and lam move, where there is a plain one.
         if c.relabel is not False:
-            follower.replay = TrueReplay.in_place_of(follower.model)
+            follower.replay = TrueReplay.in_place_of(
+                follower.model, venv, w.base_space if c.observe_commitment else None
+            )
         if c.relabel:
             expected = "None or False where x is the leader's policy or moves the dynamics"
             require(w.only_rewards_move, "relabel", expected, c.relabel)
@@ -275,5 +277,5 @@ class LearnedFollower:
         best, pi_y = (collect(venv, act, w.horizon(0.01), seed) for act in (best_response, own.player(venv)))
         own.generators.state = held
         state.num_timesteps += best.steps + pi_y.steps
-        returns = [episode_returns(rollout, w.base_space, w.base_observation, w.gamma) for rollout in (best, pi_y)]
+        returns = [episode_returns(rollout, w.base_space, w.gamma) for rollout in (best, pi_y)]
         return returns[0], returns[1]

@@ -35,7 +35,13 @@ from ...envs.mdp import ZeroSumGame, nikaido_isoda_gap
 from ...envs.mdp.checks import require
 from ...wrappers import set_leader
 from ..estimators.base import Estimator
-from ..estimators.game_rollouts import GameRolloutEstimator, LeaderGain, leader_advantages, linearised_reward, pair_visitation
+from ..estimators.game_rollouts import (
+    GameRolloutEstimator,
+    LeaderGain,
+    leader_advantages,
+    linearised_reward,
+    pair_visitation,
+)
 from ..estimators.known_model import ModelEstimator
 from ..estimators.rollouts import Rollouts
 from ..evaluation import Evaluation

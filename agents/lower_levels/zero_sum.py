@@ -8,7 +8,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...envs.mdp import NashEquilibrium, TabularMDP, ZeroSumGame, attach_nash, game_world, player_mdp, policy_return, solve_nash
+from ...envs.mdp import (
+    NashEquilibrium,
+    TabularMDP,
+    ZeroSumGame,
+    attach_nash,
+    game_world,
+    player_mdp,
+    policy_return,
+    solve_nash,
+)
 from ...envs.mdp.checks import require
 from ..estimators.monte_carlo import Sampler
 from ..penalties import NikaidoIsodaPenalty, Penalty

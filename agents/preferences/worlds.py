@@ -22,6 +22,7 @@ from ...envs.mdp import TabularMDP, TabularProblem, policy_return, solve_soft
 from ...envs.mdp.checks import check_gamma, check_size, require
 from ...envs.mdp.problem import EVALUATION_TAU
 from ...wrappers import WorkerVecEnv, make_copy
+from ...wrappers.vec_env import info_column
 from ..common.tabular import Source, make_env
 from ..common.worlds import EnvSpec, Vectorisation, Worlds
 from .files import Signature
@@ -149,7 +150,7 @@ class PreferenceWorlds:
         while alive.any():
             require(steps < _TOO_LONG, "env", f"episodes that end within {_TOO_LONG} steps", "longer ones")
             obs, rewards, dones, infos = venv.step(act(obs))
-            paid = rewards if self.true_reward is None else np.array([info[self.true_reward] for info in infos])
+            paid = rewards if self.true_reward is None else info_column(venv, infos, self.true_reward)
             total += alive * paid
             alive *= 1.0 - dones
             steps += 1

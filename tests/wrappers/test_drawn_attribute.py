@@ -12,9 +12,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
 from bilevel_gym.agents.estimators.rollouts import RolloutGradient
-from bilevel_gym.agents.worlds import Worlds
 from bilevel_gym.agents.followers.sb3 import SB3Follower
 from bilevel_gym.agents.followers.spec import Answering
+from bilevel_gym.agents.worlds import Worlds
 from bilevel_gym.wrappers import Attribute, DrawnAttribute, set_leader
 
 

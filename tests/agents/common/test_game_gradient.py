@@ -10,9 +10,15 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.agents import Rollouts
-from bilevel_gym.agents.estimators.game_rollouts import GameModelGradient, GameRolloutGradient, play
+from bilevel_gym.agents.estimators.game_rollouts import (
+    GameModelGradient,
+    GameRolloutGradient,
+    leader_advantages,
+    linearised_reward,
+    pair_visitation,
+    play,
+)
 from bilevel_gym.agents.game_worlds import GameWorlds
-from bilevel_gym.agents.estimators.game_rollouts import leader_advantages, linearised_reward, pair_visitation
 from bilevel_gym.agents.penalties import nikaido_isoda_penalty
 from bilevel_gym.envs.incentive_design_v0 import IncentiveDesignEnv
 from bilevel_gym.envs.mdp import IncentiveDesignProblem, joint_return, player_mdp, policy_return

@@ -38,9 +38,8 @@ from bilevel_gym.agents import (
     ZeroOrderConfig,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.leader import LeaderConfig
-from bilevel_gym.agents.leader import projected_step
 from bilevel_gym.agents.exact import ExactLeader
+from bilevel_gym.agents.leader import LeaderConfig, projected_step
 from bilevel_gym.envs.mdp import (
     ArrayProblem,
     LeaderSet,

@@ -29,8 +29,8 @@ from bilevel_gym.agents import (
     leader_return_at_best_response,
 )
 from bilevel_gym.agents.estimators.base import GradientEstimate
-from bilevel_gym.agents.lower_levels.learned_follower import lived_mdp
 from bilevel_gym.agents.leaders.bellman_pbrl import BellmanPBRL
+from bilevel_gym.agents.lower_levels.learned_follower import lived_mdp
 from bilevel_gym.agents.schedules import Constant
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem, policy_return
 from bilevel_gym.envs.tabular import TabularEnv

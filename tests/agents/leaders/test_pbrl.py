@@ -29,8 +29,7 @@ from bilevel_gym.agents import (
     leader_return_at_best_response,
 )
 from bilevel_gym.agents.estimators.base import GradientEstimate
-from bilevel_gym.agents.estimators.rollouts import RolloutGradient, episode_returns
-from bilevel_gym.agents.estimators.rollouts import collect
+from bilevel_gym.agents.estimators.rollouts import RolloutGradient, collect, episode_returns
 from bilevel_gym.envs.core import LeaderEnv
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem, policy_return
 from bilevel_gym.envs.tabular import TabularEnv, TabularVectorEnv
@@ -548,7 +547,7 @@ def test_a_time_limit_is_no_end() -> None:
     assert leader.worlds.horizon(0.01) == 5
     assert isinstance(leader.gradient, RolloutGradient)
     rollout = collect(leader.gradient.venv, act, 5, seed=0)
-    sampled = episode_returns(rollout, leader.worlds.base_space, leader.worlds.base_observation, leader.worlds.gamma)
+    sampled = episode_returns(rollout, leader.worlds.base_space, leader.worlds.gamma)
     x = problem.start_x()
     exact = policy_return(problem.follower_mdp(x), pi), problem.leader_return(x, pi)
     for values, value in zip(sampled, exact, strict=True):

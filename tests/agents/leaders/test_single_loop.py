@@ -41,7 +41,7 @@ from bilevel_gym.envs.mdp import (
     random_stackelberg,
     visitation,
 )
-from bilevel_gym.envs.sampling import Floats
+from bilevel_gym.envs.tabular import Floats
 from bilevel_gym.envs.two_state import TwoStateProblem
 from tests.problems import F64, PROBLEMS, array_problem, generator, random_mdp
 

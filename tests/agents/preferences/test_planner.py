@@ -25,7 +25,7 @@ from bilevel_gym.agents import (
 )
 from bilevel_gym.agents.followers.mirror_descent import mirror_descent_step
 from bilevel_gym.envs.mdp import TabularMDP, policy_value, solve_soft, visitation
-from bilevel_gym.envs.mdp.evaluation import action_value
+from bilevel_gym.envs.mdp.tabular import action_value
 from bilevel_gym.envs.reward_grid import RewardGridProblem
 from bilevel_gym.wrappers import LearnedReward, VectorEnvAdapter
 
