@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..envs.mdp.checks import check_number, plain_fields
+from .records import storable
 
 
+@storable
 @dataclass(frozen=True)
 class Constant:
     """Always ``value``."""
@@ -21,6 +23,7 @@ class Constant:
         return self.value
 
 
+@storable
 @dataclass(frozen=True)
 class Linear:
     """From ``start`` to ``end`` in equal steps."""
@@ -37,6 +40,7 @@ class Linear:
         return self.end + (self.start - self.end) * progress_remaining
 
 
+@storable
 @dataclass(frozen=True)
 class Geometric:
     """From ``start`` to ``end`` in equal ratios; both positive."""
@@ -53,6 +57,7 @@ class Geometric:
         return float(self.end * (self.start / self.end) ** progress_remaining)
 
 
+@storable
 @dataclass(frozen=True)
 class Quench:
     """``start`` for the first ``share`` of training, then ``end`` at once.
@@ -74,6 +79,7 @@ class Quench:
         return self.start if progress_remaining > 1.0 - self.share else self.end
 
 
+@storable
 @dataclass(frozen=True)
 class Power:
     """From ``start`` to ``end``, both positive, as ``start / (1 + k/delay)^exponent`` falls in the progress k.

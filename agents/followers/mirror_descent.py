@@ -16,6 +16,7 @@ from torch import Tensor
 from ...envs.mdp import TabularMDP
 from ...envs.mdp.checks import check_number, check_size, plain_fields
 from ...envs.mdp.tabular import LOG_FLOOR, entropy_weight
+from ..records import storable
 from .base import OracleAnswer, evaluated, softmax_policy, uniform_policy
 
 
@@ -26,6 +27,7 @@ def mirror_descent_step(mdp: TabularMDP, pi: Tensor, Q: Tensor, tau: float, eta:
     return softmax_policy(mdp, (pi.clamp_min(LOG_FLOOR).log() + eta * Q) / (1.0 + eta * weight))
 
 
+@storable
 @dataclass(frozen=True)
 class MirrorDescent:
     """``iterations`` steps of policy mirror descent from the last answer.

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...envs.mdp import TabularMDP, policy_return_gradient
 from ...envs.mdp.checks import check_number, check_size, plain_fields
 from ...envs.mdp.tabular import LOG_FLOOR
+from ..records import storable
 from .base import OracleAnswer, evaluated, softmax_policy, uniform_policy
 
 
@@ -24,6 +25,7 @@ def softmax_policy_gradient(mdp: TabularMDP, pi: Tensor, tau: float) -> Tensor:
     return pi * (slope - (pi * slope).sum(-1, keepdim=True))
 
 
+@storable
 @dataclass(frozen=True)
 class PolicyGradient:
     """``iterations`` steps of exact policy gradient from the last answer.

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from ...envs.mdp import TabularMDP, solve_soft
 from ...envs.mdp.checks import check_number, check_size, plain_fields
+from ..records import storable
 from .base import OracleAnswer
 
 
+@storable
 @dataclass(frozen=True)
 class SoftPolicyIteration:
     """The exact oracle.
