@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from .. import __version__
-from .options import CHOICE, CONF, LENGTH, WITH, Command, OneOf, Several, Whole, given_settings, many
+from .options import CHOICE, CONF, LENGTH, TRUST, WITH, Command, OneOf, Several, Whole, given_settings, many
 
 if TYPE_CHECKING:
     from .run import Extras
@@ -68,9 +71,12 @@ def _extras(options: dict[str, Any]) -> Extras:
     "-f", "--log-folder", type=click.Path(path_type=Path), default="runs", show_default=True, help="Where runs go."
 )
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run of this folder.")
+@TRUST
 @WATCHED
 @AS_JSON
-def train(conf_file: Path | None, log_folder: Path, resume: Path | None, as_json: bool, **options: Any) -> None:
+def train(
+    conf_file: Path | None, log_folder: Path, resume: Path | None, trust_code: bool, as_json: bool, **options: Any
+) -> None:
     """Train a leader; what it leaves is LOG_FOLDER/LEADER-FOLLOWER/ENV_1.
 
     Settings that are not given come from --conf-file, else from those that ship with the package (`list tuned`).
@@ -88,9 +94,9 @@ def train(conf_file: Path | None, log_folder: Path, resume: Path | None, as_json
         if others:
             names = ", ".join(f"--{key.replace('_', '-')}" for key in others)
             raise click.UsageError(f"--resume: expected no other setting than --n-timesteps beside it, got {names}")
-        result = run.resume(resume, extras, steps)
+        result = run.resume(resume, extras, steps, trust_code)
     else:
-        settings = settings_of(given, None if conf_file is None else read(conf_file))
+        settings = settings_of(given, None if conf_file is None else read(conf_file), trust_code)
 
         def folder() -> Path:
             made = run.new_folder(log_folder, settings)
@@ -113,15 +119,16 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
 
 @cli.command()
 @RUN
+@TRUST
 @AS_JSON
-def evaluate(run: Path, as_json: bool) -> None:
+def evaluate(run: Path, trust_code: bool, as_json: bool) -> None:
     """Evaluate the leader of a run's folder honestly: at the follower's best response.
 
     Where no model is known, a follower is trained afresh for it.
     """
     from .run import RunFailed, load, one_thread
 
-    leader = load(run)
+    leader = load(run, trust_code=trust_code)
     try:
         with one_thread():
             record = leader.evaluate().as_dict()
@@ -142,14 +149,17 @@ def evaluate(run: Path, as_json: bool) -> None:
 @click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of the play.")
 @click.option("--fps", type=Whole(1), help="Pictures a second; the environment's own by default.")
 @click.option("--untrained", is_flag=True, help="Under the leader before training.")
-def record(run: Path, output: Path | None, n_timesteps: int, seed: int, fps: int | None, untrained: bool) -> None:
+@TRUST
+def record(
+    run: Path, output: Path | None, n_timesteps: int, seed: int, fps: int | None, untrained: bool, trust_code: bool
+) -> None:
     """Record a moving picture of the follower under the leader of a run's folder.
 
     The follower of an exact leader is the exact best response; of a game, both players at the Nash equilibrium.
     """
     from .pictures import record as write
 
-    click.echo(write(run, output or run / "follower.gif", n_timesteps, seed, fps, untrained))
+    click.echo(write(run, output or run / "follower.gif", n_timesteps, seed, fps, untrained, trust_code))
 
 
 @cli.command()
@@ -157,12 +167,13 @@ def record(run: Path, output: Path | None, n_timesteps: int, seed: int, fps: int
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The folder; RUN/card by default.")
 @click.option("--push", metavar="USER/NAME", help="Upload it to this repository of the Hugging Face Hub (extra hub).")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
-def card(run: Path, output: Path | None, push: str | None, private: bool) -> None:
+@TRUST
+def card(run: Path, output: Path | None, push: str | None, private: bool, trust_code: bool) -> None:
     """Write the leader of a run's folder as a model card folder: the card, the leader, its followers as plain SB3 models."""
     from ..agents import push_to_hub, write_model_card
     from .run import load
 
-    folder = write_model_card(load(run), output or run / "card")
+    folder = write_model_card(load(run, trust_code=trust_code), output or run / "card")
     click.echo(folder if push is None else push_to_hub(folder, push, private))
 
 
@@ -186,10 +197,8 @@ def plot(runs: tuple[Path, ...], output: Path, x: str, y: str) -> None:
 
 SIDE_BY_SIDE = many(
     click.option("-j", "--jobs", type=Whole(1), help="Runs side by side; as many as there are cores by default."),
-    click.option(
-        "--backend", type=OneOf("processes", "serial", "ray", "dask"), default="processes", help="What runs them."
-    ),
-    click.option("--address", help="Of a running Ray or Dask cluster; one on this machine by default."),
+    click.option("--backend", type=OneOf("processes", "serial", "ray"), default="processes", help="What runs them."),
+    click.option("--address", help="Of a running Ray cluster; one on this machine by default."),
 )
 
 
@@ -242,6 +251,7 @@ def _end(outcomes: Sequence[Outcome]) -> None:
     show_default=True,
     help="Where runs go.",
 )
+@TRUST
 @SIDE_BY_SIDE
 @click.option("--save-freq", type=Whole(1), help="Iterations between checkpoints.")
 @AS_JSON
@@ -257,6 +267,7 @@ def sweep(
     space: tuple[str, ...],
     conf_file: Path | None,
     log_folder: Path,
+    trust_code: bool,
     jobs: int | None,
     backend: str,
     address: str | None,
@@ -280,7 +291,7 @@ def sweep(
         key: item for key, item in given_settings(options).items() if key not in ("env", "leader", "follower", "seed")
     }
     conf = None if conf_file is None else read(conf_file)
-    found = runs.bases(envs, leaders or ["PBRL"], followers or ["PPO"], given, conf)
+    found = runs.bases(envs, leaders or ["PBRL"], followers or ["PPO"], given, conf, trust_code)
     chosen = list(seeds) or list(range(n_seeds or 1))
     pool = _pool(log_folder, jobs, backend, address, save_freq)
     if search is None:
@@ -399,6 +410,22 @@ def _line(error: BaseException) -> str:
     return f"{PROGRAM}: error: {' '.join(text.split())}"
 
 
+@contextmanager
+def _heeding_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP interrupt as Ctrl-C does, wherever they come; one that is ignored, by nohup for one, stays so."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    mine = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        mine = []
+    for number in mine:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     click.echo(f"{PROGRAM}: warning: {' '.join(str(message).split())}", err=True)
 
@@ -408,7 +435,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _warn
     try:
-        code = cli.main(words, prog_name=PROGRAM, standalone_mode=False)
+        with _heeding_signals():
+            code = cli.main(words, prog_name=PROGRAM, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"{PROGRAM}: interrupted", err=True)

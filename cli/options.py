@@ -146,6 +146,10 @@ CONF = click.option(
     "--conf-file", type=click.Path(path_type=Path), help="YAML: a run's settings.yml, or keyed as tuned.yml."
 )
 
+TRUST = click.option(
+    "--trust-code", is_flag=True, help="Import and run what a file of settings names (module:attribute)."
+)
+
 
 def given_settings(options: dict[str, Any]) -> dict[str, Any]:
     """The options that are settings; ``n_envs`` and ``vec_env`` are fields of the leader's config."""

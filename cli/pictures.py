@@ -52,16 +52,15 @@ def curves(folders: Sequence[Path], x: str, y: str) -> dict[str, dict[str, list[
     for folder in folders:
         settings, rows = settings_in(folder, "RUN"), read_progress(folder / PROGRESS)
         known |= {key.removeprefix("leader/") for row in rows for key in row}
-        points = [(row[x if x == STEPS else f"leader/{x}"], row[f"leader/{y}"]) for row in rows if _has(row, x, y)]
+        drawn = [key if key == STEPS else f"leader/{key}" for key in (x, y)]
+        points = [
+            [row[key] for key in drawn] for row in rows if all(isinstance(row.get(k), (int, float)) for k in drawn)
+        ]
         if points:
             xs, ys = zip(*points, strict=True)
             found.setdefault(settings.env_name, {}).setdefault(settings.name, []).append((list(xs), list(ys)))
     require(bool(found), "--y", f"a record of these runs: {', '.join(sorted(known))}", y)
     return found
-
-
-def _has(row: dict[str, Any], x: str, y: str) -> bool:
-    return (x in row or f"leader/{x}" in row) and f"leader/{y}" in row
 
 
 def plot(folders: Sequence[Path], path: Path, x: str = STEPS, y: str = "leader_return") -> Path:
@@ -108,7 +107,15 @@ def _on_one_grid(runs: Sequence[tuple[list[float], list[float]]]) -> tuple[NDArr
 # --- moving pictures ------------------------------------------------------------------------------------------------------
 
 
-def record(folder: Path, path: Path, steps: int, seed: int, fps: int | None = None, untrained: bool = False) -> Path:
+def record(
+    folder: Path,
+    path: Path,
+    steps: int,
+    seed: int,
+    fps: int | None = None,
+    untrained: bool = False,
+    trust_code: bool = False,
+) -> Path:
     """Play the follower under a run's leader and write what is seen, a ``.gif``, or with imageio's ffmpeg an ``.mp4``.
 
     Args:
@@ -118,6 +125,7 @@ def record(folder: Path, path: Path, steps: int, seed: int, fps: int | None = No
         seed: of the play.
         fps: pictures a second; None takes the environment's own.
         untrained: whether the leader is the one before training; the follower stays.
+        trust_code: see :func:`.run.load`.
 
     Raises:
         ValueError: an environment that draws nothing, another suffix, no library that writes pictures.
@@ -129,7 +137,7 @@ def record(folder: Path, path: Path, steps: int, seed: int, fps: int | None = No
     except ImportError as error:
         raise ValueError(f"record: expected {PLOTS}, got none ({error})") from error
     require(path.suffix in (".gif", ".mp4"), "--output", "a file name that ends in .gif or .mp4", str(path))
-    frames, natural = _frames(folder, seed, untrained)
+    frames, natural = _frames(folder, seed, untrained, trust_code)
     shown = list(itertools.islice(frames, steps))
     _write(shown, path, natural if fps is None else fps)
     return path
@@ -154,9 +162,9 @@ def _write(frames: Sequence[Frame], path: Path, fps: float) -> None:
     imageio.v2.mimwrite(path, list(frames), fps=fps, macro_block_size=2)
 
 
-def _frames(folder: Path, seed: int, untrained: bool) -> tuple[Iterator[Frame], float]:
+def _frames(folder: Path, seed: int, untrained: bool, trust_code: bool) -> tuple[Iterator[Frame], float]:
     """Pictures without end, and how many belong to a second."""
-    settings, leader = settings_in(folder, "RUN"), load(folder)
+    settings, leader = settings_in(folder, "RUN"), load(folder, trust_code=trust_code)
     if isinstance(getattr(leader, "problem", getattr(getattr(leader, "worlds", None), "problem", None)), GameProblem):
         return _of_a_game(settings, leader, seed, untrained)
     env = _drawn(settings)
