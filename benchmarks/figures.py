@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,12 @@ def draw_band(panel: Axes, xs: ArrayLike, curves: ArrayLike, colour: str, label:
     panel.plot(np.asarray(xs), mean, color=colour, linestyle=style, linewidth=1.6, label=label)
     if len(values) > 1:
         panel.fill_between(np.asarray(xs), low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def on_grid(histories: Sequence[Any], points: int, *keys: str) -> tuple[NDArray[np.float64], list[list[Any]]]:
+    """Common steps up to where all runs have been, and by key the runs' values there, from ``history["steps"]`` and the key's."""
+    grid = np.linspace(0, min(history["steps"][-1] for history in histories), points)
+    return grid, [[np.interp(grid, history["steps"], history[key]) for history in histories] for key in keys]
 
 
 def share_limits(panels: Iterable[Axes]) -> None:

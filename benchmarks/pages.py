@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined
 
 from . import statistics
 from .runs import Data, Runs
@@ -24,10 +24,14 @@ FOLDER = Path(__file__).parent / "pages"
 
 def _environment() -> Environment:
     made = Environment(
-        loader=FileSystemLoader(FOLDER), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+        loader=FileSystemLoader(FOLDER),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
     )
     made.filters |= {
-        "f": lambda value, form: format(value, form),
+        "f": _formatted,
         "interval": lambda values, digits=2: statistics.mean_interval(values).text(digits),
         "mean": lambda values: float(np.mean(values)),
         "median": lambda values: float(np.median(values)),
@@ -42,6 +46,11 @@ def _environment() -> Environment:
         "enumerate": enumerate,
     }
     return made
+
+
+def _formatted(value: Any, form: str) -> str:
+    """A number by Python's format; what is not there is named by the error of its text."""
+    return str(value) if isinstance(value, Undefined) else format(value, form)
 
 
 def verdict(met: Any) -> str:
@@ -66,7 +75,8 @@ def _template(name: str) -> Template:
 def _context(name: str, record: Data) -> Data:
     module, data = module_of(name), record["data"]
     runs = Runs(data["runs"]) if isinstance(data.get("runs"), list) else None
-    return {**vars(module), "title": title(name), "picture": hasattr(module, "picture"), "record": record, "data": data, "runs": runs}
+    about = {"title": title(name), "picture": hasattr(module, "picture"), "record": record}
+    return {**vars(module), **about, "data": data, "runs": runs}
 
 
 def page(record: Data) -> str:

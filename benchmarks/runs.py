@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -20,15 +21,18 @@ Data = dict[str, Any]
 """Plain JSON data."""
 
 STORE = Path("runs/benchmarks")
-_of_now: set[Path] = set()
+_of_now: dict[Path, bool] = {}
+"""Files of the benchmark in hand, and whether each was there before."""
 
 
 @cache
-def _version(module: str) -> str:
+def _version(file: str) -> str:
     """Changes with the code of the package and of a benchmark, whose runs are then made anew."""
     root = Path(bilevel_gym.__path__[0])
-    own = Path(__file__).with_name(module.rpartition(".")[2] + ".py")
-    files = [own, *sorted(path for name in ("agents", "envs", "wrappers") for path in (root / name).rglob("*.py"))]
+    files = [
+        Path(file),
+        *sorted(path for name in ("agents", "envs", "wrappers") for path in (root / name).rglob("*.py")),
+    ]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
@@ -40,10 +44,11 @@ def run_all(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], jobs
     Returns:
         The answers, in the order of the tasks, as JSON gives them back.
     """
-    paths = []
-    for task in tasks:
-        named = f"{function.__module__}.{function.__qualname__}{task!r}{_version(function.__module__)}"
-        paths.append(STORE / f"{function.__module__.rpartition('.')[2]}-{hashlib.sha256(named.encode()).hexdigest()[:20]}.json")
+    module = function.__module__
+    names = [f"{module}.{function.__qualname__}{task!r}{_version(inspect.getfile(function))}" for task in tasks]
+    paths = [
+        STORE / f"{module.rpartition('.')[2]}-{hashlib.sha256(name.encode()).hexdigest()[:20]}.json" for name in names
+    ]
     todo = [(path, task) for path, task in zip(paths, tasks, strict=True) if not path.is_file()]
     with tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=label) as bar:
 
@@ -55,8 +60,14 @@ def run_all(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], jobs
             bar.update()
 
         processes.run_all(function, [task for _, task in todo], jobs, keep)
-    _of_now.update(paths)
+    asked = {path for path, _ in todo}
+    _of_now.update({path: path not in asked for path in paths})
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def kept() -> int:
+    """Runs of the benchmark in hand that were taken from the disk."""
+    return sum(_of_now.values())
 
 
 def forget() -> None:

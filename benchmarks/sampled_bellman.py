@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from stable_baselines3 import DQN
 
 from bilevel_gym.agents import (
@@ -33,7 +32,7 @@ from bilevel_gym.agents import (
 )
 from bilevel_gym.agents.penalties import WeightedPenalty
 
-from .figures import draw_band, new_figure, save_figure
+from .figures import draw_band, new_figure, on_grid, save_figure
 from .runs import Data, Runs, run_all
 
 LAM = Geometric(2.0, 8.0)
@@ -148,11 +147,10 @@ def picture(data: Data, path: Path) -> None:
     for panel, (kind, chosen) in zip(axes[0], PROBLEMS.items(), strict=True):
         for name in PENALTIES:
             runs = list(Runs(data["runs"])(kind=kind, penalty=name))
-            grid = np.linspace(0, min(r["history"]["steps"][-1] for r in runs), 60)
-            curves = [
-                np.interp(grid, r["history"]["steps"], [share(data, r, v) for v in r["history"]["leader_return"]])
-                for r in runs
+            shared = [
+                {**r["history"], "share": [share(data, r, v) for v in r["history"]["leader_return"]]} for r in runs
             ]
+            grid, (curves,) = on_grid(shared, 60, "share")
             draw_band(panel, grid / 1e6, curves, COLOURS[name], f"{name} penalty, sampled")
         panel.axhline(1.0, color="black", linewidth=1.0, linestyle=":", label="exact (hypergradient)")
         panel.set_ylim(-0.1, 1.1)

@@ -26,7 +26,7 @@ from bilevel_gym.agents import (
 from bilevel_gym.envs.incentive_design_v0 import IncentiveDesignEnv
 from bilevel_gym.envs.mdp import random_incentive_design
 
-from .figures import draw_band, new_figure, save_figure
+from .figures import draw_band, new_figure, on_grid, save_figure
 from .runs import Data, Runs, run_all
 
 SEEDS = (1, 2, 3)  # instance 0 served to tune the defaults
@@ -99,19 +99,15 @@ def picture(data: Data, path: Path) -> None:
     figure, axes = new_figure(1, 2, 11.0, 4.4)
     every = Runs(data["runs"])
     runs = every(method="sampled")["history"]
-    grid = np.linspace(0, min(h["steps"][-1] for h in runs), 80)
-
-    def on_grid(key: str) -> list[Any]:
-        return [np.interp(grid, h["steps"], h[key]) for h in runs]
-
-    draw_band(axes[0, 0], grid / 1e6, on_grid("leader_return"), "tab:blue", "at the Nash equilibrium of x")
-    draw_band(axes[0, 0], grid / 1e6, on_grid("leader_return_at_pi_y"), "tab:blue", "at its own policies", "--")
+    grid, (at_nash, at_pi_y, gaps) = on_grid(runs, 80, "leader_return", "leader_return_at_pi_y", "gap")
+    draw_band(axes[0, 0], grid / 1e6, at_nash, "tab:blue", "at the Nash equilibrium of x")
+    draw_band(axes[0, 0], grid / 1e6, at_pi_y, "tab:blue", "at its own policies", "--")
     for (name, text), look in zip(EXACT.items(), (":", "-."), strict=True):
         level = float(np.mean(every(method=name)["leader_return"]))
         axes[0, 0].axhline(level, color="black", linestyle=look, linewidth=1.0, label=text)
     axes[0, 0].set_title("designer's return", fontsize=10)
     axes[0, 0].legend(fontsize=8, frameon=False)
-    draw_band(axes[0, 1], grid / 1e6, np.maximum(on_grid("gap"), 1e-4), "tab:blue", None)
+    draw_band(axes[0, 1], grid / 1e6, np.maximum(gaps, 1e-4), "tab:blue", None)
     axes[0, 1].axhline(GAP, color="black", linewidth=0.8, linestyle=":")
     axes[0, 1].set_yscale("log")
     axes[0, 1].set_title(f"Nikaido-Isoda gap of its own policies (dotted: {GAP})", fontsize=10)

@@ -35,7 +35,7 @@ from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
 
-from .figures import draw_band, new_figure, save_figure, share_limits
+from .figures import draw_band, new_figure, on_grid, save_figure, share_limits
 from .runs import Data, Runs, run_all
 from .statistics import paired_ratio
 
@@ -185,10 +185,7 @@ def picture(data: Data, path: Path) -> None:
             shown = {"naive": "0.5"} | {f"{name}/{source}": colour for name, colour in ALGORITHMS.items()}
             for method, colour in shown.items():
                 runs = every(method=method, size=size)["history"]
-                grid = np.linspace(0, min(h["steps"][-1] for h in runs), 80)
-                curves, at_pi_y = (
-                    [np.interp(grid, h["steps"], h[key]) for h in runs] for key in ("leader_return", "at_pi_y")
-                )
+                grid, (curves, at_pi_y) = on_grid(runs, 80, "leader_return", "at_pi_y")
                 name = "PPO, naive" if method == "naive" else f"PBRL, {method.split('/')[0]}"
                 draw_band(panel, grid / 1e6, curves, colour, name)
                 if method == "naive":

@@ -80,7 +80,7 @@ def test_a_sampled_leader_takes_arguments_of_all_three(call: Call) -> None:
 def _loaded(folder: Path) -> Any:
     from bilevel_gym.cli.run import load
 
-    return load(folder)
+    return load(folder, trust_code=True)
 
 
 def test_the_settings_that_a_run_leaves_give_it_again(call: Call) -> None:
