@@ -145,7 +145,7 @@ def run(quick: bool, jobs: int) -> Data:
 def reached(runs: Runs) -> bool:
     """Whether a method meets the target on every instance."""
     quick = max(runs["cpu_seconds"]) < CPU_SECONDS and max(runs["iterations"]) <= ITERATIONS
-    return quick and max(runs["exact_norm_at_last_x"]) < NORM
+    return bool(quick and max(runs["exact_norm_at_last_x"]) < NORM)
 
 
 def picture(data: Data, path: Path) -> None:

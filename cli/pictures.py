@@ -224,12 +224,11 @@ def _exact(leader: Any, env: gym.Env[Any, Any], seed: int) -> Act:
 
 def _play(env: gym.Env[Any, Any], act: Act, seed: int) -> Iterator[Frame]:
     obs, _ = env.reset(seed=seed)
-    follower = leader = 0.0
+    paid = np.zeros(2)
     for step in itertools.count():
-        yield _captioned(env.render(), step, follower, leader)
-        action = act(np.asarray(obs)[None])[0]
-        obs, reward, terminated, truncated, info = env.step(action)
-        follower, leader = follower + float(reward), leader + float(info.get("leader_reward", 0.0))
+        yield _captioned(env.render(), step, *paid)
+        obs, reward, terminated, truncated, info = env.step(act(np.asarray(obs)[None])[0])
+        paid += float(reward), float(info.get("leader_reward", 0.0))
         if terminated or truncated:
             obs, _ = env.reset()
 
@@ -243,23 +242,21 @@ def _of_a_game(settings: Settings, leader: Any, seed: int, untrained: bool) -> t
     env: Any = pettingzoo.make("parallel", world, **made) if isinstance(world, str) else world()
     if not untrained:
         env.set_leader(leader.x)
-    problem = env.problem
-    nash = solve_nash(problem.game(torch.as_tensor(env.leader_x)), problem.tau0)
+    nash = solve_nash(env.problem.game(torch.as_tensor(env.leader_x)), env.problem.tau0)
     tables = [nash.pi1.numpy(), nash.pi2.numpy()]
 
     def play() -> Iterator[Frame]:
         rng = np.random.default_rng(seed)
         obs, _ = env.reset(seed=seed)
-        first = second = 0.0
+        players, paid = list(obs), np.zeros(2)
         for step in itertools.count():
-            yield _captioned(env.render(), step, first, second)
-            players = list(obs)
-            draws = (
-                rng.choice(pi.shape[1], p=pi[obs[p]] / pi[obs[p]].sum()) for p, pi in zip(players, tables, strict=True)
-            )
-            obs, rewards, _, truncations, infos = env.step(dict(zip(players, draws, strict=True)))
-            first += float(rewards[players[0]])
-            second += float(infos[players[0]]["leader_reward"])
+            yield _captioned(env.render(), step, *paid)
+            draws = {
+                p: rng.choice(pi.shape[1], p=pi[obs[p]] / pi[obs[p]].sum())
+                for p, pi in zip(players, tables, strict=True)
+            }
+            obs, rewards, _, truncations, infos = env.step(draws)
+            paid += float(rewards[players[0]]), float(infos[players[0]]["leader_reward"])
             if any(truncations.values()):
                 obs, _ = env.reset()
 

@@ -75,11 +75,10 @@ def band(curves: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.f
     return curves.mean(0), low, high
 
 
-def shown(found: Interval | None) -> str:
+def shown(mean: float | None, low: float | None, high: float | None) -> str:
     """``1.52 [1.40, 1.66]``, to four digits of the mean."""
-    if found is None:
+    if mean is None:
         return "none"
-    mean, low, high = found
     return f"{mean:.4g}" if low is None or high is None else f"{mean:.4g} [{low:.4g}, {high:.4g}]"
 
 

@@ -26,7 +26,7 @@ from .logs import require_folder, write_text
 from .processes import THREADS, run_all
 from .run import LEADER, RESULT, Extras, RunFailed, load, read_result, resume, score, settings_in, train
 from .settings import KWARGS, Settings, settings_of
-from .statistics import interval
+from .statistics import interval, shown
 from .values import literal
 
 Backend = Literal["processes", "serial", "ray"]
@@ -279,29 +279,20 @@ def space(texts: Sequence[str]) -> dict[tuple[str, str], Callable[[Any], Any]]:
     Raises:
         ValueError: another form.
     """
-    found: dict[tuple[str, str], Callable[[Any], Any]] = {}
-    for (part, key), text in keyed(texts, "--space").items():
-        name, bracket, rest = text.partition("(")
-        values = split_values(rest.removesuffix(")")) if bracket and rest.endswith(")") else []
-        expected = "KEY:log(a, b), float(a, b), int(a, b) or choice(a, b, ...)"
-        numbers = len(values) == 2 and all(isinstance(v, (int, float)) for v in values)
-        require(
-            bool(name == "choice" and values) or (name in ("log", "float", "int") and numbers),
-            "--space",
-            expected,
-            repr(text),
-        )
-        found[part, key] = _suggestion(f"{part}.{key}", name, values)
-    return found
+    return {(part, key): _drawn(f"{part}.{key}", text) for (part, key), text in keyed(texts, "--space").items()}
 
 
-def _suggestion(label: str, name: str, values: list[Any]) -> Callable[[Any], Any]:
+def _drawn(label: str, text: str) -> Callable[[Any], Any]:
+    name, _, rest = text.partition("(")
+    values = split_values(rest.removesuffix(")")) if rest.endswith(")") else []
+    numbers = len(values) == 2 and all(isinstance(v, (int, float)) for v in values)
+    fits = bool(values) if name == "choice" else name in ("log", "float", "int") and numbers
+    require(fits, "--space", "KEY:log(a, b), float(a, b), int(a, b) or choice(a, b, ...)", repr(text))
     if name == "choice":
         return lambda trial: trial.suggest_categorical(label, values)
     if name == "int":
         return lambda trial: trial.suggest_int(label, int(values[0]), int(values[1]))
-    low, high = float(values[0]), float(values[1])
-    return lambda trial: trial.suggest_float(label, low, high, log=name == "log")
+    return lambda trial: trial.suggest_float(label, float(values[0]), float(values[1]), log=name == "log")
 
 
 def search(
@@ -357,7 +348,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     rows = []
     for found in groups.values():
         scores = [score(o.result["evaluation"]) for o in found if o.result is not None]
-        mean, low, high = interval(scores)
+        mean, low, high = interval(scores) if scores else (None, None, None)
         settings = asdict(found[0].settings)
         rows.append(
             {
@@ -372,15 +363,8 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -1e300 if row["score"] is None else row["score"], reverse=True)
 
 
-def write_summary(rows: Sequence[dict[str, Any]], root: Path) -> Path:
-    """``summary.json`` in the sweep's folder."""
-    path = root / SUMMARY
-    write_text(path, json.dumps(list(rows), indent=1) + "\n")
-    return path
-
-
-def differing(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """The columns, name and a text a row, in which the rows are not all alike; the environment and the leader always."""
+def columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """A table's columns: the settings in which the rows are not all alike, environment and leader always, and what came of it."""
     flat: list[dict[str, Any]] = []
     for row in rows:
         own = {name: row[name] for name in ("env", "leader", "follower", "n_timesteps")}
@@ -389,4 +373,6 @@ def differing(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         flat.append(own)
     names = list(dict.fromkeys(name for own in flat for name in own))
     texts = {name: ["" if own.get(name) is None else str(own[name]) for own in flat] for name in names}
-    return [(name, texts[name]) for name in names if name in ("env", "leader") or len(set(texts[name])) > 1]
+    found = {name: text for name, text in texts.items() if name in ("env", "leader") or len(set(text)) > 1}
+    found["return"] = [shown(r["score"], r["low"], r["high"]) for r in rows]
+    return found | {name: [str(len(r[key])) for r in rows] for name, key in (("runs", "seeds"), ("failed", "failed"))}
