@@ -50,18 +50,8 @@ from bilevel_gym.envs.mdp import (
     suboptimality,
 )
 
-from .common import (
-    Data,
-    Standing,
-    draw_band,
-    map_tasks,
-    markdown_table,
-    mean_interval,
-    new_figure,
-    paired_difference,
-    save_figure,
-    verdict,
-)
+from .figures import draw_band, new_figure, save_figure
+from .runs import Data, run_all
 
 SEEDS = tuple(range(10))
 STATES = 100
@@ -210,7 +200,7 @@ def run(quick: bool, jobs: int) -> Data:
     n = 2 if quick else len(SEEDS)
     count = dict.fromkeys(GAMES, ITERATIONS) | dict.fromkeys(DESIGNS, DESIGN_ITERATIONS)
     tasks = [(name, n, 40 if quick else count[name]) for name in sorted(count, key=lambda name: name != "bellman")]
-    runs = {r["method"]: r for r in map_tasks(run_method, tasks, jobs, "methods")}
+    runs = {r["method"]: r for r in run_all(run_method, tasks, jobs, "methods")}
     return {"seeds": list(SEEDS[:n]), "runs": [runs[name] for name in (*GAMES, *DESIGNS)]}
 
 
@@ -230,110 +220,6 @@ def first(data: Data, name: str, key: str) -> list[float]:
 def select(data: Data, name: str) -> Data:
     """A method's run."""
     return next(r for r in data["runs"] if r["method"] == name)
-
-
-def claims(data: Data) -> str:
-    """The paper's ordering, with intervals, and that there is learning at all."""
-    rows = []
-    for a, b in (("value", "bellman"), ("bellman", "independent"), ("value", "independent")):
-        for key, what in (("at_pi_y", "J_L(x, pi_y)"), ("leader_return", "F_0")):
-            found = paired_difference(last(data, a, key), last(data, b, key))
-            low = found.estimate if found.low is None else found.low
-            rows.append(
-                [f"{what}: {GAMES[a].label} less {GAMES[b].label}", "above 0", found.text(), verdict(low > 0.0)]
-            )
-    for name in ("value", "bellman"):
-        before, after = np.mean(first(data, name, "gap")), np.mean(last(data, name, "gap"))
-        text = f"{before:.2f} to {after:.3f}"
-        rows.append([f"follower's gap, {GAMES[name].label}", "to a tenth", text, verdict(after < 0.1 * before)])
-    gained = paired_difference(last(data, "design", "leader_return"), first(data, "design", "leader_return"))
-    low = gained.estimate if gained.low is None else gained.low
-    rows.append(
-        ["designer's return at the Nash equilibrium less the start line", "above 0", gained.text(), verdict(low > 0)]
-    )
-    return markdown_table(["claim", "target", "measured", ""], rows)
-
-
-def method_table(data: Data, methods: dict[str, Method], returned: str) -> str:
-    """Last records, means over instances."""
-    headers = ["method", "gradients", "iterations", "steps / game", returned, "J_L(x, pi_y)", "gap", "ms / iteration"]
-    rows = []
-    for name, method in methods.items():
-        r, e = select(data, name), method.estimator
-        rows.append(
-            [
-                method.label,
-                "exact" if e is None else f"{e.batch} episodes of {e.length}",
-                str(r["iterations"]),
-                f"{r['steps']:,}",
-                mean_interval(last(data, name, "leader_return")).text(),
-                mean_interval(last(data, name, "at_pi_y")).text(),
-                mean_interval(last(data, name, "gap")).text(3),
-                f"{r['ms']:.1f}",
-            ]
-        )
-    start = next(iter(methods))
-    begun = [
-        mean_interval(first(data, start, key)).text(d) for key, d in (("leader_return", 2), ("at_pi_y", 2), ("gap", 3))
-    ]
-    rows.append(["start: x = 0, uniform policies", "", "0", "0", *begun, ""])
-    return markdown_table(headers, rows)
-
-
-def summary(data: Data) -> str:
-    """What truncation and sampling cost, in words, from the numbers."""
-
-    def mean(name: str, key: str) -> float:
-        return float(np.mean(last(data, name, key)))
-
-    total, fewer = (select(data, name)["iterations"] for name in ("value", "value_exact"))
-    gaps = [mean(name, "gap") for name in ("value", "value_plain", "value_exact")]
-    return f"""\
-**What the estimates cost.** Here transitions forget the state in one step, and five steps instead of all cost speed: the value
-penalty's J_L(x, pi_y) is {mean("value", "at_pi_y"):.2f} after {total} iterations from episodes and
-{mean("value_exact", "at_pi_y"):.2f} after {fewer} with exact gradients, the independent gradient's
-{mean("independent", "at_pi_y"):.2f} and {mean("independent_exact", "at_pi_y"):.2f}. Noise shows in the follower's gap:
-{gaps[0]:.3f}, without baseline and pairing {gaps[1]:.3f}, exact {gaps[2]:.3f}. None of these runs is at its end; [with exact
-gradients](stackelberg_exact.md) and 10,000 iterations the same settings climb on. Where actions have later consequences, five
-steps cost direction too: see [the gradients themselves](monte_carlo_gradients.md)."""
-
-
-NOTES = """\
-F_0: leader's return at the follower's best response; J_D: the designer's. Means over instances, 95% bootstrap intervals. *Exact*
-rows take 0.41 = 1 - gamma^5 of the iterations at the same step: as far as the truncated gradient leads in expectation where
-truncation changes its length alone. *No baseline, unpaired*: the plain score-function estimate; the others subtract the mean
-over the batch's other episodes and play the policies that a penalty compares on the same random numbers. Milliseconds are CPU
-time of one iteration on all instances at once; steps are those of the episodes alone, for the inner solver knows the model. The
-gap is V*(rho) - V^{pi_y}(rho) at tau 0.001; in incentive design the Nikaido-Isoda gap at tau 0.1."""
-
-
-def table(data: Data) -> str:
-    """The page's tables."""
-    return "\n\n".join(
-        [
-            claims(data),
-            summary(data),
-            "## Stackelberg games, 100 states",
-            method_table(data, GAMES, "F_0"),
-            "## Incentive design, 10 states",
-            method_table(data, DESIGNS, "J_D at Nash"),
-            NOTES,
-        ]
-    )
-
-
-def standing(data: Data) -> list[Standing]:
-    """The paper's ordering."""
-    values = [float(np.mean(last(data, name, "at_pi_y"))) for name in ("value", "bellman", "independent")]
-    order = values[0] > values[1] > values[2]
-    return [
-        Standing(
-            "J_L(x, pi_y) at the published settings (unverified), Monte Carlo gradients",
-            "published (arXiv 2402.06886): value > Bellman > independent",
-            "value {:.2f}, Bellman {:.2f}, independent {:.2f}".format(*values),
-            "same order" if order else "**another order**",
-        )
-    ]
 
 
 PANELS = (

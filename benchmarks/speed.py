@@ -24,7 +24,7 @@ from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.wrappers import RewardMixing, set_leader
 
 from . import vector_env
-from .common import Data, Standing, markdown_table, verdict
+from .runs import Data
 
 ENV_ID = "bilevel_gym/StackelbergGame-v0"
 ALGORITHMS = ("PPO", "A2C", "DQN")
@@ -175,97 +175,3 @@ def run(quick: bool, jobs: int) -> Data:
         "vector_env": vector_env.run(),
         "followers": [follower_speed(name, size, steps, repeats) for name, size in tqdm(tasks, desc="followers")],
     }
-
-
-def followers_table(data: Data) -> str:
-    """Row 1."""
-    headers = [
-        "follower", "states", "frames/s in the loop", "plain learn", "ratio", "ratio, wall time", f"target {RATIO}",
-        "handing over x, ms", "share of learn",
-    ]  # fmt: skip
-    rows = []
-    for r in data["followers"]:
-        loop, plain = f"{r['loop']['cpu']:,.0f}", f"{r['plain']['cpu']:,.0f}"
-        ratios = [f"{r['ratio_cpu']:.3f}", f"{r['ratio_wall']:.3f}", verdict(r["ratio_cpu"] >= RATIO)]
-        rest = [f"{r['hand_over_ms']:.2f}", f"{100 * r['loop']['follower_share']:.0f}%"]
-        rows.append([r["algorithm"], str(r["n_states"]), loop, plain, *ratios, *rest])
-    return markdown_table(headers, rows)
-
-
-def simulator_table(data: Data) -> str:
-    """Row 2."""
-    v = data["vector_env"]
-    rows = [
-        [
-            "native, 4096 copies, µs a step",
-            f"{v['native_4096_us']:.4f}",
-            f"{NATIVE_US}",
-            verdict(v["native_4096_us"] <= NATIVE_US),
-        ],
-        [
-            "times SyncVectorEnv",
-            f"{v['ratio_4096']:.0f}",
-            f"{NATIVE_RATIO:.0f}",
-            verdict(v["ratio_4096"] >= NATIVE_RATIO),
-        ],
-        ["native, 64 copies, µs a step", f"{v['native_64_us']:.4f}", "", ""],
-        ["SyncVectorEnv, µs a step", f"{v['sync_us']:.2f}", "", ""],
-        ["set_leader, µs", f"{v['set_leader_us']:.0f}", "", ""],
-    ]
-    return markdown_table(["100 states, infos included", "measured", "target", ""], rows)
-
-
-def exact_table(data: Data) -> str:
-    """Row 3."""
-    rows = [
-        [r["label"], f"{r['cpu_ms']:.2f}", f"{r['wall_ms']:.2f}", f"{EXACT_MS:.0f}", verdict(r["cpu_ms"] <= EXACT_MS)]
-        for r in data["exact"]
-    ]
-    return markdown_table(["PBRL, 100 states, 5 x 5 actions", "ms an iteration", "wall time", "target", ""], rows)
-
-
-NOTES = """\
-*In the loop*: both followers of `PBRL` while it learns, in many short calls, each from fresh episodes, with x + noise
-drawn and handed to the copies each time. *Plain learn*: one long `model.learn` of the same algorithm with the same
-settings on the same VecEnv stack (simulator, commitment in the observation, mixed rewards). The ratio is the median over
-repetitions run in turns. *Share of learn* is the followers' part of the leader's whole time; its own episodes, gradients
-and evaluations are the rest."""
-
-
-def table(data: Data) -> str:
-    """The page's tables."""
-    return "\n\n".join(
-        [
-            "## SB3 inside the leader's loop",
-            followers_table(data),
-            NOTES,
-            "## Native simulator",
-            simulator_table(data),
-            "## Exact iteration",
-            exact_table(data),
-        ]
-    )
-
-
-def standing(data: Data) -> list[Standing]:
-    """Beside the targets."""
-    ratios = [r["ratio_cpu"] for r in data["followers"]]
-    met = sum(ratio >= RATIO for ratio in ratios)
-    v, worst = data["vector_env"], max(r["cpu_ms"] for r in data["exact"])
-    text = f"{min(ratios):.3f} to {max(ratios):.3f}; {met} of {len(ratios)} cells"
-    us, times = v["native_4096_us"], v["ratio_4096"]
-    return [
-        Standing(
-            "followers in the leader's loop, of plain learn", f"target {RATIO}", text, verdict(met == len(ratios))
-        ),
-        Standing("native simulator, µs a step", f"target {NATIVE_US}", f"{us:.3f}", verdict(us <= NATIVE_US)),
-        Standing(
-            "the same, times SyncVectorEnv",
-            f"target {NATIVE_RATIO:.0f}",
-            f"{times:.0f}",
-            verdict(times >= NATIVE_RATIO),
-        ),
-        Standing(
-            "exact PBRL iteration, 100 states, ms", f"target {EXACT_MS:.0f}", f"{worst:.1f}", verdict(worst <= EXACT_MS)
-        ),
-    ]

@@ -8,7 +8,6 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -26,14 +25,6 @@ Kind = Literal["exact", "sampled", "preferences"]
 assert envs
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of ``list``: a name and what it is."""
-
-    name: str
-    line: str
-
-
 def first_line(thing: Any, otherwise: str = "") -> str:
     """The first line of a docstring, without its full stop."""
     text = inspect.cleandoc(thing.__doc__ or "").splitlines()
@@ -48,12 +39,8 @@ def environment_ids() -> list[str]:
     return sorted(name for name in (*gym.registry, *pettingzoo.parallel_registry) if name.startswith(PREFIX))
 
 
-def environments() -> list[Entry]:
-    """Every environment with the first line of its class's docstring."""
-    return [Entry(name, _environment_line(name)) for name in environment_ids()]
-
-
-def _environment_line(env_id: str) -> str:
+def environment_line(env_id: str) -> str:
+    """The first line of an environment's class's docstring."""
     target = gym.registry[env_id].entry_point if env_id in gym.registry else None
     if target is None:
         target = pettingzoo.spec("parallel", env_id).entry_point

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SUBPACKAGES = ("agents", "cli", "envs", "wrappers")
 BESIDE = ("benchmarks", "docs", "examples", "tests")
 CORE = {
-    "click", "gymnasium", "joblib", "numpy", "pettingzoo", "pyyaml", "rich", "scipy", "stable-baselines3", "torch", "tqdm",
+    "click", "gymnasium", "numpy", "pettingzoo", "pyyaml", "rich", "scipy", "stable-baselines3", "torch", "tqdm",
 }  # fmt: skip
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]

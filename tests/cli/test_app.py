@@ -80,7 +80,7 @@ def test_a_sampled_leader_takes_arguments_of_all_three(call: Call) -> None:
 def _loaded(folder: Path) -> Any:
     from bilevel_gym.cli.run import load
 
-    return load(folder)
+    return load(folder, trust_code=True)
 
 
 def test_the_settings_that_a_run_leaves_give_it_again(call: Call) -> None:
@@ -185,10 +185,10 @@ def test_names_of_ones_own(call: Call) -> None:
     run = json.loads(answer.out)["run"]
     assert run == "runs/PBRL-mine.follower/mine.world_1"
     assert _loaded(Path(run)).best_response.model.learning_rate == 0.02
-    assert call("evaluate", run).code == 0
+    assert call("evaluate", run, "--trust-code").code == 0
     exact = call("train", "--env", "mine:world", "--leader", "TabularPBRL", "-n", "2", "--json")
     assert exact.code == 0, exact.err
-    assert call("evaluate", json.loads(exact.out)["run"]).code == 0
+    assert call("evaluate", json.loads(exact.out)["run"], "--trust-code").code == 0
 
 
 def test_a_card_of_a_run(call: Call) -> None:
