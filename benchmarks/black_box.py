@@ -35,7 +35,7 @@ from bilevel_gym.agents import (
     ZeroOrder,
     ZeroOrderConfig,
 )
-from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
@@ -59,7 +59,7 @@ class Method:
 
     label: str
     colour: str
-    make: Callable[[StackelbergProblem], TabularLeader]
+    make: Callable[[StackelbergProblem], ExactLeader]
     iterations: int
     solves: int | None
     every: int = 5

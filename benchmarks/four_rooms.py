@@ -26,7 +26,7 @@ from bilevel_gym.agents import (
     TabularPBRLConfig,
     ValuePenalty,
 )
-from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.four_rooms import FourRoomsProblem
 from bilevel_gym.envs.mdp import solve_soft, visitation
@@ -88,23 +88,23 @@ class Method:
     """
 
     label: str
-    make: Callable[[FourRoomsProblem, Tensor], TabularLeader]
+    make: Callable[[FourRoomsProblem, Tensor], ExactLeader]
     iterations: int = ITERATIONS
     random_start: bool = True
 
 
-def fixed(problem: FourRoomsProblem, x0: Tensor) -> TabularLeader:
+def fixed(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
     """The prototype's setting: tau fixed, Adam 0.05."""
     return Hypergradient(problem, HypergradientConfig(tau=problem.tau, learning_rate=0.05, eval_every=100), x0=x0)
 
 
-def annealed(problem: FourRoomsProblem, x0: Tensor) -> TabularLeader:
+def annealed(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
     """tau from ten times the cell's, in equal ratios, Adam 0.05."""
     tau = Geometric(10.0 * problem.tau, problem.tau)
     return Hypergradient(problem, HypergradientConfig(tau=tau, learning_rate=0.05, eval_every=100), x0=x0)
 
 
-def penalised(problem: FourRoomsProblem, x0: Tensor) -> TabularLeader:
+def penalised(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
     """PBRL, value penalty, lam = 100, the temperatures and steps of the hypergradient."""
     config = TabularPBRLConfig(tau=Quench(0.07, problem.tau), learning_rate=0.1)
     return TabularPBRL(problem, ValuePenalty(lam=100.0), config=config, x0=x0)

@@ -25,7 +25,7 @@ from bilevel_gym.agents import (
     TabularPBRL,
     TabularPBRLConfig,
 )
-from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.envs.mdp import GameProblem, random_incentive_design
 
 from .figures import draw_band, new_figure, save_figure
@@ -37,13 +37,13 @@ EVERY = 20
 GAP = 0.01
 
 
-def pbrl(lam: Any) -> Callable[[GameProblem], TabularLeader]:
+def pbrl(lam: Any) -> Callable[[GameProblem], ExactLeader]:
     """Joint steps with the Nikaido-Isoda penalty at the problem's own temperature."""
     config = TabularPBRLConfig(tau=0.1, eval_every=EVERY, keep_best=False)
     return lambda problem: TabularPBRL(problem, NikaidoIsodaPenalty(lam=lam), config=config)
 
 
-METHODS: dict[str, tuple[str, str, Callable[[GameProblem], TabularLeader]]] = {
+METHODS: dict[str, tuple[str, str, Callable[[GameProblem], ExactLeader]]] = {
     "meta": ("meta-gradient", "tab:green", lambda p: MetaGradient(p, MetaGradientConfig(eval_every=EVERY))),
     "pbrl_1": ("PBRL, lam 1", "0.6", pbrl(1.0)),
     "pbrl_4": ("PBRL, lam 4 (as published)", "tab:blue", pbrl(4.0)),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from bilevel_gym.agents import PBRL, Hypergradient, HypergradientConfig, Linear, PBRLConfig, Rollouts, ValuePenalty
-from bilevel_gym.agents.common.leader import Leader
+from bilevel_gym.agents.leader import Leader
 from bilevel_gym.envs.mdp import LinearQuadraticProblem, random_linear_quadratic, steering_game
 
 from .figures import draw_band, new_figure, on_grid, save_figure

@@ -35,7 +35,7 @@ from bilevel_gym.agents import (
     TabularPBRLConfig,
     ValuePenalty,
 )
-from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.envs.mdp import (
     IncentiveDesignProblem,
     StackelbergProblem,
@@ -76,25 +76,25 @@ def settings(n: int, tau: float, estimator: MonteCarlo | None) -> dict[str, Any]
     }  # fmt: skip
 
 
-def independent(problem: Any, estimator: MonteCarlo | None) -> TabularLeader:
+def independent(problem: Any, estimator: MonteCarlo | None) -> ExactLeader:
     """No penalty."""
     config = IndependentPolicyGradientConfig(**settings(len(problem.P), TAU, estimator))
     return IndependentPolicyGradient(problem, config)
 
 
-def value(problem: Any, estimator: MonteCarlo | None) -> TabularLeader:
+def value(problem: Any, estimator: MonteCarlo | None) -> ExactLeader:
     """Value penalty, lam = 2, T = 1."""
     config = TabularPBRLConfig(**settings(len(problem.P), TAU, estimator))
     return TabularPBRL(problem, ValuePenalty(2.0), MirrorDescent(iterations=1), config)
 
 
-def bellman(problem: Any, estimator: MonteCarlo | None) -> TabularLeader:
+def bellman(problem: Any, estimator: MonteCarlo | None) -> ExactLeader:
     """Bellman penalty, lam = 7, T = 10."""
     config = TabularPBRLConfig(**settings(len(problem.P), TAU, estimator))
     return TabularPBRL(problem, BellmanPenalty(7.0), MirrorDescent(iterations=10), config)
 
 
-def design(problem: Any, estimator: MonteCarlo | None) -> TabularLeader:
+def design(problem: Any, estimator: MonteCarlo | None) -> ExactLeader:
     """Nikaido-Isoda penalty, lam = 4, T = 1."""
     config = TabularPBRLConfig(**settings(len(problem.P), problem.tau, estimator))
     return TabularPBRL(problem, NikaidoIsodaPenalty(4.0), MirrorDescent(iterations=1), config)
@@ -114,7 +114,7 @@ class Method:
     """
 
     label: str
-    build: Callable[[Any, MonteCarlo | None], TabularLeader]
+    build: Callable[[Any, MonteCarlo | None], ExactLeader]
     estimator: MonteCarlo | None
     share: float = 1.0
     colour: str = "black"

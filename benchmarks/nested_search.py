@@ -17,7 +17,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
 
 from bilevel_gym.agents import CMAES, PBRL, CMAESConfig, KnownModel, PBRLConfig, Rollouts
-from bilevel_gym.agents.common.leader import Leader
+from bilevel_gym.agents.leader import Leader
 
 from .figures import new_figure, save_figure
 from .runs import Data, Runs, run_all

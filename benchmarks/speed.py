@@ -18,7 +18,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm.auto import tqdm
 
 from bilevel_gym.agents import PBRL, BellmanPenalty, Softmax, TabularPBRL, TabularPBRLConfig
-from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.agents.followers.spec import build_model
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.wrappers import RewardMixing, set_leader
@@ -137,7 +137,7 @@ def hand_over_ms(leader: TimedPBRL, repeats: int = 50) -> float:
     return clock.cpu / repeats * 1e3
 
 
-EXACT: dict[str, Callable[[Any], TabularLeader]] = {
+EXACT: dict[str, Callable[[Any], ExactLeader]] = {
     "value, follower solved (default)": TabularPBRL,
     "value, joint softmax steps": lambda problem: TabularPBRL(problem, config=TabularPBRLConfig(follower=Softmax())),
     "Bellman, joint softmax steps (default)": lambda problem: TabularPBRL(problem, BellmanPenalty()),

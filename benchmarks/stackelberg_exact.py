@@ -35,7 +35,7 @@ from bilevel_gym.agents import (
     ValuePenalty,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
 
@@ -54,37 +54,37 @@ AGAINST = -0.01
 CURVE_POINTS = 100
 
 
-def independent(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+def independent(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
     """The independent gradient's defaults; keeping the best x seen leaves its path as it is."""
     return IndependentPolicyGradient(problem, IndependentPolicyGradientConfig(keep_best=True, eval_every=eval_every))
 
 
-def pbrl(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+def pbrl(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
     """PBRL's defaults: lam 2 to 20, tau 0.2 to 0.003, the follower's answer solved for every x."""
     return TabularPBRL(problem, config=TabularPBRLConfig(eval_every=eval_every))
 
 
-def pbrl_joint(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+def pbrl_joint(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
     """The same with one joint step in x and y."""
     return TabularPBRL(problem, config=TabularPBRLConfig(follower=Softmax(), eval_every=eval_every))
 
 
-def hypergradient(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+def hypergradient(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
     """The hypergradient, tau 0.3 to 0.003."""
     return Hypergradient(problem, HypergradientConfig(tau=Geometric(0.3, 0.003), eval_every=eval_every))
 
 
-def hypergradient_quenched(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+def hypergradient_quenched(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
     """The hypergradient's defaults: tau 0.07 for a sixth of the iterations, then 0.003."""
     return Hypergradient(problem, HypergradientConfig(eval_every=eval_every))
 
 
-def published_value(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+def published_value(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
     """Value penalty, lam = 2, T = 1."""
     return TabularPBRL(problem, ValuePenalty(lam=2.0), MirrorDescent(iterations=1), _published_config(eval_every))
 
 
-def published_bellman(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+def published_bellman(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
     """Bellman penalty, lam = 7, T = 10."""
     return TabularPBRL(problem, BellmanPenalty(lam=7.0), MirrorDescent(iterations=10), _published_config(eval_every))
 
@@ -99,7 +99,7 @@ def _published_config(eval_every: int) -> TabularPBRLConfig:
     )
 
 
-def published_independent(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+def published_independent(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
     """The independent gradient by the same steps."""
     config = IndependentPolicyGradientConfig(
         learning_rate=PUBLISHED_STEP,
@@ -123,7 +123,7 @@ class Method:
     """
 
     label: str
-    build: Callable[..., TabularLeader]
+    build: Callable[..., ExactLeader]
     published: bool = False
     colour: str | None = None
 

@@ -29,8 +29,8 @@ from bilevel_gym.agents import (
     ValuePenalty,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.common.leader import Leader
-from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.agents.leader import Leader
+from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
@@ -65,7 +65,7 @@ SHORTFALL = 0.03
 """How far the last x may lie under the best."""
 
 
-def exact_leader(name: str, problem: StackelbergProblem) -> TabularLeader:
+def exact_leader(name: str, problem: StackelbergProblem) -> ExactLeader:
     """A method that knows the model; tau is annealed."""
     if name == "independent":  # keeping the best x seen leaves its path as it is
         return IndependentPolicyGradient(problem, IndependentPolicyGradientConfig(keep_best=True))

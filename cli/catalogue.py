@@ -61,13 +61,13 @@ def full_id(text: str) -> str:
     Raises:
         ValueError: an id that nobody registered.
     """
-    from ..agents.common.tabular import is_game_id
+    from ..agents.sources import is_game
 
     known = environment_ids()
     for name in (PREFIX + text, text):
         if name in known or name in gym.registry:
             return name
-        if is_game_id(name):
+        if is_game(name):
             return str(pettingzoo.spec("parallel", name).id)  # one of its spellings
     short = [name.removeprefix(PREFIX) for name in known]
     raise ValueError(
@@ -92,7 +92,7 @@ def environment(text: str) -> str | Callable[..., Any]:
 def leaders() -> dict[str, type]:
     """Every leader and baseline of ``agents``, by name."""
     from .. import agents
-    from ..agents.common.leader import Leader
+    from ..agents.leader import Leader
     from ..agents.preferences.loop import PreferenceLearner
 
     found = {name: getattr(agents, name) for name in agents.__all__}

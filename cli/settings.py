@@ -302,6 +302,6 @@ _OWN = ("env", "problem", "follower", "config", "seed", "env_kwargs")
 
 def _config(config: type[Any], env: Any, changes: dict[str, Any]) -> Any:
     from ..agents import PBRLConfig
-    from ..agents.common.game_worlds import is_game
+    from ..agents.sources import is_game
 
     return PBRLConfig.for_a_game(**changes) if config is PBRLConfig and is_game(env) else config(**changes)

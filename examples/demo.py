@@ -28,7 +28,7 @@ from bilevel_gym.agents import (
     TabularPBRL,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.cli.processes import WorkerError, run_all
 from bilevel_gym.cli.statistics import student
 
@@ -72,7 +72,7 @@ def as_row(method: str, value: float, at_pi_y: float | None = None, gap: float |
     }
 
 
-def exact_row(name: str, leader: TabularLeader) -> dict[str, Any]:
+def exact_row(name: str, leader: ExactLeader) -> dict[str, Any]:
     """The row of a leader that knows the game."""
     record = leader.learn(300).evaluate()
     return as_row(name, record.leader_return, record.leader_return_at_pi_y, record.gap)

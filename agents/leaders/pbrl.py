@@ -90,7 +90,7 @@ class PBRLConfig(LeaderConfig):
         evaluation_steps: steps of the freshly trained best response, where no model is known.
         vec_env: ``"native"``, the environment's own simulator of many copies; ``"dummy"``, SB3's ``DummyVecEnv``; ``"subproc"``,
             a process for each copy (2 ``n_envs``, and those of the estimator); None: native where there is one, else dummy.
-        relabel: whether replay buffers are kept true when x and lam move (see ``agents.oracles.replay``). None does all that
+        relabel: whether replay buffers are kept true when x and lam move (see ``agents.followers.replay``). None does all that
             is valid; True also raises where rewards cannot be relabelled; False leaves SB3's buffer alone.
         side_by_side: whether the penalised follower is trained in a process of its own while the best response is trained here;
             the numbers are the same, to the bit. Scripts then need ``if __name__ == "__main__":``.
