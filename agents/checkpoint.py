@@ -75,7 +75,9 @@ def write_leader(path: str | Path, header: dict[str, Any], state: Any, replay: A
         arrays.append(tree)
         return {"array": len(arrays) - 1}
 
-    text = json.dumps({"format": FORMAT, **header, "state": placed(state)}, indent=1)  # before anything is written: it may raise
+    text = json.dumps(
+        {"format": FORMAT, **header, "state": placed(state)}, indent=1
+    )  # before anything is written: it may raise
 
     def write(file: IO[bytes]) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -143,7 +145,12 @@ def read_state(path: str | Path, tree: Any, fresh: int) -> Any:
                 return {key: read(item) for key, item in part.items()}
             entry = _stored(archive, f"arrays/{int(part['array'])}.npy")
             left -= entry.file_size
-            require(left >= 0, "path", f"a state of at most {fresh + BEYOND} bytes, which is what its settings need", "a larger one")
+            require(
+                left >= 0,
+                "path",
+                f"a state of at most {fresh + BEYOND} bytes, which is what its settings need",
+                "a larger one",
+            )
             with archive.open(entry) as member:
                 shape, dtype = _array_header(member)
                 data = member.read()

@@ -70,13 +70,17 @@ class LeaderConfig:
     def __post_init__(self) -> None:
         plain_fields(self)
         as_schedule(self.learning_rate, "learning_rate", positive=True)
-        is_optimizer = isinstance(self.optimizer_class, type) and issubclass(self.optimizer_class, torch.optim.Optimizer)
+        is_optimizer = isinstance(self.optimizer_class, type) and issubclass(
+            self.optimizer_class, torch.optim.Optimizer
+        )
         require(is_optimizer, "optimizer_class", "a class of torch.optim", repr(self.optimizer_class))
         try:
             self.optimizer([{"params": [torch.zeros(1, requires_grad=True)]}], 0.1)
         except Exception as error:  # whatever the class raises
             expected = f"arguments of {self.optimizer_class.__name__}"
-            raise ValueError(f"optimizer_kwargs: expected {expected}, got {self.optimizer_kwargs!r} ({error})") from error
+            raise ValueError(
+                f"optimizer_kwargs: expected {expected}, got {self.optimizer_kwargs!r} ({error})"
+            ) from error
         check_size(self.eval_every, "eval_every")
         require(isinstance(self.keep_best, bool), "keep_best", "True or False", repr(self.keep_best))
         if self.budget is not None:
@@ -434,7 +438,11 @@ class Leader:
                 logger.record(f"leader/{key}", value)
         rows = logger.name_to_value.items()
         entries = [
-            [key, value if isinstance(value, (bool, int, str)) else float(value), list(logger.name_to_excluded[key] or ())]
+            [
+                key,
+                value if isinstance(value, (bool, int, str)) else float(value),
+                list(logger.name_to_excluded[key] or ()),
+            ]
             for key, value in rows
             if isinstance(value, (bool, int, float, str)) or hasattr(value, "__float__")
         ]
@@ -581,7 +589,9 @@ def projected_gradient(z: Tensor, alpha: float, project: Projection) -> Tensor:
     """
     assert z.grad is not None
     if not bool(torch.isfinite(z.grad).all()):
-        raise FloatingPointError("gradient: expected finite numbers, got NaN or infinity; look at the rewards at this x")
+        raise FloatingPointError(
+            "gradient: expected finite numbers, got NaN or infinity; look at the rewards at this x"
+        )
     stepped = z - alpha * z.grad
     projected = project(stepped)
     return z.grad if torch.equal(projected, stepped) else (z - projected) / alpha

@@ -161,7 +161,12 @@ def restore(value: Any, tree: Any, name: str = "state", kind: Any = Any) -> Any:
         require(fits, name, f"a {wanted.__name__}", repr(tree))
         return wanted(tree)
     if isinstance(value, dict) and value:
-        require(isinstance(tree, dict) and tree.keys() == {str(key) for key in value}, name, sorted(map(str, value)), repr(tree))
+        require(
+            isinstance(tree, dict) and tree.keys() == {str(key) for key in value},
+            name,
+            sorted(map(str, value)),
+            repr(tree),
+        )
         (_, of) = typing.get_args(kind) or (Any, Any)
         return {key: restore(item, tree[str(key)], f"{name}.{key}", of) for key, item in value.items()}
     if isinstance(value, (list, tuple)) or typing.get_origin(kind) in (list, tuple):
@@ -188,7 +193,12 @@ def _restore_tensor(value: Tensor | None, tree: Any, name: str) -> Tensor:
     found = torch.from_numpy(np.array(tree))
     dtype = torch.float64 if value is None else value.dtype
     require(found.dtype == dtype, name, f"numbers of {dtype}", found.dtype)
-    require(value is None or value.shape == found.shape, name, f"shape {None if value is None else tuple(value.shape)}", tuple(found.shape))
+    require(
+        value is None or value.shape == found.shape,
+        name,
+        f"shape {None if value is None else tuple(value.shape)}",
+        tuple(found.shape),
+    )
     if found.is_floating_point():
         require(bool(torch.isfinite(found).all()), name, "finite numbers", "others")
     if value is None or not value.requires_grad:
@@ -235,7 +245,9 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, tree: Any) -> Any:
 def _alike(fresh: Any, tree: Any) -> Any:
     """A tree that is built like a fresh one, numbers standing for finite numbers; raises ``ValueError`` for any other."""
     if isinstance(fresh, dict):
-        require(isinstance(tree, dict) and tree.keys() == {str(k) for k in fresh}, "optimizer", sorted(fresh), repr(tree))
+        require(
+            isinstance(tree, dict) and tree.keys() == {str(k) for k in fresh}, "optimizer", sorted(fresh), repr(tree)
+        )
         return {key: _alike(part, tree[str(key)]) for key, part in fresh.items()}
     if isinstance(fresh, (list, tuple)):
         require(isinstance(tree, list) and len(tree) == len(fresh), "optimizer", f"{len(fresh)} parts", repr(tree))
@@ -243,5 +255,7 @@ def _alike(fresh: Any, tree: Any) -> Any:
     if isinstance(fresh, Tensor):
         return _restore_tensor(fresh, tree, "optimizer")
     numbers = type(fresh) in (int, float) and type(tree) in (int, float) and bool(np.isfinite(tree))
-    require(numbers or (type(tree) is type(fresh) and tree == fresh), "optimizer", f"something like {fresh!r}", repr(tree))
+    require(
+        numbers or (type(tree) is type(fresh) and tree == fresh), "optimizer", f"something like {fresh!r}", repr(tree)
+    )
     return tree

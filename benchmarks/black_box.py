@@ -25,16 +25,16 @@ from bilevel_gym.agents import (
     Hypergradient,
     HypergradientConfig,
     MetaGradient,
-    MetaGradientConfig,
     SoBiRL,
     SoBiRLConfig,
     TabularCMAES,
-    TabularCMAESConfig,
     TabularPBRL,
     TabularPBRLConfig,
     ZeroOrder,
-    ZeroOrderConfig,
 )
+from bilevel_gym.agents.baselines.cma_es import TabularCMAESConfig
+from bilevel_gym.agents.baselines.meta_gradient import MetaGradientConfig
+from bilevel_gym.agents.baselines.zero_order import ZeroOrderConfig
 from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.mdp import random_stackelberg

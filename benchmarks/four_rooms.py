@@ -21,12 +21,12 @@ from bilevel_gym.agents import (
     Geometric,
     Hypergradient,
     HypergradientConfig,
-    Quench,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
 )
 from bilevel_gym.agents.exact import ExactLeader
+from bilevel_gym.agents.schedules import Quench
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.four_rooms import FourRoomsProblem
 from bilevel_gym.envs.mdp import solve_soft, visitation

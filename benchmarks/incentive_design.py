@@ -20,11 +20,11 @@ from bilevel_gym.agents import (
     Hypergradient,
     HypergradientConfig,
     MetaGradient,
-    MetaGradientConfig,
     NikaidoIsodaPenalty,
     TabularPBRL,
     TabularPBRLConfig,
 )
+from bilevel_gym.agents.baselines.meta_gradient import MetaGradientConfig
 from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.envs.mdp import GameProblem, random_incentive_design
 

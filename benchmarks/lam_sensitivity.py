@@ -22,13 +22,12 @@ from bilevel_gym.agents import (
     BellmanPenalty,
     Geometric,
     NikaidoIsodaPenalty,
-    Softmax,
-    Solved,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
     leader_return_at_best_response,
 )
+from bilevel_gym.agents.held_policies import Softmax, Solved
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.four_rooms import FourRoomsProblem
 from bilevel_gym.envs.mdp import GameProblem, TabularProblem, random_incentive_design, random_stackelberg

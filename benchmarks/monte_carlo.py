@@ -26,16 +26,16 @@ from torch import Tensor
 from bilevel_gym.agents import (
     BellmanPenalty,
     IndependentPolicyGradient,
-    IndependentPolicyGradientConfig,
     MirrorDescent,
     MonteCarlo,
     NikaidoIsodaPenalty,
-    Softmax,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
 )
+from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
 from bilevel_gym.agents.exact import ExactLeader
+from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.envs.mdp import (
     IncentiveDesignProblem,
     StackelbergProblem,

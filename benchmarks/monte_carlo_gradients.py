@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel_gym.agents import MonteCarlo, Softmax, TabularPBRL, TabularPBRLConfig, ValuePenalty
+from bilevel_gym.agents import MonteCarlo, TabularPBRL, TabularPBRLConfig, ValuePenalty
 from bilevel_gym.agents.estimators import Sampler
+from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.agents.penalties import sampled_bellman_penalty, sampled_value_penalty
 from bilevel_gym.envs.four_rooms import FourRoomsProblem
 from bilevel_gym.envs.mdp import (

@@ -24,16 +24,9 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.vec_env import VecEnv
 
 import bilevel_gym
-from bilevel_gym.agents import (
-    DRLHF,
-    AtariCNN,
-    FitConfig,
-    PreferenceConfig,
-    PreferencePBRL,
-    TrueReward,
-    ValuePenalty,
-    atari_copies,
-)
+from bilevel_gym.agents import DRLHF, PreferenceConfig, PreferencePBRL, TrueReward, ValuePenalty
+from bilevel_gym.agents.preferences.atari import AtariCNN, atari_copies
+from bilevel_gym.agents.preferences.training import FitConfig
 from bilevel_gym.agents.schedules import Geometric
 
 from .figures import new_figure, save_figure

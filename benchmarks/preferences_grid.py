@@ -22,16 +22,10 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.vec_env import VecEnv
 
 import bilevel_gym
-from bilevel_gym.agents import (
-    DRLHF,
-    FitConfig,
-    MirrorDescent,
-    Planner,
-    PreferenceConfig,
-    PreferencePBRL,
-    Tracked,
-    ValuePenalty,
-)
+from bilevel_gym.agents import DRLHF, MirrorDescent, PreferenceConfig, PreferencePBRL, ValuePenalty
+from bilevel_gym.agents.leaders.preference_pbrl import Tracked
+from bilevel_gym.agents.preferences.planner import Planner
+from bilevel_gym.agents.preferences.training import FitConfig
 from bilevel_gym.agents.preferences.worlds import regret
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.reward_grid import RewardGridProblem

@@ -20,7 +20,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
 
 import bilevel_gym
-from bilevel_gym.agents import DRLHF, FitConfig, PreferenceConfig, PreferencePBRL, TrueReward, ValuePenalty
+from bilevel_gym.agents import DRLHF, PreferenceConfig, PreferencePBRL, TrueReward, ValuePenalty
+from bilevel_gym.agents.preferences.training import FitConfig
 
 from .figures import new_figure, save_figure
 from .runs import Data, Runs, run_all

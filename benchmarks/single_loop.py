@@ -18,15 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_gym.agents import (
-    FiniteDifferencesConfig,
-    NestedLoopConfig,
-    SingleLoopConfig,
-    leader_return_at_best_response,
-)
+from bilevel_gym.agents import SingleLoopConfig, leader_return_at_best_response
 from bilevel_gym.agents.leaders.single_loop import (
     Block,
+    FiniteDifferencesConfig,
     Followers,
+    NestedLoopConfig,
     Rates,
     Step,
     World,

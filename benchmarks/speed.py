@@ -17,9 +17,10 @@ import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm.auto import tqdm
 
-from bilevel_gym.agents import PBRL, BellmanPenalty, Softmax, TabularPBRL, TabularPBRLConfig
+from bilevel_gym.agents import PBRL, BellmanPenalty, TabularPBRL, TabularPBRLConfig
 from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.agents.followers.spec import build_model
+from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.wrappers import RewardMixing, set_leader
 

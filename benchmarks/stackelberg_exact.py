@@ -27,15 +27,15 @@ from bilevel_gym.agents import (
     Hypergradient,
     HypergradientConfig,
     IndependentPolicyGradient,
-    IndependentPolicyGradientConfig,
     MirrorDescent,
-    Softmax,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
     leader_return_at_best_response,
 )
+from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
 from bilevel_gym.agents.exact import ExactLeader
+from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
 

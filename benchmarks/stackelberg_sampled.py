@@ -21,7 +21,6 @@ from bilevel_gym.agents import (
     Hypergradient,
     HypergradientConfig,
     IndependentPolicyGradient,
-    IndependentPolicyGradientConfig,
     KnownModel,
     PBRLConfig,
     Rollouts,
@@ -29,8 +28,9 @@ from bilevel_gym.agents import (
     ValuePenalty,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.leader import Leader
+from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
 from bilevel_gym.agents.exact import ExactLeader
+from bilevel_gym.agents.leader import Leader
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem

@@ -135,7 +135,7 @@ def record(run: Path, output: Path | None, **options: Any) -> None:
 @o.TRUST
 def card(run: Path, output: Path | None, push: str | None, private: bool, trust_code: bool) -> None:
     """Write the leader of a run's folder as a model card folder: the card, the leader, its followers as plain SB3 models."""
-    from ..agents import push_to_hub, write_model_card
+    from ..agents.model_card import push_to_hub, write_model_card
     from .run import load
 
     folder = write_model_card(load(run, trust_code=trust_code), output or run / "card")

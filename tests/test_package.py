@@ -114,7 +114,9 @@ def test_an_extension_is_one_file_that_runs_from_elsewhere(name: str, wheel: Pat
     private = [alias.name for node in imported for alias in node.names if alias.name.rpartition(".")[2].startswith("_")]
     assert private == []
     modules = {node.module for node in imported if isinstance(node, ast.ImportFrom)}
-    assert not any(part.startswith("_") and part != "__future__" for module in modules for part in str(module).split("."))
+    assert not any(
+        part.startswith("_") and part != "__future__" for module in modules for part in str(module).split(".")
+    )
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     (tmp_path / "empty").mkdir()
@@ -189,7 +191,9 @@ def test_import_loads_neither_torch_nor_sb3(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SUBPACKAGES)
 def test_second_copies_of_the_classes_are_refused(name: str) -> None:
     """In the checkout's root, ``import envs`` would find the folder of that name."""
-    done = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert f"ImportError: import bilevel_gym.{name}, not {name}" in done.stderr
 

@@ -304,12 +304,11 @@ class RolloutEstimator(Estimator):
         self.gae_lambda = suits if rollouts.gae_lambda is None else rollouts.gae_lambda
         features = state_features(worlds.base_space)
         self.critics = {
-            name: LinearCritic(features, worlds.gamma, rollouts.critic_memory) for name in ("best_response", "penalised")
+            name: LinearCritic(features, worlds.gamma, rollouts.critic_memory)
+            for name in ("best_response", "penalised")
         }
 
-    def __call__(
-        self, x: Tensor, terms: Sequence[Term], followers: Mapping[str, Any], lam: float
-    ) -> GradientEstimate:
+    def __call__(self, x: Tensor, terms: Sequence[Term], followers: Mapping[str, Any], lam: float) -> GradientEstimate:
         # Fresh episodes at x of each role, from the same random numbers.
         set_leader(self.venv, x.detach().numpy())
         seed, played = int(self.rng.integers(2**31)), {}
@@ -356,7 +355,8 @@ class RolloutEstimator(Estimator):
             critic.update(*steps)
         gamma, kinds = self.worlds.gamma, (paid, rollout.r_leader)
         A_f, A_l = (
-            advantages(reward, V[..., i], V_next[..., i], rollout, gamma, self.gae_lambda) for i, reward in enumerate(kinds)
+            advantages(reward, V[..., i], V_next[..., i], rollout, gamma, self.gae_lambda)
+            for i, reward in enumerate(kinds)
         )
         both = surrogate(model, rollout, (base, after), discounts(rollout, gamma), (A_f, A_l))
         returns = [start_values(reward, V_next[..., i], rollout, gamma) for i, reward in enumerate(kinds)]

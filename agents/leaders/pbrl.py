@@ -197,7 +197,9 @@ class PBRLMethod(Method):
         learned = LearnedPlayers if several else LearnedFollower
         self.config, self.env, self.env_kwargs, self.follower_spec = config, env, env_kwargs, follower
         self.penalty = learned.default_penalty() if penalty is None else penalty
-        require(isinstance(self.penalty, Penalty), "penalty", "a penalty such as ValuePenalty()", type(penalty).__name__)
+        require(
+            isinstance(self.penalty, Penalty), "penalty", "a penalty such as ValuePenalty()", type(penalty).__name__
+        )
         self.penalty.check(learned.n_players)
         self.level: Any = learned(env, env_kwargs, config, self.penalty)
         self.source, self.worlds = self.level.worlds.source, self.level.worlds
@@ -217,7 +219,14 @@ class PBRLMethod(Method):
         state.followers = self.level.make_followers(self.follower_spec, x.detach(), words[:2], state.lam)
         state.estimator = self.level.estimator(state.followers, state.rng)
         state.optimizer = self.config.optimizer([{"params": [x]}], self._rate(1.0))
-        own = (self.env, self.follower_spec, self.penalty, replace(self.config, side_by_side=False), seed, self.env_kwargs)
+        own = (
+            self.env,
+            self.follower_spec,
+            self.penalty,
+            replace(self.config, side_by_side=False),
+            seed,
+            self.env_kwargs,
+        )
         self._recipe = partial(_twin, own)
         return state
 

@@ -89,7 +89,12 @@ class TabularPBRLMethod(ExactMethod):
         solves = oracle is None or (not isinstance(oracle, type) and hasattr(oracle, "solve"))
         kinds = "an oracle such as SoftPolicyIteration(), MirrorDescent() or PolicyGradient()"
         require(solves, "oracle", kinds, repr(oracle))
-        require(penalty is None or isinstance(penalty, Penalty), "penalty", "a penalty such as ValuePenalty()", repr(penalty))
+        require(
+            penalty is None or isinstance(penalty, Penalty),
+            "penalty",
+            "a penalty such as ValuePenalty()",
+            repr(penalty),
+        )
         self.given_penalty = penalty
         self.oracle: Oracle = SoftPolicyIteration() if oracle is None else oracle
         super().__init__(problem, config, env_kwargs)

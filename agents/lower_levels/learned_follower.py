@@ -103,9 +103,11 @@ class LearnedFollower:
             return
         regularised = f"the environment's follower is regularised at tau={problem.tau:g}, "
         warnings.warn(
-            regularised + f"the leader return of the records too, PBRL's followers end at PBRLConfig.q_temperature={last:g}"
+            regularised
+            + f"the leader return of the records too, PBRL's followers end at PBRLConfig.q_temperature={last:g}"
             if self.soft
-            else regularised + "sampled followers are not: PBRL learns for tau = 0, its records are at the environment's own tau",
+            else regularised
+            + "sampled followers are not: PBRL learns for tau = 0, its records are at the environment's own tau",
             stacklevel=6,
         )
 

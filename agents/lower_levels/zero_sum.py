@@ -74,7 +74,9 @@ class TwoPlayers(TabularLevel):
 
     def require_return(self) -> None:
         name, paid = type(self.problem).__name__, self.problem.leader_game(self.problem.start_x()) is not None
-        require(paid, "estimator", f"None, exact gradients: the leader's objective in a {name} is no return", "MonteCarlo")
+        require(
+            paid, "estimator", f"None, exact gradients: the leader's objective in a {name} is no return", "MonteCarlo"
+        )
 
     def _leader_return(self, x: Tensor, pi: Policies, sampler: Sampler) -> Tensor:
         world = game_world(self.problem.leader_game(x), pi[1])

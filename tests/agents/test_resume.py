@@ -25,12 +25,9 @@ from bilevel_gym.agents import (
     DRLHF,
     HPGD,
     PBRL,
-    ActiveFragmenter,
     BellmanPenalty,
     Checkpoint,
     CMAESConfig,
-    FiniteDifferences,
-    FiniteDifferencesConfig,
     HPGDConfig,
     Hypergradient,
     HypergradientConfig,
@@ -43,18 +40,20 @@ from bilevel_gym.agents import (
     PBRLConfig,
     PreferenceConfig,
     PreferencePBRL,
-    Quench,
     Rollouts,
     SingleLoop,
     SingleLoopConfig,
     SoBiRL,
-    Softmax,
     TabularCMAES,
     TabularPBRL,
     TabularPBRLConfig,
     TrueReturnLabeller,
     ZeroOrder,
 )
+from bilevel_gym.agents.held_policies import Softmax
+from bilevel_gym.agents.leaders.single_loop import FiniteDifferences, FiniteDifferencesConfig
+from bilevel_gym.agents.preferences.fragmenters import ActiveFragmenter
+from bilevel_gym.agents.schedules import Quench
 
 TWO, GAME, LQ = "bilevel_gym/TwoState-v0", "bilevel_gym/StackelbergGame-v0", "bilevel_gym/LQStackelberg-v0"
 INCENTIVE = "bilevel_gym/incentive_design_v0"

@@ -24,7 +24,6 @@ from bilevel_gym.agents import (
     HPGD,
     PBRL,
     Checkpoint,
-    FiniteDifferences,
     Hypergradient,
     IndependentPolicyGradient,
     MetaGradient,
@@ -39,6 +38,7 @@ from bilevel_gym.agents import (
     TrueReturnLabeller,
     ZeroOrder,
 )
+from bilevel_gym.agents.leaders.single_loop import FiniteDifferences
 from bilevel_gym.envs.two_state import TwoStateProblem
 from tests.fuzz.hostile import arguments, fuzz, little_memory
 

@@ -18,26 +18,21 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import (
     DRLHF,
-    ActiveFragmenter,
-    Copies,
     FileLabeller,
-    FitConfig,
-    Labeller,
-    LoggedLabeller,
     PreferenceConfig,
-    PreferenceLog,
     PreferencePBRL,
-    ProgramLabeller,
-    RewardExplodedError,
     TrueReturnLabeller,
     TrueReward,
     ValuePenalty,
 )
 from bilevel_gym.agents.preferences.buffer import batch_of
-from bilevel_gym.agents.preferences.files import read_preferences
-from bilevel_gym.agents.preferences.labels import Answer, Label, Pair, Query
+from bilevel_gym.agents.preferences.files import PreferenceLog, read_preferences
+from bilevel_gym.agents.preferences.fragmenters import ActiveFragmenter
+from bilevel_gym.agents.preferences.labels import Answer, Label, Labeller, Pair, ProgramLabeller, Query
 from bilevel_gym.agents.preferences.loop import PreferenceLearner
-from bilevel_gym.agents.preferences.training import pair_losses
+from bilevel_gym.agents.preferences.outside import LoggedLabeller
+from bilevel_gym.agents.preferences.training import FitConfig, RewardExplodedError, pair_losses
+from bilevel_gym.agents.preferences.worlds import Copies
 
 GRID = "bilevel_gym/RewardGrid-v0"
 SMALL = PreferenceConfig(

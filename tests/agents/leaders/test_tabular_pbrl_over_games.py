@@ -17,17 +17,15 @@ import bilevel_gym  # noqa: F401  registers the environments
 from bilevel_gym.agents import (
     HPGD,
     BellmanPenalty,
-    Direct,
     Geometric,
     MirrorDescent,
     NikaidoIsodaPenalty,
-    Softmax,
-    Solved,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
     leader_return_at_best_response,
 )
+from bilevel_gym.agents.held_policies import Direct, Softmax, Solved
 from bilevel_gym.envs.mdp import (
     IncentiveDesignProblem,
     best_responses,

@@ -14,16 +14,10 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import bilevel_gym  # noqa: F401
-from bilevel_gym.agents import (
-    DRLHF,
-    MirrorDescent,
-    Planner,
-    PreferenceConfig,
-    PreferencePBRL,
-    Tracked,
-    ValuePenalty,
-)
+from bilevel_gym.agents import DRLHF, MirrorDescent, PreferenceConfig, PreferencePBRL, ValuePenalty
 from bilevel_gym.agents.followers.mirror_descent import mirror_descent_step
+from bilevel_gym.agents.leaders.preference_pbrl import Tracked
+from bilevel_gym.agents.preferences.planner import Planner
 from bilevel_gym.envs.mdp import TabularMDP, policy_value, solve_soft, visitation
 from bilevel_gym.envs.mdp.tabular import action_value
 from bilevel_gym.envs.reward_grid import RewardGridProblem
