@@ -130,7 +130,7 @@ def _exact(worlds: Worlds, x: Tensor, follower: SB3Follower) -> tuple[float, flo
     problem = worlds.problem
     assert problem is not None
     mdp = problem.follower_mdp(x)
-    pi = worlds.policy(follower, x).reshape(mdp.r.shape)
+    pi = follower.table(mdp, worlds.every_observation(x.numpy())).reshape(mdp.r.shape)
     slack = float(problem.over_contexts(suboptimality(mdp, pi, 0.0, solve_soft(mdp, 0.0))))
     attained = float(problem.over_contexts(policy_return(mdp, pi)))
     return float(problem.leader_return(x, pi)), 0.0, attained, leader_return_at_best_response(problem, x), slack

@@ -25,6 +25,7 @@ from ..wrappers import (
     WorkerVecEnv,
     make_copy,
 )
+from ..wrappers.vec_env import leader_model
 from .followers.sb3 import SB3Follower
 from .lower_levels import lower_level
 from .sources import Source, make_env
@@ -176,7 +177,7 @@ class Worlds:
         return np.asarray(self._view.get_wrapper_attr("base_observation")(obs))
 
     @cached_property
-    def _native(self) -> VectorEnvAdapter | None:
+    def native(self) -> VectorEnvAdapter | None:
         """A simulator of the tabular problem that tells what followers see under any x; None where there is none."""
         simulator = None if self._plain is None or self.problem is None else self._plain.vectorised(1, None)
         return None if simulator is None else VectorEnvAdapter(simulator, self.observe_commitment)
@@ -214,7 +215,7 @@ class Worlds:
         self, x: NDArray[np.float64], base: NDArray[Any], action: NDArray[Any], draw: NDArray[Any], after: NDArray[Any]
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.float64]]:
         """Transitions ``[n, ...]``, in the environment's own observations, as they are at x, for :class:`TrueReplay`."""
-        model = self.leader_model(x)
+        model = leader_model(self.env, x)
         with torch.no_grad():
             r_follower, r_leader, _ = model(*(torch.as_tensor(part) for part in (base, action, draw, after)))
         if self.observe_commitment:
@@ -225,8 +226,8 @@ class Worlds:
         """What followers see where the environment observes ``base``, ``[n, ...]``, under x."""
         discrete = isinstance(self.base_space, gym.spaces.Discrete)
         seen, which = np.unique(base, return_inverse=True) if discrete else (base, slice(None))
-        if discrete and self._native is not None:
-            features: NDArray[Any] = self._native.every_observation(x, seen)
+        if discrete and self.native is not None:
+            features: NDArray[Any] = self.native.every_observation(x, seen)
         else:
             self.env.get_wrapper_attr("set_leader")(x)
             features = np.stack([self._view.get_wrapper_attr("observation")(obs) for obs in seen])
@@ -235,16 +236,7 @@ class Worlds:
     def policy(self, follower: SB3Follower, x: torch.Tensor) -> torch.Tensor:
         """A follower's policy in every state of a tabular problem under x, ``[S, A]``."""
         assert self.problem is not None
-        mdp, asked = self.problem.follower_mdp(x), [self.every_observation(x.numpy())]
-        if follower.takes_masks and mdp.mask is not None:
-            asked.append(mdp.mask.expand(mdp.r.shape).reshape(-1, mdp.n_actions).numpy())
-        pi = torch.as_tensor(follower.probabilities(*asked))
-        return pi / pi.sum(-1, keepdim=True)
-
-    def leader_model(self, x: NDArray[np.float64]) -> torch.nn.Module:
-        """The environment's leader model at x, over base observations."""
-        self.env.get_wrapper_attr("set_leader")(x)
-        return self.env.get_wrapper_attr("leader_model")()  # type: ignore[no-any-return]
+        return follower.table(self.problem.follower_mdp(x), self.every_observation(x.numpy()))
 
     def horizon(self, tail: float) -> int:
         """Steps after which the discount has fallen to ``tail``, no more than an episode's limit."""

@@ -344,6 +344,12 @@ def set_leader(venv: VecEnv, x: Any) -> None:
         venv.env_method("set_leader", row, indices=i)
 
 
+def leader_model(env: gym.Env[Any, Any], x: NDArray[np.float64]) -> nn.Module:
+    """A leader environment's model of a step at x, ``[dim]``, through any wrappers; x is its environment's from then on."""
+    env.get_wrapper_attr("set_leader")(x)
+    return env.get_wrapper_attr("leader_model")()  # type: ignore[no-any-return]
+
+
 def info_column(venv: VecEnv, infos: Sequence[dict[str, Any]], name: str, optional: bool = False) -> Any:
     """What stands under a name in the infos of a VecEnv's last step, ``[n, ...]``.
 

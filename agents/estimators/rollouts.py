@@ -32,8 +32,7 @@ from torch import Tensor
 
 from ...envs.mdp import negative_entropy
 from ...envs.mdp.checks import check_number, check_size, plain_fields
-from ...wrappers import set_leader
-from ...wrappers.vec_env import info_column
+from ...wrappers.vec_env import info_column, leader_model, set_leader
 from ..penalties import Term
 from ..records import storable
 from .base import Estimator, GradientEstimate, PenaltyEstimate
@@ -317,12 +316,15 @@ class RolloutEstimator(Estimator):
             with follower.generators.active():  # once, and not at every step
                 played[name] = collect(self.venv, act, self.horizon, seed)
         # Surrogates of both returns of each, and their signed sum.
-        model = self.worlds.leader_model(x.detach().numpy())
+        model = leader_model(self.worlds.env, x.detach().numpy())
         surrogates, returns = {}, {}
         for name, rollout in played.items():
             paid = self._paid(rollout, followers[name])
             surrogates[name], returns[name] = self._surrogates(model, rollout, paid, self.critics[name])
-        ascent = sum(term.weight(lam) * surrogates[term.policies[0]][term.player is None] for term in terms)
+        ascent = sum(
+            term.sign * (1.0 if term.player is None else lam) * surrogates[term.policies[0]][term.player is None]
+            for term in terms
+        )
         (gradient,) = torch.autograd.grad(torch.as_tensor(ascent), [model.get_parameter("x")])
         # p^, and p^ + G/lam, G being what the leader gains by pi_y.
         gap, lost = (returns["best_response"] - returns["penalised"]).T

@@ -79,6 +79,7 @@ class LearnedFollower:
         self.roles = {role.name: role for role in penalty.roles(1)}
         self.worlds = Worlds(env, env_kwargs, config.observe_commitment, config.vec_env)
         self.exact: Any = None if self.worlds.problem is None else lower_level(self.worlds.problem)
+        self.every_observation = (self.worlds.native or self.worlds).every_observation
 
     # --- followers ------------------------------------------------------------------------------------------------------
 
@@ -194,9 +195,14 @@ class LearnedFollower:
 
     def policies(self, followers: Mapping[str, SB3Follower], x: Tensor) -> tuple[tuple[Tensor], tuple[Tensor]]:
         """pi_y and pihat at x in every state of a tabular problem, ``[..., S, A]``."""
-        shape = self.lived(x).r.shape
-        best, own = (self.worlds.policy(followers[name], x).reshape(shape) for name in ("best_response", "penalised"))
+        best, own = (self.table(followers[name], x) for name in ("best_response", "penalised"))
         return (own,), (best,)
+
+    def table(self, follower: SB3Follower, x: Tensor) -> Tensor:
+        """A follower's policy in every state of a tabular problem under x, ``[..., S, A]``."""
+        assert self.worlds.problem is not None
+        mdp = self.worlds.problem.follower_mdp(x)
+        return follower.table(mdp, self.every_observation(x.numpy())).reshape(mdp.r.shape)
 
     def at_stake(
         self, x: Tensor, model: Any, own: tuple[Tensor, ...], best: tuple[Tensor, ...], earned: Tensor
@@ -220,7 +226,7 @@ class LearnedFollower:
                 act: Act = lambda obs: table[self.worlds.base_observation(obs)].argmax(-1)  # noqa: E731
                 gap, at_pi_y = self._in_pairs(state, x, best, act, rng)
             else:
-                pi_y = self.worlds.policy(state.followers["penalised"], x).reshape(mdp.r.shape)
+                pi_y = self.table(state.followers["penalised"], x)
                 gap = p = float(problem.over_contexts(suboptimality(mdp, pi_y, tau, solve_soft(mdp, tau))))
                 at_pi_y = float(problem.leader_return(x, pi_y))
         elif linear is not None:

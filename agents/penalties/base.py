@@ -59,10 +59,6 @@ class Term:
     player: int | None
     policies: tuple[str, ...]
 
-    def weight(self, lam: float) -> float:
-        """The coefficient of the return."""
-        return self.sign if self.player is None else self.sign * lam
-
 
 @dataclass(frozen=True, eq=False)
 class Penalty(ABC):

@@ -16,6 +16,7 @@ from bilevel_gym.agents.followers.sb3 import SB3Follower
 from bilevel_gym.agents.followers.spec import Answering
 from bilevel_gym.agents.worlds import Worlds
 from bilevel_gym.wrappers import Attribute, DrawnAttribute, set_leader
+from bilevel_gym.wrappers.vec_env import leader_model
 
 
 class Scale(gym.Env[Any, Any]):
@@ -109,7 +110,7 @@ def test_the_gradient_of_the_return_against_its_closed_form(gae_lambda: float | 
     x, each, T = torch.tensor([2.0], dtype=torch.float64), [], 1.0 + 0.9 + 0.81
     for _ in range(8):
         set_leader(estimator.venv, x.numpy())
-        model = worlds.leader_model(x.numpy())
+        model = leader_model(worlds.env, x.numpy())
         _, played = estimator.episodes(x, idle, idle)
         follower, *_ = estimator._surrogates(model, played, played.r_follower, estimator.critics[0])
         each.append(float(torch.autograd.grad(follower, model.get_parameter("x"))[0]))
