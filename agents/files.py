@@ -80,6 +80,8 @@ def clear_parts(path: str | Path) -> None:
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     """Take back an optimiser's ``state_dict``: alike in form to what this optimiser has after a step, all numbers finite.
 
+    The parameters' numbers may be text, as in a file.
+
     Raises:
         TypeError, ValueError, KeyError: the state of another optimiser, or of other parameters.
     """
@@ -90,9 +92,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     probe.step()
     expected = probe.state_dict()
     _require_alike(state["param_groups"], expected["param_groups"])
-    for index, entries in state["state"].items():
+    moments = {int(index): entries for index, entries in state["state"].items()}
+    for index, entries in moments.items():
         _require_alike(entries, expected["state"][index])
-    optimizer.load_state_dict(state)
+    optimizer.load_state_dict({**state, "state": moments})
 
 
 def _require_alike(got: Any, expected: Any) -> None:
