@@ -145,15 +145,16 @@ class Method(ABC):
     source: Source
 
     @abstractmethod
-    def start_x(self) -> Tensor:
-        """The untrained leader, ``[dim]``."""
+    def start_x(self) -> Tensor | None:
+        """The untrained leader, ``[dim]``; None where :meth:`init` draws it."""
 
     @abstractmethod
-    def init(self, x: Tensor, seed: int | None) -> Any:
+    def init(self, x: Any, seed: int | None) -> Any:
         """The state at the start.
 
         Args:
-            x: where the leader starts, a point of X, ``[dim]``, which requires a gradient: the state's x.
+            x: where the leader starts, a point of X, ``[dim]``, which requires a gradient: the state's x. None where
+                :meth:`start_x` gives none.
             seed: of all that is drawn; None for an arbitrary one.
         """
 
@@ -187,9 +188,20 @@ class Method(ABC):
         """A few numbers by which two worlds can be told apart, up to rounding."""
         return []
 
+    def room(self, state: Any) -> int:
+        """Bytes that the arrays of a file's state may take beyond a fresh one's, e.g. for data that is gathered."""
+        return 0
+
     def replay(self, state: Any, whole: bool = False) -> dict[str, npt.NDArray[Any]]:
         """Large arrays of the state, such as replay buffers, by name; ``whole``: to be read into, else what is filled."""
         return {}
+
+    def place(self, state: Any) -> Any:
+        """Where the state stands in episodes that go on, numbers and arrays; saved with :meth:`replay`'s arrays."""
+        return None
+
+    def stand(self, state: Any, place: Any, path: Path) -> None:  # noqa: B027
+        """Go on from a :meth:`place` that was read, before :meth:`replay`'s arrays are."""
 
     def loaded(self, state: Any, replay: bool, path: Path) -> None:  # noqa: B027
         """What follows reading a state; ``replay``: whether the file holds the arrays of :meth:`replay`."""
@@ -245,13 +257,16 @@ class Leader:
     """
 
     given: ClassVar[tuple[str, ...]] = ("problem",)
-    """What :meth:`load` takes beside the path, in this order; the last is the world."""
+    """What :meth:`load` takes beside the path, in this order: the world, as ``problem`` or ``env``, and what a file lacks."""
 
     def __init__(self, method: Method, seed: int | None = 0, x0: Any = None) -> None:
         check_seed(seed)
         self.method, self.seed = method, None if seed is None else int(seed)
-        first = method.leader_set.project(method.start_x()) if x0 is None else method.leader_set.check(x0, "x0")
-        self.state = method.init(first.detach().clone().requires_grad_(), self.seed)
+        first = method.start_x() if x0 is None else method.leader_set.check(x0, "x0")
+        if first is not None:
+            first = method.leader_set.project(first) if x0 is None else first
+            first = first.detach().clone().requires_grad_()
+        self.state = method.init(first, self.seed)
         self.run = Run()
         self._logger: Logger | None = None
 
@@ -459,7 +474,9 @@ class Leader:
 
             header["follower"] = follower_name(method.follower_spec)
         arrays = method.replay(self.state) if replay else {}
-        return write_leader(path, header, {"run": snapshot(self.run), "state": snapshot(self.state)}, arrays)
+        place = method.place(self.state) if replay else None
+        parts = {"run": self.run, "state": self.state, "place": place}
+        return write_leader(path, header, {name: snapshot(part) for name, part in parts.items()}, arrays)
 
     @classmethod
     def load(cls: type[Self], path: str | Path, *given: Any, **named: Any) -> Self:
@@ -484,30 +501,37 @@ class Leader:
             leader = cls._constructed(header, named, path)
             expected, got = [float(number) for number in header["fingerprint"]], leader.method.fingerprint()
             same = len(got) == len(expected) and bool(np.allclose(got, expected, rtol=1e-6, atol=1e-6))
-            world = "problem" if cls.given[-1] == "problem" else "environment"
-            require(same, cls.given[-1], f"the {world} of {path}", "another one (its sizes or numbers differ)")
+            name, world = ("problem", "problem") if "problem" in cls.given else ("env", "environment")
+            require(same, name, f"the {world} of {path}", "another one (its sizes or numbers differ)")
             leader._take_back(header, path)
         return leader
 
     @classmethod
     def _constructed(cls: type[Self], header: dict[str, Any], named: dict[str, Any], path: str | Path) -> Self:
         """A fresh leader by a file's constructor arguments and by those that are given again."""
-        world, kwargs = source_of_file(header["source"], named.get(cls.given[-1]), cls.given[-1])
+        name = "problem" if "problem" in cls.given else "env"
+        world, kwargs = source_of_file(header["source"], named.get(name), name)
+        construct: Callable[..., Self] = cls
+        return construct(world, seed=header["seed"], env_kwargs=kwargs, **cls._arguments(header, named, path))
+
+    @classmethod
+    def _arguments(cls, header: dict[str, Any], named: dict[str, Any], path: str | Path) -> dict[str, Any]:
+        """Constructor arguments beside the world and the seed: the file's, and those that are given again."""
         arguments = {name: decode(value) for name, value in header["arguments"].items()}
         if "follower" in cls.given:
             from .followers.spec import follower_of_file
 
             arguments["follower"] = follower_of_file(header["follower"], named.get("follower"), path)
-        construct: Callable[..., Self] = cls
-        return construct(world, seed=header["seed"], env_kwargs=kwargs, **arguments)
+        return arguments
 
     def _take_back(self, header: dict[str, Any], path: str | Path) -> None:
         """Take back what :meth:`save` wrote of the run and the state."""
         method, replay = self.method, bool(header["replay"])
-        tree = read_state(path, header["state"], size_of(snapshot(self.state)))
+        tree = read_state(path, header["state"], size_of(snapshot(self.state)) + method.room(self.state))
         try:
             restore(self.state, tree["state"])
             if replay:
+                method.stand(self.state, tree["place"], Path(path))
                 read_arrays(path, method.replay(self.state, whole=True))
             method.loaded(self.state, replay, Path(path))
         except (KeyError, RuntimeError) as error:

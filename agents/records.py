@@ -40,6 +40,11 @@ def _name(cls: type) -> str:
     return cls.__name__ if own else f"{cls.__module__}:{cls.__qualname__}"
 
 
+def _kept(cls: type) -> list[str]:
+    """The fields of a record that a file holds: all but those with the metadata ``{"kept": False}``."""
+    return [f.name for f in dataclasses.fields(cls) if f.metadata.get("kept", True)]
+
+
 def encode(value: Any) -> Any:
     """A setting as JSON.
 
@@ -47,7 +52,7 @@ def encode(value: Any) -> Any:
         TypeError: a value that no leader file can hold, such as a function.
     """
     if dataclasses.is_dataclass(value) and _CLASSES.get(_name(type(value))) is type(value):
-        fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {name: encode(getattr(value, name)) for name in _kept(type(value))}
         return {"class": _name(type(value)), "fields": fields}
     if isinstance(value, type):
         if getattr(torch.optim, value.__name__, None) is value:
@@ -79,7 +84,9 @@ def decode(value: Any) -> Any:
     if "class" in value:
         known = value["class"] in _CLASSES
         require(known, "path", f"a leader file with classes of {sorted(_CLASSES)}", repr(value["class"]))
-        return _CLASSES[value["class"]](**{key: decode(item) for key, item in value["fields"].items()})
+        cls, fields = _CLASSES[value["class"]], value["fields"]
+        require(set(fields) <= set(_kept(cls)), "path", f"a {cls.__name__} of {_kept(cls)}", sorted(fields))
+        return cls(**{key: decode(item) for key, item in fields.items()})
     if "optimizer" in value:
         cls = getattr(torch.optim, value["optimizer"], None)
         is_optimizer = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
@@ -104,7 +111,7 @@ def snapshot(value: Any) -> Any:
     if isinstance(value, torch.Generator):
         return value.get_state().numpy()
     if dataclasses.is_dataclass(value):
-        return {f.name: snapshot(getattr(value, f.name)) for f in dataclasses.fields(value) if f.metadata.get("kept", True)}
+        return {name: snapshot(getattr(value, name)) for name in _kept(type(value))}
     if isinstance(value, dict):
         return {str(key): snapshot(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -165,7 +172,7 @@ def restore(value: Any, tree: Any, name: str = "state", kind: Any = Any) -> Any:
 def _restore_record(value: Any, tree: Any, name: str, kind: Any) -> Any:
     cls = type(value) if dataclasses.is_dataclass(value) else kind
     hints = typing.get_type_hints(cls)
-    fields = [f.name for f in dataclasses.fields(cls) if f.metadata.get("kept", True)]
+    fields = _kept(cls)
     alike = isinstance(tree, dict) and tree.keys() == set(fields)
     require(alike, name, f"a record of {fields}", repr(tree))
     found = {f: restore(getattr(value, f, None), tree[f], f, hints[f]) for f in fields}

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ...envs.mdp.checks import check_size, require
 from ...wrappers import WorkerVecEnv
-from ..common.worlds import Vectorisation
+from ..worlds import Vectorisation
 from .worlds import Copies
 
 FRAMES = 4
@@ -69,7 +69,7 @@ def atari_copies(game: str, vec_env: Vectorisation | None = None) -> Copies:
 
     Args:
         game: its name in the Arcade Learning Environment, e.g. ``"Seaquest"``.
-        vec_env: how copies are stepped (see ``agents.common.worlds``).
+        vec_env: how copies are stepped (see ``agents.worlds``).
 
     Raises:
         ImportError: the extra ``atari`` is missing.

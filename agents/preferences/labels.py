@@ -91,12 +91,12 @@ class Labeller(ABC):
         """What earlier sessions left: pairs with their labels, and queries still open, by number."""
         return [], {}
 
-    def state(self) -> dict[str, Any]:
-        """What a file keeps of it, as JSON."""
+    def state_dict(self) -> dict[str, Any]:
+        """What a file keeps of it: numbers and texts by name."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Take back what :meth:`state` gave."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Take back what :meth:`state_dict` gave."""
 
     @abstractmethod
     def ask(self, queries: Sequence[Query]) -> None:
@@ -118,11 +118,11 @@ class _AtOnce(Labeller):
     def remaining(self) -> int | None:
         return self._left
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What the budget leaves."""
         return {"left": self._left}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         left = state["left"]
         fits = left is None or (isinstance(left, int) and left >= 0)
         require(fits and not isinstance(left, bool), "left", "None or a whole number >= 0", repr(left))
@@ -178,12 +178,12 @@ class TrueReturnLabeller(_AtOnce):
         check_seed(seed)
         self.rng = np.random.default_rng(seed)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What the budget leaves, and the generator's state."""
-        return {**super().state(), "rng": self.rng.bit_generator.state}
+        return {**super().state_dict(), "rng": self.rng.bit_generator.state}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        super().restore(state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self.rng.bit_generator.state = state["rng"]
 
     def _label(self, pair: Pair) -> Label:

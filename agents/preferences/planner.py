@@ -23,8 +23,8 @@ from torch import Tensor
 from ...envs.mdp import TabularMDP, TabularProblem, policy_value, visitation
 from ...envs.mdp.checks import check_tau, require
 from ...wrappers import LearnedReward, VectorEnvAdapter
-from ..oracles.base import Oracle, OracleAnswer
-from ..oracles.soft_policy_iteration import SoftPolicyIteration
+from ..followers.base import Oracle, OracleAnswer
+from ..followers.soft_policy_iteration import SoftPolicyIteration
 
 RARE = -30.0
 """Logits are at least this."""

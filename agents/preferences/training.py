@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...envs.mdp.checks import check_number, check_size, require
-from ..files import restore_optimizer
 from .bradley_terry import cross_entropy
 from .buffer import Batch, PreferenceBuffer
 from .reward_model import NUMBERS, RewardModel
@@ -79,6 +77,7 @@ def _require_tame(values: Tensor) -> None:
         )
 
 
+@dataclass(init=False, eq=False)
 class RewardTrainer:
     """A reward model with its optimiser.
 
@@ -88,12 +87,15 @@ class RewardTrainer:
         seed: of the order of pairs.
     """
 
+    model: RewardModel
+    optimizer: torch.optim.Optimizer
+    rng: np.random.Generator
+    config: FitConfig = field(metadata={"kept": False})
+
     def __init__(self, model: RewardModel, config: FitConfig, seed: int = 0) -> None:
-        self.model, self.config = model, config
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        self.rng = np.random.default_rng(seed)
+        self.model, self.config, self.rng = model, config, np.random.default_rng(seed)
+        rate, decay = config.learning_rate, config.weight_decay
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
 
     def fit(self, buffer: PreferenceBuffer, epochs: int, further: Callable[[], Tensor] | None = None) -> Fit:
         """Go over all pairs ``epochs`` times.
@@ -107,7 +109,7 @@ class RewardTrainer:
             ValueError: an empty buffer.
             RewardExplodedError: returns that are not finite or beyond ``BOUND``; model and optimiser are what they were before.
         """
-        good = self.state()
+        good = copy.deepcopy([part.state_dict() for part in (self.model, self.optimizer)])
         try:
             self.model.train()
             for _ in range(check_size(epochs, "epochs")):
@@ -115,7 +117,8 @@ class RewardTrainer:
                     self._step(batch, further)
             return self.assess(buffer)
         except RewardExplodedError:
-            self.restore(good)
+            for part, held in zip((self.model, self.optimizer), good, strict=True):
+                part.load_state_dict(held)
             self.model.eval()
             raise
 
@@ -153,12 +156,3 @@ class RewardTrainer:
             right = (margins.mean(0) > 0).cpu().numpy() == (batch.mu > 0.5)
             hits += right[batch.mu != 0.5].astype(float).tolist()
         return Fit(float(np.mean(losses)), float(np.mean(hits)) if hits else float("nan"))
-
-    def state(self) -> dict[str, Any]:
-        """Weights, normalisation and the optimiser's state."""
-        return copy.deepcopy({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state` gave."""
-        self.model.load_state_dict(state["model"])
-        restore_optimizer(self.optimizer, state["optimizer"])

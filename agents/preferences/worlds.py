@@ -22,8 +22,8 @@ from ...envs.mdp import TabularMDP, TabularProblem, policy_return, solve_soft
 from ...envs.mdp.checks import check_gamma, check_size, require
 from ...envs.mdp.problem import EVALUATION_TAU
 from ...wrappers import WorkerVecEnv, make_copy
-from ..common.tabular import Source, make_env
-from ..common.worlds import EnvSpec, Vectorisation, Worlds
+from ..sources import Source, make_env
+from ..worlds import EnvSpec, Vectorisation, Worlds
 from .files import Signature
 from .reward_model import RewardModel
 
@@ -54,7 +54,7 @@ class PreferenceWorlds:
     Args:
         env: an id, an environment (copied), a callable that makes one, or :class:`Copies`.
         env_kwargs: arguments of an id.
-        vec_env: how copies are stepped (see ``agents.common.worlds``).
+        vec_env: how copies are stepped (see ``agents.worlds``).
         gamma: the discount; None takes that of a leader environment, else 0.99.
 
     Attributes:
