@@ -195,8 +195,8 @@ class PreferencePBRLMethod(PreferenceMethod):
         super().loaded(state, replay, path)
         check_number(state.lam, "lam", low=0.0, open_low=True)
         for name in ("penalty_estimate", "loss_estimate"):
-            if getattr(state, name) is not None:
-                check_number(getattr(state, name), name)
+            found = getattr(state, name)
+            require(found is None or math.isfinite(found), name, "a finite number", found)
 
 
 class PreferencePBRL(PreferenceLeader):

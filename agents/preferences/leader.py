@@ -76,4 +76,4 @@ class PreferenceLeader(Leader):
         own = arguments.pop("own_net")
         require(own == (net is not None), "net", "the net of the config, if it had one", repr(net))
         config = replace(arguments["config"], net=net, checkpoint=checkpoint)
-        return arguments | {"config": config, "labeller": labeller}
+        return dict(labeller=labeller, **(arguments | {"config": config}))  # a file that names a labeller is refused
