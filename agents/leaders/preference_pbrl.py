@@ -53,7 +53,7 @@ from ...wrappers import Segment
 from ..followers.spec import FollowerSpec
 from ..leader import Progress
 from ..penalties import ValuePenalty
-from ..preferences.buffer import Preference, batch_of
+from ..preferences.buffer import Preference
 from ..preferences.config import PreferenceConfig
 from ..preferences.labels import Labeller
 from ..preferences.leader import PreferenceLeader
@@ -102,18 +102,10 @@ class PreferencePBRLMethod(PreferenceMethod):
     observed = "penalised"
     state_class = PenalisedState
 
-    def __init__(
-        self,
-        env: EnvSpec | Copies,
-        follower: FollowerSpec | Tracked,
-        penalty: ValuePenalty | None,
-        config: PreferenceConfig | None,
-        labeller: Labeller | None,
-        env_kwargs: dict[str, Any] | None,
-    ) -> None:
+    def __init__(self, penalty: Any, env: Any, follower: Any, *further: Any) -> None:
         self.penalty = ValuePenalty(lam=1.0) if penalty is None else penalty
         require(isinstance(self.penalty, ValuePenalty), "penalty", "a ValuePenalty", type(self.penalty).__name__)
-        super().__init__(env, follower, config, labeller, env_kwargs)
+        super().__init__(env, follower, *further)
         self._lags = isinstance(follower, Tracked)  # by design
         two = follower if isinstance(follower, Tracked) else Tracked(follower, follower)
         self.specs = {"best_response": two.best_response, "penalised": two.penalised}
@@ -131,7 +123,7 @@ class PreferencePBRLMethod(PreferenceMethod):
     def cross_entropies(self, state: PenalisedState, preferences: list[Preference]) -> NDArray[np.float64]:
         """Of each pair at the current x, mean over members, ``[n]``."""
         with torch.no_grad():
-            losses, _ = pair_losses(state.model, batch_of(preferences), self.config.fit.error)
+            losses, _ = pair_losses(state.model, preferences, self.config.fit.error)
         return np.asarray(losses.mean(0).double().cpu().numpy())
 
     def credit(self, state: PenalisedState, first: int, last: int) -> NDArray[np.float64]:
@@ -244,7 +236,7 @@ class PreferencePBRL(PreferenceLeader):
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(self.method_class(env, follower, penalty, config, labeller, env_kwargs), seed)
+        super().__init__(self.method_class(penalty, env, follower, config, labeller, env_kwargs), seed)
 
     @property
     def penalised(self) -> RecordedFollower:

@@ -124,14 +124,6 @@ def _query(number: int, pair: Pair) -> bytes:
     return _record(b"Q", blob.getvalue())
 
 
-def _unfolded(payload: bytes) -> int:
-    """Bytes that a query unfolds to."""
-    with zipfile.ZipFile(io.BytesIO(payload)) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
-    require(size <= MOST, "path", f"queries of at most {MOST} bytes", f"one of {size}")
-    return size
-
-
 def _read_query(payload: bytes, pictures: bool) -> tuple[int, Pair]:
     with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
         stack, sides = int(arrays["frame_stack"]), []
@@ -161,7 +153,10 @@ def _take(contents: Contents, data: bytes, base: int, pictures: bool, room: floa
     """Read on from where the contents end; ``data`` begins at byte ``base`` of the file."""
     for kind, payload, end in _records(data, contents.end - base):
         if kind == b"Q":
-            room -= _unfolded(payload)
+            with zipfile.ZipFile(io.BytesIO(payload)) as archive:
+                unfolded = sum(entry.file_size for entry in archive.infolist())
+            require(unfolded <= MOST, "path", f"queries of at most {MOST} bytes", f"one of {unfolded}")
+            room -= unfolded
             require(room >= 0, "path", "no more or larger queries than the settings need", "others")
             number, pair = _read_query(payload, pictures)
             contents.pairs[number] = pair
@@ -193,7 +188,15 @@ def read_preferences(path: str | Path, expected: Signature | None = None, pictur
 def preferences_from_bytes(
     data: bytes, path: object, expected: Signature | None = None, pictures: bool = True, room: float = math.inf
 ) -> Contents:
-    """What :func:`read_preferences` reads, from memory; ``path`` is what messages call it, ``room`` the bytes it may unfold to."""
+    """What :func:`read_preferences` reads, from memory.
+
+    Args:
+        data: the file's bytes.
+        path: what messages call it.
+        expected: the signature that it has to have; None takes any.
+        pictures: whether to take the segments' pictures.
+        room: bytes that the queries may unfold to, all together.
+    """
     first = next(_records(data, len(MAGIC)), None)
     whole = data.startswith(MAGIC) and first is not None and first[0] == b"H"
     require(whole, "path", "a preference file", f"{path}, which is none or is cut short in its first record")
@@ -284,13 +287,25 @@ class PreferenceLog:
             ValueError: a number that has not been read, a file that was replaced by another since.
         """
         require(number in self.contents.places, "id", "the number of a query in the file", number)
+        payload = self._payload(number)
+        require(payload is not None, "path", "the file that was opened", f"{self.path}, which is another by now")
+        assert payload is not None
+        return _read_query(payload, pictures=True)[1]
+
+    def _payload(self, number: int) -> bytes | None:
+        """What stands in the file where a query was read; None where that is something else by now."""
         begin, length, checksum = self.contents.places[number]
         with self.path.open("rb") as file:
             file.seek(begin)
             payload = file.read(length)
-        same = zlib.crc32(payload) == checksum
-        require(same, "path", "the file that was opened", f"{self.path}, which is another by now")
-        return _read_query(payload, pictures=True)[1]
+        return payload if zlib.crc32(payload) == checksum else None
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the file is another one by now: its newest query no longer stands where it stood."""
+        if not self.contents.places:
+            return self.path.stat().st_size < self.contents.end
+        return self._payload(next(reversed(self.contents.places))) is None
 
     def ask(self, number: int, pair: Pair) -> None:
         """Append a query."""

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ...envs.mdp.checks import check_number, check_seed, check_size, require
+from ...envs.mdp.checks import check_count, check_number, check_seed, check_size, require
 from ...wrappers import Segment
 
 Label = Literal["left", "right", "equal", "skip"]
@@ -123,10 +123,7 @@ class _AtOnce(Labeller):
         return {"left": self._left}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        left = state["left"]
-        fits = left is None or (isinstance(left, int) and left >= 0)
-        require(fits and not isinstance(left, bool), "left", "None or a whole number >= 0", repr(left))
-        self._left = left
+        self._left = None if state["left"] is None else check_count(state["left"], "left")
 
     def ask(self, queries: Sequence[Query]) -> None:
         """Answer them.

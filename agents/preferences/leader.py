@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from ...envs.mdp.checks import require
 from ..followers.sb3 import SB3Follower
 from ..leader import Leader
+from .config import PreferenceEvaluation
 from .method import PreferenceMethod
 from .recorded import RecordedFollower
 
@@ -68,6 +69,10 @@ class PreferenceLeader(Leader):
     def true_returns(self) -> NDArray[np.float64]:
         """Undiscounted true returns of ``evaluation_episodes`` episodes of the follower that ``evaluate`` judges, ``[n]``."""
         return self.method.true_returns(self.state)  # type: ignore[attr-defined, no-any-return]
+
+    def evaluate(self) -> PreferenceEvaluation:
+        """The record of the learned reward; what a fresh follower's training and the episodes cost is not counted."""
+        return super().evaluate()  # type: ignore[no-any-return]
 
     @classmethod
     def _arguments(cls, header: dict[str, Any], named: dict[str, Any], path: str | Path) -> dict[str, Any]:

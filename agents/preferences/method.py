@@ -38,7 +38,6 @@ from ...wrappers import LearnedReward, SegmentRecorder
 from ..followers.sb3 import Generators, SB3Follower
 from ..followers.spec import Answering, FollowerSpec
 from ..leader import Method, Progress, State
-from ..worlds import EnvSpec
 from .asking import Asking
 from .buffer import PreferenceBuffer
 from .config import PreferenceConfig, PreferenceEvaluation
@@ -46,7 +45,7 @@ from .labels import Labeller, Pair, TrueReturnLabeller
 from .recorded import RecordedFollower
 from .reward_model import RewardModel, default_net
 from .training import Fit, RewardExplodedError, RewardTrainer
-from .worlds import Copies, PreferenceWorlds, best_policy, regret
+from .worlds import PreferenceWorlds, best_policy, regret
 
 STEPS_SEEN = 4096
 """Steps by which a reward model's inputs and outputs are standardised, at most; where there are more, some evenly spread."""
@@ -109,14 +108,7 @@ class PreferenceMethod(Method):
     """The role whose segments are compared: pi_y."""
     state_class: ClassVar[type[PreferenceState]] = PreferenceState
 
-    def __init__(
-        self,
-        env: EnvSpec | Copies,
-        follower: Any,
-        config: PreferenceConfig | None,
-        labeller: Labeller | None,
-        env_kwargs: dict[str, Any] | None,
-    ) -> None:
+    def __init__(self, env: Any, follower: Any, config: Any, labeller: Any, env_kwargs: Any) -> None:
         config = PreferenceConfig() if config is None else config
         require(isinstance(config, PreferenceConfig), "config", "a PreferenceConfig", repr(config))
         require(labeller is None or isinstance(labeller, Labeller), "labeller", "a Labeller", repr(labeller))
@@ -284,7 +276,7 @@ class PreferenceMethod(Method):
 
     def collect(self, state: Any) -> int:
         """Take the answers that have come; how many."""
-        return state.asking.collect()  # type: ignore[no-any-return]
+        return int(state.asking.collect())
 
     def fit(self, state: Any, epochs: int, since: dict[str, int] | None, progress: Progress) -> Fit:
         """Fit r_x, and standardise what is paid by the newest steps; without ``since`` by the answers alone."""
@@ -358,7 +350,7 @@ class PreferenceMethod(Method):
         return {"config": self.config, "own_net": self.config.net is not None}
 
     def room(self, state: Any) -> int:
-        return state.asking.room  # type: ignore[no-any-return]
+        return int(state.asking.room)
 
     def replay(self, state: Any, whole: bool = False) -> dict[str, NDArray[Any]]:
         held = state.followers if state.begun else {}

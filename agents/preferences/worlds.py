@@ -89,7 +89,13 @@ class PreferenceWorlds:
             probe: Any = env.make(1)
             require(isinstance(probe, VecEnv), "env", "Copies whose make answers a VecEnv", repr(probe))
         else:
-            probe = self._made(env, env_kwargs)
+            if isinstance(env, str):
+                probe = make_env(env, env_kwargs)
+            else:
+                require(not env_kwargs, "env_kwargs", "none beside an environment that is already made", env_kwargs)
+                probe = env if isinstance(env, gym.Env) else env() if callable(env) else None
+                expected = "an environment, its id, a callable that makes one, or Copies"
+                require(isinstance(probe, gym.Env), "env", expected, repr(env))
             self.name = env if isinstance(env, str) else str(getattr(probe.spec, "id", None) or type(probe).__name__)
             if probe.has_wrapper_attr("leader_space") and probe.get_wrapper_attr("leader_space") is not None:
                 self._worlds = Worlds(env, env_kwargs, observe_commitment=False, vec_env=vec_env)
@@ -100,16 +106,6 @@ class PreferenceWorlds:
         own = None if self._worlds is None else self._worlds.gamma
         self.gamma = check_gamma(gamma if gamma is not None else 0.99 if own is None else own)
         require(own is None or self.gamma == own, "gamma", f"None or {own}, the environment's", gamma)
-
-    @staticmethod
-    def _made(env: Any, env_kwargs: dict[str, Any] | None) -> Any:
-        if isinstance(env, str):
-            return make_env(env, env_kwargs)
-        require(not env_kwargs, "env_kwargs", "none beside an environment that is already made", env_kwargs)
-        made = env if isinstance(env, gym.Env) else env() if callable(env) else None
-        expected = "an environment, its id, a callable that makes one, or Copies"
-        require(isinstance(made, gym.Env), "env", expected, repr(env))
-        return made
 
     @property
     def linear(self) -> bool:

@@ -35,7 +35,6 @@ from bilevel_gym.agents import (
 )
 from bilevel_gym.agents.leader import Progress
 from bilevel_gym.agents.leaders.preference_pbrl import PreferencePBRLMethod
-from bilevel_gym.agents.preferences.buffer import batch_of
 from bilevel_gym.agents.preferences.files import read_preferences
 from bilevel_gym.agents.preferences.labels import Answer, Label, Pair, Query
 from bilevel_gym.agents.preferences.training import pair_losses
@@ -190,7 +189,7 @@ def test_replay_is_true_to_the_reward_as_it_is(method: Any) -> None:
     if method is PreferencePBRL:
         scale = float(learner.model.scale)
         inside = [p for p in learner.buffer if min(p.pair.left.time, p.pair.right.time) >= first - 5]
-        losses = pair_losses(learner.model, batch_of(inside))[0].mean(0).detach().numpy()
+        losses = pair_losses(learner.model, inside)[0].mean(0).detach().numpy()
         baseline = learner.loss_estimate
         for preference, loss in zip(inside, losses, strict=True):
             for s in (preference.pair.left, preference.pair.right):
