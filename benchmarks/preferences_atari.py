@@ -133,10 +133,10 @@ def learn(game: str, method: str, quick: bool) -> Data:
     else:
         learner = (TrueReward if method == "true" else DRLHF)(world, build, config(1, quick), seed=0)
     watch = Watch()
-    watch.on(learner, "_begin", "begin")
+    watch.on(learner.method, "begin", "begin")
     watch.on(learner.trainer, "fit", "fit")
     watch.on(learner.trainer, "assess", "assess")
-    for f in learner.followers:
+    for f in learner.followers.values():
         watch.on(f.follower, "train", "followers")
         watch.on(f.recorder.venv, "step_wait", "emulator")
         if method != "true":
@@ -146,7 +146,7 @@ def learn(game: str, method: str, quick: bool) -> Data:
 
     def note(found: Any) -> None:
         games = []
-        for i, f in enumerate(found.followers):
+        for i, f in enumerate(found.followers.values()):
             ended = [float(info["r"]) for info in f.follower.model.ep_info_buffer or ()]
             games.append(ended[taken[i] :])
             taken[i] = len(ended)

@@ -92,14 +92,10 @@ def environment(text: str) -> str | Callable[..., Any]:
 def leaders() -> dict[str, type]:
     """Every leader and baseline of ``agents``, by name."""
     from .. import agents
-    from ..agents.leader import Leader
-    from ..agents.preferences.loop import PreferenceLearner
 
-    found = {name: getattr(agents, name) for name in agents.__all__}
+    found, base = {name: getattr(agents, name) for name in agents.__all__}, agents.Leader
     return {
-        name: cls
-        for name, cls in found.items()
-        if inspect.isclass(cls) and issubclass(cls, (Leader, PreferenceLearner)) and not inspect.isabstract(cls)
+        name: cls for name, cls in found.items() if inspect.isclass(cls) and issubclass(cls, base) and cls is not base
     }
 
 
@@ -125,9 +121,9 @@ def takes_follower(cls: type) -> bool:
 
 def kind(cls: type) -> Kind:
     """What a leader knows."""
-    from ..agents.preferences.loop import PreferenceLearner
+    from ..agents.preferences.leader import PreferenceLeader
 
-    if issubclass(cls, PreferenceLearner):
+    if issubclass(cls, PreferenceLeader):
         return "preferences"
     return "sampled" if takes_follower(cls) else "exact"
 

@@ -236,7 +236,7 @@ def _() -> str:
 
 @case(PREFERENCES, "an empty buffer", "")
 def _() -> str:
-    return error(lambda: PreferenceBuffer().batch([0]))
+    return error(lambda: list(PreferenceBuffer().batches(1, np.random.default_rng(0))))
 
 
 @case(PREFERENCES, "a preference file that is cut short", "what was whole is read: four answers of five")

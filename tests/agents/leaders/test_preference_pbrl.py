@@ -25,11 +25,11 @@ from bilevel_gym.agents import (
     TrueReward,
     ValuePenalty,
 )
-from bilevel_gym.agents.preferences.buffer import batch_of
+from bilevel_gym.agents.leader import Progress
+from bilevel_gym.agents.leaders.preference_pbrl import PreferencePBRLMethod
 from bilevel_gym.agents.preferences.files import PreferenceLog, read_preferences
 from bilevel_gym.agents.preferences.fragmenters import ActiveFragmenter
 from bilevel_gym.agents.preferences.labels import Answer, Label, Labeller, Pair, ProgramLabeller, Query
-from bilevel_gym.agents.preferences.loop import PreferenceLearner
 from bilevel_gym.agents.preferences.outside import LoggedLabeller
 from bilevel_gym.agents.preferences.training import FitConfig, RewardExplodedError, pair_losses
 from bilevel_gym.agents.preferences.worlds import Copies
@@ -87,19 +87,22 @@ def labelled_rollout(lam: float) -> tuple[PreferencePBRL, dict[str, Any]]:
     """A learner, and what its penalised PPO follower's rollout buffer held before and after the credit."""
     seen: dict[str, Any] = {}
 
-    class Watched(PreferencePBRL):
-        def _rollout_ended(self, follower: Any, found: dict[str, Any]) -> None:
-            rollout = follower.follower.model.rollout_buffer
+    class Watching(PreferencePBRLMethod):
+        def rollout_ended(self, state: Any, f: Any, progress: Progress, begun: int, found: dict[str, Any]) -> None:
+            rollout = f.follower.model.rollout_buffer
             seen["before"] = rollout.rewards.copy()
-            seen["held"] = self.buffer.seen
-            super()._rollout_ended(follower, found)
-            seen["fresh"] = list(self.buffer)[seen["held"] :]
-            seen["losses"] = self._cross_entropies(seen["fresh"])
+            seen["held"] = state.buffer.seen
+            super().rollout_ended(state, f, progress, begun, found)
+            seen["fresh"] = list(state.buffer)[seen["held"] :]
+            seen["losses"] = self.cross_entropies(state, seen["fresh"])
             seen["after"] = rollout.rewards.copy()
-            seen["steps"] = follower.recorder.steps
-            seen["returns"], seen["scale"] = rollout.returns.copy(), float(self.model.scale)
+            seen["steps"] = f.recorder.steps
+            seen["returns"], seen["scale"] = rollout.returns.copy(), float(state.model.scale)
             seen["values"], seen["starts"] = rollout.values.copy(), rollout.episode_starts.copy()
             seen["last"], seen["dones"] = found["values"].numpy().ravel(), found["dones"]
+
+    class Watched(PreferencePBRL):
+        method_class = Watching
 
     learner = Watched(GRID, short_ppo, ValuePenalty(lam), SMALL, TrueReturnLabeller(temperature=0.5))
     learner.learn(64 + 2 * 64)
@@ -135,23 +138,24 @@ def test_the_penalty_enters_the_loss_where_exact_followers_could_have_it() -> No
     learner = PreferencePBRL(GRID, short_ppo, ValuePenalty(3.0), replace(SMALL, ensemble=1, n_envs=2), seed=1)
     learner.learn(300)
     rng = np.random.default_rng(0)
-    for f in learner.followers:
+    state, method = learner.state, learner.method
+    assert isinstance(method, PreferencePBRLMethod)
+    for f in state.followers.values():
         for _ in range(16):  # as if they had come apart
             f.recorder.step(rng.integers(0, 4, 2))
-    since = {id(f): f.recorder.steps - 16 for f in learner.followers}
 
     def lam_p(loss_estimate: float, swapped: bool = False) -> float:
+        roles = dict(state.followers)
         if swapped:
-            learner.best_response, learner.penalised = learner.penalised, learner.best_response
-        learner.loss_estimate = loss_estimate
-        further = learner._further(since)
-        assert further is not None
-        if swapped:
-            learner.best_response, learner.penalised = learner.penalised, learner.best_response
+            state.followers = dict(zip(roles, reversed(roles.values()), strict=True))
+        state.loss_estimate = loss_estimate
+        since = {role: f.recorder.steps - 16 for role, f in state.followers.items()}
+        further = method.further(state, since, Progress(learner.num_timesteps, 300))
+        state.followers = roles
         return further().item()
 
     values = []
-    for f in learner.followers:
+    for f in state.followers.values():
         w = f.recorder.window(f.recorder.steps - 16)
         weight = 0.9 ** w.age.ravel()
         obs, actions = f.recorder.sample(f.recorder.steps - 16, 10**6)
@@ -173,14 +177,14 @@ def test_replay_is_true_to_the_reward_as_it_is(method: Any) -> None:
     buffer = f.replay
     assert buffer is not None
     assert buffer.full  # so that the places have been used again
-    learner._relabel(f)
+    learner.method.relabel(learner.state, f)
     first = f.recorder.steps - buffer.size()
     steps = f.recorder.window(first)
     expected = learner.model.reward(*f.recorder.sample(first, 10**6)).reshape(steps.age.shape)
     if method is PreferencePBRL:
         scale = float(learner.model.scale)
         inside = [p for p in learner.buffer if min(p.pair.left.time, p.pair.right.time) >= first - 5]
-        losses = pair_losses(learner.model, batch_of(inside))[0].mean(0).detach().numpy()
+        losses = pair_losses(learner.model, inside)[0].mean(0).detach().numpy()
         baseline = learner.loss_estimate
         for preference, loss in zip(inside, losses, strict=True):
             for s in (preference.pair.left, preference.pair.right):
@@ -404,16 +408,19 @@ def test_rollouts_shorter_than_a_segment_ask_about_those_that_end_in_them() -> N
     def hasty(venv: VecEnv) -> A2C:
         return A2C("MlpPolicy", venv, n_steps=2, gamma=0.9)
 
-    class Noted(PreferencePBRL):
-        def _rollout_ended(self, follower: Any, found: Any) -> None:
-            seen, steps = self.buffer.seen, follower.recorder.steps
-            super()._rollout_ended(follower, found)
-            new = list(self.buffer)[seen:]
+    class Noting(PreferencePBRLMethod):
+        def rollout_ended(self, state: Any, f: Any, progress: Progress, begun: int, found: dict[str, Any]) -> None:
+            seen, steps = state.buffer.seen, f.recorder.steps
+            super().rollout_ended(state, f, progress, begun, found)
+            new = list(state.buffer)[seen:]
             asked.append(len(new))
             for segment in (side for p in new for side in (p.pair.left, p.pair.right)):
                 assert segment.mask.all()
                 assert steps - 2 <= segment.time + 4 < steps
-                paid.append(self._credit(steps - 2, steps)[segment.time + 4 - (steps - 2), segment.copy])
+                paid.append(self.credit(state, steps - 2, steps)[segment.time + 4 - (steps - 2), segment.copy])
+
+    class Noted(PreferencePBRL):
+        method_class = Noting
 
     asked, paid = list[int](), list[float]()
     config = replace(SMALL, labels=30, early=0.0, n_envs=8)
@@ -447,7 +454,7 @@ def test_an_explosion_stops_learning_with_the_last_good_state_saved(tmp_path: Pa
     config = replace(SMALL, checkpoint=str(tmp_path / "good.zip"))
     learner = DRLHF(GRID, A2C, config)
 
-    def spoil(found: PreferenceLearner) -> None:
+    def spoil(found: Any) -> None:
         found.trainer.optimizer.param_groups[0]["lr"] = 1e9
 
     with pytest.raises(RewardExplodedError, match=r"reward model: expected .*; saved in .*good.zip"):
