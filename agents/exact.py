@@ -126,6 +126,10 @@ class ExactMethod(Method):
     def prepare(self, state: Any, seed: int | None) -> None:
         """Fill what a state holds beside x, before its optimiser is made."""
 
+    def jumped(self, state: Any) -> None:
+        """Where tau jumps it is another problem: go on with a fresh optimiser."""
+        state.optimizer = self.config.optimizer(self.parameters(state), self._rate(1.0))
+
     # --- what all share -------------------------------------------------------------------------------------------------
 
     def final_tau(self) -> float:
@@ -149,8 +153,8 @@ class ExactMethod(Method):
 
     def step(self, state: Any, progress: Progress) -> tuple[Any, dict[str, float]]:
         tau = self.schedule(progress.remaining)
-        if isinstance(self.schedule, Quench) and tau != state.tau:  # another problem: go on with a fresh optimiser
-            state.optimizer = self.config.optimizer(self.parameters(state), self._rate(1.0))
+        if isinstance(self.schedule, Quench) and tau != state.tau:
+            self.jumped(state)
         state.tau = tau
         state.optimizer.param_groups[0]["lr"] = self._rate(progress.remaining)
         state.optimizer.zero_grad(set_to_none=True)

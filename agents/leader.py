@@ -295,7 +295,7 @@ class Leader:
     @property
     def remaining_timesteps(self) -> int:
         """What is left of the last call of ``learn``, in its unit: 0 where it came to its end."""
-        return max(0, self.run.total - self.state.num_timesteps)
+        return int(max(0, self.run.total - self.state.num_timesteps))
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
@@ -352,7 +352,7 @@ class Leader:
                         self._write(found)
                     elif run.iteration % self.config.eval_every == 0:
                         self._judge(found)
-                        bar.set_postfix({"best leader return": f"{run.kept.evaluation.leader_return:.3f}"})
+                        bar.set_postfix({"best leader return": f"{run.kept.evaluation.leader_return:.3f}"})  # type: ignore[union-attr]
                     if not called(self):
                         break
                 if method.judges and run.evaluated_at != run.iteration:

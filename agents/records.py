@@ -35,7 +35,7 @@ def storable(cls: Class) -> Class:
     return cls
 
 
-def _name(cls: type) -> str:
+def _name(cls: Any) -> str:
     own = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
     return cls.__name__ if own else f"{cls.__module__}:{cls.__qualname__}"
 
@@ -51,9 +51,9 @@ def encode(value: Any) -> Any:
     Raises:
         TypeError: a value that no leader file can hold, such as a function.
     """
-    if dataclasses.is_dataclass(value) and _CLASSES.get(_name(type(value))) is type(value):
-        fields = {name: encode(getattr(value, name)) for name in _kept(type(value))}
-        return {"class": _name(type(value)), "fields": fields}
+    kind: Any = type(value)
+    if dataclasses.is_dataclass(value) and _CLASSES.get(_name(kind)) is kind:
+        return {"class": _name(kind), "fields": {name: encode(getattr(value, name)) for name in _kept(kind)}}
     if isinstance(value, type):
         if getattr(torch.optim, value.__name__, None) is value:
             return {"optimizer": value.__name__}
@@ -88,10 +88,10 @@ def decode(value: Any) -> Any:
         require(set(fields) <= set(_kept(cls)), "path", f"a {cls.__name__} of {_kept(cls)}", sorted(fields))
         return cls(**{key: decode(item) for key, item in fields.items()})
     if "optimizer" in value:
-        cls = getattr(torch.optim, value["optimizer"], None)
-        is_optimizer = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+        found = getattr(torch.optim, value["optimizer"], None)
+        is_optimizer = isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
         require(is_optimizer, "path", "a leader file with a class of torch.optim", repr(value["optimizer"]))
-        return cls
+        return found
     return {key: decode(item) for key, item in value["dict"].items()}
 
 
@@ -161,12 +161,8 @@ def restore(value: Any, tree: Any, name: str = "state", kind: Any = Any) -> Any:
         require(fits, name, f"a {wanted.__name__}", repr(tree))
         return wanted(tree)
     if isinstance(value, dict) and value:
-        require(
-            isinstance(tree, dict) and tree.keys() == {str(key) for key in value},
-            name,
-            sorted(map(str, value)),
-            repr(tree),
-        )
+        alike = isinstance(tree, dict) and tree.keys() == {str(key) for key in value}
+        require(alike, name, f"a part for each of {sorted(map(str, value))}", repr(tree))
         (_, of) = typing.get_args(kind) or (Any, Any)
         return {key: restore(item, tree[str(key)], f"{name}.{key}", of) for key, item in value.items()}
     if isinstance(value, (list, tuple)) or typing.get_origin(kind) in (list, tuple):
@@ -175,7 +171,7 @@ def restore(value: Any, tree: Any, name: str = "state", kind: Any = Any) -> Any:
 
 
 def _restore_record(value: Any, tree: Any, name: str, kind: Any) -> Any:
-    cls = type(value) if dataclasses.is_dataclass(value) else kind
+    cls: Any = type(value) if dataclasses.is_dataclass(value) else kind
     hints = typing.get_type_hints(cls)
     fields = _kept(cls)
     alike = isinstance(tree, dict) and tree.keys() == set(fields)
@@ -245,9 +241,8 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, tree: Any) -> Any:
 def _alike(fresh: Any, tree: Any) -> Any:
     """A tree that is built like a fresh one, numbers standing for finite numbers; raises ``ValueError`` for any other."""
     if isinstance(fresh, dict):
-        require(
-            isinstance(tree, dict) and tree.keys() == {str(k) for k in fresh}, "optimizer", sorted(fresh), repr(tree)
-        )
+        alike = isinstance(tree, dict) and tree.keys() == {str(key) for key in fresh}
+        require(alike, "optimizer", f"a part for each of {sorted(fresh)}", repr(tree))
         return {key: _alike(part, tree[str(key)]) for key, part in fresh.items()}
     if isinstance(fresh, (list, tuple)):
         require(isinstance(tree, list) and len(tree) == len(fresh), "optimizer", f"{len(fresh)} parts", repr(tree))

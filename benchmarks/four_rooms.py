@@ -26,6 +26,7 @@ from bilevel_gym.agents import (
     ValuePenalty,
 )
 from bilevel_gym.agents.exact import ExactLeader
+from bilevel_gym.agents.leaders.hypergradient import HypergradientMethod
 from bilevel_gym.agents.schedules import Quench
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.four_rooms import FourRoomsProblem
@@ -68,12 +69,17 @@ TARGET_CELLS, TARGET_MS = 8, 1.5
 COST_ITERATIONS = 300
 
 
-class OptimiserKept(Hypergradient):
+class KeepsItsOptimiser(HypergradientMethod):
     """The hypergradient whose optimiser is not made afresh where tau jumps."""
 
-    def _restart_optimizer(self) -> None:
-        if not hasattr(self, "optimizer"):
-            super()._restart_optimizer()
+    def jumped(self, state: Any) -> None:
+        pass
+
+
+class OptimiserKept(Hypergradient):
+    """A leader by :class:`KeepsItsOptimiser`."""
+
+    method_class = KeepsItsOptimiser
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,13 @@ from bilevel_gym.agents import (
     ValuePenalty,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.penalties import WeightedPenalty
+from bilevel_gym.agents.penalties import Penalty
 
 from .figures import draw_band, new_figure, on_grid, save_figure
 from .runs import Data, Runs, run_all
 
 LAM = Geometric(2.0, 8.0)
-PENALTIES: dict[str, WeightedPenalty] = {"value": ValuePenalty(lam=LAM), "Bellman": BellmanPenalty(lam=LAM)}
+PENALTIES: dict[str, Penalty] = {"value": ValuePenalty(lam=LAM), "Bellman": BellmanPenalty(lam=LAM)}
 COLOURS = {"value": "tab:orange", "Bellman": "tab:blue"}
 DRIVER_TAU = 0.5
 PROBLEMS: dict[str, Data] = {

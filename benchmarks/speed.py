@@ -54,40 +54,33 @@ class Clock:
         self.wall += time.perf_counter() - self._start[1]
 
 
-class TimedPBRL(PBRL):
-    """PBRL with a clock on the training of its two followers."""
-
-    clock: Clock | None = None
-
-    def _train_followers(self) -> None:
-        with self.clock or Clock():
-            super()._train_followers()
-
-    @property
-    def follower_steps(self) -> int:
-        """Steps that both followers have trained."""
-        return self.best_response.num_timesteps + self.penalised.num_timesteps
+def follower_steps(leader: PBRL) -> int:
+    """Steps that both followers have trained."""
+    return int(leader.best_response.num_timesteps + leader.penalised.num_timesteps)
 
 
-def plain_model(leader: TimedPBRL) -> BaseAlgorithm:
+def plain_model(leader: PBRL) -> BaseAlgorithm:
     """The same algorithm with the same settings on the same stack of wrappers, its copies at x + noise as in the loop."""
     venv = RewardMixing(leader.worlds.make(leader.config.n_envs), 1.0 / leader.lam)
-    set_leader(venv, leader._neighbourhood())
+    set_leader(venv, leader.neighbourhood(leader.state))
     return build_model(leader.follower_spec, venv, leader.worlds.gamma, seed=0, linear=leader.worlds.linear)
 
 
-def loop_speed(leader: TimedPBRL, steps: int) -> Data:
+def loop_speed(leader: PBRL, steps: int) -> Data:
     """Frames a second of the followers while the leader learns, and what share of its time they take."""
-    leader.clock, whole, before = Clock(), Clock(), leader.follower_steps
+    clock, whole, before, level = Clock(), Clock(), follower_steps(leader), leader.level
+
+    def train(*arguments: Any) -> Any:
+        with clock:
+            return type(level).train(level, *arguments)
+
+    level.train = train
     with whole:
-        while leader.follower_steps - before < steps:
+        while follower_steps(leader) - before < steps:
             leader.learn(steps // 4, reset_num_timesteps=False)
-    done = leader.follower_steps - before
-    return {
-        "cpu": done / leader.clock.cpu,
-        "wall": done / leader.clock.wall,
-        "follower_share": leader.clock.cpu / whole.cpu,
-    }
+    del level.train
+    done = follower_steps(leader) - before
+    return {"cpu": done / clock.cpu, "wall": done / clock.wall, "follower_share": clock.cpu / whole.cpu}
 
 
 def plain_speed(model: BaseAlgorithm, steps: int) -> Data:
@@ -106,7 +99,7 @@ def medians(records: list[Data]) -> Data:
 
 def follower_speed(algorithm: str, size: int, steps: int, repeats: int) -> Data:
     """Row 1: frames a second in the leader's loop and in plain ``learn``, in turns."""
-    leader = TimedPBRL(ENV_ID, getattr(stable_baselines3, algorithm), env_kwargs={"n_states": size})
+    leader = PBRL(ENV_ID, getattr(stable_baselines3, algorithm), env_kwargs={"n_states": size})
     model = plain_model(leader)
     leader.learn(2 * int(leader.config.warmup_steps))
     plain_speed(model, int(leader.config.warmup_steps))
@@ -129,12 +122,12 @@ def follower_speed(algorithm: str, size: int, steps: int, repeats: int) -> Data:
     }
 
 
-def hand_over_ms(leader: TimedPBRL, repeats: int = 50) -> float:
+def hand_over_ms(leader: PBRL, repeats: int = 50) -> float:
     """Milliseconds, of the above, of drawing x + noise and giving it to one follower's copies."""
     clock = Clock()
     with clock:
         for _ in range(repeats):
-            set_leader(leader.best_response.venv, leader._neighbourhood())
+            set_leader(leader.best_response.venv, leader.neighbourhood(leader.state))
     return clock.cpu / repeats * 1e3
 
 

@@ -192,7 +192,7 @@ class GameRolloutEstimator(Estimator):
         self.leaders.set_leader(x.detach().numpy())
         against_2 = play(self.players, best[0], pi[1], self.horizon, seed)
         against_1 = play(self.players, pi[0], best[1], self.horizon, seed)
-        own = play(self.leaders, *pi, self.horizon, seed)
+        own = play(self.leaders, pi[0], pi[1], self.horizon, seed)
 
         d_2, d_1 = (self._visits(name, e) for name, e in (("against_2", against_2), ("against_1", against_1)))
         d_leader = self._visits("leader", own)

@@ -259,13 +259,16 @@ class PBRLMethod(Method):
             "gradient_norm": float(found.ascent.norm()),
         }
 
-    def _train(self, state: PBRLState, progress: Progress) -> None:
-        config, n = self.config, len(state.followers)
-        # x for every parallel environment: x itself, and x plus noise, projected on X.
+    def neighbourhood(self, state: PBRLState) -> NDArray[np.float64]:
+        """x for every parallel environment, ``[n_envs, dim]``: x itself, and x plus noise, projected on X."""
+        config = self.config
         points = np.repeat(state.x.detach().numpy()[None], config.n_envs, axis=0)
         noisy = round(config.noisy_share * config.n_envs) if config.observe_commitment else 0
         points[:noisy] += config.x_noise * state.rng.standard_normal((noisy, points.shape[1]))
-        points = self.leader_set.project(torch.from_numpy(points)).numpy()
+        return self.leader_set.project(torch.from_numpy(points)).numpy()
+
+    def _train(self, state: PBRLState, progress: Progress) -> None:
+        config, n, points = self.config, len(state.followers), self.neighbourhood(state)
         # Steps asked of each follower now, the warm-up's at first, and those it will be asked for in all.
         asked = config.follower_steps + (0 if state.warm else min(int(config.warmup_steps), progress.total // 8))
         per_iteration = n * config.follower_steps + state.estimator.planned_steps

@@ -220,7 +220,7 @@ class LearnedPlayers:
         return Evaluation(
             leader_return=self.exact.at_best_response(x, problem.tau0),
             leader_return_at_pi_y=float(self.exact.leader_return(x, pi)),
-            gap=float(nikaido_isoda_gap(problem.game(x), *pi, problem.tau)),
+            gap=float(nikaido_isoda_gap(problem.game(x), pi[0], pi[1], problem.tau)),
             penalty=None if state.penalty_estimate is None else state.penalty_estimate.mean,
             lam=state.lam,
             tau=problem.tau,

@@ -127,7 +127,7 @@ class Penalty(ABC):
             for term in self.terms(n, level.zero_sum)
             if term.player is not None
         ]
-        total = returns[0]
+        total: Tensor = returns[0]
         for part in returns[1:]:
             total = total + part
         return total

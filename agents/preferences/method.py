@@ -265,7 +265,7 @@ class PreferenceMethod(Method):
         soon = state.num_timesteps + done * len(state.followers) * config.follower_steps
         share = min(1.0, soon / max(1, progress.total))
         share = share if early == 0.0 else np.log1p(early * share) / np.log1p(early)
-        return round(config.first_labels + (config.labels - config.first_labels) * float(share)) - state.asked
+        return int(round(config.first_labels + (config.labels - config.first_labels) * float(share)) - state.asked)
 
     def ask(self, state: Any, n: int, since: int) -> None:
         """Ask ``n`` questions, as far as they are allowed, about segments recorded from step ``since`` on."""
