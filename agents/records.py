@@ -40,7 +40,7 @@ def _name(cls: Any) -> str:
     return cls.__name__ if own else f"{cls.__module__}:{cls.__qualname__}"
 
 
-def _kept(cls: type) -> list[str]:
+def _kept(cls: Any) -> list[str]:
     """The fields of a record that a file holds: all but those with the metadata ``{"kept": False}``."""
     return [f.name for f in dataclasses.fields(cls) if f.metadata.get("kept", True)]
 
@@ -55,9 +55,10 @@ def encode(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and _CLASSES.get(_name(kind)) is kind:
         return {"class": _name(kind), "fields": {name: encode(getattr(value, name)) for name in _kept(kind)}}
     if isinstance(value, type):
-        if getattr(torch.optim, value.__name__, None) is value:
-            return {"optimizer": value.__name__}
-        raise TypeError(f"a leader file cannot hold the class {value.__name__}; it is none of torch.optim")
+        name = value.__name__
+        if getattr(torch.optim, name, None) is value:
+            return {"optimizer": name}
+        raise TypeError(f"a leader file cannot hold the class {name}; it is none of torch.optim")
     if isinstance(value, (np.ndarray, Tensor, np.generic)):
         return value.tolist()
     if isinstance(value, (list, tuple)):
