@@ -115,7 +115,7 @@ class BellmanPenalty(Penalty):
     def check(self, n_players: int, n_states: int | None = None) -> None:
         super().check(n_players)
         given = None if self.mu is None else len(self.mu)
-        require(given in (None, n_states), "mu", f"{n_states} weights, one a state", given)
+        require(n_states is None or given in (None, n_states), "mu", f"{n_states} weights, one a state", given)
 
     def roles(self, n_players: int) -> tuple[Role, ...]:
         return one_follower(prior=True)

@@ -131,7 +131,7 @@ def test_a_trial_s_follower_knows_nothing_of_earlier_ones() -> None:
     assert problem is not None
     for x in (1.4, -0.5, 1.0):
         point = np.array([x])
-        returns = leader.trial(point, 4000)
+        returns = leader.trial(leader.state, point, 4000)
         best = leader_return_at_best_response(problem, torch.from_numpy(point), 0.002)
         assert float(returns.mean()) == pytest.approx(best, abs=max(4.0 * returns.std() / 8.0, 0.25))
 
@@ -178,7 +178,7 @@ def test_files_of_sampled_leaders(tmp_path: Path) -> None:
     assert loaded.learn(2000, reset_num_timesteps=False).num_timesteps >= leader.num_timesteps + 2000
     with pytest.raises(ValueError, match=r"^follower: expected .*A2C"):
         CMAES.load(path, DQN)
-    with pytest.raises(ValueError, match=r"^problem: expected the problem of"):
+    with pytest.raises(ValueError, match=r"^env: expected the environment of"):
         CMAES.load(path, env=gym.make("bilevel_gym/TwoState-v0", cost=2.0))
 
 

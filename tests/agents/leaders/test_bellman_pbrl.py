@@ -29,8 +29,7 @@ from bilevel_gym.agents import (
     leader_return_at_best_response,
 )
 from bilevel_gym.agents.estimators.base import GradientEstimate
-from bilevel_gym.agents.leaders.bellman_pbrl import BellmanPBRL
-from bilevel_gym.agents.lower_levels.learned_follower import lived_mdp
+from bilevel_gym.agents.followers.soft_q import SoftQFollower
 from bilevel_gym.agents.schedules import Constant
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem, policy_return
 from bilevel_gym.envs.tabular import TabularEnv
@@ -75,11 +74,10 @@ PROBLEMS: dict[str, Any] = {
 }
 
 
-def held_policies(name: str, config: PBRLConfig) -> tuple[BellmanPBRL, TabularProblem, list[Tensor]]:
+def held_policies(name: str, config: PBRLConfig) -> tuple[PBRL, TabularProblem, list[Tensor]]:
     """A leader whose two followers answer with fixed random policies of unlike entropy."""
     x0 = None if name == "Stackelberg" else 0.3 * np.arange(1, 4)
     leader = PBRL(PROBLEMS[name](), DQN, BellmanPenalty(lam=LAM), config, x0=x0)
-    assert isinstance(leader, BellmanPBRL)
     problem = leader.worlds.problem
     assert problem is not None
     shape, rng = problem.follower_mdp(problem.start_x()).r.shape, torch.Generator().manual_seed(1)
@@ -91,6 +89,13 @@ def held_policies(name: str, config: PBRLConfig) -> tuple[BellmanPBRL, TabularPr
 
         follower.probabilities = probabilities  # type: ignore[method-assign]
     return leader, problem, policies
+
+
+def lived_mdp(problem: TabularProblem, x: Tensor) -> TabularMDP:
+    """M(x) as learned followers live in it: every step earns its entropy, and simulators take missing actions."""
+    mdp = problem.follower_mdp(x)
+    mask = None if problem.takes_missing_actions else mdp.mask
+    return TabularMDP(mdp.P, mdp.r, mdp.rho, mdp.gamma, mdp.terminal, mask, terminal_entropy=True, validate=False)
 
 
 def objective(problem: TabularProblem, x: Tensor, policies: list[Tensor], tau: float) -> Tensor:
@@ -164,7 +169,6 @@ def test_near_policies_are_compared_on_near_episodes() -> None:
 def test_followers_train_on_their_own_rewards_at_the_x_and_lam_of_now() -> None:
     config = replace(SMALL, noisy_share=0.0)
     leader = PBRL(TabularEnv(moved_problem(dynamics=False)), DQN, BellmanPenalty(lam=Geometric(2.0, 8.0)), config)
-    assert isinstance(leader, BellmanPBRL)
     problem, checked, train = leader.worlds.problem, [], type(leader.best_response).train
     assert problem is not None
 
@@ -270,7 +274,8 @@ def test_missing_actions_that_simulators_take_are_actions() -> None:
 def test_a_saved_leader_comes_back(tmp_path: Path) -> None:
     leader = small(penalty=BellmanPenalty(lam=Geometric(2.0, 8.0))).learn(4000)
     again = PBRL.load(leader.save(tmp_path / "leader"))
-    assert isinstance(again, BellmanPBRL)
+    assert isinstance(again.best_response, SoftQFollower)
+    assert again.penalised.prior is again.best_response
     assert np.array_equal(again.x, leader.x)
     assert again.evaluate() == leader.evaluate()
     x = torch.from_numpy(leader.x)

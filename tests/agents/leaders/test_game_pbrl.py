@@ -24,7 +24,6 @@ from bilevel_gym.agents import (
     ValuePenalty,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.leaders.game_pbrl import GamePBRL
 from bilevel_gym.envs.incentive_design_v0 import IncentiveDesignEnv
 from bilevel_gym.envs.incentive_design_v0 import env as turn_by_turn
 from bilevel_gym.envs.mdp import nikaido_isoda_gap, random_incentive_design
@@ -35,11 +34,9 @@ SIZES = {"n_states": 3, "n_actions_1": 3, "n_actions_2": 2}
 SMALL = PBRLConfig.for_a_game(n_envs=8, follower_steps=128, warmup_steps=128, estimator=Rollouts(8), eval_every=2)
 
 
-def small(follower: Any = A2C, **changes: Any) -> GamePBRL:
+def small(follower: Any = A2C, **changes: Any) -> PBRL:
     arguments: dict[str, Any] = {"env": ENV_ID, "config": SMALL, "env_kwargs": SIZES, **changes}
-    leader = PBRL(arguments.pop("env"), follower, **arguments)
-    assert isinstance(leader, GamePBRL)
-    return leader
+    return PBRL(arguments.pop("env"), follower, **arguments)
 
 
 @pytest.mark.filterwarnings("ignore:the best response was certified worse")  # 128 steps are few
@@ -68,7 +65,7 @@ def test_records_are_exact_at_the_equilibrium_and_at_the_players_own_policies() 
     leader.learn(4000)
     record, x = leader.history[-1], torch.from_numpy(leader.last_x)
     problem = random_incentive_design(3, 3, 2, seed=0)
-    pi, _ = leader.four.policies(x)
+    pi, _ = leader.method.level.policies(leader.followers, x)
     assert record.leader_return == pytest.approx(leader_return_at_best_response(problem, x), abs=1e-12)
     assert record.leader_return_at_pi_y == pytest.approx(float(problem.leader_return(x, pi)), abs=1e-12)
     assert record.gap == pytest.approx(float(nikaido_isoda_gap(problem.game(x), *pi, problem.tau)), abs=1e-12)
@@ -142,7 +139,8 @@ def test_followers_may_see_the_incentives() -> None:
     leader = small(PPO, config=replace(SMALL, observe_commitment=True, x_noise=1.0))
     leader.learn(4000)
     points = np.stack([leader.last_x, leader.last_x + 3.0])
-    for table in leader.four.tables(points):
+    for follower in leader.followers.values():
+        table = leader.method.level.tables(follower, points)
         assert table.shape[:2] == (2, 3)
         assert not np.array_equal(table[0], table[1])
 

@@ -153,8 +153,8 @@ def test_the_contexts_drawn_have_their_probabilities() -> None:
     drawn = []
 
     def watch(one: Any) -> None:
-        drawn.append(one._V.abs().sum(-1) > 0)
-        one._V.zero_()
+        drawn.append(one.V.abs().sum(-1) > 0)
+        one.V.zero_()
 
     leader.learn(200, watch)
     counts = torch.stack(drawn).double()

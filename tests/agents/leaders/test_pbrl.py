@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import json
 import zipfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ from bilevel_gym.agents import (
     ValuePenalty,
     leader_return_at_best_response,
 )
+from bilevel_gym.agents.estimators import rollouts
 from bilevel_gym.agents.estimators.base import GradientEstimate
-from bilevel_gym.agents.estimators.rollouts import RolloutGradient, collect, episode_returns
+from bilevel_gym.agents.estimators.rollouts import Rollout, RolloutEstimator, collect, episode_returns
+from bilevel_gym.agents.leaders.pbrl import PBRLMethod, PBRLState
 from bilevel_gym.envs.core import LeaderEnv
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem, policy_return
 from bilevel_gym.envs.tabular import TabularEnv, TabularVectorEnv
@@ -134,7 +136,7 @@ def test_the_known_models_gradient_is_that_of_central_differences(name: str) -> 
     assert found.penalty.mean == pytest.approx(float(policy_return(mdp, hat) - policy_return(mdp, pi_y)), abs=1e-12)
     gain = float(problem.leader_return(x, pi_y) - problem.leader_return(x, hat))
     assert found.penalty.margin == pytest.approx(found.penalty.mean + gain / 3.0, abs=1e-12)
-    assert found.penalty.failed == (found.penalty.margin < 0.0)
+    assert found.penalty.stderr == found.penalty.margin_stderr == 0.0
     assert found.steps == 0
 
 
@@ -245,10 +247,12 @@ def test_the_leader_learns_over_several_games() -> None:
 
 def test_the_path_of_x_does_not_read_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = small().learn(10_000).last_x
-    evaluate = PBRL._evaluate_exactly
-    monkeypatch.setattr(
-        PBRL, "_evaluate_exactly", lambda self, x: replace(evaluate(self, x), leader_return=-float(self.iteration))
-    )
+    evaluate = PBRLMethod.evaluate
+
+    def worse_every_time(self: PBRLMethod, state: Any, x: Tensor, iteration: int) -> Any:
+        return replace(evaluate(self, state, x, iteration), leader_return=-float(iteration))
+
+    monkeypatch.setattr(PBRLMethod, "evaluate", worse_every_time)
     blind = small().learn(10_000)
     assert np.array_equal(blind.last_x, honest)
     assert np.array_equal(blind.x, np.zeros(25))  # the choice of the best does read it
@@ -375,17 +379,23 @@ def test_any_environment_without_a_model() -> None:
     assert record.steps == leader.num_timesteps
 
 
-def test_wrapped_environments_are_not_bypassed() -> None:
+def test_wrapped_environments_are_not_bypassed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Doubled(gym.RewardWrapper[Any, Any]):
         def reward(self, reward: Any) -> float:
             return 2.0 * float(reward)
 
     plain, doubled = small(), small(env=Doubled(gym.make(ENV_ID, n_states=5)), env_kwargs=None)
-    assert isinstance(plain.gradient, RolloutGradient)
-    assert isinstance(doubled.gradient, RolloutGradient)
-    assert type(plain.gradient.venv.unwrapped).__name__ == "VectorEnvAdapter"
-    assert type(doubled.gradient.venv.unwrapped).__name__ == "DummyVecEnv"
-    played = doubled.gradient.episodes(doubled._x, doubled.best_response, doubled.penalised)
+    assert type(plain.estimator.venv.unwrapped).__name__ == "VectorEnvAdapter"
+    assert type(doubled.estimator.venv.unwrapped).__name__ == "DummyVecEnv"
+    played: list[Rollout] = []
+
+    def watched(*asked: Any) -> Rollout:
+        played.append(collect(*asked))
+        return played[-1]
+
+    monkeypatch.setattr(rollouts, "collect", watched)
+    estimated(doubled)
+    assert len(played) == 2
     rewards = played[0].r_follower
     paid: Any = doubled.worlds.env.unwrapped.problem.r_follower.numpy().ravel()  # type: ignore[attr-defined]
     assert np.isin(np.round(rewards / 2, 5), np.round(paid, 5)).all()
@@ -428,9 +438,10 @@ def test_a_callable_follower_is_never_stored(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="follower: expected the algorithm"):
         PBRL.load(path, follower=DQN)
     with zipfile.ZipFile(path) as archive:
-        assert sorted(archive.namelist()) == ["leader.json", "tensors.pt"]
-        tensors = torch.load(io.BytesIO(archive.read("tensors.pt")), weights_only=True)
-    assert set(tensors) == {"x", "kept", "optimizer", "best_response", "penalised", "critics", "replay"}
+        names, header = archive.namelist(), json.loads(archive.read("leader.json"))
+    assert names == ["leader.json", *(f"arrays/{i}.npy" for i in range(len(names) - 1))]
+    assert set(header["state"]["state"]) == {field.name for field in fields(PBRLState)}
+    assert header["follower"] is None
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
@@ -445,7 +456,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
         PBRL.load(tmp_path / "none.zip")
     with pytest.raises(ValueError, match="path: expected the file of a TabularPBRL, got that of a PBRL"):
         TabularPBRL.load(path)
-    with pytest.raises(ValueError, match="problem: expected the problem of"):
+    with pytest.raises(ValueError, match="env: expected the environment of"):
         PBRL.load(path, env=gym.make(ENV_ID, n_states=5, seed=8))
     given = small(env=gym.make(ENV_ID, n_states=5), env_kwargs=None).save(tmp_path / "given.zip")
     with pytest.raises(ValueError, match="env: expected the environment that this leader was trained on"):
@@ -545,8 +556,8 @@ def test_a_time_limit_is_no_end() -> None:
         return (rows.cumsum(-1) < rng.random((len(rows), 1))).sum(-1)
 
     assert leader.worlds.horizon(0.01) == 5
-    assert isinstance(leader.gradient, RolloutGradient)
-    rollout = collect(leader.gradient.venv, act, 5, seed=0)
+    assert isinstance(leader.estimator, RolloutEstimator)
+    rollout = collect(leader.estimator.venv, act, 5, seed=0)
     sampled = episode_returns(rollout, leader.worlds.base_space, leader.worlds.gamma)
     x = problem.start_x()
     exact = policy_return(problem.follower_mdp(x), pi), problem.leader_return(x, pi)

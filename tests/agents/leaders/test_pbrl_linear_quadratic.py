@@ -32,7 +32,7 @@ def test_continuous_algorithms_play_the_linear_quadratic_game(algorithm: Any, tm
     assert record.gap > 0.0
     again = PBRL.load(leader.save(tmp_path / "leader.zip"))
     assert again.evaluate() == record
-    with pytest.raises(ValueError, match="expected the problem of"):
+    with pytest.raises(ValueError, match="env: expected the environment of"):
         PBRL.load(tmp_path / "leader.zip", env=gym.make(LQ, sigma=0.2))
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.agents import Geometric, NikaidoIsodaPenalty
+from bilevel_gym.agents.lower_levels import TwoPlayers
 from bilevel_gym.agents.penalties import nikaido_isoda_penalty, nikaido_isoda_penalty_gradient
 from bilevel_gym.envs.mdp import (
     ZeroSumGame,
@@ -77,17 +78,17 @@ def test_closed_form_gradients_are_autograd_s(tau: float) -> None:
 @pytest.mark.parametrize("tau", [1.0, TAU, 0.0])
 def test_it_is_exploitability_positive_but_for_nash(tau: float) -> None:
     game = random_game(4)
-    penalty = NikaidoIsodaPenalty()
+    penalty, level = NikaidoIsodaPenalty(), TwoPlayers(None)
     for seed in range(20):
         pair = random_pair(game, seed, spread=10.0 if seed % 2 else 1.0)
         first, second = best_responses(game, *pair, tau)
-        value = penalty(game, *pair, first.pi, second.pi, tau)
+        value = penalty.value(level, game, pair, (first.pi, second.pi), tau)
         assert float(value) > 0.0
         torch.testing.assert_close(value, nikaido_isoda_gap(game, *pair, tau), rtol=1e-9, atol=1e-9)
     nash = solve_nash(game, tau)
     pair = nash.pi1, nash.pi2
     first, second = best_responses(game, *pair, tau)
-    assert abs(float(penalty(game, *pair, first.pi, second.pi, tau))) < 1e-9
+    assert abs(float(penalty.value(level, game, pair, (first.pi, second.pi), tau))) < 1e-9
     if tau > 0.0:
         for s in range(game.n_states):  # a mistake in any single state, of either player, is seen
             for player in (0, 1):

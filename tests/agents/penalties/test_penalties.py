@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from bilevel_gym.agents.lower_levels import OneFollower
 from bilevel_gym.agents.penalties import (
     BellmanPenalty,
     Penalty,
@@ -52,6 +54,11 @@ PENALTIES: dict[str, tuple[Penalty, Callable[[TabularMDP, Tensor, float], Tensor
 }
 
 
+def value_of(penalty: Penalty, mdp: TabularMDP, pi: Tensor, star: Tensor, tau: float) -> Tensor:
+    """p(x, y), ``[...]``, of one follower in this MDP."""
+    return penalty.value(OneFollower(None), mdp, (pi,), (star,), tau)
+
+
 def best_response(mdp: TabularMDP, tau: float = TAU) -> Tensor:
     return solve_soft(mdp.detach(), tau).pi
 
@@ -62,12 +69,12 @@ def test_a_penalty_is_positive_but_for_the_best_response(name: str, kind: str) -
     penalty, truth = PENALTIES[kind]
     mdp = MDPS[name](1)
     star = best_response(mdp)
-    assert float(penalty(mdp, star, star, TAU).abs().max()) < 1e-11
+    assert float(value_of(penalty, mdp, star, star, TAU).abs().max()) < 1e-11
     if mdp.n_actions == 1:
         return
     for seed in range(20):
         pi = random_policy(mdp, seed, spread=10.0 if seed % 2 else 1.0)
-        value = penalty(mdp, pi, star, TAU)
+        value = value_of(penalty, mdp, pi, star, TAU)
         assert float(value.min()) > 0.0
         torch.testing.assert_close(value, truth(mdp, pi, TAU), rtol=1e-10, atol=1e-11)
     if mdp.batch_shape or mdp.mask is not None:
@@ -75,7 +82,7 @@ def test_a_penalty_is_positive_but_for_the_best_response(name: str, kind: str) -
     for s in range(mdp.n_states - (mdp.terminal is not None)):  # a mistake in any single state is seen
         one_off = star.clone()
         one_off[s] = 0.9 * star[s] + 0.1 * torch.eye(mdp.n_actions, dtype=F64)[0]
-        assert float(penalty(mdp, one_off, star, TAU)) > 1e-6
+        assert float(value_of(penalty, mdp, one_off, star, TAU)) > 1e-6
 
 
 @pytest.mark.parametrize("kind", PENALTIES)
@@ -88,7 +95,7 @@ def test_gradients_are_those_of_the_penalty_solved_anew(name: str, seed: int, ki
     mdp = problem.follower_mdp(x)
     star, pi = best_response(mdp), random_policy(mdp, seed)
     assert_gradient(
-        autograd(lambda z: problem.over_contexts(penalty(problem.follower_mdp(z), pi, star, TAU)), x),
+        autograd(lambda z: problem.over_contexts(value_of(penalty, problem.follower_mdp(z), pi, star, TAU)), x),
         numerical_gradient(lambda z: problem.over_contexts(truth(problem.follower_mdp(z), pi, TAU)), x),
     )
 
@@ -97,7 +104,7 @@ def test_gradients_are_those_of_the_penalty_solved_anew(name: str, seed: int, ki
 
     y = torch.randn(pi.shape, generator=generator(seed), dtype=F64)
     assert_gradient(
-        autograd(lambda z: penalty(mdp, softmax(z), star, TAU).sum(), y),
+        autograd(lambda z: value_of(penalty, mdp, softmax(z), star, TAU).sum(), y),
         numerical_gradient(lambda z: truth(mdp, softmax(z), TAU).sum(), y),
     )
 
@@ -143,7 +150,7 @@ def test_both_penalties_are_mean_divergences(tau: float) -> None:
             torch.testing.assert_close(bellman_penalty(mdp, pi, star, tau, weights), expected, rtol=1e-9, atol=0.0)
         expected = tau * (visitation(mdp, pi) * divergence).sum()
         torch.testing.assert_close(value_penalty(mdp, pi, star, tau), expected, rtol=1e-9, atol=0.0)
-    by_class = BellmanPenalty(mu=mu.tolist())(mdp, pi, star, tau)
+    by_class = value_of(BellmanPenalty(mu=mu.tolist()), mdp, pi, star, tau)
     assert float(by_class) == float(bellman_penalty(mdp, pi, star, tau, mu))
 
 
@@ -242,6 +249,6 @@ def test_bad_weights_are_named() -> None:
 def test_the_bellman_penalty_needs_entropy(tau: float) -> None:
     mdp = random_mdp(0)
     pi = random_policy(mdp)
-    for function in (BellmanPenalty(), bellman_penalty, bellman_penalty_gradient):
+    for function in (partial(value_of, BellmanPenalty()), bellman_penalty, bellman_penalty_gradient):
         with pytest.raises(ValueError, match=r"^tau: expected a number in \(0, inf\)"):
             function(mdp, pi, pi, tau)
