@@ -56,7 +56,7 @@ def run_all(
     Raises:
         KeyboardInterrupt: a signal, once the runs in hand have been saved or ended.
     """
-    context = _context(["stable_baselines3", function.__module__])
+    context = _context([function.__module__])
     waiting, running = deque(enumerate(tasks)), dict[Any, tuple[int, Any]]()
 
     def collect() -> None:
