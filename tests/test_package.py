@@ -163,7 +163,9 @@ def test_import_loads_neither_torch_nor_sb3(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SUBPACKAGES)
 def test_second_copies_of_the_classes_are_refused(name: str) -> None:
     """In the checkout's root, ``import envs`` would find the folder of that name."""
-    done = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert f"ImportError: import bilevel_gym.{name}, not {name}" in done.stderr
 
