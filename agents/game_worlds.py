@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
@@ -102,7 +103,12 @@ class GameWorlds:
 
     def every_observation(self, points: Floats) -> NDArray[Any]:
         """What a player sees in each state under each x of ``[k, dim]``, ``[k * S, ...]``."""
-        return VectorEnvAdapter(self.simulator(1, 1), self.observe_commitment).every_observation(points)
+        return self._view.every_observation(points)
+
+    @cached_property
+    def _view(self) -> VectorEnvAdapter:
+        """What tells what players see."""
+        return VectorEnvAdapter(self.simulator(1, 1), self.observe_commitment)
 
     def horizon(self, tail: float) -> int:
         """Steps after which the discount has fallen to ``tail``, no more than an episode's limit."""

@@ -209,7 +209,7 @@ class TabularLeaderModel(nn.Module):
 
 @dataclass(frozen=True)
 class _Field:
-    """One field of a kernel: its rows, and where each copy's rows start (0 where all copies share them)."""
+    """One field of a kernel: its rows, and where each environment's own begin (0 where all share them)."""
 
     values: Floats
     offset: Integers | int
@@ -219,12 +219,12 @@ class _Field:
 class _Tables:
     """The kernel at the current x as flat numpy arrays; a field that is the same tensor as before is kept.
 
-    Row numbers: ``z = c * S + s`` for a state, ``z * A + a``, ``(z * A + a) * W + w``; a copy's own rows follow
-    another's.
+    Row numbers: ``z = c * S + s`` for a state, ``z * A + a``, ``(z * A + a) * W + w``; an environment's
+    own rows follow another's.
     """
 
-    def __init__(self, problem: TabularProblem, n_copies: int) -> None:
-        self._problem, self._n = problem, n_copies
+    def __init__(self, problem: TabularProblem, n_envs: int) -> None:
+        self._problem, self._n = problem, n_envs
         x = problem.start_x()
         with torch.no_grad():
             mdp = problem.follower_mdp(x)
@@ -265,7 +265,7 @@ class _Tables:
 
     @torch.no_grad()
     def load(self, x: Tensor) -> None:
-        """Read the kernel at x, ``[dim]`` for all copies or ``[n, dim]``."""
+        """Read the kernel at x, ``[dim]`` for all environments or ``[n, dim]``."""
         kernel = self._kernel(x)
         self.W = int(kernel.P.shape[-2])
         self.draw_by_state = kernel.draw.shape[-2] == 1
@@ -283,10 +283,10 @@ class _Tables:
         rank = _RANK[name]
         actions = tensor.shape[-rank + 1] if name == "draw" else self.A
         inner = torch.Size([self.S, actions, *tensor.shape[-rank + 2 :]])
-        copies = torch.Size([self._n] if tensor.ndim - rank > len(self._contexts) else [])
-        values = tensor.detach().expand(copies + self._contexts + inner).contiguous().numpy()
+        own = torch.Size([self._n] if tensor.ndim - rank > len(self._contexts) else [])
+        values = tensor.detach().expand(own + self._contexts + inner).contiguous().numpy()
         rows = values.reshape(-1, values.shape[-1]) if sampler is not None else values.reshape(-1)
-        offset: Integers | int = np.arange(self._n) * (rows.shape[0] // self._n) if copies else 0
+        offset: Integers | int = np.arange(self._n) * (rows.shape[0] // self._n) if own else 0
         field = _Field(rows if sampler is None else np.empty(0), offset, None if sampler is None else sampler(rows))
         self._seen[name] = (tensor, tensor._version, field)
         return field
@@ -371,21 +371,21 @@ class _TabularLeader(OfProblem):
 
 
 class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
-    """Many copies of ``TabularEnv``, stepped together in numpy.
+    """``TabularEnv`` in parallel, stepped together in numpy.
 
-    Copies may have different x: ``set_leader`` takes ``[dim]`` or ``[num_envs, dim]``. Copies that end are reset in
+    Environments may have different x: ``set_leader`` takes ``[dim]`` or ``[num_envs, dim]``. Those that end are reset in
     the same step (``final_obs``, ``final_info``); ``infos["leader_reward"]`` and ``["leader_draw"]`` belong to the
-    step taken, for all copies; where actions are missing, ``["action_mask"]`` is that of the observations returned. Each
-    step consumes three random numbers a copy, from one generator, whatever the actions: two simulators reset with the
+    step taken, for all of them; where actions are missing, ``["action_mask"]`` is that of the observations returned. Each
+    step consumes three random numbers an environment, from one generator, whatever the actions: two simulators reset with the
     same seed see common random numbers.
 
     Args:
         problem: the problem.
-        num_envs: number of copies.
+        num_envs: number of parallel environments.
         max_episode_steps: steps after which an episode is truncated; None for never.
 
     Raises:
-        ValueError: a size under one; in ``step``, actions of the wrong shape or that do not exist in their copy's
+        ValueError: a size under one; in ``step``, actions of the wrong shape or that do not exist in their environment's
             state.
     """
 
@@ -400,7 +400,7 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Integers, dict[str, Any]]:
-        """Start every copy anew; ``options`` are not used."""
+        """Start every environment anew; ``options`` are not used."""
         super().reset(seed=seed)
         self._elapsed[:] = 0
         self._state = self._tables.start.draw(self._first_row, self.np_random.random(self.num_envs))
@@ -412,7 +412,7 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
         return {"action_mask": self.action_masks().astype(np.int8), "_action_mask": self._everyone}
 
     def action_masks(self) -> Flags:
-        """Which actions exist in each copy's current state, ``[num_envs, A]``."""
+        """Which actions exist in each environment's current state, ``[num_envs, A]``."""
         if self._state is None:
             raise gym.error.ResetNeeded("action_masks was called before reset")
         return self._tables.masks(self._state)
@@ -434,12 +434,13 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
         return rows
 
     def step(self, actions: Any) -> tuple[Integers, Floats, Flags, Flags, dict[str, Any]]:
-        """One step of every copy; see the class."""
+        """One step of every environment; see the class."""
         t, z = self._tables, self._state
         if z is None:
             raise gym.error.ResetNeeded("step was called before reset")
         row = pair = self._check(actions, z)
         u = self.np_random.random(out=self._uniforms)
+        # What x makes each environment draw, then where it moves.
         if t.draw.sampler is None:
             w = np.zeros(self.num_envs, dtype=np.int64)
         else:
@@ -450,6 +451,7 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
         following = t.P.sampler.draw((row if t.P_by_draw else pair) + t.P.offset, u[1])
         if t.n_contexts > 1:
             following += z - z % t.S
+        # What both are paid, by the states and actions of the step.
         rewards = t.r_follower.values.take(row + t.r_follower.offset)
         infos: dict[str, Any] = {
             "leader_reward": t.r_leader.values.take(row + t.r_leader.offset),
@@ -457,6 +459,7 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
             "leader_draw": w,
             "_leader_draw": self._everyone,
         }
+        # Which episodes end: those begin anew in the same step, with a random number that is drawn in any case.
         terminated = np.zeros(self.num_envs, dtype=np.bool_) if t.terminal is None else t.terminal.take(z)
         self._elapsed += 1
         truncated = self._elapsed >= self._limit
@@ -468,15 +471,15 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
         return following.copy(), rewards, terminated, truncated, infos
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """What each copy's follower may be shown of x, ``[num_envs, commitment_size]`` for obs ``[num_envs]``."""
+        """What each environment's follower may be shown of x, ``[num_envs, commitment_size]`` for obs ``[num_envs]``."""
         shown = self._commitments()
-        copies, states, _ = shown.shape
+        n, states, _ = shown.shape
         if states == 1:
-            return np.repeat(shown[:, 0], self.num_envs // copies, axis=0)
+            return np.repeat(shown[:, 0], self.num_envs // n, axis=0)
         rows = np.asarray(obs, dtype=np.int64)
-        if copies > 1:
-            rows = rows + np.arange(copies) * states
-        answer: NDArray[np.float32] = shown.reshape(copies * states, -1).take(rows, axis=0)
+        if n > 1:
+            rows = rows + np.arange(n) * states
+        answer: NDArray[np.float32] = shown.reshape(n * states, -1).take(rows, axis=0)
         return answer
 
 

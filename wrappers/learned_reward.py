@@ -1,4 +1,4 @@
-"""The follower is paid a learned reward, worked out for all copies at once."""
+"""The follower is paid a learned reward, worked out for all environments at once."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class LearnedReward(VecEnvWrapper):
     """Pays ``reward(obs, actions)`` for each step; ``info["true_reward"]`` keeps what the environment paid.
 
     Args:
-        venv: copies of any environment.
-        reward: called once a step for all copies, with the observations before it and the actions taken.
+        venv: parallel environments of any kind.
+        reward: called once a step for all of them, with the observations before it and the actions taken.
 
     Raises:
         ValueError: a reward that is no function; in ``step``, rewards of another shape than ``[n]`` or that are not finite.

@@ -1,9 +1,9 @@
 """A recorder of what a follower does: segments of its behaviour, with the true reward kept apart from any learned one.
 
-A segment is ``length`` steps of one copy, cut from one episode. Where the episode ends by itself within it, the rest is padding:
-its mask is 0 and it is worth nothing, as what follows a terminal state is worth nothing. So two segments have the same length
-and may differ in how long they lived, and that is what tells a learned reward its level in worlds whose episodes end. A segment
-never reaches over a time limit or a reset.
+A segment is ``length`` steps of one environment, cut from one episode. Where the episode ends by itself within it, the rest is
+padding: its mask is 0 and it is worth nothing, as what follows a terminal state is worth nothing. So two segments have the same
+length and may differ in how long they lived, and that is what tells a learned reward its level in worlds whose episodes end. A
+segment never reaches over a time limit or a reset.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RUNNING, TERMINATED, CUT = 0, 1, 2
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """``H`` steps of one copy of the world.
+    """``H`` steps of one environment.
 
     Attributes:
         obs: observations before each step, ``[H, ...]``; of stacks of k frames, channels first, the single frames
@@ -38,7 +38,7 @@ class Segment:
         pictures: what a person may be shown of each step, uint8 ``[H, height, width, 3]``; None where none were taken.
         frame_stack: k, or 1 for observations as they are.
         time: the recorder's number of the first step; -1 for a segment from a file.
-        copy: which copy of the world it is of; -1 likewise.
+        copy: number of the environment among its parallel ones; -1 likewise.
 
     Raises:
         ValueError: fields of different lengths, a true reward that is not finite.
@@ -114,16 +114,16 @@ class SegmentRecorder(VecEnvWrapper):
     It belongs below any wrapper that pays another reward: what it records is then the environment's own.
 
     Args:
-        venv: copies of any environment whose observations are arrays.
+        venv: parallel environments whose observations are arrays.
         length: steps of a segment, H.
-        capacity: steps a copy of which it keeps.
+        capacity: steps of each environment that it keeps.
         true_reward: the key of ``info`` under which the true reward stands; None for the reward that is paid.
         pictures: whether to keep ``venv.get_images()`` of every step, for a person to look at.
         frame_stack: k where observations are stacks of k frames, channels first: each frame is then held once, here and in
             segments, and stacks are made on reading.
 
     Attributes:
-        steps: steps a copy so far.
+        steps: steps of each environment so far.
         terminations: episodes that ended by themselves so far.
 
     Raises:
@@ -228,7 +228,7 @@ class SegmentRecorder(VecEnvWrapper):
 
     @property
     def last_observation(self) -> NDArray[Any]:
-        """What each copy observed last, ``[n, ...]``."""
+        """What each environment observed last, ``[n, ...]``."""
         return np.array(self._now)
 
     def arrays(self, whole: bool = False) -> dict[str, NDArray[Any]]:

@@ -196,21 +196,25 @@ class VectorEnvAdapter(VecEnv):
         """Step every environment."""
         obs, rewards, terminated, truncated, columns = self.env.step(self._actions)
         dones, after = terminated | truncated, obs
-        self.arrays = {name: columns[name] for name in ("leader_reward", "leader_draw")}
-        self.arrays["TimeLimit.truncated"] = truncated & ~terminated
-        ended: list[int] = dones.nonzero()[0].tolist()
+        rewarded, drawn, limited = columns["leader_reward"], columns["leader_draw"], truncated & ~terminated
+        self.arrays = {"leader_reward": rewarded, "leader_draw": drawn, "TimeLimit.truncated": limited}
+        # A dict an environment where somebody reads it: at every step if that was asked for, and at the ends of episodes.
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        ended: list[int] = dones.nonzero()[0].tolist()
         if self.infos or ended:
-            rows = {name: array.tolist() if array.ndim == 1 else array for name, array in self.arrays.items()}
-            for i in range(self.num_envs) if self.infos else ended:
-                infos[i] |= {name: values[i] for name, values in rows.items()}
+            draws = drawn.tolist() if drawn.ndim == 1 else drawn
+            told = [
+                {"leader_reward": reward, "leader_draw": draw, "TimeLimit.truncated": cut}
+                for reward, draw, cut in zip(rewarded.tolist(), draws, limited.tolist(), strict=True)
+            ]
+            infos = told if self.infos else infos
         if ended:
             after = obs.copy()
             for i in ended:
                 after[i] = columns["final_obs"][i]
             last = self._shown(after)
             for i in ended:
-                infos[i]["terminal_observation"] = last[i]
+                infos[i] = {**told[i], "terminal_observation": last[i]}
         if self._layout is not None:
             self.arrays |= {"base_obs": self._layout.seen(self._obs), "base_next_obs": self._layout.seen(after)}
         self._obs = obs

@@ -235,7 +235,7 @@ class TabularProblem(BilevelProblem):
     """A leader's parameter x in X and the follower's MDP that it shapes.
 
     Attributes:
-        batched_kernel: whether ``kernel`` takes x ``[n, dim]``, one row a copy of the environment.
+        batched_kernel: whether ``kernel`` takes x ``[n, dim]``, one row an environment.
         takes_missing_actions: whether simulators take an action outside the mask, as the kernel's rows say (a wait, for
             followers that know no masks); else they raise.
         commitment_is_distribution: whether the rows of ``commitment`` sum to one.

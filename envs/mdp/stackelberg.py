@@ -107,7 +107,7 @@ class StackelbergProblem(TabularProblem):
         return (self.leader_policy(x).unsqueeze(-2) @ self.r_leader).squeeze(-2)
 
     def kernel(self, x: Tensor) -> TabularKernel:
-        """w is the leader's action; x may be ``[n, S * A_l]``, one row a copy of the environment."""
+        """w is the leader's action; x may be ``[n, S * A_l]``, one row an environment."""
         draw = self.leader_policy(x).unsqueeze(-2)
         r_follower, r_leader = self.r_follower.transpose(-2, -1), self.r_leader.transpose(-2, -1)
         return TabularKernel(draw, self._kernel_P, r_follower, r_leader)  # type: ignore[attr-defined]

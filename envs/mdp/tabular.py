@@ -206,7 +206,7 @@ class TabularKernel:
 
     w is the leader's own draw (its action in a Stackelberg game); a problem without one has W = 1. An axis A of size one
     means "the same for every follower action". ``draw``, ``r_follower`` and ``r_leader`` may carry a leading axis, one
-    row a copy of the environment.
+    row an environment.
 
     Attributes:
         draw: ``p_x(w|s,a)``, ``[..., S, A or 1, W]``.

@@ -177,7 +177,7 @@ class TollDesignProblem(TabularProblem):
         return self.revenue_weight * self._tolls(x) - self._external
 
     def kernel(self, x: Tensor) -> TabularKernel:
-        """w numbers the factor in ``TIME_FACTORS`` of the link's time; x may be ``[n, L]``, one row a copy."""
+        """w numbers the factor in ``TIME_FACTORS`` of the link's time; x may be ``[n, L]``, one row an environment."""
         factors = torch.tensor(TIME_FACTORS, dtype=torch.float64)
         r_follower = (self._idle - self._tolls(x)).unsqueeze(-1) - self._time.unsqueeze(-1) * factors
         r_leader = self.leader_reward(x).unsqueeze(-1).expand(r_follower.shape)
