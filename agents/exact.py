@@ -250,4 +250,4 @@ class ExactLeader(Leader):
     def policies(self) -> Policies:
         """The method's own policies at the last x, one a player, ``[..., S, A_i]``."""
         method, state = self.method, self.state
-        return tuple(pi.detach() for pi in method.policies(state, method.level.model(state.x.detach())))  # type: ignore[attr-defined]
+        return tuple(pi.detach() for pi in method.policies(state, method.level.model(state.x.detach())))

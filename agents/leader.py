@@ -264,6 +264,8 @@ class Leader:
     given: ClassVar[tuple[str, ...]] = ("problem",)
     """What :meth:`load` takes beside the path, in this order: the world, as ``problem`` or ``env``, and what a file lacks."""
 
+    method: Any
+
     def __init__(self, method: Method, seed: int | None = 0, x0: Any = None) -> None:
         self.method, self.seed = method, check_seed(seed)
         first = method.start_x() if x0 is None else method.leader_set.check(x0, "x0")

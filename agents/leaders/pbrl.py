@@ -395,12 +395,12 @@ class PBRL(Leader):
     @property
     def best_response(self) -> Any:
         """What stands for pihat: the follower, or over a game a dict by player."""
-        return self.method.level.by_player(self.state.followers, "best_response")  # type: ignore[attr-defined]
+        return self.method.level.by_player(self.state.followers, "best_response")
 
     @property
     def penalised(self) -> Any:
         """What stands for pi_y: the follower, or over a game a dict by player."""
-        return self.method.level.by_player(self.state.followers, "penalised")  # type: ignore[attr-defined]
+        return self.method.level.by_player(self.state.followers, "penalised")
 
     @property
     def follower(self) -> SB3Follower:
@@ -424,7 +424,7 @@ class PBRL(Leader):
             ValueError: an x outside X, a ``render_mode`` for an environment that is already made.
         """
         point = self.leader_set.check(self.x if x is None else x, "x").detach()
-        return self.method.level.alone(self.state.followers, point.numpy(), render_mode)  # type: ignore[attr-defined, no-any-return]
+        return self.method.level.alone(self.state.followers, point.numpy(), render_mode)
 
 
 def _twin(arguments: tuple[Any, ...]) -> tuple[SB3Follower, Callable[[Any], int]]:
@@ -435,6 +435,6 @@ def _twin(arguments: tuple[Any, ...]) -> tuple[SB3Follower, Callable[[Any], int]
 
     def train(task: tuple[float, NDArray[np.float64], int, int]) -> int:
         leader.state.lam, points, asked, planned = task
-        return int(leader.method.level.train(leader.state, points, asked, planned, ("penalised",))["penalised"])  # type: ignore[attr-defined]
+        return int(leader.method.level.train(leader.state, points, asked, planned, ("penalised",))["penalised"])
 
     return leader.state.followers["penalised"], train

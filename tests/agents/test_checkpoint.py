@@ -132,7 +132,7 @@ def test_a_signal_in_the_first_evaluation_is_heeded_after_the_first_iteration(tm
         signal.raise_signal(signal.SIGINT)
         return evaluate(x)
 
-    leader._evaluate = interrupted  # type: ignore[method-assign]
+    leader._evaluate = interrupted
     with pytest.raises(KeyboardInterrupt):
         leader.learn(20, Checkpoint(tmp_path / "leader", every=100))
     assert TabularPBRL.load(tmp_path / "leader").iteration == 1

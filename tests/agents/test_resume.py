@@ -302,7 +302,7 @@ def test_without_replay_a_file_is_small_and_learning_on_begins_an_empty_buffer(t
     small, large = leader.save(tmp_path / "small"), leader.save(tmp_path / "large", replay=True)
     assert not any(name.startswith("arrays/") for name in contents(small))
     held = contents(large)["arrays/penalised/observations.npy"]
-    buffer: Any = leader.penalised.model.replay_buffer  # type: ignore[attr-defined]
+    buffer: Any = leader.penalised.model.replay_buffer
     np.testing.assert_array_equal(held, buffer.observations[: len(held)])
     for path, size in ((small, 0), (large, len(held))):
         again: Any = PBRL.load(path, built(DQN, **OFF)).penalised.model

@@ -284,7 +284,7 @@ def test_relabelling_is_refused_where_it_is_not_valid() -> None:
 
 def test_sb3s_own_buffer_is_left_alone_where_that_is_asked() -> None:
     leader = PBRL(TabularEnv(reward_problem()), driver, config=replace(CONFIG, relabel=False)).learn(300)
-    assert type(leader.penalised.model.replay_buffer) is ReplayBuffer  # type: ignore[attr-defined]
+    assert type(leader.penalised.model.replay_buffer) is ReplayBuffer
 
 
 def test_continuous_followers_relabel_too() -> None:

@@ -93,7 +93,7 @@ def test_sampled_gradient_is_the_exact_one_within_its_standard_error(name: str, 
             rows = pi.numpy()[leader.worlds.base_observation(obs)]
             return (rows.cumsum(-1) < rng.random((len(rows), 1))).sum(-1)
 
-        follower.act = act  # type: ignore[method-assign]
+        follower.act = act
     estimates = []
     for k in range(60):
         ascent = estimated(leader).ascent
@@ -123,7 +123,7 @@ def test_the_known_models_gradient_is_that_of_central_differences(name: str) -> 
         def probabilities(obs: Any, pi: Tensor = pi) -> Any:
             return pi.numpy()
 
-        follower.probabilities = probabilities  # type: ignore[method-assign]
+        follower.probabilities = probabilities
 
     def objective(x: Tensor) -> Tensor:
         mdp = problem.follower_mdp(x)
@@ -172,8 +172,8 @@ def test_a_certified_bad_oracle_is_reported_and_not_climbed_on() -> None:
     assert problem is not None
     mdp = problem.follower_mdp(problem.start_x())
     worst, best = mdp.r.argmin(-1).numpy(), mdp.r.argmax(-1).numpy()
-    leader.best_response.act = lambda obs: worst[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
-    leader.penalised.act = lambda obs: best[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
+    leader.best_response.act = lambda obs: worst[leader.worlds.base_observation(obs)]
+    leader.penalised.act = lambda obs: best[leader.worlds.base_observation(obs)]
     with pytest.warns(UserWarning, match="certified worse"):
         leader.learn(10_000)
     assert leader.iteration >= 1
@@ -181,7 +181,7 @@ def test_a_certified_bad_oracle_is_reported_and_not_climbed_on() -> None:
     assert leader.penalty_estimate is not None
     assert leader.penalty_estimate.mean < -2 * leader.penalty_estimate.stderr
     assert np.array_equal(leader.last_x, np.zeros(25))
-    leader.best_response.act, leader.penalised.act = leader.penalised.act, leader.best_response.act  # type: ignore[method-assign]
+    leader.best_response.act, leader.penalised.act = leader.penalised.act, leader.best_response.act
     leader.learn(10_000, reset_num_timesteps=False)
     assert not np.array_equal(leader.last_x, np.zeros(25))
 
@@ -193,8 +193,8 @@ def test_penalty_estimate_is_unbiased() -> None:
     assert problem is not None
     mdp = problem.follower_mdp(problem.start_x())
     best, worst = mdp.r.argmax(-1), mdp.r.argmin(-1)
-    leader.best_response.act = lambda obs: best.numpy()[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
-    leader.penalised.act = lambda obs: worst.numpy()[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
+    leader.best_response.act = lambda obs: best.numpy()[leader.worlds.base_observation(obs)]
+    leader.penalised.act = lambda obs: worst.numpy()[leader.worlds.base_observation(obs)]
     estimate = estimated(leader).penalty
     one_hot = (torch.nn.functional.one_hot(a, 5).double() for a in (best, worst))
     exact = float(policy_return(mdp, next(one_hot)) - policy_return(mdp, next(one_hot)))
@@ -397,7 +397,7 @@ def test_wrapped_environments_are_not_bypassed(monkeypatch: pytest.MonkeyPatch) 
     estimated(doubled)
     assert len(played) == 2
     rewards = played[0].r_follower
-    paid: Any = doubled.worlds.env.unwrapped.problem.r_follower.numpy().ravel()  # type: ignore[attr-defined]
+    paid: Any = doubled.worlds.env.unwrapped.problem.r_follower.numpy().ravel()
     assert np.isin(np.round(rewards / 2, 5), np.round(paid, 5)).all()
     assert rewards.max() > 1.0
     assert doubled.worlds.problem is None  # the numbers of the game inside are not those that the follower lives by

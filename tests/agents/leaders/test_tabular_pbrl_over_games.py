@@ -182,6 +182,6 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^config.follower: expected"):
         TabularPBRL(problem, config=TabularPBRLConfig(follower=Solved()))
     with pytest.raises(ValueError, match=r"^problem: expected a TabularProblem"):
-        HPGD(problem)  # type: ignore[arg-type]
+        HPGD(problem)
     with pytest.raises(ValueError, match=r"^env_kwargs: expected"):
         TabularPBRL(problem, env_kwargs={"seed": 1})
