@@ -193,8 +193,13 @@ class ExactMethod(Method):
 
     def loaded(self, state: Any, replay: bool, path: Path) -> None:
         if isinstance(self.level, TabularLevel):
-            for name, table in _tables(snapshot(state)):
+            for name, table in _tables(self.unsized(state)):
                 self._check_table(name, table)
+
+    def unsized(self, state: Any) -> dict[str, Any]:
+        """Of a state's snapshot what has no size before the first iteration: a file's is checked by the problem's."""
+        found: dict[str, Any] = snapshot(state)
+        return found
 
     def _check_table(self, name: str, table: Any) -> None:
         """Raise ``ValueError`` for values, policies or Q of another problem's sizes."""

@@ -424,7 +424,7 @@ class PBRL(Leader):
             ValueError: an x outside X, a ``render_mode`` for an environment that is already made.
         """
         point = self.leader_set.check(self.x if x is None else x, "x").detach()
-        return self.method.level.alone(self.state.followers, point.numpy(), render_mode)
+        return self.method.level.alone(self.state.followers, point.numpy(), render_mode)  # type: ignore[no-any-return]
 
 
 def _twin(arguments: tuple[Any, ...]) -> tuple[SB3Follower, Callable[[Any], int]]:

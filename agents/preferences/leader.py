@@ -55,7 +55,7 @@ class PreferenceLeader(Leader):
     @property
     def observed(self) -> RecordedFollower:
         """The follower whose segments are compared."""
-        return self.state.followers[self.method.observed]
+        return self.state.followers[self.method.observed]  # type: ignore[no-any-return]
 
     @property
     def follower(self) -> SB3Follower:
@@ -68,7 +68,7 @@ class PreferenceLeader(Leader):
 
     def true_returns(self) -> NDArray[np.float64]:
         """Undiscounted true returns of ``evaluation_episodes`` episodes of the follower that ``evaluate`` judges, ``[n]``."""
-        return self.method.true_returns(self.state)
+        return self.method.true_returns(self.state)  # type: ignore[no-any-return]
 
     def evaluate(self) -> PreferenceEvaluation:
         """The record of the learned reward; what a fresh follower's training and the episodes cost is not counted."""

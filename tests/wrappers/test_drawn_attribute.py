@@ -11,7 +11,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
-from bilevel_gym.agents.estimators.rollouts import RolloutGradient
+from bilevel_gym.agents.estimators.rollouts import RolloutEstimator, collect
 from bilevel_gym.agents.followers.sb3 import SB3Follower
 from bilevel_gym.agents.followers.spec import Answering
 from bilevel_gym.agents.worlds import Worlds
@@ -106,13 +106,14 @@ def test_the_gradient_of_the_return_against_its_closed_form(gae_lambda: float | 
     worlds = Worlds(scale, None, observe_commitment=False)
     venv = DummyVecEnv([scale])
     idle: Any = _Idle(SB3Follower(PPO, venv, 0.9, 0, False, Answering()))
-    estimator = RolloutGradient(worlds, Rollouts(n_envs=120, gae_lambda=gae_lambda), np.random.default_rng(0))
+    estimator = RolloutEstimator(worlds, Rollouts(n_envs=120, gae_lambda=gae_lambda), np.random.default_rng(0))
     x, each, T = torch.tensor([2.0], dtype=torch.float64), [], 1.0 + 0.9 + 0.81
     for _ in range(8):
         set_leader(estimator.venv, x.numpy())
         model = leader_model(worlds.env, x.numpy())
-        _, played = estimator.episodes(x, idle, idle)
-        follower, *_ = estimator._surrogates(model, played, played.r_follower, estimator.critics[0])
+        seed = int(estimator.rng.integers(2**31))
+        played = collect(estimator.venv, idle.player(estimator.venv), estimator.horizon, seed)
+        (follower, _), _ = estimator._surrogates(model, played, played.r_follower, estimator.critics["penalised"])
         each.append(float(torch.autograd.grad(follower, model.get_parameter("x"))[0]))
     exact, error = 2.0 * T, np.std(each, ddof=1) / math.sqrt(len(each))
     assert error < 0.2 * exact

@@ -106,7 +106,8 @@ def objective(problem: TabularProblem, x: Tensor, policies: list[Tensor], tau: f
 
 
 def estimated(leader: PBRL) -> GradientEstimate:
-    return leader.estimator(leader.state.x, leader.terms, leader.followers, leader.lam)
+    found: GradientEstimate = leader.estimator(leader.state.x, leader.terms, leader.followers, leader.lam)
+    return found
 
 
 @pytest.mark.parametrize("name", list(PROBLEMS))
@@ -182,7 +183,7 @@ def test_followers_train_on_their_own_rewards_at_the_x_and_lam_of_now() -> None:
             np.testing.assert_allclose(buffer.rewards[:n], own.numpy()[s, a], rtol=1e-5, atol=1e-6)
             checked.append(leader.lam)
         assert follower is leader.best_response or follower.lam == leader.lam
-        return train(follower, steps, planned)
+        return int(train(follower, steps, planned))
 
     for follower in (leader.best_response, leader.penalised):
         follower.train = lambda *asked, f=follower: checking(f, *asked)

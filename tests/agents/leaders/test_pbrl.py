@@ -47,7 +47,8 @@ def small(follower: Any = A2C, **changes: Any) -> PBRL:
 
 
 def estimated(leader: PBRL) -> GradientEstimate:
-    return leader.estimator(leader.state.x, leader.terms, leader.followers, leader.lam)
+    found: GradientEstimate = leader.estimator(leader.state.x, leader.terms, leader.followers, leader.lam)
+    return found
 
 
 def dynamics_problem() -> TabularProblem:
@@ -128,7 +129,8 @@ def test_the_known_models_gradient_is_that_of_central_differences(name: str) -> 
     def objective(x: Tensor) -> Tensor:
         mdp = problem.follower_mdp(x)
         gap = policy_return(mdp, hat) - policy_return(mdp, pi_y)
-        return problem.leader_return(x, pi_y) - 3.0 * gap
+        found: Tensor = problem.leader_return(x, pi_y) - 3.0 * gap
+        return found
 
     found, x = estimated(leader), torch.from_numpy(leader.last_x)
     assert_gradient(found.ascent, numerical_gradient(objective, x))
