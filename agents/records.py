@@ -35,6 +35,11 @@ def storable(cls: Class) -> Class:
     return cls
 
 
+def storables() -> dict[str, type]:
+    """What a leader file may hold of the classes that are imported, by name."""
+    return dict(_CLASSES)
+
+
 def _name(cls: Any) -> str:
     own = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
     return cls.__name__ if own else f"{cls.__module__}:{cls.__qualname__}"

@@ -10,7 +10,7 @@ anything else                                        a string
 from __future__ import annotations
 
 import ast
-import inspect
+import importlib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,9 +18,23 @@ from typing import Any
 from ..envs.mdp.checks import require
 
 _WORDS = {"true": True, "false": False, "none": None, "null": None, "inf": math.inf, "nan": math.nan}
-_HOMES = ("schedules", "estimators", "penalties", "followers", "common.policies", "preferences")
-"""Modules of ``agents`` whose public classes may be called in a value: parts of a method, no leader and no environment."""
-_WRITERS = ("FileLabeller", "LoggedLabeller", "PreferenceLog")
+_PARTS = {
+    "schedules": "Constant Linear Geometric Power Quench",
+    "estimators": "Rollouts KnownModel MonteCarlo",
+    "penalties": "ValuePenalty BellmanPenalty NikaidoIsodaPenalty",
+    "followers": "SoftPolicyIteration MirrorDescent PolicyGradient",
+    "held_policies": "Softmax Direct Solved",
+    "preferences.training": "FitConfig",
+    "preferences.fragmenters": "RandomFragmenter ActiveFragmenter WholeEpisodes",
+    "preferences.labels": "TrueReturnLabeller ProgramLabeller",
+    "preferences.outside": "FileLabeller LoggedLabeller",
+    "preferences.reward_model": "MLPReward ConvReward",
+    "preferences.atari": "AtariCNN",
+    "preferences.planner": "Planner",
+    "preferences.worlds": "Copies",
+}
+"""What may be called in a value, by its module of ``agents``: parts of a method, no leader and no environment."""
+_WRITERS = ("FileLabeller", "LoggedLabeller")
 """Those of them that write a file."""
 
 
@@ -84,15 +98,8 @@ def value(raw: Any, name: str, files: bool = True) -> Any:
 
 def parts() -> dict[str, type]:
     """The classes that a value may name, by name."""
-    from .. import agents
-
-    found = {}
-    for name, home in agents._HOME.items():
-        if home.startswith(_HOMES):
-            cls = getattr(agents, name)
-            if inspect.isclass(cls) and not inspect.isabstract(cls) and not issubclass(cls, Exception):
-                found[name] = cls
-    return found
+    homes = {home: importlib.import_module(f"{__package__.rpartition('.')[0]}.agents.{home}") for home in _PARTS}
+    return {name: getattr(homes[home], name) for home, names in _PARTS.items() for name in names.split()}
 
 
 class _Reader:
