@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,7 +21,9 @@ from ..envs.mdp.checks import require
 _WORDS = {"true": True, "false": False, "none": None, "null": None, "inf": math.inf, "nan": math.nan}
 _PARTS = {
     "schedules": "Constant Linear Geometric Power Quench",
-    "estimators": "Rollouts KnownModel MonteCarlo",
+    "estimators.rollouts": "Rollouts",
+    "estimators.known_model": "KnownModel",
+    "estimators.monte_carlo": "MonteCarlo",
     "penalties": "ValuePenalty BellmanPenalty NikaidoIsodaPenalty",
     "followers": "SoftPolicyIteration MirrorDescent PolicyGradient",
     "held_policies": "Softmax Direct Solved",
