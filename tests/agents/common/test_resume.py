@@ -53,6 +53,7 @@ from bilevel_gym.agents import (
     TabularPBRL,
     TabularPBRLConfig,
     TrueReturnLabeller,
+    TrueReward,
     ZeroOrder,
 )
 
@@ -235,6 +236,7 @@ PREFERENCES: dict[str, Callable[[], Any]] = {
         "bilevel_gym/RewardGrid-v0", A2C, replace(ASKED, fragmenter=ActiveFragmenter(3), memory=40)
     ),
     "DRLHF, recurrent, scaled": lambda: DRLHF("bilevel_gym/RewardGrid-v0", remembering, ASKED),
+    "true reward, DQN": lambda: TrueReward("bilevel_gym/RewardGrid-v0", built(DQN, **OFF), ASKED),
 }
 
 
