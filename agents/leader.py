@@ -460,8 +460,8 @@ class Leader:
 
         Args:
             path: the file, ``.zip`` where it has no suffix.
-            replay: whether the followers' replay buffers go in. They may be large; without them learning on with a follower
-                that has one is not to the bit.
+            replay: whether the followers' replay buffers go in, and the place in episodes that go on. They may be large;
+                without them learning on with a follower that has one is not to the bit.
 
         Returns:
             The path written.

@@ -52,8 +52,8 @@ class WholeEpisodes(RandomFragmenter):
 
     def starts(self, recorder: SegmentRecorder, since: int) -> NDArray[np.int64]:
         starts, age = recorder.starts(since), recorder.window(since).age
-        begins: NDArray[np.int64] = starts[age[starts[:, 0] - (recorder.steps - len(age)), starts[:, 1]] == 0]
-        return begins
+        first = age[starts[:, 0] - (recorder.steps - len(age)), starts[:, 1]] == 0
+        return np.asarray(starts[first])
 
 
 @dataclass(frozen=True)

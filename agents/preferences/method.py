@@ -102,6 +102,7 @@ class PreferenceMethod(Method):
     Other methods say :meth:`further`, :meth:`credit`, :meth:`paying`, and what they find. Arguments are the leader's.
     """
 
+    config: PreferenceConfig
     counts = "total_timesteps"
     judges = False
     observed: ClassVar[str] = "best_response"
@@ -219,8 +220,7 @@ class PreferenceMethod(Method):
         fit = self.fit(state, config.epochs, since, progress)
         return state, {
             "labels": float(state.buffer.seen),
-            "cross_entropy": fit.cross_entropy,
-            "accuracy": fit.accuracy,
+            **vars(fit),
             "pending": float(len(state.pending)),
             **{key: value for key, value in self.found(state).items() if value is not None},
         }
@@ -265,7 +265,8 @@ class PreferenceMethod(Method):
         soon = state.num_timesteps + done * len(state.followers) * config.follower_steps
         share = min(1.0, soon / max(1, progress.total))
         share = share if early == 0.0 else np.log1p(early * share) / np.log1p(early)
-        return int(round(config.first_labels + (config.labels - config.first_labels) * float(share)) - state.asked)
+        due = round(config.first_labels + (config.labels - config.first_labels) * float(share))
+        return due - int(state.asked)
 
     def ask(self, state: Any, n: int, since: int) -> None:
         """Ask ``n`` questions, as far as they are allowed, about segments recorded from step ``since`` on."""
@@ -306,18 +307,10 @@ class PreferenceMethod(Method):
             returns = self.true_returns(state)
             mean, stderr = float(returns.mean()), float(returns.std(ddof=1) / np.sqrt(len(returns)))
         fit = state.trainer.assess(state.buffer) if len(state.buffer) else Fit(float("nan"), float("nan"))
-        return PreferenceEvaluation(
-            labels=state.buffer.seen,
-            true_return=mean,
-            true_return_stderr=stderr,
-            regret=short,
-            regret_at_pi_y=short_y,
-            cross_entropy=fit.cross_entropy,
-            accuracy=fit.accuracy,
-            **self.found(state),
-            steps=state.num_timesteps,
-            iteration=iteration,
-        )
+        counts = {"labels": state.buffer.seen, "steps": state.num_timesteps, "iteration": iteration}
+        judged = {"true_return": mean, "true_return_stderr": stderr, "regret": short, "regret_at_pi_y": short_y}
+        parts: dict[str, Any] = {**counts, **judged, **vars(fit), **self.found(state)}
+        return PreferenceEvaluation(**parts)
 
     def true_returns(self, state: Any) -> NDArray[np.float64]:
         """Undiscounted true return of each of ``evaluation_episodes`` episodes of the follower that is judged, ``[n]``."""

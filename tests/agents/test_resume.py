@@ -48,6 +48,7 @@ from bilevel_gym.agents import (
     TabularPBRL,
     TabularPBRLConfig,
     TrueReturnLabeller,
+    TrueReward,
     ZeroOrder,
 )
 from bilevel_gym.agents.held_policies import Softmax
@@ -234,6 +235,7 @@ PREFERENCES: dict[str, Callable[[], Any]] = {
         "bilevel_gym/RewardGrid-v0", A2C, replace(ASKED, fragmenter=ActiveFragmenter(3), memory=40)
     ),
     "DRLHF, recurrent, scaled": lambda: DRLHF("bilevel_gym/RewardGrid-v0", remembering, ASKED),
+    "true reward, DQN": lambda: TrueReward("bilevel_gym/RewardGrid-v0", built(DQN, **OFF), ASKED),
 }
 
 

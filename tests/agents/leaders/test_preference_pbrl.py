@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import (
     DRLHF,
     FileLabeller,
+    Linear,
+    MirrorDescent,
     PreferenceConfig,
     PreferencePBRL,
     TrueReturnLabeller,
@@ -26,11 +29,12 @@ from bilevel_gym.agents import (
     ValuePenalty,
 )
 from bilevel_gym.agents.leader import Progress
-from bilevel_gym.agents.leaders.preference_pbrl import PreferencePBRLMethod
+from bilevel_gym.agents.leaders.preference_pbrl import PreferencePBRLMethod, Tracked
 from bilevel_gym.agents.preferences.files import PreferenceLog, read_preferences
 from bilevel_gym.agents.preferences.fragmenters import ActiveFragmenter
 from bilevel_gym.agents.preferences.labels import Answer, Label, Labeller, Pair, ProgramLabeller, Query
 from bilevel_gym.agents.preferences.outside import LoggedLabeller
+from bilevel_gym.agents.preferences.planner import Planner
 from bilevel_gym.agents.preferences.training import FitConfig, RewardExplodedError, pair_losses
 from bilevel_gym.agents.preferences.worlds import Copies
 
@@ -194,6 +198,73 @@ def test_replay_is_true_to_the_reward_as_it_is(method: Any) -> None:
     at = (np.arange(first, f.recorder.steps) - f.begun) % buffer.buffer_size
     np.testing.assert_allclose(buffer.rewards[at], expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(buffer.actions[at][..., 0], steps.actions)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_gradient_step_of_an_off_policy_follower_sees_the_reward_as_it_is(method: Any) -> None:
+    """Of old transitions too: without relabelling they would be paid what they were worth when they were made."""
+    rewards: list[float] = []
+
+    def dqn(venv: VecEnv) -> DQN:
+        model = DQN("MlpPolicy", venv, gamma=0.9, buffer_size=400, learning_starts=10, batch_size=8)
+        train = model.train
+
+        def watched(*args: Any, **kwargs: Any) -> None:
+            (f,) = (f for f in leader.followers.values() if f.follower.model is model)
+            first, last = f.begun, f.recorder.steps
+            expected = leader.model.reward(*f.recorder.sample(first, 10**6)).reshape(last - first, -1)
+            credit = leader.method.credit(leader.state, first, last) if f is leader.observed else None
+            expected = expected if credit is None else expected + credit
+            assert model.replay_buffer is not None
+            np.testing.assert_allclose(model.replay_buffer.rewards[: last - first], expected, rtol=1e-4, atol=1e-4)
+            rewards.append(float(expected[0, 0]))
+            train(*args, **kwargs)
+
+        model.train = watched  # type: ignore[method-assign]
+        return model
+
+    leader = method(GRID, dqn, config=SMALL)
+    leader.learn(64 * (1 + 4 * len(leader.followers)))
+    assert len(set(rewards)) >= 4  # of one transition, in as many iterations
+
+
+def test_lam_follows_its_schedule_in_the_loss_and_in_the_reward() -> None:
+    lam, total = Linear(0.5, 4.0), 64 * 13
+    in_the_loss, in_the_reward, told = list[Any](), list[Any](), [0.5]
+
+    class Watching(PreferencePBRLMethod):
+        def further(self, state: Any, since: dict[str, int], progress: Progress) -> Any:
+            penalty, now = super().further(state, since, progress), lam(1.0 - min(1.0, state.num_timesteps / total))
+
+            def watched() -> torch.Tensor:
+                value = penalty()
+                in_the_loss.append((value.item(), now * max(state.penalty_estimate, 0.0)))
+                return value
+
+            return watched
+
+        def credit(self, state: Any, first: int, last: int) -> Any:
+            found = super().credit(state, first, last)
+            if found.any():
+                held, state.lam = state.lam, 1.0
+                times_lam, state.lam = super().credit(state, first, last), held
+                in_the_reward.append((times_lam.sum() / found.sum(), told[-1]))
+            return found
+
+    class Watched(PreferencePBRL):
+        method_class = Watching
+
+    plan = partial(Planner, "MlpPolicy", tau=0.3, n_steps=16)
+    followers = Tracked(plan, partial(plan, oracle=MirrorDescent(eta=0.5, iterations=1)))
+    config = replace(SMALL, ensemble=1, labels=40)
+    leader = Watched(GRID, followers, ValuePenalty(lam), config, TrueReturnLabeller(temperature=0.5))
+    leader.learn(total, lambda found: told.append(found.lam))
+    assert told[-1] == pytest.approx(4.0)
+    assert len({round(value, 3) for value in told}) == leader.iteration + 1
+    for found in (in_the_loss, in_the_reward):  # the reward's is that of the last fit
+        values, expected = np.array(found).T
+        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-9)
+        assert len(set(expected)) > 3
 
 
 # --- the true reward reaches the follower through labels alone --------------------------------------------------------
