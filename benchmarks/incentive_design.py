@@ -29,7 +29,7 @@ from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.envs.mdp import GameProblem, random_incentive_design
 
 from .figures import draw_band, new_figure, save_figure
-from .runs import Data, Runs, run_all
+from .runs import Data, Runs, history, run_all
 
 SEEDS = tuple(range(10))
 ITERATIONS = 600
@@ -77,8 +77,7 @@ def run_method(name: str, seed: int, iterations: int) -> Data:
     start = time.process_time()
     leader.learn(iterations)
     ms = 1e3 * (time.process_time() - start) / iterations
-    last, keys = leader.history[-1], ("iteration", "leader_return", "gap")
-    history = {key: [float(getattr(e, key) or 0.0) for e in leader.history] for key in keys}
+    last = leader.history[-1]
     return {
         "method": name,
         "seed": seed,
@@ -87,7 +86,7 @@ def run_method(name: str, seed: int, iterations: int) -> Data:
         "at_pi_y": last.leader_return_at_pi_y,
         "gap": last.gap,
         "ms": ms,
-        "history": history,
+        "history": history(leader, "iteration", "leader_return", "gap"),
     }
 
 

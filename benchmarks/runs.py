@@ -77,16 +77,9 @@ def forget() -> None:
     _of_now.clear()
 
 
-def history(leader: Any, digits: int | None = None, **columns: str) -> Data:
-    """What a leader recorded on its way, by column: the name of the record's number, 0 where it has none."""
-    return {
-        key: [_rounded(getattr(record, name), digits if name != "iteration" else None) for record in leader.history]
-        for key, name in columns.items()
-    }
-
-
-def _rounded(value: Any, digits: int | None) -> Any:
-    return float(value or 0.0) if digits is None else round(float(value or 0.0), digits)
+def history(leader: Any, *keys: str) -> dict[str, list[float]]:
+    """What a leader recorded on its way, by key; 0 where a record has none."""
+    return {key: [float(getattr(record, key) or 0.0) for record in leader.history] for key in keys}
 
 
 class Runs:

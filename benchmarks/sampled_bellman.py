@@ -33,7 +33,7 @@ from bilevel_gym.agents import (
 from bilevel_gym.agents.penalties import Penalty
 
 from .figures import draw_band, new_figure, on_grid, save_figure
-from .runs import Data, Runs, run_all
+from .runs import Data, Runs, history, run_all
 
 LAM = Geometric(2.0, 8.0)
 PENALTIES: dict[str, Penalty] = {"value": ValuePenalty(lam=LAM), "Bellman": BellmanPenalty(lam=LAM)}
@@ -103,7 +103,6 @@ def run_sampled(kind: str, seed: int, penalty: str, steps: int) -> Data:
     start = time.process_time()
     leader.learn(steps)
     seconds, last = time.process_time() - start, leader.history[-1]
-    keys = ("steps", "leader_return", "leader_return_at_pi_y")
     return {
         "kind": kind,
         "seed": seed,
@@ -117,7 +116,7 @@ def run_sampled(kind: str, seed: int, penalty: str, steps: int) -> Data:
         "iterations": leader.iteration,
         "oracle_failures": leader.oracle_failures,
         "seconds": round(seconds, 1),
-        "history": {key: [float(getattr(e, key) or 0.0) for e in leader.history] for key in keys},
+        "history": history(leader, "steps", "leader_return", "leader_return_at_pi_y"),
     }
 
 

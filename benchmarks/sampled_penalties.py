@@ -27,7 +27,7 @@ from bilevel_gym.envs.incentive_design_v0 import IncentiveDesignEnv
 from bilevel_gym.envs.mdp import random_incentive_design
 
 from .figures import draw_band, new_figure, on_grid, save_figure
-from .runs import Data, Runs, run_all
+from .runs import Data, Runs, history, run_all
 
 SEEDS = (1, 2, 3)  # instance 0 served to tune the defaults
 BUDGET = 3_000_000
@@ -42,7 +42,6 @@ def run_sampled(seed: int, steps: int) -> Data:
     start = time.process_time()
     leader.learn(steps)
     seconds, last = time.process_time() - start, leader.history[-1]
-    keys = ("steps", "leader_return", "leader_return_at_pi_y", "gap")
     return {
         "seed": seed,
         "method": "sampled",
@@ -55,7 +54,7 @@ def run_sampled(seed: int, steps: int) -> Data:
         "oracle_failures": leader.oracle_failures,
         "iterations": leader.iteration,
         "seconds": round(seconds, 1),
-        "history": {key: [float(getattr(e, key) or 0.0) for e in leader.history] for key in keys},
+        "history": history(leader, "steps", "leader_return", "leader_return_at_pi_y", "gap"),
     }
 
 
