@@ -6,7 +6,7 @@ EXAMPLES ?= 2000
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types fuzz benchmark docs clean
+.PHONY: help demo test lint types fuzz benchmark docs linkcheck clean
 
 help: ## List what can be made
 	@echo "make demo, make test, ... (variables: PYTHON=$(PYTHON) VENV=$(VENV) JOBS=$(JOBS))"
@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
-demo: $(VENV)/.installed ## Watch a leader learn, in a short script
+demo: $(VENV)/.installed ## Watch four leaders learn, in under two minutes
 	@echo "==> Running examples/demo.py"
 	@OMP_NUM_THREADS=1 $(BIN)/python examples/demo.py
 
@@ -51,9 +51,12 @@ benchmark: $(VENV)/.installed ## Reproduce figures and tables, measure speed
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
 docs: $(VENV)/.installed ## Build the documentation in docs/_build/html
-	@echo "==> Building the documentation (warnings are errors) and checking its links"
+	@echo "==> Building the documentation (warnings, links within it that lead nowhere among them, are errors)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
-	@$(BIN)/python docs/check_links.py docs/_build/html
+
+linkcheck: $(VENV)/.installed ## Ask the web whether the documentation's links to other sites still lead somewhere
+	@echo "==> Following the documentation's links to other sites"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/linkcheck
 
 clean: ## Remove the virtual environment, caches and build outputs
 	@echo "==> Removing the virtual environment, caches and build outputs"

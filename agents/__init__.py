@@ -1,166 +1,116 @@
-"""Agents: leaders, the penalties and oracles they stand on, and baselines. Names load on first use."""
+"""Agents: leaders, the penalties and followers they stand on, and baselines. Names load on first use."""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-_HOME = {
-    "PBRL": "leaders.pbrl",
-    "PBRLConfig": "leaders.pbrl",
-    "TabularPBRL": "leaders.tabular_pbrl",
-    "TabularPBRLConfig": "leaders.tabular_pbrl",
-    "Hypergradient": "leaders.hypergradient",
-    "HypergradientConfig": "leaders.hypergradient",
-    "HPGD": "leaders.hpgd",
-    "HPGDConfig": "leaders.hpgd",
-    "CMAES": "baselines.cma_es",
-    "CMAESConfig": "baselines.cma_es",
-    "TabularCMAES": "baselines.cma_es",
-    "TabularCMAESConfig": "baselines.cma_es",
-    "SoBiRL": "leaders.sobirl",
-    "SoBiRLConfig": "leaders.sobirl",
-    "SingleLoop": "leaders.single_loop",
-    "SingleLoopConfig": "leaders.single_loop",
-    "NestedLoopConfig": "leaders.single_loop",
-    "PartialSGD": "leaders.single_loop",
-    "FiniteDifferences": "leaders.single_loop",
-    "FiniteDifferencesConfig": "leaders.single_loop",
-    "IndependentPolicyGradient": "baselines.independent_policy_gradient",
-    "IndependentPolicyGradientConfig": "baselines.independent_policy_gradient",
-    "MetaGradient": "baselines.meta_gradient",
-    "MetaGradientConfig": "baselines.meta_gradient",
-    "ZeroOrder": "baselines.zero_order",
-    "ZeroOrderConfig": "baselines.zero_order",
-    "ValuePenalty": "penalties",
-    "BellmanPenalty": "penalties",
-    "NikaidoIsodaPenalty": "penalties",
-    "SoftPolicyIteration": "followers",
-    "MirrorDescent": "followers",
-    "PolicyGradient": "followers",
-    "PreferencePBRL": "leaders.preference_pbrl",
-    "Tracked": "leaders.preference_pbrl",
-    "DRLHF": "baselines.drlhf",
-    "TrueReward": "baselines.true_reward",
-    "PreferenceConfig": "preferences.config",
-    "PreferenceEvaluation": "preferences.config",
-    "Copies": "preferences.worlds",
-    "AtariCNN": "preferences.atari",
-    "atari_copies": "preferences.atari",
-    "FitConfig": "preferences.training",
-    "RewardExplodedError": "preferences.training",
-    "RewardModel": "preferences.reward_model",
-    "MLPReward": "preferences.reward_model",
-    "ConvReward": "preferences.reward_model",
-    "RandomFragmenter": "preferences.fragmenters",
-    "ActiveFragmenter": "preferences.fragmenters",
-    "Labeller": "preferences.labels",
-    "TrueReturnLabeller": "preferences.labels",
-    "ProgramLabeller": "preferences.labels",
-    "Planner": "preferences.planner",
-    "FileLabeller": "preferences.outside",
-    "LoggedLabeller": "preferences.outside",
-    "PreferenceLog": "preferences.files",
-    "MonteCarlo": "estimators.monte_carlo",
-    "Rollouts": "estimators.rollouts",
-    "KnownModel": "estimators.known_model",
-    "Softmax": "held_policies",
-    "Direct": "held_policies",
-    "Solved": "held_policies",
-    "Constant": "schedules",
-    "Linear": "schedules",
-    "Quench": "schedules",
-    "Geometric": "schedules",
-    "Power": "schedules",
-    "Checkpoint": "callbacks",
-    "LeaderEvalCallback": "callbacks",
-    "load_follower": "model_card",
-    "push_to_hub": "model_card",
-    "write_model_card": "model_card",
-    "write_zoo_folder": "model_card",
-    "Response": "responses",
-    "robustness": "responses",
-    "Evaluation": "evaluation",
-    "leader_return_at_best_response": "evaluation",
+if __name__ != "bilevel_gym.agents":
+    raise ImportError(f"import bilevel_gym.agents, not {__name__}: second copies of its classes would be strangers")
+
+if TYPE_CHECKING:
+    from .advice import leader_for
+    from .baselines.cma_es import CMAES, CMAESConfig, TabularCMAES
+    from .baselines.drlhf import DRLHF
+    from .baselines.independent_policy_gradient import IndependentPolicyGradient
+    from .baselines.meta_gradient import MetaGradient
+    from .baselines.true_reward import TrueReward
+    from .baselines.zero_order import ZeroOrder
+    from .callbacks import Checkpoint, LeaderEvalCallback
+    from .estimators.known_model import KnownModel
+    from .estimators.monte_carlo import MonteCarlo
+    from .estimators.rollouts import Rollouts
+    from .evaluation import Evaluation, leader_return_at_best_response
+    from .followers import MirrorDescent, PolicyGradient, SoftPolicyIteration
+    from .leader import Leader
+    from .leaders.hpgd import HPGD, HPGDConfig
+    from .leaders.hypergradient import Hypergradient, HypergradientConfig
+    from .leaders.pbrl import PBRL, PBRLConfig
+    from .leaders.preference_pbrl import PreferencePBRL
+    from .leaders.single_loop import SingleLoop, SingleLoopConfig
+    from .leaders.sobirl import SoBiRL, SoBiRLConfig
+    from .leaders.tabular_pbrl import TabularPBRL, TabularPBRLConfig
+    from .penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty
+    from .preferences.config import PreferenceConfig
+    from .preferences.labels import TrueReturnLabeller
+    from .preferences.outside import FileLabeller
+    from .responses import robustness
+    from .schedules import Geometric, Linear
+
+_NAMES = {
+    "advice": "leader_for",
+    "baselines.cma_es": "CMAES CMAESConfig TabularCMAES",
+    "baselines.drlhf": "DRLHF",
+    "baselines.independent_policy_gradient": "IndependentPolicyGradient",
+    "baselines.meta_gradient": "MetaGradient",
+    "baselines.true_reward": "TrueReward",
+    "baselines.zero_order": "ZeroOrder",
+    "callbacks": "Checkpoint LeaderEvalCallback",
+    "estimators.known_model": "KnownModel",
+    "estimators.monte_carlo": "MonteCarlo",
+    "estimators.rollouts": "Rollouts",
+    "evaluation": "Evaluation leader_return_at_best_response",
+    "followers": "MirrorDescent PolicyGradient SoftPolicyIteration",
+    "leader": "Leader",
+    "leaders.hpgd": "HPGD HPGDConfig",
+    "leaders.hypergradient": "Hypergradient HypergradientConfig",
+    "leaders.pbrl": "PBRL PBRLConfig",
+    "leaders.preference_pbrl": "PreferencePBRL",
+    "leaders.single_loop": "SingleLoop SingleLoopConfig",
+    "leaders.sobirl": "SoBiRL SoBiRLConfig",
+    "leaders.tabular_pbrl": "TabularPBRL TabularPBRLConfig",
+    "penalties": "BellmanPenalty NikaidoIsodaPenalty ValuePenalty",
+    "preferences.config": "PreferenceConfig",
+    "preferences.labels": "TrueReturnLabeller",
+    "preferences.outside": "FileLabeller",
+    "responses": "robustness",
+    "schedules": "Geometric Linear",
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "CMAES",
     "DRLHF",
     "HPGD",
     "PBRL",
-    "ActiveFragmenter",
-    "AtariCNN",
     "BellmanPenalty",
     "CMAESConfig",
     "Checkpoint",
-    "Constant",
-    "ConvReward",
-    "Copies",
-    "Direct",
     "Evaluation",
     "FileLabeller",
-    "FiniteDifferences",
-    "FiniteDifferencesConfig",
-    "FitConfig",
     "Geometric",
     "HPGDConfig",
     "Hypergradient",
     "HypergradientConfig",
     "IndependentPolicyGradient",
-    "IndependentPolicyGradientConfig",
     "KnownModel",
-    "Labeller",
+    "Leader",
     "LeaderEvalCallback",
     "Linear",
-    "LoggedLabeller",
-    "MLPReward",
     "MetaGradient",
-    "MetaGradientConfig",
     "MirrorDescent",
     "MonteCarlo",
-    "NestedLoopConfig",
     "NikaidoIsodaPenalty",
     "PBRLConfig",
-    "PartialSGD",
-    "Planner",
     "PolicyGradient",
-    "Power",
     "PreferenceConfig",
-    "PreferenceEvaluation",
-    "PreferenceLog",
     "PreferencePBRL",
-    "ProgramLabeller",
-    "Quench",
-    "RandomFragmenter",
-    "Response",
-    "RewardExplodedError",
-    "RewardModel",
     "Rollouts",
     "SingleLoop",
     "SingleLoopConfig",
     "SoBiRL",
     "SoBiRLConfig",
     "SoftPolicyIteration",
-    "Softmax",
-    "Solved",
     "TabularCMAES",
-    "TabularCMAESConfig",
     "TabularPBRL",
     "TabularPBRLConfig",
-    "Tracked",
     "TrueReturnLabeller",
     "TrueReward",
     "ValuePenalty",
     "ZeroOrder",
-    "ZeroOrderConfig",
-    "atari_copies",
+    "leader_for",
     "leader_return_at_best_response",
-    "load_follower",
-    "push_to_hub",
     "robustness",
-    "write_model_card",
-    "write_zoo_folder",
 ]
 
 

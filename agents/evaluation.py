@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..envs.mdp import BilevelProblem
-from ..envs.mdp.checks import check_tau, require
+from ..envs.mdp.checks import check_tau
 
 
 @dataclass(frozen=True)

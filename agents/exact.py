@@ -125,8 +125,12 @@ class ExactMethod(Method):
         """The projection of each group of :meth:`parameters`."""
         return [self.leader_set.project if self.config.narrows else self.problem.project]
 
-    def prepare(self, state: Any, seed: int | None) -> None:  # noqa: B027
+    def prepare(self, state: Any, seed: int | None) -> None:
         """Fill what a state holds beside x, before its optimiser is made."""
+
+    def jumped(self, state: Any) -> None:
+        """Where tau jumps it is another problem: go on with a fresh optimiser."""
+        state.optimizer = self.config.optimizer(self.parameters(state), self._rate(1.0))
 
     # --- what all share -------------------------------------------------------------------------------------------------
 
@@ -151,8 +155,8 @@ class ExactMethod(Method):
 
     def step(self, state: Any, progress: Progress) -> tuple[Any, dict[str, float]]:
         tau = self.schedule(progress.remaining)
-        if isinstance(self.schedule, Quench) and tau != state.tau:  # another problem: go on with a fresh optimiser
-            state.optimizer = self.config.optimizer(self.parameters(state), self._rate(1.0))
+        if isinstance(self.schedule, Quench) and tau != state.tau:
+            self.jumped(state)
         state.tau = tau
         state.optimizer.param_groups[0]["lr"] = self._rate(progress.remaining)
         state.optimizer.zero_grad(set_to_none=True)
@@ -256,4 +260,4 @@ class ExactLeader(Leader):
     def policies(self) -> Policies:
         """The method's own policies at the last x, one a player, ``[..., S, A_i]``."""
         method, state = self.method, self.state
-        return tuple(pi.detach() for pi in method.policies(state, method.level.model(state.x.detach())))  # type: ignore[attr-defined]
+        return tuple(pi.detach() for pi in method.policies(state, method.level.model(state.x.detach())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
@@ -16,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from ..envs.mdp import GameProblem
 from ..envs.mdp.checks import check_gamma, require
 from ..envs.player import PlayerVectorEnv
-from ..wrappers import ObserveCommitmentVec, VectorEnvAdapter, commitment_features
+from ..wrappers import VectorEnvAdapter
 from .lower_levels import lower_level
 from .sources import Source
 
@@ -98,18 +99,16 @@ class GameWorlds:
 
     def for_sb3(self, simulator: PlayerVectorEnv) -> VecEnv:
         """A simulator as an SB3 VecEnv, in which the player sees what it may."""
-        venv = VectorEnvAdapter(simulator)
-        return ObserveCommitmentVec(venv) if self.observe_commitment else venv
+        return VectorEnvAdapter(simulator, self.observe_commitment, infos=False)
 
     def every_observation(self, points: Floats) -> NDArray[Any]:
         """What a player sees in each state under each x of ``[k, dim]``, ``[k * S, ...]``."""
-        S = int(self.base_space.n)
-        states = np.tile(np.arange(S), len(points))
-        if not self.observe_commitment:
-            return states
-        with torch.no_grad():
-            shown = torch.cat([self.problem.commitment(torch.from_numpy(row)) for row in points])
-        return commitment_features(self.base_space, states, shown.to(torch.float32).numpy(), False)
+        return self._view.every_observation(points)
+
+    @cached_property
+    def _view(self) -> VectorEnvAdapter:
+        """What tells what players see."""
+        return VectorEnvAdapter(self.simulator(1, 1), self.observe_commitment)
 
     def horizon(self, tail: float) -> int:
         """Steps after which the discount has fallen to ``tail``, no more than an episode's limit."""

@@ -70,13 +70,17 @@ class LeaderConfig:
     def __post_init__(self) -> None:
         plain_fields(self)
         as_schedule(self.learning_rate, "learning_rate", positive=True)
-        is_optimizer = isinstance(self.optimizer_class, type) and issubclass(self.optimizer_class, torch.optim.Optimizer)
+        is_optimizer = isinstance(self.optimizer_class, type) and issubclass(
+            self.optimizer_class, torch.optim.Optimizer
+        )
         require(is_optimizer, "optimizer_class", "a class of torch.optim", repr(self.optimizer_class))
         try:
             self.optimizer([{"params": [torch.zeros(1, requires_grad=True)]}], 0.1)
         except Exception as error:  # whatever the class raises
             expected = f"arguments of {self.optimizer_class.__name__}"
-            raise ValueError(f"optimizer_kwargs: expected {expected}, got {self.optimizer_kwargs!r} ({error})") from error
+            raise ValueError(
+                f"optimizer_kwargs: expected {expected}, got {self.optimizer_kwargs!r} ({error})"
+            ) from error
         check_size(self.eval_every, "eval_every")
         require(isinstance(self.keep_best, bool), "keep_best", "True or False", repr(self.keep_best))
         if self.budget is not None:
@@ -262,6 +266,8 @@ class Leader:
     given: ClassVar[tuple[str, ...]] = ("problem",)
     """What :meth:`load` takes beside the path, in this order: the world, as ``problem`` or ``env``, and what a file lacks."""
 
+    method: Any
+
     def __init__(self, method: Method, seed: int | None = 0, x0: Any = None) -> None:
         self.method, self.seed = method, check_seed(seed)
         first = method.start_x() if x0 is None else method.leader_set.check(x0, "x0")
@@ -293,7 +299,7 @@ class Leader:
     @property
     def remaining_timesteps(self) -> int:
         """What is left of the last call of ``learn``, in its unit: 0 where it came to its end."""
-        return max(0, self.run.total - self.state.num_timesteps)
+        return int(max(0, self.run.total - self.state.num_timesteps))
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
@@ -350,7 +356,7 @@ class Leader:
                         self._write(found)
                     elif run.iteration % self.config.eval_every == 0:
                         self._judge(found)
-                        bar.set_postfix({"best leader return": f"{run.kept.evaluation.leader_return:.3f}"})
+                        bar.set_postfix({"best leader return": f"{run.kept.evaluation.leader_return:.3f}"})  # type: ignore[union-attr]
                     if not called(self):
                         break
                 if method.judges and run.evaluated_at != run.iteration:
@@ -454,8 +460,8 @@ class Leader:
 
         Args:
             path: the file, ``.zip`` where it has no suffix.
-            replay: whether the followers' replay buffers go in. They may be large; without them learning on with a follower
-                that has one is not to the bit.
+            replay: whether the followers' replay buffers go in, and the place in episodes that go on. They may be large;
+                without them learning on with a follower that has one is not to the bit.
 
         Returns:
             The path written.
@@ -593,7 +599,9 @@ def projected_gradient(z: Tensor, alpha: float, project: Projection) -> Tensor:
     """
     assert z.grad is not None
     if not bool(torch.isfinite(z.grad).all()):
-        raise FloatingPointError("gradient: expected finite numbers, got NaN or infinity; look at the rewards at this x")
+        raise FloatingPointError(
+            "gradient: expected finite numbers, got NaN or infinity; look at the rewards at this x"
+        )
     stepped = z - alpha * z.grad
     projected = project(stepped)
     return z.grad if torch.equal(projected, stepped) else (z - projected) / alpha

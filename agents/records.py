@@ -44,12 +44,17 @@ def storable(cls: Class) -> Class:
     return cls
 
 
-def _name(cls: type) -> str:
+def storables() -> dict[str, type]:
+    """What a leader file may hold of the classes that are imported, by name."""
+    return dict(_CLASSES)
+
+
+def _name(cls: Any) -> str:
     own = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
     return cls.__name__ if own else f"{cls.__module__}:{cls.__qualname__}"
 
 
-def _kept(cls: type) -> list[str]:
+def _kept(cls: Any) -> list[str]:
     """The fields of a record that a file holds: all but those with the metadata ``{"kept": False}``."""
     return [f.name for f in dataclasses.fields(cls) if f.metadata.get("kept", True)]
 
@@ -60,13 +65,14 @@ def encode(value: Any) -> Any:
     Raises:
         TypeError: a value that no leader file can hold, such as a function.
     """
-    if dataclasses.is_dataclass(value) and _CLASSES.get(_name(type(value))) is type(value):
-        fields = {name: encode(getattr(value, name)) for name in _kept(type(value))}
-        return {"class": _name(type(value)), "fields": fields}
+    kind: Any = type(value)
+    if dataclasses.is_dataclass(value) and _CLASSES.get(_name(kind)) is kind:
+        return {"class": _name(kind), "fields": {name: encode(getattr(value, name)) for name in _kept(kind)}}
     if isinstance(value, type):
-        if getattr(torch.optim, value.__name__, None) is value:
-            return {"optimizer": value.__name__}
-        raise TypeError(f"a leader file cannot hold the class {value.__name__}; it is none of torch.optim")
+        name = value.__name__
+        if getattr(torch.optim, name, None) is value:
+            return {"optimizer": name}
+        raise TypeError(f"a leader file cannot hold the class {name}; it is none of torch.optim")
     if isinstance(value, (np.ndarray, Tensor, np.generic)):
         return value.tolist()
     if isinstance(value, (list, tuple)):
@@ -97,10 +103,10 @@ def decode(value: Any) -> Any:
         require(set(fields) <= set(_kept(cls)), "path", f"a {cls.__name__} of {_kept(cls)}", sorted(fields))
         return cls(**{key: decode(item) for key, item in fields.items()})
     if "optimizer" in value:
-        cls = getattr(torch.optim, value["optimizer"], None)
-        is_optimizer = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+        found = getattr(torch.optim, value["optimizer"], None)
+        is_optimizer = isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
         require(is_optimizer, "path", "a leader file with a class of torch.optim", repr(value["optimizer"]))
-        return cls
+        return found
     return {key: decode(item) for key, item in value["dict"].items()}
 
 
@@ -148,7 +154,9 @@ def restore(value: Any, tree: Any, name: str = "state", kind: Any = Any) -> Any:
             return None
         # Of several scalars it is the one that was read; other unions are as good as no annotation.
         scalars = set(options) <= set(_SCALARS)
-        kind = options[0] if len(options) == 1 else type(tree) if type(tree) in options else options[0] if scalars else Any
+        kind = (
+            options[0] if len(options) == 1 else type(tree) if type(tree) in options else options[0] if scalars else Any
+        )
     if dataclasses.is_dataclass(value) or dataclasses.is_dataclass(kind):
         return _restore_record(value, tree, name, kind)
     if isinstance(value, Tensor) or kind is Tensor:
@@ -179,7 +187,8 @@ def restore(value: Any, tree: Any, name: str = "state", kind: Any = Any) -> Any:
         return wanted(tree)
     if isinstance(value, dict) and value:
         keys = {str(key) for key in value}
-        require(isinstance(tree, dict) and tree.keys() == keys, name, f"{sorted(keys)}", short(tree))
+        alike = isinstance(tree, dict) and tree.keys() == keys
+        require(alike, name, f"a part for each of {sorted(keys)}", short(tree))
         (_, of) = typing.get_args(kind) or (Any, Any)
         return {key: restore(item, tree[str(key)], f"{name}.{key}", of) for key, item in value.items()}
     if isinstance(value, (list, tuple)) or typing.get_origin(kind) in (list, tuple):
@@ -188,7 +197,7 @@ def restore(value: Any, tree: Any, name: str = "state", kind: Any = Any) -> Any:
 
 
 def _restore_record(value: Any, tree: Any, name: str, kind: Any) -> Any:
-    cls = type(value) if dataclasses.is_dataclass(value) else kind
+    cls: Any = type(value) if dataclasses.is_dataclass(value) else kind
     hints, fields = typing.get_type_hints(cls), _kept(cls)
     require(isinstance(tree, dict) and tree.keys() == set(fields), name, f"a record of {fields}", short(tree))
     found = {f: restore(getattr(value, f, None), tree[f], f, hints[f]) for f in fields}
@@ -208,14 +217,16 @@ def _restore_array(fresh: NDArray[Any] | None, tree: Any, name: str) -> NDArray[
 
 
 def _restore_sequence(value: Any, tree: Any, name: str, kind: Any) -> Any:
-    kinds, known = typing.get_args(kind), list(value or ())
-    grows = typing.get_origin(kind) is list or (value is None and Ellipsis in kinds)
-    n = len(kinds) if value is None and not grows else len(known)
-    require(isinstance(tree, list) and (grows or len(tree) == n), name, f"a list{'' if grows else f' of {n} parts'}", short(tree))
-    each = [*kinds] if len(kinds) == n and not grows else [(*kinds, Any)[0]] * len(tree)
-    known += [None] * (len(tree) - len(known))
-    found = [restore(item, part, f"{name}[{i}]", of) for i, (item, part, of) in enumerate(zip(known, tree, each, strict=False))]
-    return tuple(found) if isinstance(value, tuple) or typing.get_origin(kind) is tuple else found
+    """A list may be longer than a fresh one; a tuple has the parts of a fresh one, or those of its annotation."""
+    require(isinstance(tree, list), name, "a list", short(tree))
+    known, kinds, origin = list(value or ()), typing.get_args(kind) or (Any,), typing.get_origin(kind)
+    each = kinds if origin is tuple and Ellipsis not in kinds else kinds[:1] * len(tree)
+    n = len(known) if value is not None and origin is not list else len(each)
+    require(len(tree) == n == len(each), name, f"{n} parts", len(tree))
+    known += [None] * (n - len(known))
+    parts = enumerate(zip(known, tree, each, strict=False))
+    found = [restore(item, part, f"{name}[{i}]", of) for i, (item, part, of) in parts]
+    return tuple(found) if isinstance(value, tuple) or origin is tuple else found
 
 
 def _finite(array: NDArray[Any], name: str) -> NDArray[Any]:

@@ -22,12 +22,12 @@ from tqdm.auto import tqdm
 from ..envs.mdp import policy_return, solve_soft, suboptimality
 from ..envs.mdp.checks import check_count, check_size, require
 from ..wrappers import set_leader
-from .evaluation import leader_return_at_best_response
 from .estimators.rollouts import collect, episode_returns
-from .worlds import EnvSpec, Worlds
+from .evaluation import leader_return_at_best_response
 from .followers.sb3 import SB3Follower
 from .followers.spec import Answering, FollowerSpec
 from .schedules import Geometric
+from .worlds import EnvSpec, Worlds
 
 SETTLING = Answering(q_temperature=Geometric(0.2, 0.01), entropy=Geometric(0.2, 0.002))
 """Followers given as a class, whose settings are the library's, end far less soft at an x that stays than at one that moves."""
@@ -130,7 +130,7 @@ def _exact(worlds: Worlds, x: Tensor, follower: SB3Follower) -> tuple[float, flo
     problem = worlds.problem
     assert problem is not None
     mdp = problem.follower_mdp(x)
-    pi = worlds.policy(follower, x).reshape(mdp.r.shape)
+    pi = follower.table(mdp, worlds.every_observation(x.numpy())).reshape(mdp.r.shape)
     slack = float(problem.over_contexts(suboptimality(mdp, pi, 0.0, solve_soft(mdp, 0.0))))
     attained = float(problem.over_contexts(policy_return(mdp, pi)))
     return float(problem.leader_return(x, pi)), 0.0, attained, leader_return_at_best_response(problem, x), slack
@@ -147,7 +147,7 @@ def _sampled(
         player = follower.player(venv, greedily=worlds.continuous_actions)
         episodes = collect(venv, player, worlds.horizon(TAIL), seed)
     venv.close()
-    theirs, ours = episode_returns(episodes, worlds.base_space, worlds.base_observation, worlds.gamma)
+    theirs, ours = episode_returns(episodes, worlds.base_space, worlds.gamma)
     stderr = float(ours.std(ddof=1) / np.sqrt(len(ours)))
     linear = worlds.linear_quadratic
     F_0 = None if linear is None else float(linear.leader_return(x, linear.best_response(x).F))

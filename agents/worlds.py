@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from ..envs.core import LeaderEnv
-from ..envs.leader_model import moves_transitions
 from ..envs.mdp import LeaderSet, LinearQuadraticProblem, TabularProblem
 from ..envs.mdp.checks import check_gamma, require
+from ..envs.tabular import moves_transitions
 from ..wrappers import (
     LeaderWrapper,
     ObserveCommitment,
-    ObserveCommitmentVec,
     VectorEnvAdapter,
     WorkerVecEnv,
     make_copy,
 )
+from ..wrappers.vec_env import leader_model
 from .followers.sb3 import SB3Follower
 from .lower_levels import lower_level
 from .sources import Source, make_env
@@ -152,8 +152,7 @@ class Worlds:
             )
             require(native is not None or self.vec_env is None, "vec_env", expected, repr(self.vec_env))
             if native is not None:
-                venv = VectorEnvAdapter(native)
-                return ObserveCommitmentVec(venv) if self.observe_commitment else venv
+                return VectorEnvAdapter(native, self.observe_commitment, infos=False)
         spec = gym.spec(self.spec) if isinstance(self.spec, str) else self.spec  # a worker may not know the id
         make = partial(make_copy, spec, self.source.env_kwargs, self.observe_commitment)
         makers: list[Callable[[], gym.Env[Any, Any]]] = [make] * n_envs
@@ -177,13 +176,16 @@ class Worlds:
             return obs
         return np.asarray(self._view.get_wrapper_attr("base_observation")(obs))
 
+    @cached_property
+    def native(self) -> VectorEnvAdapter | None:
+        """A simulator of the tabular problem that tells what followers see under any x; None where there is none."""
+        simulator = None if self._plain is None or self.problem is None else self._plain.vectorised(1, None)
+        return None if simulator is None else VectorEnvAdapter(simulator, self.observe_commitment)
+
     def every_observation(self, x: NDArray[np.float64]) -> NDArray[Any]:
         """What a follower sees in each state of a tabular problem under x, ``[S, ...]``."""
-        self.env.get_wrapper_attr("set_leader")(x)
         states = np.arange(self.base_space.n)  # type: ignore[attr-defined]
-        if not self.observe_commitment:
-            return states
-        return np.stack([self._view.get_wrapper_attr("observation")(s) for s in states])
+        return self._shown(x, states) if self.observe_commitment else states
 
     @cached_property
     def only_rewards_move(self) -> bool:
@@ -210,38 +212,31 @@ class Worlds:
         return True
 
     def relabelled(
-        self, x: NDArray[np.float64], obs: NDArray[Any], action: NDArray[Any], draw: NDArray[Any], after: NDArray[Any]
+        self, x: NDArray[np.float64], base: NDArray[Any], action: NDArray[Any], draw: NDArray[Any], after: NDArray[Any]
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.float64]]:
-        """Transitions ``[n, ...]`` as they are at x, for :class:`TrueReplay`: where :attr:`only_rewards_move`."""
-        base, base_after = self.base_observation(obs), self.base_observation(after)
-        model = self.leader_model(x)
+        """Transitions ``[n, ...]``, in the environment's own observations, as they are at x, for :class:`TrueReplay`."""
+        model = leader_model(self.env, x)
         with torch.no_grad():
-            r_follower, r_leader, _ = model(*(torch.as_tensor(part) for part in (base, action, draw, base_after)))
+            r_follower, r_leader, _ = model(*(torch.as_tensor(part) for part in (base, action, draw, after)))
         if self.observe_commitment:
-            obs, after = self._shown(base), self._shown(base_after)
-        return obs, after, r_follower.numpy(), r_leader.double().numpy()
+            base, after = self._shown(x, base), self._shown(x, after)
+        return base, after, r_follower.numpy(), r_leader.double().numpy()
 
-    def _shown(self, base: NDArray[Any]) -> NDArray[Any]:
-        """What followers see where the environment observes ``base``, ``[n, ...]``, under the x of ``env``."""
-        observation = self._view.get_wrapper_attr("observation")
-        if not isinstance(self.base_space, gym.spaces.Discrete):
-            return np.stack([observation(obs) for obs in base])
-        seen, which = np.unique(base, return_inverse=True)
-        return np.stack([observation(s) for s in seen])[which]
+    def _shown(self, x: NDArray[np.float64], base: NDArray[Any]) -> NDArray[Any]:
+        """What followers see where the environment observes ``base``, ``[n, ...]``, under x."""
+        discrete = isinstance(self.base_space, gym.spaces.Discrete)
+        seen, which = np.unique(base, return_inverse=True) if discrete else (base, slice(None))
+        if discrete and self.native is not None:
+            features: NDArray[Any] = self.native.every_observation(x, seen)
+        else:
+            self.env.get_wrapper_attr("set_leader")(x)
+            features = np.stack([self._view.get_wrapper_attr("observation")(obs) for obs in seen])
+        return features[which]
 
     def policy(self, follower: SB3Follower, x: torch.Tensor) -> torch.Tensor:
         """A follower's policy in every state of a tabular problem under x, ``[S, A]``."""
         assert self.problem is not None
-        mdp, asked = self.problem.follower_mdp(x), [self.every_observation(x.numpy())]
-        if follower.takes_masks and mdp.mask is not None:
-            asked.append(mdp.mask.expand(mdp.r.shape).reshape(-1, mdp.n_actions).numpy())
-        pi = torch.as_tensor(follower.probabilities(*asked))
-        return pi / pi.sum(-1, keepdim=True)
-
-    def leader_model(self, x: NDArray[np.float64]) -> torch.nn.Module:
-        """The environment's leader model at x, over base observations."""
-        self.env.get_wrapper_attr("set_leader")(x)
-        return self.env.get_wrapper_attr("leader_model")()  # type: ignore[no-any-return]
+        return follower.table(self.problem.follower_mdp(x), self.every_observation(x.numpy()))
 
     def horizon(self, tail: float) -> int:
         """Steps after which the discount has fallen to ``tail``, no more than an episode's limit."""

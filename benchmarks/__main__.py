@@ -2,13 +2,13 @@
 
 Each writes ``NAME.json`` (data, command, versions, seconds), ``NAME.md`` and, where it has one, ``NAME.png``; the folder's
 ``README.md`` lists them and ``standing.md`` sets them beside figures from elsewhere. ``--quick`` is a smoke test of minutes,
-written elsewhere; so are the results of single cells of a table.
+written elsewhere; so are the results of single cells of a table. A benchmark that was stopped goes on where it was: what
+has ended of it is kept in ``runs/benchmarks`` until its page is written.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from tqdm.auto import tqdm
 
 import bilevel_gym
 
-from .common import markdown_table
+from . import pages, runs
 
 BENCHMARKS = (
     "stackelberg_exact",
@@ -55,16 +54,12 @@ BENCHMARKS = (
     "sweep",
     "speed",
 )
-"""Modules of this folder with ``run(quick, jobs)``, ``table(data)`` and perhaps ``picture(data, path)``, ``standing(data)``.
+"""Modules of this folder with ``run(quick, jobs)`` and perhaps ``picture(data, path)``, each with a page in ``pages/``.
 
 One whose table has cells names them in ``CELLS`` and has ``run(quick, jobs, cells)``.
 """
 
 FULL, QUICK = Path("docs/results"), Path("runs/quick")
-STANDING_NOTE = """\
-Figures from elsewhere carry their source: *published* by the named paper; *prototype* is a script of a page or two that showed
-what is within reach. Ours are means with 95% bootstrap intervals, at the follower's best response unless the line says otherwise;
-each heading leads to the page with the command, the versions and the seeds."""
 PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "scipy")
 
 
@@ -86,7 +81,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--jobs: expected at least 1, got {options.jobs}")
     options.names = options.names or list(BENCHMARKS)
     for name in options.names if options.cells else ():
-        known = getattr(importlib.import_module(f"benchmarks.{name}"), "CELLS", ())
+        known = getattr(pages.module_of(name), "CELLS", ())
         missing = [cell for cell in options.cells if cell not in known]
         if missing:
             parser.error(
@@ -96,12 +91,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def title(module: ModuleType) -> str:
-    """The first line of a benchmark's docstring."""
-    return (module.__doc__ or module.__name__).strip().splitlines()[0].rstrip(".")
-
-
-def about(name: str, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
+def about(name: str, options: argparse.Namespace, seconds: float, kept: int) -> dict[str, Any]:
     """How results came about; nothing in it names a machine."""
     versions = {package: version(package) for package in PACKAGES}
     part = (" --quick" if options.quick else "") + "".join(f" --cell {cell}" for cell in options.cells)
@@ -110,46 +100,10 @@ def about(name: str, options: argparse.Namespace, seconds: float) -> dict[str, A
         "command": f"python -m benchmarks {name}{part} --jobs {options.jobs}",
         "quick": options.quick,
         "wall_seconds": round(seconds, 1),
+        **({"kept": kept} if kept else {}),
         "cores": os.cpu_count(),
         "versions": {"python": platform.python_version(), "bilevel_gym": bilevel_gym.__version__, **versions},
     }
-
-
-def page(module: ModuleType, record: dict[str, Any], has_picture: bool) -> str:
-    """The markdown page of one benchmark."""
-    versions = ", ".join(f"{package} {number}" for package, number in record["versions"].items())
-    picture = [f"![{title(module)}]({record['benchmark']}.png)"] if has_picture else []
-    origin = f"`{record['command']}`: {record['wall_seconds']:.0f} s on {record['cores']} cores; {versions}."
-    warning = ["**A quick run: a smoke test, not a result.**"] if record["quick"] else []
-    return "\n\n".join([f"# {title(module)}", *warning, module.table(record["data"]), *picture, origin]) + "\n"
-
-
-def read_records(out: Path) -> dict[str, dict[str, Any]]:
-    """What the folder has results of, by benchmark."""
-    paths = {name: out / f"{name}.json" for name in BENCHMARKS}
-    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
-
-
-def write_index(out: Path) -> None:
-    """List every benchmark that the folder has results of."""
-    lines = ["- [Where we stand beside figures from elsewhere](standing.md)"]
-    for name, record in read_records(out).items():
-        heading = title(importlib.import_module(f"benchmarks.{name}"))
-        origin = f"`{record['command']}`, {record['wall_seconds']:.0f} s; [data]({name}.json)"
-        lines.append(f"- [{heading}]({name}.md): {origin}")
-    (out / "README.md").write_text("# Results\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
-
-
-def write_standing(out: Path) -> None:
-    """Set every benchmark's figures beside those from elsewhere."""
-    parts = ["# Where we stand", STANDING_NOTE]
-    for name, record in read_records(out).items():
-        module = importlib.import_module(f"benchmarks.{name}")
-        if hasattr(module, "standing"):
-            rows = [[s.quantity, s.elsewhere, s.ours, s.verdict] for s in module.standing(record["data"])]
-            table = markdown_table(["quantity", "elsewhere, or the target", "ours", ""], rows)
-            parts += [f"## [{title(module)}]({name}.md)", table]
-    (out / "standing.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def to_json(record: dict[str, Any]) -> str:
@@ -160,16 +114,16 @@ def to_json(record: dict[str, Any]) -> str:
 
 def run_one(name: str, options: argparse.Namespace) -> None:
     """Run one benchmark and write its files."""
-    module = importlib.import_module(f"benchmarks.{name}")
+    module = pages.module_of(name)
     start = time.perf_counter()
     data = module.run(options.quick, options.jobs, *([options.cells] if options.cells else []))
-    record = about(name, options, time.perf_counter() - start) | {"data": data}
-    has_picture = hasattr(module, "picture")
-    if has_picture:
+    record = about(name, options, time.perf_counter() - start, runs.kept()) | {"data": data}
+    if hasattr(module, "picture"):
         module.picture(data, options.out / f"{name}.png")
-    text = page(module, record, has_picture)
+    text = pages.page(record)
     (options.out / f"{name}.json").write_text(to_json(record), encoding="utf-8")
     (options.out / f"{name}.md").write_text(text, encoding="utf-8")
+    runs.forget()
     tqdm.write(text)
 
 
@@ -180,8 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name in tqdm(options.names, desc="benchmarks", disable=len(options.names) == 1):
         run_one(name, options)
-        write_index(options.out)
-        write_standing(options.out)
+        pages.write_lists(options.out, BENCHMARKS)
 
 
 if __name__ == "__main__":

@@ -25,33 +25,24 @@ from bilevel_gym.agents import (
     Hypergradient,
     HypergradientConfig,
     MetaGradient,
-    MetaGradientConfig,
     SoBiRL,
     SoBiRLConfig,
     TabularCMAES,
-    TabularCMAESConfig,
     TabularPBRL,
     TabularPBRLConfig,
     ZeroOrder,
-    ZeroOrderConfig,
 )
-from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.agents.baselines.cma_es import TabularCMAESConfig
+from bilevel_gym.agents.baselines.meta_gradient import MetaGradientConfig
+from bilevel_gym.agents.baselines.zero_order import ZeroOrderConfig
+from bilevel_gym.agents.exact import ExactLeader
+from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
 
-from .common import (
-    Data,
-    Interval,
-    Standing,
-    draw_band,
-    map_tasks,
-    markdown_table,
-    mean_interval,
-    new_figure,
-    paired_difference,
-    save_figure,
-    verdict,
-)
+from .figures import draw_band, new_figure, save_figure
+from .runs import Data, Runs, run_all
+from .statistics import paired_difference
 
 SEEDS = tuple(range(5, 15))  # settings of the rivals were chosen on games 0 and 1
 SIZE = 20
@@ -68,7 +59,7 @@ class Method:
 
     label: str
     colour: str
-    make: Callable[[StackelbergProblem], TabularLeader]
+    make: Callable[[StackelbergProblem], ExactLeader]
     iterations: int
     solves: int | None
     every: int = 5
@@ -128,107 +119,49 @@ def run_one(name: str, seed: int, quick: bool) -> Data:
 def run(quick: bool, jobs: int) -> Data:
     """Every method on every game."""
     seeds = SEEDS[:2] if quick else SEEDS
-    runs = map_tasks(run_one, [(name, seed, quick) for name in METHODS for seed in seeds], jobs, "runs")
+    runs = run_all(run_one, [(name, seed, quick) for name in METHODS for seed in seeds], jobs, "runs")
     return {"seeds": list(seeds), "runs": runs}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def of_method(data: Data, name: str) -> list[Data]:
-    """Runs of one method, by game."""
-    return [r for r in data["runs"] if r["method"] == name]
-
-
 def solved(run: Data) -> list[int]:
-    """Followers solved by each honest evaluation, which is not counted."""
+    """Followers solved by each evaluation, which is not counted."""
     return [(METHODS[run["method"]].solves or 0) * k for k in run["iteration"]]
 
 
 def best_by(run: Data, spent: list[Any], mark: float) -> float:
-    """The best honest return within what was spent."""
+    """The best return at the best response within what was spent."""
     return float(max(value for value, at in zip(run["leader_return"], spent, strict=True) if at <= mark))
 
 
-def advantage(data: Data, ours: str, rival: str) -> Interval:
+def advantage(runs: Runs, ours: str, rival: str) -> Interval:
     """Best x of ours less best x of the rival, paired by game."""
-    return paired_difference(*([r["best"] for r in of_method(data, name)] for name in (ours, rival)))
+    return paired_difference(*(runs(method=name)["best"] for name in (ours, rival)))
+
+
+def seconds(runs: Runs) -> float:
+    """CPU seconds of a run, the median."""
+    return float(np.median([at[-1] for at in runs["cpu_seconds"]]))
+
+
+def within(runs: Runs, mark: float) -> list[float]:
+    """The best return of each run within so many CPU seconds."""
+    return [best_by(r, r["cpu_seconds"], mark) for r in runs]
+
+
+def reaching(runs: Runs, name: str) -> tuple[list[float], int]:
+    """CPU seconds until a method comes near the hypergradient's end, of the games on which it does, and how many there are."""
+    pairs = zip(runs(method=name), runs(method="hypergradient")["best"], strict=True)
+    met = [first_above(r, r["cpu_seconds"], SHARE * best) for r, best in pairs]
+    return [at for at in met if at is not None], len(met)
 
 
 def first_above(run: Data, spent: list[Any], goal: float) -> float | None:
     """What was spent when the goal was first met."""
     met = (at for value, at in zip(run["leader_return"], spent, strict=True) if value >= goal)
     return next(met, None)
-
-
-def method_table(data: Data) -> str:
-    """F_0 within so much CPU time, at the end, and what the hypergradient's end costs."""
-    headers = ["method", *(f"{mark:g} CPU s" for mark in MARKS), "end", "last x", "CPU s in all", "followers solved"]
-    headers += [f"CPU s to {SHARE:.0%} of the hypergradient's end"]
-    goals = [SHARE * r["best"] for r in of_method(data, "hypergradient")]
-    rows = []
-    for name, method in METHODS.items():
-        runs = of_method(data, name)
-        cells = [f"{np.mean([best_by(r, r['cpu_seconds'], mark) for r in runs]):.2f}" for mark in MARKS]
-        reached = [first_above(r, r["cpu_seconds"], goal) for r, goal in zip(runs, goals, strict=True)]
-        found = [at for at in reached if at is not None]
-        text = f"{np.median(found):.2f}, on {len(found)} of {len(runs)}" if found else f"on none of {len(runs)}"
-        ends = [mean_interval([r[key] for r in runs]).text() for key in ("best", "last")]
-        seconds = f"{np.median([r['cpu_seconds'][-1] for r in runs]):.1f}"
-        count = "none" if method.solves is None else f"{solved(runs[0])[-1]:,}"
-        rows.append([method.label, *cells, *ends, seconds, count, text])
-    return markdown_table(headers, rows)
-
-
-def claim_table(data: Data) -> str:
-    """Ours less each rival at the end."""
-    rows = []
-    for ours in OURS:
-        for rival in RIVALS:
-            found = advantage(data, ours, rival)
-            ratio = np.median([r["cpu_seconds"][-1] for r in of_method(data, rival)])
-            ratio /= np.median([r["cpu_seconds"][-1] for r in of_method(data, ours)])
-            met = verdict(found.low is not None and found.low > 0.0)
-            claim = f"{METHODS[ours].label} less {METHODS[rival].label} with {ratio:.1f} times its CPU time"
-            rows.append([claim, "above 0 with its interval", found.text(), met])
-    return markdown_table(["F_0 of the best x", "target", "measured", ""], rows)
-
-
-NOTES = f"""\
-F_0: the leader's return at the follower's best response (temperature 0.002), exact; *best x* (the end, and by so much CPU
-time) is the best by that evaluation on the way, for every method alike. Means over ten games, 95% bootstrap intervals,
-differences paired. CPU time is of one thread, honest evaluations included; *followers solved* are those of the method alone;
-CPU marks beyond a method's end show its end. Temperatures fall over the whole of a run, so that a method stopped early is
-worse than one that was told to be short: HPGD's curve is the clearest case. On games 0 and 1, 1000 iterations brought HPGD to
-7.0 and 6.4.
-
-Settings: the hypergradient, PBRL and SoBiRL as they come, 300 iterations. CMA-ES (pycma) starts at x = 0 with a standard
-deviation of a tenth of X's width, solves followers at temperature 0.002, and its x is the mean of its distribution. The
-zero-order leader takes eight directions an iteration and Adam steps of 0.1; it, HPGD and the meta-gradient anneal the
-temperature from {ANNEALED.start:g} to {ANNEALED.end:g}. HPGD takes 16 episodes an iteration and SGD steps of 0.5 cut at norm
-1, as published; keeping the best x and the falling temperature are ours.
-
-SoBiRL is a hypergradient too, with the follower and the adjoint tracked in place of solved."""
-
-
-def table(data: Data) -> str:
-    """The page's tables."""
-    parts = [claim_table(data), "## F_0 against what it cost", method_table(data)]
-    return "\n\n".join([*parts, NOTES])
-
-
-def standing(data: Data) -> list[Standing]:
-    """Ours beside every rival."""
-    means = {name: float(np.mean([r["best"] for r in of_method(data, name)])) for name in METHODS}
-    lines = []
-    for rival in RIVALS:
-        found = {name: advantage(data, name, rival) for name in OURS}
-        ahead = [difference.low is not None and difference.low > 0.0 for difference in found.values()]
-        text = ", ".join(f"{METHODS[n].label} {means[n]:.2f}, ahead by {found[n].text()}" for n in OURS)
-        word = verdict(any(ahead)) + ("" if all(ahead) or not any(ahead) else " by one of the two")
-        quantity = f"F_0 of the best x, {SIZE} states, {METHODS[rival].label}"
-        lines.append(Standing(quantity, f"{means[rival]:.2f} (our implementation)", text, word))
-    return lines
 
 
 def curves(runs: list[Data], spent: list[list[Any]], grid: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -240,7 +173,7 @@ def picture(data: Data, path: Path) -> None:
     """Best F_0 so far against CPU seconds and against followers solved."""
     figure, axes = new_figure(1, 2, 12.0, 4.8)
     for name, method in METHODS.items():
-        runs = of_method(data, name)
+        runs = list(Runs(data["runs"])(method=name))
         both = ([r["cpu_seconds"] for r in runs], [solved(r) for r in runs])
         for panel, spent in zip(axes[0], both, strict=True):
             last = min(at[-1] for at in spent)

@@ -21,27 +21,21 @@ from bilevel_gym.agents import (
     Geometric,
     Hypergradient,
     HypergradientConfig,
-    Quench,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
 )
-from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.agents.exact import ExactLeader
+from bilevel_gym.agents.leaders.hypergradient import HypergradientMethod
+from bilevel_gym.agents.schedules import Quench
+from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.four_rooms import FourRoomsProblem
 from bilevel_gym.envs.mdp import solve_soft, visitation
 from bilevel_gym.envs.render import draw_grid
 
-from .common import (
-    Data,
-    Standing,
-    map_tasks,
-    markdown_table,
-    mean_interval,
-    new_figure,
-    save_figure,
-    stratified_interval,
-    verdict,
-)
+from .figures import new_figure, save_figure
+from .runs import Data, Runs, run_all
+from .statistics import stratified_interval
 
 PUBLISHED = {
     "0.001,1": (0.91, 0.58, 0.59),
@@ -75,12 +69,17 @@ TARGET_CELLS, TARGET_MS = 8, 1.5
 COST_ITERATIONS = 300
 
 
-class OptimiserKept(Hypergradient):
+class KeepsItsOptimiser(HypergradientMethod):
     """The hypergradient whose optimiser is not made afresh where tau jumps."""
 
-    def _restart_optimizer(self) -> None:
-        if not hasattr(self, "optimizer"):
-            super()._restart_optimizer()
+    def jumped(self, state: Any) -> None:
+        pass
+
+
+class OptimiserKept(Hypergradient):
+    """A leader by :class:`KeepsItsOptimiser`."""
+
+    method_class = KeepsItsOptimiser
 
 
 @dataclass(frozen=True)
@@ -95,23 +94,23 @@ class Method:
     """
 
     label: str
-    make: Callable[[FourRoomsProblem, Tensor], TabularLeader]
+    make: Callable[[FourRoomsProblem, Tensor], ExactLeader]
     iterations: int = ITERATIONS
     random_start: bool = True
 
 
-def fixed(problem: FourRoomsProblem, x0: Tensor) -> TabularLeader:
+def fixed(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
     """The prototype's setting: tau fixed, Adam 0.05."""
     return Hypergradient(problem, HypergradientConfig(tau=problem.tau, learning_rate=0.05, eval_every=100), x0=x0)
 
 
-def annealed(problem: FourRoomsProblem, x0: Tensor) -> TabularLeader:
+def annealed(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
     """tau from ten times the cell's, in equal ratios, Adam 0.05."""
     tau = Geometric(10.0 * problem.tau, problem.tau)
     return Hypergradient(problem, HypergradientConfig(tau=tau, learning_rate=0.05, eval_every=100), x0=x0)
 
 
-def penalised(problem: FourRoomsProblem, x0: Tensor) -> TabularLeader:
+def penalised(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
     """PBRL, value penalty, lam = 100, the temperatures and steps of the hypergradient."""
     config = TabularPBRLConfig(tau=Quench(0.07, problem.tau), learning_rate=0.1)
     return TabularPBRL(problem, ValuePenalty(lam=100.0), config=config, x0=x0)
@@ -176,103 +175,14 @@ def run(quick: bool, jobs: int, cells: Sequence[str] = CELLS) -> Data:
         for name, method in METHODS.items()
         for seed in (seeds if method.random_start else (0,))
     ]
-    runs = map_tasks(run_one, tasks, jobs, "four_rooms")
-    costs = map_tasks(cost, [(cell, COST_ITERATIONS // shorten) for cell in cells], 1, "cost of an iteration")
+    runs = run_all(run_one, tasks, jobs, "four_rooms")
+    costs = run_all(cost, [(cell, COST_ITERATIONS // shorten) for cell in cells], 1, "cost of an iteration")
     return {"cells": list(cells), "seeds": list(seeds), "runs": runs, "costs": costs}
 
 
-def column(data: Data, cell: str, name: str, key: str = "last") -> list[float]:
-    """A number of every run of a method in a cell."""
-    return [r[key] for r in data["runs"] if (r["cell"], r["method"]) == (cell, name)]
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-NOTES = """\
-The largest figure of a line in bold. *Target*: a mean at least as high as the best of the three published figures.
-Intervals: 95%, bootstrap over the ten starts. All ours are of the last x; nothing is chosen from several runs.
-
-**What the default does.** A sixth of the iterations at tau = 0.07, then the cell's own tau at once, Adam 0.1, made afresh at
-the jump. Each part counts: a slow descent in tau (*annealed*), an optimiser that keeps the hot stage's moments (*optimiser
-not made afresh*) and no hot stage at all (*tau fixed*; at the two lower temperatures its penalty on the door to the right is
-a fifth of the default's) all end lower. The 0.07 was chosen on these cells, from other starts, and on random Stackelberg
-games.
-
-**What was tried** for (.003, 3), with the exact gradient, from x0 ~ N(0, 1), before this was found: tau fixed .40; annealed
-from 3, 10, 30 and 100 times tau .49 to .59; clipped gradient steps with one goal drawn an iteration .38, .80 the best of 48;
-the same from twice tau, followed by Adam, .67. Then a hot stage at any temperature from 0.01 to 0.1: .79 to .80. Among some
-3,500 such runs none passed 1.176, .945, .744, 1.017, .798, .581, 1.473, 1.353, 1.235, in the order of the table.
-
-Cost of an outer iteration: both goals, Newton's method for the follower, one factored matrix for the leader's value and the
-adjoint, the optimiser's step; evaluation excluded; the median over a run."""
-
-
-def claims(data: Data) -> str:
-    """The targets, and how they were met."""
-    means = {cell: float(np.mean(column(data, cell, "quenched"))) for cell in data["cells"]}
-    reached = sum(mean >= max(PUBLISHED[cell]) for cell, mean in means.items())
-    milliseconds = max(c["milliseconds"] for c in data["costs"])
-    enough = verdict(reached >= min(TARGET_CELLS, len(means)))
-    rows = [
-        ["cells at or above the best published", f"{TARGET_CELLS} of 9", f"{reached} of {len(means)}", enough],
-        ["CPU ms, slowest cell", f"{TARGET_MS}", f"{milliseconds:.2f}", verdict(milliseconds <= TARGET_MS)],
-    ]
-    if "0.003,3" in means:
-        mean = means["0.003,3"]
-        rows.insert(1, ["the cell (.003, 3)", "as near .73 as can be", f"{mean:.3f}", verdict(mean >= 0.73)])
-    return markdown_table(["what", "target", "measured", ""], rows)
-
-
-def table(data: Data) -> str:
-    """The page's tables."""
-    rows = []
-    for cell in data["cells"]:
-        own = mean_interval(column(data, cell, "quenched"))
-        best = max(*PUBLISHED[cell], own.estimate)
-        figures = [f"**{value:.2f}**" if value == best else f"{value:.2f}" for value in PUBLISHED[cell]]
-        text = own.text(3)
-        met = verdict(own.estimate >= max(PUBLISHED[cell]))
-        rows.append([cell, f"**{text}**" if own.estimate == best else text, *figures, met])
-    headers = ["tau, beta", "hypergradient (default)", "HPGD", "AMD (exact)", "zero-order", "target"]
-    others = []
-    for cell in data["cells"]:
-        shown = [mean_interval(column(data, cell, name)).text(3) for name in METHODS if name != "quenched"]
-        others.append([cell, *shown, *(f"{value:.3f}" for value in PROTOTYPE[cell])])
-    labels = [method.label for name, method in METHODS.items() if name != "quenched"]
-    costs = [
-        [method.label, f"{method.iterations}", f"{np.mean([r['cpu_seconds'] for r in data['runs'] if r['method'] == name]):.1f}"]
-        for name, method in METHODS.items()
-    ]  # fmt: skip
-    overall = stratified_interval([column(data, cell, "quenched") for cell in data["cells"]])
-    return "\n\n".join(
-        [
-            claims(data),
-            "## Beside the published figures",
-            markdown_table(headers, rows),
-            f"Mean over cells: {overall.text(3)}.",
-            "## Other settings, the last x",
-            markdown_table(["tau, beta", *labels, "prototype, fixed", "prototype, annealed"], others),
-            "## Cost of a run",
-            markdown_table(["method", "iterations", "CPU seconds, evaluations included"], costs),
-            NOTES,
-        ]
-    )
-
-
-def standing(data: Data) -> list[Standing]:
-    """Every cell beside the best published figure, and the cost beside the target."""
-    lines = []
-    for cell in data["cells"]:
-        best = max(PUBLISHED[cell])
-        own = mean_interval(column(data, cell, "quenched"))
-        word = verdict(own.estimate >= best)
-        lines.append(
-            Standing(f"leader return, tau {cell.replace(',', ', beta ')}", f"published {best:.2f}", own.text(3), word)
-        )
-    milliseconds = max(c["milliseconds"] for c in data["costs"])
-    quantity = "CPU ms of an outer iteration (HPGD's code 111, AMD's over 2000)"
-    lines.append(Standing(quantity, f"target {TARGET_MS}", f"{milliseconds:.2f}", verdict(milliseconds <= TARGET_MS)))
-    return lines
+def over_cells(runs: Runs, cells: Sequence[str]) -> Interval:
+    """The default's last x, mean over cells."""
+    return stratified_interval([runs(cell=cell, method="quenched")["last"] for cell in cells])
 
 
 # --- picture ----------------------------------------------------------------------------------------------------------
@@ -286,10 +196,11 @@ def picture(data: Data, path: Path) -> None:
     for panel in axes.flat[len(data["cells"]) :]:
         panel.set_visible(False)
     for panel, cell in zip(axes.flat, data["cells"], strict=False):
-        (x,) = [r["x"] for r in data["runs"] if r["cell"] == cell and r["x"] is not None]
+        runs = Runs(data["runs"])(cell=cell, method="quenched")
+        (x,) = [x for x in runs["x"] if x is not None]
         draw_cell(panel, problem_of(cell), torch.tensor(x, dtype=torch.float64))
         tau, beta = cell.split(",")
-        ours = float(np.mean(column(data, cell, "quenched")))
+        ours = float(np.mean(runs["last"]))
         panel.set_title(f"tau {tau}, beta {beta}: {ours:.2f} (published {max(PUBLISHED[cell]):.2f})", fontsize=9)
     figure.suptitle(
         "Where the follower goes (discounted visits, both goals), and the learned penalties in red", fontsize=11

@@ -22,29 +22,20 @@ from bilevel_gym.agents import (
     BellmanPenalty,
     Geometric,
     NikaidoIsodaPenalty,
-    Softmax,
-    Solved,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
     leader_return_at_best_response,
 )
+from bilevel_gym.agents.held_policies import Softmax, Solved
+from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.four_rooms import FourRoomsProblem
 from bilevel_gym.envs.mdp import GameProblem, TabularProblem, random_incentive_design, random_stackelberg
 from bilevel_gym.envs.toll_design import toll_design
 
-from .common import (
-    Data,
-    Interval,
-    Standing,
-    draw_band,
-    map_tasks,
-    markdown_table,
-    mean_interval,
-    new_figure,
-    save_figure,
-    verdict,
-)
+from .figures import draw_band, new_figure, save_figure
+from .runs import Data, run_all
+from .statistics import mean_interval
 
 SEEDS = tuple(range(5))
 LAMS = tuple(float(lam) for lam in 10.0 ** np.linspace(-0.5, 3.5, 9))
@@ -140,7 +131,7 @@ def run(quick: bool, jobs: int) -> Data:
     """Every penalty at every lam on every instance."""
     seeds, lams, iterations = (SEEDS[:2], LAMS[::4], 40) if quick else (SEEDS, LAMS, ITERATIONS)
     tasks = [(*series, seed, lam, iterations) for series in SERIES for seed in seeds for lam in lams]
-    return {"seeds": list(seeds), "lams": list(lams), "points": map_tasks(run_one, tasks, jobs, "points")}
+    return {"seeds": list(seeds), "lams": list(lams), "points": run_all(run_one, tasks, jobs, "points")}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -165,77 +156,6 @@ def flat_range(data: Data, series: tuple[str, str]) -> tuple[str, int]:
     short = np.flatnonzero(mean < mean[best] - FLAT * (mean[best] - start[0]))
     first, last = max([-1, *short[short < best]]) + 1, min([len(lams), *short[short > best]]) - 1
     return f"{lams[first]:.3g} to {lams[last]:.3g}" if last > first else f"{lams[best]:.3g} alone", best
-
-
-def table(data: Data) -> str:
-    """What a lam does, a row a series; then F at every lam."""
-    lams, summary, returns = data["lams"], [], []
-    for series in SERIES:
-        flat, best = flat_range(data, series)
-        F, own, gap, still = (curves(data, series, k) for k in ("leader_return", "at_pi_y", "gap", "stationarity"))
-        name = [CASES[series[0]].label, METHODS[series[1]][0]]
-        summary.append(
-            [
-                *name,
-                mean_interval(F[:, best]).text(),
-                flat,
-                f"{(own - F)[:, 0].mean():.2g}",
-                f"{gap[:, 0].mean():.2g}",
-                f"{gap[:, -1].mean():.1e}",
-                slope(data, series).text(),
-                f"{np.median(still[:, 0]):.1e}",
-                f"{np.median(still[:, -1]):.1e}",
-                f"{int((still <= CONVERGED).sum())} of {still.size}",
-            ]
-        )
-        start = curves(data, series, "start").mean()
-        returns.append([*name, f"{start:.2f}", *(f"{value:.2f}" for value in F.mean(0))])
-    ends = (f"lam {lams[0]:.2g}", f"lam {lams[-1]:.3g}")
-    headers = ["problem", "penalty, follower", "F, best lam", "flat range of lam", f"J_L(x, pi_y) - F, {ends[0]}"]
-    headers += [f"gap, {ends[0]}", f"gap, {ends[1]}", "its slope, last two decades", f"stationarity, {ends[0]}"]
-    headers += [f"stationarity, {ends[1]}", "converged"]
-    by_lam = markdown_table(["problem", "penalty, follower", "start", *(f"{lam:.3g}" for lam in lams)], returns)
-    return "\n\n".join([markdown_table(headers, summary), "## F at every lam", by_lam, NOTES])
-
-
-NOTES = f"""\
-F: the leader's return at the follower's best response (at the Nash equilibrium in a game); gap: `V*(rho) - V^{{pi_y}}(rho)`,
-in a game the Nikaido-Isoda gap; both at the temperature of F_lam (0.1; Four Rooms 0.05; tolls 0.5 minutes, where F is minus a
-cost). Means over five instances, intervals by bootstrap. *Flat range*: the lams next to the best at which F is short of it by
-at most {FLAT:.0%} of its gain on the start. *Stationarity*: norm of the projected gradient of F_lam in (x, y) at the last
-iteration, median; *converged* at {CONVERGED:g} or less. The slope is that of log gap against log lam from lam
-{LAMS[-FITTED]:.3g} to {LAMS[-1]:.3g}, whether the runs converged or not.
-
-**Small lam.** The follower's slack is counted as the leader's gain: at lam {LAMS[0]:.2g} `J_L(x, pi_y)` stands above F
-(dotted lines of the picture, cut off where they leave it), x is chosen for a follower that is not there, and F falls. How
-much is the problem's: most in Four Rooms and the Stackelberg games, hardly at all in the tolls.
-
-**The gap.** At a minimiser over y, `p <= (J_L(x, pi_y) - J_L(x, pi*)) / lam`; at a fixed positive temperature the penalty is
-strongly convex near pi*, y moves away from it by order 1/lam, and the gap falls as lam^-2. With the follower solved the
-measured slope is that. The joint step shows it only as far as it converges; the steeper slope in the games is that of runs
-which did not, whose x is still near its start. The Bellman penalty weighs states uniformly by weights that sum to 1, the
-value penalty by visits that sum to 1/(1 - gamma): for the same gap it needs a lam ten times as large in the Stackelberg
-games, and more than a hundred times as large in Four Rooms, where it has not come to its slope at the largest lam.
-
-**Large lam.** With the follower solved nothing gets harder: F is flat up to the largest lam. With y moved jointly F_lam is
-stiff, its curvature along y grows with lam while J_L's pull on x does not: stationarity rises with lam, and F falls back
-towards the start. Those runs are not converged, and their F is not that of a stationary point. Even where the joint step
-converges it can end at a worse point: in the Stackelberg games at lam 10, 6.5 against 7.0. In the tolls it falls short at
-every lam, with few runs converged; why was not studied."""
-
-
-def standing(data: Data) -> list[Standing]:
-    """The slope that theory gives, and how wide the choice of lam is, a line a penalty."""
-    lines = []
-    for method, (label, _, _) in METHODS.items():
-        own = [series for series in SERIES if series[1] == method]
-        slopes = [slope(data, series).estimate for series in own]
-        flat = ", ".join(flat_range(data, series)[0] for series in own)
-        text = f"{', '.join(f'{value:.2f}' for value in slopes)}; F flat over lam {flat}"
-        names = "; ".join(CASES[case].label for case, _ in own)
-        met = verdict(all(abs(value + 2.0) < SLOPE_TOLERANCE for value in slopes))
-        lines.append(Standing(f"slope of the gap in lam, {label}: {names}", "theory: -2", text, met))
-    return lines
 
 
 def picture(data: Data, path: Path) -> None:

@@ -19,20 +19,11 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from bilevel_gym.agents import PBRL, Hypergradient, HypergradientConfig, Linear, PBRLConfig, Rollouts, ValuePenalty
-from bilevel_gym.agents.common.leader import Leader
+from bilevel_gym.agents.leader import Leader
 from bilevel_gym.envs.mdp import LinearQuadraticProblem, random_linear_quadratic, steering_game
 
-from .common import (
-    Data,
-    Standing,
-    draw_band,
-    map_tasks,
-    markdown_table,
-    mean_interval,
-    new_figure,
-    save_figure,
-    verdict,
-)
+from .figures import draw_band, new_figure, on_grid, save_figure
+from .runs import Data, Runs, run_all
 
 STEERING = "LQStackelberg-v0"
 GAMES = (STEERING, *(f"random {seed}" for seed in range(10)))
@@ -160,9 +151,9 @@ def run(quick: bool, jobs: int) -> Data:
     """Every game, every algorithm."""
     names, iterations = (GAMES[:3], 100) if quick else (GAMES, ITERATIONS)
     seeds = (0,) if quick else LEADER_SEEDS
-    exact = map_tasks(run_exact, [(name, iterations) for name in names], jobs, "exact games")
+    exact = run_all(run_exact, [(name, iterations) for name in names], jobs, "exact games")
     tasks = [(name, seed, 8_000 if quick else ASKED[name]) for name in ALGORITHMS for seed in seeds]
-    sampled = map_tasks(run_sampled, tasks, jobs, "sampled runs")
+    sampled = run_all(run_sampled, tasks, jobs, "sampled runs")
     problem = steering_game()
     x = torch.from_numpy(quasi_newton(problem, LAM)[0])
     penalised = {"x": x.tolist(), "leader_return": float(problem.return_at_best_response(x))}
@@ -178,141 +169,14 @@ def share(data: Data, value: float) -> float:
     return (value - float(first["start"])) / (float(first["optimum"]) - float(first["start"]))
 
 
-def select(data: Data, method: str) -> list[Data]:
-    """Runs of one algorithm."""
-    return [r for r in data["sampled"] if r["method"] == method]
+def shortfall(data: Data) -> float:
+    """What the hypergradient leaves to quasi-Newton ascent on the worst game."""
+    return max(float(r["optimum"] - r["end"]) for r in data["exact"])
 
 
-def agreeing(record: Data) -> int:
-    """Starts from which quasi-Newton ascent comes to the best value."""
-    return sum(record["optimum"] - value < 1e-8 for value in record["quasi_newton"])
-
-
-def exact_table(data: Data) -> str:
-    """Each game."""
-    headers = [
-        "game",
-        "F_0, start",
-        "hypergradient's end",
-        "best of quasi-Newton",
-        "starts that reach it",
-        "stationarity, start",
-        "at the end",
-        "Riccati residual",
-        "ms an iteration",
-    ]
-    rows = []
-    for r in data["exact"]:
-        values = [f"{r[key]:.6f}" for key in ("start", "end", "optimum")]
-        norms = [f"{r['stationarity_start']:.2g}", f"{r['stationarity']:.1e}", f"{r['residual']:.0e}"]
-        cost = f"{1e3 * r['seconds'] / len(r['values']):.1f}"
-        rows.append([r["game"], *values, f"{agreeing(r)} of {len(r['quasi_newton'])}", *norms, cost])
-    return markdown_table(headers, rows)
-
-
-def target_table(data: Data) -> str:
-    """The algorithms that have a target."""
-    rows = []
-    for method, target in TARGETS.items():
-        for key in ("last", "best"):
-            found = mean_interval([share(data, r[key]) for r in select(data, method)])
-            claim = f"share of the exact improvement over the start, {method}, {key} x"
-            rows.append([claim, f"{target:g} or more", found.text(), verdict(found.estimate >= target)])
-    return markdown_table(["claim", "target", "measured", ""], rows)
-
-
-def sampled_table(data: Data) -> str:
-    """Each algorithm."""
-    headers = [
-        "PBRL with",
-        "F_0, last x",
-        "share of (optimum - start), last x",
-        "single runs",
-        "best x",
-        "pi_y's gap, last",
-        "oracle failures",
-        "steps",
-        "CPU seconds a run",
-    ]
-    rows = []
-    for method in ALGORITHMS:
-        runs = select(data, method)
-        last, best = ([share(data, r[key]) for r in runs] for key in ("last", "best"))
-        failures = f"{sum(r['oracle_failures'] for r in runs)} of {sum(r['iterations'] for r in runs)}"
-        rows.append(
-            [
-                method,
-                mean_interval([r["last"] for r in runs]).text(3),
-                mean_interval(last).text(),
-                ", ".join(f"{value:.2f}" for value in last),
-                mean_interval(best).text(),
-                mean_interval([r["gap"] for r in runs]).text(3),
-                failures,
-                f"{max(r['steps'] for r in runs):,}",
-                f"{np.median([r['seconds'] for r in runs]):.0f}",
-            ]
-        )
-    return markdown_table(headers, rows)
-
-
-def table(data: Data) -> str:
-    """The page's tables."""
-    first, penalised = data["exact"][0], float(data["penalised"]["leader_return"])
-    seeds = ", ".join(str(r["seed"]) for r in select(data, "SAC"))
-    notes = f"""\
-F_0: the leader's return at the follower's best response, by Riccati and Lyapunov. *Stationarity* is the norm of
-x - Proj(x + dF_0/dx). The hypergradient is followed by Adam at a rate that falls from 0.1 to 1e-6 over {ITERATIONS} iterations;
-quasi-Newton is L-BFGS-B within X, from the start and from eight random points. F_0 need not be concave: that nothing better
-exists is not shown.
-
-In `{STEERING}` the start's F_0 is {first["start"]:.3f}, the optimum's {first["optimum"]:.3f}. With exact followers the penalised
-problem at lam = {data["lam"]:g} ends at F_0 = {penalised:.3f}, a share of {share(data, penalised):.3f}: what the penalty's bias
-costs here. *Last x* is where a run ended, *best x* the best by the records, which read the model, every {CONFIG.eval_every}
-iterations. *pi_y's gap* is J_F(x, F*) less the penalised follower's return in the same episodes; it has the exploration
-noise of a stochastic policy in it, and some of it is meant: pi_y also serves the leader. An *oracle failure* is an iteration
-in which the best response was certified to be worse than pi_y, and x was not moved. Means over seeds {seeds}
-and their 95% bootstrap intervals, which are rough for so few. Followers have the library's settings of their class; those
-of the leader (copies, steps, rate) were chosen by runs on the same game with other seeds.
-
-What is missing beyond that is not the penalty's doing. TD3's best response lags most: with 1/4 as many gradient steps on
-batches of 1024, tau 0.005, 32 episodes of x a turn and averages over ten turns (the library's earlier settings) these
-seeds came to a share of 0.81 [0.73, 0.94] in 100,000 steps, with its present settings to 0.75 [0.47, 0.97]; in twice as many
-steps, which is what the table shows, all three pass. Its runs were made after the others', with the same code. Tried with PPO
-without averaging, three seeds, 80 000 steps, without a gain that stands out from the spread over seeds: the followers' mean
-actions in x's episodes, which cuts the gradient's noise, and one-step advantages, for which a quadratic critic is exact.
-Followers trained close to x (`x_noise` 0.3, the default is 1) did worse wherever the two were compared."""
-    return "\n\n".join(["## Exact", exact_table(data), "## Sampled", target_table(data), sampled_table(data), notes])
-
-
-def standing(data: Data) -> list[Standing]:
-    """The targets of the exact part; shares of the exact optimum for followers that learn."""
-    worst = max(r["stationarity"] for r in data["exact"])
-    short = max(r["optimum"] - r["end"] for r in data["exact"])
-    n = len(data["exact"])
-    lines = [
-        Standing(
-            f"stationarity at the hypergradient's end, the worst of {n} linear-quadratic games",
-            f"target {STATIONARY:g}",
-            f"{worst:.1e}",
-            verdict(worst < STATIONARY),
-        ),
-        Standing(
-            f"what it leaves to the best of quasi-Newton ascents from {STARTS} starts, the worst of {n} games",
-            f"target {STATIONARY:g}",
-            f"{short:.1e}",
-            verdict(short < STATIONARY),
-        ),
-    ]
-    for method in ALGORITHMS:
-        found = mean_interval([share(data, r["last"]) for r in select(data, method)])
-        steps = max(r["steps"] for r in select(data, method))
-        quantity = f"share of (optimum - start) of F_0 in {STEERING}, PBRL with {method}, {steps:,} steps"
-        target = TARGETS.get(method)
-        told = "optimum 1; no figure elsewhere" if target is None else f"target {target:g}"
-        lines.append(
-            Standing(quantity, told, found.text(), "" if target is None else verdict(found.estimate >= target))
-        )
-    return lines
+def shares(data: Data, method: str, key: str = "last") -> list[float]:
+    """The same of every run of an algorithm."""
+    return [share(data, value) for value in Runs(data["sampled"])(method=method)[key]]
 
 
 def picture(data: Data, path: Path) -> None:
@@ -327,9 +191,7 @@ def picture(data: Data, path: Path) -> None:
     exact.set(xlabel="iteration", ylabel=r"$\|x - Proj(x + dF_0/dx)\|$", title="hypergradient, exact")
     exact.legend(fontsize=8, frameon=False)
     for method, colour in ALGORITHMS.items():
-        runs = select(data, method)
-        grid = np.linspace(0, min(r["history"]["steps"][-1] for r in runs), 60)
-        curves = [np.interp(grid, r["history"]["steps"], r["history"]["leader_return"]) for r in runs]
+        grid, (curves,) = on_grid(Runs(data["sampled"])(method=method)["history"], 60, "leader_return")
         draw_band(sampled, grid / 1e3, curves, colour, method)
     sampled.axhline(data["exact"][0]["optimum"], color="black", linestyle="-.", linewidth=1.0, label="optimum")
     sampled.axhline(data["penalised"]["leader_return"], color="0.5", linestyle=":", label="penalised optimum")

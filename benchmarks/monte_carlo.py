@@ -26,16 +26,16 @@ from torch import Tensor
 from bilevel_gym.agents import (
     BellmanPenalty,
     IndependentPolicyGradient,
-    IndependentPolicyGradientConfig,
     MirrorDescent,
     MonteCarlo,
     NikaidoIsodaPenalty,
-    Softmax,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
 )
-from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
+from bilevel_gym.agents.exact import ExactLeader
+from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.envs.mdp import (
     IncentiveDesignProblem,
     StackelbergProblem,
@@ -50,18 +50,8 @@ from bilevel_gym.envs.mdp import (
     suboptimality,
 )
 
-from .common import (
-    Data,
-    Standing,
-    draw_band,
-    map_tasks,
-    markdown_table,
-    mean_interval,
-    new_figure,
-    paired_difference,
-    save_figure,
-    verdict,
-)
+from .figures import draw_band, new_figure, save_figure
+from .runs import Data, run_all
 
 SEEDS = tuple(range(10))
 STATES = 100
@@ -86,25 +76,25 @@ def settings(n: int, tau: float, estimator: MonteCarlo | None) -> dict[str, Any]
     }  # fmt: skip
 
 
-def independent(problem: Any, estimator: MonteCarlo | None) -> TabularLeader:
+def independent(problem: Any, estimator: MonteCarlo | None) -> ExactLeader:
     """No penalty."""
     config = IndependentPolicyGradientConfig(**settings(len(problem.P), TAU, estimator))
     return IndependentPolicyGradient(problem, config)
 
 
-def value(problem: Any, estimator: MonteCarlo | None) -> TabularLeader:
+def value(problem: Any, estimator: MonteCarlo | None) -> ExactLeader:
     """Value penalty, lam = 2, T = 1."""
     config = TabularPBRLConfig(**settings(len(problem.P), TAU, estimator))
     return TabularPBRL(problem, ValuePenalty(2.0), MirrorDescent(iterations=1), config)
 
 
-def bellman(problem: Any, estimator: MonteCarlo | None) -> TabularLeader:
+def bellman(problem: Any, estimator: MonteCarlo | None) -> ExactLeader:
     """Bellman penalty, lam = 7, T = 10."""
     config = TabularPBRLConfig(**settings(len(problem.P), TAU, estimator))
     return TabularPBRL(problem, BellmanPenalty(7.0), MirrorDescent(iterations=10), config)
 
 
-def design(problem: Any, estimator: MonteCarlo | None) -> TabularLeader:
+def design(problem: Any, estimator: MonteCarlo | None) -> ExactLeader:
     """Nikaido-Isoda penalty, lam = 4, T = 1."""
     config = TabularPBRLConfig(**settings(len(problem.P), problem.tau, estimator))
     return TabularPBRL(problem, NikaidoIsodaPenalty(4.0), MirrorDescent(iterations=1), config)
@@ -124,7 +114,7 @@ class Method:
     """
 
     label: str
-    build: Callable[[Any, MonteCarlo | None], TabularLeader]
+    build: Callable[[Any, MonteCarlo | None], ExactLeader]
     estimator: MonteCarlo | None
     share: float = 1.0
     colour: str = "black"
@@ -210,7 +200,7 @@ def run(quick: bool, jobs: int) -> Data:
     n = 2 if quick else len(SEEDS)
     count = dict.fromkeys(GAMES, ITERATIONS) | dict.fromkeys(DESIGNS, DESIGN_ITERATIONS)
     tasks = [(name, n, 40 if quick else count[name]) for name in sorted(count, key=lambda name: name != "bellman")]
-    runs = {r["method"]: r for r in map_tasks(run_method, tasks, jobs, "methods")}
+    runs = {r["method"]: r for r in run_all(run_method, tasks, jobs, "methods")}
     return {"seeds": list(SEEDS[:n]), "runs": [runs[name] for name in (*GAMES, *DESIGNS)]}
 
 
@@ -230,110 +220,6 @@ def first(data: Data, name: str, key: str) -> list[float]:
 def select(data: Data, name: str) -> Data:
     """A method's run."""
     return next(r for r in data["runs"] if r["method"] == name)
-
-
-def claims(data: Data) -> str:
-    """The paper's ordering, with intervals, and that there is learning at all."""
-    rows = []
-    for a, b in (("value", "bellman"), ("bellman", "independent"), ("value", "independent")):
-        for key, what in (("at_pi_y", "J_L(x, pi_y)"), ("leader_return", "F_0")):
-            found = paired_difference(last(data, a, key), last(data, b, key))
-            low = found.estimate if found.low is None else found.low
-            rows.append(
-                [f"{what}: {GAMES[a].label} less {GAMES[b].label}", "above 0", found.text(), verdict(low > 0.0)]
-            )
-    for name in ("value", "bellman"):
-        before, after = np.mean(first(data, name, "gap")), np.mean(last(data, name, "gap"))
-        text = f"{before:.2f} to {after:.3f}"
-        rows.append([f"follower's gap, {GAMES[name].label}", "to a tenth", text, verdict(after < 0.1 * before)])
-    gained = paired_difference(last(data, "design", "leader_return"), first(data, "design", "leader_return"))
-    low = gained.estimate if gained.low is None else gained.low
-    rows.append(
-        ["designer's return at the Nash equilibrium less the start line", "above 0", gained.text(), verdict(low > 0)]
-    )
-    return markdown_table(["claim", "target", "measured", ""], rows)
-
-
-def method_table(data: Data, methods: dict[str, Method], returned: str) -> str:
-    """Last records, means over instances."""
-    headers = ["method", "gradients", "iterations", "steps / game", returned, "J_L(x, pi_y)", "gap", "ms / iteration"]
-    rows = []
-    for name, method in methods.items():
-        r, e = select(data, name), method.estimator
-        rows.append(
-            [
-                method.label,
-                "exact" if e is None else f"{e.batch} episodes of {e.length}",
-                str(r["iterations"]),
-                f"{r['steps']:,}",
-                mean_interval(last(data, name, "leader_return")).text(),
-                mean_interval(last(data, name, "at_pi_y")).text(),
-                mean_interval(last(data, name, "gap")).text(3),
-                f"{r['ms']:.1f}",
-            ]
-        )
-    start = next(iter(methods))
-    begun = [
-        mean_interval(first(data, start, key)).text(d) for key, d in (("leader_return", 2), ("at_pi_y", 2), ("gap", 3))
-    ]
-    rows.append(["start: x = 0, uniform policies", "", "0", "0", *begun, ""])
-    return markdown_table(headers, rows)
-
-
-def summary(data: Data) -> str:
-    """What truncation and sampling cost, in words, from the numbers."""
-
-    def mean(name: str, key: str) -> float:
-        return float(np.mean(last(data, name, key)))
-
-    total, fewer = (select(data, name)["iterations"] for name in ("value", "value_exact"))
-    gaps = [mean(name, "gap") for name in ("value", "value_plain", "value_exact")]
-    return f"""\
-**What the estimates cost.** Here transitions forget the state in one step, and five steps instead of all cost speed: the value
-penalty's J_L(x, pi_y) is {mean("value", "at_pi_y"):.2f} after {total} iterations from episodes and
-{mean("value_exact", "at_pi_y"):.2f} after {fewer} with exact gradients, the independent gradient's
-{mean("independent", "at_pi_y"):.2f} and {mean("independent_exact", "at_pi_y"):.2f}. Noise shows in the follower's gap:
-{gaps[0]:.3f}, without baseline and pairing {gaps[1]:.3f}, exact {gaps[2]:.3f}. None of these runs is at its end; [with exact
-gradients](stackelberg_exact.md) and 10,000 iterations the same settings climb on. Where actions have later consequences, five
-steps cost direction too: see [the gradients themselves](monte_carlo_gradients.md)."""
-
-
-NOTES = """\
-F_0: leader's return at the follower's best response; J_D: the designer's. Means over instances, 95% bootstrap intervals. *Exact*
-rows take 0.41 = 1 - gamma^5 of the iterations at the same step: as far as the truncated gradient leads in expectation where
-truncation changes its length alone. *No baseline, unpaired*: the plain score-function estimate; the others subtract the mean
-over the batch's other episodes and play the policies that a penalty compares on the same random numbers. Milliseconds are CPU
-time of one iteration on all instances at once; steps are those of the episodes alone, for the inner solver knows the model. The
-gap is V*(rho) - V^{pi_y}(rho) at tau 0.001; in incentive design the Nikaido-Isoda gap at tau 0.1."""
-
-
-def table(data: Data) -> str:
-    """The page's tables."""
-    return "\n\n".join(
-        [
-            claims(data),
-            summary(data),
-            "## Stackelberg games, 100 states",
-            method_table(data, GAMES, "F_0"),
-            "## Incentive design, 10 states",
-            method_table(data, DESIGNS, "J_D at Nash"),
-            NOTES,
-        ]
-    )
-
-
-def standing(data: Data) -> list[Standing]:
-    """The paper's ordering."""
-    values = [float(np.mean(last(data, name, "at_pi_y"))) for name in ("value", "bellman", "independent")]
-    order = values[0] > values[1] > values[2]
-    return [
-        Standing(
-            "J_L(x, pi_y) at the published settings (unverified), Monte Carlo gradients",
-            "published (arXiv 2402.06886): value > Bellman > independent",
-            "value {:.2f}, Bellman {:.2f}, independent {:.2f}".format(*values),
-            "same order" if order else "**another order**",
-        )
-    ]
 
 
 PANELS = (

@@ -14,7 +14,6 @@ from each state and pair of actions to its likeliest next state, are set beside 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel_gym.agents import MonteCarlo, Softmax, TabularPBRL, TabularPBRLConfig, ValuePenalty
-from bilevel_gym.agents.estimators import Sampler
+from bilevel_gym.agents import MonteCarlo, TabularPBRL, TabularPBRLConfig, ValuePenalty
+from bilevel_gym.agents.estimators.monte_carlo import Sampler
+from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.agents.penalties import sampled_bellman_penalty, sampled_value_penalty
 from bilevel_gym.envs.four_rooms import FourRoomsProblem
 from bilevel_gym.envs.mdp import (
@@ -43,7 +43,8 @@ from bilevel_gym.envs.mdp import (
     truncated_value,
 )
 
-from .common import Data, markdown_table, new_figure, save_figure, verdict
+from .figures import new_figure, save_figure
+from .runs import Data, Runs
 
 SEEDS = tuple(range(10))
 STATES, GAMMA, TAU = 100, 0.9, 0.001
@@ -216,107 +217,20 @@ def run(quick: bool, jobs: int) -> Data:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def find(rows: list[Data], **wanted: Any) -> list[Data]:
-    """The rows with these entries."""
-    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
-
-
-def summary(data: Data) -> str:
-    """What truncation and noise cost at the published length and batch, in words, from the numbers."""
-
-    def cut(**wanted: str) -> Data:
-        return find(data["truncation"], length=PUBLISHED, **wanted)[0]
-
-    same, sharp = (cut(world=world, penalty="value", at="trained") for world in WORLDS)
-    rooms = cut(world="Four Rooms", penalty="value", at="start")
-    bellman = cut(world="random", penalty="Bellman", at="start")
-    at = {"penalty": "value", "at": "trained", "batch": 16, "length": PUBLISHED}
-    noisy, plain = (find(data["noise"], reduced=reduced, **at)[0] for reduced in (True, False))
-    return f"""\
-**What five steps cost.** In the random games, trained, the value penalty's expected gradient keeps its direction (cosine
-{same["cosine_x"]:.3f} in x, {same["cosine_y"]:.3f} in y) and loses {same["error_x"]:.2f} of its length, gamma^5 =
-{GAMMA**PUBLISHED:.2f}: the state is forgotten in one step, what an action brings lies in its reward and hardly in where it
-leads, and truncation is a shorter step. That is the exception. Where transitions are certain the cosine is
-{sharp["cosine_x"]:.2f} in x and {sharp["cosine_y"]:.2f} in y; in Four Rooms, where five steps from the start meet nothing but
-penalties, {rooms["cosine_x"]:.2f} and {rooms["cosine_y"]:.2f}. And the Bellman penalty's own part in y is not shortened as the
-leader's return is, as if lam were larger: cosine at the start of the random games {bellman["cosine_x"]:.2f} in x,
-{bellman["cosine_y"]:.2f} in y.
-
-**What batches of 16 cost.** In the random games, trained, one estimate's noise is {noisy["noise_x"]:.0f} times the whole gradient
-in x and {noisy["noise_y"]:.0f} times in y ({plain["noise_x"]:.0f} and {plain["noise_y"]:.0f} without baseline and pairing). A
-single estimate says next to nothing (cosine {noisy["cosine_x"]:.2f} and {noisy["cosine_y"]:.2f}); thousands of short steps
-average it out."""
-
-
-def truncation_table(data: Data, worlds: tuple[str, ...], lengths: tuple[int, ...]) -> str:
-    """Direction and length of the expected gradient, by length of the episodes."""
-    rows = []
-    for world, kind, where, name in itertools.product(worlds, LAM, POINTS, "xy"):
-        found = find(data["truncation"], world=world, penalty=kind, at=where)
-        if found:
-            cells = [f"{row[f'cosine_{name}']:.3f}, {row[f'error_{name}']:.2f}" for row in found]
-            rows.append([world, kind, where, name, *cells])
-    return markdown_table(["games", "penalty", "at", "in", *(f"T = {length}" for length in lengths)], rows)
-
-
-def noise_table(data: Data) -> str:
-    """Noise of the estimates."""
-    headers = ["penalty", "at", "episodes", "baseline, pairs", "noise, x", "noise, y", "cosine, x", "cosine, y"]
-    rows = [
-        [row["penalty"], row["at"], f"{row['batch']} of {row['length']}", "yes" if row["reduced"] else "no"]
-        + [f"{row[key]:.1f}" for key in ("noise_x", "noise_y")]
-        + [f"{row[key]:.2f}" for key in ("cosine_x", "cosine_y")]
-        for row in data["noise"]
-    ]
-    return markdown_table(headers, rows)
-
-
-TRUNCATION_NOTE = "Of the expected estimate with the whole gradient; means over games. Nothing here is sampled."
-NOISE_NOTE = """\
-Noise: root of the total variance of one estimate over the norm of the whole gradient. Cosine: of one estimate with the whole
-gradient. Means over games, 40 estimates each. *Baseline, pairs*: the mean over the batch's other episodes is subtracted, and the
-policies that a penalty compares are played on the same random numbers."""
-
-
-def table(data: Data) -> str:
-    """The page's tables."""
-    took, n = data["cost"], len(data["seeds"])
-    ratio = took["apart"] / took["together"]
-    text = f"{took['apart']:.1f} ms / {took['together']:.1f} ms = {ratio:.1f}"
-    line = [
-        f"one estimate for each of {n} games: {n} calls / one call, CPU time",
-        "above 1",
-        text,
-        verdict(ratio > 1.0),
-    ]
-    return "\n\n".join(
-        [
-            markdown_table(["batching", "target", "measured", ""], [line]),
-            summary(data),
-            "## Truncation: cosine, relative error",
-            truncation_table(data, WORLDS, LENGTHS),
-            truncation_table(data, ("Four Rooms",), ROOMS_LENGTHS),
-            TRUNCATION_NOTE,
-            "## Noise",
-            noise_table(data),
-            NOISE_NOTE,
-        ]
-    )
-
-
 def picture(data: Data, path: Path) -> None:
     """Truncation to the left, noise to the right; trained."""
     figure, axes = new_figure(1, 2, 9.5, 3.8)
+    cut, noises = Runs(data["truncation"]), Runs(data["noise"])
     colours = {"value": "#1f77b4", "Bellman": "#d62728"}
     for kind, colour in colours.items():
         for world, style in zip(WORLDS, ("-", "--"), strict=True):
-            rows = find(data["truncation"], world=world, penalty=kind, at="trained")
-            xs, label = [r["length"] for r in rows], f"{kind}, {world} transitions"
-            axes[0][0].plot(xs, [r["cosine_x"] for r in rows], "o" + style, color=colour, label=label, ms=3)
+            rows = cut(world=world, penalty=kind, at="trained")
+            xs, label = rows["length"], f"{kind}, {world} transitions"
+            axes[0][0].plot(xs, rows["cosine_x"], "o" + style, color=colour, label=label, ms=3)
         for name, style in zip("xy", ("-", "--"), strict=True):
-            rows = find(data["noise"], penalty=kind, at="trained", length=PUBLISHED, reduced=True)
-            xs, label = [r["batch"] for r in rows], f"{kind}, in {name}"
-            axes[0][1].loglog(xs, [r[f"noise_{name}"] for r in rows], "o" + style, color=colour, label=label, ms=3)
+            rows = noises(penalty=kind, at="trained", length=PUBLISHED, reduced=True)
+            xs, label = rows["batch"], f"{kind}, in {name}"
+            axes[0][1].loglog(xs, rows[f"noise_{name}"], "o" + style, color=colour, label=label, ms=3)
     axes[0][0].set(xlabel="steps of an episode", ylabel="cosine with the whole gradient, in x")
     axes[0][1].set(xlabel="episodes a batch, of five steps", ylabel="noise / whole gradient")
     axes[0][1].set_xticks(BATCHES, labels=[str(batch) for batch in BATCHES])

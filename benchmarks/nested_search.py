@@ -13,25 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
 
 from bilevel_gym.agents import CMAES, PBRL, CMAESConfig, KnownModel, PBRLConfig, Rollouts
-from bilevel_gym.agents.common.leader import Leader
+from bilevel_gym.agents.leader import Leader
 
-from .common import (
-    Data,
-    Interval,
-    Standing,
-    map_tasks,
-    markdown_table,
-    mean_interval,
-    new_figure,
-    paired_difference,
-    save_figure,
-    verdict,
-)
+from .figures import new_figure, save_figure
+from .runs import Data, Runs, run_all
 
 SEEDS = (5, 6, 7)
 TIMES = 10
@@ -129,71 +118,15 @@ def run(quick: bool, jobs: int) -> Data:
         for name, problem in PROBLEMS.items()
         for seed in seeds
     ]
-    return {"seeds": list(seeds), "runs": map_tasks(run_one, tasks, jobs, "runs")}
+    return {"seeds": list(seeds), "runs": run_all(run_one, tasks, jobs, "runs")}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def select(data: Data, name: str, method: str) -> list[Data]:
-    """Runs of one method on one problem, by seed."""
-    return [r for r in data["runs"] if r["problem"] == name and r["method"] == method]
-
-
-def advantage(data: Data, name: str) -> Interval:
-    """Best x of PBRL less best x of CMA-ES, paired by instance."""
-    return paired_difference(*([r["best"] for r in select(data, name, method)] for method in METHODS))
-
-
-def ahead(data: Data, name: str) -> bool:
-    """Whether PBRL is ahead on each instance, and so with the interval of the mean."""
-    pairs = zip(*(select(data, name, method) for method in METHODS), strict=True)
-    return all(ours["best"] > theirs["best"] for ours, theirs in pairs)
-
-
-def table(data: Data) -> str:
-    """The page's tables."""
-    claims = []
-    for name, problem in PROBLEMS.items():
-        claims.append([problem.label, advantage(data, name).text(), verdict(ahead(data, name))])
-    parts = [markdown_table(["best x of PBRL less that of CMA-ES", "measured", "ahead on every instance"], claims)]
-    headers = ["method", "environment steps", "CPU s", "F_0, start", "F_0, best x", "F_0, last x"]
-    for name, problem in PROBLEMS.items():
-        rows = []
-        for method, label in METHODS.items():
-            runs = select(data, name, method)
-            ends = [mean_interval([r[key] for r in runs]).text() for key in ("start", "best", "last")]
-            steps, seconds = np.median([[r["steps"][-1], r["cpu_seconds"]] for r in runs], axis=0)
-            rows.append([label, f"{steps:,.0f}", f"{seconds:.0f}", *ends])
-        dim = select(data, name, "pbrl")[0]["dim"]
-        source = "rollouts alone" if isinstance(problem.estimator, Rollouts) else "the known model"
-        text = f"x has {dim} coordinates; PBRL takes its gradient from {source}; a trial trains {problem.trial_steps:,} steps."
-        parts += [f"## {problem.label}", text, markdown_table(headers, rows)]
-    return "\n\n".join([*parts, NOTES])
-
-
-NOTES = f"""\
-F_0: the leader's return at the follower's best response, exact; the best x by that evaluation on the way, for both methods alike
-({TIMES} times the steps buy CMA-ES many more evaluations to choose from). CMA-ES is pycma's, starts at PBRL's x with a standard
-deviation of a tenth of X's width, judges a trial by 64 episodes of its follower's likeliest actions, and its x is the mean of its
-distribution. One run an instance; differences paired; intervals over three instances are their spread and little more.
-
-A trial's PPO has an entropy bonus of 0.01 and a rate of 0.03. With the library's settings of the class, which are made for an x
-that moves, CMA-ES's best x was 6.32 (games of 20 states), 4.27 (of 100) and -5.73 (tolls) in the mean; with an older version of
-those settings 7.5 on the first two games of 20 states, level with PBRL: one search differs much from the next. The two methods'
-runs were made one after the other on a busy machine: the seconds at the foot of the page are those of the first."""
-
-
-def standing(data: Data) -> list[Standing]:
-    """PBRL beside nested search with ten times its steps."""
-    lines = []
-    for name, problem in PROBLEMS.items():
-        ours, theirs = (float(np.mean([r["best"] for r in select(data, name, method)])) for method in METHODS)
-        quantity = f"F_0 of the best x, {problem.label}, CMA-ES with a retrained PPO and {TIMES} times the steps"
-        text = f"PBRL {ours:.2f}, ahead by {advantage(data, name).text()}"
-        elsewhere = f"target: not where we are; {theirs:.2f} (our implementation)"
-        lines.append(Standing(quantity, elsewhere, text, verdict(ahead(data, name))))
-    return lines
+def bests(runs: Runs, name: str) -> list[list[float]]:
+    """Best returns on a problem, of PBRL and of CMA-ES, by instance."""
+    return [runs(problem=name, method=method)["best"] for method in METHODS]
 
 
 def picture(data: Data, path: Path) -> None:
@@ -201,7 +134,7 @@ def picture(data: Data, path: Path) -> None:
     figure, axes = new_figure(1, len(PROBLEMS), 14.0, 4.4)
     for panel, (name, problem) in zip(axes[0], PROBLEMS.items(), strict=True):
         for method, label in METHODS.items():
-            for k, run in enumerate(select(data, name, method)):
+            for k, run in enumerate(Runs(data["runs"])(problem=name, method=method)):
                 panel.plot(
                     run["steps"][1:],
                     run["leader_return"][1:],

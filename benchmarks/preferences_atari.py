@@ -11,8 +11,6 @@ interrupted goes on.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import resource
 import time
 from collections.abc import Callable
@@ -22,25 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from stable_baselines3 import A2C
 from stable_baselines3.common.vec_env import VecEnv
-from tqdm.auto import tqdm
 
 import bilevel_gym
-from bilevel_gym.agents import (
-    DRLHF,
-    AtariCNN,
-    FitConfig,
-    PreferenceConfig,
-    PreferencePBRL,
-    TrueReward,
-    ValuePenalty,
-    atari_copies,
-)
+from bilevel_gym.agents import DRLHF, PreferenceConfig, PreferencePBRL, TrueReward, ValuePenalty
+from bilevel_gym.agents.preferences.atari import AtariCNN, atari_copies
+from bilevel_gym.agents.preferences.training import FitConfig
 from bilevel_gym.agents.schedules import Geometric
 
-from .common import Data, Standing, markdown_table, new_figure, save_figure, verdict
+from .figures import new_figure, save_figure
+from .runs import Data, run_all
 
 assert bilevel_gym.__version__
 RATES = {"Seaquest": 3e-4, "BeamRider": 7e-5, "MsPacman": 3e-4}
@@ -63,7 +53,6 @@ GPU = 20.0
 """Assumed, not measured: how many times faster than one core of a CPU a GPU fits the reward, copies to it included."""
 CORES = 8
 """Assumed: how many cores step the emulator beside it."""
-STORE = Path("runs/preferences_atari")
 
 
 def follower(venv: VecEnv, rate: float) -> A2C:
@@ -125,13 +114,6 @@ class Watch:
         setattr(owner, method, timed)
 
 
-def settings(method: str, game: str, quick: bool) -> Data:
-    """What a stored run has to agree with to be taken."""
-    lam = repr(LAMS.get(method, LAM))
-    found = {"config": repr(config(2 if method in LAMS else 1, quick)), "rate": RATES[game], "lam": lam}
-    return found | {"method": method, "game": game, "steps": STEPS, "version": bilevel_gym.__version__}
-
-
 def random_play(game: str, quick: bool) -> Data:
     """Scores of whole games, every action as likely as any other."""
     learner = DRLHF(atari_copies(game), partial(follower, rate=RATES[game]), config(1, quick))
@@ -151,10 +133,10 @@ def learn(game: str, method: str, quick: bool) -> Data:
     else:
         learner = (TrueReward if method == "true" else DRLHF)(world, build, config(1, quick), seed=0)
     watch = Watch()
-    watch.on(learner, "_begin", "begin")
+    watch.on(learner.method, "begin", "begin")
     watch.on(learner.trainer, "fit", "fit")
     watch.on(learner.trainer, "assess", "assess")
-    for f in learner.followers:
+    for f in learner.followers.values():
         watch.on(f.follower, "train", "followers")
         watch.on(f.recorder.venv, "step_wait", "emulator")
         if method != "true":
@@ -164,7 +146,7 @@ def learn(game: str, method: str, quick: bool) -> Data:
 
     def note(found: Any) -> None:
         games = []
-        for i, f in enumerate(found.followers):
+        for i, f in enumerate(found.followers.values()):
             ended = [float(info["r"]) for info in f.follower.model.ep_info_buffer or ()]
             games.append(ended[taken[i] :])
             taken[i] = len(ended)
@@ -193,56 +175,57 @@ def learn(game: str, method: str, quick: bool) -> Data:
     }
 
 
-def stored(task: tuple[str, str, bool]) -> Data:
-    """One run, or what is stored of it."""
-    game, method, quick = task
-    torch.set_num_threads(1)
-    path = STORE / ("quick" if quick else "full") / f"{game}-{method}.json"
-    asked = settings(method, game, quick)
-    if path.is_file():
-        held: Data = json.loads(path.read_text(encoding="utf-8"))
-        if held["settings"] == asked:
-            return held
+def one(game: str, method: str, quick: bool) -> Data:
+    """One run, or random play."""
     found = random_play(game, quick) if method == "random" else learn(game, method, quick)
-    found = {"game": game, "method": method, "settings": asked, **found}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(found), encoding="utf-8")
-    part.replace(path)
-    return found
+    return {"game": game, "method": method, **found}
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """All methods on all games, each in a fresh process."""
+    """All methods on all games."""
     games = list(RATES)[:1] if quick else list(RATES)
     tasks = [(game, method, quick) for game in games for method in ("pbrl", "drlhf")]
     tasks += [(game, method, quick) for method in ("random", "true", "pbrl10") for game in games]
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
-        runs = list(tqdm(pool.imap(stored, tasks, chunksize=1), total=len(tasks), desc="runs"))
-    return {"runs": runs}
+    return {"runs": run_all(one, tasks, jobs, "runs")}
 
 
 # --- what is said of it -----------------------------------------------------------------------------------------------
 
 
-def of(data: Data, game: str, method: str) -> Data | None:
-    """The run, or None where it was not made."""
-    return next((r for r in data["runs"] if (r["game"], r["method"]) == (game, method)), None)
+def late_games(run: Data) -> list[float]:
+    """Scores of the games that the judged follower ended in the last quarter of training."""
+    return [score for at in run["curve"] if at["steps"] > 0.75 * run["steps"] for score in at["games"][0]]
 
 
-def learned(data: Data) -> list[Data]:
-    """The runs that learned a reward."""
-    return [r for r in data["runs"] if r["method"] in (*LAMS, "drlhf")]
+def score(values: list[float]) -> str:
+    """Mean and deviation."""
+    deviation = f", s.d. {np.std(values, ddof=1):,.0f}" if len(values) > 1 else ""
+    return f"{np.mean(values):,.0f}{deviation}" if values else "no game ended"
+
+
+def seconds_of(run: Data) -> dict[str, float]:
+    """CPU seconds by part."""
+    parts = {"reward": 0.0, "fit": 0.0, **run["parts"]}
+    rest = run["cpu_seconds"] - parts["emulator"] - parts["reward"] - parts["fit"]
+    return {"emulator": parts["emulator"], "rewards": parts["reward"], "A2C": rest, "fits": parts["fit"]}
+
+
+def runs_of(data: Data, *methods: str) -> list[Data]:
+    """Runs of these methods, by game."""
+    return [
+        r for game in RATES for method in methods for r in data["runs"] if (r["game"], r["method"]) == (game, method)
+    ]
 
 
 def missing(data: Data) -> list[str]:
     """Runs that were not made."""
-    return [f"{NAMES[m]} on {g}" for g in RATES for m in NAMES if of(data, g, m) is None]
+    made = {(r["game"], r["method"]) for r in data["runs"]}
+    return [f"{name} on {game}" for game in RATES for method, name in NAMES.items() if (game, method) not in made]
 
 
-def late_games(run: Data) -> list[float]:
-    """Scores of the games that the judged follower ended in the last quarter of training."""
-    return [score for at in run["curve"] if at["steps"] > 0.75 * run["steps"] for score in at["games"][0]]
+def both_of(data: Data) -> list[str]:
+    """Games on which both methods were run."""
+    return [game for game in RATES if {"pbrl", "drlhf"} <= {r["method"] for r in data["runs"] if r["game"] == game}]
 
 
 def config_of(run: Data) -> PreferenceConfig:
@@ -265,157 +248,16 @@ def full_passes() -> int:
 
 def full_hours(run: Data) -> dict[str, float]:
     """Hours of a full run by part at this run's rates, on one core of a CPU."""
-    parts, scale = run["parts"], FULL_STEPS / run["steps"] / 3600.0
-    steps = run["cpu_seconds"] - parts["emulator"] - parts["reward"] - parts["fit"]
-    fits = parts["fit"] / passes(run) * full_passes() / 3600.0
-    return {
-        "emulator": parts["emulator"] * scale,
-        "rewards": parts["reward"] * scale,
-        "A2C": steps * scale,
-        "fits": fits,
-    }
-
-
-def _score(values: list[float]) -> str:
-    deviation = f", s.d. {np.std(values, ddof=1):,.0f}" if len(values) > 1 else ""
-    return f"{np.mean(values):,.0f}{deviation}" if values else "no game ended"
-
-
-def _claims(data: Data) -> str:
-    both = [g for g in RATES if of(data, g, "pbrl") is not None and of(data, g, "drlhf") is not None]
-    runs = learned(data)
-    peak, minutes = max(r["peak_gib"] for r in runs), max(r["cpu_seconds"] for r in runs) / 60.0
-    ended = all(r["steps"] >= STEPS for r in runs)
-    rows = [
-        [
-            f"PBRL and DRLHF end to end, {STEPS:,} steps, {config_of(runs[0]).first_epochs} warm-up epochs",
-            "three games",
-            ", ".join(both) or "none",
-            verdict(len(both) == len(RATES) and ended),
-        ],
-        ["peak memory of a run, the largest", f"under {MEMORY:g} GiB", f"{peak:.2f} GiB", verdict(peak < MEMORY)],
-        ["CPU time of a run, the longest", "under 10 minutes", f"{minutes:.1f} minutes", verdict(minutes < 10.0)],
-    ]
-    return markdown_table(["claim", "target", "measured", ""], rows)
-
-
-def _scores(data: Data) -> str:
-    rows = []
-    for game in RATES:
-        for method, name in NAMES.items():
-            r = of(data, game, method)
-            if r is None:
-                continue
-            row = [game, name, _score(r["final"])]
-            if method == "random":
-                rows.append([*row, *[""] * 6])
-                continue
-            fit = r["curve"][-1]["fit"]
-            right = "" if fit is None or np.isnan(fit["accuracy"]) else f"{fit['accuracy']:.0%}"
-            speed = [f"{r['steps'] / r['cpu_seconds']:,.0f}", f"{r['cpu_seconds'] / 60:.1f}", f"{r['peak_gib']:.2f}"]
-            rows.append([*row, _score(late_games(r)), str(r["labels"]), right, *speed])
-    head = ["game", "method", f"score of {EPISODES} whole games", "score in the last quarter of training", "labels"]
-    return markdown_table([*head, "pairs ordered rightly", "steps a CPU second", "CPU minutes", "peak GiB"], rows)
-
-
-def _parts(data: Data) -> str:
-    rows = []
-    for r in data["runs"]:
-        if r["method"] == "random":
-            continue
-        seconds = {"reward": 0.0, "fit": 0.0, **r["parts"]}
-        rest = r["cpu_seconds"] - seconds["emulator"] - seconds["reward"] - seconds["fit"]
-        shares = [seconds["emulator"], seconds["reward"], rest, seconds["fit"]]
-        rows.append([r["game"], NAMES[r["method"]], *[f"{s:.0f}" for s in shares]])
-    return markdown_table(
-        ["game", "method", "emulator, s", "rewards, s", "A2C, recording, questions, s", "fits, s"], rows
-    )
-
-
-def _penalty(data: Data) -> str:
-    rows = []
-    for game in RATES:
-        for method in LAMS:
-            r = of(data, game, method)
-            if r is not None:
-                counted = float(np.mean([a["counted"] for a in r["curve"]]))
-                p = [f"{a['penalty']:.3f}" for a in r["curve"]]
-                right = [f"{100 * a['fit']['accuracy']:.0f}{'*' * (a['counted'] > 0)}" for a in r["curve"]]
-                rows.append([game, NAMES[method], f"{counted:.1%}", " ".join(p), " ".join(right)])
-    head = ["game", "method", "gradient steps that counted it", "p^ by iteration", "pairs ordered rightly, %"]
-    return markdown_table(head, rows)
-
-
-def _full(data: Data) -> str:
-    rows = []
-    for r in learned(data):
-        hours = full_hours(r)
-        on_gpu = hours["emulator"] / CORES + hours["rewards"] + hours["A2C"] + hours["fits"] / GPU
-        rows.append(
-            [r["game"], NAMES[r["method"]], *[f"{h:.1f}" for h in (*hours.values(), sum(hours.values()), on_gpu)]]
-        )
-    head = ["game", "method", "emulator, h", "rewards, h", "A2C, h", "fits, h", "one core, h", "one GPU, h (estimate)"]
-    return markdown_table(head, rows)
-
-
-def table(data: Data) -> str:
-    """Targets, scores, costs, where the time goes, the penalty, the estimate of a full run."""
-    absent = missing(data)
-    parts = [_claims(data)]
-    if absent:
-        parts.append(f"**Not run yet:** {', '.join(absent)}.")
-    parts += [
-        _scores(data),
-        "One seed a cell: scores differ by luck, and no method is better than another here. Whole games are played by the "
-        "follower that a result is judged by (PBRL's best response, which has trained for half of the steps), "
-        "the true score unclipped. Pairs ordered rightly: of up to 256 of those fitted to, ties left out. On Seaquest the "
-        "followers of PBRL and of DRLHF score less in these games than in the last ones of training, which is not explained; the "
-        "one on the true reward does not.",
-        _parts(data),
-        "CPU seconds on one thread; random play and warm-up epochs included. The runs were made on a busy machine, two side by "
-        "side at times; the seconds at the end of this page are the sum of theirs by the clock.",
-        "**The penalty.** 1/lam, the coefficient of the upper level, falls from 0.001 to 0.0001, which bounds the penalty by "
-        "f/lam, 0.0007 and less: far below what 256 steps of each follower can resolve. Its gradient counts in the gradient "
-        "steps where the estimate p^ lies within [0, f/lam], and else is left out, as the error would be all of it. So at this "
-        "coefficient it counts by luck alone, and is then lam times as large as is good for Adam: in the fits marked * and "
-        "after them the reward model unlearns what it knew. With lam = 10, as in the other benchmarks of preferences, the "
-        "bound is 0.07. The paper's coefficient is remembered, not verified, and so is the unit that its reward has.",
-        _penalty(data),
-        f"**What a full run costs** ({FULL_STEPS:,} steps, {FULL_WARM_UP} warm-up epochs, {FULL_EPOCHS} reward epochs over at "
-        f"most {FULL_PAIRS} pairs): rates of the runs above, scaled. No GPU was to be had: the last column is an *estimate*, in "
-        f"which fits are taken to run {GPU:g} times as fast as on one core and the emulator on {CORES} cores, while A2C and the "
-        "rewards, in batches of 16 and 80, gain nothing; none of it was measured.",
-        _full(data),
-    ]
-    return "\n\n".join(parts)
-
-
-def standing(data: Data) -> list[Standing]:
-    """What the targets say."""
-    runs = learned(data)
-    both = [g for g in RATES if of(data, g, "pbrl") is not None and of(data, g, "drlhf") is not None]
-    peak = max(r["peak_gib"] for r in runs)
-    return [
-        Standing(
-            f"Atari on a CPU, {STEPS:,} steps: games on which PBRL and DRLHF run end to end",
-            "target: Seaquest, BeamRider, MsPacman",
-            ", ".join(both) or "none",
-            verdict(len(both) == len(RATES)),
-        ),
-        Standing(
-            "the same: peak memory of a run", f"target: under {MEMORY:g} GiB", f"{peak:.2f} GiB", verdict(peak < MEMORY)
-        ),
-    ]
+    hours = {part: seconds * FULL_STEPS / run["steps"] / 3600.0 for part, seconds in seconds_of(run).items()}
+    return hours | {"fits": run["parts"]["fit"] / passes(run) * full_passes() / 3600.0}
 
 
 def picture(data: Data, path: Path) -> None:
     """Scores of games that ended, against steps."""
     figure, axes = new_figure(1, len(RATES), 4.0 * len(RATES), 3.6)
     for panel, game in zip(axes[0], RATES, strict=True):
-        for method, name in NAMES.items():
-            r = of(data, game, method)
-            if r is None:
-                continue
+        for r in (r for r in runs_of(data, *NAMES) if r["game"] == game):
+            method, name = r["method"], NAMES[r["method"]]
             if method == "random":
                 panel.axhline(np.mean(r["final"]), color="black", linestyle=":", label=name)
                 continue

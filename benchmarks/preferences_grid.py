@@ -22,32 +22,17 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.vec_env import VecEnv
 
 import bilevel_gym
-from bilevel_gym.agents import (
-    DRLHF,
-    FitConfig,
-    MirrorDescent,
-    Planner,
-    PreferenceConfig,
-    PreferencePBRL,
-    Tracked,
-    ValuePenalty,
-)
+from bilevel_gym.agents import DRLHF, MirrorDescent, PreferenceConfig, PreferencePBRL, ValuePenalty
+from bilevel_gym.agents.leaders.preference_pbrl import Tracked
+from bilevel_gym.agents.preferences.planner import Planner
+from bilevel_gym.agents.preferences.training import FitConfig
 from bilevel_gym.agents.preferences.worlds import regret
+from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.reward_grid import RewardGridProblem
 
-from .common import (
-    Data,
-    Interval,
-    Standing,
-    draw_band,
-    map_tasks,
-    markdown_table,
-    mean_interval,
-    new_figure,
-    paired_difference,
-    save_figure,
-    verdict,
-)
+from .figures import draw_band, new_figure, save_figure
+from .runs import Data, Runs, run_all
+from .statistics import paired_difference
 
 assert bilevel_gym.__version__
 SEEDS = tuple(range(10))
@@ -78,6 +63,8 @@ NAMES = {
     "pbrl_a2c": "PBRL, A2C",
     "drlhf_a2c": "DRLHF, A2C",
 }
+PAIRS = {"planners": ("pbrl", "drlhf"), "A2C": ("pbrl_a2c", "drlhf_a2c")}
+"""What is compared, by the followers."""
 
 
 def a2c(venv: VecEnv) -> A2C:
@@ -144,14 +131,13 @@ def run(quick: bool, jobs: int) -> Data:
         mdp = RewardGridProblem(SIZE, GAMMA, seed=seed)
         true = mdp.follower_mdp(mdp.true_reward)
         random.append(regret(true, 0.0 * true.r + 0.25))
-    return {"runs": map_tasks(learn, tasks, jobs, "runs"), "random": random, "swept": swept}
+    return {"runs": run_all(learn, tasks, jobs, "runs"), "random": random, "swept": swept}
 
 
 def regrets(data: Data, method: str, labels: int, lam: float = LAM) -> list[float]:
     """By world, the mean of its runs."""
-    found = [r for r in data["runs"] if (r["method"], r["asked"], r["lam"]) == (method, labels, lam)]
-    worlds = sorted({r["seed"] for r in found})
-    return [float(np.mean([r["regret"] for r in found if r["seed"] == world])) for world in worlds]
+    found = Runs(data["runs"])(method=method, asked=labels, lam=lam)
+    return [float(np.mean(found(seed=world)["regret"])) for world in sorted(set(found["seed"]))]
 
 
 def difference(data: Data, labels: int, lam: float = LAM, method: str = "pbrl", other: str = "drlhf") -> Interval:
@@ -159,119 +145,14 @@ def difference(data: Data, labels: int, lam: float = LAM, method: str = "pbrl", 
     return paired_difference(regrets(data, method, labels, lam), regrets(data, other, labels))
 
 
+def lams_of(data: Data) -> list[float]:
+    """Every lam of the sweep."""
+    return sorted(set(Runs(data["runs"])(method="pbrl", asked=data["swept"])["lam"]))
+
+
 def counts_of(data: Data) -> list[int]:
     """Numbers of labels."""
     return sorted({r["asked"] for r in data["runs"]})
-
-
-def _against(found: Interval) -> bool:
-    return found.low is not None and found.low > 0.0
-
-
-def _for(found: Interval) -> bool:
-    return found.high is not None and found.high < 0.0
-
-
-def table(data: Data) -> str:
-    """Targets, regrets by the number of labels, sensitivity to lam."""
-    counts = counts_of(data)
-    pairs = {"planners": ("pbrl", "drlhf"), "A2C": ("pbrl_a2c", "drlhf_a2c")}
-    claims = []
-    for followers, (method, other) in pairs.items():
-        found = {n: difference(data, n, method=method, other=other) for n in counts}
-        against = [n for n in counts if _against(found[n])]
-        few = {n: found[n] for n in counts if n <= FEW}
-        claims += [
-            [
-                f"paired interval of PBRL less DRLHF, {followers}",
-                "nowhere wholly against PBRL",
-                f"against at {', '.join(map(str, against))} labels" if against else "nowhere",
-                verdict(not against),
-            ],
-            [
-                f"the same with {FEW} labels or fewer, {followers}",
-                "wholly for PBRL",
-                "; ".join(f"{n}: {interval.text(2)}" for n, interval in few.items()),
-                verdict(all(_for(interval) for interval in few.values())),
-            ],
-        ]
-    rows = [
-        [
-            str(n),
-            *(mean_interval(regrets(data, method, n)).text(2) for method in ("pbrl", "drlhf", "drlhf_slow")),
-            difference(data, n).text(2),
-            difference(data, n, other="drlhf_slow").text(2),
-        ]
-        for n in counts
-    ]
-    sampled = [
-        [
-            str(n),
-            *(mean_interval(regrets(data, method, n)).text(2) for method in ("pbrl_a2c", "drlhf_a2c")),
-            difference(data, n, method="pbrl_a2c", other="drlhf_a2c").text(2),
-        ]
-        for n in counts
-    ]
-    swept = data["swept"]
-    lams = sorted({r["lam"] for r in data["runs"] if (r["method"], r["asked"]) == ("pbrl", swept)})
-    sensitivity = [
-        [f"{lam:g}", mean_interval(regrets(data, "pbrl", swept, lam)).text(2), difference(data, swept, lam).text(2)]
-        for lam in lams
-    ]
-    seconds = np.mean([r["cpu_seconds"] for r in data["runs"]])
-    draws = 1 + max(r["draw"] for r in data["runs"])
-    notes = (
-        f"Means over {len(data['random'])} worlds, 95% bootstrap intervals over them, paired by world; with planners each "
-        f"world's number is the mean of {draws} runs with questions of their own. A follower that moves at random has a regret "
-        f"of {np.mean(data['random']):.2f}. {STEPS:,} environment steps a run, {seconds:.1f} CPU s. PBRL at lam = {LAM:g} "
-        f"unless said; lam is in nats of a pair's cross-entropy per unit of learned reward a step. Sensitivity with {swept} "
-        f"labels, planners. Settings were chosen on other worlds (seeds from 100 on). DRLHF with the slow follower tells the two "
-        f"parts of PBRL apart: questions about a pi_y that moves slowly and has been in more places, which help, and what the "
-        f"penalty adds to the two gradients, which does not. The penalised follower's part is an estimate from one or two pairs "
-        f"an iteration, mostly noise; the penalty's is a bias that stays where labels are many. Tried on 40 to 60 of the "
-        f"other worlds, two runs each (data not kept), less the DRLHF named: "
-        f"with 12 labels lam = 0.1 and 1, -0.01 +- 0.27 and 0.01 +- 0.30, and 10, 0.50 +- 0.31; "
-        f"there without the penalised follower's part, 0.07 +- 0.23 (slow follower); with 100 labels and the penalty left out "
-        f"above f/lam, as it is where one algorithm stands for both, 0.14 +- 0.08 at lam = 1 and at 0.3. "
-        f"With A2C as both followers, each of which has half the steps, they hardly "
-        f"differ, and what the penalty adds is mostly noise."
-    )
-    return "\n\n".join(
-        [
-            markdown_table(["claim", "target", "measured", ""], claims),
-            "**Planners**",
-            markdown_table(
-                [
-                    "labels",
-                    "regret, PBRL",
-                    "regret, DRLHF",
-                    "regret, DRLHF, slow follower",
-                    "PBRL less DRLHF",
-                    "PBRL less DRLHF, slow follower",
-                ],
-                rows,
-            ),
-            "**A2C**",
-            markdown_table(["labels", "regret, PBRL", "regret, DRLHF", "PBRL less DRLHF"], sampled),
-            "**The penalty's coefficient**",
-            markdown_table(["lam", "regret, PBRL", "PBRL less DRLHF"], sensitivity),
-            notes,
-        ]
-    )
-
-
-def standing(data: Data) -> list[Standing]:
-    """Beside DRLHF in our own runs."""
-    least = min(counts_of(data))
-    found = difference(data, least)
-    return [
-        Standing(
-            f"grid world, {least} labels: exact regret",
-            f"{np.mean(regrets(data, 'drlhf', least)):.2f} by DRLHF (our runs)",
-            f"{np.mean(regrets(data, 'pbrl', least)):.2f} by PBRL; difference {found.text(2)}",
-            "worse" if _against(found) else "better" if _for(found) else "not told apart",
-        )
-    ]
 
 
 def picture(data: Data, path: Path) -> None:
@@ -286,7 +167,7 @@ def picture(data: Data, path: Path) -> None:
             draw_band(axes[0, 0], counts, curves, colour, NAMES[method])
     axes[0, 0].set_xlabel("labels")
     swept = data["swept"]
-    lams = sorted({r["lam"] for r in data["runs"] if (r["method"], r["asked"]) == ("pbrl", swept)})
+    lams = lams_of(data)
     curves = np.array([regrets(data, "pbrl", swept, lam) for lam in lams]).T
     draw_band(axes[0, 1], lams, curves, COLOURS["pbrl"], f"PBRL, {swept} labels")
     level = float(np.mean(regrets(data, "drlhf", swept)))

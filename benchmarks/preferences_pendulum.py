@@ -20,19 +20,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
 
 import bilevel_gym
-from bilevel_gym.agents import DRLHF, FitConfig, PreferenceConfig, PreferencePBRL, TrueReward, ValuePenalty
+from bilevel_gym.agents import DRLHF, PreferenceConfig, PreferencePBRL, TrueReward, ValuePenalty
+from bilevel_gym.agents.preferences.training import FitConfig
 
-from .common import (
-    Data,
-    Standing,
-    map_tasks,
-    markdown_table,
-    mean_interval,
-    new_figure,
-    paired_difference,
-    save_figure,
-    verdict,
-)
+from .figures import new_figure, save_figure
+from .runs import Data, Runs, run_all
 
 assert bilevel_gym.__version__
 SEEDS = tuple(range(5))
@@ -120,102 +112,17 @@ def run(quick: bool, jobs: int) -> Data:
     tasks = [(method, LAM, seed, quick) for seed in seeds for method in NAMES]
     if not quick:
         tasks += [("pbrl", lam, seed, quick) for seed in SWEPT for lam in LAMS if lam != LAM]
-    return {"runs": map_tasks(learn, tasks, jobs, "runs")}
+    return {"runs": run_all(learn, tasks, jobs, "runs")}
 
 
 def of(data: Data, method: str, name: str, lam: float = LAM) -> list[float]:
     """A number by seed."""
-    return [float(r[name]) for r in data["runs"] if (r["method"], r["lam"]) == (method, lam)]
+    return Runs(data["runs"])(method=method, lam=lam)[name]
 
 
 def swept(data: Data) -> list[float]:
     """Every lam that was run."""
-    return sorted({r["lam"] for r in data["runs"] if r["method"] == "pbrl"})
-
-
-def _claims(data: Data, method: str) -> list[list[str]]:
-    """Return, speed and comparisons of a method beside their targets."""
-    name = NAMES[method]
-    returns, rates, walls = (of(data, method, key) for key in ("return", "rate", "wall_rate"))
-    labels, steps = max(of(data, method, "labels")), max(of(data, method, "steps"))
-    return [
-        [
-            f"true return of a fresh agent, {name}",
-            f"above {RETURN:g} (imitation 1.0.1)",
-            mean_interval(returns).text(0),
-            verdict(float(np.mean(returns)) > RETURN),
-        ],
-        [
-            f"agent steps a second of CPU time, {name}",
-            f"at least {FASTER * RATE:,.1f} ({FASTER:g} times imitation's)",
-            f"{np.mean(rates):,.0f} (least {min(rates):,.0f}); of wall time {np.mean(walls):,.0f}",
-            verdict(float(np.mean(rates)) >= FASTER * RATE),
-        ],
-        [
-            f"comparisons and agent steps, {name}",
-            f"at most {COMPARISONS} and {STEPS:,}",
-            f"{labels:,.0f} and {steps:,.0f}",
-            verdict(labels <= COMPARISONS and steps <= STEPS),
-        ],
-    ]
-
-
-def table(data: Data) -> str:
-    """Targets, methods, sensitivity to lam."""
-    rows = [
-        [
-            name,
-            mean_interval(of(data, method, "return")).text(0),
-            ", ".join(f"{value:.0f}" for value in of(data, method, "return")),
-            f"{np.mean(of(data, method, 'deviation')):.0f}",
-        ]
-        for method, name in NAMES.items()
-    ]
-    sensitivity = []
-    for lam in swept(data):
-        found = of(data, "pbrl", "return", lam)
-        each = ", ".join(f"{value:.0f}" for value in found)
-        sensitivity.append([f"{lam:g}", mean_interval(found).text(0), each, verdict(float(np.mean(found)) > RETURN)])
-    difference = paired_difference(of(data, "pbrl", "return"), of(data, "drlhf", "return"))
-    notes = (
-        f"95% bootstrap intervals over seeds; *deviation* is that between the {EPISODES} episodes of a fresh agent, mean over "
-        "seeds; the episodes of a seed begin in the same states whatever the method and lam, and some seeds' are harder. PBRL "
-        f"less DRLHF, paired by seed: {difference.text(0)}. {COMPARISONS} comparisons without error, of segments of "
-        f"{config(1, False).length} steps. PBRL at lam = {LAM:g}, in nats of a pair's cross-entropy per unit of learned reward "
-        f"a step, unless said. Other lam: seeds {', '.join(map(str, SWEPT))}. Both methods' "
-        "followers, and the agents that judge them, are the same PPO, whose settings were chosen on the true reward and on "
-        "learned ones of other seeds (from 100 on). imitation's figures were measured in wall seconds on the same machine with "
-        "nothing else running; the target is checked in CPU seconds, for much other work ran beside these runs and stretched "
-        "their wall seconds. In one look at seed 0 (data not kept) the penalty's gradient was counted in 85% of the "
-        "steps at lam = 0.1, 29% at 1, 5% at 10, 4% at 100 (else p's estimate lies outside 0 < p < f/lam), "
-        "which may be why 1 did worst: there it counts often, noise included, and weighs ten times what it does at 0.1."
-    )
-    parts = [
-        markdown_table(["claim", "target", "measured", ""], _claims(data, "pbrl") + _claims(data, "drlhf")),
-        markdown_table(["method", "true return", "by seed", "deviation"], rows),
-        markdown_table(["lam", "true return, PBRL", "by seed, from 0", f"above {RETURN:g}"], sensitivity),
-        notes,
-    ]
-    return "\n\n".join(parts)
-
-
-def standing(data: Data) -> list[Standing]:
-    """Beside imitation."""
-    mean, rate = (float(np.mean(of(data, "pbrl", name))) for name in ("return", "rate"))
-    return [
-        Standing(
-            "Pendulum, 200 comparisons: true return of a fresh agent",
-            f"{RETURN:g}, s.d. 106 over episodes, by imitation 1.0.1 (its tutorial, run here)",
-            mean_interval(of(data, "pbrl", "return")).text(0),
-            verdict(mean > RETURN),
-        ),
-        Standing(
-            "the same: agent steps a second",
-            f"{RATE:,.0f} by imitation 1.0.1; target {FASTER:g} times that",
-            f"{rate:,.0f}",
-            verdict(rate >= FASTER * RATE),
-        ),
-    ]
+    return sorted(set(Runs(data["runs"])(method="pbrl")["lam"]))
 
 
 def picture(data: Data, path: Path) -> None:

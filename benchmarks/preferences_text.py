@@ -25,18 +25,9 @@ from bilevel_gym.agents.text.policy import writer
 from bilevel_gym.agents.text.quality import assess, text_env, write
 from bilevel_gym.agents.text.reward_net import WordsReward
 
-from .common import (
-    Data,
-    Standing,
-    draw_band,
-    map_tasks,
-    markdown_table,
-    mean_interval,
-    new_figure,
-    paired_difference,
-    save_figure,
-    verdict,
-)
+from .figures import draw_band, new_figure, save_figure
+from .runs import Data, Runs, run_all
+from .statistics import mean_interval, paired_difference
 
 assert bilevel_gym.__version__
 WORLD = "bilevel_gym/HappyText-v0"
@@ -57,6 +48,16 @@ METHODS = {
 }
 GAIN, LOSS, VARIETY, DIFFERENT = 0.5, 0.75, 0.33, 0.9
 """Targets: sentiment gained; nats a token lost; distinct-2 in parts of the pretrained model's; share of different messages."""
+FIGURES = {
+    "sentiment": 2,
+    "log_likelihood": 2,
+    "grammatical": 2,
+    "distinct_1": 3,
+    "distinct_2": 3,
+    "distinct_messages": 3,
+    "tokens": 1,
+}
+"""What is told of messages, with its digits."""
 
 
 def config(quick: bool) -> PreferenceConfig:
@@ -119,109 +120,33 @@ def one(method: str, seed: int, quick: bool) -> Data:
 def run(quick: bool, jobs: int) -> Data:
     """Every method with every seed."""
     tasks = [(method, seed, quick) for seed in (SEEDS[:1] if quick else SEEDS) for method in METHODS]
-    return {"runs": map_tasks(one, tasks, jobs, "writers")}
+    return {"runs": run_all(one, tasks, jobs, "writers")}
 
 
-def final(data: Data, method: str, figure: str) -> list[float]:
+def final(runs: Runs, method: str, figure: str) -> list[float]:
     """A figure at the end of each run."""
-    return [float(r["curve"][-1][figure]) for r in data["runs"] if r["method"] == method]
+    return [float(curve[-1][figure]) for curve in runs(method=method)["curve"]]
 
 
-def claims(data: Data) -> list[list[str]]:
-    """A row per target, for PBRL and for DRLHF."""
-    rows = []
-    for method in ("pbrl", "drlhf"):
-        gain, loss = (
-            paired_difference(final(data, a, figure), final(data, b, figure))
-            for a, b, figure in ((method, "pretrained", "sentiment"), ("pretrained", method, "log_likelihood"))
-        )
-        variety = np.mean(final(data, method, "distinct_2")) / np.mean(final(data, "pretrained", "distinct_2"))
-        different = mean_interval(final(data, method, "distinct_messages"))
-        low = gain.estimate if gain.low is None else gain.low
-        name = METHODS[method]
-        rows += [
-            [f"{name}: sentiment gained", f"interval above {GAIN:g}", gain.text(), verdict(low > GAIN)],
-            [f"{name}: nats a token lost", f"at most {LOSS:g}", loss.text(), verdict(loss.estimate <= LOSS)],
-            [
-                f"{name}: distinct-2, of the pretrained model's",
-                f"at least {VARIETY:g}",
-                f"{variety:.2f}",
-                verdict(bool(variety >= VARIETY)),
-            ],
-            [
-                f"{name}: share of different messages",
-                f"at least {DIFFERENT:g}",
-                different.text(3),
-                verdict(different.estimate >= DIFFERENT),
-            ],
-        ]
-    return rows
+def gained(runs: Runs, method: str) -> float:
+    """The part of what PPO gains on the true sentiment that a method has."""
+    before, true, own = (np.mean(final(runs, name, "sentiment")) for name in ("pretrained", "true", method))
+    return float((own - before) / (true - before))
 
 
-def table(data: Data) -> str:
-    """Targets, figures of all methods, PBRL beside DRLHF, some messages."""
-    figures = {
-        "sentiment": 2,
-        "log_likelihood": 2,
-        "grammatical": 2,
-        "distinct_1": 3,
-        "distinct_2": 3,
-        "distinct_messages": 3,
-        "tokens": 1,
-    }
-    rows = []
-    for method, label in METHODS.items():
-        labels = 0 if method in ("pretrained", "true") else int(np.mean(final(data, method, "labels")))
-        seconds = np.mean([r["cpu_seconds"] for r in data["runs"] if r["method"] == method])
-        cells = [mean_interval(final(data, method, figure)).text(digits) for figure, digits in figures.items()]
-        rows.append([label, str(labels), *cells, f"{seconds:.0f}"])
-    headers = [
-        "writer",
-        "labels",
-        "sentiment",
-        "log-likelihood a token",
-        "grammatical",
-        "distinct-1",
-        "distinct-2",
-        "different messages",
-        "tokens",
-        "CPU s a run",
+def targets(runs: Runs, method: str) -> list[tuple[str, str, str, bool]]:
+    """What was asked of a method, and what came of it."""
+    gain = paired_difference(final(runs, method, "sentiment"), final(runs, "pretrained", "sentiment"))
+    loss = paired_difference(final(runs, "pretrained", "log_likelihood"), final(runs, method, "log_likelihood"))
+    variety = float(np.mean(final(runs, method, "distinct_2")) / np.mean(final(runs, "pretrained", "distinct_2")))
+    different = mean_interval(final(runs, method, "distinct_messages"))
+    low = gain.estimate if gain.low is None else gain.low
+    return [
+        ("sentiment gained", f"interval above {GAIN:g}", gain.text(), low > GAIN),
+        ("nats a token lost", f"at most {LOSS:g}", loss.text(), loss.estimate <= LOSS),
+        ("distinct-2, of the pretrained model's", f"at least {VARIETY:g}", f"{variety:.2f}", variety >= VARIETY),
+        ("share of different messages", f"at least {DIFFERENT:g}", different.text(3), different.estimate >= DIFFERENT),
     ]
-    difference = paired_difference(final(data, "pbrl", "sentiment"), final(data, "drlhf", "sentiment"))
-    share = [
-        (np.mean(final(data, m, "sentiment")) - np.mean(final(data, "pretrained", "sentiment")))
-        / (np.mean(final(data, "true", "sentiment")) - np.mean(final(data, "pretrained", "sentiment")))
-        for m in ("pbrl", "drlhf")
-    ]
-    beside = (
-        f"**PBRL beside DRLHF**: sentiment, PBRL less DRLHF, {difference.text(3)}, paired by seed, with as many labels "
-        "and as many steps of the follower that is judged (PBRL trains a second one beside it, so its runs take twice the "
-        f"steps). Of what PPO gains on the true sentiment, PBRL has {share[0]:.0%} and DRLHF {share[1]:.0%}; the learned reward "
-        "and the true one have no common unit, nor have their costs of a nat: see how far each went from the pretrained model."
-    )
-    first = [r for r in data["runs"] if r["seed"] == data["runs"][0]["seed"]]
-    said = [f"- {METHODS[r['method']]}: " + " / ".join(f"*{m}*" for m in r["messages"]) for r in first]
-    notes = (
-        f"Each figure is of {MESSAGES} messages a run, begun with the same two words for all methods of a seed, at the end of "
-        f"{STEPS:,} steps of the follower. *Sentiment* is the rule's mean score, in (-1, 1). *Log-likelihood* is that of the "
-        "tokens written, under the pretrained model, in nats; *grammatical* the share of messages that the corpus' grammar could "
-        f"have made. {LABELS} labels, {FIRST_LABELS} of them about the pretrained model's own messages. KL costs {KL_LEARNED:g} "
-        f"a nat of the learned reward (root mean square 1 a step), {KL_TRUE:g} of the true one (below 1 a message); lam is "
-        f"{LAM:g}. Settings were chosen on seed 0, mostly of DRLHF. Means over seeds, 95% bootstrap intervals."
-    )
-    parts = [markdown_table(["claim", "target", "measured", ""], claims(data)), markdown_table(headers, rows), beside]
-    return "\n\n".join([*parts, "**What they write**, with the same beginnings:\n\n" + "\n".join(said), notes])
-
-
-def standing(data: Data) -> list[Standing]:
-    """Beside the same algorithm on the true reward."""
-    ours = ", ".join(f"{METHODS[m]} {mean_interval(final(data, m, 'sentiment')).text()}" for m in ("pbrl", "drlhf"))
-    elsewhere = (
-        f"{mean_interval(final(data, 'true', 'sentiment')).text()} by PPO on the true sentiment, "
-        f"{mean_interval(final(data, 'pretrained', 'sentiment')).text()} before training (our runs)"
-    )
-    met = all("missed" not in row[-1] for row in claims(data))
-    return [Standing(f"Sentiment of text after {LABELS} comparisons", elsewhere, ours, verdict(met))]
 
 
 def picture(data: Data, path: Path) -> None:

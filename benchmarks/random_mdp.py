@@ -22,7 +22,8 @@ from bilevel_gym.agents.leaders.hypergradient import soft_leader_return
 from bilevel_gym.envs.mdp import SoftOptimum
 from bilevel_gym.envs.random_mdp import RandomMDPProblem
 
-from .common import Data, Standing, map_tasks, markdown_table, mean_interval, new_figure, save_figure, verdict
+from .figures import new_figure, save_figure
+from .runs import Data, Runs, run_all
 
 SEEDS = tuple(range(10))
 ITERATIONS, NORM, CPU_SECONDS = 3000, 1e-9, 2.0
@@ -136,82 +137,15 @@ def try_step(seed: int, step: float) -> Data:
 def run(quick: bool, jobs: int) -> Data:
     """Every method on every instance, and the exact one at every step."""
     seeds = SEEDS[:2] if quick else SEEDS
-    runs = map_tasks(run_cell, [(seed, name) for seed in seeds for name in METHODS], jobs, "random_mdp")
-    steps = map_tasks(try_step, [(seed, step) for seed in seeds for step in STEPS], jobs, "steps")
+    runs = run_all(run_cell, [(seed, name) for seed in seeds for name in METHODS], jobs, "random_mdp")
+    steps = run_all(try_step, [(seed, step) for seed in seeds for step in STEPS], jobs, "steps")
     return {"seeds": list(seeds), "runs": runs, "steps": steps}
 
 
-def column(data: Data, name: str, key: str) -> list[float]:
-    """One number an instance."""
-    return [run[key] for run in data["runs"] if run["method"] == name]
-
-
-def reached(data: Data, name: str) -> bool:
+def reached(runs: Runs) -> bool:
     """Whether a method meets the target on every instance."""
-    worst = max(column(data, name, "exact_norm_at_last_x")), max(column(data, name, "cpu_seconds"))
-    return worst[0] < NORM and worst[1] < CPU_SECONDS and max(column(data, name, "iterations")) <= ITERATIONS
-
-
-def table(data: Data) -> str:
-    """A row a method."""
-    headers = [
-        "method", "iterations to 1e-9", "CPU s, mean", "CPU s, worst", "exact norm at the last x, worst",
-        "distance to the optimum, worst", "rate, fitted", "rate, 1 - step", "target",
-    ]  # fmt: skip
-    rows = [["published code", "under 3000", f"{PUBLISHED_CPU:.0f} (for 3000)", "", "", "", "", f"{1 - 8e-3:.4f}", ""]]
-    for name, method in METHODS.items():
-        counts = column(data, name, "iterations")
-        rates = "" if method.step is None else f"{np.mean(column(data, name, 'rate')):.4f}"
-        rows.append(
-            [
-                method.label,
-                f"{min(counts)} to {max(counts)}",
-                mean_interval(column(data, name, "cpu_seconds")).text(3),
-                f"{max(column(data, name, 'cpu_seconds')):.3f}",
-                f"{max(column(data, name, 'exact_norm_at_last_x')):.1e}",
-                f"{max(column(data, name, 'distance_to_optimum')):.1e}",
-                rates,
-                "" if method.step is None else f"{1 - method.step:.4f}",
-                verdict(reached(data, name)),
-            ]
-        )
-    return "\n\n".join([markdown_table(headers, rows), "## The step, exact hypergradient", step_table(data), NOTES])
-
-
-def step_table(data: Data) -> str:
-    """How many instances each step brings to 1e-9, and how soon."""
-    rows = []
-    for step in STEPS:
-        counts = [cell["iterations"] for cell in data["steps"] if cell["step"] == step]
-        there = [count for count in counts if count is not None]
-        rows.append([f"{step:g}", f"{len(there)} of {len(counts)}", f"{min(there)} to {max(there)}" if there else ""])
-    return markdown_table(["step", "instances under 1e-9", "iterations, of those"], rows)
-
-
-NOTES = f"""\
-Target: norm under 1e-9 within {ITERATIONS} iterations and {CPU_SECONDS:.0f} CPU seconds, on every instance. The norm that stops a
-method is its own estimate's; the exact one at its last x is recomputed. For L-BFGS an iteration is one gradient. CPU seconds
-are of one thread, set-up of the problem excluded; means with 95% intervals by bootstrap over instances.
-
-The problem's minimum is known, x = 0, and its Hessian there is the identity (see `RandomMDP-v0`), so gradient descent must end
-at the rate 1 - step: it is the published step of 8e-3 that costs the published code its 3000 iterations. The published figures
-are of an instance that is not ours: norm {PUBLISHED[0]} at the start (of an estimate whose adjoint is still a random draw),
-{PUBLISHED[500]} after 500 iterations, {PUBLISHED[3000]:.1e} after 3000."""
-
-
-def standing(data: Data) -> list[Standing]:
-    """Beside the published figures."""
-    lines = []
-    for name in ("exact_published", "exact", "lbfgs"):
-        cpu, counts = column(data, name, "cpu_seconds"), column(data, name, "iterations")
-        text = f"{max(cpu):.2f} s, {max(counts)} iterations at most"
-        elsewhere = f"target {CPU_SECONDS:.0f} s, 3000 iterations; published code {PUBLISHED_CPU:.0f} s"
-        lines.append(
-            Standing(
-                f"hypergradient norm under 1e-9, {METHODS[name].label}", elsewhere, text, verdict(reached(data, name))
-            )
-        )
-    return lines
+    quick = max(runs["cpu_seconds"]) < CPU_SECONDS and max(runs["iterations"]) <= ITERATIONS
+    return bool(quick and max(runs["exact_norm_at_last_x"]) < NORM)
 
 
 def picture(data: Data, path: Path) -> None:

@@ -19,7 +19,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from bilevel_gym.agents import PBRL, Geometric, Hypergradient, HypergradientConfig, robustness
 
-from .common import Data, map_tasks, markdown_table, mean_interval, new_figure, save_figure
+from .figures import new_figure, save_figure
+from .runs import Data, run_all
 
 SEEDS = (5, 6, 7)
 FOLLOWER_SEEDS = (0,)
@@ -73,7 +74,7 @@ def run_one(name: str, seed: int, quick: bool) -> list[Data]:
 def run(quick: bool, jobs: int) -> Data:
     """Every x and every follower."""
     tasks = [(name, seed, quick) for name in LEADERS for seed in (SEEDS[:1] if quick else SEEDS)]
-    return {"runs": [row for rows in map_tasks(run_one, tasks, jobs, "x") for row in rows]}
+    return {"runs": [row for rows in run_all(run_one, tasks, jobs, "x") for row in rows]}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -84,41 +85,6 @@ def column(data: Data, leader: str, follower: str, key: str) -> Any:
     runs = [r for r in data["runs"] if r["leader"] == leader and r["follower"] == follower]
     games = sorted({r["game"] for r in runs})
     return np.array([[r[key] for r in runs if r["game"] == game] for game in games])
-
-
-NOTES = f"""\
-F_0: the leader's return at the follower's best response. The *share* is the leader's return at the follower as trained over
-F_0 on the same game; *slack* is what that follower gives up of its own return. {STEPS:,} steps a follower from nothing at a
-fixed x in 8 copies (SB3's PPO rounds up to whole rollouts of 16,384); followers do not see x. 95% intervals by bootstrap over
-{len(SEEDS)} games, which is few. Above 1 the mistakes of a follower happen to suit the leader: no merit
-of x. *SB3's settings* are its defaults but for the discount."""
-
-
-def table(data: Data) -> str:
-    """The page's tables."""
-    headers = ["follower", "leader's return", "share of F_0", "worst share", "slack", "steps", "CPU s"]
-    parts = []
-    for leader, label in LEADERS.items():
-        F_0 = column(data, leader, ALGORITHMS[0], "F_0")[:, 0]
-        rows = []
-        for follower in followers():
-            value, steps, slack, seconds = (
-                column(data, leader, follower, key) for key in ("leader_return", "steps", "slack", "seconds")
-            )
-            share = value / F_0[:, None]
-            rows.append(
-                [
-                    follower,
-                    mean_interval(value.mean(-1)).text(),
-                    mean_interval(share.mean(-1)).text(),
-                    f"{share.min():.2f}",
-                    mean_interval(slack.mean(-1)).text(),
-                    f"{np.median(steps):,.0f}",
-                    f"{np.median(seconds):.0f}",
-                ]
-            )
-        parts += [f"## x by {label}", f"F_0 {mean_interval(F_0).text()}", markdown_table(headers, rows)]
-    return "\n\n".join([*parts, NOTES])
 
 
 def picture(data: Data, path: Path) -> None:

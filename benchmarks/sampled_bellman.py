@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from stable_baselines3 import DQN
 
 from bilevel_gym.agents import (
@@ -31,22 +30,13 @@ from bilevel_gym.agents import (
     ValuePenalty,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.penalties import WeightedPenalty
+from bilevel_gym.agents.penalties import Penalty
 
-from .common import (
-    Data,
-    Standing,
-    draw_band,
-    map_tasks,
-    markdown_table,
-    mean_interval,
-    new_figure,
-    paired_difference,
-    save_figure,
-)
+from .figures import draw_band, new_figure, on_grid, save_figure
+from .runs import Data, Runs, history, run_all
 
 LAM = Geometric(2.0, 8.0)
-PENALTIES: dict[str, WeightedPenalty] = {"value": ValuePenalty(lam=LAM), "Bellman": BellmanPenalty(lam=LAM)}
+PENALTIES: dict[str, Penalty] = {"value": ValuePenalty(lam=LAM), "Bellman": BellmanPenalty(lam=LAM)}
 COLOURS = {"value": "tab:orange", "Bellman": "tab:blue"}
 DRIVER_TAU = 0.5
 PROBLEMS: dict[str, Data] = {
@@ -113,7 +103,6 @@ def run_sampled(kind: str, seed: int, penalty: str, steps: int) -> Data:
     start = time.process_time()
     leader.learn(steps)
     seconds, last = time.process_time() - start, leader.history[-1]
-    keys = ("steps", "leader_return", "leader_return_at_pi_y")
     return {
         "kind": kind,
         "seed": seed,
@@ -127,95 +116,28 @@ def run_sampled(kind: str, seed: int, penalty: str, steps: int) -> Data:
         "iterations": leader.iteration,
         "oracle_failures": leader.oracle_failures,
         "seconds": round(seconds, 1),
-        "history": {key: [float(getattr(e, key) or 0.0) for e in leader.history] for key in keys},
+        "history": history(leader, "steps", "leader_return", "leader_return_at_pi_y"),
     }
 
 
 def run(quick: bool, jobs: int) -> Data:
     """Both penalties and the exact answer on all instances."""
     instances = [(kind, s) for kind, chosen in PROBLEMS.items() for s in chosen["seeds"][: 2 if quick else None]]
-    exact = map_tasks(run_exact, instances, jobs, "exact references")
+    exact = run_all(run_exact, instances, jobs, "exact references")
     steps = {kind: QUICK_STEPS if quick else chosen["steps"] for kind, chosen in PROBLEMS.items()}
     tasks = [(kind, s, name, steps[kind]) for kind, s in instances for name in PENALTIES]
-    return {"runs": map_tasks(run_sampled, tasks, jobs, "sampled"), "exact": exact, "lam": [LAM.start, LAM.end]}
-
-
-def reference(data: Data, kind: str, seed: int) -> Data:
-    """The exact record of an instance."""
-    found: Data = next(e for e in data["exact"] if (e["kind"], e["seed"]) == (kind, seed))
-    return found
+    return {"runs": run_all(run_sampled, tasks, jobs, "sampled"), "exact": exact, "lam": [LAM.start, LAM.end]}
 
 
 def share(data: Data, r: Data, value: float) -> float:
     """The part of the exact improvement over the untrained leader that a return is."""
-    e = reference(data, r["kind"], r["seed"])
+    e = Runs(data["exact"])(kind=r["kind"], seed=r["seed"]).one
     return float((value - e["start"]) / (e["exact"] - e["start"]))
 
 
 def shares(data: Data, kind: str, penalty: str, key: str) -> list[float]:
     """The share of every instance."""
-    return [share(data, r, r[key]) for r in data["runs"] if (r["kind"], r["penalty"]) == (kind, penalty)]
-
-
-def table(data: Data) -> str:
-    """The page's tables."""
-    rows = []
-    for kind, chosen in PROBLEMS.items():
-        for key, name in (("last", "last x"), ("best", "best x seen")):
-            both = [shares(data, kind, penalty, key) for penalty in ("Bellman", "value")]
-            won = sum(a > b for a, b in zip(*both, strict=True))
-            texts = [mean_interval(part).text(3) for part in both]
-            rows.append(
-                [f"{chosen['title']}, {name}", *texts, paired_difference(*both).text(3), f"{won} of {len(both[0])}"]
-            )
-    headers = ["share of the exact improvement", "Bellman", "value", "difference", "instances won by Bellman"]
-    every = []
-    for r in data["runs"]:
-        e = reference(data, r["kind"], r["seed"])
-        numbers = [f"{v:.3f}" for v in (e["start"], e["exact"], r["last"], r["best"], r["at_pi_y"])]
-        counts = [
-            f"{r['gap']:.4f}",
-            f"{r['tau']:.3f}",
-            f"{r['steps']:,}",
-            str(r["iterations"]),
-            str(r["oracle_failures"]),
-        ]
-        every.append([f"{r['kind']} {r['seed']}", r["penalty"], *numbers, *counts, f"{r['seconds']:.0f}"])
-    columns = ["instance", "penalty", "untrained", "exact", "last x", "best x", "at pi_y, last", "gap, last", "at tau"]
-    columns += ["steps", "iterations", "oracle failures", "CPU s"]
-    return "\n\n".join([markdown_table(headers, rows), what_it_shows(data), markdown_table(columns, every), NOTES])
-
-
-def what_it_shows(data: Data) -> str:
-    """Whether the difference at the last x is certain, for each kind of problem."""
-    parts = []
-    for kind, chosen in PROBLEMS.items():
-        d = paired_difference(*(shares(data, kind, penalty, "last") for penalty in ("Bellman", "value")))
-        certain = d.low is not None and d.high is not None and (d.low > 0.0 or d.high < 0.0)
-        parts.append(f"{chosen['title']}: {'certain' if certain else 'none that is certain (the interval holds 0)'}")
-    return f"A difference between the penalties at the last x, at 95%. {'; '.join(parts)}."
-
-
-NOTES = """\
-Returns are the leader's at the follower's best response, exact, unless the column says otherwise: PBRL's steps never see them,
-but the choice of the best x does. *Exact* is the best x of 300 iterations of the hypergradient. The gap is that of the
-penalised follower, at the method's own temperature: tau for the Bellman penalty, 0 for the value penalty, so that gaps of the two
-do not compare. In the cities drivers are regularised at 0.5 minutes: the Bellman penalty's followers are trained at that
-temperature; the value penalty's are trained unregularised and asked for their policy at it. lam goes from 2 to 8 everywhere; one
-run an instance; means with 95% bootstrap intervals over three instances, which are few."""
-
-
-def standing(data: Data) -> list[Standing]:
-    """Share of the exact improvement, both penalties."""
-    return [
-        Standing(
-            f"{chosen['title']}, DQN: share of the exact improvement, last x, sampled Bellman penalty",
-            f"{mean_interval(shares(data, kind, 'value', 'last')).text(3)} with the sampled value penalty, ours",
-            mean_interval(shares(data, kind, "Bellman", "last")).text(3),
-            "no target",
-        )
-        for kind, chosen in PROBLEMS.items()
-    ]
+    return [share(data, r, r[key]) for r in Runs(data["runs"])(kind=kind, penalty=penalty)]
 
 
 def picture(data: Data, path: Path) -> None:
@@ -223,12 +145,11 @@ def picture(data: Data, path: Path) -> None:
     figure, axes = new_figure(1, 2, 11.0, 4.2)
     for panel, (kind, chosen) in zip(axes[0], PROBLEMS.items(), strict=True):
         for name in PENALTIES:
-            runs = [r for r in data["runs"] if (r["kind"], r["penalty"]) == (kind, name)]
-            grid = np.linspace(0, min(r["history"]["steps"][-1] for r in runs), 60)
-            curves = [
-                np.interp(grid, r["history"]["steps"], [share(data, r, v) for v in r["history"]["leader_return"]])
-                for r in runs
+            runs = list(Runs(data["runs"])(kind=kind, penalty=name))
+            shared = [
+                {**r["history"], "share": [share(data, r, v) for v in r["history"]["leader_return"]]} for r in runs
             ]
+            grid, (curves,) = on_grid(shared, 60, "share")
             draw_band(panel, grid / 1e6, curves, COLOURS[name], f"{name} penalty, sampled")
         panel.axhline(1.0, color="black", linewidth=1.0, linestyle=":", label="exact (hypergradient)")
         panel.set_ylim(-0.1, 1.1)

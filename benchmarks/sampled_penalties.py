@@ -26,17 +26,8 @@ from bilevel_gym.agents import (
 from bilevel_gym.envs.incentive_design_v0 import IncentiveDesignEnv
 from bilevel_gym.envs.mdp import random_incentive_design
 
-from .common import (
-    Data,
-    Standing,
-    draw_band,
-    map_tasks,
-    markdown_table,
-    mean_interval,
-    new_figure,
-    save_figure,
-    verdict,
-)
+from .figures import draw_band, new_figure, on_grid, save_figure
+from .runs import Data, Runs, history, run_all
 
 SEEDS = (1, 2, 3)  # instance 0 served to tune the defaults
 BUDGET = 3_000_000
@@ -51,7 +42,6 @@ def run_sampled(seed: int, steps: int) -> Data:
     start = time.process_time()
     leader.learn(steps)
     seconds, last = time.process_time() - start, leader.history[-1]
-    keys = ("steps", "leader_return", "leader_return_at_pi_y", "gap")
     return {
         "seed": seed,
         "method": "sampled",
@@ -64,7 +54,7 @@ def run_sampled(seed: int, steps: int) -> Data:
         "oracle_failures": leader.oracle_failures,
         "iterations": leader.iteration,
         "seconds": round(seconds, 1),
-        "history": {key: [float(getattr(e, key) or 0.0) for e in leader.history] for key in keys},
+        "history": history(leader, "steps", "leader_return", "leader_return_at_pi_y", "gap"),
     }
 
 
@@ -87,115 +77,36 @@ def run_exact(seed: int, method: str, iterations: int) -> Data:
 def run(quick: bool, jobs: int) -> Data:
     """All methods on all instances."""
     seeds, steps, iterations = (SEEDS[:2], 60_000, 30) if quick else (SEEDS, BUDGET, ITERATIONS)
-    exact = map_tasks(run_exact, [(s, name, iterations) for s in seeds for name in EXACT], jobs, "exact references")
-    sampled = map_tasks(run_sampled, [(s, steps) for s in seeds], jobs, "sampled")
+    exact = run_all(run_exact, [(s, name, iterations) for s in seeds for name in EXACT], jobs, "exact references")
+    sampled = run_all(run_sampled, [(s, steps) for s in seeds], jobs, "sampled")
     return {"seeds": list(seeds), "budget": steps, "runs": sampled + exact}
 
 
-def column(data: Data, method: str, key: str) -> list[float]:
-    """One number of every instance."""
-    return [float(r[key]) for r in data["runs"] if r["method"] == method]
-
-
-def shares(data: Data, key: str = "leader_return") -> list[float]:
+def shares(runs: Runs, key: str = "leader_return") -> list[float]:
     """The part of the exact improvement over the start line that the sampled leader has, an instance each.
 
     The exact improvement is that of the better of the two exact methods.
     """
-    start, own = column(data, "sampled", "start"), column(data, "sampled", key)
-    exact = [column(data, name, "leader_return") for name in EXACT]
+    start, own = (runs(method="sampled")[name] for name in ("start", key))
+    exact = [runs(method=name)["leader_return"] for name in EXACT]
     best = [max(pair) for pair in zip(*exact, strict=True)]
     return [(a - s) / (b - s) for a, b, s in zip(own, best, start, strict=True)]
-
-
-def table(data: Data) -> str:
-    """The page's tables."""
-    gaps, steps = column(data, "sampled", "gap"), max(column(data, "sampled", "steps"))
-    claims = []
-    for name, key in (("last x", "leader_return"), ("best x seen", "best")):
-        share = shares(data, key)
-        met = verdict(min(share) >= SHARE)
-        claims.append(
-            [
-                f"share of the exact improvement, {name}",
-                f"at least {SHARE}",
-                mean_interval(share).text(3),
-                f"{min(share):.3f}",
-                met,
-            ]
-        )
-    claims.append(
-        [
-            "NI gap of its own policies, last",
-            f"under {GAP}",
-            mean_interval(gaps).text(3),
-            f"{max(gaps):.3f}",
-            verdict(max(gaps) < GAP),
-        ]
-    )
-    claims.append(["steps, all counted", "5,000,000", f"{steps:,.0f}", "", verdict(steps <= 5_000_000)])
-    rows = []
-    for r in data["runs"]:
-        name = EXACT.get(r["method"], "PBRL, four PPO followers, rollouts alone")
-        numbers = [f"{r[key]:.3f}" if key in r else "" for key in ("start", "leader_return", "best", "at_pi_y", "gap")]
-        rows.append([str(r["seed"]), name, *numbers, f"{r['steps']:,}" if "steps" in r else "", f"{r['seconds']:.0f}"])
-    headers = [
-        "instance",
-        "method",
-        "start line",
-        "at Nash, last x",
-        "best x",
-        "at its own policies",
-        "NI gap",
-        "steps",
-        "CPU s",
-    ]
-    claimed = markdown_table(["claim", "target", "measured", "worst instance", ""], claims)
-    return "\n\n".join([claimed, markdown_table(headers, rows), NOTES])
-
-
-NOTES = """\
-Returns are the designer's, at the Nash equilibrium of x unless the column says otherwise, and exact: PBRL's steps never see
-them, but the choice of the best x does. Means over instances with 95% bootstrap intervals; three instances are few. One run an
-instance, lam 4 throughout."""
-
-
-def standing(data: Data) -> list[Standing]:
-    """The claim."""
-    share, gaps = shares(data), column(data, "sampled", "gap")
-    return [
-        Standing(
-            "incentive design, sampled: share of the exact improvement at Nash, last x",
-            f"target {SHARE} on each instance",
-            mean_interval(share).text(3),
-            verdict(min(share) >= SHARE),
-        ),
-        Standing(
-            "the same, NI gap of its own policies",
-            f"target {GAP}",
-            f"at most {max(gaps):.3f}",
-            verdict(max(gaps) < GAP),
-        ),
-    ]
 
 
 def picture(data: Data, path: Path) -> None:
     """Return at Nash and at the own policies, and the gap, against steps."""
     figure, axes = new_figure(1, 2, 11.0, 4.4)
-    runs = [r["history"] for r in data["runs"] if r["method"] == "sampled"]
-    grid = np.linspace(0, min(h["steps"][-1] for h in runs), 80)
-
-    def on_grid(key: str) -> list[Any]:
-        return [np.interp(grid, h["steps"], h[key]) for h in runs]
-
-    draw_band(axes[0, 0], grid / 1e6, on_grid("leader_return"), "tab:blue", "at the Nash equilibrium of x")
-    draw_band(axes[0, 0], grid / 1e6, on_grid("leader_return_at_pi_y"), "tab:blue", "at its own policies", "--")
+    every = Runs(data["runs"])
+    runs = every(method="sampled")["history"]
+    grid, (at_nash, at_pi_y, gaps) = on_grid(runs, 80, "leader_return", "leader_return_at_pi_y", "gap")
+    draw_band(axes[0, 0], grid / 1e6, at_nash, "tab:blue", "at the Nash equilibrium of x")
+    draw_band(axes[0, 0], grid / 1e6, at_pi_y, "tab:blue", "at its own policies", "--")
     for (name, text), look in zip(EXACT.items(), (":", "-."), strict=True):
-        level = float(np.mean(column(data, name, "leader_return")))
+        level = float(np.mean(every(method=name)["leader_return"]))
         axes[0, 0].axhline(level, color="black", linestyle=look, linewidth=1.0, label=text)
     axes[0, 0].set_title("designer's return", fontsize=10)
     axes[0, 0].legend(fontsize=8, frameon=False)
-    draw_band(axes[0, 1], grid / 1e6, np.maximum(on_grid("gap"), 1e-4), "tab:blue", None)
+    draw_band(axes[0, 1], grid / 1e6, np.maximum(gaps, 1e-4), "tab:blue", None)
     axes[0, 1].axhline(GAP, color="black", linewidth=0.8, linestyle=":")
     axes[0, 1].set_yscale("log")
     axes[0, 1].set_title(f"Nikaido-Isoda gap of its own policies (dotted: {GAP})", fontsize=10)

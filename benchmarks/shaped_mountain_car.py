@@ -22,18 +22,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 import bilevel_gym
 from bilevel_gym.agents import CMAES, CMAESConfig
 
-from .common import (
-    Data,
-    Standing,
-    draw_band,
-    map_tasks,
-    markdown_table,
-    mean_interval,
-    new_figure,
-    paired_ratio,
-    save_figure,
-    verdict,
-)
+from .figures import draw_band, new_figure, save_figure
+from .runs import Data, Runs, run_all
 
 assert bilevel_gym.__version__
 SEEDS = tuple(range(1, 6))
@@ -152,90 +142,19 @@ def run(quick: bool, jobs: int) -> Data:
     """The search and the plain followers, then the shaped ones."""
     seeds, zero = SEEDS[:1] if quick else SEEDS, [0.0, 0.0, 0.0]
     tasks = [("search", zero, SEARCH_SEED, quick), *(("plain", zero, seed, quick) for seed in seeds)]
-    leader, *runs = map_tasks(_part, tasks, jobs, "search, plain followers")
+    leader, *runs = run_all(_part, tasks, jobs, "search, plain followers")
     shaped = [("shaped", leader["x"], seed, quick) for seed in seeds]
-    return {"leader": leader, "runs": runs + map_tasks(_part, shaped, jobs, "shaped followers")}
+    return {"leader": leader, "runs": runs + run_all(_part, shaped, jobs, "shaped followers")}
 
 
-def of_way(data: Data, way: str) -> list[Data]:
-    """Its runs."""
-    return [r for r in data["runs"] if r["way"] == way]
-
-
-def steps_to_goal(data: Data, way: str) -> list[float]:
+def steps_to_goal(runs: Runs) -> list[float]:
     """One number a run; the whole budget where it never was there."""
-    return [float(BUDGET if r["goal"] is None else r["goal"]) for r in of_way(data, way)]
+    return [float(BUDGET if goal is None else goal) for goal in runs["goal"]]
 
 
-def final_returns(data: Data, way: str) -> list[float]:
+def final_returns(runs: Runs) -> list[float]:
     """Mean return of the tests in the last ``AFTER`` steps of each run."""
-    last = AFTER // CHECK
-    return [float(np.mean(r["returns"][-last:])) for r in of_way(data, way)]
-
-
-def best_returns(data: Data, way: str) -> list[float]:
-    """The best test of each run."""
-    return [max(r["returns"]) for r in of_way(data, way)]
-
-
-def table(data: Data) -> str:
-    """Targets, runs, what the leader spent."""
-    steps = {way: steps_to_goal(data, way) for way in WAYS}
-    final = {way: float(np.mean(final_returns(data, way))) for way in WAYS}
-    ratio = paired_ratio(steps["shaped"], steps["plain"])
-    gap = final["plain"] - final["shaped"]
-    claims = [
-        ["steps to the goal, shaped over plain", f"at most {RATIO:g}", ratio.text(3), verdict(ratio.estimate <= RATIO)],
-        ["true return, plain less shaped", f"at most {GAP:g} steps", f"{gap:.1f}", verdict(gap <= GAP)],
-    ]
-    rows = []
-    for way, label in WAYS.items():
-        runs = of_way(data, way)
-        never = sum(r["goal"] is None for r in runs)
-        rows.append(
-            [
-                label,
-                mean_interval(steps[way]).text(0),
-                ", ".join("never" if r["goal"] is None else f"{r['goal']:,}" for r in runs),
-                f"{never} of {len(runs)}",
-                mean_interval(final_returns(data, way)).text(1),
-                mean_interval(best_returns(data, way)).text(1),
-                f"{np.mean([r['cpu_seconds'] for r in runs]):.0f}",
-            ]
-        )
-    headers = ["follower", "steps to the goal", "by seed", "never", "return, end", "return, best test", "CPU s a run"]
-    leader = data["leader"]
-    x = ", ".join(f"{value:.1f}" for value in leader["x"])
-    saved = float(np.mean(steps["plain"]) - np.mean(steps["shaped"]))
-    spent = (
-        f"**What the leader spent**: {leader['trials']} followers trained from scratch, {leader['steps']:,} environment steps, "
-        f"{leader['cpu_seconds']:.0f} CPU s, for x = ({x}). A fresh follower saves {saved:,.0f} steps by it: the search pays for "
-        f"itself after {leader['steps'] / max(saved, 1.0):.0f} followers. The leader's discounted return at a follower of "
-        f"{TRIAL_STEPS:,} steps was {leader['start_return']:.1f} at x = 0 and {leader['return']:.1f} at the end."
-    )
-    notes = (
-        f"*Steps to the goal*: until a test first has all of its {TESTS} greedy episodes on plain Mountain Car reach the goal "
-        f"within 200 steps; a test every {CHECK:,} steps, its episodes not counted; a run that never does counts as the zoo's "
-        f"whole budget of {BUDGET:,}. A run goes on for {AFTER:,} steps after that; *return, end* is the mean of the tests in "
-        f"the last {AFTER:,} steps, undiscounted, -1 a step. Means over {len(of_way(data, 'plain'))} seeds, 95% bootstrap "
-        "intervals. The search used another seed. The algorithm is the same in all runs."
-    )
-    parts = [markdown_table(["claim", "target", "measured", ""], claims), markdown_table(headers, rows), spent, notes]
-    return "\n\n".join(parts)
-
-
-def standing(data: Data) -> list[Standing]:
-    """Beside the plain tuned algorithm."""
-    steps = {way: steps_to_goal(data, way) for way in WAYS}
-    ratio = paired_ratio(steps["shaped"], steps["plain"])
-    return [
-        Standing(
-            "Mountain Car, steps until every test episode reaches the goal, tuned DQN",
-            f"{np.mean(steps['plain']):,.0f} on the plain reward (our run, rl-baselines3-zoo's settings)",
-            f"{np.mean(steps['shaped']):,.0f} on the learned shaping, which cost {data['leader']['steps']:,}",
-            f"{verdict(ratio.estimate <= RATIO)}: {ratio.text(3)} of the steps, target {RATIO:g}",
-        )
-    ]
+    return [float(np.mean(returns[-(AFTER // CHECK) :])) for returns in runs["returns"]]
 
 
 def picture(data: Data, path: Path) -> None:
@@ -243,11 +162,11 @@ def picture(data: Data, path: Path) -> None:
     figure, axes = new_figure(1, 1, 7.0, 4.2)
     panel = axes[0, 0]
     for way, colour in (("plain", "tab:gray"), ("shaped", "tab:blue")):
-        runs = of_way(data, way)
+        runs = Runs(data["runs"])(way=way)
         longest = max(len(r["steps"]) for r in runs)
         grid = CHECK * np.arange(1, longest + 1)
         # a run that was stopped stands on at the mean of its last tests
-        ends = final_returns(data, way)
+        ends = final_returns(runs)
         curves = [r["returns"] + [end] * (longest - len(r["returns"])) for r, end in zip(runs, ends, strict=True)]
         draw_band(panel, grid, curves, colour, WAYS[way])
     panel.set_xlabel("environment steps of a fresh follower")

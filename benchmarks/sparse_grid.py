@@ -2,16 +2,13 @@
 
 Square grids, four moves of which the one meant is made with probability 0.7, gamma 0.99, tau 0.01, rho uniform; a reward of 1
 in the middle cell (*goal*) or a uniform reward in every cell (*rewards*), paid every step. Solved from V = 0 until
-``max |T V - V|`` is under 1e-8. Every cell of the table is a fresh process of one thread:
-``python -m benchmarks.sparse_grid SIDE KIND``.
+``max |T V - V|`` is under 1e-8. Every cell of the table is a process of its own with one thread.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from bilevel_gym.agents import Hypergradient, HypergradientConfig
 from bilevel_gym.agents.leaders.hypergradient import soft_leader_return
@@ -36,7 +32,8 @@ from bilevel_gym.envs.mdp import (
     value_iteration,
 )
 
-from .common import Data, Standing, markdown_table, new_figure, save_figure, verdict
+from .figures import new_figure, save_figure
+from .runs import Data, run_all
 
 SIDES, KINDS = (100, 316, 1000, 2000), ("goal", "rewards")
 GAMMA, TAU, RESIDUAL, INTENDED = 0.99, 0.01, 1e-8, 0.7
@@ -111,7 +108,6 @@ def gradient_error(problem: ArrayProblem, x: Tensor, gradient: Tensor, follower:
 
 def measure(side: int, kind: str) -> Data:
     """One cell of the table."""
-    torch.set_num_threads(1)
     mdp, build_cpu, _ = timed(lambda: grid_mdp(side, kind))
     tol = RESIDUAL * (1.0 - GAMMA) / (1.0 + TAU * math.log(4.0))  # times max |V|: at most 1e-8
     optimum, cpu, wall = timed(lambda: solve_soft(mdp, TAU, tol=tol))
@@ -150,16 +146,9 @@ def measure(side: int, kind: str) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every cell in its own process, one after the other whatever ``jobs`` is: they are timed."""
+    """Every cell, one after the other whatever ``jobs`` is: they are timed."""
     cells = [(side, kind) for side in (SIDES[:1] if quick else SIDES) for kind in KINDS]
-    runs = []
-    for side, kind in tqdm(cells, desc="sparse_grid"):
-        command = [sys.executable, "-m", "benchmarks.sparse_grid", str(side), kind]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"{' '.join(command[1:])} failed: {done.stderr[-2000:]}")
-        runs.append(json.loads(done.stdout))
-    return {"runs": runs}
+    return {"runs": run_all(measure, cells, 1, "sparse_grid")}
 
 
 def met(run: Data) -> bool:
@@ -167,74 +156,11 @@ def met(run: Data) -> bool:
     return bool(run["wall"] <= TARGET_SECONDS and run["peak_gib"] <= TARGET_GIB and run["residual"] <= RESIDUAL)
 
 
-def table(data: Data) -> str:
-    """The soft optimum, value iteration beside it, and hypergradients."""
-    headers = [
-        "grid", "states", "rewards", "wall s", "CPU s", "peak GiB", "residual", "Newton steps", "products with P_pi",
-        f"target {TARGET_SECONDS:.0f} s, {TARGET_GIB:.0f} GiB",
-    ]  # fmt: skip
-    rows, iteration, gradients = [], [], []
-    for run in data["runs"]:
-        name = [f"{run['side']} x {run['side']}", f"{run['states']:,}", run["kind"]]
-        numbers = [f"{run['wall']:.1f}", f"{run['cpu']:.1f}", f"{run['peak_gib']:.2f}", f"{run['residual']:.1e}"]
-        word = verdict(met(run)) if run["side"] == TARGET_SIDE else ""
-        rows.append([*name, *numbers, str(run["steps"]), str(run["products"]), word])
-        sweeps = run["sweeps"] or known_sweeps(data, run["kind"])
-        cpu = sweeps * run["sweep_cpu"]
-        mark = "" if run["sweeps"] else "about "
-        iteration.append([*name, f"{mark}{sweeps}", f"{mark}{cpu:.1f}", f"{mark}{cpu / run['cpu']:.0f}"])
-        if "gradient_cpu" in run:
-            error = "" if run["gradient_error"] is None else f"{run['gradient_error']:.1e}"
-            gradients.append([*name, f"{run['gradient_cpu']:.1f}", f"{run['gradient_peak_gib']:.2f}", error])
-    parts = [
-        markdown_table(headers, rows),
-        "## Value iteration",
-        markdown_table(["grid", "states", "rewards", "sweeps to 1e-8", "CPU s", "times ours"], iteration),
-        "## Hypergradient, a toll in every cell",
-        markdown_table(
-            ["grid", "states", "rewards", "CPU s", "peak GiB", "relative error, along a random direction"], gradients
-        ),
-    ]
-    return "\n\n".join([*parts, notes(data)])
-
-
-def known_sweeps(data: Data, kind: str) -> int:
-    """Sweeps of value iteration on the largest grid on which it was run to the end."""
-    return int([run["sweeps"] for run in data["runs"] if run["kind"] == kind and run["sweeps"]][-1])
-
-
-def notes(data: Data) -> str:
-    """What the columns are."""
-    lines = [
-        "Wall seconds hold whatever else ran on the machine; the solver uses one thread. Peak memory is the process's, Python"
-        " and torch included; the residual is computed anew. Newton steps assemble P_pi,"
-        " products are those of the Krylov solves (see `envs/mdp/sparse.py`). Value iteration is run to the end on grids of up"
-        f" to {CHECKED_SIDE} x {CHECKED_SIDE}; beyond them *about* stands for the sweeps of that grid times the CPU time of a"
-        " sweep here. The hypergradient's time is that of F and dF/dx together, the follower warm-started from tolls a tenth"
-        " lower; its error is against central differences of fourth order.",
-    ]
-    for run in data["runs"]:
-        if "leader" in run:
-            before, after = run["leader"]
-            lines.append(
-                f"`Hypergradient` on {run['states']:,} states, {run['kind']}, 20 iterations of Adam 0.02 from no tolls:"
-                f" leader return {before:.3f} to {after:.3f}, {run['leader_cpu']:.1f} CPU s an iteration."
-            )
-    return "\n\n".join(lines)
-
-
-def standing(data: Data) -> list[Standing]:
-    """Beside the target."""
-    return [
-        Standing(
-            f"soft optimum of {run['states']:,} states ({run['kind']}), gamma 0.99, tau 0.01, residual 1e-8",
-            f"target {TARGET_SECONDS:.0f} s and {TARGET_GIB:.0f} GiB on 2 cores",
-            f"{run['wall']:.1f} s, {run['peak_gib']:.2f} GiB, one thread",
-            verdict(met(run)),
-        )
-        for run in data["runs"]
-        if run["side"] == TARGET_SIDE
-    ]
+def sweep_seconds(data: Data, run: Data) -> tuple[int, float]:
+    """Sweeps of value iteration and their CPU seconds; beyond the grids where it was run to the end, as many as on the last."""
+    known = [other["sweeps"] for other in data["runs"] if other["kind"] == run["kind"] and other["sweeps"]]
+    sweeps = int(run["sweeps"] or known[-1])
+    return sweeps, sweeps * run["sweep_cpu"]
 
 
 def picture(data: Data, path: Path) -> None:
@@ -245,7 +171,7 @@ def picture(data: Data, path: Path) -> None:
         runs = [run for run in data["runs"] if run["kind"] == kind]
         states = [run["states"] for run in runs]
         seconds.plot(states, [run["cpu"] for run in runs], "o-", color=colour, label=f"soft optimum, {kind}")
-        sweeps = [(run["sweeps"] or known_sweeps(data, kind)) * run["sweep_cpu"] for run in runs]
+        sweeps = [sweep_seconds(data, run)[1] for run in runs]
         seconds.plot(states, sweeps, "x:", color=colour, label=f"value iteration, {kind}")
         memory.plot(states, [run["peak_gib"] for run in runs], "o-", color=colour, label=f"soft optimum, {kind}")
         through = [run for run in runs if "gradient_cpu" in run]
@@ -262,7 +188,3 @@ def picture(data: Data, path: Path) -> None:
     memory.set_ylabel("peak memory, GiB")
     seconds.legend(fontsize=7, frameon=False)
     save_figure(figure, path)
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure(int(sys.argv[1]), sys.argv[2])))

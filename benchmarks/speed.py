@@ -17,14 +17,15 @@ import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm.auto import tqdm
 
-from bilevel_gym.agents import PBRL, BellmanPenalty, Softmax, TabularPBRL, TabularPBRLConfig
-from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.agents import PBRL, BellmanPenalty, TabularPBRL, TabularPBRLConfig
+from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.agents.followers.spec import build_model
+from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.wrappers import RewardMixing, set_leader
 
 from . import vector_env
-from .common import Data, Standing, markdown_table, verdict
+from .runs import Data
 
 ENV_ID = "bilevel_gym/StackelbergGame-v0"
 ALGORITHMS = ("PPO", "A2C", "DQN")
@@ -53,40 +54,33 @@ class Clock:
         self.wall += time.perf_counter() - self._start[1]
 
 
-class TimedPBRL(PBRL):
-    """PBRL with a clock on the training of its two followers."""
-
-    clock: Clock | None = None
-
-    def _train_followers(self) -> None:
-        with self.clock or Clock():
-            super()._train_followers()
-
-    @property
-    def follower_steps(self) -> int:
-        """Steps that both followers have trained."""
-        return self.best_response.num_timesteps + self.penalised.num_timesteps
+def follower_steps(leader: PBRL) -> int:
+    """Steps that both followers have trained."""
+    return int(leader.best_response.num_timesteps + leader.penalised.num_timesteps)
 
 
-def plain_model(leader: TimedPBRL) -> BaseAlgorithm:
+def plain_model(leader: PBRL) -> BaseAlgorithm:
     """The same algorithm with the same settings on the same stack of wrappers, its copies at x + noise as in the loop."""
     venv = RewardMixing(leader.worlds.make(leader.config.n_envs), 1.0 / leader.lam)
-    set_leader(venv, leader._neighbourhood())
+    set_leader(venv, leader.neighbourhood(leader.state))
     return build_model(leader.follower_spec, venv, leader.worlds.gamma, seed=0, linear=leader.worlds.linear)
 
 
-def loop_speed(leader: TimedPBRL, steps: int) -> Data:
+def loop_speed(leader: PBRL, steps: int) -> Data:
     """Frames a second of the followers while the leader learns, and what share of its time they take."""
-    leader.clock, whole, before = Clock(), Clock(), leader.follower_steps
+    clock, whole, before, level = Clock(), Clock(), follower_steps(leader), leader.level
+
+    def train(*arguments: Any) -> Any:
+        with clock:
+            return type(level).train(level, *arguments)
+
+    level.train = train
     with whole:
-        while leader.follower_steps - before < steps:
+        while follower_steps(leader) - before < steps:
             leader.learn(steps // 4, reset_num_timesteps=False)
-    done = leader.follower_steps - before
-    return {
-        "cpu": done / leader.clock.cpu,
-        "wall": done / leader.clock.wall,
-        "follower_share": leader.clock.cpu / whole.cpu,
-    }
+    del level.train
+    done = follower_steps(leader) - before
+    return {"cpu": done / clock.cpu, "wall": done / clock.wall, "follower_share": clock.cpu / whole.cpu}
 
 
 def plain_speed(model: BaseAlgorithm, steps: int) -> Data:
@@ -105,7 +99,7 @@ def medians(records: list[Data]) -> Data:
 
 def follower_speed(algorithm: str, size: int, steps: int, repeats: int) -> Data:
     """Row 1: frames a second in the leader's loop and in plain ``learn``, in turns."""
-    leader = TimedPBRL(ENV_ID, getattr(stable_baselines3, algorithm), env_kwargs={"n_states": size})
+    leader = PBRL(ENV_ID, getattr(stable_baselines3, algorithm), env_kwargs={"n_states": size})
     model = plain_model(leader)
     leader.learn(2 * int(leader.config.warmup_steps))
     plain_speed(model, int(leader.config.warmup_steps))
@@ -128,16 +122,16 @@ def follower_speed(algorithm: str, size: int, steps: int, repeats: int) -> Data:
     }
 
 
-def hand_over_ms(leader: TimedPBRL, repeats: int = 50) -> float:
+def hand_over_ms(leader: PBRL, repeats: int = 50) -> float:
     """Milliseconds, of the above, of drawing x + noise and giving it to one follower's copies."""
     clock = Clock()
     with clock:
         for _ in range(repeats):
-            set_leader(leader.best_response.venv, leader._neighbourhood())
+            set_leader(leader.best_response.venv, leader.neighbourhood(leader.state))
     return clock.cpu / repeats * 1e3
 
 
-EXACT: dict[str, Callable[[Any], TabularLeader]] = {
+EXACT: dict[str, Callable[[Any], ExactLeader]] = {
     "value, follower solved (default)": TabularPBRL,
     "value, joint softmax steps": lambda problem: TabularPBRL(problem, config=TabularPBRLConfig(follower=Softmax())),
     "Bellman, joint softmax steps (default)": lambda problem: TabularPBRL(problem, BellmanPenalty()),
@@ -175,97 +169,3 @@ def run(quick: bool, jobs: int) -> Data:
         "vector_env": vector_env.run(),
         "followers": [follower_speed(name, size, steps, repeats) for name, size in tqdm(tasks, desc="followers")],
     }
-
-
-def followers_table(data: Data) -> str:
-    """Row 1."""
-    headers = [
-        "follower", "states", "frames/s in the loop", "plain learn", "ratio", "ratio, wall time", f"target {RATIO}",
-        "handing over x, ms", "share of learn",
-    ]  # fmt: skip
-    rows = []
-    for r in data["followers"]:
-        loop, plain = f"{r['loop']['cpu']:,.0f}", f"{r['plain']['cpu']:,.0f}"
-        ratios = [f"{r['ratio_cpu']:.3f}", f"{r['ratio_wall']:.3f}", verdict(r["ratio_cpu"] >= RATIO)]
-        rest = [f"{r['hand_over_ms']:.2f}", f"{100 * r['loop']['follower_share']:.0f}%"]
-        rows.append([r["algorithm"], str(r["n_states"]), loop, plain, *ratios, *rest])
-    return markdown_table(headers, rows)
-
-
-def simulator_table(data: Data) -> str:
-    """Row 2."""
-    v = data["vector_env"]
-    rows = [
-        [
-            "native, 4096 copies, µs a step",
-            f"{v['native_4096_us']:.4f}",
-            f"{NATIVE_US}",
-            verdict(v["native_4096_us"] <= NATIVE_US),
-        ],
-        [
-            "times SyncVectorEnv",
-            f"{v['ratio_4096']:.0f}",
-            f"{NATIVE_RATIO:.0f}",
-            verdict(v["ratio_4096"] >= NATIVE_RATIO),
-        ],
-        ["native, 64 copies, µs a step", f"{v['native_64_us']:.4f}", "", ""],
-        ["SyncVectorEnv, µs a step", f"{v['sync_us']:.2f}", "", ""],
-        ["set_leader, µs", f"{v['set_leader_us']:.0f}", "", ""],
-    ]
-    return markdown_table(["100 states, infos included", "measured", "target", ""], rows)
-
-
-def exact_table(data: Data) -> str:
-    """Row 3."""
-    rows = [
-        [r["label"], f"{r['cpu_ms']:.2f}", f"{r['wall_ms']:.2f}", f"{EXACT_MS:.0f}", verdict(r["cpu_ms"] <= EXACT_MS)]
-        for r in data["exact"]
-    ]
-    return markdown_table(["PBRL, 100 states, 5 x 5 actions", "ms an iteration", "wall time", "target", ""], rows)
-
-
-NOTES = """\
-*In the loop*: both followers of `PBRL` while it learns, in many short calls, each from fresh episodes, with x + noise
-drawn and handed to the copies each time. *Plain learn*: one long `model.learn` of the same algorithm with the same
-settings on the same VecEnv stack (simulator, commitment in the observation, mixed rewards). The ratio is the median over
-repetitions run in turns. *Share of learn* is the followers' part of the leader's whole time; its own episodes, gradients
-and evaluations are the rest."""
-
-
-def table(data: Data) -> str:
-    """The page's tables."""
-    return "\n\n".join(
-        [
-            "## SB3 inside the leader's loop",
-            followers_table(data),
-            NOTES,
-            "## Native simulator",
-            simulator_table(data),
-            "## Exact iteration",
-            exact_table(data),
-        ]
-    )
-
-
-def standing(data: Data) -> list[Standing]:
-    """Beside the targets."""
-    ratios = [r["ratio_cpu"] for r in data["followers"]]
-    met = sum(ratio >= RATIO for ratio in ratios)
-    v, worst = data["vector_env"], max(r["cpu_ms"] for r in data["exact"])
-    text = f"{min(ratios):.3f} to {max(ratios):.3f}; {met} of {len(ratios)} cells"
-    us, times = v["native_4096_us"], v["ratio_4096"]
-    return [
-        Standing(
-            "followers in the leader's loop, of plain learn", f"target {RATIO}", text, verdict(met == len(ratios))
-        ),
-        Standing("native simulator, µs a step", f"target {NATIVE_US}", f"{us:.3f}", verdict(us <= NATIVE_US)),
-        Standing(
-            "the same, times SyncVectorEnv",
-            f"target {NATIVE_RATIO:.0f}",
-            f"{times:.0f}",
-            verdict(times >= NATIVE_RATIO),
-        ),
-        Standing(
-            "exact PBRL iteration, 100 states, ms", f"target {EXACT_MS:.0f}", f"{worst:.1f}", verdict(worst <= EXACT_MS)
-        ),
-    ]

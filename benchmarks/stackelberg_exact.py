@@ -13,12 +13,11 @@ the method's own follower, ``J_L(x, pi_y)``, which is what the paper plots.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from bilevel_gym.agents import (
@@ -28,31 +27,20 @@ from bilevel_gym.agents import (
     Hypergradient,
     HypergradientConfig,
     IndependentPolicyGradient,
-    IndependentPolicyGradientConfig,
     MirrorDescent,
-    Softmax,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.common.tabular import TabularLeader
+from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
+from bilevel_gym.agents.exact import ExactLeader
+from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
 
-from .common import (
-    Data,
-    Standing,
-    draw_band,
-    map_tasks,
-    markdown_table,
-    mean_interval,
-    new_figure,
-    paired_ratio,
-    save_figure,
-    share_limits,
-    verdict,
-)
+from .figures import draw_band, new_figure, save_figure, share_limits
+from .runs import Data, Runs, run_all
 
 SEEDS = tuple(range(10))
 SIZES = (20, 100)
@@ -66,37 +54,37 @@ AGAINST = -0.01
 CURVE_POINTS = 100
 
 
-def independent(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+def independent(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
     """The independent gradient's defaults; keeping the best x seen leaves its path as it is."""
     return IndependentPolicyGradient(problem, IndependentPolicyGradientConfig(keep_best=True, eval_every=eval_every))
 
 
-def pbrl(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+def pbrl(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
     """PBRL's defaults: lam 2 to 20, tau 0.2 to 0.003, the follower's answer solved for every x."""
     return TabularPBRL(problem, config=TabularPBRLConfig(eval_every=eval_every))
 
 
-def pbrl_joint(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+def pbrl_joint(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
     """The same with one joint step in x and y."""
     return TabularPBRL(problem, config=TabularPBRLConfig(follower=Softmax(), eval_every=eval_every))
 
 
-def hypergradient(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+def hypergradient(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
     """The hypergradient, tau 0.3 to 0.003."""
     return Hypergradient(problem, HypergradientConfig(tau=Geometric(0.3, 0.003), eval_every=eval_every))
 
 
-def hypergradient_quenched(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+def hypergradient_quenched(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
     """The hypergradient's defaults: tau 0.07 for a sixth of the iterations, then 0.003."""
     return Hypergradient(problem, HypergradientConfig(eval_every=eval_every))
 
 
-def published_value(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+def published_value(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
     """Value penalty, lam = 2, T = 1."""
     return TabularPBRL(problem, ValuePenalty(lam=2.0), MirrorDescent(iterations=1), _published_config(eval_every))
 
 
-def published_bellman(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+def published_bellman(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
     """Bellman penalty, lam = 7, T = 10."""
     return TabularPBRL(problem, BellmanPenalty(lam=7.0), MirrorDescent(iterations=10), _published_config(eval_every))
 
@@ -111,7 +99,7 @@ def _published_config(eval_every: int) -> TabularPBRLConfig:
     )
 
 
-def published_independent(problem: StackelbergProblem, eval_every: int = 10) -> TabularLeader:
+def published_independent(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
     """The independent gradient by the same steps."""
     config = IndependentPolicyGradientConfig(
         learning_rate=PUBLISHED_STEP,
@@ -135,7 +123,7 @@ class Method:
     """
 
     label: str
-    build: Callable[..., TabularLeader]
+    build: Callable[..., ExactLeader]
     published: bool = False
     colour: str | None = None
 
@@ -217,151 +205,27 @@ def run(quick: bool, jobs: int) -> Data:
         for seed in seeds
     ]
     cost = costs(quick)
-    runs = map_tasks(run_game, tasks, jobs, "exact games")
+    runs = run_all(run_game, tasks, jobs, "exact games")
     return {"seeds": list(seeds), "sizes": list(SIZES), "cost_ms": cost, "runs": runs}
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def select(data: Data, size: int, method: str) -> list[Data]:
-    """Runs of one method on the games of one size, by seed."""
-    found = [r for r in data["runs"] if r["size"] == size and r["method"] == method]
-    return sorted(found, key=lambda r: int(r["seed"]))
-
-
-def column(data: Data, size: int, method: str, which: str, key: str) -> list[float]:
-    """``runs[which][key]`` by seed; ``which`` is ``last`` or ``best``."""
-    return [float(r[which][key]) for r in select(data, size, method)]
-
-
-def size_table(data: Data, size: int, published: bool) -> str:
-    """Means over games of one size and one group of methods."""
-    headers = [
-        "method", "iterations", "F_0, last x", "F_0, best x", "F_0 of the last x, ties against", "J_L(x, pi_y), last",
-        "follower gap, last", "ms / iteration",
-    ]  # fmt: skip
-    rows = []
-    for name, method in METHODS.items():
-        if method.published != published:
-            continue
-        runs = select(data, size, name)
-        last, best = (
-            mean_interval(column(data, size, name, which, "leader_return")).text() for which in ("last", "best")
-        )
-        against, at_pi_y, gap = (
-            float(np.mean(column(data, size, name, "last", key))) for key in ("leader_return_against", "at_pi_y", "gap")
-        )
-        cost = float(data["cost_ms"][str(size)][name])
-        cells = [last, best, f"{against:.2f}", f"{at_pi_y:.2f}", f"{abs(gap):.4f}", f"{cost:.1f}"]
-        rows.append([method.label, str(runs[0]["iterations"]), *cells])
-    return markdown_table(headers, rows)
-
-
-def ratio_rows(data: Data, size: int) -> list[list[str]]:
-    """Paired ratios of mean leader returns."""
-    pairs = [
-        ("pbrl", "independent"),
-        ("pbrl", "hypergradient"),
-        ("pbrl_joint", "independent"),
-        ("pbrl_joint", "hypergradient"),
-        ("hypergradient_quenched", "hypergradient"),
-        ("hypergradient_quenched", "pbrl"),
-        ("published_value", "published_independent"),
-        ("published_bellman", "published_independent"),
-        ("published_value", "published_bellman"),
-    ]
-    rows = []
-    for a, b in pairs:
-        label = f"{METHODS[a].label} / {METHODS[b].label}{', as published' if METHODS[a].published else ''}"
-        ratios = [
-            paired_ratio(column(data, size, a, which, key), column(data, size, b, which, key)).text(3)
-            for which, key in (
-                ("last", "leader_return"),
-                ("best", "leader_return"),
-                ("last", "leader_return_against"),
-                ("last", "at_pi_y"),
-            )
-        ]
-        rows.append([label, str(size), *ratios])
-    return rows
-
-
-def claims(data: Data) -> str:
-    """The three claims, at 100 states."""
-    size, games = max(data["sizes"]), len(data["seeds"])
-    kinds = {
-        "last x": ("last", "leader_return"),
-        "best x": ("best", "leader_return"),
-        "last x, ties against the leader": ("last", "leader_return_against"),
-    }
-    rows = []
-    for other, target in (("independent", 1.45), ("hypergradient", 0.95)):
-        for kind, (which, key) in kinds.items():
-            ratio = paired_ratio(column(data, size, "pbrl", which, key), column(data, size, other, which, key))
-            label = f"PBRL / {METHODS[other].label}, {kind}"
-            rows.append([label, f"{target} or more", ratio.text(3), verdict(ratio.estimate >= target)])
-    own, others = (column(data, size, name, "last", "leader_return") for name in ("pbrl", "independent"))
-    wins = sum(a > b for a, b in zip(own, others, strict=True))
-    label = "games on which PBRL's last x beats the independent gradient's"
-    rows.append([label, "all", f"{wins} of {games}", verdict(wins == games)])
-    gaps = column(data, size, "pbrl", "last", "gap")
-    text = f"{np.mean(gaps):.4f}, at most {max(gaps):.4f}"
-    rows.append(["follower gap at lam = 20, last x", "under 0.02", text, verdict(max(gaps) < 0.02)])
-    return markdown_table([f"claim, {size} states", "target", "measured", ""], rows)
-
-
-NOTES = """\
-F_0: leader return at the follower's best response, exact. *Last x* is where the method ended, *best x* the best by exact
-evaluation on the way (every 10 iterations; every 100 for the published settings). *Ties against*: the follower's reward less
-0.01 of the leader's. The gap `V*(rho) - V^{pi_y}(rho)` is taken at the method's own temperature. Means over games, 95%
-intervals by bootstrap over games. Milliseconds are CPU time of one thread on game 0, an evaluation every 10 iterations
-included.
-
-"As published" means: SGD with step 0.1 on x and y, tau 0.001, joint softmax steps, the value penalty with lam 2 and one inner
-step, the Bellman penalty with lam 7 and ten. These settings are recollections that were not checked against the paper, the
-gradients here are exact where the paper's are Monte Carlo, and the inner solver is mirror descent."""
-
-
-def table(data: Data) -> str:
-    """The page's tables."""
-    parts = [claims(data)]
-    for size in sorted(data["sizes"], reverse=True):
-        parts += [f"## {size} states, this library's settings", size_table(data, size, published=False)]
-        parts += [f"## {size} states, as published, exact gradients", size_table(data, size, published=True)]
-    headers = [
-        "ratio of means, paired",
-        "states",
-        "F_0, last x",
-        "F_0, best x",
-        "ties against, last x",
-        "J_L(x, pi_y), last",
-    ]
-    ratios = [row for size in sorted(data["sizes"], reverse=True) for row in ratio_rows(data, size)]
-    return "\n\n".join([*parts, "## Ratios", markdown_table(headers, ratios), NOTES])
-
-
-def standing(data: Data) -> list[Standing]:
-    """Beside the prototype's figures of the same ten games, and the paper's ordering."""
-    size = max(data["sizes"])
-    lines = []
-    for name, elsewhere in (("pbrl", 7.89), ("hypergradient", 8.10), ("independent", 5.11)):
-        own = mean_interval(column(data, size, name, "last", "leader_return"))
-        better = own.estimate >= elsewhere if name != "independent" else None
-        word = "the baseline" if better is None else verdict(better)
-        lines.append(
-            Standing(f"F_0, {METHODS[name].label}, {size} states", f"prototype {elsewhere:.2f}", own.text(), word)
-        )
-    published = [
-        float(np.mean(column(data, size, f"published_{name}", "last", "at_pi_y")))
-        for name in ("value", "bellman", "independent")
-    ]
-    order = published[0] > published[1] > published[2]
-    text = "value {:.2f}, Bellman {:.2f}, independent {:.2f}".format(*published)
-    quantity = "J_L(x, pi_y) at the published settings (unverified), gradients exact"
-    word = "same order" if order else "**another order**"
-    lines.append(Standing(quantity, "published (arXiv 2402.06886): value > Bellman > independent", text, word))
-    return lines
+PAIRS = (
+    ("pbrl", "independent"),
+    ("pbrl", "hypergradient"),
+    ("pbrl_joint", "independent"),
+    ("pbrl_joint", "hypergradient"),
+    ("hypergradient_quenched", "hypergradient"),
+    ("hypergradient_quenched", "pbrl"),
+    ("published_value", "published_independent"),
+    ("published_bellman", "published_independent"),
+    ("published_value", "published_bellman"),
+)
+"""Methods whose returns are divided, paired by game."""
+KINDS = {
+    "last x": "last.leader_return",
+    "best x": "best.leader_return",
+    "last x, ties against the leader": "last.leader_return_against",
+}
 
 
 PANELS = (
@@ -393,7 +257,7 @@ def draw_panel(panel: Any, data: Data, size: int, key: str, published: bool) -> 
     for name, method in METHODS.items():
         if method.published != published or method.colour is None or (key == "gap" and name == "hypergradient"):
             continue
-        histories: Sequence[Data] = [r["history"] for r in select(data, size, name)]
+        histories = Runs(data["runs"])(size=size, method=name)["history"]
         draw_band(panel, histories[0]["iteration"], [h[key] for h in histories], method.colour, method.label)
     panel.set_xlabel("iterations")
     if key == "gap":

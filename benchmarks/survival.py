@@ -39,7 +39,7 @@ from bilevel_gym.agents import (
     TabularPBRL,
 )
 
-from .common import Data, markdown_table
+from .runs import Data
 
 KILLS = 20
 GAME, LQ = "bilevel_gym/StackelbergGame-v0", "bilevel_gym/LQStackelberg-v0"
@@ -269,37 +269,7 @@ def run(quick: bool, jobs: int) -> Data:
     return {"runs": [survive(name, 3 if quick else KILLS) for name in tqdm(names, desc="runs")]}
 
 
-def table(data: Data) -> str:
-    """A row a run."""
-    rows = []
-    for row in data["runs"]:
-        different = sum(len(found) for found in row["differences"].values())
-        clean = row["left"] == ["final.zip", "leader.zip", "log"]
-        equal = different == 0 and row["exit_code"] == 0 and clean
-        rows.append(
-            [
-                row["run"],
-                str(row["kills"]),
-                str(row["half_written"]),
-                f"{row['iterations']}, every {row['every']}",
-                str(row["iterations_again"]),
-                f"{row['bytes'] / 1000:.0f} kB",
-                "equal to the bit" if equal else f"**{different} differences**",
-            ]
-        )
-    heads = [
-        "run",
-        "kills",
-        "amid a write",
-        "iterations, checkpoints",
-        "iterations made twice",
-        "file",
-        "files and log",
-    ]
-    killed = sum(row["kills"] for row in data["runs"])
-    kept = f"{killed} processes were killed. Target: files and logs equal to the bit to those of a run that was not."
-    note = (
-        "A kill that finds the process already at its end counts for none. Half-written files are cleared by the next "
-        "process. The followers are small and the runs short, so that kills come within iterations and between them."
-    )
-    return f"{kept}\n\n{markdown_table(heads, rows)}\n\n{note}"
+def equal(row: Data) -> bool:
+    """Whether a run's files and log are those of the run that nobody killed, and nothing else is left."""
+    clean = row["left"] == ["final.zip", "leader.zip", "log"] and row["exit_code"] == 0
+    return clean and not any(row["differences"].values())

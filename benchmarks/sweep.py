@@ -27,7 +27,7 @@ from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
 from bilevel_gym.cli.settings import Settings
 from bilevel_gym.cli.sweep import Backend, Outcome, Pool, changed, over_seeds
 
-from .common import Data, markdown_table, verdict
+from .runs import Data
 
 JOBS = 2
 RATES, GAMES, STEPS = (0.02, 0.05, 0.1, 0.2), 4, 600_000
@@ -117,39 +117,3 @@ def run(quick: bool, jobs: int) -> Data:
         }
     beside = {name: leader_alone_and_beside(name, quick) for name in LEADERS}
     return {"runs": len(todo), "steps": todo[0].n_timesteps, "backends": found, "leaders": beside}
-
-
-def table(data: Data) -> str:
-    """Seconds, speed-up, whether the numbers are the same."""
-    found = data["backends"]
-    serial = found["serial"]["seconds"]
-    rows = [
-        [
-            NAMES[name],
-            f"{found[name]['seconds']:.0f}",
-            f"{serial / found[name]['seconds']:.2f}",
-            "" if name == "serial" else verdict(serial / found[name]["seconds"] >= TARGET),
-            f"{found[name]['finished']} of {data['runs']}",
-            "yes" if found[name]["same"] else "**no**",
-            f"{found[name]['load']:.1f}",
-        ]
-        for name in NAMES
-        if name in found
-    ]
-    heads = ["how", "wall s", "times as fast", f"{TARGET} or more", "finished", "same numbers", "load before"]
-    leaders = [
-        [
-            name,
-            f"{row['alone']:.1f}",
-            f"{row['beside']:.1f}",
-            f"{row['alone'] / row['beside']:.2f}",
-            verdict(row["alone"] / row["beside"] >= TARGET),
-            "yes" if row["same"] else "**no**",
-        ]
-        for name, row in data["leaders"].items()
-    ]
-    leader_heads = ["one leader", "wall s", "followers side by side", "times as fast", f"{TARGET} or more", "same x"]
-    note = f"""{data["runs"]} runs of {data["steps"]:,} steps. *Same numbers*: record, x and counts of every run equal those of
-the runs one after another, to the bit. *Load before*: processes that were already running on the machine's cores, on average
-over the minute before; with more than a few tenths of one, wall times measure them too."""
-    return "\n\n".join([markdown_table(heads, rows), markdown_table(leader_heads, leaders), note])

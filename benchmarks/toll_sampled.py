@@ -29,21 +29,12 @@ from bilevel_gym.agents import (
     leader_return_at_best_response,
 )
 from bilevel_gym.agents.followers.spec import FollowerSpec
+from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.mdp import TollDesignProblem, random_city
 
-from .common import (
-    Data,
-    Interval,
-    Standing,
-    draw_band,
-    map_tasks,
-    markdown_table,
-    mean_interval,
-    new_figure,
-    paired_ratio,
-    save_figure,
-    verdict,
-)
+from .figures import draw_band, new_figure, on_grid, save_figure
+from .runs import Data, Runs, run_all
+from .statistics import paired_ratio
 
 SEEDS = tuple(range(10, 15))  # settings were chosen in cities 0 to 2: these were not looked at
 NODES, TAU, GAMMA = 12, 0.1, 0.999
@@ -160,24 +151,20 @@ def run_sampled(algorithm: str, seed: int, leader_seed: int, steps: int) -> Data
 def run(quick: bool, jobs: int) -> Data:
     """Both algorithms and the exact methods in every city."""
     seeds, leader_seeds = (SEEDS[:2], LEADER_SEEDS[:1]) if quick else (SEEDS, LEADER_SEEDS)
-    exact = map_tasks(run_exact, [(seed, 30 if quick else ITERATIONS) for seed in seeds], jobs, "exact")
+    exact = run_all(run_exact, [(seed, 30 if quick else ITERATIONS) for seed in seeds], jobs, "exact")
     tasks = [(a, s, k, 40_000 if quick else STEPS[a]) for a in ALGORITHMS for s in seeds for k in leader_seeds]
-    runs = map_tasks(run_sampled, tasks, jobs, "learned drivers")
+    runs = run_all(run_sampled, tasks, jobs, "learned drivers")
     return {"seeds": list(seeds), "leader_seeds": list(leader_seeds), "exact": exact, "runs": runs}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def select(data: Data, method: str, seed: int | None = None) -> list[Data]:
-    """Runs of one algorithm, in one city or in all."""
-    return [r for r in data["runs"] if r["method"] == method and seed in (None, r["seed"])]
-
-
 def improvements(data: Data, method: str, key: str) -> list[float]:
     """What the leader gains over no tolls, by city: of learned drivers the mean over seeds of the leader."""
     if method in ALGORITHMS:
-        return [float(np.mean([r[key] for r in select(data, method, e["seed"])]) - e["none"]) for e in data["exact"]]
+        runs = Runs(data["runs"])(method=method)
+        return [float(np.mean(runs(seed=e["seed"])[key]) - e["none"]) for e in data["exact"]]
     return [float(e[method] - e["none"]) for e in data["exact"]]
 
 
@@ -186,110 +173,17 @@ def share(data: Data, method: str, key: str = "last", of: str = "answer") -> Int
     return paired_ratio(improvements(data, method, key), improvements(data, of, ""))
 
 
-def target_table(data: Data) -> str:
-    """Each algorithm against the target, by the last x and by the best."""
-    rows = []
-    for method in ALGORITHMS:
-        for key in ("last", "best"):
-            found = share(data, method, key)
-            label = f"share of the exact answer's improvement over no tolls, {method}, {key} x"
-            rows.append([label, f"{TARGET:g} or more", found.text(), verdict(found.estimate >= TARGET)])
-    for method in ALGORITHMS:
-        found = share(data, method, "last", "annealed")
-        label = f"the same of what exact drivers cooled from 1 minute give, {method}, last x"
-        rows.append([label, f"{TARGET:g} or more", found.text(3), verdict(found.estimate >= TARGET)])
-    return markdown_table(["claim", "target", "measured", ""], rows)
-
-
-def methods_table(data: Data) -> str:
-    """All methods."""
-    headers = [
-        "drivers",
-        "F_0, last x",
-        "share of the exact answer's improvement, last x",
-        "best x",
-        "the same of what exact drivers cooled from 1 minute give, last x",
-        "steps",
-        "oracle failures",
-        "CPU seconds a run",
-    ]
-    rows = [["no tolls", mean_interval([e["none"] for e in data["exact"]]).text(), *6 * ["-"]]]
-    for name, label in EXACT.items():
-        shares = [share(data, name, "", of).text() for of in ("answer", "annealed")]
-        mean = mean_interval([e[name] for e in data["exact"]]).text()
-        rows.append([label, mean, "-", shares[0], shares[1], "-", "-", "-"])
-    for method in ALGORITHMS:
-        runs = select(data, method)
-        mean = mean_interval(np.add(improvements(data, method, "last"), [e["none"] for e in data["exact"]])).text()
-        shares = [share(data, method, *which).text() for which in (("last",), ("best",), ("last", "annealed"))]
-        failures = f"{sum(r['oracle_failures'] for r in runs)} of {sum(r['iterations'] for r in runs)}"
-        cost = f"{np.median([r['seconds'] for r in runs]):.0f}"
-        rows.append([f"PBRL, {method}", mean, *shares, f"{max(r['steps'] for r in runs):,}", failures, cost])
-    return markdown_table(headers, rows)
-
-
-def cities_table(data: Data) -> str:
-    """Each city: returns, and each run's share."""
-    headers = ["city", "links", "no tolls", *EXACT.values(), *(f"share, {m}, last x (best)" for m in ALGORITHMS)]
-    rows = []
-    for e in data["exact"]:
-        cells = []
-        for method in ALGORITHMS:
-            runs = select(data, method, e["seed"])
-            pairs = [[(r[k] - e["none"]) / (e["answer"] - e["none"]) for k in ("last", "best")] for r in runs]
-            cells.append(", ".join(f"{last:.2f} ({best:.2f})" for last, best in pairs))
-        rows.append([str(e["seed"]), str(e["links"]), *(f"{e[name]:.3f}" for name in ("none", *EXACT)), *cells])
-    return markdown_table(headers, rows)
-
-
-NOTES = f"""\
-F_0: the leader's discounted return at the drivers' regularised best response, exact. *The exact answer* of a city is the
-better of the hypergradient and exact PBRL, each with its defaults, {ITERATIONS} iterations from no tolls at the drivers' own
-tau0. Where routes that nobody takes give no gradient, softer drivers at first help an exact leader too: the third exact row
-cools them from one minute to tau0, and a share above 1 says that drivers who were soft at first led to better tolls, not that
-they are better drivers than exact ones. *Last x* is where a run ended, *best x* the best by the records, which read the
-model. One seed of the leader a city; intervals are by bootstrap over cities. An *oracle failure* is an iteration in which
-pihat earned less than pi_y by more than the penalty's range, and x was not moved. That both followers answer softly, and are
-judged by unregularised returns, makes it frequent here and x stand still for many iterations; what such iterations cost was
-looked at in one city only, where moving x regardless changed the share of the last x by 0.03.
-
-*Settings.* x enters rewards alone. Followers therefore do not see it (`observe_commitment=False`): all copies train at x, and
-what DQN replays is relabelled to it. Not told of x, an average over iterations lags behind it, hence `averaging=0.5`. DQN
-answers with `softmax(Q / q_temperature)`, which falls from one minute to tau0; PPO's entropy bonus falls from 1 to 0.1 of its
-advantages' standard deviation. DQN has the library's settings of its class, PPO its own: rollouts of 32 steps and a learning
-rate of 0.03, since at 0.01 or less its drivers lag behind the tolls. All were chosen in cities 0 to 2."""
-
-
-def table(data: Data) -> str:
-    """The page's tables."""
-    return "\n\n".join(
-        [target_table(data), "## Methods", methods_table(data), "## Cities", cities_table(data), "## Notes", NOTES]
-    )
-
-
-def standing(data: Data) -> list[Standing]:
-    """The shares beside their target."""
-    lines = []
-    for method in ALGORITHMS:
-        found = share(data, method)
-        quantity = f"share of the exact answer's improvement over no tolls, PBRL with {method} drivers, last x"
-        lines.append(Standing(quantity, f"target {TARGET:g}", found.text(), verdict(found.estimate >= TARGET)))
-    return lines
-
-
 def picture(data: Data, path: Path) -> None:
     """The share against steps, one panel an algorithm, exact methods as lines."""
     figure, axes = new_figure(1, len(ALGORITHMS), 10.5, 4.2)
     exact = {e["seed"]: e for e in data["exact"]}
     scale = float(np.mean(improvements(data, "answer", "")))
     for panel, (method, colour) in zip(axes[0], ALGORITHMS.items(), strict=True):
-        runs = select(data, method)
-        grid = np.linspace(0, min(r["history"]["steps"][-1] for r in runs), 80)
+        runs = Runs(data["runs"])(method=method)
+        grid, (returns,) = on_grid(runs["history"], 80, "leader_return")
         curves = []
         for seed, e in exact.items():
-            own = [
-                np.interp(grid, r["history"]["steps"], r["history"]["leader_return"]) for r in runs if r["seed"] == seed
-            ]
+            own = [curve for curve, its in zip(returns, runs["seed"], strict=True) if its == seed]
             curves.append((np.mean(own, axis=0) - e["none"]) / scale)
         draw_band(panel, grid / 1e6, curves, colour, f"PBRL, {method}")
         looks: dict[str, Any] = {"answer": "-.", "annealed": ":"}

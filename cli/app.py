@@ -4,73 +4,54 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from .. import __version__
-from .options import CHOICE, CONF, LENGTH, WITH, Command, OneOf, Several, Whole, given_settings, many
+from . import options as o
+from .options import Several, Whole
 
 if TYPE_CHECKING:
-    from .run import Extras
     from .sweep import Outcome, Pool
 
 PROGRAM = "bilevel-gym"
-RUN = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 class _Group(click.Group):
-    command_class = Command
+    command_class = o.Command
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
+)
 @click.version_option(__version__, prog_name=PROGRAM)
 def cli() -> None:
     """Bilevel reinforcement learning: a leader sets the rules, a follower learns to live under them."""
 
 
-WATCHED = many(
-    click.option("--save-freq", type=Whole(1), help="Iterations between checkpoints."),
-    click.option("--tensorboard-log", type=click.Path(path_type=Path), help="Folder of TensorBoard events."),
-    click.option("--track", is_flag=True, help="Send the records to Weights & Biases."),
-    click.option("--wandb-project-name", default=PROGRAM, show_default=True, help="Project there."),
-    click.option("--wandb-entity", help="Entity there."),
-    click.option("-P", "--progress", is_flag=True, help="Show a progress bar."),
-)
-
-
-def _extras(options: dict[str, Any]) -> Extras:
-    from .run import Extras
-
-    return Extras(
-        save_freq=options["save_freq"],
-        tensorboard_log=options["tensorboard_log"],
-        track=options["track"],
-        project=options["wandb_project_name"],
-        entity=options["wandb_entity"],
-        progress=options["progress"],
-    )
-
-
 @cli.command()
-@CHOICE
-@WITH
-@LENGTH
+@o.CHOICE
+@o.WITH
 @click.option("--seed", type=Whole(0), help="Of the leader, its followers and their worlds; 0 by default.")
-@CONF
-@click.option(
-    "-f", "--log-folder", type=click.Path(path_type=Path), default="runs", show_default=True, help="Where runs go."
-)
-@click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run of this folder.")
-@WATCHED
-@AS_JSON
-def train(conf_file: Path | None, log_folder: Path, resume: Path | None, as_json: bool, **options: Any) -> None:
+@o.CONF
+@o.log_folder("runs")
+@click.option("--resume", type=o.PATH, help="Go on with the run of this folder.")
+@o.WATCHED
+@o.AS_JSON
+def train(
+    conf_file: Path | None, log_folder: Path, resume: Path | None, trust_code: bool, as_json: bool, **options: Any
+) -> None:
     """Train a leader; what it leaves is LOG_FOLDER/LEADER-FOLLOWER/ENV_1.
 
     Settings that are not given come from --conf-file, else from those that ship with the package (`list tuned`).
@@ -78,27 +59,24 @@ def train(conf_file: Path | None, log_folder: Path, resume: Path | None, as_json
     from . import run
     from .settings import read, settings_of
 
-    extras = _extras(options)
-    given = given_settings(options)
+    extras = run.Extras(**{field.name: options[field.name] for field in fields(run.Extras)})
+    given = o.given_settings(options)
     if resume is not None:
         steps = given.pop("n_timesteps")
-        others = [key for key, item in given.items() if item not in (None, {})] + ["conf_file"] * (
-            conf_file is not None
-        )
+        others = [key for key, item in {**given, "conf_file": conf_file}.items() if item not in (None, {})]
         if others:
             names = ", ".join(f"--{key.replace('_', '-')}" for key in others)
             raise click.UsageError(f"--resume: expected no other setting than --n-timesteps beside it, got {names}")
-        result = run.resume(resume, extras, steps)
-    else:
-        settings = settings_of(given, None if conf_file is None else read(conf_file))
+        _show(run.resume(resume, extras, steps, trust_code), as_json)
+        return
+    settings = settings_of(given, None if conf_file is None else read(conf_file), trust_code)
 
-        def folder() -> Path:
-            made = run.new_folder(log_folder, settings)
-            click.echo(f"{settings.env}, {settings.name}, seed {settings.seed}: {made}", err=True)
-            return made
+    def folder() -> Path:
+        made = run.new_folder(log_folder, settings)
+        click.echo(f"{settings.env}, {settings.name}, seed {settings.seed}: {made}", err=True)
+        return made
 
-        result = run.train(settings, folder, extras)
-    _show(result, as_json)
+    _show(run.train(settings, folder, extras), as_json)
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
@@ -112,16 +90,17 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
 
 
 @cli.command()
-@RUN
-@AS_JSON
-def evaluate(run: Path, as_json: bool) -> None:
-    """Evaluate the leader of a run's folder honestly: at the follower's best response.
+@o.RUN
+@o.TRUST
+@o.AS_JSON
+def evaluate(run: Path, trust_code: bool, as_json: bool) -> None:
+    """Evaluate the leader of a run's folder at the follower's best response.
 
     Where no model is known, a follower is trained afresh for it.
     """
     from .run import RunFailed, load, one_thread
 
-    leader = load(run)
+    leader = load(run, trust_code=trust_code)
     try:
         with one_thread():
             record = leader.evaluate().as_dict()
@@ -131,48 +110,43 @@ def evaluate(run: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@RUN
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="A .gif, or an .mp4 (extra video); RUN/follower.gif by default.",
-)
-@click.option("-n", "--n-timesteps", type=Whole(1), default=100, show_default=True, help="Steps that are shown.")
-@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of the play.")
+@o.RUN
+@click.option("-o", "--output", type=o.PATH, help="A .gif, or an .mp4 (extra video); RUN/follower.gif by default.")
+@click.option("-n", "--n-timesteps", "steps", type=Whole(1), default=100, help="Steps that are shown.")
+@click.option("--seed", type=Whole(0), default=0, help="Of the play.")
 @click.option("--fps", type=Whole(1), help="Pictures a second; the environment's own by default.")
 @click.option("--untrained", is_flag=True, help="Under the leader before training.")
-def record(run: Path, output: Path | None, n_timesteps: int, seed: int, fps: int | None, untrained: bool) -> None:
+@o.TRUST
+def record(run: Path, output: Path | None, **options: Any) -> None:
     """Record a moving picture of the follower under the leader of a run's folder.
 
     The follower of an exact leader is the exact best response; of a game, both players at the Nash equilibrium.
     """
     from .pictures import record as write
 
-    click.echo(write(run, output or run / "follower.gif", n_timesteps, seed, fps, untrained))
+    click.echo(write(run, output or run / "follower.gif", **options))
 
 
 @cli.command()
-@RUN
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The folder; RUN/card by default.")
+@o.RUN
+@click.option("-o", "--output", type=o.PATH, help="The folder; RUN/card by default.")
 @click.option("--push", metavar="USER/NAME", help="Upload it to this repository of the Hugging Face Hub (extra hub).")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
-def card(run: Path, output: Path | None, push: str | None, private: bool) -> None:
+@o.TRUST
+def card(run: Path, output: Path | None, push: str | None, private: bool, trust_code: bool) -> None:
     """Write the leader of a run's folder as a model card folder: the card, the leader, its followers as plain SB3 models."""
-    from ..agents import push_to_hub, write_model_card
+    from ..agents.model_card import push_to_hub, write_model_card
     from .run import load
 
-    folder = write_model_card(load(run), output or run / "card")
+    folder = write_model_card(load(run, trust_code=trust_code), output or run / "card")
     click.echo(folder if push is None else push_to_hub(folder, push, private))
 
 
 @cli.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default="curves.png", show_default=True, help="The picture."
-)
-@click.option("-x", "--x", default="num_timesteps", show_default=True, help="Record along the axis.")
-@click.option("-y", "--y", default="leader_return", show_default=True, help="Record that is drawn.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=o.PATH)
+@click.option("-o", "--output", type=o.PATH, default="curves.png", help="The picture.")
+@click.option("-x", "--x", default="num_timesteps", help="Record along the axis.")
+@click.option("-y", "--y", default="leader_return", help="Record that is drawn.")
 def plot(runs: tuple[Path, ...], output: Path, x: str, y: str) -> None:
     """Draw learning curves of runs' folders, and of all below them: a panel an environment, a line a leader.
 
@@ -184,22 +158,12 @@ def plot(runs: tuple[Path, ...], output: Path, x: str, y: str) -> None:
     click.echo(draw(run_folders(runs), output, x, y))
 
 
-SIDE_BY_SIDE = many(
-    click.option("-j", "--jobs", type=Whole(1), help="Runs side by side; as many as there are cores by default."),
-    click.option(
-        "--backend", type=OneOf("processes", "serial", "ray", "dask"), default="processes", help="What runs them."
-    ),
-    click.option("--address", help="Of a running Ray or Dask cluster; one on this machine by default."),
-)
-
-
-def _pool(log_folder: Path, jobs: int | None, backend: Any, address: str | None, save_freq: int | None = None) -> Pool:
+def _pool(log_folder: Path, jobs: int | None, backend: Any, address: str | None, save_freq: int | None) -> Pool:
     from .sweep import Pool
 
     def report(outcome: Outcome) -> None:
-        run = (
-            f"{outcome.settings.env_name} {outcome.settings.name} seed {outcome.settings.seed} {outcome.settings.hash}"
-        )
+        its = outcome.settings
+        run = f"{its.env_name} {its.name} seed {its.seed} {its.hash}"
         if outcome.error is not None:
             click.echo(f"{PROGRAM}: failed: {run}: {outcome.error}", err=True)
         else:
@@ -221,69 +185,42 @@ def _end(outcomes: Sequence[Outcome]) -> None:
 @click.option("--env", "envs", cls=Several, metavar="ID ...", help="Environments.")
 @click.option("--leader", "leaders", cls=Several, metavar="NAME ...", help="Leaders; PBRL by default.")
 @click.option("--follower", "followers", cls=Several, metavar="NAME ...", help="Algorithms; PPO by default.")
-@WITH
-@LENGTH
+@o.WITH
 @click.option("--seeds", cls=Several, metavar="SEED ...", type=Whole(0), help="Seeds of the leader.")
 @click.option("--n-seeds", type=Whole(1), help="Seeds 0, 1, ...; 1 by default.")
 @click.option("--env-seeds", is_flag=True, help="Give each seed to the environment, too.")
-@click.option(
-    "--grid", cls=Several, keyed=True, metavar="KEY:A,B,... ...", help="Values of leader.X, follower.X or env.X."
-)
+@o.keyed_option("--grid", "KEY:A,B,... ...", "Values of leader.X, follower.X or env.X.")
 @click.option("--search", type=Whole(1), metavar="TRIALS", help="Search with Optuna (extra optuna) instead.")
-@click.option(
-    "--space", cls=Several, keyed=True, metavar="KEY:log(A,B) ...", help="Of the search: log, float, int, choice."
-)
-@CONF
-@click.option(
-    "-f",
-    "--log-folder",
-    type=click.Path(path_type=Path),
-    default="runs/sweep",
-    show_default=True,
-    help="Where runs go.",
-)
-@SIDE_BY_SIDE
-@click.option("--save-freq", type=Whole(1), help="Iterations between checkpoints.")
-@AS_JSON
-def sweep(
-    envs: tuple[str, ...],
-    leaders: tuple[str, ...],
-    followers: tuple[str, ...],
-    seeds: tuple[int, ...],
-    n_seeds: int | None,
-    env_seeds: bool,
-    grid: tuple[str, ...],
-    search: int | None,
-    space: tuple[str, ...],
-    conf_file: Path | None,
-    log_folder: Path,
-    jobs: int | None,
-    backend: str,
-    address: str | None,
-    save_freq: int | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+@o.keyed_option("--space", "KEY:log(A,B) ...", "Of the search: log, float, int, choice.")
+@o.CONF
+@o.log_folder("runs/sweep")
+@o.SIDE_BY_SIDE
+@o.AS_JSON
+def sweep(as_json: bool, conf_file: Path | None, trust_code: bool, **options: Any) -> None:
     """Run a grid, or a search, over environments, leaders, followers, settings and seeds.
 
     Finished runs are not repeated: the same command goes on where it was stopped. A run that fails is reported, the others go
     on, and the exit code is 1. LOG_FOLDER/summary.json has a row for each setting, the best first.
     """
     from . import sweep as runs
+    from .logs import write_text
     from .settings import read
+    from .statistics import table
 
+    envs, seeds, env_seeds, grid, space = (options[key] for key in ("envs", "seeds", "env_seeds", "grid", "space"))
     if not envs:
         raise click.UsageError("--env: expected at least one environment (`bilevel-gym list environments`), got none")
-    if seeds and n_seeds:
+    if seeds and options["n_seeds"]:
         raise click.UsageError("--n-seeds: expected --seeds or --n-seeds, got both")
-    given = {
-        key: item for key, item in given_settings(options).items() if key not in ("env", "leader", "follower", "seed")
-    }
+    given = o.given_settings(options)
+    for key in ("env", "leader", "follower", "seed"):
+        del given[key]
     conf = None if conf_file is None else read(conf_file)
-    found = runs.bases(envs, leaders or ["PBRL"], followers or ["PPO"], given, conf)
-    chosen = list(seeds) or list(range(n_seeds or 1))
-    pool = _pool(log_folder, jobs, backend, address, save_freq)
-    if search is None:
+    leaders, followers = options["leaders"] or ["PBRL"], options["followers"] or ["PPO"]
+    found = runs.bases(envs, leaders, followers, given, conf, trust_code)
+    chosen = list(seeds) or list(range(options["n_seeds"] or 1))
+    pool = _pool(**{key: options[key] for key in ("log_folder", "jobs", "backend", "address", "save_freq")})
+    if options["search"] is None:
         if space:
             raise click.UsageError("--space: expected --search beside it, got none")
         tried = [runs.changed(base, changes) for base in found for changes in runs.grid(grid)]
@@ -291,56 +228,24 @@ def sweep(
     else:
         if grid:
             raise click.UsageError("--grid: expected --grid or --search, got both")
-        outcomes = [o for base in found for o in runs.search(base, space, search, chosen, env_seeds, pool)]
+        outcomes = [
+            one for base in found for one in runs.search(base, space, options["search"], chosen, env_seeds, pool)
+        ]
     rows = runs.summary(outcomes)
-    runs.write_summary(rows, pool.root)
-    click.echo(json.dumps(rows) if as_json else _table(rows))
+    write_text(pool.root / runs.SUMMARY, json.dumps(rows, indent=1) + "\n")
+    columns = runs.columns(rows)
+    click.echo(json.dumps(rows) if as_json else table(list(columns), list(zip(*columns.values(), strict=True))))
     _end(outcomes)
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    from .statistics import shown, table
-    from .sweep import differing
-
-    columns = differing(rows)
-    lines = [
-        [
-            *(texts[i] for _, texts in columns),
-            shown(row["score"], row["low"], row["high"]),
-            str(len(row["seeds"])),
-            str(len(row["failed"])),
-        ]
-        for i, row in enumerate(rows)
-    ]
-    return table([*(name for name, _ in columns), "return", "runs", "failed"], lines)
-
-
 @cli.command()
-@CHOICE
-@click.option("--n-seeds", type=Whole(1), default=3, show_default=True, help="The first seeds of the evidence.")
+@o.CHOICE
+@click.option("--n-seeds", type=Whole(1), default=3, help="The first seeds of the evidence.")
 @click.option("-n", "--n-timesteps", type=Whole(1), help="Fewer steps than the evidence has: a smoke test.")
-@click.option(
-    "-f",
-    "--log-folder",
-    type=click.Path(path_type=Path),
-    default="runs/benchmark",
-    show_default=True,
-    help="Where runs go.",
-)
-@SIDE_BY_SIDE
-@AS_JSON
-def benchmark(
-    env: str | None,
-    leader: str | None,
-    follower: str | None,
-    n_seeds: int,
-    n_timesteps: int | None,
-    log_folder: Path,
-    jobs: int | None,
-    backend: str,
-    address: str | None,
-    as_json: bool,
-) -> None:
+@o.log_folder("runs/benchmark")
+@o.SIDE_BY_SIDE
+@o.AS_JSON
+def benchmark(as_json: bool, n_seeds: int, n_timesteps: int | None, **options: Any) -> None:
     """Run tuned settings again and set what comes out beside their evidence (`list tuned`).
 
     Which: --env, --leader, --follower, each if given. The pages of docs/results come from `python -m benchmarks` in a checkout.
@@ -348,24 +253,23 @@ def benchmark(
     from .evidence import chosen, rows, runs_of
     from .statistics import table
 
-    if env is None and leader is None and follower is None:
+    names = [options.pop(key) for key in ("env", "leader", "follower")]
+    if names == [None, None, None]:
         raise click.UsageError("--env: expected --env, --leader or --follower, got none of them")
-    entries = chosen(env, leader, follower)
-    pool = _pool(log_folder, jobs, backend, address)
+    entries = chosen(*names)
+    pool = _pool(**options)
     runs = [runs_of(entry, n_seeds, n_timesteps) for entry in entries]
     outcomes = pool.run([run for mine in runs for run in mine])
     found = rows(entries, runs, outcomes, n_timesteps is not None)
-    if as_json:
-        click.echo(json.dumps(found))
-    else:
-        names = ["env", "leader", "follower", "steps", "measure", "evidence", "here", "runs", "page"]
-        click.echo(table(names, [[str(row[name]) for name in names] for row in found]))
+    click.echo(
+        json.dumps(found) if as_json else table(list(found[0]), [[str(cell) for cell in row.values()] for row in found])
+    )
     _end(outcomes)
 
 
 @cli.command("list")
-@click.argument("what", type=OneOf("environments", "leaders", "followers", "tuned", "all"), default="all")
-@AS_JSON
+@click.argument("what", type=o.OneOf(("environments", "leaders", "followers", "tuned", "all")), default="all")
+@o.AS_JSON
 def list_(what: str, as_json: bool) -> None:
     """List environments, leaders, followers or tuned settings, one a line."""
     from .listing import listing
@@ -399,6 +303,22 @@ def _line(error: BaseException) -> str:
     return f"{PROGRAM}: error: {' '.join(text.split())}"
 
 
+@contextmanager
+def _heeding_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP interrupt as Ctrl-C does, wherever they come; one that is ignored, by nohup for one, stays so."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    mine = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        mine = []
+    for number in mine:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     click.echo(f"{PROGRAM}: warning: {' '.join(str(message).split())}", err=True)
 
@@ -408,7 +328,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _warn
     try:
-        code = cli.main(words, prog_name=PROGRAM, standalone_mode=False)
+        with _heeding_signals():
+            code = cli.main(words, prog_name=PROGRAM, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"{PROGRAM}: interrupted", err=True)

@@ -8,7 +8,6 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -26,14 +25,6 @@ Kind = Literal["exact", "sampled", "preferences"]
 assert envs
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of ``list``: a name and what it is."""
-
-    name: str
-    line: str
-
-
 def first_line(thing: Any, otherwise: str = "") -> str:
     """The first line of a docstring, without its full stop."""
     text = inspect.cleandoc(thing.__doc__ or "").splitlines()
@@ -48,12 +39,8 @@ def environment_ids() -> list[str]:
     return sorted(name for name in (*gym.registry, *pettingzoo.parallel_registry) if name.startswith(PREFIX))
 
 
-def environments() -> list[Entry]:
-    """Every environment with the first line of its class's docstring."""
-    return [Entry(name, _environment_line(name)) for name in environment_ids()]
-
-
-def _environment_line(env_id: str) -> str:
+def environment_line(env_id: str) -> str:
+    """The first line of an environment's class's docstring."""
     target = gym.registry[env_id].entry_point if env_id in gym.registry else None
     if target is None:
         target = pettingzoo.spec("parallel", env_id).entry_point
@@ -74,13 +61,13 @@ def full_id(text: str) -> str:
     Raises:
         ValueError: an id that nobody registered.
     """
-    from ..agents.common.tabular import is_game_id
+    from ..agents.sources import is_game
 
     known = environment_ids()
     for name in (PREFIX + text, text):
         if name in known or name in gym.registry:
             return name
-        if is_game_id(name):
+        if is_game(name):
             return str(pettingzoo.spec("parallel", name).id)  # one of its spellings
     short = [name.removeprefix(PREFIX) for name in known]
     raise ValueError(
@@ -105,14 +92,10 @@ def environment(text: str) -> str | Callable[..., Any]:
 def leaders() -> dict[str, type]:
     """Every leader and baseline of ``agents``, by name."""
     from .. import agents
-    from ..agents.common.leader import Leader
-    from ..agents.preferences.loop import PreferenceLearner
 
-    found = {name: getattr(agents, name) for name in agents.__all__}
+    found, base = {name: getattr(agents, name) for name in agents.__all__}, agents.Leader
     return {
-        name: cls
-        for name, cls in found.items()
-        if inspect.isclass(cls) and issubclass(cls, (Leader, PreferenceLearner)) and not inspect.isabstract(cls)
+        name: cls for name, cls in found.items() if inspect.isclass(cls) and issubclass(cls, base) and cls is not base
     }
 
 
@@ -138,9 +121,9 @@ def takes_follower(cls: type) -> bool:
 
 def kind(cls: type) -> Kind:
     """What a leader knows."""
-    from ..agents.preferences.loop import PreferenceLearner
+    from ..agents.preferences.leader import PreferenceLeader
 
-    if issubclass(cls, PreferenceLearner):
+    if issubclass(cls, PreferenceLeader):
         return "preferences"
     return "sampled" if takes_follower(cls) else "exact"
 

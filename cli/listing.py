@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import catalogue
@@ -17,25 +17,22 @@ def listing(what: str) -> dict[str, Rows]:
     Args:
         what: one of the titles, or ``"all"`` for the first three.
     """
-    makers = {"environments": _environments, "leaders": _leaders, "followers": _followers, "tuned": _tuned}
+    makers: dict[str, Callable[[], Rows]] = {
+        "environments": lambda: [(name, catalogue.environment_line(name)) for name in catalogue.environment_ids()],
+        "leaders": lambda: [
+            (
+                name,
+                f"{catalogue.kind(cls)}: {catalogue.first_line(cls)}",
+            )  # with what it knows: the model, steps, answers
+            for name, cls in sorted(catalogue.leaders().items())
+        ],
+        "followers": lambda: [
+            (name, catalogue.first_line(cls, name)) for name, cls in sorted(catalogue.followers().items())
+        ],
+        "tuned": lambda: [(" ".join(names), _evidence(entry["evidence"])) for *names, entry in entries()],
+    }
     chosen = list(makers)[:3] if what == "all" else [what]
     return {title: makers[title]() for title in chosen}
-
-
-def _environments() -> Rows:
-    return [(entry.name, entry.line) for entry in catalogue.environments()]
-
-
-def _leaders() -> Rows:
-    """Each with what it knows: the model, steps, or steps and answers."""
-    return [
-        (name, f"{catalogue.kind(cls)}: {catalogue.first_line(cls)}")
-        for name, cls in sorted(catalogue.leaders().items())
-    ]
-
-
-def _followers() -> Rows:
-    return [(name, catalogue.first_line(cls, name)) for name, cls in sorted(catalogue.followers().items())]
 
 
 def entries() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
@@ -44,10 +41,6 @@ def entries() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
         for leader, followers in leaders.items():
             for follower, entry in followers.items():
                 yield env, leader, follower, entry
-
-
-def _tuned() -> Rows:
-    return [(f"{env} {leader} {follower}", _evidence(entry["evidence"])) for env, leader, follower, entry in entries()]
 
 
 def _evidence(evidence: dict[str, Any]) -> str:

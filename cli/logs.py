@@ -17,6 +17,8 @@ from ..envs.mdp.checks import require
 
 PROGRESS = "progress.json"
 STEPS = "num_timesteps"
+LARGEST = 2**26
+"""Bytes of a run's records."""
 
 
 class ProgressFile(KVWriter):
@@ -50,12 +52,13 @@ def _number(item: Any) -> float | int | str | None:
 
 
 def read_progress(path: Path) -> list[dict[str, Any]]:
-    """The records of a run, without a line that was cut off; none where there is no file."""
+    """The records of a run, without a line that was cut off; none where there is no file, or one too large for records."""
     rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+    readable = path.is_file() and path.stat().st_size <= LARGEST
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if readable else []:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and STEPS in row:
             rows.append(row)

@@ -38,22 +38,13 @@ class Whole(click.ParamType):  # type: ignore[type-arg]
         return int(number)
 
 
-class OneOf(click.ParamType):  # type: ignore[type-arg]
+class OneOf(click.Choice[str]):
     """One of a few words."""
-
-    name = "word"
-
-    def __init__(self, *words: str) -> None:
-        self.words = words
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """For ``--help``."""
-        return "|".join(self.words)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The word."""
-        if value not in self.words:
-            self.fail(f"expected one of {', '.join(self.words)}, got {value!r}", param, ctx)
+        if value not in self.choices:
+            self.fail(f"expected one of {', '.join(self.choices)}, got {value!r}", param, ctx)
         return str(value)
 
 
@@ -119,11 +110,24 @@ def many(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+def keyed_option(name: str, metavar: str, help: str, **more: Any) -> Callable[[F], F]:
+    """An option of words ``key:...``."""
+    return click.option(name, cls=Several, keyed=True, metavar=metavar, help=help, **more)
+
+
 def kwargs_option(name: str, help: str) -> Callable[[F], F]:
     """An option of ``key:value`` pairs."""
-    return click.option(name, cls=Several, keyed=True, callback=as_pairs, metavar="KEY:VALUE ...", help=help)
+    return keyed_option(name, "KEY:VALUE ...", help, callback=as_pairs)
 
 
+PATH = click.Path(path_type=Path)
+RUN = click.argument("run", metavar="RUN", type=PATH)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+TRUST = click.option(
+    "--trust-code", is_flag=True, help="Import and run what a file of settings names (module:attribute)."
+)
+CONF = many(click.option("--conf-file", type=PATH, help="YAML: a run's settings.yml, or keyed as tuned.yml."), TRUST)
+SAVE = click.option("--save-freq", type=Whole(1), help="Iterations between checkpoints.")
 CHOICE = many(
     click.option("--env", metavar="ID", help="Environment: an id (`list environments`) or module:callable."),
     click.option("--leader", metavar="NAME", help="Leader (`list leaders`) or module:class; PBRL by default."),
@@ -135,23 +139,35 @@ WITH = many(
     kwargs_option("--env-kwargs", "Arguments of the environment."),
     kwargs_option("--leader-kwargs", "Arguments of the leader, and fields of its config."),
     kwargs_option("--follower-kwargs", "Arguments of the follower's algorithm."),
-)
-LENGTH = many(
     click.option("-n", "--n-timesteps", type=Whole(1), help="Steps of all followers; iterations of an exact leader."),
-    click.option("--n-envs", type=Whole(1), help="Copies of the world per follower."),
-    click.option("--vec-env", type=OneOf("native", "dummy", "subproc"), help="How copies are stepped."),
-    click.option("--eval-freq", type=Whole(1), help="Iterations between honest evaluations."),
+    click.option("--n-envs", type=Whole(1), help="Parallel environments per follower."),
+    click.option("--vec-env", type=OneOf(("native", "dummy", "subproc")), help="How they are stepped."),
+    click.option("--eval-freq", type=Whole(1), help="Iterations between evaluations at the best response."),
 )
-CONF = click.option(
-    "--conf-file", type=click.Path(path_type=Path), help="YAML: a run's settings.yml, or keyed as tuned.yml."
+WATCHED = many(
+    SAVE,
+    click.option("--tensorboard-log", type=PATH, help="Folder of TensorBoard events."),
+    click.option("--track", is_flag=True, help="Send the records to Weights & Biases."),
+    click.option("--wandb-project-name", "project", default="bilevel-gym", help="Project there."),
+    click.option("--wandb-entity", "entity", help="Entity there."),
+    click.option("-P", "--progress", is_flag=True, help="Show a progress bar."),
 )
+SIDE_BY_SIDE = many(
+    click.option("-j", "--jobs", type=Whole(1), help="Runs side by side; as many as there are cores by default."),
+    click.option("--backend", type=OneOf(("processes", "serial", "ray")), default="processes", help="What runs them."),
+    click.option("--address", help="Of a running Ray cluster; one on this machine by default."),
+    SAVE,
+)
+
+
+def log_folder(default: str) -> Callable[[F], F]:
+    """Where runs go."""
+    return click.option("-f", "--log-folder", type=PATH, default=default, help="Where runs go.")
 
 
 def given_settings(options: dict[str, Any]) -> dict[str, Any]:
     """The options that are settings; ``n_envs`` and ``vec_env`` are fields of the leader's config."""
     found = {key: options.get(key) for key in ("env", "leader", "follower", "seed", "n_timesteps", "eval_freq")}
     kwargs = {key: dict(options.get(key) or {}) for key in ("env_kwargs", "leader_kwargs", "follower_kwargs")}
-    for key in ("n_envs", "vec_env"):
-        if options.get(key) is not None:
-            kwargs["leader_kwargs"][key] = options[key]
+    kwargs["leader_kwargs"] |= {key: options[key] for key in ("n_envs", "vec_env") if options.get(key) is not None}
     return found | kwargs

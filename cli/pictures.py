@@ -52,16 +52,15 @@ def curves(folders: Sequence[Path], x: str, y: str) -> dict[str, dict[str, list[
     for folder in folders:
         settings, rows = settings_in(folder, "RUN"), read_progress(folder / PROGRESS)
         known |= {key.removeprefix("leader/") for row in rows for key in row}
-        points = [(row[x if x == STEPS else f"leader/{x}"], row[f"leader/{y}"]) for row in rows if _has(row, x, y)]
+        drawn = [key if key == STEPS else f"leader/{key}" for key in (x, y)]
+        points = [
+            [row[key] for key in drawn] for row in rows if all(isinstance(row.get(k), (int, float)) for k in drawn)
+        ]
         if points:
             xs, ys = zip(*points, strict=True)
             found.setdefault(settings.env_name, {}).setdefault(settings.name, []).append((list(xs), list(ys)))
     require(bool(found), "--y", f"a record of these runs: {', '.join(sorted(known))}", y)
     return found
-
-
-def _has(row: dict[str, Any], x: str, y: str) -> bool:
-    return (x in row or f"leader/{x}" in row) and f"leader/{y}" in row
 
 
 def plot(folders: Sequence[Path], path: Path, x: str = STEPS, y: str = "leader_return") -> Path:
@@ -108,7 +107,15 @@ def _on_one_grid(runs: Sequence[tuple[list[float], list[float]]]) -> tuple[NDArr
 # --- moving pictures ------------------------------------------------------------------------------------------------------
 
 
-def record(folder: Path, path: Path, steps: int, seed: int, fps: int | None = None, untrained: bool = False) -> Path:
+def record(
+    folder: Path,
+    path: Path,
+    steps: int,
+    seed: int,
+    fps: int | None = None,
+    untrained: bool = False,
+    trust_code: bool = False,
+) -> Path:
     """Play the follower under a run's leader and write what is seen, a ``.gif``, or with imageio's ffmpeg an ``.mp4``.
 
     Args:
@@ -118,6 +125,7 @@ def record(folder: Path, path: Path, steps: int, seed: int, fps: int | None = No
         seed: of the play.
         fps: pictures a second; None takes the environment's own.
         untrained: whether the leader is the one before training; the follower stays.
+        trust_code: see :func:`.run.load`.
 
     Raises:
         ValueError: an environment that draws nothing, another suffix, no library that writes pictures.
@@ -129,7 +137,7 @@ def record(folder: Path, path: Path, steps: int, seed: int, fps: int | None = No
     except ImportError as error:
         raise ValueError(f"record: expected {PLOTS}, got none ({error})") from error
     require(path.suffix in (".gif", ".mp4"), "--output", "a file name that ends in .gif or .mp4", str(path))
-    frames, natural = _frames(folder, seed, untrained)
+    frames, natural = _frames(folder, seed, untrained, trust_code)
     shown = list(itertools.islice(frames, steps))
     _write(shown, path, natural if fps is None else fps)
     return path
@@ -154,9 +162,9 @@ def _write(frames: Sequence[Frame], path: Path, fps: float) -> None:
     imageio.v2.mimwrite(path, list(frames), fps=fps, macro_block_size=2)
 
 
-def _frames(folder: Path, seed: int, untrained: bool) -> tuple[Iterator[Frame], float]:
+def _frames(folder: Path, seed: int, untrained: bool, trust_code: bool) -> tuple[Iterator[Frame], float]:
     """Pictures without end, and how many belong to a second."""
-    settings, leader = settings_in(folder, "RUN"), load(folder)
+    settings, leader = settings_in(folder, "RUN"), load(folder, trust_code=trust_code)
     if isinstance(getattr(leader, "problem", getattr(getattr(leader, "worlds", None), "problem", None)), GameProblem):
         return _of_a_game(settings, leader, seed, untrained)
     env = _drawn(settings)
@@ -216,12 +224,11 @@ def _exact(leader: Any, env: gym.Env[Any, Any], seed: int) -> Act:
 
 def _play(env: gym.Env[Any, Any], act: Act, seed: int) -> Iterator[Frame]:
     obs, _ = env.reset(seed=seed)
-    follower = leader = 0.0
+    paid = np.zeros(2)
     for step in itertools.count():
-        yield _captioned(env.render(), step, follower, leader)
-        action = act(np.asarray(obs)[None])[0]
-        obs, reward, terminated, truncated, info = env.step(action)
-        follower, leader = follower + float(reward), leader + float(info.get("leader_reward", 0.0))
+        yield _captioned(env.render(), step, *paid)
+        obs, reward, terminated, truncated, info = env.step(act(np.asarray(obs)[None])[0])
+        paid += float(reward), float(info.get("leader_reward", 0.0))
         if terminated or truncated:
             obs, _ = env.reset()
 
@@ -235,23 +242,21 @@ def _of_a_game(settings: Settings, leader: Any, seed: int, untrained: bool) -> t
     env: Any = pettingzoo.make("parallel", world, **made) if isinstance(world, str) else world()
     if not untrained:
         env.set_leader(leader.x)
-    problem = env.problem
-    nash = solve_nash(problem.game(torch.as_tensor(env.leader_x)), problem.tau0)
+    nash = solve_nash(env.problem.game(torch.as_tensor(env.leader_x)), env.problem.tau0)
     tables = [nash.pi1.numpy(), nash.pi2.numpy()]
 
     def play() -> Iterator[Frame]:
         rng = np.random.default_rng(seed)
         obs, _ = env.reset(seed=seed)
-        first = second = 0.0
+        players, paid = list(obs), np.zeros(2)
         for step in itertools.count():
-            yield _captioned(env.render(), step, first, second)
-            players = list(obs)
-            draws = (
-                rng.choice(pi.shape[1], p=pi[obs[p]] / pi[obs[p]].sum()) for p, pi in zip(players, tables, strict=True)
-            )
-            obs, rewards, _, truncations, infos = env.step(dict(zip(players, draws, strict=True)))
-            first += float(rewards[players[0]])
-            second += float(infos[players[0]]["leader_reward"])
+            yield _captioned(env.render(), step, *paid)
+            draws = {
+                p: rng.choice(pi.shape[1], p=pi[obs[p]] / pi[obs[p]].sum())
+                for p, pi in zip(players, tables, strict=True)
+            }
+            obs, rewards, _, truncations, infos = env.step(draws)
+            paid += float(rewards[players[0]]), float(infos[players[0]]["leader_reward"])
             if any(truncations.values()):
                 obs, _ = env.reset()
 

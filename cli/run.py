@@ -23,13 +23,16 @@ from .. import __version__
 from ..envs.mdp.checks import check_size, require
 from . import catalogue
 from .logs import Tracking, new_logger, require_folder, require_writers, write_text
-from .settings import Settings, build, checked, follower_of, read, world_of
+from .processes import stop_asked
+from .settings import Settings, build, checked, follower_of, read, require_no_code, world_of
 
 SETTINGS, LEADER, RESULT = "settings.yml", "leader.zip", "result.json"
 NEVER = 10**12
 """Iterations between checkpoints where none is asked for: one is written in the end, and on a signal."""
 LARGE = 10_000
 """Numbers of x above which a result holds their digest alone."""
+LARGEST_RESULT = 2**22
+"""Bytes of a result, x of ``LARGE`` numbers in it."""
 
 
 class RunFailed(Exception):  # noqa: N818
@@ -41,7 +44,7 @@ class Extras:
     """What a run does beside learning; none of it changes a number.
 
     Attributes:
-        save_freq: iterations between checkpoints; None saves in the end alone, and on SIGINT or SIGTERM.
+        save_freq: iterations between checkpoints; None saves in the end alone, and on a signal.
         tensorboard_log: folder of TensorBoard events.
         track: whether to send the records to Weights & Biases.
         project: there.
@@ -88,11 +91,14 @@ def train(settings: Settings, folder: Path | Callable[[], Path], extras: Extras 
     return _learn(leader, settings, folder, extras, upto=None)
 
 
-def resume(folder: Path, extras: Extras | None = None, n_timesteps: int | None = None) -> dict[str, Any]:
+def resume(
+    folder: Path, extras: Extras | None = None, n_timesteps: int | None = None, trust_code: bool = False
+) -> dict[str, Any]:
     """Go on with the run of a folder from its last checkpoint, to its own number of steps or to another.
 
     Raises:
-        ValueError: no checkpoint there, a library that is to write the records and is not installed.
+        ValueError: no checkpoint there, code that is named there and not trusted, a library that is to write the records and
+            is not installed.
         RunFailed: what ends the run.
     """
     extras = Extras() if extras is None else extras
@@ -101,7 +107,7 @@ def resume(folder: Path, extras: Extras | None = None, n_timesteps: int | None =
     if n_timesteps is not None:
         settings = replace(settings, n_timesteps=check_size(n_timesteps, "--n-timesteps"))
         write_text(folder / SETTINGS, settings.as_yaml())
-    leader = load(folder, "--resume")
+    leader = load(folder, "--resume", trust_code)
     done = leader.num_timesteps
     if done >= settings.n_timesteps:
         return _finish(leader, settings, folder, 0.0)
@@ -121,13 +127,20 @@ def settings_in(folder: Path, name: str) -> Settings:
     return checked(Settings(**found))
 
 
-def load(folder: Path, name: str = "RUN") -> Any:
+def load(folder: Path, name: str = "RUN", trust_code: bool = False) -> Any:
     """The leader of a run's folder, from its last checkpoint.
 
+    Args:
+        folder: of the run.
+        name: of the argument, for errors.
+        trust_code: whether code that the settings there name may be imported and run.
+
     Raises:
-        ValueError: no run's folder, none with a checkpoint, one whose environment or follower has changed.
+        ValueError: no run's folder, none with a checkpoint, one whose environment or follower has changed, one that names code.
     """
     settings = settings_in(folder, name)
+    if not trust_code:
+        require_no_code(asdict(settings), name)
     require((folder / LEADER).is_file(), name, f"a run with a checkpoint, {LEADER}", f"none in {folder}")
     cls = catalogue.leader(settings.leader)
     given: dict[str, Any] = {}
@@ -150,7 +163,13 @@ def _learn(leader: Any, settings: Settings, folder: Path, extras: Extras, upto: 
     logger = new_logger(folder, extras.tensorboard_log, tracking)
     leader.set_logger(logger)
     checkpoint = Checkpoint(folder / LEADER, extras.save_freq or NEVER)
-    callbacks: list[Callable[[Any], Any]] = [checkpoint]  # last: what a signal ends has been judged
+
+    def leave(leader: Any) -> None:
+        if stop_asked():
+            leader.save(folder / LEADER, replay=True)
+            raise KeyboardInterrupt
+
+    callbacks: list[Callable[[Any], Any]] = [checkpoint, leave]  # last: what a signal ends has been judged
     if settings.eval_freq is not None and catalogue.kind(type(leader)) == "preferences":
         callbacks.insert(0, _Judge(settings.eval_freq))
     start = time.perf_counter()
@@ -158,6 +177,8 @@ def _learn(leader: Any, settings: Settings, folder: Path, extras: Extras, upto: 
         with one_thread():
             left = settings.n_timesteps - (upto or 0)
             leader.learn(left, callbacks, extras.progress, reset_num_timesteps=upto is None)
+            if leader.num_timesteps < settings.n_timesteps:  # a signal that whoever held it before has let pass
+                raise KeyboardInterrupt
             if checkpoint.saved != leader.iteration:  # it only warned
                 leader.save(folder / LEADER)
             return _finish(leader, settings, folder, time.perf_counter() - start)
@@ -208,12 +229,15 @@ def digest(x: Any) -> list[float] | str:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished run, or None."""
+    """The result of a finished run, or None: where there is none, or what is there is no result."""
     try:
+        if (folder / RESULT).stat().st_size > LARGEST_RESULT:
+            return None
         found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        score(found["evaluation"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    return found if isinstance(found, dict) and "evaluation" in found else None
+    return found  # type: ignore[no-any-return]
 
 
 def score(evaluation: dict[str, Any]) -> float:

@@ -19,7 +19,8 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
@@ -34,6 +35,9 @@ from .values import value
 EXACT = "exact"
 """In the follower's place, for a leader that solves its follower."""
 KWARGS = ("env_kwargs", "leader_kwargs", "follower_kwargs")
+LARGEST, DEEPEST = 2**18, 32
+"""Bytes of a file of settings, and levels within it."""
+_CODE = re.compile(r"[\w.]:[\w./-]")
 
 
 @dataclass(frozen=True)
@@ -94,19 +98,58 @@ def tuned() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
 
 
 def read(path: str | Path, name: str = "--conf-file") -> dict[str, Any]:
-    """A YAML file of settings.
+    """A YAML file of settings, no larger and no deeper than settings are.
 
     Raises:
-        ValueError: no file, no YAML, no mapping.
+        ValueError: no file, no YAML, no mapping; one that is larger or deeper, or that has an alias, by which a few bytes
+            may stand for gigabytes.
     """
     path = Path(path)
     require(path.is_file(), name, "a file", repr(str(path)))
+    size = path.stat().st_size
+    require(size <= LARGEST, name, f"a file of at most {LARGEST:,} bytes", f"{size:,} in {path}")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text, depth = path.read_text(encoding="utf-8"), 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise yaml.MarkedYAMLError("an alias is not read: write out what it stands for", event.start_mark)
+            if depth > DEEPEST:
+                raise yaml.MarkedYAMLError(f"deeper than {DEEPEST} levels", event.start_mark)
+        found = yaml.safe_load(text)
+    except Exception as error:  # PyYAML's, and what its constructors raise at numbers and dates that are none
         raise ValueError(f"{name}: expected YAML, got {path} ({' '.join(str(error).split())})") from error
     require(isinstance(found, dict), name, "YAML that is a mapping", f"{type(found).__name__} in {path}")
     return found  # type: ignore[no-any-return]
+
+
+def require_no_code(found: Mapping[str, Any], name: str) -> None:
+    """Raise ``ValueError`` where settings from a file name code to import, or a part that writes a file.
+
+    That is ``module:attribute`` as environment, leader or follower, and anywhere in their arguments, where an environment may
+    take another's id; and labellers that keep what they ask in a file.
+
+    Args:
+        found: fields of :class:`Settings`.
+        name: of the argument that named the file.
+    """
+    expected = "settings that name no code, or --trust-code, with which what they name is imported and run"
+    for key in ("env", "leader", "follower"):
+        require(":" not in str(found.get(key)), name, expected, f"{key} {str(found.get(key))!r}")
+    for key in KWARGS:
+        for text in _texts(value(found.get(key), f"{name} {key}", files=False)):
+            require(not _CODE.search(text), name, expected, f"{text!r} under {key}")
+
+
+def _texts(found: Any) -> Iterator[str]:
+    """Every text within."""
+    if isinstance(found, Mapping):
+        found = [*found, *found.values()]
+    for item in found if isinstance(found, list) else [found]:
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, (Mapping, list)):
+            yield from _texts(item)
 
 
 def look_up(table: Mapping[str, Any], env: str, leader: str, follower: str | None) -> dict[str, Any]:
@@ -120,12 +163,13 @@ def look_up(table: Mapping[str, Any], env: str, leader: str, follower: str | Non
     return dict(found)
 
 
-def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None) -> Settings:
+def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None, trust_code: bool = False) -> Settings:
     """Settings from what was given, on top of a file's, on top of the tuned ones.
 
     Args:
         given: fields of :class:`Settings`; None or empty where nothing was given. Mappings are merged key by key.
         conf: what :func:`read` gave.
+        trust_code: whether the file may name code (see :func:`require_no_code`).
 
     Raises:
         ValueError: a field that is unknown, missing or out of range, an environment, leader or follower that does not exist.
@@ -133,6 +177,8 @@ def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None)
     conf = {} if conf is None else conf
     names = [f.name for f in fields(Settings)]
     flat = dict(conf) if any(name in conf for name in names) else {}
+    if not trust_code:
+        require_no_code(flat, "--conf-file")
     given = {key: item for key, item in given.items() if item not in (None, {})}
     chosen = {name: given.get(name, flat.get(name)) for name in ("env", "leader", "follower")}
     require(chosen["env"] is not None, "--env", "an environment (`bilevel-gym list environments`)", None)
@@ -151,6 +197,8 @@ def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None)
     else:
         catalogue.follower(follower)
     layers: list[Any] = [flat or look_up(tuned(), env, leader, follower), look_up(conf, env, leader, follower), given]
+    if not trust_code:
+        require_no_code(layers[1], "--conf-file")
     for layer in layers[:2]:
         layer.pop("evidence", None)
     merged: dict[str, Any] = {}
@@ -254,6 +302,6 @@ _OWN = ("env", "problem", "follower", "config", "seed", "env_kwargs")
 
 def _config(config: type[Any], env: Any, changes: dict[str, Any]) -> Any:
     from ..agents import PBRLConfig
-    from ..agents.common.game_worlds import is_game
+    from ..agents.sources import is_game
 
     return PBRLConfig.for_a_game(**changes) if config is PBRLConfig and is_game(env) else config(**changes)

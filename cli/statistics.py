@@ -1,32 +1,70 @@
-"""Means over runs, their intervals, and tables."""
+"""Means over runs and their intervals, for sweeps, benchmarks and pictures; tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import bootstrap
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import bootstrap, sem, t
 
 
-def interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
-    """The mean and its 95% interval by the percentile bootstrap; the ends are None for a single value, all of none."""
+class Interval(NamedTuple):
+    """An estimate and its 95% interval; the ends are None for a single run, and for runs that are all alike."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+
+    def text(self, digits: int = 2) -> str:
+        """``1.52 [1.40, 1.66]``."""
+        if self.low is None or self.high is None:
+            return f"{self.estimate:.{digits}f}"
+        return f"{self.estimate:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+    @property
+    def above_0(self) -> bool:
+        """Whether all of the interval is above 0."""
+        return self.low is not None and self.low > 0.0
+
+    @property
+    def below_0(self) -> bool:
+        """Whether all of the interval is below 0."""
+        return self.high is not None and self.high < 0.0
+
+
+def interval(*samples: ArrayLike, statistic: Callable[..., Any] = np.mean, paired: bool = True) -> Interval:
+    """A statistic of samples and its interval by the percentile bootstrap.
+
+    Args:
+        samples: numbers of runs, ``[runs]`` each.
+        statistic: of the samples along an ``axis``.
+        paired: whether samples are of the same runs, and resampled together.
+    """
+    arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
+    estimate = float(statistic(*arrays, axis=-1))
+    if len(arrays[0]) < 2 or all(np.ptp(array) == 0.0 for array in arrays):
+        return Interval(estimate, None, None)
+    found = bootstrap(
+        arrays,
+        statistic,
+        paired=paired and len(arrays) > 1,
+        vectorized=True,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return Interval(estimate, float(found.low), float(found.high))
+
+
+def student(values: ArrayLike) -> Interval:
+    """The mean and its interval by Student's t."""
     sample = np.asarray(values, dtype=np.float64)
-    if sample.size == 0:
-        return None, None, None
     mean = float(sample.mean())
-    if sample.size == 1 or np.ptp(sample) == 0.0:
-        return mean, None, None
-    rng = np.random.default_rng(0)
-    found = bootstrap((sample,), np.mean, method="percentile", random_state=rng).confidence_interval
-    return mean, float(found.low), float(found.high)
-
-
-def shown(mean: float | None, low: float | None, high: float | None) -> str:
-    """``1.52 [1.40, 1.66]``, to four digits of the mean."""
-    if mean is None:
-        return "none"
-    return f"{mean:.4g}" if low is None or high is None else f"{mean:.4g} [{low:.4g}, {high:.4g}]"
+    if len(sample) < 2:
+        return Interval(mean, None, None)
+    half = float(t.ppf(0.975, len(sample) - 1) * sem(sample))
+    return Interval(mean, mean - half, mean + half)
 
 
 def band(curves: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -37,10 +75,17 @@ def band(curves: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.f
     return curves.mean(0), low, high
 
 
+def shown(mean: float | None, low: float | None, high: float | None) -> str:
+    """``1.52 [1.40, 1.66]``, to four digits of the mean."""
+    if mean is None:
+        return "none"
+    return f"{mean:.4g}" if low is None or high is None else f"{mean:.4g} [{low:.4g}, {high:.4g}]"
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A markdown table with columns of equal width."""
-    widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
-    lines = [list(headers), ["-" * width for width in widths], *[list(row) for row in rows]]
+    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    lines = [headers, ["-" * width for width in widths], *rows]
     return "\n".join(
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
     )

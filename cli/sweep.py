@@ -1,7 +1,7 @@
 """Sweeps: a grid or a search over environments, leaders, followers, settings and seeds, many runs side by side.
 
 A run has a folder of its own, named by a hash of its settings. One that is finished is not run again; one that fails is
-reported, and the others go on. What runs it, joblib's processes, Ray or Dask, does not change its numbers.
+reported, and the others go on. What runs it, a process of its own or a worker of Ray's, does not change its numbers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +23,13 @@ from typing import Any, Literal
 from ..envs.mdp.checks import check_size, require
 from . import catalogue
 from .logs import require_folder, write_text
-from .run import LEADER, RESULT, Extras, RunFailed, load, read_result, resume, score, train
+from .processes import THREADS, run_all
+from .run import LEADER, RESULT, Extras, RunFailed, load, read_result, resume, score, settings_in, train
 from .settings import KWARGS, Settings, settings_of
-from .statistics import interval
+from .statistics import interval, shown
 from .values import literal
 
-Backend = Literal["processes", "serial", "ray", "dask"]
+Backend = Literal["processes", "serial", "ray"]
 FAILURE, SUMMARY = "error.txt", "summary.json"
 OPTUNA = 'Optuna, pip install "bilevel-gym[optuna]"'
 _PARTS = {"env": "env_kwargs", "leader": "leader_kwargs", "follower": "follower_kwargs"}
@@ -97,6 +97,7 @@ def bases(
     followers: Sequence[str],
     given: Mapping[str, Any],
     conf: Mapping[str, Any] | None = None,
+    trust_code: bool = False,
 ) -> list[Settings]:
     """Settings of every environment, leader and follower, seed 0; a leader that solves its follower stands once.
 
@@ -106,6 +107,7 @@ def bases(
         followers: names; of the leaders that take one.
         given: other fields of :class:`Settings`, the same for all.
         conf: as ``settings_of`` takes it.
+        trust_code: the same.
     """
     found: list[Settings] = []
     for env, leader in itertools.product(envs, leaders):
@@ -114,7 +116,7 @@ def bases(
             mine = {**given, "env": env, "leader": leader, "follower": follower}
             if not takes:
                 mine.pop("follower_kwargs", None)
-            found.append(settings_of(mine, conf))
+            found.append(settings_of(mine, conf, trust_code))
     return found
 
 
@@ -168,13 +170,13 @@ def run_one(settings: Settings, root: Path, save_freq: int | None = None, search
 
 def _go_on(folder: Path, settings: Settings) -> dict[str, Any] | None:
     """Finish a run that was stopped after a checkpoint, to the bit; None where it has to begin anew."""
-    if not (folder / LEADER).is_file():
-        return None
     try:
-        load(folder)
+        if not (folder / LEADER).is_file() or settings_in(folder, "RUN").hash != settings.hash:
+            return None
+        load(folder, trust_code=True)  # the code that these settings name was named by the user
     except ValueError:
         return None
-    return resume(folder)
+    return resume(folder, trust_code=True)
 
 
 # --- many runs ------------------------------------------------------------------------------------------------------------
@@ -185,14 +187,14 @@ class Pool:
 
     Args:
         root: the sweep's folder.
-        backend: joblib's processes on this machine, one after another, or the workers of a Ray or a Dask cluster.
+        backend: processes on this machine, one after another in this process, or the workers of a Ray cluster.
         jobs: runs side by side.
         address: of a running cluster; None starts one on this machine.
         save_freq: see :class:`Extras`.
         report: called with every outcome.
 
     Raises:
-        ValueError: Ray or Dask is not installed.
+        ValueError: Ray is not installed.
     """
 
     def __init__(
@@ -207,108 +209,62 @@ class Pool:
         self.root, self._given = root.resolve(), root
         self.backend, self.jobs, self.address = backend, check_size(jobs, "--jobs"), address
         self.save_freq, self._report = save_freq, report or (lambda _: None)
-        if backend in ("ray", "dask"):
-            package = "ray" if backend == "ray" else "distributed"
-            if importlib.util.find_spec(package) is None:
-                raise ValueError(f'--backend: expected {backend}, pip install "bilevel-gym[{backend}]", got none')
+        if backend == "ray" and importlib.util.find_spec("ray") is None:
+            raise ValueError('--backend: expected ray, pip install "bilevel-gym[ray]", got none')
 
     def run(self, runs: Sequence[Settings]) -> list[Outcome]:
         """The outcomes of these runs, in their order; raises ``ValueError`` for a folder that cannot be written to."""
         require_folder(self._given, "--log-folder")  # here: what is asked for wrongly leaves no folder
         outcomes: dict[str, Outcome] = {}
+        todo: list[Settings] = []
 
-        def note(outcome: Outcome) -> None:
-            if outcome.settings.hash not in outcomes:
-                self._keep(outcome)
-                outcomes[outcome.settings.hash] = outcome
-                self._report(outcome)
+        def note(number: int, answer: Any) -> None:
+            outcome = answer if isinstance(answer, Outcome) else Outcome(todo[number], None, str(answer), repeated=True)
+            folder = folder_of(outcome.settings, self.root)
+            if outcome.result is not None and read_result(folder) is None:  # a worker of Ray's had another disk
+                folder.mkdir(parents=True, exist_ok=True)
+                write_text(folder / RESULT, json.dumps(outcome.result, indent=1) + "\n")
+            outcomes[outcome.settings.hash] = outcome
+            self._report(outcome)
 
-        todo = []
         for settings in {s.hash: s for s in runs}.values():
             held = read_result(folder_of(settings, self.root))
-            note(Outcome(settings, held, None, repeated=False)) if held is not None else todo.append(settings)
-        with self._workers() as workers:
-            try:
-                for outcome in workers(todo):
-                    note(outcome)
-            except (
-                Exception
-            ) as died:  # a worker, not a run: its error is in its outcome. Whose it was shows one at a time
-                for settings in todo:
-                    if settings.hash not in outcomes:
-                        note(self._alone(workers, settings, died))
+            if held is None:
+                todo.append(settings)
+            else:
+                note(-1, Outcome(settings, held, None, repeated=False))
+        tasks = [(settings, self.root, self.save_freq, os.getcwd()) for settings in todo]
+        if self.backend == "serial":
+            for number, task in enumerate(tasks):
+                note(number, run_one(*task))
+        elif self.backend == "processes":
+            run_all(run_one, tasks, self.jobs, note, saves=True)
+        elif tasks:
+            self._on_ray(tasks, note)
         return [outcomes[settings.hash] for settings in runs]
 
-    def _alone(self, workers: Callable[[Sequence[Settings]], Any], settings: Settings, died: Exception) -> Outcome:
-        try:
-            (outcome,) = workers([settings])
-        except Exception as error:
-            reason = f"its process died ({type(error).__name__}; the first: {type(died).__name__})"
-            return Outcome(settings, None, reason, repeated=True)
-        return outcome  # type: ignore[no-any-return]
+    def _on_ray(self, tasks: Sequence[tuple[Any, ...]], note: Callable[[int, Any], None]) -> None:
+        """A task of Ray's each, at most ``jobs`` at a time where the cluster is one that is started here."""
+        import ray
 
-    def _keep(self, outcome: Outcome) -> None:
-        """Write the result here too, where a worker had another disk."""
-        folder = folder_of(outcome.settings, self.root)
-        if outcome.result is not None and read_result(folder) is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / RESULT, json.dumps(outcome.result, indent=1) + "\n")
-
-    @contextmanager
-    def _workers(self) -> Iterator[Callable[[Sequence[Settings]], Any]]:
-        """A map of :func:`run_one` over runs, by the backend."""
-        import joblib
-
-        here = os.getcwd()
-        call = joblib.delayed(run_one)
-
-        def each(todo: Sequence[Settings], **how: Any) -> Any:
-            tasks = (call(settings, self.root, self.save_freq, here) for settings in todo)
-            return joblib.Parallel(n_jobs=self.jobs, batch_size=1, pre_dispatch="all", **how)(tasks) if todo else []
-
-        if self.backend == "serial":
-            yield lambda todo: (run_one(settings, self.root, self.save_freq, here) for settings in todo)
-        elif self.backend == "processes":
-            with joblib.parallel_config("loky", inner_max_num_threads=1):
-                yield lambda todo: each(todo, return_as="generator_unordered")
-        elif self.backend == "ray":
-            with _ray(self.address, self.jobs), joblib.parallel_config("ray"):
-                yield each
-        else:
-            with _dask(self.address, self.jobs), joblib.parallel_config("dask"):
-                yield each
-
-
-@contextmanager
-def _ray(address: str | None, jobs: int) -> Iterator[None]:
-    import ray
-    from ray.util.joblib import register_ray
-
-    ours = not ray.is_initialized()
-    if ours:
-        cluster: dict[str, Any] = (
-            {"num_cpus": jobs, "include_dashboard": False} if address is None else {"address": address}
-        )
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **cluster)
-    register_ray()
-    try:
-        yield
-    finally:
+        ours = not ray.is_initialized()
         if ours:
-            ray.shutdown()
-
-
-@contextmanager
-def _dask(address: str | None, jobs: int) -> Iterator[None]:
-    from distributed import Client, LocalCluster
-
-    if address is not None:
-        with Client(address):
-            yield
-        return
-    quiet = {"dashboard_address": None, "silence_logs": 40}
-    with LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, **quiet) as cluster, Client(cluster):
-        yield
+            here: dict[str, Any] = {"num_cpus": self.jobs, "include_dashboard": False}
+            cluster = here if self.address is None else {"address": self.address}
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **cluster)
+        try:
+            call = ray.remote(max_retries=0, runtime_env={"env_vars": dict.fromkeys(THREADS, "1")})(run_one)
+            asked = {call.remote(*task): number for number, task in enumerate(tasks)}
+            while asked:
+                (ended, *_), _ = ray.wait(list(asked))
+                number = asked.pop(ended)
+                try:
+                    note(number, ray.get(ended))
+                except ray.exceptions.RayError as error:
+                    note(number, f"its process died ({type(error).__name__})")
+        finally:
+            if ours:
+                ray.shutdown()
 
 
 # --- search ---------------------------------------------------------------------------------------------------------------
@@ -323,29 +279,20 @@ def space(texts: Sequence[str]) -> dict[tuple[str, str], Callable[[Any], Any]]:
     Raises:
         ValueError: another form.
     """
-    found: dict[tuple[str, str], Callable[[Any], Any]] = {}
-    for (part, key), text in keyed(texts, "--space").items():
-        name, bracket, rest = text.partition("(")
-        values = split_values(rest.removesuffix(")")) if bracket and rest.endswith(")") else []
-        expected = "KEY:log(a, b), float(a, b), int(a, b) or choice(a, b, ...)"
-        numbers = len(values) == 2 and all(isinstance(v, (int, float)) for v in values)
-        require(
-            bool(name == "choice" and values) or (name in ("log", "float", "int") and numbers),
-            "--space",
-            expected,
-            repr(text),
-        )
-        found[part, key] = _suggestion(f"{part}.{key}", name, values)
-    return found
+    return {(part, key): _drawn(f"{part}.{key}", text) for (part, key), text in keyed(texts, "--space").items()}
 
 
-def _suggestion(label: str, name: str, values: list[Any]) -> Callable[[Any], Any]:
+def _drawn(label: str, text: str) -> Callable[[Any], Any]:
+    name, _, rest = text.partition("(")
+    values = split_values(rest.removesuffix(")")) if rest.endswith(")") else []
+    numbers = len(values) == 2 and all(isinstance(v, (int, float)) for v in values)
+    fits = bool(values) if name == "choice" else name in ("log", "float", "int") and numbers
+    require(fits, "--space", "KEY:log(a, b), float(a, b), int(a, b) or choice(a, b, ...)", repr(text))
     if name == "choice":
         return lambda trial: trial.suggest_categorical(label, values)
     if name == "int":
         return lambda trial: trial.suggest_int(label, int(values[0]), int(values[1]))
-    low, high = float(values[0]), float(values[1])
-    return lambda trial: trial.suggest_float(label, low, high, log=name == "log")
+    return lambda trial: trial.suggest_float(label, float(values[0]), float(values[1]), log=name == "log")
 
 
 def search(
@@ -401,7 +348,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     rows = []
     for found in groups.values():
         scores = [score(o.result["evaluation"]) for o in found if o.result is not None]
-        mean, low, high = interval(scores)
+        mean, low, high = interval(scores) if scores else (None, None, None)
         settings = asdict(found[0].settings)
         rows.append(
             {
@@ -416,15 +363,8 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -1e300 if row["score"] is None else row["score"], reverse=True)
 
 
-def write_summary(rows: Sequence[dict[str, Any]], root: Path) -> Path:
-    """``summary.json`` in the sweep's folder."""
-    path = root / SUMMARY
-    write_text(path, json.dumps(list(rows), indent=1) + "\n")
-    return path
-
-
-def differing(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """The columns, name and a text a row, in which the rows are not all alike; the environment and the leader always."""
+def columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """A table's columns: the settings in which the rows are not all alike, environment and leader always, and what came of it."""
     flat: list[dict[str, Any]] = []
     for row in rows:
         own = {name: row[name] for name in ("env", "leader", "follower", "n_timesteps")}
@@ -433,4 +373,6 @@ def differing(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         flat.append(own)
     names = list(dict.fromkeys(name for own in flat for name in own))
     texts = {name: ["" if own.get(name) is None else str(own[name]) for own in flat] for name in names}
-    return [(name, texts[name]) for name in names if name in ("env", "leader") or len(set(texts[name])) > 1]
+    found = {name: text for name, text in texts.items() if name in ("env", "leader") or len(set(text)) > 1}
+    found["return"] = [shown(r["score"], r["low"], r["high"]) for r in rows]
+    return found | {name: [str(len(r[key])) for r in rows] for name, key in (("runs", "seeds"), ("failed", "failed"))}

@@ -10,6 +10,7 @@ anything else                                        a string
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import math
 from collections.abc import Iterable, Mapping
@@ -18,8 +19,26 @@ from typing import Any
 from ..envs.mdp.checks import require
 
 _WORDS = {"true": True, "false": False, "none": None, "null": None, "inf": math.inf, "nan": math.nan}
-_HOMES = ("schedules", "estimators", "penalties", "followers", "common.policies", "preferences")
-"""Modules of ``agents`` whose public classes may be called in a value: parts of a method, no leader and no environment."""
+_PARTS = {
+    "schedules": "Constant Linear Geometric Power Quench",
+    "estimators.rollouts": "Rollouts",
+    "estimators.known_model": "KnownModel",
+    "estimators.monte_carlo": "MonteCarlo",
+    "penalties": "ValuePenalty BellmanPenalty NikaidoIsodaPenalty",
+    "followers": "SoftPolicyIteration MirrorDescent PolicyGradient",
+    "held_policies": "Softmax Direct Solved",
+    "preferences.training": "FitConfig",
+    "preferences.fragmenters": "RandomFragmenter ActiveFragmenter WholeEpisodes",
+    "preferences.labels": "TrueReturnLabeller ProgramLabeller",
+    "preferences.outside": "FileLabeller LoggedLabeller",
+    "preferences.reward_model": "MLPReward ConvReward",
+    "preferences.atari": "AtariCNN",
+    "preferences.planner": "Planner",
+    "preferences.worlds": "Copies",
+}
+"""What may be called in a value, by its module of ``agents``: parts of a method, no leader and no environment."""
+_WRITERS = ("FileLabeller", "LoggedLabeller")
+"""Those of them that write a file."""
 
 
 class JustTextError(Exception):
@@ -51,16 +70,21 @@ def pairs(texts: Iterable[str], name: str) -> dict[str, Any]:
     return found
 
 
-def value(raw: Any, name: str) -> Any:
+def value(raw: Any, name: str, files: bool = True) -> Any:
     """What a raw value, of the command line or of YAML, means; lists and mappings entry by entry.
+
+    Args:
+        raw: the value.
+        name: of the argument, for errors.
+        files: whether parts may be named that write a file.
 
     Raises:
         ValueError: a call of what is none of this library's parts, or with arguments that do not fit.
     """
     if isinstance(raw, Mapping):
-        return {str(key): value(item, f"{name}.{key}") for key, item in raw.items()}
+        return {str(key): value(item, f"{name}.{key}", files) for key, item in raw.items()}
     if isinstance(raw, (list, tuple)):
-        return [value(item, name) for item in raw]
+        return [value(item, name, files) for item in raw]
     if not isinstance(raw, str):
         return raw
     if raw.startswith("lin_"):
@@ -70,98 +94,83 @@ def value(raw: Any, name: str) -> Any:
         require(isinstance(start, (int, float)), name, "lin_ and a number", repr(raw))
         return Linear(float(start), 0.0)
     try:
-        return _evaluate(ast.parse(raw.strip(), mode="eval").body, name)
+        return _Reader(name, files).read(ast.parse(raw.strip(), mode="eval").body)
     except (SyntaxError, JustTextError, RecursionError, MemoryError):
         return raw
 
 
 def parts() -> dict[str, type]:
     """The classes that a value may name, by name."""
-    from .. import agents
-
-    found = {}
-    for name, home in agents._HOME.items():
-        if home.startswith(_HOMES):
-            cls = getattr(agents, name)
-            if inspect.isclass(cls) and not inspect.isabstract(cls) and not issubclass(cls, Exception):
-                found[name] = cls
-    return found
+    homes = {home: importlib.import_module(f"{__package__.rpartition('.')[0]}.agents.{home}") for home in _PARTS}
+    return {name: getattr(homes[home], name) for home, names in _PARTS.items() for name in names.split()}
 
 
-def _evaluate(node: ast.expr, name: str) -> Any:
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
-        number = _evaluate(node.operand, name)
-        if not isinstance(number, (int, float)):
-            raise JustTextError
-        return -number if isinstance(node.op, ast.USub) else number
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_evaluate(item, name) for item in node.elts]
-    if isinstance(node, ast.Dict):
-        if not all(isinstance(key, ast.Constant) for key in node.keys):
-            raise JustTextError
-        keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
-        return dict(zip(keys, (_evaluate(item, name) for item in node.values), strict=True))
-    if isinstance(node, ast.Name):
-        return _named(node.id, name)
-    if isinstance(node, ast.Attribute):
-        return _of_torch_nn(ast.unparse(node))
-    if isinstance(node, ast.Call):
-        return _called(node, name)
-    raise JustTextError
+class _Reader:
+    """Reads syntax trees of one argument's values."""
+
+    def __init__(self, name: str, files: bool) -> None:
+        self.name = name
+        self.known = {word: cls for word, cls in parts().items() if files or word not in _WRITERS}
+
+    def read(self, node: ast.expr) -> Any:
+        """What an expression means; raises :class:`JustTextError` where it means nothing."""
+        match node:
+            case ast.Constant(value):
+                return value
+            case ast.UnaryOp(ast.USub() | ast.UAdd() as sign, operand):
+                number = self.read(operand)
+                if isinstance(number, (int, float)):
+                    return -number if isinstance(sign, ast.USub) else number
+            case ast.List(items) | ast.Tuple(items):
+                return [self.read(item) for item in items]
+            case ast.Dict(keys, values) if all(isinstance(key, ast.Constant) for key in keys):
+                names = [key.value for key in keys if isinstance(key, ast.Constant)]
+                return dict(zip(names, map(self.read, values), strict=True))
+            case ast.Name(word) if word.lower() in _WORDS:
+                return _WORDS[word.lower()]
+            case ast.Name(word) if word in self.known:
+                return self.made(word, [], {})
+            case ast.Name() | ast.Attribute():
+                return _of_torch(ast.unparse(node))
+            case ast.Call(function, args, keywords):
+                given = [self.read_or_text(arg) for arg in args]
+                return self.made(
+                    ast.unparse(function), given, {k.arg: self.read_or_text(k.value) for k in keywords if k.arg}
+                )
+        raise JustTextError
+
+    def read_or_text(self, node: ast.expr) -> Any:
+        """The same within a call, where a text need not be quoted."""
+        try:
+            return self.read(node)
+        except JustTextError:
+            return ast.unparse(node)
+
+    def made(self, word: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """A call of ``dict`` or of one of the parts."""
+        known = word == "dict" or word in self.known
+        require(known, self.name, f"a call of dict or one of {', '.join(sorted(self.known))}", f"{word}(...)")
+        if word == "dict":
+            require(not args, self.name, "dict with keys alone", f"dict({', '.join(map(repr, args))}, ...)")
+            return kwargs
+        signature = inspect.signature(self.known[word])
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            shown = ", ".join(str(parameter).split(":")[0] for parameter in signature.parameters.values())
+            raise ValueError(
+                f"{self.name}: expected {word}({shown}), got arguments that do not fit ({error})"
+            ) from error
+        return self.known[word](*args, **kwargs)
 
 
-def _named(word: str, name: str) -> Any:
-    """A word: a truth value, a part with its defaults, an optimiser's class."""
-    import torch
-
-    if word.lower() in _WORDS:
-        return _WORDS[word.lower()]
-    if word in parts():
-        return _made(parts()[word], [], {}, name)
-    optimizer = getattr(torch.optim, word, None)
-    if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
-        return optimizer
-    raise JustTextError
-
-
-def _of_torch_nn(dotted: str) -> Any:
+def _of_torch(dotted: str) -> Any:
+    """A class of an optimiser, or a module's as ``nn.Tanh``."""
     import torch
 
     module, _, word = dotted.removeprefix("torch.").rpartition(".")
-    found = getattr(torch.nn, word, None) if module == "nn" else None
-    if isinstance(found, type) and issubclass(found, torch.nn.Module):
+    home, kind = (torch.nn, torch.nn.Module) if module == "nn" else (torch.optim, torch.optim.Optimizer)
+    found = getattr(home, word, None) if module == "nn" or dotted == word else None
+    if isinstance(found, type) and issubclass(found, kind):
         return found
     raise JustTextError
-
-
-def _called(node: ast.Call, name: str) -> Any:
-    word = ast.unparse(node.func)
-    args = [_evaluate_or_text(arg, name) for arg in node.args]
-    kwargs = {item.arg: _evaluate_or_text(item.value, name) for item in node.keywords if item.arg is not None}
-    if word == "dict":
-        require(not args, name, "dict with keys alone", ast.unparse(node))
-        return kwargs
-    known = parts()
-    require(word in known, name, f"a call of dict or one of {', '.join(sorted(known))}", ast.unparse(node))
-    return _made(known[word], args, kwargs, name)
-
-
-def _evaluate_or_text(node: ast.expr, name: str) -> Any:
-    try:
-        return _evaluate(node, name)
-    except JustTextError:
-        return ast.unparse(node)
-
-
-def _made(cls: type, args: list[Any], kwargs: dict[str, Any], name: str) -> Any:
-    signature = inspect.signature(cls)
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        shown = [str(parameter).split(":")[0] for parameter in signature.parameters.values()]
-        raise ValueError(
-            f"{name}: expected {cls.__name__}({', '.join(shown)}), got arguments that do not fit ({error})"
-        ) from error
-    return cls(*args, **kwargs)

@@ -31,6 +31,10 @@ extensions = [
 exclude_patterns = ["_build"]
 nitpicky = False  # docstrings name types of other projects, for which no inventory is fetched
 
+linkcheck_timeout = 20  # make linkcheck, on request: a build asks nothing of other sites
+linkcheck_retries = 2
+linkcheck_anchors = False  # many sites make theirs by script
+
 html_theme = "furo"
 html_title = f"bilevel-gym {version}"
 html_static_path = ["static"]

@@ -1,56 +1,60 @@
 """Environments in which a leader chooses a parameter of the follower's problem: the registration table."""
 
+from typing import TYPE_CHECKING, Any
+
+if __name__ != "bilevel_gym.envs":
+    raise ImportError(f"import bilevel_gym.envs, not {__name__}: second copies of its classes would be strangers")
+
 import pettingzoo
 from gymnasium.envs.registration import register
 
-# id, module of this package, class (<class>Env is the environment, <class>VectorEnv the natively vectorised one)
-_TABLE = (
-    ("TwoState-v0", "two_state", "TwoState"),
-    ("StackelbergGame-v0", "stackelberg_game", "StackelbergGame"),
-    ("FourRooms-v0", "four_rooms", "FourRooms"),
-    ("RandomMDP-v0", "random_mdp", "RandomMDP"),
-    ("GoalPlacement-v0", "goal_placement", "GoalPlacement"),
-    ("TollDesign-v0", "toll_design", "TollDesign"),
-    ("LQStackelberg-v0", "lq_stackelberg", "LQStackelberg"),
-    ("RewardGrid-v0", "reward_grid", "RewardGrid"),
+if TYPE_CHECKING:
+    from .check import check_leader_env
+
+__all__ = ["check_leader_env"]
+
+# id, module and class of the environment, max_episode_steps; environments of a problem have a `vector_env` beside the class
+_OF_PROBLEMS = (
+    ("TwoState-v0", "two_state:TwoStateEnv", 100),
+    ("StackelbergGame-v0", "stackelberg_game:StackelbergGameEnv", 100),
+    ("FourRooms-v0", "four_rooms:FourRoomsEnv", 500),
+    ("RandomMDP-v0", "random_mdp:RandomMDPEnv", 100),
+    ("GoalPlacement-v0", "goal_placement:GoalPlacementEnv", 100),
+    ("TollDesign-v0", "toll_design:TollDesignEnv", 100),
+    ("LQStackelberg-v0", "lq_stackelberg:LQStackelbergEnv", 100),
+    ("RewardGrid-v0", "reward_grid:RewardGridEnv", 100),
+)
+_OTHERS = (
+    # environments of Gymnasium's with a leader
+    ("ShapedMountainCar-v0", "wrappers.worlds.shaped_mountain_car:ShapedMountainCarEnv", 200),
+    ("ShapedCartPole-v0", "wrappers.worlds.shaped_cart_pole:ShapedCartPoleEnv", 500),
+    ("DesignedPendulum-v0", "wrappers.worlds.designed_pendulum:DesignedPendulumEnv", 200),
+    ("DesignedHopper-v0", "wrappers.worlds.designed_hopper:DesignedHopperEnv", 1000),
+    # any of them, under a leader that has decided; episodes end as the other environment's do
+    ("UnderLeader-v0", "wrappers.worlds.under_leader:UnderLeaderEnv", None),
+    # a world for learning a reward from preferences: the leader is the reward model, none is in the environment
+    ("HappyText-v0", "envs.happy_text:HappyTextEnv", 100),
 )
 
-_STEPS = {"FourRooms-v0": 500}  # max_episode_steps, where 100 are too few
-
-for _id, _module, _name in _TABLE:
+for _id, _entry, _steps in _OF_PROBLEMS:
     register(
         id=f"bilevel_gym/{_id}",
-        entry_point=f"bilevel_gym.envs.{_module}:{_name}Env",
-        vector_entry_point=f"bilevel_gym.envs.{_module}:{_name}VectorEnv",
-        max_episode_steps=_STEPS.get(_id, 100),
+        entry_point=f"bilevel_gym.envs.{_entry}",
+        vector_entry_point=f"bilevel_gym.envs.{_entry.partition(':')[0]}:vector_env",
+        max_episode_steps=_steps,
     )
-
-# environments of Gymnasium's with a leader, in ``wrapped``: id, module, class, max_episode_steps
-_WRAPPED = (
-    ("ShapedMountainCar-v0", "shaped_mountain_car", "ShapedMountainCar", 200),
-    ("ShapedCartPole-v0", "shaped_cart_pole", "ShapedCartPole", 500),
-    ("DesignedPendulum-v0", "designed_pendulum", "DesignedPendulum", 200),
-    ("DesignedHopper-v0", "designed_hopper", "DesignedHopper", 1000),
-)
-
-for _id, _module, _name, _limit in _WRAPPED:
-    register(
-        id=f"bilevel_gym/{_id}",
-        entry_point=f"bilevel_gym.envs.wrapped.{_module}:{_name}Env",
-        max_episode_steps=_limit,
-    )
-
-# any of them, under a leader that has decided; episodes end as the other environment's do
-register(id="bilevel_gym/UnderLeader-v0", entry_point="bilevel_gym.envs.wrapped.under_leader:UnderLeaderEnv")
-
-# worlds for learning a reward from preferences: the leader is the reward model, none is in the environment
-_WORLDS = (("HappyText-v0", "happy_text", "HappyText"),)
-
-for _id, _module, _name in _WORLDS:
-    register(id=f"bilevel_gym/{_id}", entry_point=f"bilevel_gym.envs.{_module}:{_name}Env", max_episode_steps=100)
+for _id, _entry, _limit in _OTHERS:
+    register(id=f"bilevel_gym/{_id}", entry_point=f"bilevel_gym.{_entry}", max_episode_steps=_limit)
 
 # modules of this package that hold a game of several players: the id is the module's name
-_GAMES = ("incentive_design_v0",)
-
-for _name in _GAMES:
+for _name in ("incentive_design_v0",):
     pettingzoo.register("parallel", f"bilevel_gym/{_name}", f"bilevel_gym.envs.{_name}:parallel_env")
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``check_leader_env``, and torch with it, on first use."""
+    if name == "check_leader_env":
+        from .check import check_leader_env
+
+        return check_leader_env
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

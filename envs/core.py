@@ -9,21 +9,27 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from .mdp.checks import require
+from .mdp.checks import check_size, require
 
 if TYPE_CHECKING:
     import torch
 
 ObsType = TypeVar("ObsType")
 ActType = TypeVar("ActType")
+Flags = NDArray[np.bool_]
+
+_NEVER = np.iinfo(np.int64).max
 
 
 class LeaderEnv(gym.Env[ObsType, ActType], ABC):
@@ -76,28 +82,57 @@ class LeaderEnv(gym.Env[ObsType, ActType], ABC):
         """What a follower may be shown of x at an observation, ``[commitment_size]``."""
 
     def vectorised(self, num_envs: int, max_episode_steps: int | None) -> LeaderVectorEnv | None:
-        """Copies of this environment that are stepped together; None where there is no such simulator."""
+        """Parallel environments like this one, stepped together; None where there is no such simulator."""
         return None
 
 
 class LeaderVectorEnv(VectorEnv[Any, Any, Any], ABC):
-    """Copies of a ``LeaderEnv``, stepped together, each under an x of its own if need be.
+    """``LeaderEnv`` in parallel: environments that are stepped together, each under an x of its own if need be.
 
-    ``leader_x`` and ``set_leader`` also take ``[num_envs, dim]``, one row a copy. Copies that end are reset in the same
-    step; ``infos["leader_reward"]`` and ``["leader_draw"]``, one row a copy, belong to the step taken.
+    ``leader_x`` and ``set_leader`` also take ``[num_envs, dim]``, one row an environment. Environments that end are reset in
+    the same step (``final_obs``, ``final_info``); ``infos["leader_reward"]`` and ``["leader_draw"]``, one row an environment,
+    belong to the step taken.
+
+    Args:
+        num_envs: number of parallel environments.
+        max_episode_steps: steps after which an episode is truncated; None for never.
+        observation_space: of one of them.
+        action_space: of one of them.
 
     Attributes: as ``LeaderEnv``.
+
+    Raises:
+        ValueError: a size under one.
     """
 
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
     leader_space: gym.spaces.Box | None
     gamma: float
     commitment_size: int
     commitment_is_distribution: bool = False
 
+    def __init__(
+        self,
+        num_envs: int,
+        max_episode_steps: int | None,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+    ) -> None:
+        self.num_envs, limit = check_size(num_envs, "num_envs"), max_episode_steps
+        self.max_episode_steps = None if limit is None else check_size(limit, "max_episode_steps")
+        self._limit = self.max_episode_steps or _NEVER
+        self.single_observation_space, self.single_action_space = observation_space, action_space
+        self.observation_space = batch_space(observation_space, self.num_envs)
+        self.action_space = batch_space(action_space, self.num_envs)
+        self._state: NDArray[Any] | None = None
+        self._elapsed = np.zeros(self.num_envs, dtype=np.int64)
+        self._everyone = np.ones(self.num_envs, dtype=np.bool_)
+        self._everyone.flags.writeable = False
+
     @property
     @abstractmethod
     def leader_x(self) -> NDArray[np.float64]:
-        """A copy of the leader's current parameter, ``[dim]``, or ``[num_envs, dim]`` where each copy has its own."""
+        """A copy of the leader's current parameter, ``[dim]``, or ``[num_envs, dim]`` where each environment has its own."""
 
     @abstractmethod
     def set_leader(self, x: Any) -> None:
@@ -105,18 +140,36 @@ class LeaderVectorEnv(VectorEnv[Any, Any, Any], ABC):
 
     @abstractmethod
     def leader_model(self) -> torch.nn.Module:
-        """As ``LeaderEnv.leader_model``, where all copies have one x."""
+        """As ``LeaderEnv.leader_model``, where all environments have one x."""
 
     @abstractmethod
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """What each copy's follower may be shown of its copy's x, ``[num_envs, commitment_size]``."""
+        """What each environment's follower may be shown of its own x, ``[num_envs, commitment_size]``."""
 
-    _place: ClassVar[tuple[str, ...]] = ()
+    def _restart(
+        self, infos: dict[str, Any], done: Flags, following: NDArray[Any], start: NDArray[Any]
+    ) -> NDArray[Any]:
+        """Let the environments that are done begin at ``start``; their last step is told in ``infos``, their states answered."""
+        many = done.reshape(-1, *[1] * (following.ndim - 1))
+        final: dict[str, Any] = {}
+        for name in ("leader_reward", "leader_draw"):
+            value = infos[name]
+            final[name] = np.where(done.reshape(-1, *[1] * (value.ndim - 1)), value, np.zeros((), value.dtype))
+            final[f"_{name}"] = done.copy()
+        last: NDArray[Any] = following.copy()
+        if not done.all():
+            last = last.astype(object)
+            last[~done] = None
+        infos |= {"final_obs": last, "_final_obs": done.copy(), "final_info": final, "_final_info": done.copy()}
+        self._elapsed[done] = 0
+        return np.where(many, start, following)
+
+    _place: ClassVar[tuple[str, ...]] = ("_state", "_elapsed")
 
     def place(self) -> dict[str, Any] | None:
-        """Where the copies stand, arrays by name and the generator's state; None where that cannot be told, or before a reset."""
-        found = {name: getattr(self, name) for name in self._place}
-        if not found or any(value is None for value in found.values()):
+        """Where the environments stand, arrays by name and the generator's state; None before a reset."""
+        found = {name: getattr(self, name, None) for name in self._place}
+        if any(value is None for value in found.values()):
             return None
         return {"generator": self.np_random.bit_generator.state, **{name: np.array(found[name]) for name in found}}
 
@@ -131,8 +184,66 @@ class LeaderVectorEnv(VectorEnv[Any, Any, Any], ABC):
             np.shape(place[name]) == now[name].shape and np.asarray(place[name]).dtype == now[name].dtype
             for name in self._place
         )
-        require(fits, "place", "that of such copies, after a reset", "another")
+        require(fits, "place", "that of such environments, after a reset", "another")
         self.np_random.bit_generator.state = place["generator"]
         for name in self._place:
-            value = np.array(place[name])
-            setattr(self, name, value if value.ndim else value.item())
+            setattr(self, name, np.array(place[name]))
+
+
+class OfProblem:
+    """What the environments that simulate a problem share, scalar and vectorised.
+
+    Attributes:
+        problem: the model itself.
+    """
+
+    leader_space: gym.spaces.Box | None
+    gamma: float
+
+    def _set_up(self, problem: Any, n_envs: int) -> None:
+        """Keep the problem, and read X and x from it; n_envs is 1 for a scalar environment."""
+        self.problem, self._n_envs = problem, n_envs
+        low, high = problem.leader_set.low.numpy(), problem.leader_set.high.numpy()
+        self.leader_space = gym.spaces.Box(low, high, dtype=np.float64)
+        self._x: torch.Tensor = problem.start_x()
+
+    @property
+    def leader_x(self) -> NDArray[np.float64]:
+        """A copy of the leader's current parameter, ``[dim]``; ``[num_envs, dim]`` where each environment has its own."""
+        return np.array(self._x.numpy())
+
+
+class FromArguments:
+    """Makes an environment's problem of its arguments: the environment, its parallel simulator and its signature.
+
+        class MyEnv(FromArguments, TabularEnv, problem=MyProblem):
+            ...
+
+    ``MyEnv(**arguments)`` simulates ``MyProblem(**arguments)``; ``MyEnv.vector(num_envs, **arguments)`` simulates it in parallel
+    (a ``vector_entry_point`` for Gymnasium); ``inspect.signature(MyEnv)`` is that of ``MyProblem`` and ``render_mode``.
+
+    Args:
+        args: of the problem.
+        render_mode: of the environment.
+        kwargs: of the problem.
+    """
+
+    make_problem: ClassVar[Callable[..., Any]]
+    vector_class: ClassVar[Any]
+
+    def __init_subclass__(cls, problem: Callable[..., Any] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if problem is not None:
+            own, kind = inspect.signature(problem), inspect.Parameter.KEYWORD_ONLY
+            drawn = inspect.Parameter("render_mode", kind, default=None, annotation="str | None")
+            cls.make_problem = staticmethod(problem)
+            cls.__signature__ = inspect.Signature([*own.parameters.values(), drawn])  # type: ignore[attr-defined]
+
+    def __init__(self, *args: Any, render_mode: str | None = None, **kwargs: Any) -> None:
+        super().__init__(self.make_problem(*args, **kwargs), render_mode)  # type: ignore[call-arg]
+
+    @classmethod
+    def vector(cls, num_envs: int, *args: Any, max_episode_steps: int | None = None, **kwargs: Any) -> LeaderVectorEnv:
+        """``num_envs`` of them, stepped together; further arguments are the problem's."""
+        made: LeaderVectorEnv = cls.vector_class(cls.make_problem(*args, **kwargs), num_envs, max_episode_steps)
+        return made

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from .core import FromArguments
 from .mdp import GridMap, LeaderSet, TabularMDP, TabularProblem
 from .mdp.checks import check_number, check_tau
 from .render import draw_grid
-from .tabular import TabularEnv, TabularVectorEnv
+from .tabular import TabularEnv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,7 +115,7 @@ class FourRoomsProblem(TabularProblem):
         return torch.softmax(x, -1).unsqueeze(-2)
 
 
-class FourRoomsEnv(TabularEnv):
+class FourRoomsEnv(FromArguments, TabularEnv, problem=FourRoomsProblem):
     """Four rooms, a goal, and a leader who hides penalties on the way.
 
     ## Description
@@ -157,13 +158,10 @@ class FourRoomsEnv(TabularEnv):
     Thoma et al., Contextual Bilevel Reinforcement Learning for Incentive Alignment, NeurIPS 2024.
     """
 
-    _problem: FourRoomsProblem
-
-    def __init__(self, tau: float = 0.005, beta: float = 1.0, render_mode: str | None = None) -> None:
-        super().__init__(FourRoomsProblem(tau, beta), render_mode)
+    problem: FourRoomsProblem
 
     def _draw(self, panel: Axes) -> None:
-        problem = self._problem
+        problem = self.problem
         goal, cell = (None, None) if self._state is None else divmod(self._state, problem.grid.n_cells)
         goals = problem.goals if goal is None else problem.goals[goal : goal + 1]
         marks = {problem.leader_cell: "L"} | {s: "G" for s in goals}
@@ -172,10 +170,4 @@ class FourRoomsEnv(TabularEnv):
         panel.set_title("L: the leader's cell, G: the goal", fontsize=9)
 
 
-class FourRoomsVectorEnv(TabularVectorEnv):
-    """``FourRoomsEnv``, many copies stepped together; its arguments, and those of ``TabularVectorEnv``."""
-
-    def __init__(
-        self, num_envs: int, tau: float = 0.005, beta: float = 1.0, max_episode_steps: int | None = None
-    ) -> None:
-        super().__init__(FourRoomsProblem(tau, beta), num_envs, max_episode_steps)
+vector_env = FourRoomsEnv.vector

@@ -39,10 +39,11 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
+from .core import FromArguments
 from .mdp import GridMap, LeaderSet, Optimum, TabularMDP, TabularProblem, solve_soft, visitation
-from .mdp.checks import check_gamma, check_number, check_size, check_tau, require
+from .mdp.checks import check_gamma, check_number, check_seed, check_size, check_tau, require
 from .render import FOLLOWER, draw_grid
-from .tabular import TabularEnv, TabularVectorEnv
+from .tabular import TabularEnv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,8 +98,7 @@ class GoalPlacementProblem(TabularProblem):
         check_number(intended, "intended", low=0.0, high=1.0)
         self._roughness = check_number(roughness, "roughness", low=0.0, high=1.0, open_high=True)
         check_number(width, "width", low=0.0, high=float(size), open_low=True)
-        whole = seed is None or (isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0)
-        require(whole, "seed", "None or a whole number >= 0", repr(seed))
+        check_seed(seed)
         self.grid = GridMap.open(size, size)
         n = self.grid.n_cells
         rng = np.random.default_rng(seed)
@@ -145,9 +145,8 @@ class GoalPlacementProblem(TabularProblem):
         if self._solution is None:
             self._solution = self._best_occupancy()
         m, c = self._solution
-        w = ((c.max() - c.min()) / (1.0 - self._roughness)).clamp_min(
-            1e-6
-        )  # any larger w does too; c = 0 in a perfect match
+        # any larger w does too; c = 0 in a perfect match
+        w = ((c.max() - c.min()) / (1.0 - self._roughness)).clamp_min(1e-6)
         x = -c / w - self.ground
         pi = m / m.sum(-1, keepdim=True)
         return Optimum(self.project(x - x.min()), pi, -float(self.discrepancy(m.sum(-1))))
@@ -196,7 +195,7 @@ def _gaussian(grid: GridMap, width: float) -> Tensor:
     return torch.exp(-(places.unsqueeze(1) - places).square().sum(-1) / (2.0 * width**2))
 
 
-class GoalPlacementEnv(TabularEnv):
+class GoalPlacementEnv(FromArguments, TabularEnv, problem=GoalPlacementProblem):
     """A grid on which the leader places reward so that the follower spends its time where the leader wants it.
 
     ## Description
@@ -246,22 +245,10 @@ class GoalPlacementEnv(TabularEnv):
     Zeng, Bhatt, Ganesh and Koppel, A Regularized Actor-Critic Algorithm for Bi-Level Reinforcement Learning, arXiv 2601.16399.
     """
 
-    def __init__(
-        self,
-        size: int = 10,
-        gamma: float = 0.9,
-        tau: float = 0.0,
-        intended: float = 0.8,
-        roughness: float = 0.1,
-        width: float = 1.0,
-        seed: int | None = 0,
-        render_mode: str | None = None,
-    ) -> None:
-        super().__init__(GoalPlacementProblem(size, gamma, tau, intended, roughness, width, seed), render_mode)
+    problem: GoalPlacementProblem
 
     def _draw(self, panel: Axes) -> None:
         problem = self.problem
-        assert isinstance(problem, GoalPlacementProblem)
         grid, mdp = problem.grid, problem.follower_mdp(self._x)
         marks = {cell: f"{share:.0%}" for cell, share in zip(problem.goals, SHARES, strict=True)}
         draw_grid(panel, grid, self._x, "reward placed", self._state, marks, vmin=0.0, vmax=1.0)
@@ -271,20 +258,4 @@ class GoalPlacementEnv(TabularEnv):
         panel.scatter(columns, rows, s=3000.0 * m, facecolors="none", edgecolors=FOLLOWER, linewidths=1.0)
 
 
-class GoalPlacementVectorEnv(TabularVectorEnv):
-    """``GoalPlacementEnv``, many copies of one grid; its arguments, and those of ``TabularVectorEnv``."""
-
-    def __init__(
-        self,
-        num_envs: int,
-        size: int = 10,
-        gamma: float = 0.9,
-        tau: float = 0.0,
-        intended: float = 0.8,
-        roughness: float = 0.1,
-        width: float = 1.0,
-        seed: int | None = 0,
-        max_episode_steps: int | None = None,
-    ) -> None:
-        problem = GoalPlacementProblem(size, gamma, tau, intended, roughness, width, seed)
-        super().__init__(problem, num_envs, max_episode_steps)
+vector_env = GoalPlacementEnv.vector

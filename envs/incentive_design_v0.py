@@ -13,11 +13,12 @@ from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils import wrappers
 from pettingzoo.utils.conversions import parallel_to_aec_wrapper
 
-from .leader_model import GameLeaderModel
+from .core import OfProblem
 from .mdp import IncentiveDesignProblem, random_incentive_design
 from .mdp.checks import check_size, require
+from .player import GameLeaderModel
 from .render import FOLLOWER, draw_table, new_panel, to_rgb
-from .sampling import AliasSampler
+from .tabular import AliasSampler
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +31,7 @@ Observations = dict[str, np.int64]
 Infos = dict[str, dict[str, Any]]
 
 
-class IncentiveDesignEnv(ParallelEnv[str, np.int64, Any]):
+class IncentiveDesignEnv(OfProblem, ParallelEnv[str, np.int64, Any]):
     """Two players meet in a random zero-sum game; a designer, who lives in another world, adds incentives to it.
 
     ## Description
@@ -95,17 +96,17 @@ class IncentiveDesignEnv(ParallelEnv[str, np.int64, Any]):
         "is_parallelizable": True,
     }
 
+    problem: IncentiveDesignProblem
+    leader_space: gym.spaces.Box
+
     def __init__(self, problem: IncentiveDesignProblem, max_cycles: int = 100, render_mode: str | None = None) -> None:
         modes = (None, *self.metadata["render_modes"])
         require(render_mode in modes, "render_mode", f"one of {modes}", repr(render_mode))
         single = isinstance(problem, IncentiveDesignProblem) and problem.context_probs is None
         require(single, "problem", "an IncentiveDesignProblem, not a stack of them", repr(problem))
         self.max_cycles, self.render_mode = check_size(max_cycles, "max_cycles"), render_mode
-        self._problem = problem
-        self.gamma = problem.gamma
-        self._sizes = tuple(int(n) for n in problem.r.shape)
-        low, high = problem.leader_set.low.numpy(), problem.leader_set.high.numpy()
-        self.leader_space = gym.spaces.Box(low, high, dtype=np.float64)
+        self._set_up(problem, 1)
+        self.gamma, self._sizes = problem.gamma, tuple(int(n) for n in problem.r.shape)
         self.possible_agents, self.agents = list(PLAYERS), []
         S, A1, A2 = self._sizes
         self.commitment_size, self.commitment_is_distribution = A1 * A2, False
@@ -121,32 +122,22 @@ class IncentiveDesignEnv(ParallelEnv[str, np.int64, Any]):
         self._last: tuple[int, int, int, float, float] | None = None  # state, both actions, payoff, leader's reward
         self.set_leader(problem.start_x())
 
-    @property
-    def problem(self) -> IncentiveDesignProblem:
-        """The model itself."""
-        return self._problem
-
-    @property
-    def leader_x(self) -> NDArray[np.float64]:
-        """A copy of the designer's current parameter, ``[dim]``."""
-        return np.array(self._x.numpy())
-
     def set_leader(self, x: Any) -> None:
         """Set the designer's parameter, from the next step on; x is copied.
 
         Raises:
             ValueError: wrong shape, an entry that is not finite, or a point outside X.
         """
-        self._x = self._problem.leader_set.check(x).detach().clone()
-        self._payoffs = self._problem.game(self._x).r.reshape(-1).numpy()
+        self._x = self.problem.leader_set.check(x).detach().clone()
+        self._payoffs = self.problem.game(self._x).r.reshape(-1).numpy()
 
     def leader_model(self) -> GameLeaderModel:
         """The step as a function of x: see ``GameLeaderModel``."""
-        return GameLeaderModel(self._problem, self._x)
+        return GameLeaderModel(self.problem, self._x)
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
         """The incentives of a state, ``[A1 * A2]``: what the players may be shown of x in it."""
-        shown: NDArray[np.float32] = self._problem.commitment(self._x)[int(obs)].to(torch.float32).numpy()
+        shown: NDArray[np.float32] = self.problem.commitment(self._x)[int(obs)].to(torch.float32).numpy()
         return shown
 
     def observation_space(self, agent: str) -> gym.Space[Any]:
@@ -212,7 +203,7 @@ class IncentiveDesignEnv(ParallelEnv[str, np.int64, Any]):
     def _draw(self, panel: Axes) -> None:
         """The incentives ``[S, A1 * A2]``, the current row marked, a cross where the last step was taken."""
         S, A1, A2 = self._sizes
-        incentives = self._problem.incentive(self._x).reshape(S, A1 * A2)
+        incentives = self.problem.incentive(self._x).reshape(S, A1 * A2)
         draw_table(panel, incentives, "incentive", self._state, vmin=0.0, vmax=1.0)
         panel.set_xlabel("actions of both players (a2 within each group)")
         panel.set_xticks([(a1 + 0.5) * A2 - 0.5 for a1 in range(A1)], [f"a1={a1}" for a1 in range(A1)])
@@ -227,49 +218,12 @@ class IncentiveDesignEnv(ParallelEnv[str, np.int64, Any]):
 
 
 class _TurnByTurn(parallel_to_aec_wrapper):  # type: ignore[type-arg]
-    """The same game in PettingZoo's turn-by-turn interface, with the leader's side of it."""
+    """The same game in PettingZoo's turn-by-turn interface; the leader's side of it is the game's own."""
 
-    @property
-    def problem(self) -> IncentiveDesignProblem:
-        """The model itself."""
-        return self.env.problem  # type: ignore[no-any-return, attr-defined]
-
-    @property
-    def leader_space(self) -> gym.spaces.Box:
-        """X, around which it is a Box."""
-        return self.env.leader_space  # type: ignore[no-any-return, attr-defined]
-
-    @property
-    def leader_x(self) -> NDArray[np.float64]:
-        """A copy of the designer's current parameter."""
-        return self.env.leader_x  # type: ignore[no-any-return, attr-defined]
-
-    @property
-    def gamma(self) -> float:
-        """The discount of all."""
-        return self.env.gamma  # type: ignore[no-any-return, attr-defined]
-
-    @property
-    def commitment_size(self) -> int:
-        """Entries of ``commitment``."""
-        return self.env.commitment_size  # type: ignore[no-any-return, attr-defined]
-
-    @property
-    def commitment_is_distribution(self) -> bool:
-        """Whether those entries are non-negative and sum to one."""
-        return self.env.commitment_is_distribution  # type: ignore[no-any-return, attr-defined]
-
-    def set_leader(self, x: Any) -> None:
-        """Set the designer's parameter, from the next step on."""
-        self.env.set_leader(x)  # type: ignore[attr-defined]
-
-    def leader_model(self) -> GameLeaderModel:
-        """The joint step as a function of x: see ``GameLeaderModel``."""
-        return self.env.leader_model()  # type: ignore[no-any-return, attr-defined]
-
-    def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """What the players may be shown of x in a state."""
-        return self.env.commitment(obs)  # type: ignore[no-any-return, attr-defined]
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or "env" not in self.__dict__:  # while it is being unpickled
+            raise AttributeError(name)
+        return getattr(self.env, name)
 
 
 def parallel_env(

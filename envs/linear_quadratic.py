@@ -1,4 +1,4 @@
-"""Simulators of any linear-quadratic Stackelberg game: an ordinary environment, and a natively vectorised one.
+"""Simulators of any linear-quadratic Stackelberg game: an ordinary environment, and one of many in parallel.
 
 Observations are states, actions a in [-1, 1] stand for the follower's inputs ``u_f = action_bound * a``; what lies beyond is
 clipped. The leader draws ``u_l ~ N(-K s, sigma^2 I)``, then the plant its noise.
@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .core import LeaderEnv, LeaderVectorEnv
+from .core import Flags, LeaderEnv, LeaderVectorEnv, OfProblem
 from .mdp.checks import as_float64, check_size, require
 from .mdp.linear_quadratic import LinearQuadraticProblem, QuadraticCost
 from .render import FOLLOWER, draw_heat, new_panel, to_rgb
@@ -41,7 +39,7 @@ def _quadratic(v: Any, matrix: Any) -> Any:
 
 
 class _Plant:
-    """The game's matrices as numpy arrays, and a step of many copies."""
+    """The game's matrices as numpy arrays, and a step of many environments."""
 
     def __init__(self, problem: LinearQuadraticProblem) -> None:
         d = problem.dynamics
@@ -55,11 +53,11 @@ class _Plant:
         ]
 
     def step(self, s: Floats, K: Floats, action: Floats, normal: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-        """u_l, the follower's and the leader's reward, and s', one row a copy.
+        """u_l, the follower's and the leader's reward, and s', one row an environment.
 
         Args:
             s: states, ``[N, n]``.
-            K: gains, ``[m_l, n]`` for all copies, or ``[N, m_l, n]``.
+            K: gains, ``[m_l, n]`` for all, or ``[N, m_l, n]``.
             action: ``[N, m_f]``.
             normal: standard normal numbers, ``[N, m_l + n]``.
         """
@@ -110,65 +108,117 @@ class LinearQuadraticLeaderModel(nn.Module):
         return reward(p.follower_cost), reward(p.leader_cost), log_p
 
 
-class _LinearLeader:
-    """What both simulators share: the leader's side of the contract."""
+class _LinearLeader(OfProblem):
+    """What both simulators share: the plant, and the leader's side of the contract."""
 
-    leader_space: gym.spaces.Box | None
-    gamma: float
+    problem: LinearQuadraticProblem
     commitment_size: int
 
-    def _set_up(self, problem: LinearQuadraticProblem, n_copies: int) -> None:
-        self._problem, self._n_copies, self._plant = problem, n_copies, _Plant(problem)
-        low, high = problem.leader_set.low.numpy(), problem.leader_set.high.numpy()
-        self.leader_space = gym.spaces.Box(low, high, dtype=np.float64)
-        self.gamma = problem.gamma
-        self.commitment_size = problem.leader_dim
-        self._load(problem.start_x())
-
-    def _load(self, x: Tensor) -> None:
-        self._x = x
-        self._K: Floats = self._problem.gain(x).numpy()
-
-    @property
-    def problem(self) -> LinearQuadraticProblem:
-        """The game itself."""
-        return self._problem
-
-    @property
-    def leader_x(self) -> Floats:
-        """A copy of the leader's current parameter, ``[dim]``; ``[num_envs, dim]`` where each copy has its own."""
-        x: Floats = self._x.numpy().copy()
-        return x
-
-    def set_leader(self, x: Any) -> None:
-        """Set the leader's parameter, from the next step on; x is copied.
-
-        Args:
-            x: a point of X, ``[dim]``; a vectorised environment also takes ``[num_envs, dim]``, one row a copy.
-
-        Raises:
-            ValueError: wrong shape, an entry that is not finite, a point outside X, or one where the follower has no best
-                response of finite cost (naming the eigenvalue).
-        """
-        point, leader_set = as_float64(x, "x").detach(), self._problem.leader_set
-        many = point.ndim == 2 and isinstance(self, LeaderVectorEnv)
-        point = leader_set.check_rows(point, self._n_copies) if many else leader_set.check(point)
-        self._problem.check_stable(point)
-        self._load(point.clone())
-
-    def leader_model(self) -> LinearQuadraticLeaderModel:
-        """The step as a function of x.
-
-        Raises:
-            ValueError: if the copies have different x.
-        """
-        require(self._x.ndim == 1, "x", "one x for all copies", f"shape {tuple(self._x.shape)}")
-        return LinearQuadraticLeaderModel(self._problem, self._x)
+    def _set_up(self, problem: LinearQuadraticProblem, n_envs: int) -> None:
+        super()._set_up(problem, n_envs)
+        self._plant, self.gamma, self.commitment_size = _Plant(problem), problem.gamma, problem.leader_dim
+        self._K: Floats = problem.gain(self._x).numpy()
 
     def _spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
         """Of observations and of actions."""
         observations = gym.spaces.Box(-np.inf, np.inf, (self._plant.n,), np.float64)
         return observations, gym.spaces.Box(-1.0, 1.0, (self._plant.m_f,), np.float32)
+
+    def set_leader(self, x: Any) -> None:
+        """Set the leader's parameter, from the next step on; x is copied.
+
+        Args:
+            x: a point of X, ``[dim]``; parallel environments also take ``[num_envs, dim]``, one row each.
+
+        Raises:
+            ValueError: wrong shape, an entry that is not finite, a point outside X, or one where the follower has no best
+                response of finite cost (naming the eigenvalue).
+        """
+        point, leader_set = as_float64(x, "x").detach(), self.problem.leader_set
+        many = point.ndim == 2 and isinstance(self, LeaderVectorEnv)
+        point = leader_set.check_rows(point, self._n_envs) if many else leader_set.check(point)
+        self.problem.check_stable(point)
+        self._x = point.clone()
+        self._K = self.problem.gain(self._x).numpy()
+
+    def leader_model(self) -> LinearQuadraticLeaderModel:
+        """The step as a function of x.
+
+        Raises:
+            ValueError: if the environments have different x.
+        """
+        require(self._x.ndim == 1, "x", "one x for all environments", f"shape {tuple(self._x.shape)}")
+        return LinearQuadraticLeaderModel(self.problem, self._x)
+
+
+def _numbers(values: Floats) -> str:
+    return "(" + ", ".join(f"{value:.3g}" for value in values) + ")"
+
+
+def _check_actions(actions: Any, shape: tuple[int, ...], name: str) -> Floats:
+    """Actions as float64 of this shape, finite."""
+    a = np.asarray(actions, dtype=np.float64)
+    if a.shape != shape or not np.isfinite(a).all():
+        got = f"shape {a.shape}" if a.shape != shape else "NaN or infinity"
+        raise ValueError(f"{name}: expected finite numbers of shape {shape}, got {got}")
+    return a
+
+
+class LinearQuadraticVectorEnv(_LinearLeader, LeaderVectorEnv):
+    """``LinearQuadraticEnv`` in parallel, stepped together in numpy.
+
+    All environments start and are truncated together, and are reset in the same step. Each step draws m_l + n normal numbers
+    an environment from one generator, whatever the actions: two simulators reset with the same seed see common random numbers.
+
+    Args:
+        problem: the game.
+        num_envs: number of parallel environments.
+        max_episode_steps: steps after which an episode is truncated; None for never.
+
+    Raises:
+        ValueError: a size under one; in ``step``, actions of the wrong shape or that are not finite.
+    """
+
+    def __init__(self, problem: LinearQuadraticProblem, num_envs: int, max_episode_steps: int | None = None) -> None:
+        self._set_up(problem, check_size(num_envs, "num_envs"))
+        super().__init__(num_envs, max_episode_steps, *self._spaces())
+
+    def _start(self) -> Floats:
+        start: Floats = self.np_random.standard_normal((self.num_envs, self._plant.n)) @ self._plant.start_T
+        return start
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
+        """Start every environment anew; ``options`` are not used."""
+        super().reset(seed=seed)
+        self._elapsed[:] = 0
+        self._state = self._start()
+        return self._state.copy(), {}
+
+    def step(self, actions: Any) -> tuple[Floats, Floats, Flags, Flags, dict[str, Any]]:
+        """One step of every environment; see the class."""
+        plant, N = self._plant, self.num_envs
+        if self._state is None:
+            raise gym.error.ResetNeeded("step was called before reset")
+        a = _check_actions(actions, (N, plant.m_f), "actions")
+        normal = self.np_random.standard_normal((N, plant.m_l + plant.n))
+        u_l, r_f, r_l, following = plant.step(self._state, self._K, a, normal)
+        infos: dict[str, Any] = {
+            "leader_reward": r_l,
+            "_leader_reward": self._everyone,
+            "leader_draw": u_l,
+            "_leader_draw": self._everyone,
+        }
+        self._elapsed += 1
+        truncated = self._elapsed >= self._limit
+        if truncated.any():
+            following = self._restart(infos, truncated, following, self._start())
+        self._state = following
+        return following.copy(), r_f, np.zeros(N, dtype=np.bool_), truncated, infos
+
+    def commitment(self, obs: Any) -> NDArray[np.float32]:
+        """Each environment's x, ``[num_envs, commitment_size]``."""
+        shown: NDArray[np.float32] = np.broadcast_to(self._x.numpy(), (self.num_envs, self.commitment_size))
+        return shown.astype(np.float32)
 
 
 class LinearQuadraticEnv(_LinearLeader, LeaderEnv[Any, Any]):
@@ -186,6 +236,7 @@ class LinearQuadraticEnv(_LinearLeader, LeaderEnv[Any, Any]):
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # type: ignore[misc]
+    vector_class: ClassVar[Any] = LinearQuadraticVectorEnv
 
     def __init__(self, problem: LinearQuadraticProblem, render_mode: str | None = None) -> None:
         # Gymnasium has warned of a mode that is none of ours.
@@ -227,7 +278,7 @@ class LinearQuadraticEnv(_LinearLeader, LeaderEnv[Any, Any]):
         return self._x.numpy().astype(np.float32)
 
     def vectorised(self, num_envs: int, max_episode_steps: int | None) -> LinearQuadraticVectorEnv:
-        return LinearQuadraticVectorEnv(self._problem, num_envs, max_episode_steps)
+        return LinearQuadraticVectorEnv(self.problem, num_envs, max_episode_steps)
 
     def render(self) -> Any:
         """The last step and the state in one line, or a picture, uint8 ``[height, width, 3]``; None without a mode."""
@@ -251,7 +302,7 @@ class LinearQuadraticEnv(_LinearLeader, LeaderEnv[Any, Any]):
             path_panel.axvline(0.0, color="0.85", zorder=0)
         names = ("step", "state 0") if self._plant.n == 1 else ("state 0", "state 1")
         path_panel.set(xlabel=names[0], ylabel=names[1], title="path of the state")
-        largest = max(abs(self._problem.leader_set.low).max(), abs(self._problem.leader_set.high).max())
+        largest = max(abs(self.problem.leader_set.low).max(), abs(self.problem.leader_set.high).max())
         limits = {"vmin": -float(largest), "vmax": float(largest)}
         draw_heat(gain_panel, self._K, "K", cmap="RdBu", aspect="auto", **limits)
         gain_panel.set(xlabel="state", ylabel="leader's input", title="the leader's feedback")
@@ -262,84 +313,3 @@ class LinearQuadraticEnv(_LinearLeader, LeaderEnv[Any, Any]):
         input_panel.set(xlabel="step", ylabel="u_f", title="the follower's inputs")
         if self._inputs and self._plant.m_f > 1:
             input_panel.legend(fontsize=8, frameon=False)
-
-
-def _numbers(values: Floats) -> str:
-    return "(" + ", ".join(f"{value:.3g}" for value in values) + ")"
-
-
-def _check_actions(actions: Any, shape: tuple[int, ...], name: str) -> Floats:
-    """Actions as float64 of this shape, finite."""
-    a = np.asarray(actions, dtype=np.float64)
-    if a.shape != shape or not np.isfinite(a).all():
-        got = f"shape {a.shape}" if a.shape != shape else "NaN or infinity"
-        raise ValueError(f"{name}: expected finite numbers of shape {shape}, got {got}")
-    return a
-
-
-class LinearQuadraticVectorEnv(_LinearLeader, LeaderVectorEnv):
-    """Many copies of ``LinearQuadraticEnv``, stepped together in numpy.
-
-    All copies start and are truncated together, and are reset in the same step. Each step draws m_l + n normal numbers a copy
-    from one generator, whatever the actions: two simulators reset with the same seed see common random numbers.
-
-    Args:
-        problem: the game.
-        num_envs: number of copies.
-        max_episode_steps: steps after which an episode is truncated; None for never.
-
-    Raises:
-        ValueError: a size under one; in ``step``, actions of the wrong shape or that are not finite.
-    """
-
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
-    _place = ("_state", "_elapsed")
-
-    def __init__(self, problem: LinearQuadraticProblem, num_envs: int, max_episode_steps: int | None = None) -> None:
-        self.num_envs = check_size(num_envs, "num_envs")
-        limit = max_episode_steps
-        self.max_episode_steps = None if limit is None else check_size(limit, "max_episode_steps")
-        self._set_up(problem, self.num_envs)
-        self.single_observation_space, self.single_action_space = self._spaces()
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._state: Floats | None = None
-        self._elapsed = 0
-
-    def _start(self) -> Floats:
-        start: Floats = self.np_random.standard_normal((self.num_envs, self._plant.n)) @ self._plant.start_T
-        return start
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
-        """Start every copy anew; ``options`` are not used."""
-        super().reset(seed=seed)
-        self._elapsed, self._state = 0, self._start()
-        return self._state.copy(), {}
-
-    def step(self, actions: Any) -> tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """One step of every copy; see the class."""
-        plant, N = self._plant, self.num_envs
-        if self._state is None:
-            raise gym.error.ResetNeeded("step was called before reset")
-        a = _check_actions(actions, (N, plant.m_f), "actions")
-        normal = self.np_random.standard_normal((N, plant.m_l + plant.n))
-        u_l, r_f, r_l, following = plant.step(self._state, self._K, a, normal)
-        self._elapsed += 1
-        over = self.max_episode_steps is not None and self._elapsed >= self.max_episode_steps
-        infos: dict[str, Any] = _everyone({"leader_reward": r_l, "leader_draw": u_l}, N)
-        if over:
-            final = _everyone({"leader_reward": r_l.copy(), "leader_draw": u_l.copy()}, N)
-            infos |= _everyone({"final_obs": following, "final_info": final}, N)
-            self._elapsed, following = 0, self._start()
-        self._state = following
-        return following.copy(), r_f, np.zeros(N, dtype=np.bool_), np.full(N, over), infos
-
-    def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """Each copy's x, ``[num_envs, commitment_size]``."""
-        shown: NDArray[np.float32] = np.broadcast_to(self._x.numpy(), (self.num_envs, self.commitment_size))
-        return shown.astype(np.float32)
-
-
-def _everyone(infos: dict[str, Any], n: int) -> dict[str, Any]:
-    """Infos that all copies have, each with its mask."""
-    return infos | {f"_{name}": np.ones(n, dtype=np.bool_) for name in infos}

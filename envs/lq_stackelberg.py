@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .linear_quadratic import LinearQuadraticEnv, LinearQuadraticVectorEnv
+from .core import FromArguments
+from .linear_quadratic import LinearQuadraticEnv
 from .mdp.linear_quadratic import steering_game
 
 
-class LQStackelbergEnv(LinearQuadraticEnv):
+class LQStackelbergEnv(FromArguments, LinearQuadraticEnv, problem=steering_game):
     """A leader commits to linear feedback; a follower with quadratic costs answers it. All spaces are continuous.
 
     ## Description
@@ -55,30 +56,5 @@ class LQStackelbergEnv(LinearQuadraticEnv):
     The mathematics is in ``bilevel_gym.envs.mdp.linear_quadratic``; the instance is this library's own.
     """
 
-    def __init__(
-        self,
-        gamma: float = 0.9,
-        leader_effort: float = 0.2,
-        follower_effort: float = 0.5,
-        sigma: float = 0.3,
-        noise: float = 0.3,
-        render_mode: str | None = None,
-    ) -> None:
-        super().__init__(steering_game(gamma, leader_effort, follower_effort, sigma, noise), render_mode)
 
-
-class LQStackelbergVectorEnv(LinearQuadraticVectorEnv):
-    """``LQStackelbergEnv``, many copies stepped together; its arguments, and those of ``LinearQuadraticVectorEnv``."""
-
-    def __init__(
-        self,
-        num_envs: int,
-        gamma: float = 0.9,
-        leader_effort: float = 0.2,
-        follower_effort: float = 0.5,
-        sigma: float = 0.3,
-        noise: float = 0.3,
-        max_episode_steps: int | None = None,
-    ) -> None:
-        problem = steering_game(gamma, leader_effort, follower_effort, sigma, noise)
-        super().__init__(problem, num_envs, max_episode_steps)
+vector_env = LQStackelbergEnv.vector

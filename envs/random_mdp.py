@@ -27,9 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .core import FromArguments
 from .mdp import LeaderSet, Optimum, TabularMDP, TabularProblem
-from .mdp.checks import check_gamma, check_size, check_tau, require
-from .tabular import TabularEnv, TabularVectorEnv
+from .mdp.checks import check_gamma, check_seed, check_size, check_tau
+from .tabular import TabularEnv
 
 BOUND = 100.0
 """X is the box [-100, 100]^d where the source has all of R^d. It never binds: a method that does not raise f above its start
@@ -69,8 +70,7 @@ class RandomMDPProblem(TabularProblem):
     ) -> None:
         S, A, d = check_size(n_states, "n_states"), check_size(n_actions, "n_actions"), check_size(dim, "dim")
         self.gamma, self.tau = check_gamma(gamma), check_tau(tau)
-        whole = seed is None or (isinstance(seed, (int, np.integer)) and seed >= 0)
-        require(whole, "seed", "None or a whole number >= 0", repr(seed))
+        check_seed(seed)
         rng = np.random.default_rng(seed)
         P = np.zeros((S * A, S))
         for row in P:
@@ -108,7 +108,7 @@ class RandomMDPProblem(TabularProblem):
         return Optimum(torch.zeros_like(self._start), pi, -0.5 * self.c.shape[0] / self.c.shape[1])
 
 
-class RandomMDPEnv(TabularEnv):
+class RandomMDPEnv(FromArguments, TabularEnv, problem=RandomMDPProblem):
     """A random MDP whose rewards scale with one quadratic form in x; the leader wants x and the policy small.
 
     ## Description
@@ -151,32 +151,5 @@ class RandomMDPEnv(TabularEnv):
     Convexity, arXiv 2405.19697.
     """
 
-    def __init__(
-        self,
-        n_states: int = 10,
-        n_actions: int = 5,
-        dim: int = 100,
-        gamma: float = 0.5,
-        tau: float = 1.0,
-        seed: int | None = 0,
-        render_mode: str | None = None,
-    ) -> None:
-        super().__init__(RandomMDPProblem(n_states, n_actions, dim, gamma, tau, seed), render_mode)
 
-
-class RandomMDPVectorEnv(TabularVectorEnv):
-    """``RandomMDPEnv``, many copies of one problem; its arguments, and those of ``TabularVectorEnv``."""
-
-    def __init__(
-        self,
-        num_envs: int,
-        n_states: int = 10,
-        n_actions: int = 5,
-        dim: int = 100,
-        gamma: float = 0.5,
-        tau: float = 1.0,
-        seed: int | None = 0,
-        max_episode_steps: int | None = None,
-    ) -> None:
-        problem = RandomMDPProblem(n_states, n_actions, dim, gamma, tau, seed)
-        super().__init__(problem, num_envs, max_episode_steps)
+vector_env = RandomMDPEnv.vector

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .core import FromArguments
 from .mdp import GridMap, LeaderSet, Optimum, TabularMDP, TabularProblem, solve_soft
-from .mdp.checks import check_gamma, check_number, check_size, check_tau, require
+from .mdp.checks import check_gamma, check_number, check_seed, check_size, check_tau, require
 from .render import draw_grid
-from .tabular import TabularEnv, TabularVectorEnv
+from .tabular import TabularEnv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,8 +67,7 @@ class RewardGridProblem(TabularProblem):
         self.gamma, self.tau = check_gamma(gamma), check_tau(tau)
         check_number(intended, "intended", low=0.0, high=1.0)
         check_number(width, "width", low=0.0, open_low=True)
-        whole = seed is None or (isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0)
-        require(whole, "seed", "None or a whole number >= 0", repr(seed))
+        check_seed(seed)
         self.grid = GridMap.open(size, size)
         n = self.grid.n_cells
         self.leader_set = LeaderSet.box(n, -1.0, 1.0)
@@ -99,7 +99,7 @@ class RewardGridProblem(TabularProblem):
         return Optimum(self.true_reward.clone(), best.pi, float(self._rho @ best.V))
 
 
-class RewardGridEnv(TabularEnv):
+class RewardGridEnv(FromArguments, TabularEnv, problem=RewardGridProblem):
     """A grid world with a hidden reward: the leader pays what it believes the cells are worth.
 
     ## Description
@@ -140,38 +140,13 @@ class RewardGridEnv(TabularEnv):
     - v0: first version.
     """
 
-    def __init__(
-        self,
-        size: int = 6,
-        gamma: float = 0.9,
-        tau: float = 0.0,
-        intended: float = 0.9,
-        width: float = 1.0,
-        seed: int | None = 0,
-        render_mode: str | None = None,
-    ) -> None:
-        super().__init__(RewardGridProblem(size, gamma, tau, intended, width, seed), render_mode)
+    problem: RewardGridProblem
 
     def _draw(self, panel: Axes) -> None:
         problem = self.problem
-        assert isinstance(problem, RewardGridProblem)
         draw_grid(panel, problem.grid, self._x, "paid (true reward: lines)", self._state, vmin=-1.0, vmax=1.0)
         true = problem.true_reward.reshape(problem.grid.shape).numpy()
         panel.contour(true, levels=4, colors="white", linewidths=0.8)
 
 
-class RewardGridVectorEnv(TabularVectorEnv):
-    """``RewardGridEnv``, many copies of one grid; its arguments, and those of ``TabularVectorEnv``."""
-
-    def __init__(
-        self,
-        num_envs: int,
-        size: int = 6,
-        gamma: float = 0.9,
-        tau: float = 0.0,
-        intended: float = 0.9,
-        width: float = 1.0,
-        seed: int | None = 0,
-        max_episode_steps: int | None = None,
-    ) -> None:
-        super().__init__(RewardGridProblem(size, gamma, tau, intended, width, seed), num_envs, max_episode_steps)
+vector_env = RewardGridEnv.vector

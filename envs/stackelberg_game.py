@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from .core import FromArguments
 from .mdp import random_stackelberg
-from .tabular import TabularEnv, TabularVectorEnv
+from .tabular import TabularEnv
 
 
-class StackelbergGameEnv(TabularEnv):
+class StackelbergGameEnv(FromArguments, TabularEnv, problem=random_stackelberg):
     """A leader commits to a policy of its own in a random Markov game; the follower learns its answer to it.
 
     ## Description
@@ -51,36 +52,5 @@ class StackelbergGameEnv(TabularEnv):
     Shen, Yang and Chen, Principled Penalty-based Methods for Bilevel Reinforcement Learning and RLHF, arXiv 2402.06886.
     """
 
-    def __init__(
-        self,
-        n_states: int = 100,
-        n_leader_actions: int = 5,
-        n_follower_actions: int = 5,
-        gamma: float = 0.9,
-        tau: float = 0.001,
-        sparsity: float = 0.7,
-        seed: int | None = 0,
-        render_mode: str | None = None,
-    ) -> None:
-        super().__init__(
-            random_stackelberg(n_states, n_leader_actions, n_follower_actions, gamma, tau, sparsity, seed), render_mode
-        )
 
-
-class StackelbergGameVectorEnv(TabularVectorEnv):
-    """``StackelbergGameEnv``, many copies of one game; its arguments, and those of ``TabularVectorEnv``."""
-
-    def __init__(
-        self,
-        num_envs: int,
-        n_states: int = 100,
-        n_leader_actions: int = 5,
-        n_follower_actions: int = 5,
-        gamma: float = 0.9,
-        tau: float = 0.001,
-        sparsity: float = 0.7,
-        seed: int | None = 0,
-        max_episode_steps: int | None = None,
-    ) -> None:
-        problem = random_stackelberg(n_states, n_leader_actions, n_follower_actions, gamma, tau, sparsity, seed)
-        super().__init__(problem, num_envs, max_episode_steps)
+vector_env = StackelbergGameEnv.vector

@@ -1,38 +1,215 @@
-"""Simulators of any tabular problem: an ordinary environment, and a natively vectorised one.
+"""Simulators of any tabular problem: an ordinary environment, and one of many in parallel.
 
 Both draw ``w ~ p_x(w|s,a)``, then ``s' ~ P_x(s'|s,a,w)``, from ``problem.kernel(x)``. A problem with contexts draws
 one at each reset; its observations count (context, state) pairs, ``c * S + s``.
+
+Draws take one uniform number each. A sampler holds the rows of a table of distributions ``p[row, k]``; two exact methods, chosen
+by what the table does:
+
+- ``AliasSampler``: constant time a draw; building is a sweep over the columns. For tables that stay.
+- ``InverseCdfSampler``: log2(K) steps a draw; building is a cumulative sum. For tables that follow the leader's x:
+  the draw at a given uniform number is monotone in the table, so runs under nearby x with the same random numbers
+  stay together.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from .core import LeaderEnv, LeaderVectorEnv
-from .leader_model import TabularLeaderModel, moves_transitions
+from .core import Flags, LeaderEnv, LeaderVectorEnv, OfProblem
 from .mdp import TabularKernel, TabularProblem
 from .mdp.checks import as_float64, check_size, require
 from .render import draw_table, new_panel, to_rgb
-from .sampling import AliasSampler, Floats, Integers, InverseCdfSampler, Sampler
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Flags = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+# --- drawing from many small distributions at once --------------------------------------------------------------------
+
+
+class AliasSampler:
+    """Alias tables of ``p``, ``[R, K]``: cell k gives k with a certain probability, its alias otherwise."""
+
+    def __init__(self, p: Floats) -> None:
+        keep, alias = alias_tables(p)
+        self._size = p.shape[1]
+        # The draw compares u * K, not its fractional part: cell k holds k + keep.
+        self._threshold = (keep + np.arange(self._size)).ravel()
+        self._alias = alias.ravel()
+
+    def draw(self, rows: Integers, u: Floats) -> Integers:
+        """One k a row, ``[n]``, from uniform numbers in [0, 1), ``[n]``."""
+        t = u * self._size
+        k = t.astype(np.int64)
+        cell = rows * self._size
+        cell += k
+        kept = t < self._threshold.take(cell)
+        chosen: Integers = np.where(kept, k, self._alias.take(cell))
+        return chosen
+
+    def draw_one(self, row: int, u: float) -> int:
+        """One k from one uniform number in [0, 1); the same k as ``draw`` gives."""
+        t = u * self._size
+        k = int(t)
+        cell = row * self._size + k
+        alias: int = self._alias.item(cell)
+        return k if t < self._threshold.item(cell) else alias
+
+
+class InverseCdfSampler:
+    """Cumulative tables of ``p``, ``[R, K]``, padded to a power of two and searched by halving."""
+
+    def __init__(self, p: Floats) -> None:
+        size = p.shape[1]
+        self._size = size
+        self._width = 1 << max(0, size - 1).bit_length()
+        cdf = np.full((p.shape[0], self._width), 2.0)
+        if size > 8:
+            np.cumsum(p, axis=1, out=cdf[:, :size])
+        else:  # column by column: the same sums, several times faster over short rows
+            cdf[:, 0] = p[:, 0]
+            for k in range(1, size):
+                np.add(cdf[:, k - 1], p[:, k], out=cdf[:, k])
+        cdf[:, :size] /= cdf[:, size - 1 : size]  # ends at exactly 1, above every u
+        self._cdf = cdf.ravel()
+        self._memory = memoryview(self._cdf.data)  # indexing it gives Python floats, far quicker than the array's
+
+    def draw(self, rows: Integers, u: Floats) -> Integers:
+        """One k a row, as ``AliasSampler`` draws."""
+        position = rows * self._width
+        step = self._width >> 1
+        while step:
+            beyond = self._cdf.take(position + (step - 1)) <= u
+            position += np.multiply(beyond, step, dtype=np.int64)
+            step >>= 1
+        k: Integers = position & (self._width - 1)
+        return k
+
+    def draw_one(self, row: int, u: float) -> int:
+        """The same k as ``draw`` gives."""
+        first = row * self._width
+        k: int = bisect_right(self._memory, u, first, first + self._size) - first
+        return k
+
+
+Sampler = AliasSampler | InverseCdfSampler
+
+
+def alias_tables(p: Floats) -> tuple[Floats, Integers]:
+    """Alias tables of every row of ``p`` at once.
+
+    One sweep over the columns serves all rows: with q = K p, a light cell (q <= 1) is filled up by the current heavy
+    one; a heavy cell whose rest falls to 1 or less is filled up by the next heavy one.
+
+    Args:
+        p: distributions, ``[R, K]``.
+
+    Returns:
+        keep: probability that a cell keeps its own index, ``[R, K]``.
+        alias: the index it gives otherwise, ``[R, K]``.
+    """
+    R, K = p.shape
+    q = p * K
+    keep, alias = np.ones((R, K)), np.tile(np.arange(K), (R, 1))
+    heavy = q > 1.0
+    order = np.argsort(heavy, axis=1, kind="stable")  # the light cells in order, then the heavy ones
+    row = np.arange(R)
+    light = np.zeros(R, dtype=np.int64)
+    n_light = K - heavy.sum(1)
+    giver = n_light.copy()
+    active = giver < K
+    rest = q[row, order[row, np.minimum(giver, K - 1)]]
+    for _ in range(K):
+        gives = active & (rest > 1.0) & (light < n_light)
+        changes = active & ~gives & (giver < K - 1)
+        here = order[row, np.minimum(giver, K - 1)]
+        r = row[gives]
+        cell = order[r, light[r]]
+        keep[r, cell], alias[r, cell] = q[r, cell], here[r]
+        rest[r] -= 1.0 - q[r, cell]
+        light[r] += 1
+        r = row[changes]
+        following = order[r, giver[r] + 1]
+        keep[r, here[r]], alias[r, here[r]] = np.minimum(rest[r], 1.0), following
+        rest[r] = q[r, following] - (1.0 - rest[r])
+        giver[r] += 1
+    return keep, alias
+
+
+# --- the leader's view of a step ---------------------------------------------------------------------------------------
+
+
+def moves_transitions(problem: TabularProblem) -> bool:
+    """Whether P depends on x."""
+    with torch.enable_grad():
+        return bool(problem.kernel(problem.start_x().requires_grad_()).P.requires_grad)
+
+
+class TabularLeaderModel(nn.Module):
+    r"""Rewards and log-probability of steps of a tabular problem, as functions of x.
+
+    .. math:: \log p_x = \log p_x(w|s,a) + \log P_x(s'|s,a,w), the second term only where P depends on x.
+
+    Args:
+        problem: the problem.
+        x: where the parameter starts, ``[dim]``.
+    """
+
+    def __init__(self, problem: TabularProblem, x: Tensor) -> None:
+        super().__init__()
+        self.problem = problem
+        self._moves_transitions = moves_transitions(problem)
+        self.x = nn.Parameter(x.detach().to(torch.float64).clone())
+
+    def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate a batch of steps.
+
+        Args:
+            obs: states, ``[...]``, whole numbers.
+            action: the follower's actions, ``[...]``.
+            draw: the leader's draws, ``info["leader_draw"]``, ``[...]``.
+            next_obs: states after the step (before a reset), ``[...]``.
+
+        Returns:
+            r_follower, r_leader, log_p, each ``[...]``, float64. Where x does not enter, the gradient is zero.
+        """
+        s, a, w, s_next = (torch.as_tensor(part).long() for part in (obs, action, draw, next_obs))
+        kernel = self.problem.kernel(self.x)
+        S = kernel.P.shape[-1]
+        c = None if self.problem.context_probs is None else torch.div(s, S, rounding_mode="floor")
+        s, s_next = s % S, s_next % S
+
+        def at(field: Tensor, rank: int, *index: Tensor) -> Tensor:
+            actions = index[1] if field.shape[field.ndim - rank + 1] > 1 else torch.zeros_like(index[1])
+            index = (index[0], actions, *index[2:])
+            return field[index] if c is None or field.ndim == rank else field[(c, *index)]
+
+        log_p = at(kernel.draw, 3, s, a, w).log()
+        if self._moves_transitions:
+            log_p = log_p + at(kernel.P, 4, s, a, w, s_next).log()
+        attached = 0.0 * self.x.sum()
+        r_follower, r_leader = at(kernel.r_follower, 3, s, a, w), at(kernel.r_leader, 3, s, a, w)
+        return r_follower + attached, r_leader + attached, log_p + attached
+
+
+# --- the simulators ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Field:
-    """One field of a kernel: its rows, and where each copy's rows start (0 where all copies share them)."""
+    """One field of a kernel: its rows, and where each environment's own begin (0 where all share them)."""
 
     values: Floats
     offset: Integers | int
@@ -42,12 +219,12 @@ class _Field:
 class _Tables:
     """The kernel at the current x as flat numpy arrays; a field that is the same tensor as before is kept.
 
-    Row numbers: ``z = c * S + s`` for a state, ``z * A + a``, ``(z * A + a) * W + w``; a copy's own rows follow
-    another's.
+    Row numbers: ``z = c * S + s`` for a state, ``z * A + a``, ``(z * A + a) * W + w``; an environment's
+    own rows follow another's.
     """
 
-    def __init__(self, problem: TabularProblem, n_copies: int) -> None:
-        self._problem, self._n = problem, n_copies
+    def __init__(self, problem: TabularProblem, n_envs: int) -> None:
+        self._problem, self._n = problem, n_envs
         x = problem.start_x()
         with torch.no_grad():
             mdp = problem.follower_mdp(x)
@@ -63,7 +240,7 @@ class _Tables:
         self.refused = None if self.mask is None or problem.takes_missing_actions else ~self.mask
         # Does x move P? Then tables that are cheap to build and monotone in x; else the quicker ones, built once.
         moving = moves_transitions(problem)
-        self._next_sampler: type[AliasSampler | InverseCdfSampler] = InverseCdfSampler if moving else AliasSampler
+        self._next_sampler: type[Sampler] = InverseCdfSampler if moving else AliasSampler
         self._seen: dict[str, tuple[Tensor, int, _Field]] = {}
 
     def _flags(self, flags: Tensor | None, *shape: int) -> Flags | None:
@@ -88,7 +265,7 @@ class _Tables:
 
     @torch.no_grad()
     def load(self, x: Tensor) -> None:
-        """Read the kernel at x, ``[dim]`` for all copies or ``[n, dim]``."""
+        """Read the kernel at x, ``[dim]`` for all environments or ``[n, dim]``."""
         kernel = self._kernel(x)
         self.W = int(kernel.P.shape[-2])
         self.draw_by_state = kernel.draw.shape[-2] == 1
@@ -99,19 +276,17 @@ class _Tables:
         self.r_follower = self._field("r_follower", kernel.r_follower)
         self.r_leader = self._field("r_leader", kernel.r_leader)
 
-    def _field(
-        self, name: str, tensor: Tensor, sampler: type[AliasSampler | InverseCdfSampler] | None = None
-    ) -> _Field:
+    def _field(self, name: str, tensor: Tensor, sampler: type[Sampler] | None = None) -> _Field:
         seen = self._seen.get(name)
         if seen is not None and _same(tensor, seen[0]) and tensor._version == seen[1]:
             return seen[2]
         rank = _RANK[name]
         actions = tensor.shape[-rank + 1] if name == "draw" else self.A
         inner = torch.Size([self.S, actions, *tensor.shape[-rank + 2 :]])
-        copies = torch.Size([self._n] if tensor.ndim - rank > len(self._contexts) else [])
-        values = tensor.detach().expand(copies + self._contexts + inner).contiguous().numpy()
+        own = torch.Size([self._n] if tensor.ndim - rank > len(self._contexts) else [])
+        values = tensor.detach().expand(own + self._contexts + inner).contiguous().numpy()
         rows = values.reshape(-1, values.shape[-1]) if sampler is not None else values.reshape(-1)
-        offset: Integers | int = np.arange(self._n) * (rows.shape[0] // self._n) if copies else 0
+        offset: Integers | int = np.arange(self._n) * (rows.shape[0] // self._n) if own else 0
         field = _Field(rows if sampler is None else np.empty(0), offset, None if sampler is None else sampler(rows))
         self._seen[name] = (tensor, tensor._version, field)
         return field
@@ -132,68 +307,57 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride())
 
 
-class _TabularLeader:
-    """What both simulators share: the leader's side of the contract."""
+class _TabularLeader(OfProblem):
+    """What both simulators share: the tables, and the leader's side of the contract."""
 
-    leader_space: gym.spaces.Box | None
-    gamma: float
+    problem: TabularProblem
     commitment_size: int
     commitment_is_distribution: bool
 
-    def _set_up(self, problem: TabularProblem, n_copies: int) -> None:
-        self._problem, self._n_copies = problem, n_copies
-        self._tables = _Tables(problem, n_copies)
-        low, high = problem.leader_set.low.numpy(), problem.leader_set.high.numpy()
-        self.leader_space = gym.spaces.Box(low, high, dtype=np.float64)
+    def _set_up(self, problem: TabularProblem, n_envs: int) -> None:
+        super()._set_up(problem, n_envs)
+        self._tables = _Tables(problem, n_envs)
         self.gamma = self._tables.gamma
-        self._load(problem.start_x())
+        self._load(self._x)
         self.commitment_size = int(problem.commitment(self._x).shape[-1])
         self.commitment_is_distribution = problem.commitment_is_distribution
+
+    def _spaces(self) -> tuple[gym.spaces.Discrete, gym.spaces.Discrete]:
+        """Of observations and of actions."""
+        return gym.spaces.Discrete(self._tables.n_contexts * self._tables.S), gym.spaces.Discrete(self._tables.A)
 
     def _load(self, x: Tensor) -> None:
         self._tables.load(x)
         self._x = x
         self._shown: NDArray[np.float32] | None = None
 
-    @property
-    def problem(self) -> TabularProblem:
-        """The model itself."""
-        return self._problem
-
-    @property
-    def leader_x(self) -> NDArray[np.float64]:
-        """A copy of the leader's current parameter, ``[dim]``; ``[num_envs, dim]`` where each copy has its own."""
-        x: NDArray[np.float64] = self._x.numpy().copy()
-        return x
-
     def set_leader(self, x: Any) -> None:
         """Set the leader's parameter, from the next step on; x is copied.
 
         Args:
-            x: a point of X, ``[dim]``; a vectorised environment also takes ``[num_envs, dim]``, one row a copy.
+            x: a point of X, ``[dim]``; parallel environments also take ``[num_envs, dim]``, one row each.
 
         Raises:
             ValueError: wrong shape, an entry that is not finite, or a point outside X.
         """
-        point = as_float64(x, "x").detach()
-        leader_set = self._problem.leader_set
+        point, leader_set = as_float64(x, "x").detach(), self.problem.leader_set
         many = point.ndim == 2 and isinstance(self, VectorEnv)
-        self._load((leader_set.check_rows(point, self._n_copies) if many else leader_set.check(point)).clone())
+        self._load((leader_set.check_rows(point, self._n_envs) if many else leader_set.check(point)).clone())
 
     def leader_model(self) -> TabularLeaderModel:
         """The step as a function of x: see ``TabularLeaderModel``.
 
         Raises:
-            ValueError: if the copies have different x.
+            ValueError: if the environments have different x.
         """
-        require(self._x.ndim == 1, "x", "one x for all copies", f"shape {tuple(self._x.shape)}")
-        return TabularLeaderModel(self._problem, self._x)
+        require(self._x.ndim == 1, "x", "one x for all environments", f"shape {tuple(self._x.shape)}")
+        return TabularLeaderModel(self.problem, self._x)
 
     def _commitments(self) -> NDArray[np.float32]:
-        """``[copies or 1, S or 1, size]``; worked out on first use after x changed."""
+        """``[num_envs or 1, S or 1, size]``; worked out on first use after x changed."""
         if self._shown is None:
             with torch.no_grad():
-                shown = self._problem.commitment(self._x).to(torch.float32)
+                shown = self.problem.commitment(self._x).to(torch.float32)
             self._shown = shown.reshape(-1, *shown.shape[-2:]).numpy()
         return self._shown
 
@@ -202,8 +366,121 @@ class _TabularLeader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._tables = _Tables(self._problem, self._n_copies)
+        self._tables = _Tables(self.problem, self._n_envs)
         self._tables.load(self._x)
+
+
+class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
+    """``TabularEnv`` in parallel, stepped together in numpy.
+
+    Environments may have different x: ``set_leader`` takes ``[dim]`` or ``[num_envs, dim]``. Those that end are reset in
+    the same step (``final_obs``, ``final_info``); ``infos["leader_reward"]`` and ``["leader_draw"]`` belong to the
+    step taken, for all of them; where actions are missing, ``["action_mask"]`` is that of the observations returned. Each
+    step consumes three random numbers an environment, from one generator, whatever the actions: two simulators reset with the
+    same seed see common random numbers.
+
+    Args:
+        problem: the problem.
+        num_envs: number of parallel environments.
+        max_episode_steps: steps after which an episode is truncated; None for never.
+
+    Raises:
+        ValueError: a size under one; in ``step``, actions of the wrong shape or that do not exist in their environment's
+            state.
+    """
+
+    _state: Integers | None
+
+    def __init__(self, problem: TabularProblem, num_envs: int, max_episode_steps: int | None = None) -> None:
+        self._set_up(problem, check_size(num_envs, "num_envs"))
+        super().__init__(num_envs, max_episode_steps, *self._spaces())
+        self._uniforms = np.empty((3, self.num_envs))
+        self._first_row = np.zeros(self.num_envs, dtype=np.int64)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Integers, dict[str, Any]]:
+        """Start every environment anew; ``options`` are not used."""
+        super().reset(seed=seed)
+        self._elapsed[:] = 0
+        self._state = self._tables.start.draw(self._first_row, self.np_random.random(self.num_envs))
+        return self._state.copy(), self._mask_infos()
+
+    def _mask_infos(self) -> dict[str, Any]:
+        if self._tables.mask is None:
+            return {}
+        return {"action_mask": self.action_masks().astype(np.int8), "_action_mask": self._everyone}
+
+    def action_masks(self) -> Flags:
+        """Which actions exist in each environment's current state, ``[num_envs, A]``."""
+        if self._state is None:
+            raise gym.error.ResetNeeded("action_masks was called before reset")
+        return self._tables.masks(self._state)
+
+    def _check(self, actions: Any, state: Integers) -> Integers:
+        """The rows ``z * A + a``."""
+        t = self._tables
+        a = np.asarray(actions)
+        if a.shape != (self.num_envs,) or a.dtype.kind not in "iu":
+            raise ValueError(f"actions: expected {self.num_envs} whole numbers, got {a.dtype} of shape {a.shape}")
+        a = a.astype(np.int64, copy=False)
+        rows: Integers = state * t.A + a
+        exists = (a >= 0) & (a < t.A)
+        if t.refused is not None:
+            exists &= ~t.refused.take(rows, mode="clip")
+        if not exists.all():
+            i = int(exists.argmin())
+            raise ValueError(f"actions[{i}]: expected one that exists in state {state[i]}, got {a[i]}")
+        return rows
+
+    def step(self, actions: Any) -> tuple[Integers, Floats, Flags, Flags, dict[str, Any]]:
+        """One step of every environment; see the class."""
+        t, z = self._tables, self._state
+        if z is None:
+            raise gym.error.ResetNeeded("step was called before reset")
+        row = pair = self._check(actions, z)
+        u = self.np_random.random(out=self._uniforms)
+        # What x makes each environment draw, then where it moves.
+        if t.draw.sampler is None:
+            w = np.zeros(self.num_envs, dtype=np.int64)
+        else:
+            w = t.draw.sampler.draw((z if t.draw_by_state else pair) + t.draw.offset, u[0])
+            row = pair * t.W
+            row += w
+        assert t.P.sampler is not None
+        following = t.P.sampler.draw((row if t.P_by_draw else pair) + t.P.offset, u[1])
+        if t.n_contexts > 1:
+            following += z - z % t.S
+        # What both are paid, by the states and actions of the step.
+        rewards = t.r_follower.values.take(row + t.r_follower.offset)
+        infos: dict[str, Any] = {
+            "leader_reward": t.r_leader.values.take(row + t.r_leader.offset),
+            "_leader_reward": self._everyone,
+            "leader_draw": w,
+            "_leader_draw": self._everyone,
+        }
+        # Which episodes end: those begin anew in the same step, with a random number that is drawn in any case.
+        terminated = np.zeros(self.num_envs, dtype=np.bool_) if t.terminal is None else t.terminal.take(z)
+        self._elapsed += 1
+        truncated = self._elapsed >= self._limit
+        done = terminated | truncated
+        if done.any():
+            following = self._restart(infos, done, following, t.start.draw(self._first_row, u[2]))
+        self._state = following
+        infos |= self._mask_infos()
+        return following.copy(), rewards, terminated, truncated, infos
+
+    def commitment(self, obs: Any) -> NDArray[np.float32]:
+        """What each environment's follower may be shown of x, ``[num_envs, commitment_size]`` for obs ``[num_envs]``."""
+        shown = self._commitments()
+        n, states, _ = shown.shape
+        if states == 1:
+            return np.repeat(shown[:, 0], self.num_envs // n, axis=0)
+        rows = np.asarray(obs, dtype=np.int64)
+        if n > 1:
+            rows = rows + np.arange(n) * states
+        answer: NDArray[np.float32] = shown.reshape(n * states, -1).take(rows, axis=0)
+        return answer
 
 
 class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
@@ -223,13 +500,13 @@ class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # type: ignore[misc]
+    vector_class: ClassVar[Any] = TabularVectorEnv
 
     def __init__(self, problem: TabularProblem, render_mode: str | None = None) -> None:
         # Gymnasium has warned of a mode that is none of ours.
         self.render_mode = render_mode if render_mode in self.metadata["render_modes"] else None
         self._set_up(problem, 1)
-        self.observation_space = gym.spaces.Discrete(self._tables.n_contexts * self._tables.S)
-        self.action_space = gym.spaces.Discrete(self._tables.A)
+        self.observation_space, self.action_space = self._spaces()
         self._state: int | None = None
         self._last = ""
 
@@ -283,7 +560,7 @@ class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
     def _draw(self, panel: Axes) -> None:
         """Draw x and the follower; here the table of the follower's expected reward at x, with its state marked."""
         t, z = self._tables, self._state or 0
-        rewards = self._problem.follower_mdp(self._x).r.detach().expand(t.n_contexts, t.S, t.A)
+        rewards = self.problem.follower_mdp(self._x).r.detach().expand(t.n_contexts, t.S, t.A)
         draw_table(panel, rewards[z // t.S], "follower's reward at x", None if self._state is None else z % t.S)
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
@@ -293,143 +570,4 @@ class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
         return row
 
     def vectorised(self, num_envs: int, max_episode_steps: int | None) -> TabularVectorEnv:
-        return TabularVectorEnv(self._problem, num_envs, max_episode_steps)
-
-
-class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
-    """Many copies of ``TabularEnv``, stepped together in numpy.
-
-    Copies may have different x: ``set_leader`` takes ``[dim]`` or ``[num_envs, dim]``. Copies that end are reset in
-    the same step (``final_obs``, ``final_info``); ``infos["leader_reward"]`` and ``["leader_draw"]`` belong to the
-    step taken, for all copies; where actions are missing, ``["action_mask"]`` is that of the observations returned. Each
-    step consumes three random numbers a copy, from one generator, whatever the actions: two simulators reset with the
-    same seed see common random numbers.
-
-    Args:
-        problem: the problem.
-        num_envs: number of copies.
-        max_episode_steps: steps after which an episode is truncated; None for never.
-
-    Raises:
-        ValueError: a size under one; in ``step``, actions of the wrong shape or that do not exist in their copy's
-            state.
-    """
-
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
-    _place = ("_state", "_elapsed")
-
-    def __init__(self, problem: TabularProblem, num_envs: int, max_episode_steps: int | None = None) -> None:
-        self.num_envs = check_size(num_envs, "num_envs")
-        self.max_episode_steps = (
-            None if max_episode_steps is None else check_size(max_episode_steps, "max_episode_steps")
-        )
-        self._set_up(problem, self.num_envs)
-        self.single_observation_space = gym.spaces.Discrete(self._tables.n_contexts * self._tables.S)
-        self.single_action_space = gym.spaces.Discrete(self._tables.A)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._state: Integers | None = None
-        self._elapsed = np.zeros(self.num_envs, dtype=np.int64)
-        self._uniforms = np.empty((3, self.num_envs))
-        self._first_row = np.zeros(self.num_envs, dtype=np.int64)
-        self._everyone = np.ones(self.num_envs, dtype=np.bool_)
-        self._everyone.flags.writeable = False
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Integers, dict[str, Any]]:
-        """Start every copy anew; ``options`` are not used."""
-        super().reset(seed=seed)
-        self._elapsed[:] = 0
-        self._state = self._tables.start.draw(self._first_row, self.np_random.random(self.num_envs))
-        return self._state.copy(), self._mask_infos()
-
-    def _mask_infos(self) -> dict[str, Any]:
-        if self._tables.mask is None:
-            return {}
-        return {"action_mask": self.action_masks().astype(np.int8), "_action_mask": self._everyone}
-
-    def action_masks(self) -> Flags:
-        """Which actions exist in each copy's current state, ``[num_envs, A]``."""
-        if self._state is None:
-            raise gym.error.ResetNeeded("action_masks was called before reset")
-        return self._tables.masks(self._state)
-
-    def _check(self, actions: Any, state: Integers) -> Integers:
-        """The rows ``z * A + a``."""
-        t = self._tables
-        a = np.asarray(actions)
-        if a.shape != (self.num_envs,) or a.dtype.kind not in "iu":
-            raise ValueError(f"actions: expected {self.num_envs} whole numbers, got {a.dtype} of shape {a.shape}")
-        a = a.astype(np.int64, copy=False)
-        rows: Integers = state * t.A + a
-        exists = (a >= 0) & (a < t.A)
-        if t.refused is not None:
-            exists &= ~t.refused.take(rows, mode="clip")
-        if not exists.all():
-            i = int(exists.argmin())
-            raise ValueError(f"actions[{i}]: expected one that exists in state {state[i]}, got {a[i]}")
-        return rows
-
-    def step(self, actions: Any) -> tuple[Integers, Floats, Flags, Flags, dict[str, Any]]:
-        """One step of every copy; see the class."""
-        t, z = self._tables, self._state
-        if z is None:
-            raise gym.error.ResetNeeded("step was called before reset")
-        row = pair = self._check(actions, z)
-        u = self.np_random.random(out=self._uniforms)
-        if t.draw.sampler is None:
-            w = np.zeros(self.num_envs, dtype=np.int64)
-        else:
-            w = t.draw.sampler.draw((z if t.draw_by_state else pair) + t.draw.offset, u[0])
-            row = pair * t.W
-            row += w
-        assert t.P.sampler is not None
-        following = t.P.sampler.draw((row if t.P_by_draw else pair) + t.P.offset, u[1])
-        if t.n_contexts > 1:
-            following += z - z % t.S
-        rewards = t.r_follower.values.take(row + t.r_follower.offset)
-        leader_rewards = t.r_leader.values.take(row + t.r_leader.offset)
-        infos: dict[str, Any] = {
-            "leader_reward": leader_rewards,
-            "_leader_reward": self._everyone,
-            "leader_draw": w,
-            "_leader_draw": self._everyone,
-        }
-        terminated = np.zeros(self.num_envs, dtype=np.bool_) if t.terminal is None else t.terminal.take(z)
-        self._elapsed += 1
-        if self.max_episode_steps is None:
-            truncated = np.zeros(self.num_envs, dtype=np.bool_)
-        else:
-            truncated = self._elapsed >= self.max_episode_steps
-        if truncated.any() or (t.terminal is not None and terminated.any()):
-            done = terminated | truncated
-            infos |= self._end(done, following, leader_rewards, w)
-            following = np.where(done, t.start.draw(self._first_row, u[2]), following)
-            self._elapsed[done] = 0
-        self._state = following
-        infos |= self._mask_infos()
-        return following.copy(), rewards, terminated, truncated, infos
-
-    def _end(self, done: Flags, final_obs: Integers, leader_rewards: Floats, w: Integers) -> dict[str, Any]:
-        """The infos of the copies whose episode ends."""
-        final: dict[str, Any] = {
-            "leader_reward": np.where(done, leader_rewards, 0.0),
-            "leader_draw": np.where(done, w, 0),
-        }
-        final |= {f"_{name}": done.copy() for name in tuple(final)}
-        observations = np.full(self.num_envs, None, dtype=object)
-        observations[done] = final_obs[done]
-        return {"final_obs": observations, "_final_obs": done.copy(), "final_info": final, "_final_info": done.copy()}
-
-    def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """What each copy's follower may be shown of x, ``[num_envs, commitment_size]`` for obs ``[num_envs]``."""
-        shown = self._commitments()
-        copies, states, _ = shown.shape
-        if states == 1:
-            return np.repeat(shown[:, 0], self.num_envs // copies, axis=0)
-        rows = np.asarray(obs, dtype=np.int64)
-        if copies > 1:
-            rows = rows + np.arange(copies) * states
-        answer: NDArray[np.float32] = shown.reshape(copies * states, -1).take(rows, axis=0)
-        return answer
+        return TabularVectorEnv(self.problem, num_envs, max_episode_steps)

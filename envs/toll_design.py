@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .core import FromArguments
 from .mdp import RoadNetwork, TollDesignProblem, random_city, read_tntp, solve_soft
 from .render import FOLLOWER
-from .tabular import TabularEnv, TabularVectorEnv
+from .tabular import TabularEnv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +83,7 @@ def draw_before_and_after(before: Axes, after: Axes, problem: TollDesignProblem,
         panel.set_title(f"{title}: external cost {trip.external_cost:.2f}, {trip.time:.1f} min a trip", fontsize=9)
 
 
-class TollDesignEnv(TabularEnv):
+class TollDesignEnv(FromArguments, TabularEnv, problem=toll_design):
     """A driver finds the way through a city in which every link has a toll.
 
     ## Description
@@ -144,21 +145,7 @@ class TollDesignEnv(TabularEnv):
     own.
     """
 
-    _problem: TollDesignProblem
-
-    def __init__(
-        self,
-        network: NetworkSource = None,
-        n_nodes: int = 25,
-        seed: int | None = 0,
-        gamma: float = 0.999,
-        tau: float = 0.5,
-        max_toll: float = 5.0,
-        revenue_weight: float = 0.0,
-        render_mode: str | None = None,
-    ) -> None:
-        problem = toll_design(network, n_nodes, seed, gamma, tau, max_toll, revenue_weight)
-        super().__init__(problem, render_mode)
+    problem: TollDesignProblem
 
     def _draw(self, panel: Axes) -> None:
         figure, where = panel.get_figure(root=True), panel.get_subplotspec()
@@ -168,7 +155,7 @@ class TollDesignEnv(TabularEnv):
         panel.set_axis_off()
         halves = where.subgridspec(1, 2)
         before, after = (figure.add_subplot(halves[k]) for k in range(2))
-        problem, network = self._problem, self._problem.network
+        problem, network = self.problem, self.problem.network
         draw_before_and_after(before, after, problem, self._x)
         if self._state is not None:
             c, s = divmod(self._state, network.n_nodes)
@@ -177,20 +164,4 @@ class TollDesignEnv(TabularEnv):
                 after.plot(x, y, marker, markersize=size, color=FOLLOWER, markeredgecolor="white", zorder=5)
 
 
-class TollDesignVectorEnv(TabularVectorEnv):
-    """``TollDesignEnv``, many drivers in one network; its arguments, and those of ``TabularVectorEnv``."""
-
-    def __init__(
-        self,
-        num_envs: int,
-        network: NetworkSource = None,
-        n_nodes: int = 25,
-        seed: int | None = 0,
-        gamma: float = 0.999,
-        tau: float = 0.5,
-        max_toll: float = 5.0,
-        revenue_weight: float = 0.0,
-        max_episode_steps: int | None = None,
-    ) -> None:
-        problem = toll_design(network, n_nodes, seed, gamma, tau, max_toll, revenue_weight)
-        super().__init__(problem, num_envs, max_episode_steps)
+vector_env = TollDesignEnv.vector

@@ -41,9 +41,10 @@ from scipy.special import wrightomega
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from .core import FromArguments
 from .mdp import LeaderSet, Optimum, TabularMDP, TabularProblem, negative_entropy
 from .mdp.checks import as_float64, check_gamma, check_number, check_tau, require
-from .tabular import TabularEnv, TabularVectorEnv
+from .tabular import TabularEnv
 
 
 class TwoStateProblem(TabularProblem):
@@ -138,7 +139,7 @@ class TwoStateProblem(TabularProblem):
         return Optimum(x, pi, float(pi[0, 1] * (self.benefit - x[0])) / (1.0 - self.gamma))
 
 
-class TwoStateEnv(TabularEnv):
+class TwoStateEnv(FromArguments, TabularEnv, problem=TwoStateProblem):
     """Two states, two actions, a price: the smallest problem with a leader, and its answer in closed form.
 
     ## Description
@@ -177,29 +178,5 @@ class TwoStateEnv(TabularEnv):
     The penalties are those of Shen, Yang and Chen, arXiv 2402.06886; the problem is this library's own.
     """
 
-    def __init__(
-        self,
-        gamma: float = 0.9,
-        tau: float = 0.1,
-        bonus: float = 0.5,
-        cost: float = 1.0,
-        benefit: float = 1.5,
-        render_mode: str | None = None,
-    ) -> None:
-        super().__init__(TwoStateProblem(gamma, tau, bonus, cost, benefit), render_mode)
 
-
-class TwoStateVectorEnv(TabularVectorEnv):
-    """``TwoStateEnv``, many copies stepped together; its arguments, and those of ``TabularVectorEnv``."""
-
-    def __init__(
-        self,
-        num_envs: int,
-        gamma: float = 0.9,
-        tau: float = 0.1,
-        bonus: float = 0.5,
-        cost: float = 1.0,
-        benefit: float = 1.5,
-        max_episode_steps: int | None = None,
-    ) -> None:
-        super().__init__(TwoStateProblem(gamma, tau, bonus, cost, benefit), num_envs, max_episode_steps)
+vector_env = TwoStateEnv.vector

@@ -15,10 +15,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 from stable_baselines3 import PPO
 from tqdm import tqdm
 
@@ -30,8 +28,9 @@ from bilevel_gym.agents import (
     TabularPBRL,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.common.tabular import TabularLeader
-from bilevel_gym.envs.mdp import TabularProblem
+from bilevel_gym.agents.exact import ExactLeader
+from bilevel_gym.cli.processes import WorkerError, run_all
+from bilevel_gym.cli.statistics import student
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -49,7 +48,6 @@ COLOURS = {
 
 def train_sampled(seed: int, env_kwargs: dict[str, Any], timesteps: int, folder: Path) -> dict[str, Any]:
     """Train one leader over PPO followers, save it, and return its records."""
-    torch.set_num_threads(1)
     leader = PBRL(ENV_ID, PPO, seed=seed, env_kwargs=env_kwargs).learn(timesteps)
     path = leader.save(folder / f"leader-{seed}.zip")
     records = [evaluation.as_dict() for evaluation in leader.history]
@@ -62,45 +60,33 @@ def train_sampled(seed: int, env_kwargs: dict[str, Any], timesteps: int, folder:
     }
 
 
-def exact_row(name: str, leader: TabularLeader) -> dict[str, Any]:
-    """The row of a leader that knows the game; it draws nothing, so it has no interval."""
-    record = leader.learn(300).evaluate()
+def as_row(method: str, value: float, at_pi_y: float | None = None, gap: float | None = None) -> dict[str, Any]:
+    """A row of what is exact: it draws nothing, so it has no interval and takes no steps."""
     return {
-        "method": name,
-        "leader_return": record.leader_return,
+        "method": method,
+        "leader_return": value,
         "interval": None,
-        "leader_return_at_pi_y": record.leader_return_at_pi_y,
-        "gap": record.gap,
+        "leader_return_at_pi_y": at_pi_y,
+        "gap": gap,
         "steps": 0,
     }
+
+
+def exact_row(name: str, leader: ExactLeader) -> dict[str, Any]:
+    """The row of a leader that knows the game."""
+    record = leader.learn(300).evaluate()
+    return as_row(name, record.leader_return, record.leader_return_at_pi_y, record.gap)
 
 
 def sampled_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The row of the sampled leader: mean over seeds with a 95% t-interval."""
-    best = [run["best"] for run in runs]
-    returns = np.array([record["leader_return"] for record in best])
-    half = float(stats.t.ppf(0.975, len(returns) - 1) * stats.sem(returns)) if len(returns) > 1 else None
-    return {
-        "method": SAMPLED,
-        "leader_return": float(returns.mean()),
-        "interval": None if half is None else [float(returns.mean()) - half, float(returns.mean()) + half],
-        "leader_return_at_pi_y": float(np.mean([record["leader_return_at_pi_y"] for record in best])),
-        "gap": float(np.mean([record["gap"] for record in best])),
-        "steps": int(np.mean([run["steps"] for run in runs])),
-    }
-
-
-def untrained_row(problem: TabularProblem) -> dict[str, Any]:
-    """The uniform leader."""
-    value = leader_return_at_best_response(problem, problem.start_x())
-    return {
-        "method": "untrained",
-        "leader_return": value,
-        "interval": None,
-        "leader_return_at_pi_y": None,
-        "gap": None,
-        "steps": 0,
-    }
+    returns, at_pi_y, gaps = (
+        [run["best"][key] for run in runs] for key in ("leader_return", "leader_return_at_pi_y", "gap")
+    )
+    mean, low, high = student(returns)
+    interval = None if low is None or high is None else [low, high]
+    steps = int(np.mean([run["steps"] for run in runs]))
+    return as_row(SAMPLED, mean, float(np.mean(at_pi_y)), float(np.mean(gaps))) | {"interval": interval, "steps": steps}
 
 
 def show_table(rows: list[dict[str, Any]], n_seeds: int) -> None:
@@ -151,10 +137,26 @@ def draw(rows: list[dict[str, Any]], runs: list[dict[str, Any]], path: Path) -> 
     figure.savefig(path, dpi=150)
 
 
+def sampled_runs(arguments: argparse.Namespace, env_kwargs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sampled leaders, by seed, trained side by side."""
+    tasks = [(seed, env_kwargs, arguments.timesteps, arguments.out) for seed in range(arguments.seeds)]
+    runs: dict[int, dict[str, Any]] = {}
+    with tqdm(total=len(tasks), desc="PBRL over PPO followers, seeds") as bar:
+
+        def note(seed: int, answer: Any) -> None:
+            if isinstance(answer, WorkerError):
+                raise answer
+            runs[seed] = answer
+            bar.update()
+
+        run_all(train_sampled, tasks, arguments.jobs, note)
+    return [runs[seed] for seed in sorted(runs)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=6, help="seeds of the sampled leader")
-    parser.add_argument("--timesteps", type=int, default=1_500_000, help="follower steps per seed, all counted")
+    parser.add_argument("--seeds", type=int, default=4, help="seeds of the sampled leader")
+    parser.add_argument("--timesteps", type=int, default=1_000_000, help="follower steps per seed, all counted")
     parser.add_argument(
         "--game-seed", type=int, default=5, help="which random game; 0 to 2 served to tune the defaults"
     )
@@ -166,14 +168,10 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     env_kwargs = {"n_states": 20, "seed": arguments.game_seed}
     print(f"{ENV_ID} with 20 states: the leader commits to a policy, the follower answers with its best response.")
-    tasks = (
-        delayed(train_sampled)(seed, env_kwargs, arguments.timesteps, arguments.out) for seed in range(arguments.seeds)
-    )
-    finished = Parallel(arguments.jobs, return_as="generator")(tasks)
-    runs = list(tqdm(finished, total=arguments.seeds, desc="PBRL over PPO followers, seeds"))
+    runs = sampled_runs(arguments, env_kwargs)
     exact = TabularPBRL(ENV_ID, env_kwargs=env_kwargs)
     rows = [
-        untrained_row(exact.problem),
+        as_row("untrained", leader_return_at_best_response(exact.problem, exact.problem.start_x())),
         exact_row("independent gradient", IndependentPolicyGradient(ENV_ID, env_kwargs=env_kwargs)),
         sampled_row(runs),
         exact_row("PBRL, exact", exact),

@@ -18,17 +18,16 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from bilevel_gym.agents import (
     DRLHF,
-    AtariCNN,
-    FitConfig,
     Geometric,
-    LoggedLabeller,
     PreferenceConfig,
     PreferencePBRL,
     TrueReturnLabeller,
     TrueReward,
     ValuePenalty,
-    atari_copies,
 )
+from bilevel_gym.agents.preferences.atari import AtariCNN, atari_copies
+from bilevel_gym.agents.preferences.outside import LoggedLabeller
+from bilevel_gym.agents.preferences.training import FitConfig
 from bilevel_gym.agents.preferences.worlds import PreferenceWorlds
 
 METHODS: dict[str, Any] = {"pbrl": PreferencePBRL, "drlhf": DRLHF, "true": TrueReward}

@@ -8,7 +8,8 @@ import sys
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
 
-from bilevel_gym.agents import FitConfig, PreferenceConfig, PreferencePBRL, TrueReturnLabeller, ValuePenalty
+from bilevel_gym.agents import PreferenceConfig, PreferencePBRL, TrueReturnLabeller, ValuePenalty
+from bilevel_gym.agents.preferences.training import FitConfig
 
 QUICK = "--quick" in sys.argv[1:]
 STEPS = 6_000 if QUICK else 124_928

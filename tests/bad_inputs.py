@@ -34,24 +34,19 @@ from bilevel_gym.agents import (
     Checkpoint,
     FileLabeller,
     Hypergradient,
-    Labeller,
     PBRLConfig,
     PreferenceConfig,
-    PreferenceLog,
-    ProgramLabeller,
-    RewardExplodedError,
     TabularPBRL,
     TabularPBRLConfig,
     TrueReturnLabeller,
     ValuePenalty,
-    load_follower,
-    push_to_hub,
-    write_model_card,
 )
+from bilevel_gym.agents.model_card import load_follower, push_to_hub, write_model_card
 from bilevel_gym.agents.preferences.buffer import PreferenceBuffer
-from bilevel_gym.agents.preferences.files import Signature, load_preferences, save_preferences
-from bilevel_gym.agents.preferences.labels import Answer, Pair, Query
+from bilevel_gym.agents.preferences.files import PreferenceLog, Signature, load_preferences, save_preferences
+from bilevel_gym.agents.preferences.labels import Answer, Labeller, Pair, ProgramLabeller, Query
 from bilevel_gym.agents.preferences.page import main as page_main
+from bilevel_gym.agents.preferences.training import RewardExplodedError
 from bilevel_gym.cli.app import main
 from bilevel_gym.envs.mdp import TabularMDP
 from bilevel_gym.envs.two_state import TwoStateProblem
@@ -241,7 +236,7 @@ def _() -> str:
 
 @case(PREFERENCES, "an empty buffer", "")
 def _() -> str:
-    return error(lambda: PreferenceBuffer().batch([0]))
+    return error(lambda: list(PreferenceBuffer().batches(1, np.random.default_rng(0))))
 
 
 @case(PREFERENCES, "a preference file that is cut short", "what was whole is read: four answers of five")

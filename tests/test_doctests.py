@@ -19,7 +19,7 @@ MODULES = [
 ]
 
 
-EXTRAS = {"bilevel_gym.agents.preferences.atari": "ale_py", "bilevel_gym.envs.wrapped.designed_hopper": "mujoco"}
+EXTRAS = {"bilevel_gym.agents.preferences.atari": "ale_py", "bilevel_gym.wrappers.worlds.designed_hopper": "mujoco"}
 
 
 def test_there_are_examples() -> None:

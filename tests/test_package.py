@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SUBPACKAGES = ("agents", "cli", "envs", "wrappers")
 BESIDE = ("benchmarks", "docs", "examples", "tests")
 CORE = {
-    "click", "gymnasium", "joblib", "numpy", "pettingzoo", "pyyaml", "rich", "scipy", "stable-baselines3", "torch", "tqdm",
+    "click", "gymnasium", "numpy", "pettingzoo", "pyyaml", "rich", "scipy", "stable-baselines3", "torch", "tqdm",
 }  # fmt: skip
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
@@ -114,7 +114,9 @@ def test_an_extension_is_one_file_that_runs_from_elsewhere(name: str, wheel: Pat
     private = [alias.name for node in imported for alias in node.names if alias.name.rpartition(".")[2].startswith("_")]
     assert private == []
     modules = {node.module for node in imported if isinstance(node, ast.ImportFrom)}
-    assert not any(part.startswith("_") and part != "__future__" for module in modules for part in str(module).split("."))
+    assert not any(
+        part.startswith("_") and part != "__future__" for module in modules for part in str(module).split(".")
+    )
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     (tmp_path / "empty").mkdir()
@@ -184,6 +186,16 @@ def test_the_version_is_the_same_everywhere(wheel: Path) -> None:
 def test_import_loads_neither_torch_nor_sb3(tmp_path: Path) -> None:
     code = "import sys, bilevel_gym; print(sorted({'torch', 'stable_baselines3'} & set(sys.modules)))"
     assert run_python(code, tmp_path) == "[]"
+
+
+@pytest.mark.parametrize("name", SUBPACKAGES)
+def test_second_copies_of_the_classes_are_refused(name: str) -> None:
+    """In the checkout's root, ``import envs`` would find the folder of that name."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"ImportError: import bilevel_gym.{name}, not {name}" in done.stderr
 
 
 def test_agents_and_wrappers_are_imported_on_first_use(tmp_path: Path) -> None:

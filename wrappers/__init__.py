@@ -1,15 +1,17 @@
 """Views of an environment: a leader on any environment, its commitment in the observation, mixed rewards, native
 simulators, processes that tell of their end, segments of behaviour and the reward learned from them."""
 
-from .commitment import CommitmentLeaderModel, ObserveCommitment, ObserveCommitmentVec, commitment_features
+if __name__ != "bilevel_gym.wrappers":
+    raise ImportError(f"import bilevel_gym.wrappers, not {__name__}: second copies of its classes would be strangers")
+
+from .commitment import ObserveCommitment
 from .drawn_attribute import Attribute, DrawnAttribute
 from .leader_wrapper import CarriedLeaderModel, LeaderReward, LeaderWrapper, Step
 from .learned_reward import LearnedReward
-from .reward_mixing import RewardMixing
 from .segments import Segment, SegmentRecorder
 from .shaped_reward import ShapedReward
 from .shaping import EventPayments, LinearPotential, LinearReward, PotentialModule, RewardModule, Shaping
-from .vec_env import VectorEnvAdapter, set_leader
+from .vec_env import CommitmentLeaderModel, RewardMixing, VectorEnvAdapter, set_leader
 from .workers import WorkerVecEnv, make_copy
 
 __all__ = [
@@ -24,7 +26,6 @@ __all__ = [
     "LinearPotential",
     "LinearReward",
     "ObserveCommitment",
-    "ObserveCommitmentVec",
     "PotentialModule",
     "RewardMixing",
     "RewardModule",
@@ -35,7 +36,6 @@ __all__ = [
     "Step",
     "VectorEnvAdapter",
     "WorkerVecEnv",
-    "commitment_features",
     "make_copy",
     "set_leader",
 ]

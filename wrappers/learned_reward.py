@@ -1,4 +1,4 @@
-"""The follower is paid a learned reward, worked out for all copies at once."""
+"""The follower is paid a learned reward, worked out for all environments at once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from ..envs.mdp.checks import require
+from .vec_env import add_info_column
 
 RewardFunction = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
 """From observations and actions, ``[n, ...]`` each, rewards ``[n]``."""
@@ -20,8 +21,8 @@ class LearnedReward(VecEnvWrapper):
     """Pays ``reward(obs, actions)`` for each step; ``info["true_reward"]`` keeps what the environment paid.
 
     Args:
-        venv: copies of any environment.
-        reward: called once a step for all copies, with the observations before it and the actions taken.
+        venv: parallel environments of any kind.
+        reward: called once a step for all of them, with the observations before it and the actions taken.
 
     Raises:
         ValueError: a reward that is no function; in ``step``, rewards of another shape than ``[n]`` or that are not finite.
@@ -52,7 +53,6 @@ class LearnedReward(VecEnvWrapper):
         paid = np.asarray(self.reward(self._now, self._taken), dtype=np.float32)
         require(paid.shape == rewards.shape, "reward", f"shape {rewards.shape}", f"shape {paid.shape}")
         require(bool(np.isfinite(paid).all()), "reward", "finite numbers", paid)
-        for info, true in zip(infos, rewards.tolist(), strict=True):
-            info["true_reward"] = true
+        add_info_column(self.venv, infos, "true_reward", rewards)
         self._now = np.array(obs)
         return obs, paid, dones, infos

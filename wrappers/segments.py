@@ -1,9 +1,9 @@
 """A recorder of what a follower does: segments of its behaviour, with the true reward kept apart from any learned one.
 
-A segment is ``length`` steps of one copy, cut from one episode. Where the episode ends by itself within it, the rest is padding:
-its mask is 0 and it is worth nothing, as what follows a terminal state is worth nothing. So two segments have the same length
-and may differ in how long they lived, and that is what tells a learned reward its level in worlds whose episodes end. A segment
-never reaches over a time limit or a reset.
+A segment is ``length`` steps of one environment, cut from one episode. Where the episode ends by itself within it, the rest is
+padding: its mask is 0 and it is worth nothing, as what follows a terminal state is worth nothing. So two segments have the same
+length and may differ in how long they lived, and that is what tells a learned reward its level in worlds whose episodes end. A
+segment never reaches over a time limit or a reset.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from ..envs.mdp.checks import check_size, require
+from .vec_env import info_column
 
 Floats = NDArray[np.float64]
 _COLUMNS = ("actions", "rewards", "age", "ended")
@@ -26,7 +27,7 @@ RUNNING, TERMINATED, CUT = 0, 1, 2
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """``H`` steps of one copy of the world.
+    """``H`` steps of one environment.
 
     Attributes:
         obs: observations before each step, ``[H, ...]``; of stacks of k frames, channels first, the single frames
@@ -37,7 +38,7 @@ class Segment:
         pictures: what a person may be shown of each step, uint8 ``[H, height, width, 3]``; None where none were taken.
         frame_stack: k, or 1 for observations as they are.
         time: the recorder's number of the first step; -1 for a segment from a file.
-        copy: which copy of the world it is of; -1 likewise.
+        copy: number of the environment among its parallel ones; -1 likewise.
 
     Raises:
         ValueError: fields of different lengths, a true reward that is not finite.
@@ -113,16 +114,16 @@ class SegmentRecorder(VecEnvWrapper):
     It belongs below any wrapper that pays another reward: what it records is then the environment's own.
 
     Args:
-        venv: copies of any environment whose observations are arrays.
+        venv: parallel environments whose observations are arrays.
         length: steps of a segment, H.
-        capacity: steps a copy of which it keeps.
+        capacity: steps of each environment that it keeps.
         true_reward: the key of ``info`` under which the true reward stands; None for the reward that is paid.
         pictures: whether to keep ``venv.get_images()`` of every step, for a person to look at.
         frame_stack: k where observations are stacks of k frames, channels first: each frame is then held once, here and in
             segments, and stacks are made on reading.
 
     Attributes:
-        steps: steps a copy so far.
+        steps: steps of each environment so far.
         terminations: episodes that ended by themselves so far.
 
     Raises:
@@ -184,7 +185,9 @@ class SegmentRecorder(VecEnvWrapper):
         at = self.steps % self.capacity
         self._remember(self._now)
         self._actions[at] = self._taken
-        self._rewards[at] = rewards if self._key is None else self._from_infos(infos)
+        paid = rewards if self._key is None else info_column(self.venv, infos, self._key, optional=True)
+        require(paid is not None, "true_reward", f"the key {self._key!r} in every info", sorted(infos[0]))
+        self._rewards[at] = paid
         require(bool(np.isfinite(self._rewards[at]).all()), "true_reward", "a finite number in every step", "another")
         self._age[at] = self._episode_age
         self._ended[at] = RUNNING
@@ -213,13 +216,6 @@ class SegmentRecorder(VecEnvWrapper):
             oldest = self.steps - self.capacity - k
             self._heads = {key: frames for key, frames in self._heads.items() if key[0] >= oldest}
 
-    def _from_infos(self, infos: list[dict[str, Any]]) -> list[float]:
-        key = self._key
-        assert key is not None
-        for info in infos[:1]:
-            require(key in info, "true_reward", f"the key {key!r} in every info", sorted(info))
-        return [float(info[key]) for info in infos]
-
     def _look(self) -> Any:
         if not self._pictures:
             return None
@@ -232,7 +228,7 @@ class SegmentRecorder(VecEnvWrapper):
 
     @property
     def last_observation(self) -> NDArray[Any]:
-        """What each copy observed last, ``[n, ...]``."""
+        """What each environment observed last, ``[n, ...]``."""
         return np.array(self._now)
 
     def arrays(self, whole: bool = False) -> dict[str, NDArray[Any]]:

@@ -1,108 +1,282 @@
-"""The native simulator as a Stable-Baselines3 VecEnv, and the leader's parameter on any VecEnv."""
+r"""Leader environments in parallel, as SB3's VecEnvs: x shown to the follower, each step as arrays, mixed rewards.
+
+**x shown to the follower.** A follower that learns across many x answers each of them only if it can tell them apart. The
+feature map for a discrete state is the product
+
+    phi(s) = onehot(s) (x) k(s),        [S * width], flattened
+
+with k the environment's commitment: the leader's policy pi_x(.|s) in a Stackelberg game, where a linear function of
+phi is then an exact Q, and onehot(s) lies in its span because rows sum to one. A commitment that is no distribution
+is given a leading 1 for the same reason. For a vector observation k is appended. After ``set_leader`` the observation in hand
+still shows the old x; the next one shows the new.
+
+**Each step as arrays.** A :class:`VectorEnvAdapter` keeps what its environments tell of a step as arrays, ``[n, ...]``, in place
+of a dict an environment; of other VecEnvs the same is read from their infos. :func:`info_column` reads and
+:func:`add_info_column` writes both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
-from torch import nn
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from torch import Tensor, nn
 
 from ..envs.core import LeaderVectorEnv
-from ..envs.mdp.checks import require
+from ..envs.mdp.checks import as_float64, check_number, require
+
+Features = NDArray[np.float32]
+
+# --- x shown to the follower ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an observation and a commitment become one vector, and back.
+
+    Attributes:
+        base: the observation space: Discrete, or a Box of one axis.
+        size: entries of the commitment.
+        is_distribution: whether they are non-negative and sum to one.
+    """
+
+    base: gym.spaces.Discrete | gym.spaces.Box
+    size: int
+    is_distribution: bool
+
+    @staticmethod
+    def of(space: gym.spaces.Space[Any], size: int, is_distribution: bool) -> Layout:
+        """Raises ``ValueError`` for observations of another kind."""
+        discrete = isinstance(space, gym.spaces.Discrete) and space.start == 0
+        vector = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
+        require(discrete or vector, "env", "observations Discrete (from 0) or Box with one axis", space)
+        assert isinstance(space, gym.spaces.Discrete | gym.spaces.Box)
+        return Layout(space, size, is_distribution)
+
+    @property
+    def width(self) -> int:
+        """Entries a state takes: the commitment, with a leading 1 unless it is a distribution."""
+        return self.size + (not self.is_distribution)
+
+    @property
+    def space(self) -> gym.spaces.Box:
+        """The space of the vectors."""
+        bound = (0.0, 1.0) if self.is_distribution else (-np.inf, np.inf)
+        if isinstance(self.base, gym.spaces.Discrete):
+            return gym.spaces.Box(*bound, (int(self.base.n) * self.width,), np.float32)
+        low, high = (
+            np.concatenate([end.astype(np.float32), np.full(self.size, edge, np.float32)])
+            for end, edge in zip((self.base.low, self.base.high), bound, strict=True)
+        )
+        return gym.spaces.Box(low, high, dtype=np.float32)
+
+    def join(self, obs: NDArray[Any], shown: Features) -> Features:
+        """Vectors ``[n, ...]`` of observations ``[n]`` or ``[n, d]`` and commitments ``[n, size]``."""
+        if isinstance(self.base, gym.spaces.Box):
+            return np.concatenate([obs.astype(np.float32), shown], axis=1)
+        n, S = len(obs), int(self.base.n)
+        features = np.zeros((n, S, self.width), dtype=np.float32)
+        states, rows = obs.astype(np.intp, copy=False), np.arange(n)
+        if self.is_distribution:
+            features[rows, states] = shown
+        else:
+            features[rows, states, 0] = 1.0
+            features[rows, states, 1:] = shown
+        return features.reshape(n, -1)
+
+    def seen(self, obs: Any) -> NDArray[Any]:
+        """The environment's own observations ``[n, ...]`` as they stand in the vectors: a Box's in float32."""
+        return np.asarray(obs) if isinstance(self.base, gym.spaces.Discrete) else np.asarray(obs, dtype=np.float32)
+
+    def base_observation(self, obs: Any) -> NDArray[Any]:
+        """The observations inside vectors ``[..., D]``: states ``[...]``, or ``[..., d]``."""
+        vectors = np.asarray(obs)
+        if isinstance(self.base, gym.spaces.Box):
+            return vectors[..., : self.base.shape[0]]
+        # the first entry that is not 0 is of the state's own block
+        states: NDArray[Any] = (vectors != 0).argmax(-1) // self.width
+        return states
+
+    def base_tensor(self, obs: Any) -> Tensor:
+        """``base_observation`` in torch."""
+        vectors = torch.as_tensor(obs)
+        if isinstance(self.base, gym.spaces.Box):
+            return vectors[..., : self.base.shape[0]]
+        return torch.div((vectors != 0).to(torch.uint8).argmax(-1), self.width, rounding_mode="floor")
+
+
+class CommitmentLeaderModel(nn.Module):
+    """A leader model that reads observations with commitments: what it sees of them is the environment's own part.
+
+    Attributes:
+        x: the parameter of the inner model.
+    """
+
+    def __init__(self, inner: nn.Module, base_tensor: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.x = inner.get_parameter("x")
+        self.inner = inner
+        self._base_tensor = base_tensor
+
+    def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """``(r_follower, r_leader, log_p)`` for observations ``[..., D]``; see ``LeaderEnv.leader_model``."""
+        answer: tuple[Tensor, Tensor, Tensor] = self.inner(
+            self._base_tensor(obs), action, draw, self._base_tensor(next_obs)
+        )
+        return answer
+
+
+# --- native simulators ------------------------------------------------------------------------------------------------
 
 
 class VectorEnvAdapter(VecEnv):
     """A ``LeaderVectorEnv`` as the VecEnv that SB3 algorithms train on.
 
-    Infos are one dict a copy, with ``leader_reward`` (float), ``leader_draw`` (int, or an array), ``TimeLimit.truncated``
-    and, at an episode's end, ``terminal_observation``. ``env_method("set_leader", x)`` and ``env_method("commitment", obs)``
-    work as on other VecEnvs, with ``indices`` too; ``set_leader`` and ``commitment`` serve all copies at once. For
+    Infos are one dict an environment, with ``leader_reward`` (float), ``leader_draw`` (int, or an array), ``TimeLimit.truncated``
+    and, at an episode's end, ``terminal_observation``. The same stands in :attr:`arrays`: where nobody reads infos in the midst
+    of episodes, ``infos=False`` leaves them empty there. ``env_method("set_leader", x)`` and ``env_method("commitment", obs)``
+    work as on other VecEnvs, with ``indices`` too; ``set_leader`` and ``commitment`` serve all environments at once. For
     episode statistics, wrap it in SB3's ``VecMonitor``.
 
     Args:
         env: the simulator, e.g. ``gym.make_vec("bilevel_gym/StackelbergGame-v0", num_envs=64)``.
+        observe_commitment: whether observations show what the follower may know of x (see the module).
+        infos: whether infos are filled at every step, or only where an episode ends.
+
+    Attributes:
+        arrays: what the last step's infos tell, by the same keys, ``[n, ...]`` each; with ``observe_commitment`` also
+            ``base_obs`` and ``base_next_obs``, the environments' own observations before the step, and after it before a reset.
 
     Raises:
-        ValueError: an env that is no ``LeaderVectorEnv``, or one inside a wrapper.
+        ValueError: an env that is no ``LeaderVectorEnv``, or one inside a wrapper; with ``observe_commitment``, observations
+            that are neither Discrete nor a Box of one axis.
     """
 
-    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any]) -> None:
+    def __init__(
+        self, env: gym.vector.VectorEnv[Any, Any, Any], observe_commitment: bool = False, infos: bool = True
+    ) -> None:
         base = env.unwrapped
         fits = isinstance(base, LeaderVectorEnv) and env is base
         require(fits, "env", "a LeaderVectorEnv (a natively vectorised environment) without wrappers", repr(env))
         assert isinstance(base, LeaderVectorEnv)
-        self.env = base
-        super().__init__(base.num_envs, base.single_observation_space, base.single_action_space)
+        self.env, self.infos = base, infos
+        self.arrays: dict[str, NDArray[Any]] = {}
+        space, self._layout = base.single_observation_space, None
+        if observe_commitment:
+            self._layout = Layout.of(space, base.commitment_size, base.commitment_is_distribution)
+            space = self._layout.space
+        super().__init__(base.num_envs, space, base.single_action_space)
+        self._obs: Any = None
         self._actions: NDArray[Any] | None = None
 
+    def _shown(self, obs: NDArray[Any]) -> NDArray[Any]:
+        """What followers see where the environments observe ``obs``, ``[n, ...]``."""
+        return obs if self._layout is None else self._layout.join(obs, self.env.commitment(obs))
+
     def reset(self) -> NDArray[Any]:
-        """Start every copy anew, from the seed given to ``seed`` last, if any; ``[n, ...]``."""
-        obs: NDArray[Any]
-        obs, _ = self.env.reset(seed=self._seeds[0])
+        """Start every environment anew, from the seed given to ``seed`` last, if any; ``[n, ...]``."""
+        self._obs, _ = self.env.reset(seed=self._seeds[0])
         self.reset_infos = [{} for _ in range(self.num_envs)]
         self._reset_seeds()
         self._reset_options()
-        return obs
+        return self._shown(self._obs)
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Keep the actions, ``[n, ...]``, for ``step_wait``."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Step every copy."""
+        """Step every environment."""
         obs, rewards, terminated, truncated, columns = self.env.step(self._actions)
-        limited = truncated & ~terminated
-        drawn = columns["leader_draw"]
-        draws = drawn.tolist() if drawn.ndim == 1 else list(drawn)
-        rows = zip(columns["leader_reward"].tolist(), draws, limited.tolist(), strict=True)
-        infos = [
-            {"leader_reward": reward, "leader_draw": draw, "TimeLimit.truncated": cut} for reward, draw, cut in rows
-        ]
-        dones = terminated | truncated
-        final_obs = columns.get("final_obs")
-        if final_obs is not None:
-            for i in dones.nonzero()[0].tolist():
-                infos[i]["terminal_observation"] = np.asarray(final_obs[i], dtype=obs.dtype)[()]
-        return obs, rewards.astype(np.float32), dones, infos
+        dones, after = terminated | truncated, obs
+        rewarded, drawn, limited = columns["leader_reward"], columns["leader_draw"], truncated & ~terminated
+        self.arrays = {"leader_reward": rewarded, "leader_draw": drawn, "TimeLimit.truncated": limited}
+        # A dict an environment where somebody reads it: at every step if that was asked for, and at the ends of episodes.
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        ended: list[int] = dones.nonzero()[0].tolist()
+        if self.infos or ended:
+            draws = drawn.tolist() if drawn.ndim == 1 else drawn
+            told = [
+                {"leader_reward": reward, "leader_draw": draw, "TimeLimit.truncated": cut}
+                for reward, draw, cut in zip(rewarded.tolist(), draws, limited.tolist(), strict=True)
+            ]
+            infos = told if self.infos else infos
+        if ended:
+            after = obs.copy()
+            for i in ended:
+                after[i] = columns["final_obs"][i]
+            last = self._shown(after)
+            for i in ended:
+                infos[i] = {**told[i], "terminal_observation": last[i]}
+        if self._layout is not None:
+            self.arrays |= {"base_obs": self._layout.seen(self._obs), "base_next_obs": self._layout.seen(after)}
+        self._obs = obs
+        return self._shown(obs), rewards.astype(np.float32), dones, infos
 
     def set_leader(self, x: Any) -> None:
-        """Set x, ``[dim]`` for all copies or ``[n, dim]``, one row a copy; raises as the simulator's ``set_leader``."""
+        """Set x, ``[dim]`` for all or ``[n, dim]``, one row an environment; raises as the simulator's ``set_leader``."""
         self.env.set_leader(x)
 
-    def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """What each copy's follower may be shown of its copy's x, ``[n, size]`` for obs ``[n, ...]``."""
+    def commitment(self, obs: Any) -> Features:
+        """What each environment's follower may be shown of its own x, ``[n, size]`` for the simulator's obs ``[n, ...]``."""
         return self.env.commitment(obs)
 
+    def every_observation(self, x: Any, states: Any = None) -> NDArray[Any]:
+        """What a follower sees in each state of a tabular problem under x, whatever x the environments are under.
+
+        Args:
+            x: ``[dim]``, or several, ``[k, dim]``.
+            states: which states, ``[S]``; None for all.
+
+        Returns:
+            ``[S, ...]``, or ``[k * S, ...]``, one x after another.
+        """
+        space: Any = self.env.single_observation_space
+        states, points = np.arange(space.n) if states is None else np.asarray(states), np.atleast_2d(x)
+        if self._layout is None:
+            return np.tile(states, len(points))
+        features = []
+        for point in points:
+            with torch.no_grad():
+                shown = self.env.problem.commitment(as_float64(point, "x")).to(torch.float32)  # type: ignore[attr-defined]
+            rows = shown.reshape(-1, shown.shape[-1]).numpy()
+            features.append(self._layout.join(states, rows[states if len(rows) > 1 else np.zeros_like(states)]))
+        return np.concatenate(features)
+
+    def base_observation(self, obs: Any) -> NDArray[Any]:
+        """The environments' own observations inside what followers see, ``[..., D]``."""
+        return np.asarray(obs) if self._layout is None else self._layout.base_observation(obs)
+
     def leader_model(self) -> nn.Module:
-        """The step as a function of x."""
-        return self.env.leader_model()
+        """The step as a function of x, for these observations."""
+        model = self.env.leader_model()
+        return model if self._layout is None else CommitmentLeaderModel(model, self._layout.base_tensor)
 
     def close(self) -> None:
         self.env.close()
 
-    def _indices(self, indices: VecEnvIndices) -> list[int]:
-        return list(self._get_indices(indices))
-
     def _rows(self) -> NDArray[np.float64]:
-        """Each copy's x, ``[n, dim]``."""
+        """Each environment's x, ``[n, dim]``."""
         x = self.env.leader_x
         return np.broadcast_to(x, (self.num_envs, x.shape[-1]))
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method for the copies in ``indices``, by default all; one answer a copy.
+        """Call a method for the environments in ``indices``, by default all; one answer an environment.
 
-        ``set_leader`` with ``indices`` changes the x of those copies alone. ``commitment`` takes one observation, or
-        one a copy of ``indices``; ``action_masks`` gives each copy its own row. Other methods belong to the simulator as a
-        whole: they are called once and every copy gets the answer.
+        ``set_leader`` with ``indices`` changes the x of those alone. ``commitment`` takes one observation of the simulator's, or
+        one an environment of ``indices``; ``action_masks`` gives each its own row. Other methods belong to the simulator as a
+        whole: they are called once and every environment gets the answer.
         """
-        chosen = self._indices(indices)
+        chosen = list(self._get_indices(indices))
         if method_name == "set_leader" and indices is not None:
             x = self._rows().copy()
             point = np.asarray(method_args[0] if method_args else method_kwargs["x"], dtype=np.float64)
@@ -111,65 +285,140 @@ class VectorEnvAdapter(VecEnv):
             self.env.set_leader(x)
             return [None] * len(chosen)
         if method_name == "commitment":
-            space = self.observation_space
+            space = self.env.single_observation_space
             obs = np.zeros((self.num_envs, *(space.shape or ())), dtype=space.dtype)
             obs[chosen] = method_args[0] if method_args else method_kwargs["obs"]
             return list(self.env.commitment(obs)[chosen])
-        if method_name == "action_masks":
-            masks = getattr(self.env, method_name)()  # of environments whose actions may be missing
-            return list(masks[chosen])
-        return [getattr(self.env, method_name)(*method_args, **method_kwargs)] * len(chosen)
+        owner = self if method_name in ("leader_model", "base_observation") else self.env
+        answer = getattr(owner, method_name)(*method_args, **method_kwargs)
+        return list(answer[chosen]) if method_name == "action_masks" else [answer] * len(chosen)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of the simulator, once a copy; ``leader_x`` is each copy's own."""
-        chosen = self._indices(indices)
+        """An attribute of the simulator, once an environment; ``leader_x`` is each one's own."""
+        chosen = list(self._get_indices(indices))
         if attr_name == "leader_x":
             return [row.copy() for row in self._rows()[chosen]]
         return [getattr(self.env, attr_name)] * len(chosen)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an existing attribute of the simulator, which all copies share.
+        """Set an existing attribute of the simulator, which all environments share.
 
         Raises:
             ValueError: ``indices`` given.
             AttributeError: no such attribute, or one that cannot be set (``leader_x``: use ``set_leader``).
         """
-        require(indices is None, "indices", "None, for the copies share their attributes", indices)
+        require(indices is None, "indices", "None, for the environments share their attributes", indices)
         getattr(self.env, attr_name)
         setattr(self.env, attr_name, value)
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """False for every copy: there are no wrapped environments inside."""
-        return [False] * len(self._indices(indices))
+        """False for every environment: there are no wrapped ones inside."""
+        return [False] * len(list(self._get_indices(indices)))
 
     def get_images(self) -> Sequence[None]:
         """The simulator draws no images."""
         return [None] * self.num_envs
 
 
-def set_leader(venv: VecEnv, x: Any) -> None:
-    """Set the leader's parameter in every copy of a VecEnv, through any wrappers.
+# --- on any VecEnv ----------------------------------------------------------------------------------------------------
 
-    It goes through ``env_method``: ``venv.set_attr`` would write to the outermost wrapper of each copy and leave the
+
+def set_leader(venv: VecEnv, x: Any) -> None:
+    """Set the leader's parameter in every environment of a VecEnv, through any wrappers.
+
+    It goes through ``env_method``: ``venv.set_attr`` would write to the outermost wrapper of each environment and leave the
     environment as it was.
 
     Args:
-        venv: copies of a leader environment.
-        x: ``[dim]`` for all copies, or ``[n, dim]``, one row a copy.
+        venv: parallel leader environments.
+        x: ``[dim]`` for all, or ``[n, dim]``, one row an environment.
 
     Raises:
         ValueError: a shape that is neither; what the environment's ``set_leader`` raises.
     """
-    points = np.asarray(x, dtype=np.float64)
-    if points.ndim == 1:
-        venv.env_method("set_leader", points)
-        return
-    n = venv.num_envs
-    require(points.ndim == 2 and len(points) == n, "x", f"shape (dim,) or ({n}, dim)", f"shape {points.shape}")
-    if isinstance(venv.unwrapped, VectorEnvAdapter):
+    points, n = np.asarray(x, dtype=np.float64), venv.num_envs
+    if points.ndim != 1:
+        require(points.ndim == 2 and len(points) == n, "x", f"shape (dim,) or ({n}, dim)", f"shape {points.shape}")
+    if points.ndim == 1 or isinstance(venv.unwrapped, VectorEnvAdapter):
         venv.env_method("set_leader", points)
         return
     for i, row in enumerate(points):
         venv.env_method("set_leader", row, indices=i)
+
+
+def leader_model(env: gym.Env[Any, Any], x: NDArray[np.float64]) -> nn.Module:
+    """A leader environment's model of a step at x, ``[dim]``, through any wrappers; x is its environment's from then on."""
+    env.get_wrapper_attr("set_leader")(x)
+    return env.get_wrapper_attr("leader_model")()  # type: ignore[no-any-return]
+
+
+def info_column(venv: VecEnv, infos: Sequence[dict[str, Any]], name: str, optional: bool = False) -> Any:
+    """What stands under a name in the infos of a VecEnv's last step, ``[n, ...]``.
+
+    Args:
+        venv: parallel environments.
+        infos: what their last step told.
+        name: the key.
+        optional: answer None where there is no such key.
+
+    Raises:
+        ValueError: there is no such key, and it is not optional.
+    """
+    inner = venv.unwrapped
+    held: Any = inner.arrays if isinstance(inner, VectorEnvAdapter) else infos[0]
+    if optional and name not in held:
+        return None
+    require(name in held, "info", f"the key {name!r} after every step", sorted(held))
+    return held[name] if held is not infos[0] else np.array([info[name] for info in infos])
+
+
+def add_info_column(venv: VecEnv, infos: Sequence[dict[str, Any]], name: str, values: NDArray[Any]) -> None:
+    """Add to the infos of a VecEnv's last step: a number an environment, ``[n]``."""
+    inner = venv.unwrapped
+    if isinstance(inner, VectorEnvAdapter):
+        inner.arrays[name] = values
+    if not isinstance(inner, VectorEnvAdapter) or inner.infos:
+        for info, value in zip(infos, values.tolist(), strict=True):
+            info[name] = value
+
+
+class RewardMixing(VecEnvWrapper):
+    """Pays own_weight * r_f + weight * r_l; ``info["follower_reward"]`` keeps r_f, ``info["leader_reward"]`` r_l.
+
+    With weight 1/lam, the follower that maximises this return is the lower variable of the penalised problem divided
+    by lam.
+
+    Args:
+        venv: parallel leader environments.
+        weight: weight of the leader's reward, finite; it may be set anew at any time, and counts from the next step.
+        own_weight: weight of the follower's own reward, finite.
+
+    Raises:
+        ValueError: a weight that is not finite; in ``step``, infos without the leader's reward.
+    """
+
+    def __init__(self, venv: VecEnv, weight: float, own_weight: float = 1.0) -> None:
+        self.weight = weight
+        self.own_weight = check_number(own_weight, "own_weight", open_low=True, open_high=True)
+        super().__init__(venv)
+
+    @property
+    def weight(self) -> float:
+        """Weight of the leader's reward."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        self._weight = check_number(value, "weight", open_low=True, open_high=True)
+
+    def reset(self) -> VecEnvObs:
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        leader_rewards = info_column(self.venv, infos, "leader_reward")
+        add_info_column(self.venv, infos, "follower_reward", rewards)
+        mixed = self.own_weight * rewards + self._weight * leader_rewards
+        return obs, mixed.astype(np.float32), dones, infos

@@ -125,7 +125,7 @@ class _Worker:
     """The connection to a worker process, under the worker's name.
 
     Args:
-        index: number of the worker, and of its copy.
+        index: number of the worker, and of its environment.
         connection: to the process.
         process: the process.
     """
@@ -146,10 +146,10 @@ class _Worker:
 
 
 class WorkerVecEnv(SubprocVecEnv):
-    """One process a copy. Observations and rewards have the types that ``DummyVecEnv`` gives them, so all numbers agree.
+    """One process an environment. Observations and rewards have the types that ``DummyVecEnv`` gives them, so all numbers agree.
 
     Args:
-        env_fns: what makes each copy; pickled by cloudpickle.
+        env_fns: what makes each environment; pickled by cloudpickle.
         start_method: of ``multiprocessing``; None takes "forkserver", or "spawn" where there is none. Scripts then need
             ``if __name__ == "__main__":``.
 

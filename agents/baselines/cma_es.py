@@ -316,7 +316,7 @@ class CMAESMethod(Method):
             player = follower.player(self._rollouts, greedily=True)
             episodes = collect(self._rollouts, player, w.horizon(self.config.rollout_tail), seed)
         state.num_timesteps += episodes.steps
-        _, leader = episode_returns(episodes, w.base_space, w.base_observation, w.gamma)
+        _, leader = episode_returns(episodes, w.base_space, w.gamma)
         return leader
 
     def evaluate(self, state: CMAESState, x: Tensor, iteration: int) -> Evaluation:

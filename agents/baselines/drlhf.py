@@ -6,10 +6,17 @@ depend on it.
 
 from __future__ import annotations
 
-from ..preferences.loop import PreferenceLearner
+from typing import Any
+
+from ..followers.spec import FollowerSpec
+from ..preferences.config import PreferenceConfig
+from ..preferences.labels import Labeller
+from ..preferences.leader import PreferenceLeader
+from ..preferences.worlds import Copies
+from ..worlds import EnvSpec
 
 
-class DRLHF(PreferenceLearner):
+class DRLHF(PreferenceLeader):
     """A reward learned from preferences, without regard to how the follower depends on it.
 
     Arguments, attributes and errors as ``PreferencePBRL``, without the penalty.
@@ -21,3 +28,14 @@ class DRLHF(PreferenceLearner):
         >>> DRLHF("bilevel_gym/RewardGrid-v0", A2C, config).learn(1_000).evaluate().labels
         8
     """
+
+    def __init__(
+        self,
+        env: EnvSpec | Copies,
+        follower: FollowerSpec,
+        config: PreferenceConfig | None = None,
+        labeller: Labeller | None = None,
+        seed: int | None = 0,
+        env_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(self.method_class(env, follower, config, labeller, env_kwargs), seed)

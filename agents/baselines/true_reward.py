@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from torch import Tensor
 
+from ...envs.mdp import TabularMDP
 from ...wrappers import SegmentRecorder
+from ...wrappers.vec_env import info_column
+from ..leader import Progress
+from ..preferences.method import PreferenceMethod
 from ..preferences.recorded import RecordedFollower
+from ..preferences.reward_model import RewardModel
 from ..preferences.training import Fit
 from .drlhf import DRLHF
 
@@ -17,7 +24,7 @@ class PaidFromInfo(VecEnvWrapper):
     """Pays what stands in ``info`` under a key.
 
     Args:
-        venv: copies of an environment.
+        venv: parallel environments.
         key: the key.
     """
 
@@ -30,7 +37,29 @@ class PaidFromInfo(VecEnvWrapper):
 
     def step_wait(self) -> VecEnvStepReturn:
         obs, _, dones, infos = self.venv.step_wait()
-        return obs, np.array([info[self._key] for info in infos], dtype=np.float32), dones, infos
+        paid = info_column(self.venv, infos, self._key)
+        return obs, paid.astype(np.float32), dones, infos
+
+
+class TrueRewardMethod(PreferenceMethod):
+    """Nobody is asked, nothing is fitted."""
+
+    def paying(self, model: RewardModel, recorder: SegmentRecorder) -> VecEnv:
+        key = self.worlds.wage
+        return recorder if key is None else PaidFromInfo(recorder, key)
+
+    def begin(self, state: Any, progress: Progress, afresh: bool) -> None:
+        state.begun = True
+
+    def ask(self, state: Any, n: int, since: int) -> None: ...
+
+    def fit(self, state: Any, epochs: int, since: dict[str, int] | None, progress: Progress) -> Fit:
+        return Fit(float("nan"), float("nan"))
+
+    def relabel(self, state: Any, f: RecordedFollower) -> None: ...
+
+    def table(self, state: Any, mdp: TabularMDP) -> Tensor:
+        return mdp.r
 
 
 class TrueReward(DRLHF):
@@ -39,21 +68,4 @@ class TrueReward(DRLHF):
     Arguments as ``DRLHF``; a labeller is not used.
     """
 
-    def _paying(self, recorder: SegmentRecorder) -> VecEnv:
-        key = self.worlds.wage
-        return recorder if key is None else PaidFromInfo(recorder, key)
-
-    def _begin(self) -> None:
-        self._begun = True
-
-    def _ask(self, n: int, since: int) -> None: ...
-
-    def _fit(self, epochs: int, since: dict[int, int] | None) -> Fit:
-        return Fit(float("nan"), float("nan"))
-
-    def _relabel(self, f: RecordedFollower) -> None: ...
-
-    def _table(self) -> Tensor:
-        mdp = self.worlds.true_mdp()
-        assert mdp is not None
-        return mdp.r
+    method_class = TrueRewardMethod

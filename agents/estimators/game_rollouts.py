@@ -47,7 +47,7 @@ from torch import Tensor
 from ...envs.mdp import TabularMDP, ZeroSumGame, action_value, player_mdp, policy_value, visitation
 from ...envs.mdp.checks import require
 from ...envs.player import PlayerVectorEnv
-from ...envs.sampling import InverseCdfSampler
+from ...envs.tabular import InverseCdfSampler
 from ..penalties import Term
 from .base import Estimator, GradientEstimate, PenaltyEstimate
 from .rollouts import Floats, LinearCritic, Rollouts, mean_and_error
@@ -192,7 +192,7 @@ class GameRolloutEstimator(Estimator):
         self.leaders.set_leader(x.detach().numpy())
         against_2 = play(self.players, best[0], pi[1], self.horizon, seed)
         against_1 = play(self.players, pi[0], best[1], self.horizon, seed)
-        own = play(self.leaders, *pi, self.horizon, seed)
+        own = play(self.leaders, pi[0], pi[1], self.horizon, seed)
 
         d_2, d_1 = (self._visits(name, e) for name, e in (("against_2", against_2), ("against_1", against_1)))
         d_leader = self._visits("leader", own)

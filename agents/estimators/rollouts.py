@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ...envs.mdp import negative_entropy
 from ...envs.mdp.checks import check_number, check_size, plain_fields
-from ...wrappers import set_leader
+from ...wrappers.vec_env import info_column, leader_model, set_leader
 from ..penalties import Term
 from ..records import storable
 from .base import Estimator, GradientEstimate, PenaltyEstimate
@@ -77,7 +77,8 @@ class Rollout:
 
     Attributes:
         obs: observations as the follower sees them, ``[T, N, ...]``.
-        next_obs: observations after the step, before a reset, ``[T, N, ...]``.
+        base_obs: the environment's own observations, ``[T, N, ...]``: without what the follower is shown of x.
+        base_next_obs: the same after the step, before a reset, ``[T, N, ...]``.
         action: the follower's actions, ``[T, N, ...]``.
         draw: the leader's draws, ``[T, N, ...]``.
         r_follower: ``[T, N]``.
@@ -87,7 +88,8 @@ class Rollout:
     """
 
     obs: NDArray[Any]
-    next_obs: NDArray[Any]
+    base_obs: NDArray[Any]
+    base_next_obs: NDArray[Any]
     action: NDArray[Any]
     draw: NDArray[Any]
     r_follower: Floats
@@ -102,35 +104,40 @@ class Rollout:
 
 
 def collect(venv: VecEnv, act: Act, horizon: int, seed: int) -> Rollout:
-    """Reset every copy with ``seed`` (common random numbers between policies) and take ``horizon`` steps."""
+    """Reset every environment with ``seed`` (common random numbers between policies) and take ``horizon`` steps."""
     venv.seed(seed)
     obs = np.asarray(venv.reset())
-    alive = np.ones(venv.num_envs)
-    columns: list[list[Any]] = [[] for _ in range(8)]
+    alive, shown = np.ones(venv.num_envs), False
+    columns: list[list[Any]] = [[] for _ in range(9)]
     for _ in range(horizon):
         action = act(obs)
         following, reward, done, infos = venv.step(action)
-        after = np.array(following)
+        base, after = (info_column(venv, infos, name, optional=True) for name in ("base_obs", "base_next_obs"))
+        shown, terminated = base is not None, done.copy()
+        if not shown:  # the follower sees what the environment observes
+            base, after = obs, np.array(following)
         for i in np.flatnonzero(done):
-            after[i] = infos[i]["terminal_observation"]
-        truncated = np.array([bool(done[i]) and info.get("TimeLimit.truncated", False) for i, info in enumerate(infos)])
-        leader = np.array([info["leader_reward"] for info in infos], dtype=np.float64)
-        draw = np.array([info.get("leader_draw", 0) for info in infos])
+            terminated[i] = not infos[i].get("TimeLimit.truncated", False)
+            if not shown:
+                after[i] = infos[i]["terminal_observation"]
+        draw = info_column(venv, infos, "leader_draw", optional=True)
         step = (
             obs,
+            base,
             after,
             action,
-            draw,
+            np.zeros(venv.num_envs, dtype=np.int64) if draw is None else draw,
             np.asarray(reward, dtype=np.float64),
-            leader,
+            info_column(venv, infos, "leader_reward").astype(np.float64),
             alive,
-            (done & ~truncated).astype(np.float64),
+            terminated.astype(np.float64),
         )
         for column, value in zip(columns, step, strict=True):
             column.append(value)
         alive = alive * (1.0 - done)
         obs = np.asarray(following)
-    return Rollout(*(np.stack(column) for column in columns))
+    seen, base_obs, *others = (np.stack(column) for column in columns)
+    return Rollout(seen, base_obs if shown else seen, *others)
 
 
 def discounts(rollout: Rollout, gamma: float) -> Floats:
@@ -261,15 +268,10 @@ def state_features(space: gym.spaces.Space[Any]) -> Callable[[NDArray[Any]], Flo
     return features
 
 
-def episode_returns(
-    rollout: Rollout,
-    space: gym.spaces.Space[Any],
-    base_observation: Callable[[NDArray[Any]], NDArray[Any]],
-    gamma: float,
-) -> tuple[Floats, Floats]:
+def episode_returns(rollout: Rollout, space: gym.spaces.Space[Any], gamma: float) -> tuple[Floats, Floats]:
     """The follower's and the leader's return of each copy, ``[N]``; a critic of these episodes goes on where they are cut."""
     T, N = rollout.alive.shape
-    base, after = (base_observation(part.reshape(T * N, *part.shape[2:])) for part in (rollout.obs, rollout.next_obs))
+    base, after = (part.reshape(T * N, *part.shape[2:]) for part in (rollout.base_obs, rollout.base_next_obs))
     rewards = np.stack([rollout.r_follower.ravel(), rollout.r_leader.ravel()], axis=1)
     critic = LinearCritic(state_features(space), gamma, memory=0.0)
     critic.update(base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
@@ -301,12 +303,11 @@ class RolloutEstimator(Estimator):
         self.gae_lambda = suits if rollouts.gae_lambda is None else rollouts.gae_lambda
         features = state_features(worlds.base_space)
         self.critics = {
-            name: LinearCritic(features, worlds.gamma, rollouts.critic_memory) for name in ("best_response", "penalised")
+            name: LinearCritic(features, worlds.gamma, rollouts.critic_memory)
+            for name in ("best_response", "penalised")
         }
 
-    def __call__(
-        self, x: Tensor, terms: Sequence[Term], followers: Mapping[str, Any], lam: float
-    ) -> GradientEstimate:
+    def __call__(self, x: Tensor, terms: Sequence[Term], followers: Mapping[str, Any], lam: float) -> GradientEstimate:
         # Fresh episodes at x of each role, from the same random numbers.
         set_leader(self.venv, x.detach().numpy())
         seed, played = int(self.rng.integers(2**31)), {}
@@ -315,12 +316,15 @@ class RolloutEstimator(Estimator):
             with follower.generators.active():  # once, and not at every step
                 played[name] = collect(self.venv, act, self.horizon, seed)
         # Surrogates of both returns of each, and their signed sum.
-        model = self.worlds.leader_model(x.detach().numpy())
+        model = leader_model(self.worlds.env, x.detach().numpy())
         surrogates, returns = {}, {}
         for name, rollout in played.items():
             paid = self._paid(rollout, followers[name])
             surrogates[name], returns[name] = self._surrogates(model, rollout, paid, self.critics[name])
-        ascent = sum(term.weight(lam) * surrogates[term.policies[0]][term.player is None] for term in terms)
+        ascent = sum(
+            term.sign * (1.0 if term.player is None else lam) * surrogates[term.policies[0]][term.player is None]
+            for term in terms
+        )
         (gradient,) = torch.autograd.grad(torch.as_tensor(ascent), [model.get_parameter("x")])
         # p^, and p^ + G/lam, G being what the leader gains by pi_y.
         gap, lost = (returns["best_response"] - returns["penalised"]).T
@@ -341,10 +345,7 @@ class RolloutEstimator(Estimator):
     ) -> tuple[tuple[Tensor, Tensor], Floats]:
         """Surrogates of the follower's and the leader's return, and both returns of each episode, ``[N, 2]``."""
         T, N = rollout.alive.shape
-        base, after = (
-            self.worlds.base_observation(part.reshape(T * N, *part.shape[2:]))
-            for part in (rollout.obs, rollout.next_obs)
-        )
+        base, after = (part.reshape(T * N, *part.shape[2:]) for part in (rollout.base_obs, rollout.base_next_obs))
         rewards = np.stack([paid.ravel(), rollout.r_leader.ravel()], axis=1)
         steps = (base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
         # The critic of earlier episodes, if there are any, is the baseline of these; then these are added to it.
@@ -356,7 +357,8 @@ class RolloutEstimator(Estimator):
             critic.update(*steps)
         gamma, kinds = self.worlds.gamma, (paid, rollout.r_leader)
         A_f, A_l = (
-            advantages(reward, V[..., i], V_next[..., i], rollout, gamma, self.gae_lambda) for i, reward in enumerate(kinds)
+            advantages(reward, V[..., i], V_next[..., i], rollout, gamma, self.gae_lambda)
+            for i, reward in enumerate(kinds)
         )
         both = surrogate(model, rollout, (base, after), discounts(rollout, gamma), (A_f, A_l))
         returns = [start_values(reward, V_next[..., i], rollout, gamma) for i, reward in enumerate(kinds)]

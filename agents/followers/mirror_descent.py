@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...envs.mdp import TabularMDP
 from ...envs.mdp.checks import check_number, check_size, plain_fields
-from ...envs.mdp.evaluation import LOG_FLOOR, entropy_weight
+from ...envs.mdp.tabular import LOG_FLOOR, entropy_weight
 from ..records import storable
 from .base import OracleAnswer, evaluated, softmax_policy, uniform_policy
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...envs.mdp import TabularMDP, policy_return_gradient
 from ...envs.mdp.checks import check_number, check_size, plain_fields
-from ...envs.mdp.evaluation import LOG_FLOOR
+from ...envs.mdp.tabular import LOG_FLOOR
 from ..records import storable
 from .base import OracleAnswer, evaluated, softmax_policy, uniform_policy
 

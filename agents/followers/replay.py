@@ -16,7 +16,6 @@ dropped as soon as x moves.
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import itemgetter
 from typing import Any
 
 import gymnasium as gym
@@ -24,17 +23,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.vec_env import VecEnv
 
 from ...envs.mdp.checks import require
+from ...wrappers.vec_env import info_column
 
 Floats = NDArray[np.float64]
 Relabel = Callable[
     [Floats, NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]],
     tuple[NDArray[Any], NDArray[Any], NDArray[Any], Floats],
 ]
-"""From x, ``[dim]``, and transitions (obs, action, draw, next_obs), each ``[n, ...]``, what they are at x: obs, next_obs,
-the follower's and the leader's reward, ``[n]``."""
-_FOLLOWER_REWARD, _LEADER_REWARD = itemgetter("follower_reward"), itemgetter("leader_reward")
+"""From x, ``[dim]``, and transitions (obs, action, draw, next_obs) in the environment's own observations, each ``[n, ...]``, what
+they are at x: obs and next_obs as the follower sees them, the follower's and the leader's reward, ``[n]``."""
 
 
 def played_actions(buffer: ReplayBuffer, copies: NDArray[np.intp], n: int) -> NDArray[Any]:
@@ -93,9 +93,12 @@ def restore_buffer(buffer: Any, state: dict[str, Any]) -> None:
 class TrueReplay(ReplayBuffer):
     """SB3's buffer, which also keeps the leader's draws and the two rewards that are mixed.
 
-    Arguments are SB3's. Infos have to come from ``RewardMixing``.
+    Arguments are SB3's, and ``venv``, whose steps it keeps, under a ``RewardMixing``; ``base_space``, of the environment's own
+    observations, where followers see more than these.
 
     Attributes:
+        base_obs: of the states before each step, ``[size, n_envs]``, where followers see features of them; else None.
+        base_next_obs: the same of the states after it.
         draws: the leader's draws, ``[size, n_envs, ...]``; None before the first step.
         follower_rewards: r_f, ``[size, n_envs]``, float32, as a VecEnv pays.
         leader_rewards: r_l, ``[size, n_envs]``.
@@ -104,13 +107,22 @@ class TrueReplay(ReplayBuffer):
     draws: NDArray[Any] | None = None
     _points: Floats | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, venv: VecEnv, base_space: gym.spaces.Space[Any] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._venv, self._base_space = venv, base_space
+        discrete = isinstance(base_space, gym.spaces.Discrete)
+        self.base_obs, self.base_next_obs = (
+            np.zeros((self.buffer_size, self.n_envs), np.int64) if discrete else None for _ in range(2)
+        )
         self.follower_rewards = np.zeros_like(self.rewards)
         self.leader_rewards = np.zeros(self.rewards.shape)
 
     @classmethod
-    def in_place_of(cls, model: Any) -> TrueReplay | None:
+    def in_place_of(
+        cls, model: Any, venv: VecEnv, base_space: gym.spaces.Space[Any] | None = None
+    ) -> TrueReplay | None:
         """Give a model that holds a plain, still empty replay buffer this one; None for other models."""
         held = getattr(model, "replay_buffer", None)
         if type(held) is not ReplayBuffer or held.optimize_memory_usage:
@@ -122,6 +134,8 @@ class TrueReplay(ReplayBuffer):
             device=model.device,
             n_envs=model.n_envs,
             handle_timeout_termination=held.handle_timeout_termination,
+            venv=venv,
+            base_space=base_space,
         )
         return model.replay_buffer  # type: ignore[no-any-return]
 
@@ -136,12 +150,19 @@ class TrueReplay(ReplayBuffer):
     ) -> None:
         at = self.pos
         super().add(obs, next_obs, action, reward, done, infos)
-        drawn = np.asarray([info.get("leader_draw", 0) for info in infos])
+        drawn, base = (info_column(self._venv, infos, name, optional=True) for name in ("leader_draw", "base_obs"))
+        if drawn is None:
+            drawn = np.zeros(self.n_envs, np.int64)
         if self.draws is None:
             self.draws = np.zeros((self.buffer_size, *drawn.shape), drawn.dtype)
         self.draws[at] = drawn
-        self.follower_rewards[at] = list(map(_FOLLOWER_REWARD, infos))
-        self.leader_rewards[at] = list(map(_LEADER_REWARD, infos))
+        if self.base_obs is not None and self.base_next_obs is not None:
+            self.base_obs[at], self.base_next_obs[at] = base, info_column(self._venv, infos, "base_next_obs")
+        self.follower_rewards[at] = info_column(self._venv, infos, "follower_reward")
+        self.leader_rewards[at] = info_column(self._venv, infos, "leader_reward")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_venv"}
 
     def renew(
         self, points: Floats, weight: float, relabel: Relabel | None, told: bool, own_weight: float = 1.0
@@ -174,21 +195,28 @@ class TrueReplay(ReplayBuffer):
         if n == 0 or self.draws is None:
             return
         different, which = np.unique(points, axis=0, return_inverse=True)
+        base, base_next = self._base()
         for k, x in enumerate(different):
-            copies = np.flatnonzero(which.ravel() == k)
-            obs, draw, after = (
-                part[:n, copies].reshape(n * len(copies), *shape)
+            rows = np.flatnonzero(which.ravel() == k)
+            before, draw, after = (
+                part[:n, rows].reshape(n * len(rows), *shape)
                 for part, shape in (
-                    (self.observations, self.observation_space.shape or ()),
+                    (base, base.shape[2:]),
                     (self.draws, self.draws.shape[2:]),
-                    (self.next_observations, self.observation_space.shape or ()),
+                    (base_next, base.shape[2:]),
                 )
             )
-            obs, after, r_follower, r_leader = relabel(x, obs, played_actions(self, copies, n), draw, after)
-            for part, value in (
-                (self.observations, obs),
-                (self.next_observations, after),
-                (self.follower_rewards, r_follower),
-                (self.leader_rewards, r_leader),
-            ):
-                part[:n, copies] = np.asarray(value).reshape(n, len(copies), *part.shape[2:])
+            found = relabel(x, before, played_actions(self, rows, n), draw, after)
+            kept = (self.observations, self.next_observations, self.follower_rewards, self.leader_rewards)
+            for part, value in zip(kept, found, strict=True):
+                part[:n, rows] = np.asarray(value).reshape(n, len(rows), *part.shape[2:])
+
+    def _base(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The environment's own observations, before and after each step, ``[size, n_envs, ...]``."""
+        if self.base_obs is not None and self.base_next_obs is not None:
+            return self.base_obs, self.base_next_obs
+        if self._base_space is None:
+            shape = (self.buffer_size, self.n_envs, *(self.observation_space.shape or ()))
+            return self.observations.reshape(shape), self.next_observations.reshape(shape)
+        size = int(np.prod(self._base_space.shape or ()))  # a Box: what is shown of x stands behind it
+        return self.observations[..., :size], self.next_observations[..., :size]

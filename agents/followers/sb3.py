@@ -28,6 +28,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from ...envs.mdp import TabularMDP
 from ...envs.mdp.checks import check_count, check_number, require
 from ..files import write_whole
 from .model_state import explorations, load_model_state, model_state
@@ -156,6 +157,14 @@ class SB3Follower:
     def takes_masks(self) -> bool:
         """Whether it can be told which actions exist."""
         return "use_masking" in inspect.signature(self.model.learn).parameters
+
+    def table(self, mdp: TabularMDP, obs: NDArray[Any]) -> Tensor:
+        """The policy in every state of a model, ``[S, A]``, from what the follower sees there, ``[S, ...]``."""
+        asked = [obs]
+        if self.takes_masks and mdp.mask is not None:
+            asked.append(mdp.mask.expand(mdp.r.shape).reshape(-1, mdp.n_actions).numpy())
+        pi = torch.as_tensor(self.probabilities(*asked))
+        return pi / pi.sum(-1, keepdim=True)
 
     # --- training ------------------------------------------------------------------------------------------------
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import cloudpickle
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...wrappers.workers import InWorker, end_with, worker_context
 from .sb3 import SB3Follower
@@ -65,9 +66,7 @@ class FollowerWorker:
     def fetch_replay(self) -> None:
         """Hold the arrays of the replay buffer, too."""
         self._ask("arrays")
-        into = self._follower.replay_arrays(whole=True)
-        for name, array in self._answer().items():
-            into[name][: len(array)] = array
+        _fill_replay(self._follower, self._answer())
 
     def close(self) -> None:
         """End the process."""
@@ -77,53 +76,54 @@ class FollowerWorker:
         self._connection.close()
 
     def _ask(self, *message: Any) -> None:
-        try:
-            _send(self._connection, message)
-        except (OSError, ValueError) as error:
-            raise self._died() from error
+        with self._alive():
+            self._connection.send_bytes(_packed(message))
 
     def _answer(self) -> Any:
-        try:
-            fine, found = _receive(self._connection)
-        except (EOFError, OSError) as error:
-            raise self._died() from error
+        with self._alive():
+            answer = self._connection.recv_bytes()
+        fine, found = pickle.loads(answer)
         if not fine:
             raise WorkerError(f"follower: its process failed\n{found}")
         return found
 
-    def _died(self) -> WorkerError:
-        self._process.join(1.0)
-        return WorkerError(f"follower: expected its process to live, got exit code {self._process.exitcode}")
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """A connection that is lost means that the process has died."""
+        try:
+            yield
+        except (EOFError, OSError, ValueError) as error:
+            self._process.join(1.0)
+            expected = f"follower: expected its process to live, got exit code {self._process.exitcode}"
+            raise WorkerError(expected) from error
 
 
-def _send(connection: Any, message: Any) -> None:
+def _packed(message: Any) -> bytes:
     """Tensors by value: multiprocessing's own pickler would hand over each as a file descriptor, which takes milliseconds."""
-    connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+    return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
 
 
-def _receive(connection: Any) -> Any:
-    return pickle.loads(connection.recv_bytes())
+def _fill_replay(follower: SB3Follower, arrays: dict[str, NDArray[Any]]) -> None:
+    into = follower.replay_arrays(whole=True)
+    for name, array in arrays.items():
+        into[name][: len(array)] = array
 
 
 def _serve(connection: Any, recipe: bytes, threads: int) -> None:
     """What the process does: one answer to each message, until the connection ends."""
     torch.set_num_threads(threads)
-    follower: SB3Follower | None = None
-    train: Train | None = None
+    built: tuple[SB3Follower, Train] | None = None
     while True:
         try:
-            kind, *given = _receive(connection)
+            kind, *given = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
         try:
+            follower, train = built = cloudpickle.loads(recipe)() if built is None else built
             found: Any = None
-            if follower is None or train is None:
-                follower, train = cloudpickle.loads(recipe)()
             if kind == "take":
                 follower.load_state_dict(given[0])
-                into = follower.replay_arrays(whole=True)
-                for name, array in given[1].items():
-                    into[name][: len(array)] = array
+                _fill_replay(follower, given[1])
             elif kind == "train":
                 follower.generators.state = given[0]
                 found = train(given[1]), follower.state_dict()
@@ -133,4 +133,4 @@ def _serve(connection: Any, recipe: bytes, threads: int) -> None:
         except Exception:
             answer = False, traceback.format_exc()
         with suppress(BrokenPipeError):  # the leader's process has ended meanwhile
-            _send(connection, answer)
+            connection.send_bytes(_packed(answer))

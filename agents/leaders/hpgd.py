@@ -38,7 +38,7 @@ from ...envs.mdp import (
     visitation,
 )
 from ...envs.mdp.checks import check_number, check_size, check_tau, require
-from ...envs.mdp.evaluation import entropy_weight
+from ...envs.mdp.tabular import entropy_weight
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
 from ..leader import Progress
 from ..records import storable

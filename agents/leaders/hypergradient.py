@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...envs.mdp import BilevelProblem, SoftOptimum, TabularMDP, action_value, solve_soft
-from ...envs.mdp.evaluation import FactoredResolvent, entropy_weight, going_on
+from ...envs.mdp.tabular import FactoredResolvent, entropy_weight, going_on
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
 from ..leader import Progress
 from ..lower_levels import Policies, lower_level

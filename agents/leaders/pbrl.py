@@ -90,7 +90,7 @@ class PBRLConfig(LeaderConfig):
         evaluation_steps: steps of the freshly trained best response, where no model is known.
         vec_env: ``"native"``, the environment's own simulator of many copies; ``"dummy"``, SB3's ``DummyVecEnv``; ``"subproc"``,
             a process for each copy (2 ``n_envs``, and those of the estimator); None: native where there is one, else dummy.
-        relabel: whether replay buffers are kept true when x and lam move (see ``agents.oracles.replay``). None does all that
+        relabel: whether replay buffers are kept true when x and lam move (see ``agents.followers.replay``). None does all that
             is valid; True also raises where rewards cannot be relabelled; False leaves SB3's buffer alone.
         side_by_side: whether the penalised follower is trained in a process of its own while the best response is trained here;
             the numbers are the same, to the bit. Scripts then need ``if __name__ == "__main__":``.
@@ -197,7 +197,9 @@ class PBRLMethod(Method):
         learned = LearnedPlayers if several else LearnedFollower
         self.config, self.env, self.env_kwargs, self.follower_spec = config, env, env_kwargs, follower
         self.penalty = learned.default_penalty() if penalty is None else penalty
-        require(isinstance(self.penalty, Penalty), "penalty", "a penalty such as ValuePenalty()", type(penalty).__name__)
+        require(
+            isinstance(self.penalty, Penalty), "penalty", "a penalty such as ValuePenalty()", type(penalty).__name__
+        )
         self.penalty.check(learned.n_players)
         self.level: Any = learned(env, env_kwargs, config, self.penalty)
         self.source, self.worlds = self.level.worlds.source, self.level.worlds
@@ -217,7 +219,14 @@ class PBRLMethod(Method):
         state.followers = self.level.make_followers(self.follower_spec, x.detach(), words[:2], state.lam)
         state.estimator = self.level.estimator(state.followers, state.rng)
         state.optimizer = self.config.optimizer([{"params": [x]}], self._rate(1.0))
-        own = (self.env, self.follower_spec, self.penalty, replace(self.config, side_by_side=False), seed, self.env_kwargs)
+        own = (
+            self.env,
+            self.follower_spec,
+            self.penalty,
+            replace(self.config, side_by_side=False),
+            seed,
+            self.env_kwargs,
+        )
         self._recipe = partial(_twin, own)
         return state
 
@@ -250,13 +259,16 @@ class PBRLMethod(Method):
             "gradient_norm": float(found.ascent.norm()),
         }
 
-    def _train(self, state: PBRLState, progress: Progress) -> None:
-        config, n = self.config, len(state.followers)
-        # x for every parallel environment: x itself, and x plus noise, projected on X.
+    def neighbourhood(self, state: PBRLState) -> NDArray[np.float64]:
+        """x for every parallel environment, ``[n_envs, dim]``: x itself, and x plus noise, projected on X."""
+        config = self.config
         points = np.repeat(state.x.detach().numpy()[None], config.n_envs, axis=0)
         noisy = round(config.noisy_share * config.n_envs) if config.observe_commitment else 0
         points[:noisy] += config.x_noise * state.rng.standard_normal((noisy, points.shape[1]))
-        points = self.leader_set.project(torch.from_numpy(points)).numpy()
+        return self.leader_set.project(torch.from_numpy(points)).numpy()
+
+    def _train(self, state: PBRLState, progress: Progress) -> None:
+        config, n, points = self.config, len(state.followers), self.neighbourhood(state)
         # Steps asked of each follower now, the warm-up's at first, and those it will be asked for in all.
         asked = config.follower_steps + (0 if state.warm else min(int(config.warmup_steps), progress.total // 8))
         per_iteration = n * config.follower_steps + state.estimator.planned_steps
@@ -383,12 +395,12 @@ class PBRL(Leader):
     @property
     def best_response(self) -> Any:
         """What stands for pihat: the follower, or over a game a dict by player."""
-        return self.method.level.by_player(self.state.followers, "best_response")  # type: ignore[attr-defined]
+        return self.method.level.by_player(self.state.followers, "best_response")
 
     @property
     def penalised(self) -> Any:
         """What stands for pi_y: the follower, or over a game a dict by player."""
-        return self.method.level.by_player(self.state.followers, "penalised")  # type: ignore[attr-defined]
+        return self.method.level.by_player(self.state.followers, "penalised")
 
     @property
     def follower(self) -> SB3Follower:
@@ -412,7 +424,7 @@ class PBRL(Leader):
             ValueError: an x outside X, a ``render_mode`` for an environment that is already made.
         """
         point = self.leader_set.check(self.x if x is None else x, "x").detach()
-        return self.method.level.alone(self.state.followers, point.numpy(), render_mode)  # type: ignore[attr-defined, no-any-return]
+        return self.method.level.alone(self.state.followers, point.numpy(), render_mode)  # type: ignore[no-any-return]
 
 
 def _twin(arguments: tuple[Any, ...]) -> tuple[SB3Follower, Callable[[Any], int]]:
@@ -423,6 +435,6 @@ def _twin(arguments: tuple[Any, ...]) -> tuple[SB3Follower, Callable[[Any], int]
 
     def train(task: tuple[float, NDArray[np.float64], int, int]) -> int:
         leader.state.lam, points, asked, planned = task
-        return int(leader.method.level.train(leader.state, points, asked, planned, ("penalised",))["penalised"])  # type: ignore[attr-defined]
+        return int(leader.method.level.train(leader.state, points, asked, planned, ("penalised",))["penalised"])
 
     return leader.state.followers["penalised"], train

@@ -39,7 +39,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,19 +50,20 @@ from torch import Tensor
 
 from ...envs.mdp.checks import check_number, require
 from ...wrappers import Segment
-from ..common.storage import decode, encode
-from ..common.worlds import EnvSpec
 from ..followers.spec import FollowerSpec
+from ..leader import Progress
 from ..penalties import ValuePenalty
-from ..preferences.buffer import Preference, batch_of
+from ..preferences.buffer import Preference
 from ..preferences.config import PreferenceConfig
 from ..preferences.labels import Labeller
-from ..preferences.loop import PreferenceLearner
+from ..preferences.leader import PreferenceLeader
+from ..preferences.method import PreferenceMethod, PreferenceState
 from ..preferences.occupancy import Occupancy, known_occupancy, occupancy
 from ..preferences.planner import Planner
 from ..preferences.recorded import RecordedFollower
 from ..preferences.training import pair_losses
 from ..preferences.worlds import Copies
+from ..worlds import EnvSpec
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,119 @@ class Tracked:
     penalised: FollowerSpec
 
 
-class PreferencePBRL(PreferenceLearner):
+@dataclass(kw_only=True)
+class PenalisedState(PreferenceState):
+    """What PBRL for preferences goes on from.
+
+    Attributes:
+        lam: the penalty's coefficient now.
+        penalty_estimate: the last p^, in reward a step.
+        penalty_share: share of the last fit's steps, and of the members, in which the penalty's gradient was counted.
+        loss_estimate: f at the current x and pi_y, from answers to which x was not yet fitted; None before any.
+    """
+
+    lam: float = 1.0
+    penalty_estimate: float | None = None
+    penalty_share: float | None = field(default=None, metadata={"kept": False})
+    loss_estimate: float | None = None
+
+
+class PreferencePBRLMethod(PreferenceMethod):
+    """The penalty method for learning a reward from preferences; see :class:`PreferencePBRL`."""
+
+    observed = "penalised"
+    state_class = PenalisedState
+
+    def __init__(self, penalty: Any, env: Any, follower: Any, *further: Any) -> None:
+        self.penalty = ValuePenalty(lam=1.0) if penalty is None else penalty
+        require(isinstance(self.penalty, ValuePenalty), "penalty", "a ValuePenalty", type(self.penalty).__name__)
+        super().__init__(env, follower, *further)
+        self._lags = isinstance(follower, Tracked)  # by design
+        two = follower if isinstance(follower, Tracked) else Tracked(follower, follower)
+        self.specs = {"best_response": two.best_response, "penalised": two.penalised}
+
+    def init(self, x: None, seed: int | None) -> PenalisedState:
+        state: PenalisedState = super().init(x, seed)
+        state.lam = self.penalty.lam_at(1.0)
+        return state
+
+    def found(self, state: PenalisedState) -> dict[str, float | None]:
+        return {"penalty": state.penalty_estimate, "lam": state.lam}
+
+    # --- the penalised follower's reward ----------------------------------------------------------------------------
+
+    def cross_entropies(self, state: PenalisedState, preferences: list[Preference]) -> NDArray[np.float64]:
+        """Of each pair at the current x, mean over members, ``[n]``."""
+        with torch.no_grad():
+            losses, _ = pair_losses(state.model, preferences, self.config.fit.error)
+        return np.asarray(losses.mean(0).double().cpu().numpy())
+
+    def credit(self, state: PenalisedState, first: int, last: int) -> NDArray[np.float64]:
+        """-H (CE - baseline)/lam, in the paid reward's unit, at the last step of each labelled segment of H steps taken."""
+        credit = np.zeros((last - first, state.followers["penalised"].recorder.num_envs))
+        sides = [(p, (p.pair.left, p.pair.right)) for p in state.buffer]
+        recent = [(p, both) for p, both in sides if min(s.time for s in both) >= max(0, first - len(both[0]))]
+        found = [p for p, both in recent if any(first <= _last(s) < last for s in both)]
+        if not found:
+            return credit
+        losses = self.cross_entropies(state, found)
+        baseline = float(losses.mean()) if state.loss_estimate is None else state.loss_estimate
+        for preference, loss in zip(found, losses, strict=True):
+            for segment in (preference.pair.left, preference.pair.right):
+                if first <= _last(segment) < last:
+                    credit[_last(segment) - first, segment.copy] -= int(segment.mask.sum()) * (loss - baseline)
+        return credit / (state.lam * float(state.model.scale))
+
+    def collect(self, state: PenalisedState) -> int:
+        """Also follow f(x, y): the loss of pairs that x was not yet fitted to, a moving average."""
+        before = state.buffer.seen
+        taken = super().collect(state)
+        fresh = list(state.buffer)[len(state.buffer) - min(state.buffer.seen - before, len(state.buffer)) :]
+        if fresh and state.begun:
+            loss = float(self.cross_entropies(state, fresh).mean())
+            held = state.loss_estimate
+            state.loss_estimate = loss if held is None else 0.8 * held + 0.2 * loss
+        return taken
+
+    # --- the penalty's gradient in x --------------------------------------------------------------------------------
+
+    def further(self, state: PenalisedState, since: dict[str, int], progress: Progress) -> Callable[[], Tensor]:
+        best, own = (self._occupancy(state, f, since[role]) for role, f in state.followers.items())
+        state.lam = self.penalty.lam_at(1.0 - min(1.0, state.num_timesteps / max(1, progress.total)))
+        # p < f / lam where followers are exact; before any answer f is that of a coin.
+        most = (math.log(2.0) if state.loss_estimate is None else state.loss_estimate) / state.lam
+        counted: list[float] = []
+
+        def penalty() -> Tensor:
+            p = best.mean_reward(state.model) - own.mean_reward(state.model)  # [M]
+            fits = (p > 0.0) & ((p < most) | self._lags)
+            counted.append(float(fits.double().mean()))
+            state.penalty_estimate, state.penalty_share = float(p.detach().mean()), sum(counted) / len(counted)
+            return state.lam * torch.where(fits, p, 0.0).sum() if bool(fits.any()) else p.new_zeros(())
+
+        return penalty
+
+    def _occupancy(self, state: PenalisedState, f: RecordedFollower, since: int) -> Occupancy:
+        planner = f.follower.model
+        if isinstance(planner, Planner):
+            return known_occupancy(planner.occupancy(), state.model)
+        gamma = self.worlds.gamma if self.config.discounted else None
+        return occupancy(f.recorder, since, gamma, state.model, self.config.penalty_steps, state.rng)
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    def arguments(self) -> dict[str, Any]:
+        return {"penalty": self.penalty, **super().arguments()}
+
+    def loaded(self, state: PenalisedState, replay: bool, path: Path) -> None:
+        super().loaded(state, replay, path)
+        check_number(state.lam, "lam", low=0.0, open_low=True)
+        for name in ("penalty_estimate", "loss_estimate"):
+            found = getattr(state, name)
+            require(found is None or math.isfinite(found), name, "a finite number", found)
+
+
+class PreferencePBRL(PreferenceLeader):
     """The penalty method for learning a reward from preferences.
 
     Args:
@@ -98,7 +212,7 @@ class PreferencePBRL(PreferenceLearner):
         loss_estimate: f at the current x and pi_y, from answers to which x was not yet fitted; None before any.
 
     Raises:
-        ValueError: as ``PreferenceLearner``; a penalty of another kind.
+        ValueError: as ``PreferenceLeader``; a penalty of another kind.
 
     Example:
         >>> from stable_baselines3 import A2C
@@ -110,6 +224,8 @@ class PreferencePBRL(PreferenceLearner):
         (8, True)
     """
 
+    method_class = PreferencePBRLMethod
+
     def __init__(
         self,
         env: EnvSpec | Copies,
@@ -120,126 +236,12 @@ class PreferencePBRL(PreferenceLearner):
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        self.penalty = ValuePenalty(lam=1.0) if penalty is None else penalty
-        require(isinstance(self.penalty, ValuePenalty), "penalty", "a ValuePenalty", type(self.penalty).__name__)
-        self._tracked = follower if isinstance(follower, Tracked) else None
-        best, own = (follower.best_response, follower.penalised) if isinstance(follower, Tracked) else (follower,) * 2
-        super().__init__(env, best, config, labeller, seed, env_kwargs)
-        self.lam = self.penalty.lam_at(1.0)
-        self.penalty_estimate: float | None = None
-        self.penalty_share: float | None = None
-        self.loss_estimate: float | None = None
-        self.penalised = self._new_follower(self._follower_seed, own)  # common random numbers
+        super().__init__(self.method_class(penalty, env, follower, config, labeller, env_kwargs), seed)
 
     @property
-    def followers(self) -> list[RecordedFollower]:
-        return [self.best_response, self.penalised]
-
-    @property
-    def observed(self) -> RecordedFollower:
-        return self.penalised
-
-    # --- the penalised follower's reward ------------------------------------------------------------------------------
-
-    def _cross_entropies(self, preferences: list[Preference]) -> NDArray[np.float64]:
-        """Of each pair at the current x, mean over members, ``[n]``."""
-        with torch.no_grad():
-            losses, _ = pair_losses(self.model, batch_of(preferences), self.config.fit.error)
-        return np.asarray(losses.mean(0).double().cpu().numpy())
-
-    def _credit(self, first: int, last: int) -> NDArray[np.float64]:
-        """-H (CE - baseline)/lam, in the paid reward's unit, at the last step of each labelled segment of H steps taken."""
-        recorder = self.penalised.recorder
-        credit = np.zeros((last - first, recorder.num_envs))
-        sides = [(p, (p.pair.left, p.pair.right)) for p in self.buffer]
-        recent = [(p, both) for p, both in sides if min(s.time for s in both) >= max(0, first - len(both[0]))]
-        found = [p for p, both in recent if any(first <= _last(s) < last for s in both)]
-        if not found:
-            return credit
-        losses = self._cross_entropies(found)
-        baseline = float(losses.mean()) if self.loss_estimate is None else self.loss_estimate
-        for preference, loss in zip(found, losses, strict=True):
-            for segment in (preference.pair.left, preference.pair.right):
-                if first <= _last(segment) < last:
-                    credit[_last(segment) - first, segment.copy] -= int(segment.mask.sum()) * (loss - baseline)
-        return credit / (self.lam * float(self.model.scale))
-
-    def _collect(self) -> int:
-        """Also follow f(x, y): the loss of pairs that x was not yet fitted to, a moving average."""
-        before = self.buffer.seen
-        taken = super()._collect()
-        fresh = list(self.buffer)[len(self.buffer) - min(self.buffer.seen - before, len(self.buffer)) :]
-        if fresh and self._begun:
-            loss = float(self._cross_entropies(fresh).mean())
-            self.loss_estimate = loss if self.loss_estimate is None else 0.8 * self.loss_estimate + 0.2 * loss
-        return taken
-
-    def _rollout_ended(self, follower: RecordedFollower, found: dict[str, Any]) -> None:
-        """Pay an on-policy follower for the segments of this rollout that were labelled, before it learns from it."""
-        super()._rollout_ended(follower, found)
-        model: Any = follower.follower.model
-        rollout = model.rollout_buffer
-        steps = follower.recorder.steps
-        rollout.rewards += self._credit(steps - rollout.buffer_size, steps).astype(np.float32)
-        rollout.compute_returns_and_advantage(last_values=found["values"], dones=found["dones"])
-
-    # --- the penalty's gradient in x ----------------------------------------------------------------------------------
-
-    def _further(self, since: dict[int, int]) -> Callable[[], Tensor] | None:
-        best, own = (self._occupancy(f, since[id(f)]) for f in (self.best_response, self.penalised))
-        self.lam = self.penalty.lam_at(1.0 - min(1.0, self.num_timesteps / max(1, self._total)))
-        lam, most = self.lam, (math.log(2.0) if self.loss_estimate is None else self.loss_estimate) / self.lam
-
-        counted: list[float] = []
-
-        def penalty() -> Tensor:
-            p = best.mean_reward(self.model) - own.mean_reward(self.model)  # [M]
-            self.penalty_estimate = float(p.detach().mean())
-            fits = (p > 0.0) & ((p < most) | (self._tracked is not None))
-            counted.append(float(fits.double().mean()))
-            self.penalty_share = sum(counted) / len(counted)
-            return lam * torch.where(fits, p, 0.0).sum() if bool(fits.any()) else p.new_zeros(())
-
-        return penalty
-
-    def _occupancy(self, f: RecordedFollower, since: int) -> Occupancy:
-        planner = f.follower.model
-        if isinstance(planner, Planner):
-            return known_occupancy(planner.occupancy(), self.model)
-        gamma = self.worlds.gamma if self.config.discounted else None
-        return occupancy(f.recorder, since, gamma, self.model, self.config.penalty_steps, self.rng)
-
-    def _record(self) -> dict[str, float | None]:
-        return {"penalty": self.penalty_estimate, "lam": self.lam}
-
-    # --- files --------------------------------------------------------------------------------------------------------
-
-    def _follower_name(self) -> str | None:
-        return None if self._tracked else super()._follower_name()
-
-    def _method_state(self) -> Any:
-        return {
-            "penalty": encode(self.penalty),
-            "lam": self.lam,
-            "estimates": [self.penalty_estimate, self.loss_estimate],
-        }
-
-    @classmethod
-    def _again(
-        cls,
-        env: Any,
-        follower: Any,
-        config: PreferenceConfig,
-        labeller: Labeller | None,
-        seed: int | None,
-        env_kwargs: dict[str, Any] | None,
-        method: Any,
-    ) -> PreferencePBRL:
-        learner = cls(env, follower, decode(method["penalty"]), config, labeller, seed, env_kwargs)
-        learner.lam = check_number(method["lam"], "lam", low=0.0, open_low=True)
-        estimates = [None if value is None else check_number(value, "estimate") for value in method["estimates"]]
-        learner.penalty_estimate, learner.loss_estimate = estimates
-        return learner
+    def penalised(self) -> RecordedFollower:
+        """What is paid r_x and what explains it; its segments are compared."""
+        return self.observed
 
 
 def _last(segment: Segment) -> int:

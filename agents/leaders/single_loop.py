@@ -42,9 +42,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...envs.mdp import TabularMDP, TabularProblem
+from ...envs.mdp import TabularProblem
 from ...envs.mdp.checks import check_number, check_size, require
-from ...envs.sampling import AliasSampler, Floats, Integers
+from ...envs.tabular import AliasSampler, Floats, Integers
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
 from ..leader import Progress, projected_step
 from ..lower_levels import Policies

@@ -89,7 +89,12 @@ class TabularPBRLMethod(ExactMethod):
         solves = oracle is None or (not isinstance(oracle, type) and hasattr(oracle, "solve"))
         kinds = "an oracle such as SoftPolicyIteration(), MirrorDescent() or PolicyGradient()"
         require(solves, "oracle", kinds, repr(oracle))
-        require(penalty is None or isinstance(penalty, Penalty), "penalty", "a penalty such as ValuePenalty()", repr(penalty))
+        require(
+            penalty is None or isinstance(penalty, Penalty),
+            "penalty",
+            "a penalty such as ValuePenalty()",
+            repr(penalty),
+        )
         self.given_penalty = penalty
         self.oracle: Oracle = SoftPolicyIteration() if oracle is None else oracle
         super().__init__(problem, config, env_kwargs)
@@ -111,7 +116,7 @@ class TabularPBRLMethod(ExactMethod):
     def penalty(self) -> Penalty:
         """The penalty, by default the lower level's, lam 2 to 20."""
         given = self.given_penalty
-        return self.level.default_penalty(Geometric(2.0, 20.0)) if given is None else given  # type: ignore[no-any-return]
+        return self.level.default_penalty(Geometric(2.0, 20.0)) if given is None else given
 
     @property
     def positive_tau(self) -> bool:  # type: ignore[override]
@@ -146,7 +151,7 @@ class TabularPBRLMethod(ExactMethod):
         pi_y = self.policies(state, held)
         # The oracle's best response of each player to the others, from its last answer.
         faced = level.faced(held, tuple(pi.detach() for pi in pi_y), tau)
-        warm = state.answers or [None] * len(faced)
+        warm: Any = state.answers or [None] * len(faced)
         answers = [self.oracle.solve(mdp, tau, near) for mdp, near in zip(faced, warm, strict=True)]
         state.answers = answers
         best = tuple(answer.pi for answer in answers)

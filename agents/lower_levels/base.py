@@ -158,7 +158,9 @@ class TabularLevel(LowerLevel):
     def fingerprint(self, x: Tensor) -> list[float]:
         """Sizes, and a number for each player's Q of some values, for its flags, and for what the leader is paid."""
         views, parts = self.views, []
-        logits = [torch.cos(torch.arange(view.r[..., :, :].numel(), dtype=torch.float64)).view(view.r.shape) for view in views]
+        logits = [
+            torch.cos(torch.arange(view.r[..., :, :].numel(), dtype=torch.float64)).view(view.r.shape) for view in views
+        ]
         pi = tuple(softmax_policy(view, y) for view, y in zip(views, logits, strict=True))
         for mdp in self.faced(self.model(x).detach(), pi, 0.0):
             V = torch.cos(torch.arange(mdp.n_states, dtype=torch.float64)).expand(*mdp.batch_shape, -1)

@@ -79,6 +79,7 @@ class LearnedFollower:
         self.roles = {role.name: role for role in penalty.roles(1)}
         self.worlds = Worlds(env, env_kwargs, config.observe_commitment, config.vec_env)
         self.exact: Any = None if self.worlds.problem is None else lower_level(self.worlds.problem)
+        self.every_observation = (self.worlds.native or self.worlds).every_observation
 
     # --- followers ------------------------------------------------------------------------------------------------------
 
@@ -103,9 +104,11 @@ class LearnedFollower:
             return
         regularised = f"the environment's follower is regularised at tau={problem.tau:g}, "
         warnings.warn(
-            regularised + f"the leader return of the records too, PBRL's followers end at PBRLConfig.q_temperature={last:g}"
+            regularised
+            + f"the leader return of the records too, PBRL's followers end at PBRLConfig.q_temperature={last:g}"
             if self.soft
-            else regularised + "sampled followers are not: PBRL learns for tau = 0, its records are at the environment's own tau",
+            else regularised
+            + "sampled followers are not: PBRL learns for tau = 0, its records are at the environment's own tau",
             stacklevel=6,
         )
 
@@ -125,7 +128,9 @@ class LearnedFollower:
             follower.lam = lam  # type: ignore[attr-defined]
         # A replay buffer that is kept true while x and lam move, where there is a plain one.
         if c.relabel is not False:
-            follower.replay = TrueReplay.in_place_of(follower.model)
+            follower.replay = TrueReplay.in_place_of(
+                follower.model, venv, w.base_space if c.observe_commitment else None
+            )
         if c.relabel:
             expected = "None or False where x is the leader's policy or moves the dynamics"
             require(w.only_rewards_move, "relabel", expected, c.relabel)
@@ -190,9 +195,14 @@ class LearnedFollower:
 
     def policies(self, followers: Mapping[str, SB3Follower], x: Tensor) -> tuple[tuple[Tensor], tuple[Tensor]]:
         """pi_y and pihat at x in every state of a tabular problem, ``[..., S, A]``."""
-        shape = self.lived(x).r.shape
-        best, own = (self.worlds.policy(followers[name], x).reshape(shape) for name in ("best_response", "penalised"))
+        best, own = (self.table(followers[name], x) for name in ("best_response", "penalised"))
         return (own,), (best,)
+
+    def table(self, follower: SB3Follower, x: Tensor) -> Tensor:
+        """A follower's policy in every state of a tabular problem under x, ``[..., S, A]``."""
+        assert self.worlds.problem is not None
+        mdp = self.worlds.problem.follower_mdp(x)
+        return follower.table(mdp, self.every_observation(x.numpy())).reshape(mdp.r.shape)
 
     def at_stake(
         self, x: Tensor, model: Any, own: tuple[Tensor, ...], best: tuple[Tensor, ...], earned: Tensor
@@ -216,7 +226,7 @@ class LearnedFollower:
                 act: Act = lambda obs: table[self.worlds.base_observation(obs)].argmax(-1)  # noqa: E731
                 gap, at_pi_y = self._in_pairs(state, x, best, act, rng)
             else:
-                pi_y = self.worlds.policy(state.followers["penalised"], x).reshape(mdp.r.shape)
+                pi_y = self.table(state.followers["penalised"], x)
                 gap = p = float(problem.over_contexts(suboptimality(mdp, pi_y, tau, solve_soft(mdp, tau))))
                 at_pi_y = float(problem.leader_return(x, pi_y))
         elif linear is not None:
@@ -275,5 +285,5 @@ class LearnedFollower:
         best, pi_y = (collect(venv, act, w.horizon(0.01), seed) for act in (best_response, own.player(venv)))
         own.generators.state = held
         state.num_timesteps += best.steps + pi_y.steps
-        returns = [episode_returns(rollout, w.base_space, w.base_observation, w.gamma) for rollout in (best, pi_y)]
+        returns = [episode_returns(rollout, w.base_space, w.gamma) for rollout in (best, pi_y)]
         return returns[0], returns[1]

@@ -35,7 +35,13 @@ from ...envs.mdp import ZeroSumGame, nikaido_isoda_gap
 from ...envs.mdp.checks import require
 from ...wrappers import set_leader
 from ..estimators.base import Estimator
-from ..estimators.game_rollouts import GameRolloutEstimator, LeaderGain, leader_advantages, linearised_reward, pair_visitation
+from ..estimators.game_rollouts import (
+    GameRolloutEstimator,
+    LeaderGain,
+    leader_advantages,
+    linearised_reward,
+    pair_visitation,
+)
 from ..estimators.known_model import ModelEstimator
 from ..estimators.rollouts import Rollouts
 from ..evaluation import Evaluation
@@ -82,7 +88,9 @@ class LearnedPlayers:
         require(is_game(made), "env", "a PettingZoo game for a NikaidoIsodaPenalty", repr(env))
         native = config.vec_env in (None, "native")
         require(native, "vec_env", "None or 'native' over a game, whose worlds are simulated", repr(config.vec_env))
-        require(not config.relabel, "relabel", "None or False over a game, whose followers have no replay", config.relabel)
+        require(
+            not config.relabel, "relabel", "None or False over a game, whose followers have no replay", config.relabel
+        )
         require(not config.side_by_side, "side_by_side", "False over a game", config.side_by_side)
         self.config, self.penalty = config, penalty
         self.roles = {role.name: role for role in penalty.roles(2)}
@@ -119,7 +127,9 @@ class LearnedPlayers:
         table: Floats = (rows / rows.sum(-1, keepdims=True)).reshape(len(points) if shown else 1, S, -1)
         return table
 
-    def policies(self, followers: Mapping[str, SB3Follower], x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def policies(
+        self, followers: Mapping[str, SB3Follower], x: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """(pi1, pi2) and (pi1*, pi2*) at x, each ``[S, A]``."""
         at = {name: torch.from_numpy(self.tables(f, x.detach().numpy()[None])[0]) for name, f in followers.items()}
         own, best = ([name for name, role in self.roles.items() if bool(role.share) == kept] for kept in (True, False))
@@ -156,7 +166,9 @@ class LearnedPlayers:
         gain, x = state.gain, state.x.detach().numpy()[None].copy()
         pi = [torch.from_numpy(self.tables(state.followers[name], x, trained=True)[0]) for name in own]
         paid = [linearised_reward(gain.advantages[i], pi[i], gain.d_leader, gain.d[i]) for i in range(2)]
-        return {name: self.roles[name].share * (reward / state.lam).numpy() for name, reward in zip(own, paid, strict=True)}
+        return {
+            name: self.roles[name].share * (reward / state.lam).numpy() for name, reward in zip(own, paid, strict=True)
+        }
 
     def by_player(self, followers: Mapping[str, SB3Follower], kind: str) -> dict[str, SB3Follower]:
         """The followers of a kind, ``best_response`` or ``penalised``, by player."""
@@ -208,7 +220,7 @@ class LearnedPlayers:
         return Evaluation(
             leader_return=self.exact.at_best_response(x, problem.tau0),
             leader_return_at_pi_y=float(self.exact.leader_return(x, pi)),
-            gap=float(nikaido_isoda_gap(problem.game(x), *pi, problem.tau)),
+            gap=float(nikaido_isoda_gap(problem.game(x), pi[0], pi[1], problem.tau)),
             penalty=None if state.penalty_estimate is None else state.penalty_estimate.mean,
             lam=state.lam,
             tau=problem.tau,

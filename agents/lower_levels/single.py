@@ -72,7 +72,9 @@ class OneFollower(TabularLevel):
         name = type(self.problem).__name__
         require(not self.views[0].sparse, "estimator", "None, exact gradients, for a sparse model", "MonteCarlo")
         paid = self.problem.leader_reward(self.problem.start_x()) is not None
-        require(paid, "estimator", f"None, exact gradients: the leader's objective in a {name} is no return", "MonteCarlo")
+        require(
+            paid, "estimator", f"None, exact gradients: the leader's objective in a {name} is no return", "MonteCarlo"
+        )
 
     def sampled(
         self, x: Tensor, model: Any, penalty: Penalty, pi: Policies, best: Policies, tau: float, sampler: Sampler

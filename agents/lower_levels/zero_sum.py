@@ -8,7 +8,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...envs.mdp import NashEquilibrium, TabularMDP, ZeroSumGame, attach_nash, game_world, player_mdp, policy_return, solve_nash
+from ...envs.mdp import (
+    NashEquilibrium,
+    TabularMDP,
+    ZeroSumGame,
+    attach_nash,
+    game_world,
+    player_mdp,
+    policy_return,
+    solve_nash,
+)
 from ...envs.mdp.checks import require
 from ..estimators.monte_carlo import Sampler
 from ..penalties import NikaidoIsodaPenalty, Penalty
@@ -65,7 +74,9 @@ class TwoPlayers(TabularLevel):
 
     def require_return(self) -> None:
         name, paid = type(self.problem).__name__, self.problem.leader_game(self.problem.start_x()) is not None
-        require(paid, "estimator", f"None, exact gradients: the leader's objective in a {name} is no return", "MonteCarlo")
+        require(
+            paid, "estimator", f"None, exact gradients: the leader's objective in a {name} is no return", "MonteCarlo"
+        )
 
     def _leader_return(self, x: Tensor, pi: Policies, sampler: Sampler) -> Tensor:
         world = game_world(self.problem.leader_game(x), pi[1])

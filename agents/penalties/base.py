@@ -59,10 +59,6 @@ class Term:
     player: int | None
     policies: tuple[str, ...]
 
-    def weight(self, lam: float) -> float:
-        """The coefficient of the return."""
-        return self.sign if self.player is None else self.sign * lam
-
 
 @dataclass(frozen=True, eq=False)
 class Penalty(ABC):
@@ -131,7 +127,7 @@ class Penalty(ABC):
             for term in self.terms(n, level.zero_sum)
             if term.player is not None
         ]
-        total = returns[0]
+        total: Tensor = returns[0]
         for part in returns[1:]:
             total = total + part
         return total

@@ -1,5 +1,7 @@
 """Learning a reward from preferences: the parts, one file each. The methods stand in ``leaders`` and ``baselines``.
 
+planner        a follower that plans in a known model
+atari          Atari games
 labels         what is asked and answered; labellers that answer from the true return or by a program
 outside        a labeller whose answers come from outside, and late, through a preference file
 page           that file on a page in the browser, where a person answers
@@ -11,8 +13,12 @@ bradley_terry  the loss
 reward_model   the nets, ensembles, and the normalised reward that followers are paid
 training       fitting a reward model; an explosion is caught
 occupancy      a follower's value under the learned reward, from its recorded steps
-worlds         copies of the environment, its true returns, exact regret where the model is known
-loop           the loop that the methods share, their config and their records
+worlds         parallel environments, their true returns, exact regret where the model is known
+recorded       a follower that is paid the learned reward, and whose steps are recorded
+asking         questions put to a labeller, open and answered
+config         settings, and the record of a learned reward
+method         what happens in an iteration, over a state record
+leader         what the leaders show beside what all do
 
 ``wrappers.SegmentRecorder`` records and cuts segments, ``wrappers.LearnedReward`` pays the learned reward.
 """

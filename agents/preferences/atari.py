@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from ...envs.mdp.checks import check_size, require
 from ...wrappers import WorkerVecEnv
-from ..common.worlds import Vectorisation
+from ..worlds import Vectorisation
+from .reward_model import convolutions
 from .worlds import Copies
 
 FRAMES = 4
@@ -69,7 +70,7 @@ def atari_copies(game: str, vec_env: Vectorisation | None = None) -> Copies:
 
     Args:
         game: its name in the Arcade Learning Environment, e.g. ``"Seaquest"``.
-        vec_env: how copies are stepped (see ``agents.common.worlds``).
+        vec_env: how copies are stepped (see ``agents.worlds``).
 
     Raises:
         ImportError: the extra ``atari`` is missing.
@@ -108,16 +109,8 @@ class AtariCNN(BaseFeaturesExtractor):
 
     def __init__(self, observation_space: gym.Space[Any], features_dim: int = 256) -> None:
         super().__init__(observation_space, check_size(features_dim, "features_dim"))
-        shape = observation_space.shape or ()
-        image = isinstance(observation_space, gym.spaces.Box) and len(shape) == 3 and min(shape[1:]) >= 64
-        require(image, "observation_space", "images [C, H, W] of 64 x 64 or more", repr(observation_space))
-        channels, layers = shape[0], []
-        for kernel, stride, filters in ((8, 4, 16), (5, 2, 32), (4, 1, 32), (4, 1, 32)):
-            layers += [nn.Conv2d(channels, filters, kernel, stride), nn.ReLU()]
-            channels = filters
-        self.layers = nn.Sequential(*layers, nn.Flatten())
-        with torch.no_grad():
-            width = self.layers(torch.zeros(1, *shape)).shape[1]
+        layers = ((8, 4, 16), (5, 2, 32), (4, 1, 32), (4, 1, 32))
+        self.layers, width = convolutions(observation_space, 64, layers, nn.ReLU())
         self.head = nn.Sequential(nn.Linear(width, features_dim), nn.ReLU())
 
     def forward(self, observations: Tensor) -> Tensor:

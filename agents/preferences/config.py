@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from ...envs.mdp.checks import check_number, check_size, plain_fields, require
-from ..common.storage import storable
-from ..common.worlds import Vectorisation
 from ..followers.spec import takes
+from ..records import storable
+from ..worlds import Vectorisation
 from .fragmenters import ActiveFragmenter, Fragmenter, RandomFragmenter, WholeEpisodes
 from .reward_model import RewardNet
 from .training import FitConfig
@@ -36,7 +36,7 @@ class PreferenceConfig:
         epochs: passes over the labelled pairs per iteration.
         first_epochs: passes over the first pairs.
         ensemble: nets whose mean is the reward.
-        net: what builds one; None takes ``default_net``.
+        net: what builds one; None takes ``default_net``. Not stored in files.
         fit: how they are fitted.
         fragmenter: which pairs are asked about.
         capacity: labelled pairs that are kept, the newest.
@@ -55,7 +55,8 @@ class PreferenceConfig:
         device: of the reward model; "auto" takes a GPU if there is one.
         pictures: whether segments carry pictures, for a person to look at.
         frame_stack: see ``SegmentRecorder``.
-        checkpoint: where the last good state is saved if the reward model explodes.
+        checkpoint: where the last good state is saved if the reward model explodes. Not stored in files, which name no path to
+            write.
     """
 
     labels: int = 200
@@ -69,7 +70,7 @@ class PreferenceConfig:
     epochs: int = 10
     first_epochs: int = 100
     ensemble: int = 3
-    net: RewardNet | None = None
+    net: RewardNet | None = field(default=None, metadata={"kept": False})
     fit: FitConfig = field(default_factory=FitConfig)
     fragmenter: Fragmenter = field(default_factory=RandomFragmenter)
     capacity: int = 3000
@@ -87,7 +88,7 @@ class PreferenceConfig:
     device: str = "auto"
     pictures: bool = False
     frame_stack: int = 1
-    checkpoint: str | None = None
+    checkpoint: str | None = field(default=None, metadata={"kept": False})
 
     def __post_init__(self) -> None:
         plain_fields(self)

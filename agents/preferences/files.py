@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import os
 import struct
 import time
@@ -124,21 +125,12 @@ def _query(number: int, pair: Pair) -> bytes:
 
 
 def _read_query(payload: bytes, pictures: bool) -> tuple[int, Pair]:
-    with zipfile.ZipFile(io.BytesIO(payload)) as archive:
-        unfolded = sum(entry.file_size for entry in archive.infolist())
-    require(unfolded <= MOST, "path", f"queries of at most {MOST} bytes", f"one of {unfolded}")
     with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
-        sides = [
-            Segment(
-                arrays[f"{side}_obs"],
-                arrays[f"{side}_actions"],
-                arrays[f"{side}_mask"].astype(bool),
-                None,
-                arrays.get(f"{side}_pictures") if pictures else None,
-                int(arrays["frame_stack"]),
-            )
-            for side in ("left", "right")
-        ]
+        stack, sides = int(arrays["frame_stack"]), []
+        for side in ("left", "right"):
+            obs, actions, mask = (arrays[f"{side}_{name}"] for name in ("obs", "actions", "mask"))
+            images = arrays.get(f"{side}_pictures") if pictures else None
+            sides.append(Segment(obs, actions, mask.astype(bool), None, images, stack))
         return int(arrays["id"]), Pair(*sides)
 
 
@@ -157,10 +149,15 @@ def _records(data: bytes, start: int) -> Iterator[tuple[bytes, bytes, int]]:
         yield kind, payload, start
 
 
-def _take(contents: Contents, data: bytes, base: int, pictures: bool) -> None:
+def _take(contents: Contents, data: bytes, base: int, pictures: bool, room: float = math.inf) -> None:
     """Read on from where the contents end; ``data`` begins at byte ``base`` of the file."""
     for kind, payload, end in _records(data, contents.end - base):
         if kind == b"Q":
+            with zipfile.ZipFile(io.BytesIO(payload)) as archive:
+                unfolded = sum(entry.file_size for entry in archive.infolist())
+            require(unfolded <= MOST, "path", f"queries of at most {MOST} bytes", f"one of {unfolded}")
+            room -= unfolded
+            require(room >= 0, "path", "no more or larger queries than the settings need", "others")
             number, pair = _read_query(payload, pictures)
             contents.pairs[number] = pair
             contents.places[number] = (base + end - len(payload), len(payload), zlib.crc32(payload))
@@ -189,9 +186,17 @@ def read_preferences(path: str | Path, expected: Signature | None = None, pictur
 
 
 def preferences_from_bytes(
-    data: bytes, path: object, expected: Signature | None = None, pictures: bool = True
+    data: bytes, path: object, expected: Signature | None = None, pictures: bool = True, room: float = math.inf
 ) -> Contents:
-    """What :func:`read_preferences` reads, from memory; ``path`` is what messages call it."""
+    """What :func:`read_preferences` reads, from memory.
+
+    Args:
+        data: the file's bytes.
+        path: what messages call it.
+        expected: the signature that it has to have; None takes any.
+        pictures: whether to take the segments' pictures.
+        room: bytes that the queries may unfold to, all together.
+    """
     first = next(_records(data, len(MAGIC)), None)
     whole = data.startswith(MAGIC) and first is not None and first[0] == b"H"
     require(whole, "path", "a preference file", f"{path}, which is none or is cut short in its first record")
@@ -200,7 +205,7 @@ def preferences_from_bytes(
         contents = Contents(Signature(**json.loads(first[1])), end=first[2])
         if expected is not None:
             expected.require_same(contents.signature, path)
-        _take(contents, data, 0, pictures)
+        _take(contents, data, 0, pictures, room)
     if contents.end < len(data):
         lost = len(data) - contents.end
         contents.note = (
@@ -282,13 +287,25 @@ class PreferenceLog:
             ValueError: a number that has not been read, a file that was replaced by another since.
         """
         require(number in self.contents.places, "id", "the number of a query in the file", number)
+        payload = self._payload(number)
+        require(payload is not None, "path", "the file that was opened", f"{self.path}, which is another by now")
+        assert payload is not None
+        return _read_query(payload, pictures=True)[1]
+
+    def _payload(self, number: int) -> bytes | None:
+        """What stands in the file where a query was read; None where that is something else by now."""
         begin, length, checksum = self.contents.places[number]
         with self.path.open("rb") as file:
             file.seek(begin)
             payload = file.read(length)
-        same = zlib.crc32(payload) == checksum
-        require(same, "path", "the file that was opened", f"{self.path}, which is another by now")
-        return _read_query(payload, pictures=True)[1]
+        return payload if zlib.crc32(payload) == checksum else None
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the file is another one by now: its newest query no longer stands where it stood."""
+        if not self.contents.places:
+            return self.path.stat().st_size < self.contents.end
+        return self._payload(next(reversed(self.contents.places))) is None
 
     def ask(self, number: int, pair: Pair) -> None:
         """Append a query."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...envs.mdp.checks import check_size, plain_fields, require
 from ...wrappers import SegmentRecorder
-from .buffer import stack_segments
 from .labels import Pair
 from .reward_model import RewardModel
 
@@ -28,37 +28,32 @@ class Fragmenter(ABC):
         """``n`` pairs from the steps recorded since step ``since``; fewer where not so many segments lie whole there."""
 
 
-def _random_pairs(
-    recorder: SegmentRecorder, n: int, since: int, rng: np.random.Generator, whole_episodes: bool = False
-) -> list[Pair]:
-    starts = recorder.starts(since)
-    if whole_episodes:
-        age = recorder.window(since).age
-        starts = starts[age[starts[:, 0] - (recorder.steps - len(age)), starts[:, 1]] == 0]
-    n = min(check_size(n, "n"), len(starts) // 2)
-    drawn = starts[rng.choice(len(starts), 2 * n, replace=False)] if n else starts[:0]
-    segments = [recorder.cut(int(time), int(copy)) for time, copy in drawn]
-    return [Pair(left, right) for left, right in zip(segments[:n], segments[n:], strict=True)]
-
-
 @dataclass(frozen=True)
 class RandomFragmenter(Fragmenter):
     """Pairs of segments drawn uniformly, each place at most once."""
 
+    def starts(self, recorder: SegmentRecorder, since: int) -> NDArray[np.int64]:
+        """Where segments may begin: (time, copy), ``[k, 2]``."""
+        return recorder.starts(since)
+
     def pairs(
         self, recorder: SegmentRecorder, model: RewardModel, n: int, since: int, rng: np.random.Generator
     ) -> list[Pair]:
-        return _random_pairs(recorder, n, since, rng)
+        starts = self.starts(recorder, since)
+        n = min(check_size(n, "n"), len(starts) // 2)
+        drawn = starts[rng.choice(len(starts), 2 * n, replace=False)] if n else starts[:0]
+        segments = [recorder.cut(int(time), int(copy)) for time, copy in drawn]
+        return [Pair(left, right) for left, right in zip(segments[:n], segments[n:], strict=True)]
 
 
 @dataclass(frozen=True)
-class WholeEpisodes(Fragmenter):
+class WholeEpisodes(RandomFragmenter):
     """Pairs of segments that begin with their episode: whole episodes, where none is longer than a segment."""
 
-    def pairs(
-        self, recorder: SegmentRecorder, model: RewardModel, n: int, since: int, rng: np.random.Generator
-    ) -> list[Pair]:
-        return _random_pairs(recorder, n, since, rng, whole_episodes=True)
+    def starts(self, recorder: SegmentRecorder, since: int) -> NDArray[np.int64]:
+        starts, age = recorder.starts(since), recorder.window(since).age
+        first = age[starts[:, 0] - (recorder.steps - len(age)), starts[:, 1]] == 0
+        return np.asarray(starts[first])
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class ActiveFragmenter(Fragmenter):
     ) -> list[Pair]:
         expected = "an ensemble of two or more for a choice by disagreement"
         require(len(model.members) > 1, "reward model", expected, len(model.members))
-        found = _random_pairs(recorder, n * self.oversample, since, rng)
+        found = RandomFragmenter().pairs(recorder, model, n * self.oversample, since, rng)
         if len(found) <= n:
             return found
         order = np.argsort(-disagreement(model, found), kind="stable")
@@ -88,12 +83,8 @@ class ActiveFragmenter(Fragmenter):
 
 
 @torch.no_grad()
-def disagreement(model: RewardModel, pairs: list[Pair]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def disagreement(model: RewardModel, pairs: list[Pair]) -> NDArray[np.float64]:
     """Variance over members of P(left > right), ``[n]``."""
     require(not model.training, "model", "one that is not being fitted (its dropout is off)", "one in training")
-    R_left, R_right = (
-        model.returns(*(model.tensor(part) for part in stack_segments([getattr(pair, side) for pair in pairs])))
-        for side in ("left", "right")
-    )
-    answer = torch.sigmoid(R_left - R_right).var(0, correction=0).double().cpu().numpy()
-    return np.asarray(answer)
+    R_left, R_right = (model.returns([getattr(pair, side) for pair in pairs]) for side in ("left", "right"))
+    return np.asarray(torch.sigmoid(R_left - R_right).var(0, correction=0).double().cpu().numpy())

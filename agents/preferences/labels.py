@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ...envs.mdp.checks import check_number, check_seed, check_size, require
+from ...envs.mdp.checks import check_count, check_number, check_seed, check_size, require
 from ...wrappers import Segment
 
 Label = Literal["left", "right", "equal", "skip"]
@@ -91,12 +91,12 @@ class Labeller(ABC):
         """What earlier sessions left: pairs with their labels, and queries still open, by number."""
         return [], {}
 
-    def state(self) -> dict[str, Any]:
-        """What a file keeps of it, as JSON."""
+    def state_dict(self) -> dict[str, Any]:
+        """What a file keeps of it: numbers and texts by name."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Take back what :meth:`state` gave."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Take back what :meth:`state_dict` gave."""
 
     @abstractmethod
     def ask(self, queries: Sequence[Query]) -> None:
@@ -118,15 +118,12 @@ class _AtOnce(Labeller):
     def remaining(self) -> int | None:
         return self._left
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What the budget leaves."""
         return {"left": self._left}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        left = state["left"]
-        fits = left is None or (isinstance(left, int) and left >= 0)
-        require(fits and not isinstance(left, bool), "left", "None or a whole number >= 0", repr(left))
-        self._left = left
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._left = None if state["left"] is None else check_count(state["left"], "left")
 
     def ask(self, queries: Sequence[Query]) -> None:
         """Answer them.
@@ -177,12 +174,12 @@ class TrueReturnLabeller(_AtOnce):
         self.temperature = check_number(temperature, "temperature", low=0.0, high=math.inf, open_high=True)
         self.rng = np.random.default_rng(check_seed(seed))
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What the budget leaves, and the generator's state."""
-        return {**super().state(), "rng": self.rng.bit_generator.state}
+        return {**super().state_dict(), "rng": self.rng.bit_generator.state}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        super().restore(state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self.rng.bit_generator.state = state["rng"]
 
     def _label(self, pair: Pair) -> Label:

@@ -27,21 +27,19 @@ import sys
 import threading
 import warnings
 import webbrowser
-import zlib
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from .files import PreferenceLog
 from .labels import Pair, check_label
 from .views import pictures, view
 
-Made = TypeVar("Made")
-HOST, PORT = "127.0.0.1", 8731
+HOST, PORT, JSON = "127.0.0.1", 8731, "application/json"
 LONGEST_ANSWER = 4096
 """Bytes of an answer beyond which it is refused."""
 HEADERS = {
@@ -81,20 +79,10 @@ class Questions:
         self._log = PreferenceLog(self.path)
         self._held: tuple[str, Pair] | None = None
 
-    def _replaced(self) -> bool:
-        """Whether the file is another one by now: its newest query no longer stands where it stood."""
-        places = self._log.contents.places
-        if not places:
-            return self.path.stat().st_size < self._log.contents.end
-        begin, length, checksum = places[next(reversed(places))]
-        with self.path.open("rb") as file:
-            file.seek(begin)
-            return zlib.crc32(file.read(length)) != checksum
-
     def _follow(self) -> None:
         """Read what others appended; a file that was replaced by another is opened anew."""
         try:
-            if self._replaced():
+            if self._log.replaced:
                 self._open()
             self._log.refresh()
         except (OSError, ValueError) as error:
@@ -108,15 +96,13 @@ class Questions:
         """The world, the file, how many queries are answered and open, and the oldest open one or None."""
         self._follow()
         contents = self._log.contents
-        pending = [number for number in contents.pairs if number not in contents.labels]
-        first = {"id": pending[0], "check": self._check(pending[0])} if pending else None
-        answered = len(contents.pairs) - len(pending)
+        pending = list(contents.pending)
         return {
             "env": contents.signature.env,
             "file": self.path.name,
-            "answered": answered,
+            "answered": len(contents.pairs) - len(pending),
             "open": len(pending),
-            "next": first,
+            "next": {"id": pending[0], "check": self._check(pending[0])} if pending else None,
         }
 
     def query(self, before: str | None = None) -> dict[str, Any]:
@@ -236,25 +222,21 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urlsplit(self.path)
         asked = {name: values[-1] for name, values in parse_qs(url.query).items()}
+        number, check, side = (asked.get(name, "") for name in ("id", "check", "side"))
         questions = self.server.questions
-        if url.path == "/":
-            self._answer(lambda: self.server.page, "text/html; charset=utf-8")
-        elif url.path == "/state":
-            self._answer(lambda: self._alone(questions.state))
-        elif url.path == "/query":
-            self._answer(lambda: self._alone(lambda: questions.query(asked.get("before"))))
-        elif url.path == "/pictures":
-            number, check, side = (asked.get(name, "") for name in ("id", "check", "side"))
-            look = lambda: questions.pictures(_number(number), check, side)  # noqa: E731
-            self._answer(lambda: self._alone(look), "application/octet-stream")
-        else:
-            self._answer(self._nothing_here)
+        places: dict[str, tuple[str, Callable[[], Any]]] = {
+            "/": ("text/html; charset=utf-8", lambda: self.server.page),
+            "/state": (JSON, questions.state),
+            "/query": (JSON, lambda: questions.query(asked.get("before"))),
+            "/pictures": ("application/octet-stream", lambda: questions.pictures(_number(number), check, side)),
+        }
+        self._answer(*places.get(url.path, (JSON, self._nothing_here)))
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
         known = int(length) if length.isascii() and length.isdigit() else None
         body = self.rfile.read(min(known or 0, 16 * LONGEST_ANSWER))  # else the browser may miss why it is refused
-        self._answer(lambda: self._post(known, body))
+        self._answer(JSON, lambda: self._post(known, body))
 
     def _nothing_here(self) -> bytes:
         raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing at this address.")
@@ -262,9 +244,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _post(self, length: int | None, body: bytes) -> dict[str, Any]:
         if urlsplit(self.path).path != "/answer":
             self._nothing_here()
-        if self.headers.get_content_type() != "application/json":
+        if self.headers.get_content_type() != JSON:
             got = self.headers.get("Content-Type")
-            raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"expected an application/json answer, got {got}")
+            raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"expected an {JSON} answer, got {got}")
         if length is None:
             raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "expected an answer with its Content-Length")
         if length > LONGEST_ANSWER:
@@ -278,19 +260,16 @@ class _Handler(BaseHTTPRequestHandler):
         number, check = (given.get("id"), given.get("check")) if isinstance(given, dict) else (None, None)
         if type(number) is not int or not isinstance(check, str):
             raise RefusedError(HTTPStatus.BAD_REQUEST, f"{expected}, got {body.decode(errors='replace')[:200]}")
-        return self._alone(lambda: self.server.questions.answer(number, check, given.get("label")))
+        return self.server.questions.answer(number, check, given.get("label"))
 
-    def _alone(self, make: Callable[[], Made]) -> Made:
-        with self.server.lock:
-            return make()
-
-    def _answer(self, make: Callable[[], dict[str, Any] | bytes], kind: str = "application/json") -> None:
+    def _answer(self, kind: str, make: Callable[[], dict[str, Any] | bytes]) -> None:
         status = HTTPStatus.OK
         try:
             self._require_own_host()
-            made = make()
+            with self.server.lock:
+                made = make()
         except RefusedError as error:
-            status, made, kind = error.status, {"error": str(error)}, "application/json"
+            status, made, kind = error.status, {"error": str(error)}, JSON
         body = made if isinstance(made, bytes) else json.dumps(made, allow_nan=False).encode()
         self.send_response(status)
         for name, value in ({"Content-Type": kind, "Content-Length": str(len(body))} | HEADERS).items():

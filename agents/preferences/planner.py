@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3 import A2C
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from ...envs.mdp import TabularMDP, TabularProblem, policy_value, visitation
+from ...envs.mdp import TabularProblem, policy_value, visitation
 from ...envs.mdp.checks import check_tau, require
 from ...wrappers import LearnedReward, VectorEnvAdapter
 from ..followers.base import Oracle, OracleAnswer
@@ -55,7 +55,11 @@ class Planner(A2C):
         if env is None:  # SB3 reads one back to act with
             super().__init__(policy, env, **settings)  # type: ignore[arg-type]
             return
-        problem = _problem(env)
+        inner = env.unwrapped
+        problem = getattr(inner.env, "problem", None) if isinstance(inner, VectorEnvAdapter) else None
+        fits = isinstance(env, LearnedReward) and isinstance(problem, TabularProblem) and problem.context_probs is None
+        require(fits, "env", "a native tabular world, without contexts, under a LearnedReward", repr(env))
+        assert isinstance(problem, TabularProblem)
         self._mdp = problem.follower_mdp(problem.start_x()).detach()
         super().__init__(policy, env, **({"gamma": self._mdp.gamma} | settings))
         with torch.no_grad():  # a critic that stays 0: where an episode is cut, SB3 adds its value to what was paid
@@ -75,33 +79,19 @@ class Planner(A2C):
         pi = self.table()
         return (1.0 - self._mdp.gamma) * visitation(self._mdp, pi).unsqueeze(-1) * pi
 
-    def _planned_in(self) -> TabularMDP:
-        """The model, and the reward of the last rollout."""
+    def train(self) -> None:
+        """Take the oracle's answer as policy."""
+        # The reward is the learned one, and in cells that the rollout visited the mean of what it was paid there.
         S, A = self._mdp.n_states, self._mdp.n_actions
         learned = np.asarray(self._paid.reward(np.repeat(np.arange(S), A), np.tile(np.arange(A), S)), dtype=np.float64)
         rollout = self.rollout_buffer
         cells = rollout.observations.ravel().astype(int) * A + rollout.actions.ravel().astype(int)
         visits, paid = np.bincount(cells, minlength=S * A), np.bincount(cells, rollout.rewards.ravel(), S * A)
         r = np.where(visits > 0, paid / np.maximum(visits, 1), learned)
-        return self._mdp.with_reward(torch.from_numpy(r.reshape(S, A)))
-
-    def train(self) -> None:
-        """Take the oracle's answer as policy."""
-        mdp, pi = self._planned_in(), self.table()
+        mdp, pi = self._mdp.with_reward(torch.from_numpy(r.reshape(S, A))), self.table()
         answer = self.oracle.solve(mdp, self.tau, OracleAnswer(pi, policy_value(mdp, pi, self.tau), np.inf, 0))
         net: Any = self.policy.action_net
         with torch.no_grad():
             net.weight.copy_(answer.pi.log().clamp_min(RARE).T)
             net.bias.zero_()
         self._n_updates += 1
-
-
-def _problem(env: Any) -> TabularProblem:
-    inner = env
-    while isinstance(inner, VecEnvWrapper):
-        inner = inner.venv
-    found = getattr(inner.env, "problem", None) if isinstance(inner, VectorEnvAdapter) else None
-    fits = isinstance(env, LearnedReward) and isinstance(found, TabularProblem) and found.context_probs is None
-    require(fits, "env", "a native tabular world, without contexts, under a LearnedReward", repr(env))
-    assert isinstance(found, TabularProblem)
-    return found

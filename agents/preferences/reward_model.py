@@ -7,7 +7,7 @@ followers are used to.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
+from stable_baselines3.common.torch_layers import create_mlp
 from torch import Tensor, nn
 
 from ...envs.mdp.checks import check_number, check_size, require
+from ...wrappers import Segment
 
 NUMBERS = 2**24
 """Numbers in the observations that are worked on at a time where no gradient is asked for: the memory that this takes."""
@@ -56,10 +58,7 @@ class MLPReward(nn.Module):
     half_range: Tensor
 
     def __init__(
-        self,
-        observation_space: gym.Space[Any],
-        action_space: gym.Space[Any],
-        hidden: tuple[int, ...] = (64, 64),
+        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], hidden: tuple[int, ...] = (64, 64)
     ) -> None:
         super().__init__()
         known = isinstance(action_space, (gym.spaces.Discrete, gym.spaces.Box))
@@ -77,11 +76,8 @@ class MLPReward(nn.Module):
             self.register_buffer("middle", torch.where(bounded, (low + high) / 2, torch.zeros_like(low)))
             self.register_buffer("half_range", torch.where(bounded, (high - low) / 2, torch.ones_like(low)))
             width += len(low)
-        layers: list[nn.Module] = []
-        for n in hidden:
-            layers += [nn.Linear(width, check_size(n, "hidden")), nn.LeakyReLU(0.01)]
-            width = n
-        self.layers = nn.Sequential(*layers, nn.Linear(width, _n_outputs(action_space)))
+        widths = [check_size(n, "hidden") for n in hidden]
+        self.layers = nn.Sequential(*create_mlp(width, _n_outputs(action_space), widths, nn.LeakyReLU))
 
     def _features(self, obs: Tensor) -> Tensor:
         seen = preprocess_obs(obs, self.observation_space)
@@ -103,6 +99,26 @@ class MLPReward(nn.Module):
         return _of_action(values, actions)
 
 
+def convolutions(
+    observation_space: gym.Space[Any], least: int, layers: Sequence[tuple[int, int, int]], activation: nn.Module
+) -> tuple[nn.Sequential, int]:
+    """A net of convolutions, each a kernel, a stride and filters, flattened; and how many numbers it gives.
+
+    Raises:
+        ValueError: no images, channels first, of ``least`` rows and columns or more.
+    """
+    shape = observation_space.shape or ()
+    image = isinstance(observation_space, gym.spaces.Box) and len(shape) == 3 and min(shape[1:]) >= least
+    require(image, "observation_space", f"images [C, H, W] of {least} x {least} or more", repr(observation_space))
+    channels, parts = shape[0], list[nn.Module]()
+    for kernel, stride, filters in layers:
+        parts += [nn.Conv2d(channels, filters, kernel, stride), activation]
+        channels = filters
+    net = nn.Sequential(*parts, nn.Flatten())
+    with torch.no_grad():
+        return net, net(torch.zeros(1, *shape)).shape[1]
+
+
 class ConvReward(nn.Module):
     """The paper's net for images: convolutions 7, 5, 3, 3, strides 3, 2, 1, 1, 16 filters, 64 units, dropout 0.5, |A| outputs.
 
@@ -119,20 +135,11 @@ class ConvReward(nn.Module):
 
     def __init__(self, observation_space: gym.Space[Any], action_space: gym.Space[Any], dropout: float = 0.5) -> None:
         super().__init__()
-        shape = observation_space.shape or ()
-        image = isinstance(observation_space, gym.spaces.Box) and len(shape) == 3 and min(shape[1:]) >= 36
-        require(image, "observation_space", "images [C, H, W] of 36 x 36 or more", repr(observation_space))
-        discrete = isinstance(action_space, gym.spaces.Discrete)
-        require(discrete, "action_space", "Discrete", repr(action_space))
+        require(isinstance(action_space, gym.spaces.Discrete), "action_space", "Discrete", repr(action_space))
         check_number(dropout, "dropout", low=0.0, high=1.0, open_high=True)
         self.observation_space = observation_space
-        channels, layers = shape[0], []
-        for kernel, stride in ((7, 3), (5, 2), (3, 1), (3, 1)):
-            layers += [nn.Conv2d(channels, 16, kernel, stride), nn.LeakyReLU(0.01)]
-            channels = 16
-        self.features = nn.Sequential(*layers, nn.Flatten())
-        with torch.no_grad():
-            width = self.features(torch.zeros(1, *shape)).shape[1]
+        layers = ((7, 3, 16), (5, 2, 16), (3, 1, 16), (3, 1, 16))
+        self.features, width = convolutions(observation_space, 36, layers, nn.LeakyReLU(0.01))
         self.head = nn.Sequential(
             nn.Linear(width, 64), nn.LeakyReLU(0.01), nn.Dropout(dropout), nn.Linear(64, _n_outputs(action_space))
         )
@@ -193,10 +200,11 @@ class RewardModel(nn.Module):
         """Each member's r_x, not normalised, ``[M, B]``, differentiable in the weights."""
         return torch.stack([member(obs, actions) for member in self.members])
 
-    def returns(self, obs: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
-        """Each member's R_x of segments, ``[M, B]``, from ``[B, H, ...]`` and the mask ``[B, H]``."""
-        B, H = mask.shape
-        r = self(obs.flatten(0, 1), actions.flatten(0, 1)).reshape(-1, B, H)
+    def returns(self, segments: Sequence[Segment]) -> Tensor:
+        """Each member's R_x of B segments of one length, ``[M, B]``."""
+        names = ("observations", "actions", "mask")
+        obs, actions, mask = (self.tensor(np.stack([getattr(one, name) for one in segments])) for name in names)
+        r = self(obs.flatten(0, 1), actions.flatten(0, 1)).reshape(-1, *mask.shape)
         R: Tensor = (r * mask).sum(-1)
         return R
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from ...envs.mdp.checks import check_number, check_size, plain_fields, require
-from ..files import restore_optimizer
 from .bradley_terry import cross_entropy
-from .buffer import Batch, PreferenceBuffer
+from .buffer import Preference, PreferenceBuffer
 from .reward_model import NUMBERS, RewardModel
 
 BOUND = 1e6
@@ -66,10 +65,10 @@ class FitConfig:
             check_size(self.assessed, "assessed")
 
 
-def pair_losses(model: RewardModel, batch: Batch, error: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Each member's Bradley-Terry loss of each pair and the margin ``R_left - R_right``, both ``[M, B]``."""
-    R_left, R_right = (model.returns(*(model.tensor(part) for part in side)) for side in (batch.left, batch.right))
-    return cross_entropy(R_left, R_right, model.tensor(batch.mu), error), R_left - R_right
+def pair_losses(model: RewardModel, pairs: Sequence[Preference], error: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Each member's Bradley-Terry loss of each of B labelled pairs and the margin ``R_left - R_right``, both ``[M, B]``."""
+    R_left, R_right = (model.returns([getattr(p.pair, side) for p in pairs]) for side in ("left", "right"))
+    return cross_entropy(R_left, R_right, model.tensor(np.array([p.mu for p in pairs])), error), R_left - R_right
 
 
 def _require_tame(values: Tensor) -> None:
@@ -80,6 +79,7 @@ def _require_tame(values: Tensor) -> None:
         )
 
 
+@dataclass(init=False, eq=False)
 class RewardTrainer:
     """A reward model with its optimiser.
 
@@ -89,12 +89,15 @@ class RewardTrainer:
         seed: of the order of pairs.
     """
 
+    model: RewardModel
+    optimizer: torch.optim.Optimizer
+    rng: np.random.Generator
+    config: FitConfig = field(metadata={"kept": False})
+
     def __init__(self, model: RewardModel, config: FitConfig, seed: int = 0) -> None:
-        self.model, self.config = model, config
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        self.rng = np.random.default_rng(seed)
+        self.model, self.config, self.rng = model, config, np.random.default_rng(seed)
+        rate, decay = config.learning_rate, config.weight_decay
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
 
     def fit(self, buffer: PreferenceBuffer, epochs: int, further: Callable[[], Tensor] | None = None) -> Fit:
         """Go over all pairs ``epochs`` times.
@@ -108,29 +111,29 @@ class RewardTrainer:
             ValueError: an empty buffer.
             RewardExplodedError: returns that are not finite or beyond ``BOUND``; model and optimiser are what they were before.
         """
-        good = self.state()
+        parts: list[Any] = [self.model, self.optimizer]
+        good = copy.deepcopy([part.state_dict() for part in parts])
         try:
             self.model.train()
             for _ in range(check_size(epochs, "epochs")):
                 for batch in buffer.batches(self.config.batch_size, self.rng):
-                    self._step(batch, further)
+                    losses, margins = pair_losses(self.model, batch, self.config.error)
+                    _require_tame(margins)
+                    loss = losses.mean(-1).sum()  # members do not know each other
+                    if further is not None:
+                        loss = loss + further()
+                    _require_tame(loss)
+                    self.optimizer.zero_grad()
+                    loss.backward()
+                    slopes = [p.grad.abs().max() for p in self.model.parameters() if p.grad is not None]
+                    _require_tame(torch.stack(slopes))
+                    self.optimizer.step()
             return self.assess(buffer)
         except RewardExplodedError:
-            self.restore(good)
+            for part, held in zip(parts, good, strict=True):
+                part.load_state_dict(held)
             self.model.eval()
             raise
-
-    def _step(self, batch: Batch, further: Callable[[], Tensor] | None) -> None:
-        losses, margins = pair_losses(self.model, batch, self.config.error)
-        _require_tame(margins)
-        loss = losses.mean(-1).sum()  # members do not know each other
-        if further is not None:
-            loss = loss + further()
-        _require_tame(loss)
-        self.optimizer.zero_grad()
-        loss.backward()
-        _require_tame(torch.stack([p.grad.abs().max() for p in self.model.parameters() if p.grad is not None]))
-        self.optimizer.step()
 
     @torch.no_grad()
     def assess(self, buffer: PreferenceBuffer) -> Fit:
@@ -145,21 +148,12 @@ class RewardTrainer:
         hits: list[float] = []
         require(len(buffer) > 0, "buffer", "at least one labelled pair", "none")
         most = min(len(buffer), self.config.assessed or len(buffer))
-        chosen = np.linspace(0, len(buffer) - 1, most).astype(int)
+        chosen = np.linspace(0, len(buffer) - 1, most).astype(int).tolist()
         at_once = max(self.config.batch_size, min(256, NUMBERS // max(1, buffer[0].pair.left.observations.size)))
-        for batch in (buffer.batch(chosen[i : i + at_once]) for i in range(0, most, at_once)):
+        for batch in ([buffer[j] for j in chosen[i : i + at_once]] for i in range(0, most, at_once)):
             loss, margins = pair_losses(self.model, batch, self.config.error)
             _require_tame(margins)
             losses += loss.mean(0).tolist()
-            right = (margins.mean(0) > 0).cpu().numpy() == (batch.mu > 0.5)
-            hits += right[batch.mu != 0.5].astype(float).tolist()
+            rows = zip(batch, margins.mean(0).tolist(), strict=True)
+            hits += [float((margin > 0) == (p.mu > 0.5)) for p, margin in rows if p.mu != 0.5]
         return Fit(float(np.mean(losses)), float(np.mean(hits)) if hits else float("nan"))
-
-    def state(self) -> dict[str, Any]:
-        """Weights, normalisation and the optimiser's state."""
-        return copy.deepcopy({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state` gave."""
-        self.model.load_state_dict(state["model"])
-        restore_optimizer(self.optimizer, state["optimizer"])

@@ -22,8 +22,9 @@ from ...envs.mdp import TabularMDP, TabularProblem, policy_return, solve_soft
 from ...envs.mdp.checks import check_gamma, check_size, require
 from ...envs.mdp.problem import EVALUATION_TAU
 from ...wrappers import WorkerVecEnv, make_copy
-from ..common.tabular import Source, make_env
-from ..common.worlds import EnvSpec, Vectorisation, Worlds
+from ...wrappers.vec_env import info_column
+from ..sources import Source, make_env
+from ..worlds import EnvSpec, Vectorisation, Worlds
 from .files import Signature
 from .reward_model import RewardModel
 
@@ -54,7 +55,7 @@ class PreferenceWorlds:
     Args:
         env: an id, an environment (copied), a callable that makes one, or :class:`Copies`.
         env_kwargs: arguments of an id.
-        vec_env: how copies are stepped (see ``agents.common.worlds``).
+        vec_env: how copies are stepped (see ``agents.worlds``).
         gamma: the discount; None takes that of a leader environment, else 0.99.
 
     Attributes:
@@ -89,7 +90,13 @@ class PreferenceWorlds:
             probe: Any = env.make(1)
             require(isinstance(probe, VecEnv), "env", "Copies whose make answers a VecEnv", repr(probe))
         else:
-            probe = self._made(env, env_kwargs)
+            if isinstance(env, str):
+                probe = make_env(env, env_kwargs)
+            else:
+                require(not env_kwargs, "env_kwargs", "none beside an environment that is already made", env_kwargs)
+                probe = env if isinstance(env, gym.Env) else env() if callable(env) else None
+                expected = "an environment, its id, a callable that makes one, or Copies"
+                require(isinstance(probe, gym.Env), "env", expected, repr(env))
             self.name = env if isinstance(env, str) else str(getattr(probe.spec, "id", None) or type(probe).__name__)
             if probe.has_wrapper_attr("leader_space") and probe.get_wrapper_attr("leader_space") is not None:
                 self._worlds = Worlds(env, env_kwargs, observe_commitment=False, vec_env=vec_env)
@@ -100,16 +107,6 @@ class PreferenceWorlds:
         own = None if self._worlds is None else self._worlds.gamma
         self.gamma = check_gamma(gamma if gamma is not None else 0.99 if own is None else own)
         require(own is None or self.gamma == own, "gamma", f"None or {own}, the environment's", gamma)
-
-    @staticmethod
-    def _made(env: Any, env_kwargs: dict[str, Any] | None) -> Any:
-        if isinstance(env, str):
-            return make_env(env, env_kwargs)
-        require(not env_kwargs, "env_kwargs", "none beside an environment that is already made", env_kwargs)
-        made = env if isinstance(env, gym.Env) else env() if callable(env) else None
-        expected = "an environment, its id, a callable that makes one, or Copies"
-        require(isinstance(made, gym.Env), "env", expected, repr(env))
-        return made
 
     @property
     def linear(self) -> bool:
@@ -149,7 +146,7 @@ class PreferenceWorlds:
         while alive.any():
             require(steps < _TOO_LONG, "env", f"episodes that end within {_TOO_LONG} steps", "longer ones")
             obs, rewards, dones, infos = venv.step(act(obs))
-            paid = rewards if self.true_reward is None else np.array([info[self.true_reward] for info in infos])
+            paid = rewards if self.true_reward is None else info_column(venv, infos, self.true_reward)
             total += alive * paid
             alive *= 1.0 - dones
             steps += 1

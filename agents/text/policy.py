@@ -49,10 +49,9 @@ class TextPolicy(ActorCriticPolicy):
         critic_width: int = 64,
         **kwargs: Any,
     ) -> None:
-        texts = isinstance(observation_space, gym.spaces.MultiDiscrete) and isinstance(
-            action_space, gym.spaces.Discrete
-        )
-        require(texts, "env", "texts: MultiDiscrete observations, Discrete actions", repr(observation_space))
+        expected = "texts: MultiDiscrete observations, Discrete actions"
+        require(isinstance(observation_space, gym.spaces.MultiDiscrete), "env", expected, repr(observation_space))
+        require(isinstance(action_space, gym.spaces.Discrete), "env", expected, repr(action_space))
         self._make, self._critic_width = language_model, critic_width
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
@@ -69,9 +68,8 @@ class TextPolicy(ActorCriticPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         mine = {"language_model": self._make, "critic_width": self._critic_width, "lr_schedule": self._dummy_schedule}
-        space = {"observation_space": self.observation_space, "action_space": self.action_space}
-        optimiser = {"optimizer_class": self.optimizer_class, "optimizer_kwargs": self.optimizer_kwargs}
-        return space | mine | optimiser
+        theirs = ("observation_space", "action_space", "optimizer_class", "optimizer_kwargs")
+        return mine | {name: getattr(self, name) for name in theirs}
 
     def _hidden(self, obs: PyTorchObs) -> Tensor:
         assert isinstance(obs, Tensor)
@@ -125,8 +123,6 @@ def writer(
             "batch_size": 256,
             "n_epochs": 4,
             "learning_rate": 1e-3,
-            "gamma": 0.99,
-            "gae_lambda": 0.95,
             "device": "cpu",
         }
         policy = {"language_model": language_model} | settings.get("policy_kwargs", {})

@@ -64,24 +64,19 @@ def check_distribution(tensor: Tensor, name: str) -> None:
         raise ValueError(f"{name}: expected rows that sum to 1, got a sum of {total:.9g} at index {where}")
 
 
+def check_count(value: object, name: str, least: int = 0) -> int:
+    """Return ``value`` as an int; raise ``ValueError`` unless it is a whole number of at least ``least``."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = least - 1
+    require(number >= least and not isinstance(value, bool), name, f"a whole number >= {least}", repr(value))
+    return number
+
+
 def check_size(value: object, name: str) -> int:
     """Return ``value`` as an int; raise ``ValueError`` unless it is a whole number of at least one."""
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = 0
-    require(number >= 1 and not isinstance(value, bool), name, "a whole number >= 1", repr(value))
-    return number
-
-
-def check_count(value: object, name: str) -> int:
-    """Return ``value`` as an int; raise ``ValueError`` unless it is a whole number that is not negative."""
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = -1
-    require(number >= 0 and not isinstance(value, bool), name, "a whole number >= 0", repr(value))
-    return number
+    return check_count(value, name, 1)
 
 
 def check_seed(seed: object, name: str = "seed") -> int | None:

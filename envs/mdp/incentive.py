@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import as_float64, check_size, check_tau, require
-from .leader_set import LeaderSet
-from .problem import GameProblem
+from .checks import as_float64, check_seed, check_size, check_tau, require
+from .problem import GameProblem, LeaderSet
 from .zero_sum import ZeroSumGame, joint_return
 
 INCENTIVE_BOUND = 10.0
@@ -122,8 +121,7 @@ def random_incentive_design(
     """
     S = check_size(n_states, "n_states")
     shape = (S, check_size(n_actions_1, "n_actions_1"), check_size(n_actions_2, "n_actions_2"))
-    whole = seed is None or (isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0)
-    require(whole, "seed", "None or a whole number >= 0", repr(seed))
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     r, r_id = torch.from_numpy(rng.uniform(size=(2, *shape)))
     transitions = rng.uniform(size=(2, *shape, S))

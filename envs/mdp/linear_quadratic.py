@@ -45,9 +45,8 @@ from scipy.optimize import minimize
 from scipy.stats import norm
 from torch import Tensor
 
-from .checks import as_float64, check_finite, check_gamma, check_number, check_size, require
-from .leader_set import LeaderSet
-from .problem import BilevelProblem
+from .checks import as_float64, check_finite, check_gamma, check_number, check_seed, check_size, require
+from .problem import BilevelProblem, LeaderSet
 
 Floats = NDArray[np.float64]
 
@@ -540,8 +539,7 @@ def random_linear_quadratic(
         ValueError: a size under one, gamma outside [0, 1), a seed that is negative.
     """
     n, m = check_size(n_states, "n_states"), check_size(n_leader_inputs, "n_leader_inputs")
-    whole = seed is None or (isinstance(seed, (int, np.integer)) and seed >= 0)
-    require(whole, "seed", "None or a whole number >= 0", repr(seed))
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     A, B = rng.standard_normal((n, n)), rng.standard_normal((n, m))
     orthogonal = np.linalg.qr(rng.standard_normal((n, n)))[0]

@@ -41,7 +41,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from .checks import check_number, check_size, check_tau
-from .evaluation import negative_entropy
+from .tabular import negative_entropy
 from .zero_sum import ZeroSumGame, joint_value
 
 TOLERANCE = 1e-11

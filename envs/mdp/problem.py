@@ -1,7 +1,17 @@
-r"""Tabular bilevel problems: max_x J_L(x, pi) s.t. pi optimal for M_tau(x), or (pi1, pi2) an equilibrium of a game."""
+r"""Bilevel problems: max_x J_L(x, pi) over x in X, s.t. pi optimal for M_tau(x), or (pi1, pi2) an equilibrium of a game.
+
+**The leader's set** X is a box, optionally cut by a budget on the sum of absolute values:
+
+.. math:: X = \{ x : low \le x \le high,\ \sum_i |x_i| \le budget \}
+
+X is compact and convex. The Euclidean projection solves, per coordinate and for a multiplier t >= 0 of the budget,
+``x_i(t) = clip(sign(z_i) max(|z_i| - t, 0), low_i, high_i)``; ``sum |x_i(t)|`` falls in t and is piecewise linear,
+so t is found exactly between two of its breakpoints.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,15 +20,132 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .checks import as_float64, check_distribution, check_tau, require
-from .evaluation import policy_return
-from .leader_set import LeaderSet
-from .models import TabularKernel, TabularMDP
-from .sparse import SparseMDP, require_dense
+from .checks import as_float64, check_distribution, check_finite, check_number, check_size, check_tau, require
+from .tabular import TabularKernel, TabularMDP, policy_return
 from .zero_sum import ZeroSumGame
+
+MEMBERSHIP_ATOL = 1e-9
+"""How far outside X a point may lie, per coordinate, and still count as a member (rounding)."""
 
 EVALUATION_TAU = 0.002
 """Temperature of honest evaluation for rewards in [0, 1] and a follower without entropy of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class LeaderSet:
+    """The leader's compact convex set X.
+
+    Attributes:
+        low: lower bounds, ``[dim]``, finite.
+        high: upper bounds, ``[dim]``, finite, ``>= low``.
+        budget: bound on ``sum |x_i|``; infinite for a plain box.
+
+    Raises:
+        ValueError: bounds of different shapes, not finite or crossing; a budget that no point of the box meets.
+    """
+
+    low: Tensor
+    high: Tensor
+    budget: float = math.inf
+
+    def __post_init__(self) -> None:
+        low, high = as_float64(self.low, "low"), as_float64(self.high, "high")
+        fits = low.ndim == 1 and low.shape[0] >= 1
+        require(fits, "low", "a vector of at least one bound", f"shape {tuple(low.shape)}")
+        require(high.shape == low.shape, "high", f"shape {tuple(low.shape)}, as low has", f"shape {tuple(high.shape)}")
+        check_finite(low, "low")
+        check_finite(high, "high")
+        require(bool((low <= high).all()), "low", "low <= high in every coordinate", "bounds that cross")
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+        object.__setattr__(self, "budget", check_number(self.budget, "budget", low=0.0))
+        least = float(self._clip(torch.zeros_like(low)).abs().sum())
+        require(least <= self.budget, "budget", f"at least {least:g}, the smallest sum |x_i| in the box", self.budget)
+
+    @staticmethod
+    def box(dim: int, low: float, high: float) -> LeaderSet:
+        """The box ``[low, high]^dim``."""
+        ends = [torch.full((check_size(dim, "dim"),), float(end), dtype=torch.float64) for end in (low, high)]
+        return LeaderSet(ends[0], ends[1])
+
+    @property
+    def dim(self) -> int:
+        """Number of coordinates of x."""
+        return int(self.low.shape[0])
+
+    def _clip(self, x: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(x, self.low), self.high)
+
+    def _spend(self, z: Tensor, t: Tensor) -> Tensor:
+        return self._clip(z.sign() * (z.abs() - t).clamp_min(0.0))
+
+    def project(self, x: Tensor) -> Tensor:
+        """Euclidean projection on X of x, ``[dim]``, or of each row of ``[n, dim]``."""
+        clipped = self._clip(x)
+        if self.budget == math.inf:
+            return clipped
+        if x.ndim > 1:
+            return torch.stack([self.project(row) for row in x])
+        if clipped.abs().sum() <= self.budget:
+            return clipped
+        kinks = torch.cat([x.abs(), (x.abs() - self.low.abs()), (x.abs() - self.high.abs()), torch.zeros_like(x[:1])])
+        kinks = kinks.clamp_min(0.0).unique()
+        sums = torch.stack([self._spend(x, t).abs().sum() for t in kinks])
+        right = int((sums <= self.budget).nonzero()[0])
+        t_0, t_1, s_0, s_1 = kinks[right - 1], kinks[right], sums[right - 1], sums[right]
+        return self._spend(x, t_0 + (t_1 - t_0) * (s_0 - self.budget) / (s_0 - s_1))
+
+    def contains(self, x: Tensor) -> bool:
+        """Whether x, ``[dim]``, lies in X up to rounding."""
+        inside = (x >= self.low - MEMBERSHIP_ATOL) & (x <= self.high + MEMBERSHIP_ATOL)
+        return bool(inside.all()) and bool(x.abs().sum() <= self.budget + MEMBERSHIP_ATOL * self.dim)
+
+    def check(self, x: Any, name: str = "x") -> Tensor:
+        """Return x as a float64 vector of X.
+
+        Raises:
+            ValueError: wrong shape, an entry that is not finite, or a point outside X.
+        """
+        point = as_float64(x, name)
+        require(point.shape == self.low.shape, name, f"shape {tuple(self.low.shape)}", f"shape {tuple(point.shape)}")
+        check_finite(point, name)
+        if not self.contains(point):
+            outside = (point < self.low - MEMBERSHIP_ATOL) | (point > self.high + MEMBERSHIP_ATOL)
+            if bool(outside.any()):
+                i = int(outside.nonzero()[0])
+                bounds = f"[{self.low[i]:g}, {self.high[i]:g}] at coordinate {i}"
+                raise ValueError(f"{name}: expected a point of X, within {bounds}, got {point[i].item():g}")
+            raise ValueError(f"{name}: expected sum |x_i| <= {self.budget:g}, got {point.abs().sum().item():g}")
+        return point
+
+    def check_rows(self, x: Any, n: int, name: str = "x") -> Tensor:
+        """Return x as a float64 matrix ``[n, dim]`` whose every row is a point of X.
+
+        Raises:
+            ValueError: wrong shape, an entry that is not finite, or a point outside X.
+        """
+        points = as_float64(x, name)
+        expected = f"shape ({self.dim},) or ({n}, {self.dim})"
+        require(tuple(points.shape) == (n, self.dim), name, expected, f"shape {tuple(points.shape)}")
+        low, high = self.low - MEMBERSHIP_ATOL, self.high + MEMBERSHIP_ATOL
+        if self.budget == math.inf and bool(((points.amin(0) >= low) & (points.amax(0) <= high)).all()):
+            return points  # the common case, in two passes; a NaN is not among them
+        inside = (points >= low) & (points <= high)
+        inside = inside.all(-1) & (points.abs().sum(-1) <= self.budget + MEMBERSHIP_ATOL * self.dim)
+        for i in (~inside).nonzero().flatten().tolist():
+            self.check(points[i], f"{name}[{i}]")
+        return points
+
+    def intersect(self, low: Any = -math.inf, high: Any = math.inf, budget: float = math.inf) -> LeaderSet:
+        """X cut by further bounds (a number, or one a coordinate) and a budget."""
+        budget, cut = check_number(budget, "budget", low=0.0), []
+        for name, bound in (("low", low), ("high", high)):
+            value = as_float64(bound, name)
+            fits, expected = value.shape in ((), self.low.shape), f"a number or shape {tuple(self.low.shape)}"
+            require(fits, name, expected, f"shape {tuple(value.shape)}")
+            require(not bool(value.isnan().any()), name, "numbers", "NaN")
+            cut.append(value.expand_as(self.low))
+        return LeaderSet(torch.maximum(self.low, cut[0]), torch.minimum(self.high, cut[1]), min(self.budget, budget))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +191,8 @@ class BilevelProblem(ABC):
     def context_probs(self, probs: Tensor | None) -> None:
         if probs is not None:
             probs = as_float64(probs, "context_probs")
-            require(
-                probs.ndim == 1 and len(probs) >= 1,
-                "context_probs",
-                "a vector [C], C >= 1",
-                f"shape {tuple(probs.shape)}",
-            )
+            fits = probs.ndim == 1 and len(probs) >= 1
+            require(fits, "context_probs", "a vector [C], C >= 1", f"shape {tuple(probs.shape)}")
             check_distribution(probs, "context_probs")
         object.__setattr__(self, "_context_probs", probs)  # problems may be frozen dataclasses
 
@@ -112,7 +235,7 @@ class TabularProblem(BilevelProblem):
     """A leader's parameter x in X and the follower's MDP that it shapes.
 
     Attributes:
-        batched_kernel: whether ``kernel`` takes x ``[n, dim]``, one row a copy of the environment.
+        batched_kernel: whether ``kernel`` takes x ``[n, dim]``, one row an environment.
         takes_missing_actions: whether simulators take an action outside the mask, as the kernel's rows say (a wait, for
             followers that know no masks); else they raise.
         commitment_is_distribution: whether the rows of ``commitment`` sum to one.
@@ -150,10 +273,9 @@ class TabularProblem(BilevelProblem):
     def kernel(self, x: Tensor) -> TabularKernel:
         """What a simulator draws at x; here no draw of the leader's own (W = 1)."""
         mdp, reward = self.follower_mdp(x), self.leader_reward(x)
-        require_dense(mdp)
         reward = torch.zeros_like(mdp.r) if reward is None else reward
         return TabularKernel(
-            torch.ones_like(mdp.r).unsqueeze(-1), mdp.P.unsqueeze(-2), mdp.r.unsqueeze(-1), reward.unsqueeze(-1)
+            torch.ones_like(mdp.r).unsqueeze(-1), mdp.dense_P.unsqueeze(-2), mdp.r.unsqueeze(-1), reward.unsqueeze(-1)
         )
 
     def commitment(self, x: Tensor) -> Tensor:
@@ -221,7 +343,7 @@ class ArrayProblem(TabularProblem):
         for name, function in (("follower_reward", follower_reward), ("leader_reward", leader_reward)):
             shape = tuple(as_float64(function(x), name).shape)
             require(shape == tuple(base.r.shape), name, f"an answer of shape {tuple(base.r.shape)}", f"shape {shape}")
-        held = transition is None or not isinstance(base, SparseMDP)
+        held = transition is None or isinstance(base.P, Tensor)
         require(held, "transition", "None with a sparse base: its P is held", "a function")
         replace(self.follower_mdp(x), validate=True)
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .checks import as_float64, check_finite, check_size, require
+from .checks import as_float64, check_finite, check_seed, check_size, require
 
 RING_SPEED, AVENUE_SPEED, STREET_SPEEDS = 50.0, 50.0, (30.0, 45.0)
 """Speeds in a random city, km/h; a street's is uniform between the two."""
@@ -69,12 +69,8 @@ class RoadNetwork:
             got = tuple(getattr(self, name).shape)
             require(got == shape, name, f"shape {shape} for {L} links and {N} nodes", f"shape {got}")
         for i, (tail, head) in enumerate(self.links.tolist()):
-            require(
-                0 <= tail < N and 0 <= head < N and tail != head,
-                f"links[{i}]",
-                f"two different nodes in 0 to {N - 1}",
-                (tail, head),
-            )
+            fits = 0 <= tail < N and 0 <= head < N and tail != head
+            require(fits, f"links[{i}]", f"two different nodes in 0 to {N - 1}", (tail, head))
         for name in ("time", "external_cost", "demand"):
             value = getattr(self, name)
             require(bool((value >= 0).all()), name, "numbers >= 0", value.min().item())
@@ -138,8 +134,7 @@ def random_city(n_nodes: int = 25, seed: int | None = 0) -> RoadNetwork:
     """
     n = check_size(n_nodes, "n_nodes")
     require(n >= 8, "n_nodes", "at least 8", n_nodes)
-    valid = seed is None or (isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0)
-    require(valid, "seed", "None or a whole number >= 0", repr(seed))
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     n_ring = max(6, round(0.4 * n))
     places = _places(n, n_ring, rng)

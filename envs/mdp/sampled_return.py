@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_tau, require
-from .evaluation import negative_entropy
+from .tabular import negative_entropy
 from .trajectories import TabularWorld, Trajectories, _batch_shape, pick
 
 

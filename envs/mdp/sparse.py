@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .checks import DISTRIBUTION_ATOL, require
-from .models import TabularMDP
+from .tabular import Model, TabularMDP
 
 Floats = NDArray[np.float64]
 
@@ -82,8 +82,7 @@ class SparseMDP(TabularMDP):
         require(fits, "P", "rows that sum to 1", f"a sum of {total[row]:.9g} in row {row}")
         object.__setattr__(self, "P", P)
 
-    def detach(self) -> SparseMDP:
-        """The same model without its graph."""
+    def detach(self: Model) -> Model:
         return replace(self, r=self.r.detach(), rho=self.rho.detach(), validate=False)
 
     def dense(self) -> TabularMDP:
@@ -92,16 +91,24 @@ class SparseMDP(TabularMDP):
         flags = (self.terminal, self.mask, self.terminal_entropy)
         return TabularMDP(P, self.r, self.rho, self.gamma, *flags, validate=False)
 
-
-def require_dense(mdp: TabularMDP) -> None:
-    """Raise ``NotImplementedError`` for a sparse model, where a simulator or P_pi itself needs a dense one."""
-    if isinstance(mdp, SparseMDP):
+    @property
+    def dense_P(self) -> Tensor:
         raise NotImplementedError("a dense P is needed here: SparseMDP.dense() makes one of a small model")
 
+    def check_policy(self, pi: Tensor) -> None:
+        require(pi.shape == self.r.shape, "pi", f"shape {tuple(self.r.shape)}", f"shape {tuple(pi.shape)}")
 
-def check_policy(mdp: SparseMDP, pi: Tensor) -> None:
-    """Raise ``ValueError`` for a policy of other sizes than the model's, or with batch axes."""
-    require(pi.shape == mdp.r.shape, "pi", f"shape {tuple(mdp.r.shape)}", f"shape {tuple(pi.shape)}")
+    def expected_value(self, V: Tensor) -> Tensor:
+        answer: Tensor = _Expect.apply(V, self)  # type: ignore[no-untyped-call]
+        return answer
+
+    def solve(self, pi: Tensor, b: Tensor, transposed: bool = False, guess: Tensor | None = None) -> Tensor:
+        answer: Tensor = _Solve.apply(pi, b, self, transposed, guess)  # type: ignore[no-untyped-call]
+        return answer
+
+    def newton_step(self, pi: Tensor, b: Tensor, target: float) -> tuple[Tensor, int]:
+        resolvent = Resolvent(self, pi)
+        return torch.from_numpy(resolvent.solve(b.numpy(), target)), resolvent.products
 
 
 class Resolvent:
@@ -211,17 +218,3 @@ class _Expect(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return torch.from_numpy(ctx.P.T @ gradient.contiguous().view(-1).numpy()), None
-
-
-def solve_linear(
-    mdp: SparseMDP, pi: Tensor, b: Tensor, transposed: bool = False, guess: Tensor | None = None
-) -> Tensor:
-    """Solve (I - gamma P_pi) x = b, or with the transpose, for x ``[S]``; differentiable in pi and b."""
-    answer: Tensor = _Solve.apply(pi, b, mdp, transposed, guess)  # type: ignore[no-untyped-call]
-    return answer
-
-
-def expected_value(mdp: SparseMDP, V: Tensor) -> Tensor:
-    """E V(s') = sum_{s'} P(s'|s,a) V(s'), ``[S, A]``, terminal or not; differentiable in V."""
-    answer: Tensor = _Expect.apply(V, mdp)  # type: ignore[no-untyped-call]
-    return answer

@@ -21,13 +21,13 @@ from .checks import (
     check_finite,
     check_gamma,
     check_number,
+    check_seed,
     check_size,
     check_tau,
     require,
 )
-from .leader_set import LeaderSet
-from .models import TabularKernel, TabularMDP
-from .problem import EVALUATION_TAU, TabularProblem
+from .problem import EVALUATION_TAU, LeaderSet, TabularProblem
+from .tabular import TabularKernel, TabularMDP
 
 LOGIT_BOUND = 10.0
 """X is the box [-10, 10]: the least likely of five actions keeps a probability of 2e-9, as good as none."""
@@ -61,23 +61,15 @@ class StackelbergProblem(TabularProblem):
     def __post_init__(self) -> None:
         for name in ("P", "r_leader", "r_follower", "rho"):
             object.__setattr__(self, name, as_float64(getattr(self, name), name))
-        require(
-            self.P.ndim in (4, 5) and self.P.shape[-4] == self.P.shape[-1] and min(self.P.shape) >= 1,
-            "P",
-            "shape [S, A_l, A_f, S] or [N, S, A_l, A_f, S] with sizes >= 1",
-            f"shape {tuple(self.P.shape)}",
-        )
-        stack, (S, A_l, A_f) = self.P.shape[:-4], self.P.shape[-4:-1]
-        for name in ("r_leader", "r_follower"):
-            shape = tuple(getattr(self, name).shape)
-            require(shape == tuple(self.P.shape[:-1]), name, f"shape {tuple(self.P.shape[:-1])}", f"shape {shape}")
-            check_finite(getattr(self, name), name)
-        require(
-            self.rho.shape == self.P.shape[:-3],
-            "rho",
-            f"shape {tuple(self.P.shape[:-3])}",
-            f"shape {tuple(self.rho.shape)}",
-        )
+        P = self.P
+        sized = P.ndim in (4, 5) and P.shape[-4] == P.shape[-1] and min(P.shape) >= 1
+        expected = "shape [S, A_l, A_f, S] or [N, S, A_l, A_f, S] with sizes >= 1"
+        require(sized, "P", expected, f"shape {tuple(P.shape)}")
+        stack, (S, A_l, A_f) = P.shape[:-4], P.shape[-4:-1]
+        for name, shape in (("r_leader", P.shape[:-1]), ("r_follower", P.shape[:-1]), ("rho", P.shape[:-3])):
+            found = getattr(self, name)
+            require(found.shape == shape, name, f"shape {tuple(shape)}", f"shape {tuple(found.shape)}")
+            check_finite(found, name)
         check_distribution(self.P, "P")
         check_distribution(self.rho, "rho")
         check_gamma(self.gamma)
@@ -115,7 +107,7 @@ class StackelbergProblem(TabularProblem):
         return (self.leader_policy(x).unsqueeze(-2) @ self.r_leader).squeeze(-2)
 
     def kernel(self, x: Tensor) -> TabularKernel:
-        """w is the leader's action; x may be ``[n, S * A_l]``, one row a copy of the environment."""
+        """w is the leader's action; x may be ``[n, S * A_l]``, one row an environment."""
         draw = self.leader_policy(x).unsqueeze(-2)
         r_follower, r_leader = self.r_follower.transpose(-2, -1), self.r_leader.transpose(-2, -1)
         return TabularKernel(draw, self._kernel_P, r_follower, r_leader)  # type: ignore[attr-defined]
@@ -142,12 +134,7 @@ def random_stackelberg(
     S = check_size(n_states, "n_states")
     A_l, A_f = check_size(n_leader_actions, "n_leader_actions"), check_size(n_follower_actions, "n_follower_actions")
     sparsity = check_number(sparsity, "sparsity", low=0.0, high=1.0)
-    require(
-        seed is None or (isinstance(seed, (int, np.integer)) and seed >= 0),
-        "seed",
-        "None or a whole number >= 0",
-        repr(seed),
-    )
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     rewards = rng.uniform(size=(2, S, A_l, A_f))
     rewards[rewards < sparsity] = 0.0

@@ -29,11 +29,9 @@ import torch
 from torch import Tensor
 
 from .checks import check_gamma, check_number, check_tau, require
-from .evaluation import visitation
-from .leader_set import LeaderSet
-from .models import TabularKernel, TabularMDP
-from .problem import TabularProblem
+from .problem import LeaderSet, TabularProblem
 from .road_network import RoadNetwork
+from .tabular import TabularKernel, TabularMDP, visitation
 
 TIME_FACTORS = (0.7, 0.8, 0.9, 1.1, 1.5)
 """A link takes its mean time times one of these, equally likely: late more seriously than early, 1 on average."""
@@ -105,12 +103,11 @@ class TollDesignProblem(TabularProblem):
         self.context_probs = trips[self.destinations] / trips.sum()
         degree = torch.bincount(tail, minlength=N)
         A = int(degree.max())
-        require(
-            C * N * A * N <= MAX_ENTRIES,
-            "network",
-            f"at most {MAX_ENTRIES} for destinations x nodes x out-degree x nodes, the size of P in the exact model",
-            f"{C} x {N} x {A} x {N} = {C * N * A * N}",
+        expected = (
+            f"at most {MAX_ENTRIES} for destinations x nodes x out-degree x nodes, the size of P in the exact model"
         )
+        entries = C * N * A * N
+        require(entries <= MAX_ENTRIES, "network", expected, f"{C} x {N} x {A} x {N} = {entries}")
         self._rho = torch.zeros(C, N, dtype=torch.float64)
         self._rho[:, : len(trips)] = (network.demand[:, self.destinations] / trips[self.destinations]).T
         order = torch.argsort(tail, stable=True)
@@ -180,7 +177,7 @@ class TollDesignProblem(TabularProblem):
         return self.revenue_weight * self._tolls(x) - self._external
 
     def kernel(self, x: Tensor) -> TabularKernel:
-        """w numbers the factor in ``TIME_FACTORS`` of the link's time; x may be ``[n, L]``, one row a copy."""
+        """w numbers the factor in ``TIME_FACTORS`` of the link's time; x may be ``[n, L]``, one row an environment."""
         factors = torch.tensor(TIME_FACTORS, dtype=torch.float64)
         r_follower = (self._idle - self._tolls(x)).unsqueeze(-1) - self._time.unsqueeze(-1) * factors
         r_leader = self.leader_reward(x).unsqueeze(-1).expand(r_follower.shape)

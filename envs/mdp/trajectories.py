@@ -23,9 +23,7 @@ import torch
 from torch import Tensor
 
 from .checks import broadcast_batch, check_finite, check_size, require
-from .evaluation import negative_entropy
-from .models import TabularKernel, TabularMDP
-from .sparse import require_dense
+from .tabular import TabularKernel, TabularMDP, negative_entropy
 from .zero_sum import ZeroSumGame
 
 
@@ -107,10 +105,16 @@ class TabularWorld:
 
 def mdp_world(mdp: TabularMDP) -> TabularWorld:
     """An MDP's world: it draws the next state only."""
-    require_dense(mdp)
     draw = torch.ones((mdp.n_states, 1, 1), dtype=mdp.r.dtype)
     return TabularWorld(
-        mdp.rho, draw, mdp.P.unsqueeze(-2), mdp.r.unsqueeze(-1), mdp.gamma, None, mdp.terminal, mdp.terminal_entropy
+        mdp.rho,
+        draw,
+        mdp.dense_P.unsqueeze(-2),
+        mdp.r.unsqueeze(-1),
+        mdp.gamma,
+        None,
+        mdp.terminal,
+        mdp.terminal_entropy,
     )
 
 
@@ -233,13 +237,8 @@ def sample(
     if twin is None:
         uniforms = torch.rand((*shape, batch, 1 + 3 * length), generator=generator, dtype=torch.float64)
     else:
-        expected = (*shape, batch, length)
-        require(
-            twin.states.shape == expected,
-            "twin",
-            f"trajectories {expected}",
-            f"trajectories {tuple(twin.states.shape)}",
-        )
+        expected, found = (*shape, batch, length), tuple(twin.states.shape)
+        require(found == expected, "twin", f"trajectories {expected}", f"trajectories {found}")
         uniforms = twin.uniforms
     rho = world.rho.unsqueeze(-2).expand(*shape, batch, world.n_states)
     s = _inverse_cdf(rho, uniforms[..., 0])

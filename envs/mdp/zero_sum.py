@@ -24,9 +24,7 @@ import torch
 from torch import Tensor
 
 from .checks import as_float64, broadcast_batch, check_distribution, check_finite, check_gamma, check_tau, require
-from .evaluation import negative_entropy, policy_value, start_value
-from .models import TabularMDP
-from .optimality import SoftOptimum, solve_soft
+from .tabular import SoftOptimum, TabularMDP, negative_entropy, policy_value, solve_soft, start_value
 
 ZERO_SUM_ATOL = 1e-10
 """How far from 0 the two players' payoffs may add up to (rounding)."""

@@ -58,7 +58,7 @@ class FisheryEnv(TabularEnv):
         super().__init__(FisheryProblem(tau), render_mode)
 
 
-gym.register("extending/Fishery-v0", FisheryEnv, max_episode_steps=100)
+gym.register("extending/Fishery-v0", FisheryEnv, max_episode_steps=100)  # type: ignore[arg-type]
 
 if __name__ == "__main__":
     from bilevel_gym.agents import Hypergradient
@@ -68,7 +68,7 @@ if __name__ == "__main__":
     after = leader.learn(60).evaluate().leader_return
     print(f"leader's return at the best response: {before:.2f} before, {after:.2f} after; taxes {leader.x.round(2)}")
     env = gym.make("extending/Fishery-v0")
-    env.unwrapped.set_leader(leader.x)
+    env.get_wrapper_attr("set_leader")(leader.x)
     obs, _ = env.reset(seed=0)
-    obs, reward, *_, info = env.step(3)
-    print(f"a step: the fisher earns {reward:.2f}, the leader {info['leader_reward']:.2f}")
+    step = env.step(np.int64(3))
+    print(f"a step: the fisher earns {step[1]:.2f}, the leader {step[4]['leader_reward']:.2f}")

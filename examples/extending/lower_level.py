@@ -99,14 +99,18 @@ class LakesProblem(BilevelProblem):
         left = (self.stock - self.catch).long()
         P = torch.zeros(10, 3, 10, dtype=torch.float64)
         P.scatter_add_(-1, left.unsqueeze(-1), torch.full((10, 3, 1), 1.0 - self.growth[i], dtype=torch.float64))
-        P.scatter_add_(-1, (left + 1).clamp(max=9).unsqueeze(-1), torch.full((10, 3, 1), self.growth[i], dtype=torch.float64))
+        P.scatter_add_(
+            -1, (left + 1).clamp(max=9).unsqueeze(-1), torch.full((10, 3, 1), self.growth[i], dtype=torch.float64)
+        )
         rho = torch.full((10,), 0.1, dtype=torch.float64)
         return TabularMDP(P, self.catch - x[0] * self.effort, rho, gamma=0.9, validate=False)
 
     def leader_return(self, x: Tensor, pi: Policies) -> Tensor:
         """A tenth of what stands in the lakes, and the taxes: the sum over the lakes."""
         paid = 0.1 * self.stock + x[0] * self.effort
-        return torch.stack([policy_return(self.lake(x, i).with_reward(paid), policy) for i, policy in enumerate(pi)]).sum()
+        return torch.stack(
+            [policy_return(self.lake(x, i).with_reward(paid), policy) for i, policy in enumerate(pi)]
+        ).sum()
 
 
 def leader() -> TabularPBRL:
@@ -119,5 +123,7 @@ if __name__ == "__main__":
     made = leader()
     before = made.evaluate().leader_return
     record = made.learn(200).evaluate()
-    print(f"leader's return at the fishers' best responses: {before:.3f} before, {record.leader_return:.3f} after, x = {made.x}")
+    print(
+        f"leader's return at the fishers' best responses: {before:.3f} before, {record.leader_return:.3f} after, x = {made.x}"
+    )
     print(f"what the fishers fall short of theirs by, together: {record.gap:.4f}")

@@ -126,13 +126,13 @@ def test_a_signal_that_is_ignored_stays_so(number: int, tmp_path: Path) -> None:
 
 def test_a_signal_in_the_first_evaluation_is_heeded_after_the_first_iteration(tmp_path: Path) -> None:
     leader = TabularPBRL(TWO)
-    evaluate = leader._evaluate
+    evaluate = leader.method.evaluate
 
-    def interrupted(x: Any) -> Any:
+    def interrupted(*arguments: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
-        return evaluate(x)
+        return evaluate(*arguments)
 
-    leader._evaluate = interrupted  # type: ignore[method-assign]
+    leader.method.evaluate = interrupted
     with pytest.raises(KeyboardInterrupt):
         leader.learn(20, Checkpoint(tmp_path / "leader", every=100))
     assert TabularPBRL.load(tmp_path / "leader").iteration == 1

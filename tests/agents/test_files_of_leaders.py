@@ -15,26 +15,24 @@ import torch
 import bilevel_gym  # noqa: F401  registers the environments
 from bilevel_gym.agents import (
     BellmanPenalty,
-    Direct,
     Geometric,
     Hypergradient,
     HypergradientConfig,
     IndependentPolicyGradient,
-    IndependentPolicyGradientConfig,
     Linear,
     MirrorDescent,
     PolicyGradient,
-    Quench,
     SoBiRL,
     SoBiRLConfig,
-    Softmax,
-    Solved,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
 )
+from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
 from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.agents.followers import OracleAnswer, SoftPolicyIteration
+from bilevel_gym.agents.held_policies import Direct, Softmax, Solved
+from bilevel_gym.agents.schedules import Quench
 from bilevel_gym.envs.mdp import TabularMDP, random_stackelberg
 from bilevel_gym.envs.two_state import TwoStateProblem
 from tests.problems import PROBLEMS

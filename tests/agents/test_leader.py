@@ -20,27 +20,25 @@ import bilevel_gym  # noqa: F401  registers the environments
 from bilevel_gym.agents import (
     HPGD,
     BellmanPenalty,
-    Direct,
     Geometric,
     HPGDConfig,
     Hypergradient,
     HypergradientConfig,
     IndependentPolicyGradient,
-    IndependentPolicyGradientConfig,
     Linear,
     SoBiRL,
     SoBiRLConfig,
-    Softmax,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
     ZeroOrder,
-    ZeroOrderConfig,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.leader import LeaderConfig
-from bilevel_gym.agents.leader import projected_step
+from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
+from bilevel_gym.agents.baselines.zero_order import ZeroOrderConfig
 from bilevel_gym.agents.exact import ExactLeader
+from bilevel_gym.agents.held_policies import Direct, Softmax
+from bilevel_gym.agents.leader import LeaderConfig, projected_step
 from bilevel_gym.envs.mdp import (
     ArrayProblem,
     LeaderSet,

@@ -23,18 +23,8 @@ import yaml
 from stable_baselines3 import A2C
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from bilevel_gym.agents import (
-    DRLHF,
-    PBRL,
-    PBRLConfig,
-    PreferenceConfig,
-    Rollouts,
-    TabularPBRL,
-    load_follower,
-    push_to_hub,
-    write_model_card,
-    write_zoo_folder,
-)
+from bilevel_gym.agents import DRLHF, PBRL, PBRLConfig, PreferenceConfig, Rollouts, TabularPBRL
+from bilevel_gym.agents.model_card import load_follower, push_to_hub, write_model_card, write_zoo_folder
 
 SMALL = PBRLConfig(n_envs=4, warmup_steps=64, follower_steps=64, estimator=Rollouts(n_envs=4))
 ENV = "bilevel_gym/TwoState-v0"

@@ -25,12 +25,9 @@ from bilevel_gym.agents import (
     DRLHF,
     HPGD,
     PBRL,
-    ActiveFragmenter,
     BellmanPenalty,
     Checkpoint,
     CMAESConfig,
-    FiniteDifferences,
-    FiniteDifferencesConfig,
     HPGDConfig,
     Hypergradient,
     HypergradientConfig,
@@ -43,18 +40,21 @@ from bilevel_gym.agents import (
     PBRLConfig,
     PreferenceConfig,
     PreferencePBRL,
-    Quench,
     Rollouts,
     SingleLoop,
     SingleLoopConfig,
     SoBiRL,
-    Softmax,
     TabularCMAES,
     TabularPBRL,
     TabularPBRLConfig,
     TrueReturnLabeller,
+    TrueReward,
     ZeroOrder,
 )
+from bilevel_gym.agents.held_policies import Softmax
+from bilevel_gym.agents.leaders.single_loop import FiniteDifferences, FiniteDifferencesConfig
+from bilevel_gym.agents.preferences.fragmenters import ActiveFragmenter
+from bilevel_gym.agents.schedules import Quench
 
 TWO, GAME, LQ = "bilevel_gym/TwoState-v0", "bilevel_gym/StackelbergGame-v0", "bilevel_gym/LQStackelberg-v0"
 INCENTIVE = "bilevel_gym/incentive_design_v0"
@@ -235,6 +235,7 @@ PREFERENCES: dict[str, Callable[[], Any]] = {
         "bilevel_gym/RewardGrid-v0", A2C, replace(ASKED, fragmenter=ActiveFragmenter(3), memory=40)
     ),
     "DRLHF, recurrent, scaled": lambda: DRLHF("bilevel_gym/RewardGrid-v0", remembering, ASKED),
+    "true reward, DQN": lambda: TrueReward("bilevel_gym/RewardGrid-v0", built(DQN, **OFF), ASKED),
 }
 
 
@@ -303,7 +304,7 @@ def test_without_replay_a_file_is_small_and_learning_on_begins_an_empty_buffer(t
     small, large = leader.save(tmp_path / "small"), leader.save(tmp_path / "large", replay=True)
     assert not any(name.startswith("arrays/") for name in contents(small))
     held = contents(large)["arrays/penalised/observations.npy"]
-    buffer: Any = leader.penalised.model.replay_buffer  # type: ignore[attr-defined]
+    buffer: Any = leader.penalised.model.replay_buffer
     np.testing.assert_array_equal(held, buffer.observations[: len(held)])
     for path, size in ((small, 0), (large, len(held))):
         again: Any = PBRL.load(path, built(DQN, **OFF)).penalised.model

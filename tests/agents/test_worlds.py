@@ -17,8 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import PBRL, Checkpoint, NikaidoIsodaPenalty, PBRLConfig, Rollouts
-from bilevel_gym.agents.estimators.rollouts import episode_returns
-from bilevel_gym.agents.estimators.rollouts import collect
+from bilevel_gym.agents.estimators.rollouts import collect, episode_returns
 from bilevel_gym.agents.worlds import Worlds
 from bilevel_gym.wrappers import RewardMixing, VectorEnvAdapter, WorkerVecEnv, set_leader
 from tests.agents.followers.test_family import CONTINUOUS, DISCRETE, ENVS, tiny
@@ -88,7 +87,7 @@ def test_the_native_simulator_is_the_same_in_distribution() -> None:
         worlds = Worlds(GAME, {"n_states": 4, "max_episode_steps": 10}, observe_commitment=False, vec_env=vec_env)  # type: ignore[arg-type]
         venv, rng = worlds.make(n), np.random.default_rng(3)
         played = collect(venv, lambda obs, rng=rng: (obs + rng.integers(2, size=len(obs))) % 3, 10, seed=8)  # type: ignore[misc]
-        returns.append(np.stack(episode_returns(played, worlds.base_space, worlds.base_observation, worlds.gamma)))
+        returns.append(np.stack(episode_returns(played, worlds.base_space, worlds.gamma)))
     means = [values.mean(1) for values in returns]
     stderr = np.sqrt(sum(values.var(1) / values.shape[1] for values in returns))
     assert np.all(np.abs(means[0] - means[1]) < 4 * stderr)

@@ -16,6 +16,8 @@ import pytest
 import yaml
 
 from bilevel_gym.agents import PBRL, TabularPBRL
+from bilevel_gym.agents.leaders.pbrl import PBRLMethod
+from bilevel_gym.agents.leaders.tabular_pbrl import TabularPBRLMethod
 from bilevel_gym.cli.logs import read_progress
 
 from .conftest import Call
@@ -80,7 +82,7 @@ def test_a_sampled_leader_takes_arguments_of_all_three(call: Call) -> None:
 def _loaded(folder: Path) -> Any:
     from bilevel_gym.cli.run import load
 
-    return load(folder)
+    return load(folder, trust_code=True)
 
 
 def test_the_settings_that_a_run_leaves_give_it_again(call: Call) -> None:
@@ -123,15 +125,16 @@ def test_checkpoints_are_written_on_the_way(call: Call, monkeypatch: pytest.Monk
 def test_an_interrupted_run_is_saved_and_resumed_to_the_bit(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     words = (*SAMPLED, "--eval-freq", "2", "-n", "3000", "--json")
     whole = json.loads(call("train", *words).out)
-    iterate = PBRL._iterate
+    step, begun = PBRLMethod.step, list[int]()
 
-    def interrupted(self: PBRL, progress_remaining: float) -> dict[str, float]:
-        if self.iteration == 3:
+    def interrupted(self: PBRLMethod, state: Any, progress: Any) -> Any:
+        begun.append(state.num_timesteps)
+        if len(begun) == 4:
             signal.raise_signal(signal.SIGINT)
-        return iterate(self, progress_remaining)
+        return step(self, state, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PBRL, "_iterate", interrupted)
+        patch.setattr(PBRLMethod, "step", interrupted)
         answer = call("train", *words)
     assert answer.code == 130
     assert answer.err.endswith("bilevel-gym: interrupted\n")
@@ -185,10 +188,10 @@ def test_names_of_ones_own(call: Call) -> None:
     run = json.loads(answer.out)["run"]
     assert run == "runs/PBRL-mine.follower/mine.world_1"
     assert _loaded(Path(run)).best_response.model.learning_rate == 0.02
-    assert call("evaluate", run).code == 0
+    assert call("evaluate", run, "--trust-code").code == 0
     exact = call("train", "--env", "mine:world", "--leader", "TabularPBRL", "-n", "2", "--json")
     assert exact.code == 0, exact.err
-    assert call("evaluate", json.loads(exact.out)["run"]).code == 0
+    assert call("evaluate", json.loads(exact.out)["run"], "--trust-code").code == 0
 
 
 def test_a_card_of_a_run(call: Call) -> None:
@@ -319,7 +322,7 @@ def test_bad_usage_is_one_line_and_code_2(call: Call, words: tuple[str, ...], me
 
 
 def test_a_run_that_fails_is_code_1(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TabularPBRL, "_descend", lambda *_: 1 / 0)
+    monkeypatch.setattr(TabularPBRLMethod, "descend", lambda *_: 1 / 0)
     answer = call("train", *EXACT, "-n", "9")
     assert (answer.code, answer.out) == (1, "")
     assert answer.err.splitlines()[-1] == "bilevel-gym: error: ZeroDivisionError: division by zero"

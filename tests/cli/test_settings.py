@@ -21,7 +21,7 @@ GAME = "bilevel_gym/StackelbergGame-v0"
 
 @pytest.mark.parametrize(("env", "leader", "follower", "entry"), ENTRIES)
 def test_every_tuned_entry_constructs(env: str, leader: str, follower: str, entry: dict[str, Any]) -> None:
-    (found,) = chosen(env, leader, None if follower == EXACT else follower)
+    (found,) = chosen(env, leader, follower)
     settings = runs_of(found, 1, None)[0]
     assert settings.n_timesteps == entry["n_timesteps"]
     built = build(settings)

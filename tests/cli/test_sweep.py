@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from bilevel_gym.agents import PBRL, TabularPBRL
+from bilevel_gym.agents import TabularPBRL
+from bilevel_gym.agents.leaders.pbrl import PBRLMethod
 from bilevel_gym.cli import sweep
 from bilevel_gym.cli.settings import Settings
 from bilevel_gym.cli.sweep import Outcome, Pool, folder_of, over_seeds
@@ -96,7 +97,7 @@ def test_processes_give_what_serial_gives_and_outlive_a_death(tmp_path: Path) ->
     assert all(o.result is not None for o in both[1:4])
     assert both[4].error == serial[3].error == "learning_rate: expected a number in (0, inf), got -1.0"
     assert both[0].result is None
-    assert str(both[0].error).startswith("its process died (TerminatedWorkerError")
+    assert both[0].error == "its process died (exit code 3)"
 
 
 def test_ray_gives_what_serial_gives(tmp_path: Path) -> None:
@@ -131,28 +132,58 @@ def test_a_half_written_result_is_no_result(tmp_path: Path) -> None:
 def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = replace(sampled()[0], n_timesteps=1500)
     whole = Pool(tmp_path / "whole", "serial").run([settings])
-    iterate, begun = PBRL._iterate, list[int]()
+    step, begun = PBRLMethod.step, list[int]()
 
-    def stopped(self: PBRL, progress_remaining: float) -> dict[str, float]:
-        begun.append(self.iteration)
-        if self.iteration == 1 and len(begun) == 2:
+    def stopped(self: PBRLMethod, state: Any, progress: Any) -> Any:
+        begun.append(state.num_timesteps)
+        if len(begun) == 2:
             raise OSError("the machine was switched off")
-        return iterate(self, progress_remaining)
+        return step(self, state, progress)
 
-    monkeypatch.setattr(PBRL, "_iterate", stopped)
+    monkeypatch.setattr(PBRLMethod, "step", stopped)
     (broken,) = Pool(tmp_path / "broken", "serial", save_freq=1).run([settings])
     assert broken.error == "OSError: the machine was switched off"
     again = Pool(tmp_path / "broken", "serial", save_freq=1).run([settings])
-    assert begun[:3] == [0, 1, 1]  # the first iteration is not repeated
+    assert begun[0] == 0 < begun[1] == begun[2]  # the first iteration is not repeated
     assert numbers(again) == numbers(whole)
     assert not (folder_of(settings, tmp_path / "broken") / "error.txt").exists()
 
 
-def test_what_a_worker_with_another_disk_found_is_kept(tmp_path: Path) -> None:
+def test_what_a_worker_with_another_disk_found_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(TWO, "TabularPBRL", None, 5)
     result = {"evaluation": {"leader_return": 1.0}}
-    Pool(tmp_path, "serial")._keep(Outcome(settings, result, None, repeated=True))
+    monkeypatch.setattr(sweep, "run_one", lambda *_: Outcome(settings, result, None, repeated=True))
+    Pool(tmp_path, "serial").run([settings])
     assert json.loads((folder_of(settings, tmp_path) / "result.json").read_text()) == result
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"evaluation": 3}', '{"evaluation": {"leader_return": "much"}}', "[1]", '"' + "a" * 2**23 + '"'],
+)
+def test_a_forged_result_is_no_result(tmp_path: Path, text: str) -> None:
+    settings = Settings(TWO, "TabularPBRL", None, 5)
+    folder = folder_of(settings, tmp_path)
+    folder.mkdir()
+    (folder / "result.json").write_text(text)
+    (outcome,) = Pool(tmp_path, "serial").run([settings])
+    assert outcome.repeated
+    assert outcome.error is None
+    assert json.loads((folder / "result.json").read_text()) == outcome.result
+
+
+def test_a_folder_with_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
+    settings = Settings(TWO, "TabularPBRL", None, 5)
+    (whole,) = Pool(tmp_path / "whole", "serial").run([settings])
+    folder = folder_of(settings, tmp_path / "forged")
+    (first,) = Pool(tmp_path / "forged", "serial").run([settings])
+    assert numbers([first]) == numbers([whole])
+    (folder / "result.json").unlink()
+    forged = replace(settings, env="subprocess:Popen", env_kwargs={"args": ["touch", str(tmp_path / "owned")]})
+    (folder / "settings.yml").write_text(forged.as_yaml())
+    (again,) = Pool(tmp_path / "forged", "serial").run([settings])
+    assert numbers([again]) == numbers([whole])
+    assert not (tmp_path / "owned").exists()
 
 
 # --- search ---------------------------------------------------------------------------------------------------------------
@@ -203,7 +234,7 @@ def test_without_optuna(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
         (("sweep", *SEARCH, "--grid", "leader.a:1"), "--grid: expected --grid or --search, got both"),
         (("sweep", *SEARCH), "--space: expected at least one KEY:log(a, b) or the like beside --search, got None"),
         (("sweep", *SEARCH, "--space", "leader.a:log(1)"), "--space: expected KEY:log(a, b), float(a, b), int(a, b) or choice"),
-        (("sweep", *EXACT, "--backend", "threads"), "--backend: expected one of processes, serial, ray, dask, got 'threads'"),
+        (("sweep", *EXACT, "--backend", "threads"), "--backend: expected one of processes, serial, ray, got 'threads'"),
         (("benchmark",), "--env: expected --env, --leader or --follower, got none of them"),
         (("benchmark", "--env", "TwoState-v0"), "--env: expected tuned settings (`bilevel-gym list tuned`), got none for "),
     ],

@@ -23,7 +23,7 @@ from bilevel_gym.agents import (
     leader_return_at_best_response,
 )
 from bilevel_gym.agents.leaders.hypergradient import hypergradient
-from bilevel_gym.envs.four_rooms import MAP, FourRoomsEnv, FourRoomsProblem, FourRoomsVectorEnv
+from bilevel_gym.envs.four_rooms import MAP, FourRoomsEnv, FourRoomsProblem
 from bilevel_gym.envs.mdp import policy_value, solve_soft
 from tests.problems import F64, assert_gradient, generator, numerical_gradient, residual
 
@@ -175,7 +175,7 @@ def test_sampled_returns_are_the_exact_ones() -> None:
     x = random_logits(problem)
     mdp = problem.follower_mdp(x)
     pi = solve_soft(mdp, tau).pi
-    envs = FourRoomsVectorEnv(n, tau, 3.0)
+    envs = FourRoomsEnv.vector(n, tau, 3.0)
     envs.set_leader(x.numpy())
     z, _ = envs.reset(seed=0)
     cdf, rng = np.cumsum(pi.reshape(208, 4).numpy(), -1), np.random.default_rng(1)

@@ -19,8 +19,8 @@ from pettingzoo.test.parallel_test import parallel_api_test
 import bilevel_gym
 from bilevel_gym.envs import incentive_design_v0
 from bilevel_gym.envs.incentive_design_v0 import PLAYERS, IncentiveDesignEnv
-from bilevel_gym.envs.leader_model import GameLeaderModel
 from bilevel_gym.envs.mdp import IncentiveDesignProblem, ZeroSumGame, random_incentive_design, stack_problems
+from bilevel_gym.envs.player import GameLeaderModel
 from tests.problems import F64, assert_gradient, generator, numerical_gradient
 
 assert bilevel_gym.__version__

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 import bilevel_gym
 from bilevel_gym.envs.linear_quadratic import LinearQuadraticEnv, LinearQuadraticVectorEnv
-from bilevel_gym.envs.lq_stackelberg import LQStackelbergEnv, LQStackelbergVectorEnv
+from bilevel_gym.envs.lq_stackelberg import LQStackelbergEnv
 from bilevel_gym.envs.mdp import LeaderSet, LinearQuadraticProblem, random_linear_quadratic, steering_game
-from bilevel_gym.wrappers import ObserveCommitmentVec, VectorEnvAdapter
+from bilevel_gym.wrappers import VectorEnvAdapter
 
 assert bilevel_gym.__version__
 F64 = torch.float64
@@ -155,12 +155,12 @@ def test_the_leader_model_is_the_step(name: str) -> None:
 
 
 def test_the_commitment_is_the_gain() -> None:
-    one, many = LQStackelbergEnv(), LQStackelbergVectorEnv(3)
+    one, many = LQStackelbergEnv(), LQStackelbergEnv.vector(3)
     one.set_leader([-0.5, 0.25])
     assert one.commitment(one.observation_space.sample()).tolist() == [-0.5, 0.25]
     many.set_leader(np.array([[-0.5, 0.25], [-1.0, 0.5], [0.0, 0.0]]))
     assert many.commitment(None).tolist() == [[-0.5, 0.25], [-1.0, 0.5], [0.0, 0.0]]
-    with pytest.raises(ValueError, match="x: expected one x for all copies"):
+    with pytest.raises(ValueError, match="x: expected one x for all environments"):
         many.leader_model()
     many.set_leader([-0.5, 0.25])
     assert many.commitment(None).tolist() == [[-0.5, 0.25]] * 3
@@ -201,7 +201,7 @@ def test_bad_points_are_named(x: Any, message: str) -> None:
 
 
 def test_bad_rows_are_named() -> None:
-    env = LQStackelbergVectorEnv(2)
+    env = LQStackelbergEnv.vector(2)
     with pytest.raises(ValueError, match=r"^x\[1\]: expected a point of X"):
         env.set_leader([[0.0, 0.0], [0.5, 0.0]])
     with pytest.raises(ValueError, match=r"^x: expected shape \(2,\) or \(2, 2\), got shape \(3, 2\)"):
@@ -209,7 +209,7 @@ def test_bad_rows_are_named() -> None:
 
 
 def test_bad_actions_are_named() -> None:
-    env, vector = LQStackelbergEnv(), LQStackelbergVectorEnv(2)
+    env, vector = LQStackelbergEnv(), LQStackelbergEnv.vector(2)
     for one in (env, vector):
         with pytest.raises(gym.error.ResetNeeded):
             one.step(np.zeros(1))
@@ -220,7 +220,7 @@ def test_bad_actions_are_named() -> None:
     with pytest.raises(ValueError, match=r"^actions: expected finite numbers of shape \(2, 1\), got shape \(2,\)"):
         vector.step(np.zeros(2))
     with pytest.raises(ValueError, match="num_envs: expected"):
-        LQStackelbergVectorEnv(0)
+        LQStackelbergEnv.vector(0)
 
 
 # --- SB3 and pictures -------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_the_adapter_serves_continuous_spaces() -> None:
     venv.env_method("set_leader", [-0.5, 0.25], indices=[1])
     np.testing.assert_array_equal(venv.get_attr("leader_x"), [[0.0, 0.0], [-0.5, 0.25], [0.0, 0.0]])
     assert venv.env_method("commitment", np.zeros(2), indices=1)[0].tolist() == [-0.5, 0.25]
-    shown = ObserveCommitmentVec(venv)
+    shown = VectorEnvAdapter(venv.env, observe_commitment=True)
     first = shown.reset()
     assert first.shape == (3, 4)
     assert first[1, 2:].tolist() == [-0.5, 0.25]

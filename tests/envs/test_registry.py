@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import inspect
 import pickle
 import warnings
 from typing import Any
@@ -125,6 +126,23 @@ def test_vector_environments(name: str) -> None:
         np.testing.assert_array_equal(truncated, elapsed == limit)
         elapsed[terminated | truncated] = 0
         assert ("final_obs" in infos) == bool((truncated | terminated).any())
+
+
+@pytest.mark.parametrize("name", VECTOR_IDS)
+def test_arguments_are_the_problem_s(name: str) -> None:
+    """One list of arguments: the environment's, the parallel one's, and what a reader of the signature sees."""
+    cls = type(gym.make(name).unwrapped)
+    own = inspect.signature(cls.make_problem).parameters  # type: ignore[attr-defined]
+    shown = inspect.signature(cls).parameters
+    assert list(shown) == [*own, "render_mode"]
+    assert all(shown[key].default == own[key].default for key in own)
+    assert name.startswith(f"bilevel_gym/{cls.__name__.removesuffix('Env')}-v")
+    kwargs = {"tau" if "tau" in own else "gamma": 0.3}
+    one, many = gym.make(name, **kwargs), gym.make_vec(name, num_envs=2, **kwargs)  # type: ignore[arg-type]
+    for key, value in kwargs.items():
+        assert getattr(one.unwrapped.problem, key) == getattr(many.unwrapped.problem, key) == value  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="nonsense"):
+        gym.make_vec(name, num_envs=2, nonsense=1)
 
 
 @pytest.mark.parametrize(

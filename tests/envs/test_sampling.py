@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bilevel_gym.envs.sampling import AliasSampler, Floats, InverseCdfSampler, alias_tables
+from bilevel_gym.envs.tabular import AliasSampler, Floats, InverseCdfSampler, alias_tables
 
 
 def tables(rows: int, size: int, seed: int) -> Floats:

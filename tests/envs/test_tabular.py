@@ -18,7 +18,7 @@ from bilevel_gym.envs.mdp import (
     policy_return,
     random_stackelberg,
 )
-from bilevel_gym.envs.stackelberg_game import StackelbergGameEnv, StackelbergGameVectorEnv
+from bilevel_gym.envs.stackelberg_game import StackelbergGameEnv
 from bilevel_gym.envs.tabular import TabularEnv, TabularVectorEnv
 from bilevel_gym.envs.two_state import TwoStateProblem
 
@@ -158,13 +158,13 @@ def test_every_copy_plays_under_its_own_x() -> None:
     assert env.leader_x.shape == (1,)
     np.testing.assert_array_equal(env.commitment(following), np.full((4, 1), 0.25))
     env.set_leader(x)
-    with pytest.raises(ValueError, match=r"^x: expected one x for all copies"):
+    with pytest.raises(ValueError, match=r"^x: expected one x for all environments"):
         env.leader_model()
 
 
 def test_every_copy_draws_from_its_own_leader_policy() -> None:
     """Logits +10 on one leader action, another for each copy: the draws are all that action."""
-    env = StackelbergGameVectorEnv(num_envs=3, **GAME)
+    env = StackelbergGameEnv.vector(num_envs=3, **GAME)
     x = np.full((3, 4, 3), -10.0)
     x[np.arange(3), :, np.arange(3)] = 10.0
     env.set_leader(x.reshape(3, -1))
@@ -207,7 +207,7 @@ def test_x_counts_from_the_next_step_and_is_copied(vector: bool) -> None:
     ],
 )
 def test_wrong_x_is_refused_and_changes_nothing(vector: bool, x: Any, message: str) -> None:
-    env = StackelbergGameVectorEnv(num_envs=3, **GAME) if vector else StackelbergGameEnv(**GAME)
+    env = StackelbergGameEnv.vector(num_envs=3, **GAME) if vector else StackelbergGameEnv(**GAME)
     env.set_leader(np.ones(12))
     with pytest.raises(ValueError, match=f"^x: expected .*{message}"):
         env.set_leader(x)
@@ -219,7 +219,7 @@ def test_the_wrong_row_of_x_is_named(value: float) -> None:
     x = np.zeros((3, 12))
     x[1, 4] = value
     with pytest.raises(ValueError, match=r"^x\[1\]: expected"):
-        StackelbergGameVectorEnv(num_envs=3, **GAME).set_leader(x)
+        StackelbergGameEnv.vector(num_envs=3, **GAME).set_leader(x)
 
 
 @pytest.mark.parametrize(("name", "value"), [("num_envs", 0), ("max_episode_steps", -1)])
@@ -315,7 +315,7 @@ def test_leader_model_slopes_are_central_differences(problem: TabularProblem) ->
 
 
 def test_a_kernel_that_did_not_change_is_kept() -> None:
-    env = StackelbergGameVectorEnv(num_envs=2, **GAME)
+    env: Any = StackelbergGameEnv.vector(num_envs=2, **GAME)
     before = env._tables.P
     env.set_leader(np.ones((2, 12)))
     assert env._tables.P is before

@@ -10,7 +10,7 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from bilevel_gym.envs.mdp import RoadNetwork, policy_return, random_city, solve_soft
-from bilevel_gym.envs.toll_design import TollDesignEnv, TollDesignVectorEnv, toll_design
+from bilevel_gym.envs.toll_design import TollDesignEnv, toll_design
 from bilevel_gym.wrappers import VectorEnvAdapter
 
 SMALL: dict[str, Any] = {"n_nodes": 9, "seed": 1}
@@ -21,7 +21,7 @@ def draw_actions(pi: Any, states: Any, rng: np.random.Generator) -> Any:
     return (pi[states].cumsum(-1) < rng.uniform(size=(len(states), 1))).sum(-1)
 
 
-def drive(env: TollDesignVectorEnv, pi: Any, steps: int) -> list[Any]:
+def drive(env: Any, pi: Any, steps: int) -> list[Any]:
     """Columns s, a, w, s', follower's and leader's reward, alive of the first episode of every copy."""
     rng = np.random.default_rng(1)  # not the environment's numbers
     obs, _ = env.reset(seed=0)
@@ -38,7 +38,7 @@ def drive(env: TollDesignVectorEnv, pi: Any, steps: int) -> list[Any]:
 
 def test_sampled_trips_are_the_model_s() -> None:
     """Mean discounted returns of both, and every link's mean time, within four standard errors."""
-    env = TollDesignVectorEnv(num_envs=4000, revenue_weight=0.5, **SMALL)
+    env: Any = TollDesignEnv.vector(num_envs=4000, revenue_weight=0.5, **SMALL)
     problem: Any = env.problem
     x = np.random.default_rng(3).uniform(0, 5, problem.leader_dim)
     env.set_leader(x)
@@ -63,7 +63,7 @@ def test_sampled_trips_are_the_model_s() -> None:
 
 
 def test_the_leader_model_gives_the_very_step() -> None:
-    env = TollDesignVectorEnv(num_envs=200, revenue_weight=0.5, **SMALL)
+    env: Any = TollDesignEnv.vector(num_envs=200, revenue_weight=0.5, **SMALL)
     problem: Any = env.problem
     env.set_leader(np.random.default_rng(3).uniform(0, 5, problem.leader_dim))
     obs, _ = env.reset(seed=0)
@@ -123,7 +123,7 @@ def test_arriving_is_free_and_ends_the_trip() -> None:
 
 
 def test_masks_of_many_copies() -> None:
-    env = TollDesignVectorEnv(num_envs=50, **SMALL)
+    env: Any = TollDesignEnv.vector(num_envs=50, **SMALL)
     exists = env.problem.follower_mdp(env.problem.start_x()).mask
     assert exists is not None
     table = exists.flatten(0, 1).numpy()
@@ -143,7 +143,7 @@ def test_maskable_ppo_never_waits(native: bool) -> None:
     masking = pytest.importorskip("sb3_contrib.common.maskable.utils")
     venv: Any = DummyVecEnv([lambda: gym.make("bilevel_gym:bilevel_gym/TollDesign-v0", **SMALL)] * 2)
     if native:
-        venv = VectorEnvAdapter(TollDesignVectorEnv(num_envs=2, max_episode_steps=100, **SMALL))
+        venv = VectorEnvAdapter(TollDesignEnv.vector(num_envs=2, max_episode_steps=100, **SMALL))
     driver = contrib.MaskablePPO("MlpPolicy", venv, n_steps=64, batch_size=64, n_epochs=1, seed=0).learn(256)
     problem = toll_design(**SMALL)
     obs, wait = venv.reset(), float(problem.network.time.max()) + problem.max_toll

@@ -17,14 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3 import A2C, DQN
 
-from bilevel_gym import agents
 from bilevel_gym.agents import (
     CMAES,
     DRLHF,
     HPGD,
     PBRL,
     Checkpoint,
-    FiniteDifferences,
     Hypergradient,
     IndependentPolicyGradient,
     MetaGradient,
@@ -39,6 +37,9 @@ from bilevel_gym.agents import (
     TrueReturnLabeller,
     ZeroOrder,
 )
+from bilevel_gym.agents.leaders.single_loop import FiniteDifferences
+from bilevel_gym.agents.records import storables
+from bilevel_gym.cli.values import parts
 from bilevel_gym.envs.two_state import TwoStateProblem
 from tests.fuzz.hostile import arguments, fuzz, little_memory
 
@@ -192,9 +193,12 @@ def parameters(of: Any) -> list[str]:
     return [name for name in inspect.signature(of).parameters if name not in ("self", "args", "kwargs", "render_mode")]
 
 
-@pytest.mark.parametrize("name", [name for name in RECORDS if parameters(getattr(agents, name))])
+CLASSES: dict[str, Any] = {**storables(), **parts()}
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDS if parameters(CLASSES[name])])
 def test_a_record(name: str) -> None:
-    build, (base, use) = getattr(agents, name), RECORDS[name]
+    build, (base, use) = CLASSES[name], RECORDS[name]
 
     @fuzz(8)
     @given(st.data())

@@ -35,11 +35,11 @@ from bilevel_gym.agents import (
     Rollouts,
     SingleLoop,
     SingleLoopConfig,
-    Softmax,
     TabularCMAES,
     TabularPBRL,
     TabularPBRLConfig,
 )
+from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.agents.preferences.files import preferences_as_bytes, read_preferences
 from bilevel_gym.agents.text.language_model import load_word_model
 from tests.fuzz.hostile import DELETED, changed, damaged, fuzz, json_values, little_memory, paths, tensors

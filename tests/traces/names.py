@@ -11,55 +11,54 @@ from bilevel_gym.agents import (
     DRLHF,
     HPGD,
     PBRL,
-    ActiveFragmenter,
     BellmanPenalty,
     CMAESConfig,
-    Direct,
-    FiniteDifferences,
-    FiniteDifferencesConfig,
-    FitConfig,
     Geometric,
     HPGDConfig,
     Hypergradient,
     HypergradientConfig,
     IndependentPolicyGradient,
-    IndependentPolicyGradientConfig,
     KnownModel,
     Linear,
     MetaGradient,
-    MetaGradientConfig,
     MirrorDescent,
     MonteCarlo,
-    NestedLoopConfig,
     NikaidoIsodaPenalty,
-    PartialSGD,
     PBRLConfig,
-    Planner,
     PolicyGradient,
     PreferenceConfig,
     PreferencePBRL,
-    Quench,
     Rollouts,
     SingleLoop,
     SingleLoopConfig,
     SoBiRL,
     SoBiRLConfig,
-    Softmax,
     SoftPolicyIteration,
-    Solved,
     TabularCMAES,
-    TabularCMAESConfig,
     TabularPBRL,
     TabularPBRLConfig,
-    Tracked,
     TrueReturnLabeller,
     TrueReward,
     ValuePenalty,
     ZeroOrder,
-    ZeroOrderConfig,
     robustness,
 )
-from bilevel_gym.agents.preferences.fragmenters import WholeEpisodes
+from bilevel_gym.agents.baselines.cma_es import TabularCMAESConfig
+from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
+from bilevel_gym.agents.baselines.meta_gradient import MetaGradientConfig
+from bilevel_gym.agents.baselines.zero_order import ZeroOrderConfig
+from bilevel_gym.agents.held_policies import Direct, Softmax, Solved
+from bilevel_gym.agents.leaders.preference_pbrl import Tracked
+from bilevel_gym.agents.leaders.single_loop import (
+    FiniteDifferences,
+    FiniteDifferencesConfig,
+    NestedLoopConfig,
+    PartialSGD,
+)
+from bilevel_gym.agents.preferences.fragmenters import ActiveFragmenter, WholeEpisodes
+from bilevel_gym.agents.preferences.planner import Planner
+from bilevel_gym.agents.preferences.training import FitConfig
+from bilevel_gym.agents.schedules import Quench
 from bilevel_gym.agents.text.policy import writer
 from bilevel_gym.agents.text.reward_net import WordsReward
 from bilevel_gym.envs import incentive_design_v0

@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import bilevel_gym
 from bilevel_gym.envs.mdp import random_stackelberg
-from bilevel_gym.wrappers import ObserveCommitment, ObserveCommitmentVec, RewardMixing, VectorEnvAdapter
+from bilevel_gym.wrappers import ObserveCommitment, RewardMixing, VectorEnvAdapter
+from bilevel_gym.wrappers.vec_env import info_column
 
 assert bilevel_gym.__version__
 GAME, TWO = "bilevel_gym/StackelbergGame-v0", "bilevel_gym/TwoState-v0"
@@ -112,33 +113,35 @@ def test_vector_observations_are_lengthened() -> None:
 
 def test_copies_show_their_own_x_and_last_observations_too() -> None:
     env = gym.make_vec(GAME, num_envs=3, **SMALL, max_episode_steps=4)
-    venv = ObserveCommitmentVec(RewardMixing(VectorEnvAdapter(env), 0.0))
+    adapter = VectorEnvAdapter(env, observe_commitment=True)
+    venv = RewardMixing(adapter, 0.0)
     x = np.random.default_rng(0).normal(size=(3, 12))
     venv.env_method("set_leader", x)
-    obs = venv.reset()
+    obs: Any = venv.reset()
     for t in range(1, 9):
         assert venv.observation_space.contains(obs[0])
-        states = venv.base_observation(obs)
+        states = adapter.base_observation(obs)
         for i in range(3):
             np.testing.assert_allclose(obs[i].reshape(4, 3)[states[i]], policy(x[i])[states[i]], rtol=1e-6)
         following, _, dones, infos = venv.step(np.zeros(3, dtype=np.int64))
-        assert isinstance(following, np.ndarray)
+        np.testing.assert_array_equal(info_column(venv, infos, "base_obs"), states)
+        after = info_column(venv, infos, "base_next_obs")
         obs = following
         assert dones.all() == (t % 4 == 0)
+        np.testing.assert_array_equal(after == adapter.base_observation(obs), ~dones | (after == env._state))  # type: ignore[attr-defined]
         for i in range(3):
             if dones[i]:
                 last = infos[i]["terminal_observation"]
-                state = int(venv.base_observation(last))
+                state = int(adapter.base_observation(last))
+                assert state == after[i]
                 assert last.dtype == np.float32
                 assert np.count_nonzero(last) == 3
                 np.testing.assert_allclose(last.reshape(4, 3)[state], policy(x[i])[state], rtol=1e-6)
-    with pytest.raises(ValueError, match=r"^venv: expected a VectorEnvAdapter"):
-        ObserveCommitmentVec(DummyVecEnv([lambda: gym.make(GAME, **SMALL)]))
 
 
 def test_the_last_observation_is_that_of_the_last_state() -> None:
     """In the two-state problem, that is the last action, whatever the reset draws."""
-    venv = ObserveCommitmentVec(VectorEnvAdapter(gym.make_vec(TWO, num_envs=8, max_episode_steps=1)))
+    venv = VectorEnvAdapter(gym.make_vec(TWO, num_envs=8, max_episode_steps=1), observe_commitment=True)
     venv.seed(0)
     first = venv.reset()
     last = np.arange(8) % 2
@@ -152,7 +155,7 @@ def test_the_last_observation_is_that_of_the_last_state() -> None:
 def test_leader_model_reads_the_longer_observations(name: str) -> None:
     kwargs = SMALL if name == GAME else {}
     single = ObserveCommitment(gym.make(name, **kwargs))
-    venv = ObserveCommitmentVec(VectorEnvAdapter(gym.make_vec(name, num_envs=5, **kwargs)))
+    venv = VectorEnvAdapter(gym.make_vec(name, num_envs=5, **kwargs), observe_commitment=True)
     x = np.linspace(-0.5, 0.5, single.get_wrapper_attr("leader_space").shape[0])
     single.get_wrapper_attr("set_leader")(x)
     venv.env_method("set_leader", x)
@@ -160,18 +163,62 @@ def test_leader_model_reads_the_longer_observations(name: str) -> None:
     action = np.array([0, 1, 0, 1, 1])
     following, rewards, _, infos = venv.step(action)
     draws = np.array([info["leader_draw"] for info in infos])
-    for model in (single.leader_model(), venv.leader_model(), venv.env_method("leader_model", indices=0)[0]):
+    models: list[Any] = [single.leader_model(), venv.leader_model(), venv.env_method("leader_model", indices=0)[0]]
+    for model in models:
         assert [key for key, _ in model.named_parameters()] == ["x"]
         follower, leader, log_p = model(torch.as_tensor(obs), action, draws, torch.as_tensor(following))
         np.testing.assert_allclose(follower.detach(), rewards, rtol=1e-6)
         np.testing.assert_allclose(leader.detach(), [info["leader_reward"] for info in infos])
         s = venv.base_observation(obs)
-        inner = venv.unwrapped.leader_model()  # type: ignore[attr-defined]
+        inner = venv.env.leader_model()
         torch.testing.assert_close(log_p, inner(s, action, draws, s)[2])
         assert torch.autograd.grad(log_p.sum() + leader.sum(), model.x)[0].abs().sum() > 0
 
 
 def test_ppo_trains_on_it() -> None:
-    venv = ObserveCommitmentVec(VectorEnvAdapter(gym.make_vec(GAME, num_envs=4, **SMALL)))
+    venv = VectorEnvAdapter(gym.make_vec(GAME, num_envs=4, **SMALL), observe_commitment=True)
     model = PPO("MlpPolicy", venv, n_steps=64, batch_size=64, n_epochs=1, device="cpu").learn(512)
     assert model.num_timesteps == 512
+
+
+@pytest.mark.parametrize("name", [GAME, TWO, "bilevel_gym/FourRooms-v0"])
+def test_every_observation_is_what_the_single_environment_shows(name: str) -> None:
+    """Under any x, one or several, whatever x the parallel environments are under."""
+    kwargs = SMALL if name == GAME else {}
+    single = ObserveCommitment(gym.make(name, **kwargs))
+    venv = VectorEnvAdapter(gym.make_vec(name, num_envs=2, **kwargs), observe_commitment=True)
+    before = venv.get_attr("leader_x")
+    points = np.random.default_rng(0).uniform(-1, 1, (3, len(before[0])))
+    n = int(single.env.observation_space.n)  # type: ignore[attr-defined]
+    expected = []
+    for x in points:
+        single.get_wrapper_attr("set_leader")(x)
+        expected.append(np.stack([single.observation(s) for s in range(n)]))
+    np.testing.assert_array_equal(venv.every_observation(points), np.concatenate(expected))
+    np.testing.assert_array_equal(venv.every_observation(points[1]), expected[1])
+    np.testing.assert_array_equal(venv.every_observation(points[1], [3, 0] if n > 3 else [1, 0])[1], expected[1][0])
+    np.testing.assert_array_equal(venv.get_attr("leader_x"), before)
+    plain = VectorEnvAdapter(gym.make_vec(name, num_envs=2, **kwargs))
+    np.testing.assert_array_equal(plain.every_observation(points), np.tile(np.arange(n), 3))
+
+
+@pytest.mark.parametrize("name", [GAME, "bilevel_gym/LQStackelberg-v0"])
+def test_the_environment_s_own_observations_are_carried_as_they_stand_in_the_vectors(name: str) -> None:
+    """Beside the features, in the native simulator's arrays and in the infos of single environments: never searched for."""
+    make: Any = {"max_episode_steps": 3, **(SMALL if name == GAME else {})}
+    native = VectorEnvAdapter(gym.make_vec(name, num_envs=2, **make), observe_commitment=True)
+    dummy = DummyVecEnv([lambda: ObserveCommitment(gym.make(name, **make)) for _ in range(2)])
+    for venv in (native, dummy):
+        read = native.base_observation if venv is native else dummy.envs[0].get_wrapper_attr("base_observation")
+        venv.seed(0)
+        obs: Any = venv.reset()
+        for _ in range(7):
+            following, _, dones, infos = venv.step(np.stack([venv.action_space.sample() for _ in range(2)]))
+            after = np.array(following)
+            for i in np.flatnonzero(dones):
+                after[i] = infos[i]["terminal_observation"]
+            for key, seen in (("base_obs", obs), ("base_next_obs", after)):
+                found = info_column(venv, infos, key)
+                np.testing.assert_array_equal(found, read(seen))
+                assert found.dtype == read(seen).dtype
+            obs = following

@@ -11,11 +11,12 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
-from bilevel_gym.agents.estimators.rollouts import RolloutGradient
-from bilevel_gym.agents.worlds import Worlds
+from bilevel_gym.agents.estimators.rollouts import RolloutEstimator, collect
 from bilevel_gym.agents.followers.sb3 import SB3Follower
 from bilevel_gym.agents.followers.spec import Answering
+from bilevel_gym.agents.worlds import Worlds
 from bilevel_gym.wrappers import Attribute, DrawnAttribute, set_leader
+from bilevel_gym.wrappers.vec_env import leader_model
 
 
 class Scale(gym.Env[Any, Any]):
@@ -105,13 +106,14 @@ def test_the_gradient_of_the_return_against_its_closed_form(gae_lambda: float | 
     worlds = Worlds(scale, None, observe_commitment=False)
     venv = DummyVecEnv([scale])
     idle: Any = _Idle(SB3Follower(PPO, venv, 0.9, 0, False, Answering()))
-    estimator = RolloutGradient(worlds, Rollouts(n_envs=120, gae_lambda=gae_lambda), np.random.default_rng(0))
+    estimator = RolloutEstimator(worlds, Rollouts(n_envs=120, gae_lambda=gae_lambda), np.random.default_rng(0))
     x, each, T = torch.tensor([2.0], dtype=torch.float64), [], 1.0 + 0.9 + 0.81
     for _ in range(8):
         set_leader(estimator.venv, x.numpy())
-        model = worlds.leader_model(x.numpy())
-        _, played = estimator.episodes(x, idle, idle)
-        follower, *_ = estimator._surrogates(model, played, played.r_follower, estimator.critics[0])
+        model = leader_model(worlds.env, x.numpy())
+        seed = int(estimator.rng.integers(2**31))
+        played = collect(estimator.venv, idle.player(estimator.venv), estimator.horizon, seed)
+        (follower, _), _ = estimator._surrogates(model, played, played.r_follower, estimator.critics["penalised"])
         each.append(float(torch.autograd.grad(follower, model.get_parameter("x"))[0]))
     exact, error = 2.0 * T, np.std(each, ddof=1) / math.sqrt(len(each))
     assert error < 0.2 * exact
@@ -185,7 +187,7 @@ def test_pbrl_learns_a_drawn_attribute() -> None:
         eval_every=100,
     )
     leader = PBRL(scale, PPO, config=config, x0=[1.0]).learn(8_000)
-    assert leader.gradient.gae_lambda == 1.0  # type: ignore[attr-defined]
+    assert leader.gradient.gae_lambda == 1.0
     assert leader.oracle_failures < leader.iteration
     assert 1.5 < leader.last_x[0] < 3.5  # the optimum is 3
 

@@ -8,7 +8,7 @@ import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import bilevel_gym
-from bilevel_gym.envs.two_state import TwoStateVectorEnv
+from bilevel_gym.envs.two_state import TwoStateEnv
 from bilevel_gym.wrappers import RewardMixing, VectorEnvAdapter, set_leader
 
 assert bilevel_gym.__version__
@@ -17,7 +17,7 @@ assert bilevel_gym.__version__
 @pytest.mark.parametrize("native", [True, False])
 def test_the_mixture_follows_the_weight(native: bool) -> None:
     """At x = 2, in state 1, action 1 pays the follower 2 - 1 + 0.5 and the leader 1.5 - 2."""
-    inner: VecEnv = VectorEnvAdapter(TwoStateVectorEnv(2))
+    inner: VecEnv = VectorEnvAdapter(TwoStateEnv.vector(2))
     if not native:
         inner = DummyVecEnv([lambda: gym.make("bilevel_gym/TwoState-v0") for _ in range(2)])
     venv = RewardMixing(inner, weight=0.0)
@@ -35,7 +35,7 @@ def test_the_mixture_follows_the_weight(native: bool) -> None:
 
 @pytest.mark.parametrize("weight", [math.inf, math.nan, "much"])
 def test_a_weight_is_a_finite_number(weight: float) -> None:
-    venv = RewardMixing(VectorEnvAdapter(TwoStateVectorEnv(2)), weight=1.0)
+    venv = RewardMixing(VectorEnvAdapter(TwoStateEnv.vector(2)), weight=1.0)
     with pytest.raises(ValueError, match=r"^weight: expected"):
         venv.weight = weight
     with pytest.raises(ValueError, match=r"^weight: expected"):

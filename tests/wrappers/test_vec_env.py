@@ -14,8 +14,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 import bilevel_gym
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP
 from bilevel_gym.envs.tabular import TabularVectorEnv
-from bilevel_gym.envs.two_state import TwoStateVectorEnv
+from bilevel_gym.envs.two_state import TwoStateEnv
 from bilevel_gym.wrappers import VectorEnvAdapter, set_leader
+from bilevel_gym.wrappers.vec_env import add_info_column, info_column
 
 assert bilevel_gym.__version__
 GAME = "bilevel_gym:bilevel_gym/StackelbergGame-v0"
@@ -61,6 +62,28 @@ def test_steps_are_those_of_the_simulator() -> None:
             )
             assert info["TimeLimit.truncated"] is bool(truncated[i])
             assert not ended or info["terminal_observation"] == infos_2["final_obs"][i]
+
+
+def test_without_infos_the_same_stands_in_arrays_and_only_ends_are_told() -> None:
+    told, quiet = (
+        VectorEnvAdapter(gym.make_vec(GAME, num_envs=4, **SMALL, max_episode_steps=5), infos=infos)
+        for infos in (True, False)
+    )
+    for venv in (told, quiet):
+        venv.seed(3)
+        venv.reset()
+    for t in range(1, 12):
+        one, two = told.step(np.zeros(4, dtype=np.int64)), quiet.step(np.zeros(4, dtype=np.int64))
+        for name in ("leader_reward", "leader_draw", "TimeLimit.truncated"):
+            for venv, step in ((told, one), (quiet, two)):
+                np.testing.assert_array_equal(info_column(venv, step[3], name), [info[name] for info in one[3]])
+        assert two[3] == (one[3] if t % 5 == 0 else [{}] * 4)
+        add_info_column(quiet, two[3], "mine", np.arange(4.0))
+        assert info_column(quiet, two[3], "mine").tolist() == [0.0, 1.0, 2.0, 3.0]
+        assert "mine" not in two[3][0]
+    with pytest.raises(ValueError, match=r"^info: expected the key 'mine' after every step"):
+        info_column(told, one[3], "mine")
+    assert info_column(told, one[3], "mine", optional=True) is None
 
 
 def test_a_terminal_state_is_no_time_limit() -> None:
@@ -120,8 +143,8 @@ def venvs() -> list[VecEnv]:
     return [
         DummyVecEnv([lambda: Monitor(make()) for _ in range(3)]),
         VecMonitor(DummyVecEnv([make] * 3)),
-        VectorEnvAdapter(TwoStateVectorEnv(3)),
-        VecMonitor(VectorEnvAdapter(TwoStateVectorEnv(3))),
+        VectorEnvAdapter(TwoStateEnv.vector(3)),
+        VecMonitor(VectorEnvAdapter(TwoStateEnv.vector(3))),
     ]
 
 

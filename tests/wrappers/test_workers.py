@@ -27,7 +27,7 @@ def test_a_worker_does_nothing_on_the_signals_of_its_parent() -> None:
         for process in venv.processes:
             os.kill(process.pid, number)
     obs, *_ = venv.step(np.zeros(2, dtype=np.int64))
-    assert obs.shape == (2, 4)
+    assert len(obs) == 2
     assert all(process.is_alive() for process in venv.processes)
     venv.close()
     assert [process.exitcode for process in venv.processes] == [0, 0]
@@ -58,7 +58,7 @@ def test_workers_end_when_nobody_holds_their_environments(start_method: str | No
     venv = WorkerVecEnv([cart], start_method)
     venv.reset()
     os.kill(venv.processes[0].pid, signal.SIGINT)
-    assert venv.reset().shape == (1, 4)  # type: ignore[union-attr]
+    assert len(venv.reset()) == 1
     processes = venv.processes
     del venv
     gc.collect()

@@ -15,13 +15,8 @@ from stable_baselines3 import A2C, DQN, SAC
 from stable_baselines3.common.vec_env import VecEnv
 
 import bilevel_gym  # noqa: F401  registers the environments
-from bilevel_gym.agents import (
-    CMAES,
-    CMAESConfig,
-    TabularCMAES,
-    TabularCMAESConfig,
-    leader_return_at_best_response,
-)
+from bilevel_gym.agents import CMAES, CMAESConfig, TabularCMAES, leader_return_at_best_response
+from bilevel_gym.agents.baselines.cma_es import TabularCMAESConfig
 from bilevel_gym.envs.mdp import LeaderSet, random_stackelberg
 from bilevel_gym.envs.tabular import TabularEnv
 from bilevel_gym.envs.two_state import TwoStateProblem

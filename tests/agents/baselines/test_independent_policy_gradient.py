@@ -7,14 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel_gym.agents import (
-    Direct,
-    Geometric,
-    IndependentPolicyGradient,
-    IndependentPolicyGradientConfig,
-    Softmax,
-    TabularPBRL,
-)
+from bilevel_gym.agents import Geometric, IndependentPolicyGradient, TabularPBRL
+from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
+from bilevel_gym.agents.held_policies import Direct, Softmax
 from bilevel_gym.envs.mdp import joint_return, policy_return, random_incentive_design
 from bilevel_gym.envs.mdp.simplex import project_simplex
 from bilevel_gym.envs.two_state import TwoStateProblem

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel_gym.agents import Geometric, MetaGradient, MetaGradientConfig, Softmax
+from bilevel_gym.agents import Geometric, MetaGradient
+from bilevel_gym.agents.baselines.meta_gradient import MetaGradientConfig
+from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.envs.mdp import (
     BilevelProblem,
     GameProblem,

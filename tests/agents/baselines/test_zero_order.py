@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel_gym.agents import Geometric, Linear, ZeroOrder, ZeroOrderConfig, leader_return_at_best_response
+from bilevel_gym.agents import Geometric, Linear, ZeroOrder, leader_return_at_best_response
+from bilevel_gym.agents.baselines.zero_order import ZeroOrderConfig
 from bilevel_gym.agents.leader import Progress
 from bilevel_gym.agents.leaders.hypergradient import soft_leader_return
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularProblem, random_stackelberg

@@ -9,10 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel_gym.agents import Rollouts
-from bilevel_gym.agents.estimators.game_rollouts import GameModelGradient, GameRolloutGradient, play
+from bilevel_gym.agents import NikaidoIsodaPenalty, PBRLConfig, Rollouts
+from bilevel_gym.agents.estimators.base import GradientEstimate
+from bilevel_gym.agents.estimators.game_rollouts import (
+    GameRolloutEstimator,
+    leader_advantages,
+    linearised_reward,
+    pair_visitation,
+    play,
+)
+from bilevel_gym.agents.estimators.known_model import ModelEstimator
 from bilevel_gym.agents.game_worlds import GameWorlds
-from bilevel_gym.agents.estimators.game_rollouts import leader_advantages, linearised_reward, pair_visitation
+from bilevel_gym.agents.lower_levels.learned_players import LearnedPlayers
 from bilevel_gym.agents.penalties import nikaido_isoda_penalty
 from bilevel_gym.envs.incentive_design_v0 import IncentiveDesignEnv
 from bilevel_gym.envs.mdp import IncentiveDesignProblem, joint_return, player_mdp, policy_return
@@ -26,8 +34,27 @@ PI, BEST = random_pair(GAME, 1), random_pair(GAME, 2)
 X = torch.linspace(-1.0, 2.0, PROBLEM.leader_dim, dtype=torch.float64)
 
 
-def worlds(problem: Any = PROBLEM) -> GameWorlds:
-    return GameWorlds(IncentiveDesignEnv(problem), None, observe_commitment=False)
+PENALTY = NikaidoIsodaPenalty()
+TERMS = PENALTY.terms(2, True)
+
+
+class Held(LearnedPlayers):
+    """Four players who hold their policies."""
+
+    def policies(self, followers: Any, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        return PI, BEST
+
+
+def held(problem: Any = PROBLEM) -> Held:
+    return Held(IncentiveDesignEnv(problem), None, PBRLConfig.for_a_game(observe_commitment=False), PENALTY)
+
+
+def by_model(problem: Any = PROBLEM) -> GradientEstimate:
+    return ModelEstimator(held(problem), PENALTY)(X, TERMS, {}, 3.0)
+
+
+def by_rollouts(rollouts: Rollouts) -> GameRolloutEstimator:
+    return GameRolloutEstimator(held(), rollouts, np.random.default_rng(0))
 
 
 def objective(x: Tensor, lam: float = 3.0) -> Tensor:
@@ -79,7 +106,9 @@ def test_a_state_that_the_follower_never_meets_has_no_price_without_bound() -> N
 
 
 def test_through_the_known_model_the_gradient_is_that_of_central_differences() -> None:
-    found, gain = GameModelGradient(worlds())(X, PI, BEST, 3.0)
+    found = by_model()
+    gain = found.gain
+    assert gain is not None
     assert_gradient(found.ascent, numerical_gradient(objective, X))
     psi = float(nikaido_isoda_penalty(PROBLEM.game(X), *PI, *BEST, PROBLEM.tau))
     at_stake = sum(float((gain.d_leader * A.max(-1).values).sum()) for A in gain.advantages)
@@ -91,10 +120,11 @@ def test_through_the_known_model_the_gradient_is_that_of_central_differences() -
 @pytest.fixture(scope="module")
 def sampled() -> dict[str, Any]:
     """Independent estimates: without memory, each call stands alone."""
-    estimator = GameRolloutGradient(worlds(), Rollouts(400, 1e-4, critic_memory=0.0), np.random.default_rng(0))
-    found = [estimator(X, PI, BEST, 3.0) for _ in range(40)]
+    estimator = by_rollouts(Rollouts(400, 1e-4, critic_memory=0.0))
+    found = [estimator(X, TERMS, {}, 3.0) for _ in range(40)]
+    gains: list[Any] = [estimate.gain for estimate in found]
     rewards = [
-        [linearised_reward(gain.advantages[i], PI[i], gain.d_leader, gain.d[i]) for i in (0, 1)] for _, gain in found
+        [linearised_reward(gain.advantages[i], PI[i], gain.d_leader, gain.d[i]) for i in (0, 1)] for gain in gains
     ]
     return {"found": found, "rewards": rewards, "estimator": estimator}
 
@@ -109,12 +139,12 @@ def assert_unbiased(values: Any, exact: Any, largest: float) -> None:
 
 def test_sampled_gradient_of_x_is_the_exact_one_within_its_standard_error(sampled: dict[str, Any]) -> None:
     exact = numerical_gradient(objective, X).numpy()
-    assert_unbiased([g.ascent.numpy() for g, _ in sampled["found"]], exact, 0.05)
+    assert_unbiased([g.ascent.numpy() for g in sampled["found"]], exact, 0.05)
 
 
 def test_sampled_penalty_is_unbiased(sampled: dict[str, Any]) -> None:
-    right = GameModelGradient(worlds())(X, PI, BEST, 3.0)[0].penalty
-    estimates = [g.penalty for g, _ in sampled["found"]]
+    right = by_model().penalty
+    estimates = [g.penalty for g in sampled["found"]]
     assert_unbiased([[e.mean] for e in estimates], [right.mean], 0.05)
     assert np.mean([e.margin for e in estimates]) == pytest.approx(right.margin, rel=0.05)
     spread = np.std([e.mean for e in estimates], ddof=1)
@@ -130,25 +160,27 @@ def test_sampled_linearised_return_has_the_leaders_policy_gradient(sampled: dict
 
 def test_every_step_is_counted(sampled: dict[str, Any]) -> None:
     estimator = sampled["estimator"]
-    assert estimator.planned_steps == 3 * 400 * estimator.horizon == sampled["found"][0][0].steps
+    assert estimator.planned_steps == 3 * 400 * estimator.horizon == sampled["found"][0].steps
 
 
 def test_memory_steadies_what_is_estimated() -> None:
     def spread(memory: float) -> float:
-        estimator = GameRolloutGradient(worlds(), Rollouts(32, 0.05, critic_memory=memory), np.random.default_rng(0))
-        return float(np.std([estimator(X, PI, BEST, 3.0)[0].ascent.numpy() for _ in range(30)][10:], axis=0).mean())
+        estimator = by_rollouts(Rollouts(32, 0.05, critic_memory=memory))
+        return float(np.std([estimator(X, TERMS, {}, 3.0).ascent.numpy() for _ in range(30)][10:], axis=0).mean())
 
     assert spread(0.9) < 0.5 * spread(0.0)
 
 
 def test_a_state_comes_back() -> None:
-    one, two = (GameRolloutGradient(worlds(), Rollouts(16), np.random.default_rng(0)) for _ in range(2))
-    one(X, PI, BEST, 3.0)
-    two.restore(one.state())
+    one, two = (by_rollouts(Rollouts(16)) for _ in range(2))
+    one(X, TERMS, {}, 3.0)
+    two.load_state_dict(one.state_dict())
     two.rng.bit_generator.state = one.rng.bit_generator.state
-    again, same = two(X, PI, BEST, 3.0), one(X, PI, BEST, 3.0)
-    assert torch.equal(again[0].ascent, same[0].ascent)
-    assert torch.equal(again[1].advantages[0], same[1].advantages[0])
+    again, same = two(X, TERMS, {}, 3.0), one(X, TERMS, {}, 3.0)
+    assert torch.equal(again.ascent, same.ascent)
+    assert again.gain is not None
+    assert same.gain is not None
+    assert torch.equal(again.gain.advantages[0], same.gain.advantages[0])
 
 
 class MovedProblem(IncentiveDesignProblem):
@@ -161,8 +193,8 @@ class MovedProblem(IncentiveDesignProblem):
 def test_moving_transitions_need_the_known_model() -> None:
     problem = MovedProblem(GAME.P, GAME.r, DESIGNER.P, DESIGNER.r, GAME.rho, GAME.gamma, 0.2)
     with pytest.raises(ValueError, match=r"estimator: expected KnownModel\(\) where x moves the transitions"):
-        GameRolloutGradient(worlds(problem), Rollouts(8), np.random.default_rng(0))
-    found, _ = GameModelGradient(worlds(problem))(X, PI, BEST, 3.0)
+        GameRolloutEstimator(held(problem), Rollouts(8), np.random.default_rng(0))
+    found = by_model(problem)
 
     def moved(x: Tensor) -> Tensor:
         psi = nikaido_isoda_penalty(problem.game(x), *PI, *BEST, problem.tau)

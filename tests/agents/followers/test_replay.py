@@ -17,9 +17,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
-from bilevel_gym.agents.worlds import Worlds
 from bilevel_gym.agents.followers.replay import TrueReplay
 from bilevel_gym.agents.followers.sb3 import SB3Follower
+from bilevel_gym.agents.worlds import Worlds
 from bilevel_gym.envs.core import LeaderEnv
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem
 from bilevel_gym.envs.tabular import TabularEnv
@@ -118,6 +118,12 @@ def test_where_x_enters_is_found_out(env: Any, expected: bool) -> None:
     assert Worlds(env, None, observe_commitment=False).only_rewards_move is expected
 
 
+def kept(venv: VecEnv, worlds: Worlds) -> TrueReplay:
+    """A buffer of 40 steps in three environments."""
+    space = worlds.base_space if worlds.observe_commitment else None
+    return TrueReplay(120, venv.observation_space, venv.action_space, "cpu", 3, venv=venv, base_space=space)
+
+
 def play(
     venv: VecEnv, points: NDArray[np.float64], weight: float, buffer: TrueReplay | None = None
 ) -> list[tuple[Any, Any, Any]]:
@@ -161,7 +167,7 @@ def test_relabelled_rewards_are_what_the_environment_pays_to_the_bit(
     rng, dim = np.random.default_rng(0), worlds.leader_set.dim
     old, new = (worlds.leader_set.project(torch.from_numpy(rng.uniform(0, 2, (3, dim)))).numpy() for _ in range(2))
     venv = worlds.make(3)
-    buffer = TrueReplay(120, venv.observation_space, venv.action_space, "cpu", 3)
+    buffer = kept(venv, worlds)
     before = play(venv, old, 0.5, buffer)
     buffer.renew(old, 0.5, worlds.relabelled, observe_commitment)
     np.testing.assert_array_equal(buffer.rewards[:25], np.stack([step[1] for step in before]))
@@ -179,7 +185,7 @@ def test_relabelled_rewards_are_what_the_environment_pays_to_the_bit(
 def test_scaled_actions_are_relabelled_as_played() -> None:
     worlds = Worlds(lambda: gym.wrappers.TimeLimit(Aim(), 10), None, observe_commitment=True)
     venv = worlds.make(3)
-    buffer = TrueReplay(120, venv.observation_space, venv.action_space, "cpu", 3)
+    buffer = kept(venv, worlds)
     play(venv, np.array([[0.5], [1.0], [-0.5]]), 0.5, buffer)
     buffer._points = np.zeros((3, 1))
     points = np.array([[1.5], [0.2], [0.2]])
@@ -278,7 +284,7 @@ def test_relabelling_is_refused_where_it_is_not_valid() -> None:
 
 def test_sb3s_own_buffer_is_left_alone_where_that_is_asked() -> None:
     leader = PBRL(TabularEnv(reward_problem()), driver, config=replace(CONFIG, relabel=False)).learn(300)
-    assert type(leader.penalised.model.replay_buffer) is ReplayBuffer  # type: ignore[attr-defined]
+    assert type(leader.penalised.model.replay_buffer) is ReplayBuffer
 
 
 def test_continuous_followers_relabel_too() -> None:

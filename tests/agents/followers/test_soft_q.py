@@ -9,14 +9,14 @@ import torch
 from stable_baselines3 import DQN
 from torch import Tensor, nn
 
-from bilevel_gym.agents.held_policies import Solved
 from bilevel_gym.agents.followers.sb3 import SB3Follower, mean_over_quantiles
 from bilevel_gym.agents.followers.soft_q import SoftQFollower, SoftTarget
 from bilevel_gym.agents.followers.spec import Answering
+from bilevel_gym.agents.held_policies import Solved
 from bilevel_gym.agents.schedules import Constant, Linear
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, solve_soft
 from bilevel_gym.envs.tabular import TabularVectorEnv
-from bilevel_gym.wrappers import ObserveCommitmentVec, RewardMixing, VectorEnvAdapter
+from bilevel_gym.wrappers import RewardMixing, VectorEnvAdapter
 
 TAU, LAM = 0.2, 3.0
 
@@ -93,7 +93,9 @@ def fork() -> ArrayProblem:
 
 
 def world(leader_weight: float, own_weight: float) -> RewardMixing:
-    return RewardMixing(ObserveCommitmentVec(VectorEnvAdapter(TabularVectorEnv(fork(), 16))), leader_weight, own_weight)
+    return RewardMixing(
+        VectorEnvAdapter(TabularVectorEnv(fork(), 16), observe_commitment=True), leader_weight, own_weight
+    )
 
 
 OBS = np.kron(np.eye(3), np.array([1.0, 0.0])).astype(np.float32)  # a state's 1, and x = 0

@@ -87,7 +87,7 @@ def held_policies(name: str, config: PBRLConfig) -> tuple[PBRL, TabularProblem, 
         def probabilities(obs: Any, pi: Tensor = pi) -> Any:
             return pi.numpy()[leader.worlds.base_observation(obs)]
 
-        follower.probabilities = probabilities  # type: ignore[method-assign]
+        follower.probabilities = probabilities
     return leader, problem, policies
 
 
@@ -106,7 +106,8 @@ def objective(problem: TabularProblem, x: Tensor, policies: list[Tensor], tau: f
 
 
 def estimated(leader: PBRL) -> GradientEstimate:
-    return leader.estimator(leader.state.x, leader.terms, leader.followers, leader.lam)
+    found: GradientEstimate = leader.estimator(leader.state.x, leader.terms, leader.followers, leader.lam)
+    return found
 
 
 @pytest.mark.parametrize("name", list(PROBLEMS))
@@ -157,10 +158,10 @@ def test_near_policies_are_compared_on_near_episodes() -> None:
     def spread(coupled: bool) -> float:
         leader, _, policies = held_policies("reward", fixed(Rollouts(64, 1e-2, 1.0)))
         near = 0.95 * policies[0] + 0.05 * policies[1]
-        leader.penalised.probabilities = lambda obs, _=None: near.numpy()[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
+        leader.penalised.probabilities = lambda obs, _=None: near.numpy()[leader.worlds.base_observation(obs)]
         if not coupled:
             play, others = leader.penalised.coupled_player, count(10**6)
-            leader.penalised.coupled_player = lambda seed: play(next(others))  # type: ignore[method-assign]
+            leader.penalised.coupled_player = lambda seed: play(next(others))
         return float(np.std([estimated(leader).penalty.mean for _ in range(60)]))
 
     assert spread(coupled=True) < 0.6 * spread(coupled=False)
@@ -179,13 +180,13 @@ def test_followers_train_on_their_own_rewards_at_the_x_and_lam_of_now() -> None:
             s = leader.worlds.base_observation(buffer.observations[:n].reshape(n, 8, -1))
             a = buffer.actions[:n, :, 0]
             own = problem.follower_mdp(x).r if follower is leader.best_response else problem.leader_reward(x)
-            np.testing.assert_allclose(buffer.rewards[:n], own.numpy()[s, a], rtol=1e-5, atol=1e-6)  # type: ignore[union-attr]
+            np.testing.assert_allclose(buffer.rewards[:n], own.numpy()[s, a], rtol=1e-5, atol=1e-6)
             checked.append(leader.lam)
         assert follower is leader.best_response or follower.lam == leader.lam
-        return train(follower, steps, planned)
+        return int(train(follower, steps, planned))
 
     for follower in (leader.best_response, leader.penalised):
-        follower.train = lambda *asked, f=follower: checking(f, *asked)  # type: ignore[method-assign]
+        follower.train = lambda *asked, f=follower: checking(f, *asked)
     leader.learn(4000)
     assert len(checked) >= 6
     assert checked[0] < checked[-1]
@@ -249,7 +250,7 @@ def test_without_a_model_a_fresh_best_response_judges(observe_commitment: bool) 
     leader = small(env=Plain(gym.make(ENV_ID, n_states=5)), env_kwargs=None, config=config).learn(3000)
     record = leader.evaluate()
     assert record.leader_return_stderr > 0.0
-    assert record.tau == leader.best_response.temperature  # type: ignore[attr-defined]
+    assert record.tau == leader.best_response.temperature
 
 
 @pytest.mark.filterwarnings("ignore:.*regularised at tau.*")

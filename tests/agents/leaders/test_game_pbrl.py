@@ -68,7 +68,7 @@ def test_records_are_exact_at_the_equilibrium_and_at_the_players_own_policies() 
     pi, _ = leader.method.level.policies(leader.followers, x)
     assert record.leader_return == pytest.approx(leader_return_at_best_response(problem, x), abs=1e-12)
     assert record.leader_return_at_pi_y == pytest.approx(float(problem.leader_return(x, pi)), abs=1e-12)
-    assert record.gap == pytest.approx(float(nikaido_isoda_gap(problem.game(x), *pi, problem.tau)), abs=1e-12)
+    assert record.gap == pytest.approx(float(nikaido_isoda_gap(problem.game(x), pi[0], pi[1], problem.tau)), abs=1e-12)
     assert record.tau == problem.tau
 
 

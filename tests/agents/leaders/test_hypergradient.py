@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.agents import (
-    Constant,
     Geometric,
     Hypergradient,
     HypergradientConfig,
     Linear,
-    Quench,
     leader_return_at_best_response,
 )
 from bilevel_gym.agents.leaders.hypergradient import hypergradient, soft_leader_return
+from bilevel_gym.agents.schedules import Constant, Quench
 from bilevel_gym.envs.mdp import (
     ArrayProblem,
     LeaderSet,

@@ -16,20 +16,18 @@ from torch import Tensor
 
 from bilevel_gym.agents import (
     BellmanPenalty,
-    Direct,
     Geometric,
     IndependentPolicyGradient,
-    IndependentPolicyGradientConfig,
     MirrorDescent,
     MonteCarlo,
     NikaidoIsodaPenalty,
-    Softmax,
-    Solved,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
     leader_return_at_best_response,
 )
+from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
+from bilevel_gym.agents.held_policies import Direct, Softmax, Solved
 from bilevel_gym.envs.mdp import (
     ArrayProblem,
     GameProblem,

@@ -28,8 +28,8 @@ from bilevel_gym.agents import (
     ValuePenalty,
     leader_return_at_best_response,
 )
-from bilevel_gym.agents.estimators.base import GradientEstimate
 from bilevel_gym.agents.estimators import rollouts
+from bilevel_gym.agents.estimators.base import GradientEstimate
 from bilevel_gym.agents.estimators.rollouts import Rollout, RolloutEstimator, collect, episode_returns
 from bilevel_gym.agents.leaders.pbrl import PBRLMethod, PBRLState
 from bilevel_gym.envs.core import LeaderEnv
@@ -47,7 +47,8 @@ def small(follower: Any = A2C, **changes: Any) -> PBRL:
 
 
 def estimated(leader: PBRL) -> GradientEstimate:
-    return leader.estimator(leader.state.x, leader.terms, leader.followers, leader.lam)
+    found: GradientEstimate = leader.estimator(leader.state.x, leader.terms, leader.followers, leader.lam)
+    return found
 
 
 def dynamics_problem() -> TabularProblem:
@@ -93,7 +94,7 @@ def test_sampled_gradient_is_the_exact_one_within_its_standard_error(name: str, 
             rows = pi.numpy()[leader.worlds.base_observation(obs)]
             return (rows.cumsum(-1) < rng.random((len(rows), 1))).sum(-1)
 
-        follower.act = act  # type: ignore[method-assign]
+        follower.act = act
     estimates = []
     for k in range(60):
         ascent = estimated(leader).ascent
@@ -123,12 +124,13 @@ def test_the_known_models_gradient_is_that_of_central_differences(name: str) -> 
         def probabilities(obs: Any, pi: Tensor = pi) -> Any:
             return pi.numpy()
 
-        follower.probabilities = probabilities  # type: ignore[method-assign]
+        follower.probabilities = probabilities
 
     def objective(x: Tensor) -> Tensor:
         mdp = problem.follower_mdp(x)
         gap = policy_return(mdp, hat) - policy_return(mdp, pi_y)
-        return problem.leader_return(x, pi_y) - 3.0 * gap
+        found: Tensor = problem.leader_return(x, pi_y) - 3.0 * gap
+        return found
 
     found, x = estimated(leader), torch.from_numpy(leader.last_x)
     assert_gradient(found.ascent, numerical_gradient(objective, x))
@@ -172,8 +174,8 @@ def test_a_certified_bad_oracle_is_reported_and_not_climbed_on() -> None:
     assert problem is not None
     mdp = problem.follower_mdp(problem.start_x())
     worst, best = mdp.r.argmin(-1).numpy(), mdp.r.argmax(-1).numpy()
-    leader.best_response.act = lambda obs: worst[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
-    leader.penalised.act = lambda obs: best[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
+    leader.best_response.act = lambda obs: worst[leader.worlds.base_observation(obs)]
+    leader.penalised.act = lambda obs: best[leader.worlds.base_observation(obs)]
     with pytest.warns(UserWarning, match="certified worse"):
         leader.learn(10_000)
     assert leader.iteration >= 1
@@ -181,7 +183,7 @@ def test_a_certified_bad_oracle_is_reported_and_not_climbed_on() -> None:
     assert leader.penalty_estimate is not None
     assert leader.penalty_estimate.mean < -2 * leader.penalty_estimate.stderr
     assert np.array_equal(leader.last_x, np.zeros(25))
-    leader.best_response.act, leader.penalised.act = leader.penalised.act, leader.best_response.act  # type: ignore[method-assign]
+    leader.best_response.act, leader.penalised.act = leader.penalised.act, leader.best_response.act
     leader.learn(10_000, reset_num_timesteps=False)
     assert not np.array_equal(leader.last_x, np.zeros(25))
 
@@ -193,8 +195,8 @@ def test_penalty_estimate_is_unbiased() -> None:
     assert problem is not None
     mdp = problem.follower_mdp(problem.start_x())
     best, worst = mdp.r.argmax(-1), mdp.r.argmin(-1)
-    leader.best_response.act = lambda obs: best.numpy()[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
-    leader.penalised.act = lambda obs: worst.numpy()[leader.worlds.base_observation(obs)]  # type: ignore[method-assign]
+    leader.best_response.act = lambda obs: best.numpy()[leader.worlds.base_observation(obs)]
+    leader.penalised.act = lambda obs: worst.numpy()[leader.worlds.base_observation(obs)]
     estimate = estimated(leader).penalty
     one_hot = (torch.nn.functional.one_hot(a, 5).double() for a in (best, worst))
     exact = float(policy_return(mdp, next(one_hot)) - policy_return(mdp, next(one_hot)))
@@ -397,7 +399,7 @@ def test_wrapped_environments_are_not_bypassed(monkeypatch: pytest.MonkeyPatch) 
     estimated(doubled)
     assert len(played) == 2
     rewards = played[0].r_follower
-    paid: Any = doubled.worlds.env.unwrapped.problem.r_follower.numpy().ravel()  # type: ignore[attr-defined]
+    paid: Any = doubled.worlds.env.unwrapped.problem.r_follower.numpy().ravel()
     assert np.isin(np.round(rewards / 2, 5), np.round(paid, 5)).all()
     assert rewards.max() > 1.0
     assert doubled.worlds.problem is None  # the numbers of the game inside are not those that the follower lives by
@@ -558,7 +560,7 @@ def test_a_time_limit_is_no_end() -> None:
     assert leader.worlds.horizon(0.01) == 5
     assert isinstance(leader.estimator, RolloutEstimator)
     rollout = collect(leader.estimator.venv, act, 5, seed=0)
-    sampled = episode_returns(rollout, leader.worlds.base_space, leader.worlds.base_observation, leader.worlds.gamma)
+    sampled = episode_returns(rollout, leader.worlds.base_space, leader.worlds.gamma)
     x = problem.start_x()
     exact = policy_return(problem.follower_mdp(x), pi), problem.leader_return(x, pi)
     for values, value in zip(sampled, exact, strict=True):

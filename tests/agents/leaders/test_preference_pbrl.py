@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +19,24 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import (
     DRLHF,
-    ActiveFragmenter,
-    Copies,
     FileLabeller,
-    FitConfig,
-    Labeller,
-    LoggedLabeller,
+    Linear,
+    MirrorDescent,
     PreferenceConfig,
-    PreferenceLog,
     PreferencePBRL,
-    ProgramLabeller,
-    RewardExplodedError,
     TrueReturnLabeller,
     TrueReward,
     ValuePenalty,
 )
-from bilevel_gym.agents.preferences.buffer import batch_of
-from bilevel_gym.agents.preferences.files import read_preferences
-from bilevel_gym.agents.preferences.labels import Answer, Label, Pair, Query
-from bilevel_gym.agents.preferences.loop import PreferenceLearner
-from bilevel_gym.agents.preferences.training import pair_losses
+from bilevel_gym.agents.leader import Progress
+from bilevel_gym.agents.leaders.preference_pbrl import PreferencePBRLMethod, Tracked
+from bilevel_gym.agents.preferences.files import PreferenceLog, read_preferences
+from bilevel_gym.agents.preferences.fragmenters import ActiveFragmenter
+from bilevel_gym.agents.preferences.labels import Answer, Label, Labeller, Pair, ProgramLabeller, Query
+from bilevel_gym.agents.preferences.outside import LoggedLabeller
+from bilevel_gym.agents.preferences.planner import Planner
+from bilevel_gym.agents.preferences.training import FitConfig, RewardExplodedError, pair_losses
+from bilevel_gym.agents.preferences.worlds import Copies
 
 GRID = "bilevel_gym/RewardGrid-v0"
 SMALL = PreferenceConfig(
@@ -92,19 +91,22 @@ def labelled_rollout(lam: float) -> tuple[PreferencePBRL, dict[str, Any]]:
     """A learner, and what its penalised PPO follower's rollout buffer held before and after the credit."""
     seen: dict[str, Any] = {}
 
-    class Watched(PreferencePBRL):
-        def _rollout_ended(self, follower: Any, found: dict[str, Any]) -> None:
-            rollout = follower.follower.model.rollout_buffer
+    class Watching(PreferencePBRLMethod):
+        def rollout_ended(self, state: Any, f: Any, progress: Progress, begun: int, found: dict[str, Any]) -> None:
+            rollout = f.follower.model.rollout_buffer
             seen["before"] = rollout.rewards.copy()
-            seen["held"] = self.buffer.seen
-            super()._rollout_ended(follower, found)
-            seen["fresh"] = list(self.buffer)[seen["held"] :]
-            seen["losses"] = self._cross_entropies(seen["fresh"])
+            seen["held"] = state.buffer.seen
+            super().rollout_ended(state, f, progress, begun, found)
+            seen["fresh"] = list(state.buffer)[seen["held"] :]
+            seen["losses"] = self.cross_entropies(state, seen["fresh"])
             seen["after"] = rollout.rewards.copy()
-            seen["steps"] = follower.recorder.steps
-            seen["returns"], seen["scale"] = rollout.returns.copy(), float(self.model.scale)
+            seen["steps"] = f.recorder.steps
+            seen["returns"], seen["scale"] = rollout.returns.copy(), float(state.model.scale)
             seen["values"], seen["starts"] = rollout.values.copy(), rollout.episode_starts.copy()
             seen["last"], seen["dones"] = found["values"].numpy().ravel(), found["dones"]
+
+    class Watched(PreferencePBRL):
+        method_class = Watching
 
     learner = Watched(GRID, short_ppo, ValuePenalty(lam), SMALL, TrueReturnLabeller(temperature=0.5))
     learner.learn(64 + 2 * 64)
@@ -140,23 +142,24 @@ def test_the_penalty_enters_the_loss_where_exact_followers_could_have_it() -> No
     learner = PreferencePBRL(GRID, short_ppo, ValuePenalty(3.0), replace(SMALL, ensemble=1, n_envs=2), seed=1)
     learner.learn(300)
     rng = np.random.default_rng(0)
-    for f in learner.followers:
+    state, method = learner.state, learner.method
+    assert isinstance(method, PreferencePBRLMethod)
+    for f in state.followers.values():
         for _ in range(16):  # as if they had come apart
             f.recorder.step(rng.integers(0, 4, 2))
-    since = {id(f): f.recorder.steps - 16 for f in learner.followers}
 
     def lam_p(loss_estimate: float, swapped: bool = False) -> float:
+        roles = dict(state.followers)
         if swapped:
-            learner.best_response, learner.penalised = learner.penalised, learner.best_response
-        learner.loss_estimate = loss_estimate
-        further = learner._further(since)
-        assert further is not None
-        if swapped:
-            learner.best_response, learner.penalised = learner.penalised, learner.best_response
+            state.followers = dict(zip(roles, reversed(roles.values()), strict=True))
+        state.loss_estimate = loss_estimate
+        since = {role: f.recorder.steps - 16 for role, f in state.followers.items()}
+        further = method.further(state, since, Progress(learner.num_timesteps, 300))
+        state.followers = roles
         return further().item()
 
     values = []
-    for f in learner.followers:
+    for f in state.followers.values():
         w = f.recorder.window(f.recorder.steps - 16)
         weight = 0.9 ** w.age.ravel()
         obs, actions = f.recorder.sample(f.recorder.steps - 16, 10**6)
@@ -178,14 +181,14 @@ def test_replay_is_true_to_the_reward_as_it_is(method: Any) -> None:
     buffer = f.replay
     assert buffer is not None
     assert buffer.full  # so that the places have been used again
-    learner._relabel(f)
+    learner.method.relabel(learner.state, f)
     first = f.recorder.steps - buffer.size()
     steps = f.recorder.window(first)
     expected = learner.model.reward(*f.recorder.sample(first, 10**6)).reshape(steps.age.shape)
     if method is PreferencePBRL:
         scale = float(learner.model.scale)
         inside = [p for p in learner.buffer if min(p.pair.left.time, p.pair.right.time) >= first - 5]
-        losses = pair_losses(learner.model, batch_of(inside))[0].mean(0).detach().numpy()
+        losses = pair_losses(learner.model, inside)[0].mean(0).detach().numpy()
         baseline = learner.loss_estimate
         for preference, loss in zip(inside, losses, strict=True):
             for s in (preference.pair.left, preference.pair.right):
@@ -195,6 +198,73 @@ def test_replay_is_true_to_the_reward_as_it_is(method: Any) -> None:
     at = (np.arange(first, f.recorder.steps) - f.begun) % buffer.buffer_size
     np.testing.assert_allclose(buffer.rewards[at], expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(buffer.actions[at][..., 0], steps.actions)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_gradient_step_of_an_off_policy_follower_sees_the_reward_as_it_is(method: Any) -> None:
+    """Of old transitions too: without relabelling they would be paid what they were worth when they were made."""
+    rewards: list[float] = []
+
+    def dqn(venv: VecEnv) -> DQN:
+        model = DQN("MlpPolicy", venv, gamma=0.9, buffer_size=400, learning_starts=10, batch_size=8)
+        train = model.train
+
+        def watched(*args: Any, **kwargs: Any) -> None:
+            (f,) = (f for f in leader.followers.values() if f.follower.model is model)
+            first, last = f.begun, f.recorder.steps
+            expected = leader.model.reward(*f.recorder.sample(first, 10**6)).reshape(last - first, -1)
+            credit = leader.method.credit(leader.state, first, last) if f is leader.observed else None
+            expected = expected if credit is None else expected + credit
+            assert model.replay_buffer is not None
+            np.testing.assert_allclose(model.replay_buffer.rewards[: last - first], expected, rtol=1e-4, atol=1e-4)
+            rewards.append(float(expected[0, 0]))
+            train(*args, **kwargs)
+
+        model.train = watched  # type: ignore[method-assign]
+        return model
+
+    leader = method(GRID, dqn, config=SMALL)
+    leader.learn(64 * (1 + 4 * len(leader.followers)))
+    assert len(set(rewards)) >= 4  # of one transition, in as many iterations
+
+
+def test_lam_follows_its_schedule_in_the_loss_and_in_the_reward() -> None:
+    lam, total = Linear(0.5, 4.0), 64 * 13
+    in_the_loss, in_the_reward, told = list[Any](), list[Any](), [0.5]
+
+    class Watching(PreferencePBRLMethod):
+        def further(self, state: Any, since: dict[str, int], progress: Progress) -> Any:
+            penalty, now = super().further(state, since, progress), lam(1.0 - min(1.0, state.num_timesteps / total))
+
+            def watched() -> torch.Tensor:
+                value = penalty()
+                in_the_loss.append((value.item(), now * max(state.penalty_estimate, 0.0)))
+                return value
+
+            return watched
+
+        def credit(self, state: Any, first: int, last: int) -> Any:
+            found = super().credit(state, first, last)
+            if found.any():
+                held, state.lam = state.lam, 1.0
+                times_lam, state.lam = super().credit(state, first, last), held
+                in_the_reward.append((times_lam.sum() / found.sum(), told[-1]))
+            return found
+
+    class Watched(PreferencePBRL):
+        method_class = Watching
+
+    plan = partial(Planner, "MlpPolicy", tau=0.3, n_steps=16)
+    followers = Tracked(plan, partial(plan, oracle=MirrorDescent(eta=0.5, iterations=1)))
+    config = replace(SMALL, ensemble=1, labels=40)
+    leader = Watched(GRID, followers, ValuePenalty(lam), config, TrueReturnLabeller(temperature=0.5))
+    leader.learn(total, lambda found: told.append(found.lam))
+    assert told[-1] == pytest.approx(4.0)
+    assert len({round(value, 3) for value in told}) == leader.iteration + 1
+    for found in (in_the_loss, in_the_reward):  # the reward's is that of the last fit
+        values, expected = np.array(found).T
+        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-9)
+        assert len(set(expected)) > 3
 
 
 # --- the true reward reaches the follower through labels alone --------------------------------------------------------
@@ -409,16 +479,19 @@ def test_rollouts_shorter_than_a_segment_ask_about_those_that_end_in_them() -> N
     def hasty(venv: VecEnv) -> A2C:
         return A2C("MlpPolicy", venv, n_steps=2, gamma=0.9)
 
-    class Noted(PreferencePBRL):
-        def _rollout_ended(self, follower: Any, found: Any) -> None:
-            seen, steps = self.buffer.seen, follower.recorder.steps
-            super()._rollout_ended(follower, found)
-            new = list(self.buffer)[seen:]
+    class Noting(PreferencePBRLMethod):
+        def rollout_ended(self, state: Any, f: Any, progress: Progress, begun: int, found: dict[str, Any]) -> None:
+            seen, steps = state.buffer.seen, f.recorder.steps
+            super().rollout_ended(state, f, progress, begun, found)
+            new = list(state.buffer)[seen:]
             asked.append(len(new))
             for segment in (side for p in new for side in (p.pair.left, p.pair.right)):
                 assert segment.mask.all()
                 assert steps - 2 <= segment.time + 4 < steps
-                paid.append(self._credit(steps - 2, steps)[segment.time + 4 - (steps - 2), segment.copy])
+                paid.append(self.credit(state, steps - 2, steps)[segment.time + 4 - (steps - 2), segment.copy])
+
+    class Noted(PreferencePBRL):
+        method_class = Noting
 
     asked, paid = list[int](), list[float]()
     config = replace(SMALL, labels=30, early=0.0, n_envs=8)
@@ -452,7 +525,7 @@ def test_an_explosion_stops_learning_with_the_last_good_state_saved(tmp_path: Pa
     config = replace(SMALL, checkpoint=str(tmp_path / "good.zip"))
     learner = DRLHF(GRID, A2C, config)
 
-    def spoil(found: PreferenceLearner) -> None:
+    def spoil(found: Any) -> None:
         found.trainer.optimizer.param_groups[0]["lr"] = 1e9
 
     with pytest.raises(RewardExplodedError, match=r"reward model: expected .*; saved in .*good.zip"):

@@ -11,18 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel_gym.agents import (
-    FiniteDifferences,
-    FiniteDifferencesConfig,
-    NestedLoopConfig,
-    PartialSGD,
-    Power,
-    SingleLoop,
-    SingleLoopConfig,
-)
+from bilevel_gym.agents import SingleLoop, SingleLoopConfig
 from bilevel_gym.agents.leaders.single_loop import (
     Block,
+    FiniteDifferences,
+    FiniteDifferencesConfig,
     Followers,
+    NestedLoopConfig,
+    PartialSGD,
     Rates,
     World,
     finite_differences,
@@ -31,6 +27,7 @@ from bilevel_gym.agents.leaders.single_loop import (
     single_loop,
     track,
 )
+from bilevel_gym.agents.schedules import Power
 from bilevel_gym.envs.goal_placement import GoalPlacementProblem
 from bilevel_gym.envs.mdp import (
     LeaderSet,
@@ -41,7 +38,7 @@ from bilevel_gym.envs.mdp import (
     random_stackelberg,
     visitation,
 )
-from bilevel_gym.envs.sampling import Floats
+from bilevel_gym.envs.tabular import Floats
 from bilevel_gym.envs.two_state import TwoStateProblem
 from tests.problems import F64, PROBLEMS, array_problem, generator, random_mdp
 

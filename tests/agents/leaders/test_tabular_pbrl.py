@@ -17,19 +17,17 @@ from torch import Tensor
 
 from bilevel_gym.agents import (
     BellmanPenalty,
-    Direct,
     Geometric,
     MirrorDescent,
     PolicyGradient,
-    Softmax,
     SoftPolicyIteration,
-    Solved,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
     leader_return_at_best_response,
 )
 from bilevel_gym.agents.followers import Oracle
+from bilevel_gym.agents.held_policies import Direct, Softmax, Solved
 from bilevel_gym.agents.penalties import Penalty
 from bilevel_gym.envs.mdp import (
     ArrayProblem,

@@ -17,17 +17,15 @@ import bilevel_gym  # noqa: F401  registers the environments
 from bilevel_gym.agents import (
     HPGD,
     BellmanPenalty,
-    Direct,
     Geometric,
     MirrorDescent,
     NikaidoIsodaPenalty,
-    Softmax,
-    Solved,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
     leader_return_at_best_response,
 )
+from bilevel_gym.agents.held_policies import Direct, Softmax, Solved
 from bilevel_gym.envs.mdp import (
     IncentiveDesignProblem,
     best_responses,
@@ -184,6 +182,6 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^config.follower: expected"):
         TabularPBRL(problem, config=TabularPBRLConfig(follower=Solved()))
     with pytest.raises(ValueError, match=r"^problem: expected a TabularProblem"):
-        HPGD(problem)  # type: ignore[arg-type]
+        HPGD(problem)
     with pytest.raises(ValueError, match=r"^env_kwargs: expected"):
         TabularPBRL(problem, env_kwargs={"seed": 1})

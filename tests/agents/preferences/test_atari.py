@@ -15,14 +15,10 @@ import torch
 from stable_baselines3 import A2C
 from stable_baselines3.common.vec_env import VecEnv
 
-from bilevel_gym.agents import (
-    AtariCNN,
-    FitConfig,
-    PreferenceConfig,
-    TrueReward,
-    atari_copies,
-)
+from bilevel_gym.agents import PreferenceConfig, TrueReward
+from bilevel_gym.agents.preferences.atari import AtariCNN, atari_copies
 from bilevel_gym.agents.preferences.files import read_preferences
+from bilevel_gym.agents.preferences.training import FitConfig
 from bilevel_gym.wrappers import SegmentRecorder
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -14,18 +14,13 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import bilevel_gym  # noqa: F401
-from bilevel_gym.agents import (
-    DRLHF,
-    MirrorDescent,
-    Planner,
-    PreferenceConfig,
-    PreferencePBRL,
-    Tracked,
-    ValuePenalty,
-)
+from bilevel_gym.agents import DRLHF, MirrorDescent, PreferenceConfig, PreferencePBRL, ValuePenalty
 from bilevel_gym.agents.followers.mirror_descent import mirror_descent_step
+from bilevel_gym.agents.leader import Progress
+from bilevel_gym.agents.leaders.preference_pbrl import PreferencePBRLMethod, Tracked
+from bilevel_gym.agents.preferences.planner import Planner
 from bilevel_gym.envs.mdp import TabularMDP, policy_value, solve_soft, visitation
-from bilevel_gym.envs.mdp.evaluation import action_value
+from bilevel_gym.envs.mdp.tabular import action_value
 from bilevel_gym.envs.reward_grid import RewardGridProblem
 from bilevel_gym.wrappers import LearnedReward, VectorEnvAdapter
 
@@ -110,10 +105,11 @@ def test_the_penaltys_gradient_is_that_of_exact_values() -> None:
     learner.learn(1_000)
     mdp = learner.worlds.true_mdp()
     assert mdp is not None
-    policies = [f.follower.model.table() for f in learner.followers]  # type: ignore[attr-defined]
+    state, method = learner.state, learner.method
+    assert isinstance(method, PreferencePBRLMethod)
+    policies = [f.follower.model.table() for f in state.followers.values()]
     model = learner.model.double()
-    penalty = learner._further({id(f): 0 for f in learner.followers})
-    assert penalty is not None
+    penalty = method.further(state, dict.fromkeys(state.followers, 0), Progress(learner.num_timesteps, 1_000))
     net = model.members[0]
     weights = torch.nn.utils.parameters_to_vector(net.parameters()).detach()
     states, actions = torch.arange(S).repeat_interleave(A), torch.arange(A).repeat(S)
@@ -147,8 +143,8 @@ def test_two_algorithms_learn_and_go_on_to_the_bit(tmp_path: Path) -> None:
         PreferencePBRL.load(path)
     again = PreferencePBRL.load(path, Tracked(best, slow)).resume()
     np.testing.assert_array_equal(again.x, whole.x)
-    for f, g in zip(again.followers, whole.followers, strict=True):
-        assert torch.equal(f.follower.model.table(), g.follower.model.table())  # type: ignore[attr-defined]
+    for role, f in again.followers.items():
+        assert torch.equal(f.follower.model.table(), whole.followers[role].follower.model.table())
     assert again.evaluate() == whole.evaluate()
     assert whole.evaluate().labels == 12
 

@@ -71,14 +71,14 @@ def test_the_loss_in_a_table_is_what_the_pairs_say() -> None:
     for i, held in enumerate(buffer):
         R = [r[s.obs[s.mask], s.actions[s.mask]].sum() for s in (held.pair.left, held.pair.right)]
         expected = math.log1p(math.exp(R[1] - R[0])) * held.mu + math.log1p(math.exp(R[0] - R[1])) * (1 - held.mu)
-        assert pair_losses(model, buffer.batch([i]))[0].item() == pytest.approx(expected, rel=1e-12)
+        assert pair_losses(model, [buffer[i]])[0].item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("error", [0.0, 0.1])
 def test_the_gradient_agrees_with_central_differences(error: float) -> None:
     torch.manual_seed(1)
     model = RewardModel([MLPReward(CELLS, MOVES, hidden=(7,)) for _ in range(2)], "cpu").double()
-    batch = walks(6).batch(range(6))
+    batch = list(walks(6))
     pair_losses(model, batch, error)[0].sum().backward()
     h = 1e-6
     for parameter in model.parameters():
@@ -95,14 +95,14 @@ def test_the_gradient_agrees_with_central_differences(error: float) -> None:
 
 def test_in_a_table_the_gradient_is_the_difference_of_visits() -> None:
     """d loss / d r(s,a) = (P(left > right) - mu) (visits of the left - visits of the right)."""
-    model, batch = table(), walks(4).batch([3])
+    model, batch = table(), [walks(4)[3]]
     losses, margins = pair_losses(model, batch)
     losses.sum().backward()
     (layer,) = (p for name, p in model.named_parameters() if name.endswith("weight"))
     visits = np.zeros((2, 5, 3))
-    for side, (obs, actions, mask) in enumerate((batch.left, batch.right)):
-        np.add.at(visits[side], (obs[0][mask[0]], actions[0][mask[0]]), 1.0)
-    weight = 1.0 / (1.0 + math.exp(-float(margins))) - batch.mu[0]
+    for side, one in enumerate((batch[0].pair.left, batch[0].pair.right)):
+        np.add.at(visits[side], (one.obs[one.mask], one.actions[one.mask]), 1.0)
+    weight = 1.0 / (1.0 + math.exp(-float(margins.detach()))) - batch[0].mu
     assert layer.grad is not None
     np.testing.assert_allclose(layer.grad.T, weight * (visits[0] - visits[1]), atol=1e-12)
 
@@ -112,7 +112,7 @@ def test_what_follows_the_end_of_an_episode_is_worth_nothing() -> None:
     one = walk(0, lived=2)
     other = Segment(np.where(one.mask, one.obs, 4), np.where(one.mask, one.actions, 2), one.mask)
     buffer.add(Pair(one, other), "left")
-    assert float(pair_losses(model, buffer.batch([0]))[1]) == 0.0
+    assert float(pair_losses(model, list(buffer))[1]) == 0.0
 
 
 # --- nets -------------------------------------------------------------------------------------------------------------

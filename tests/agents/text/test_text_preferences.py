@@ -12,6 +12,7 @@ import torch
 
 import bilevel_gym
 from bilevel_gym.agents import DRLHF, PreferenceConfig, PreferencePBRL
+from bilevel_gym.agents.leader import Progress
 from bilevel_gym.agents.preferences.buffer import PreferenceBuffer
 from bilevel_gym.agents.preferences.fragmenters import RandomFragmenter, WholeEpisodes
 from bilevel_gym.agents.preferences.labels import Pair, TrueReturnLabeller
@@ -62,7 +63,7 @@ def test_whole_messages_are_compared() -> None:
     """They begin after their two given words, end as the environment ends them, and are worth their sentiment."""
     env = text_env(gym.make(WORLD))
     learner = DRLHF(WORLD, follower, SMALL)
-    learner._begin()
+    learner.method.begin(learner.state, Progress(0, 1), afresh=True)
     recorder, rng = learner.observed.recorder, np.random.default_rng(0)
     pairs = WholeEpisodes().pairs(recorder, learner.model, 20, 0, rng)
     assert len(pairs) == 20
@@ -86,7 +87,7 @@ def test_the_untrained_follower_plays_first() -> None:
     for first in (True, False):
         learner = DRLHF(WORLD, follower, replace(SMALL, follower_plays_first=first))
         before = learner.observed.follower.generators.state[2].clone()
-        learner._begin()
+        learner.method.begin(learner.state, Progress(0, 1), afresh=True)
         assert torch.equal(learner.observed.follower.generators.state[2], before)
         assert learner.num_timesteps == 640
         assert len(learner.buffer) == 16 if first else len(learner.buffer) >= 8  # random messages hardly end
@@ -154,7 +155,7 @@ def test_the_methods_write(method: Any, tmp_path: Path) -> None:
     learner = method(WORLD, follower, config=SMALL, seed=1)
     learner.learn(640 + 512 * len(learner.followers))
     assert learner.buffer.seen == 24
-    assert [f.follower.num_timesteps for f in learner.followers] == [512] * len(learner.followers)
+    assert [f.follower.num_timesteps for f in learner.followers.values()] == [512] * len(learner.followers)
     path = learner.save(tmp_path / "writer.zip")
     again = method.load(path, follower=follower, net=WordsReward)
     np.testing.assert_array_equal(again.x, learner.x)

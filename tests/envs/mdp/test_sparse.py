@@ -15,20 +15,19 @@ from torch import Tensor
 
 from bilevel_gym.agents import (
     BellmanPenalty,
-    Direct,
     Hypergradient,
     HypergradientConfig,
     IndependentPolicyGradient,
-    IndependentPolicyGradientConfig,
     SoBiRL,
     SoBiRLConfig,
-    Softmax,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
     ZeroOrder,
-    ZeroOrderConfig,
 )
+from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
+from bilevel_gym.agents.baselines.zero_order import ZeroOrderConfig
+from bilevel_gym.agents.held_policies import Direct, Softmax
 from bilevel_gym.agents.leaders.hypergradient import soft_leader_return
 from bilevel_gym.envs.mdp import (
     ArrayProblem,

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel_gym.agents import NikaidoIsodaPenalty, Softmax, TabularPBRL, TabularPBRLConfig, ValuePenalty
+from bilevel_gym.agents import NikaidoIsodaPenalty, TabularPBRL, TabularPBRLConfig, ValuePenalty
+from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.envs.mdp import (
     IncentiveDesignProblem,
     StackelbergProblem,

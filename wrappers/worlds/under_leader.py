@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 
-from ...wrappers import ObserveCommitment
-from ..mdp.checks import as_float64, require
+from ...envs.mdp.checks import as_float64, require
+from .. import ObserveCommitment
 
 KEYS = ("env_id", "env_kwargs", "x", "observe_commitment")
 

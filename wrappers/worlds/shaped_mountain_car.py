@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from gymnasium.envs.classic_control import MountainCarEnv
 
-from ...wrappers import LinearPotential, ShapedReward
+from .. import LinearPotential, ShapedReward
 
 _MAX_SPEED = 0.07
 

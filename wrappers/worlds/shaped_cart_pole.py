@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from gymnasium.envs.classic_control import CartPoleEnv
 
 from ...envs.mdp.checks import check_number
-from ...wrappers import LinearReward, ShapedReward, Step
+from .. import LinearReward, ShapedReward, Step
 
 _HALF_TRACK = 2.4
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ...wrappers import Attribute, DrawnAttribute
+from .. import Attribute, DrawnAttribute
 
 _TORSO = 1  # body 0 is the world
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from gymnasium.envs.classic_control import PendulumEnv
 
 from ...envs.mdp.checks import check_number
-from ...wrappers import Attribute, DrawnAttribute, Step
+from .. import Attribute, DrawnAttribute, Step
 
 
 class _HeavierIsBetter:

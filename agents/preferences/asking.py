@@ -1,0 +1,123 @@
+"""Questions put to a labeller and the answers that have come: what is labelled, what is open, how many were asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ...envs.mdp.checks import check_count, require
+from ...wrappers import Segment
+from .buffer import PreferenceBuffer
+from .config import PreferenceConfig
+from .files import MOST, preferences_as_bytes, preferences_from_bytes
+from .labels import Labeller, Pair, Query
+from .worlds import PreferenceWorlds
+
+
+class Asking:
+    """A labeller's questions and answers; what earlier sessions of the labeller left is gone on with.
+
+    Args:
+        labeller: who answers.
+        worlds: whose segments are compared.
+        config: how many pairs are kept, how many may be open, what segments are like.
+
+    Attributes:
+        labeller: who answers.
+        buffer: labelled pairs.
+        pending: open queries, by number.
+        asked: queries so far.
+    """
+
+    def __init__(self, labeller: Labeller, worlds: PreferenceWorlds, config: PreferenceConfig) -> None:
+        self.labeller, self._config, self._signature = labeller, config, worlds.signature(config.length)
+        self.buffer = PreferenceBuffer(config.capacity)
+        labelled, self.pending = labeller.earlier()
+        for pair, label in labelled:
+            self.buffer.add(pair, label)
+        self.asked = len(labelled) + len(self.pending)
+        self._next_id = labeller.first_id
+        # What a file's segments have to be like: as many steps, of the world's shapes and types.
+        H, k, space, actions = config.length, config.frame_stack, worlds.observation_space, worlds.action_space
+        shape = space.shape or ()
+        obs = np.zeros((H, *shape) if k == 1 else (H + k - 1, *shape[1:]), space.dtype)
+        taken = np.zeros((H, *(actions.shape or ())), actions.dtype)
+        self._like = Segment(obs, taken, np.ones(H, dtype=bool), frame_stack=k)
+
+    def allowed(self, n: int) -> int:
+        """How many of ``n`` further questions may be asked now."""
+        left = self.labeller.remaining
+        return max(0, min(n, self._config.max_pending - len(self.pending), n if left is None else left))
+
+    def ask(self, pairs: Sequence[Pair]) -> None:
+        """Ask about pairs."""
+        queries = [Query(self._next_id + i, pair) for i, pair in enumerate(pairs)]
+        self._next_id += len(queries)
+        self.asked += len(queries)
+        self.pending |= {query.id: query.pair for query in queries}
+        self.labeller.ask(queries)
+
+    def collect(self) -> int:
+        """Take the answers that have come; how many.
+
+        Raises:
+            ValueError: an answer to what was never asked.
+        """
+        answers = self.labeller.answers()
+        for answer in answers:
+            require(0 <= answer.id < self._next_id, "labeller", "an answer to a query", f"one to number {answer.id}")
+            pair = self.pending.pop(answer.id, None)
+            if pair is not None:  # a second answer comes too late
+                self.buffer.add(pair, answer.label)
+        return len(answers)
+
+    # --- files ----------------------------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """Bytes that the pairs may take in a file and in memory; as many as a preference file's may with pictures."""
+        arrays = (self._like.obs, self._like.actions, self._like.mask)
+        one = MOST if self._config.pictures else 2 * sum(array.nbytes for array in arrays) + 2**14
+        return one * (self._config.capacity + self._config.max_pending)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Pairs and labels as the bytes of a preference file, and counters; true rewards are not in it."""
+        contents = preferences_as_bytes(self.buffer, self.pending, self._signature)
+        pairs = [*(preference.pair for preference in self.buffer), *self.pending.values()]
+        return {
+            "preferences": np.frombuffer(contents, dtype=np.uint8),
+            "places": [
+                [[s.time, s.copy] for s in (pair.left, pair.right)] for pair in pairs
+            ],  # no preference file says
+            "counts": [self.asked, self._next_id, self.buffer.seen, self.buffer.skipped],
+            "labeller": [type(self.labeller).__name__, self.labeller.state_dict()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave; of a labeller that goes on with a file of its own the pairs are those there.
+
+        Raises:
+            ValueError: pairs of another world, more or larger ones than the settings need.
+        """
+        name, held = state["labeller"]
+        if name == type(self.labeller).__name__:
+            self.labeller.load_state_dict(held)
+        if self.labeller.first_id:
+            self.asked = self._next_id = self.labeller.first_id
+            return
+        data = state["preferences"].numpy().tobytes()
+        found = preferences_from_bytes(data, "the file's", self._signature, self._config.pictures, self.room)
+        self.pending = {}
+        for (number, pair), places in zip(found.pairs.items(), state["places"], strict=True):
+            sides = zip((pair.left, pair.right), places, strict=True)
+            pair = Pair(*(replace(side, time=int(time), copy=int(copy)) for side, (time, copy) in sides))
+            Pair(self._like, pair.left)  # raises where they do not fit together
+            if number in found.labels:
+                self.buffer.add(pair, found.labels[number])
+            else:
+                self.pending[number] = pair
+        counts = [check_count(count, "counts") for count in state["counts"]]
+        self.asked, self._next_id, self.buffer.seen, self.buffer.skipped = counts

@@ -1,0 +1,112 @@
+"""Pages of the benchmarks: a Markdown template each, in ``pages/``, filled from the data that is kept beside the page.
+
+A template sees the names of its module, ``data``, and ``runs``, the table of ``data["runs"]``. Its block ``body`` is the page;
+the rows of its block ``standing`` stand on the page that sets our figures beside those from elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined
+
+from . import statistics
+from .runs import Data, Runs
+
+FOLDER = Path(__file__).parent / "pages"
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(FOLDER),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    made.filters |= {
+        "f": _formatted,
+        "interval": lambda values, digits=2: statistics.mean_interval(values).text(digits),
+        "mean": lambda values: float(np.mean(values)),
+        "median": lambda values: float(np.median(values)),
+        "verdict": verdict,
+    }
+    made.globals |= {
+        "paired_difference": statistics.paired_difference,
+        "paired_ratio": statistics.paired_ratio,
+        "mean_interval": statistics.mean_interval,
+        "wins": statistics.wins,
+        "zip": zip,
+        "enumerate": enumerate,
+    }
+    return made
+
+
+def _formatted(value: Any, form: str) -> str:
+    """A number by Python's format; what is not there is named by the error of its text."""
+    return str(value) if isinstance(value, Undefined) else format(value, form)
+
+
+def verdict(met: Any) -> str:
+    """The word of a table for a target."""
+    return "met" if met else "**missed**"
+
+
+def module_of(name: str) -> ModuleType:
+    """A benchmark by its name."""
+    return importlib.import_module(f"{__package__}.{name}")
+
+
+def title(name: str) -> str:
+    """The first line of a benchmark's docstring."""
+    return (module_of(name).__doc__ or name).strip().splitlines()[0].rstrip(".")
+
+
+def _template(name: str) -> Template:
+    return ENVIRONMENT.get_template(f"{name}.md")
+
+
+def _context(name: str, record: Data) -> Data:
+    module, data = module_of(name), record["data"]
+    runs = Runs(data["runs"]) if isinstance(data.get("runs"), list) else None
+    about = {"title": title(name), "picture": hasattr(module, "picture"), "record": record}
+    return {**vars(module), **about, "data": data, "runs": runs}
+
+
+def page(record: Data) -> str:
+    """The page of one benchmark."""
+    name = record["benchmark"]
+    text = _template(name).render(_context(name, record)).rstrip("\n") + "\n"
+    return re.sub(r"^(\|.*\|)\n\|-\|$", _ruled, text, flags=re.MULTILINE)
+
+
+def _ruled(found: re.Match[str]) -> str:
+    """A table's headers above the line that Markdown wants: ``|-|`` stands for it, the first column to the left."""
+    return f"{found[1]}\n| --- |{' ---: |' * found[1].count(' | ')}"
+
+
+def standing(record: Data) -> str:
+    """The rows that a benchmark sets beside figures from elsewhere; nothing where it sets none."""
+    name = record["benchmark"]
+    template = _template(name)
+    block = template.blocks.get("standing")
+    return "" if block is None else "".join(block(template.new_context(_context(name, record)))).strip()
+
+
+def write_lists(out: Path, names: tuple[str, ...]) -> None:
+    """List the benchmarks that a folder has results of, and set their figures beside those from elsewhere."""
+    paths = {name: out / f"{name}.json" for name in names}
+    records = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
+    rows = {name: standing(record) for name, record in records.items()}
+    for file, template in (("README.md", "_list.md"), ("standing.md", "_standing.md")):
+        text = ENVIRONMENT.get_template(template).render(records=records, rows=rows, title=title)
+        (out / file).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+
+
+ENVIRONMENT = _environment()

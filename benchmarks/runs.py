@@ -1,0 +1,121 @@
+"""Runs of a benchmark: side by side, kept on disk until the page is written, and read as a table."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+import bilevel_gym
+from bilevel_gym.agents.files import write_whole
+from bilevel_gym.cli import processes
+
+Data = dict[str, Any]
+"""Plain JSON data."""
+
+STORE = Path("runs/benchmarks")
+_of_now: dict[Path, bool] = {}
+"""Files of the benchmark in hand, and whether each was there before."""
+
+
+@cache
+def _version(file: str) -> str:
+    """Changes with the code of the package and of a benchmark, whose runs are then made anew."""
+    root = Path(bilevel_gym.__path__[0])
+    files = [
+        Path(file),
+        *sorted(path for name in ("agents", "envs", "wrappers") for path in (root / name).rglob("*.py")),
+    ]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def run_all(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], jobs: int, label: str) -> list[Any]:
+    """``function(*task)`` of every task, each in a process of its own with one thread, ``jobs`` at a time, with a progress bar.
+
+    What has ended is kept in :data:`STORE`: a benchmark that was stopped goes on from there, as long as the code is the same.
+
+    Returns:
+        The answers, in the order of the tasks, as JSON gives them back.
+    """
+    module = function.__module__
+    names = [f"{module}.{function.__qualname__}{task!r}{_version(inspect.getfile(function))}" for task in tasks]
+    paths = [
+        STORE / f"{module.rpartition('.')[2]}-{hashlib.sha256(name.encode()).hexdigest()[:20]}.json" for name in names
+    ]
+    todo = [(path, task) for path, task in zip(paths, tasks, strict=True) if not path.is_file()]
+    with tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=label) as bar:
+
+        def keep(number: int, answer: Any) -> None:
+            if isinstance(answer, processes.WorkerError):
+                raise answer
+            text = json.dumps(answer)
+            write_whole(todo[number][0], lambda file: file.write(text.encode()))  # type: ignore[arg-type]
+            bar.update()
+
+        processes.run_all(function, [task for _, task in todo], jobs, keep)
+    asked = {path for path, _ in todo}
+    _of_now.update({path: path not in asked for path in paths})
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def kept() -> int:
+    """Runs of the benchmark in hand that were taken from the disk."""
+    return sum(_of_now.values())
+
+
+def forget() -> None:
+    """Remove what :func:`run_all` kept since the last time: it now stands in the benchmark's own data."""
+    for path in _of_now:
+        path.unlink(missing_ok=True)
+    _of_now.clear()
+
+
+def history(leader: Any, *keys: str) -> dict[str, list[float]]:
+    """What a leader recorded on its way, by key; 0 where a record has none."""
+    return {key: [float(getattr(record, key) or 0.0) for record in leader.history] for key in keys}
+
+
+class Runs:
+    """Runs as a table, a row each: ``runs(method="pbrl", size=20)["last.leader_return"]`` selects, then reads a column.
+
+    Args:
+        rows: of plain data; what stands one level deeper has a column ``key.inner`` of its own.
+    """
+
+    def __init__(self, rows: Sequence[Data] | pd.DataFrame) -> None:
+        if not isinstance(rows, pd.DataFrame):
+            rows = pd.DataFrame([row | _inner(row) for row in rows], dtype=object)
+        self.frame = rows
+
+    def __call__(self, **wanted: Any) -> Runs:
+        found = self.frame
+        for key, value in wanted.items():
+            found = found[found[key] == value]
+        return Runs(found)
+
+    def __getitem__(self, key: str) -> list[Any]:
+        return list(self.frame[key])
+
+    def __iter__(self) -> Iterator[Data]:
+        return iter(self.frame.to_dict("records"))
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def one(self) -> Data:
+        """The only row, or the first of several."""
+        return next(iter(self))
+
+
+def _inner(row: Data) -> Data:
+    return {
+        f"{key}.{name}": value for key, item in row.items() if isinstance(item, dict) for name, value in item.items()
+    }

@@ -1,0 +1,47 @@
+"""Intervals over games and seeds, by the bootstrap."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bilevel_gym.cli.statistics import Interval, interval
+
+Floats = NDArray[np.float64]
+
+
+def mean_interval(values: ArrayLike) -> Interval:
+    """The mean over games."""
+    return interval(values)
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike) -> Interval:
+    """Mean of a less mean of b, the same games on both sides of every resample."""
+    return interval(a, b, statistic=_difference)
+
+
+def paired_ratio(a: ArrayLike, b: ArrayLike) -> Interval:
+    """Mean of a over mean of b, the same games on both sides of every resample."""
+    return interval(a, b, statistic=_ratio)
+
+
+def stratified_interval(values: ArrayLike) -> Interval:
+    """The mean over tasks and seeds, ``[tasks, seeds]``; seeds are resampled within each task (as rliable does)."""
+    return interval(*np.asarray(values, dtype=np.float64), statistic=_mean_of_means, paired=False)
+
+
+def wins(a: ArrayLike, b: ArrayLike) -> int:
+    """Games on which a is larger."""
+    return int(np.sum(np.asarray(a, dtype=np.float64) > np.asarray(b, dtype=np.float64)))
+
+
+def _difference(a: Floats, b: Floats, axis: int) -> Floats:
+    return np.asarray(a.mean(axis) - b.mean(axis))
+
+
+def _ratio(a: Floats, b: Floats, axis: int) -> Floats:
+    return np.asarray(a.mean(axis) / b.mean(axis))
+
+
+def _mean_of_means(*tasks: Floats, axis: int) -> Floats:
+    return np.asarray(np.mean([task.mean(axis) for task in tasks], axis=0))

@@ -1,0 +1,490 @@
+r"""Finite Markov decision processes: the model, a policy's value, the soft-optimal policy.
+
+A parameterised MDP at one x is the tuple :math:`M_\tau(x) = (S, A, r_x, P_x, \tau h)` with start distribution rho. The
+temperature tau belongs to the method, not to the model. Leading axes ``...`` are batch axes (instances, contexts).
+Everything is differentiable in the model and in the policy.
+
+**A policy's value** (Shen, Yang and Chen, arXiv 2402.06886, section 2) is one linear solve:
+
+    V(s)   = E[ sum_t gamma^t ( r(s_t,a_t) - tau h(pi(s_t)) ) | s_0 = s ]                      (2.1)
+    Q(s,a) = r(s,a) + gamma E V(s')                                                            (2.2)
+    d(s)   = sum_t gamma^t Pr(s_t = s)                   sums to 1/(1-gamma) without terminal states
+
+h is the negative entropy. Terminal states pay once: their rows of P_pi are zero.
+
+**The soft-optimal policy** is the follower's best response:
+
+    (T V)(s) = tau logsumexp_a( Q(s,a)/tau ),   Q = r + gamma P V,   V* = T V*,   pi* = softmax(Q*/tau)
+
+Soft policy iteration evaluates the soft-greedy policy of V exactly, one linear solve a step; it is Newton's method on
+``V - T V = 0`` and converges quadratically. At tau = 0 the maximum replaces logsumexp: policy iteration. Since
+``r_pi - tau h(pi) + gamma P_pi V = T V`` for the soft-greedy pi, the step d solves
+
+    (I - gamma P_pi) d = b,   b = T V - V,   V <- V + d
+
+A sparse model (:mod:`.sparse`, Newton-Krylov) solves it only until ``max |b - (I - gamma P_pi) d| <= eta max |b|``. eta starts
+at 0.1 and falls to a tenth after every step that does not lower the residual by 1%, at the least to 0.1 (1-gamma)^3. There it
+converges from anywhere, by the argument for policy iteration: to first order in eta, ``max |V* - V^{pi_k}|`` is at most
+``gamma + 4 eta/(1-gamma)^2 < 1`` times the larger of the two before it.
+
+The residual is ``max_s |T V - V|``; since T contracts at gamma, ``max_s |V* - V| <= residual / (1 - gamma)``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import InitVar, dataclass, replace
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from .checks import (
+    as_float64,
+    broadcast_batch,
+    check_distribution,
+    check_finite,
+    check_gamma,
+    check_size,
+    check_tau,
+    require,
+)
+
+Model = TypeVar("Model", bound="TabularMDP")
+
+LOG_FLOOR = 1e-300
+"""Probabilities are floored here inside logarithms: 0 log 0 = 0, with a finite slope."""
+
+TOLERANCE = 1e-11
+"""Default residual at which soft policy iteration stops, per unit of ``max(1, max |V|)``."""
+
+LOOSEST = 0.1
+"""Where eta starts, the share of the residual to which a sparse model's Newton step is solved."""
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class TabularMDP:
+    """A finite discounted MDP, or a batch of them.
+
+    Attributes:
+        P: transition probabilities ``P(s'|s,a)``, ``[..., S, A, S]``.
+        r: rewards, ``[..., S, A]``.
+        rho: start distribution, ``[..., S]``.
+        gamma: discount in [0, 1).
+        terminal: states that pay their reward once and then end the episode, bool ``[..., S]``; None for none.
+        mask: True where an action exists, bool ``[..., S, A]``; None where all exist.
+        terminal_entropy: whether the step taken in a terminal state earns its entropy.
+        validate: False skips the checks of the entries (for models made from a checked one).
+
+    Raises:
+        ValueError: shapes that do not fit, rows of P or a rho that are no distribution, gamma outside [0, 1), a reward
+            that is not finite, a state whose mask excludes every action.
+    """
+
+    P: Tensor
+    r: Tensor
+    rho: Tensor
+    gamma: float
+    terminal: Tensor | None = None
+    mask: Tensor | None = None
+    terminal_entropy: bool = False
+    validate: InitVar[bool] = True
+    sparse: ClassVar[bool] = False
+
+    def __post_init__(self, validate: bool) -> None:
+        if not validate:
+            return
+        for name in ("r", "rho"):
+            object.__setattr__(self, name, as_float64(getattr(self, name), name))
+        object.__setattr__(self, "gamma", check_gamma(self.gamma))
+        r, rho = self.r, self.rho
+        require(r.ndim >= 2 and min(r.shape) >= 1, "r", "shape [..., S, A] with sizes >= 1", f"shape {tuple(r.shape)}")
+        S, A = r.shape[-2:]
+        require(rho.shape[-1:] == (S,), "rho", f"shape [..., {S}], as r has", f"shape {tuple(rho.shape)}")
+        check_distribution(rho, "rho")
+        check_finite(r, "r")
+        for name, shape in (("terminal", (S,)), ("mask", (S, A))):
+            flags = getattr(self, name)
+            if flags is None:
+                continue
+            flags = torch.as_tensor(flags)
+            require(flags.dtype == torch.bool, name, "booleans", str(flags.dtype))
+            require(flags.shape[-len(shape) :] == shape, name, f"shape [..., {shape}]", f"shape {tuple(flags.shape)}")
+            object.__setattr__(self, name, flags)
+        self._check_transitions()
+        try:
+            _ = self.batch_shape
+        except RuntimeError as error:
+            raise ValueError(
+                f"P: expected batch axes that broadcast with those of the other fields ({error})"
+            ) from error
+        if self.mask is not None and not bool(self.mask.any(-1).all()):
+            where = tuple(int(i) for i in (~self.mask.any(-1)).nonzero()[0])
+            raise ValueError(f"mask: expected at least one action in every state, got none in state {where}")
+
+    def _check_transitions(self) -> None:
+        """Check P and keep it as float64."""
+        S, A = self.n_states, self.n_actions
+        P = as_float64(self.P, "P")
+        require(P.shape[-3:] == (S, A, S), "P", f"shape [..., {S}, {A}, {S}], as r has", f"shape {tuple(P.shape)}")
+        check_distribution(P, "P")
+        object.__setattr__(self, "P", P)
+
+    @property
+    def n_states(self) -> int:
+        """S."""
+        return int(self.r.shape[-2])
+
+    @property
+    def n_actions(self) -> int:
+        """A."""
+        return int(self.r.shape[-1])
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The leading batch axes, broadcast over the fields."""
+        flags = [f.shape[:-n] for f, n in ((self.terminal, 1), (self.mask, 2)) if f is not None]
+        shape: torch.Size = torch.broadcast_shapes(self.P.shape[:-3], self.r.shape[:-2], self.rho.shape[:-1], *flags)
+        return shape
+
+    def detach(self: Model) -> Model:
+        """The same model without its graph."""
+        return replace(self, P=self.P.detach(), r=self.r.detach(), rho=self.rho.detach(), validate=False)
+
+    def with_reward(self: Model, r: Tensor) -> Model:
+        """The same dynamics under another reward, ``[..., S, A]``."""
+        return replace(self, r=r, validate=False)
+
+    # What depends on how P is held; a sparse model has its own of these.
+
+    @property
+    def dense_P(self) -> Tensor:
+        """P as a tensor, ``[..., S, A, S]``, for simulators and for P_pi itself.
+
+        Raises:
+            NotImplementedError: a sparse model.
+        """
+        return self.P
+
+    def check_policy(self, pi: Tensor) -> None:
+        """Raise ``ValueError`` for a policy of other sizes than the model's, or batch axes that do not broadcast."""
+        expected = tuple(self.r.shape[-2:])
+        require(pi.shape[-2:] == expected, "pi", f"shape [..., {expected}]", f"shape {tuple(pi.shape)}")
+        broadcast_batch(("P", self.P.shape[:-3]), ("r", self.r.shape[:-2]), ("pi", pi.shape[:-2]))
+
+    def expected_value(self, V: Tensor) -> Tensor:
+        """E V(s') = sum_{s'} P(s'|s,a) V(s'), ``[..., S, A]``, terminal or not."""
+        following: Tensor
+        if self.P.ndim > 3:
+            following = (self.P @ V[..., None, :, None]).squeeze(-1)
+        else:
+            following = (V @ self.P.flatten(0, 1).mT).unflatten(-1, self.P.shape[:2])
+        return following
+
+    def solve(self, pi: Tensor, b: Tensor, transposed: bool = False, guess: Tensor | None = None) -> Tensor:
+        """Solve (I - gamma P_pi) V = b, or with the transpose, for V ``[..., S]``; batch axes broadcast.
+
+        ``guess``, ``[S]``, is where the iterative solve of a sparse model starts; others do not need it.
+        """
+        matrix = _resolvent(self, pi)
+        matrix = matrix.mT if transposed else matrix
+        if b.ndim < matrix.ndim - 1:  # which linalg.solve could take for a batch of vectors
+            b = b.expand(matrix.shape[:-1])
+        V: Tensor = torch.linalg.solve(matrix, b.unsqueeze(-1))
+        return V.squeeze(-1)
+
+    def newton_step(self, pi: Tensor, b: Tensor, target: float) -> tuple[Tensor, int]:
+        """d with (I - gamma P_pi) d = b, here exactly; a sparse model's to the residual ``target``, and its products."""
+        return self.solve(pi, b), 0
+
+
+@dataclass(frozen=True, eq=False)
+class TabularKernel:
+    """What a simulator of the follower's MDP at one x draws: ``w ~ p_x(w|s,a)``, then ``s' ~ P_x(s'|s,a,w)``.
+
+    w is the leader's own draw (its action in a Stackelberg game); a problem without one has W = 1. An axis A of size one
+    means "the same for every follower action". ``draw``, ``r_follower`` and ``r_leader`` may carry a leading axis, one
+    row an environment.
+
+    Attributes:
+        draw: ``p_x(w|s,a)``, ``[..., S, A or 1, W]``.
+        P: ``P_x(s'|s,a,w)``, ``[..., S, A, W, S]``.
+        r_follower: ``[..., S, A, W]``.
+        r_leader: ``[..., S, A, W]``, undiscounted.
+    """
+
+    draw: Tensor
+    P: Tensor
+    r_follower: Tensor
+    r_leader: Tensor
+
+
+# --- a policy's value -------------------------------------------------------------------------------------------------
+
+
+def negative_entropy(pi: Tensor) -> Tensor:
+    """h(p) = sum_a p_a log p_a over the last axis."""
+    return (pi * pi.clamp_min(LOG_FLOOR).log()).sum(-1)
+
+
+def negative_entropy_gradient(pi: Tensor) -> Tensor:
+    """grad h(p) = 1 + log p, same shape as pi."""
+    return 1.0 + pi.clamp_min(LOG_FLOOR).log()
+
+
+def entropy_weight(mdp: TabularMDP, tau: float) -> float | Tensor:
+    """tau, or per state ``[..., S]`` where the last step of an episode earns no entropy."""
+    if mdp.terminal is None or mdp.terminal_entropy or tau == 0.0:
+        return tau
+    return tau * (~mdp.terminal).to(mdp.r.dtype)
+
+
+def going_on(mdp: TabularMDP, weights: Tensor) -> Tensor:
+    """Weights of states and actions, ``[..., S, A]``, with rows of 0 in terminal states."""
+    return weights if mdp.terminal is None else weights * (~mdp.terminal).unsqueeze(-1)
+
+
+def _mix(mdp: TabularMDP, weights: Tensor) -> Tensor:
+    """sum_a weights(s,a) P(s'|s,a), ``[..., S, S]``; one P for a whole batch is not copied."""
+    P = mdp.dense_P
+    if P.ndim > 3:
+        return (weights.unsqueeze(-2) @ P).squeeze(-2)
+    by_state = weights.reshape(-1, *weights.shape[-2:]).transpose(0, 1)
+    return (by_state @ P).transpose(0, 1).view(*weights.shape[:-1], mdp.n_states)
+
+
+def induced_transition(mdp: TabularMDP, pi: Tensor) -> Tensor:
+    """P_pi(s,s') = sum_a pi(a|s) P(s'|s,a), ``[..., S, S]``, dense; rows of terminal states are zero.
+
+    Raises:
+        ValueError: a policy of other sizes than the model's, batch axes that do not broadcast.
+        NotImplementedError: a sparse model.
+    """
+    mdp.check_policy(pi)
+    return _mix(mdp, going_on(mdp, pi))
+
+
+def induced_reward(mdp: TabularMDP, pi: Tensor, tau: float) -> Tensor:
+    """r_pi(s) - tau h(pi(s)), ``[..., S]``."""
+    reward = (pi * mdp.r).sum(-1)
+    return reward if tau == 0.0 else reward - entropy_weight(mdp, tau) * negative_entropy(pi)
+
+
+def _resolvent(mdp: TabularMDP, pi: Tensor) -> Tensor:
+    """I - gamma P_pi, ``[..., S, S]``."""
+    return torch.eye(mdp.n_states, dtype=mdp.r.dtype) + _mix(mdp, -mdp.gamma * going_on(mdp, pi))
+
+
+class FactoredResolvent:
+    """I - gamma P_pi of a dense model, factored once for several right-hand sides; carries no graph."""
+
+    @torch.no_grad()
+    def __init__(self, mdp: TabularMDP, pi: Tensor) -> None:
+        self._factors = torch.linalg.lu_factor(_resolvent(mdp, pi))
+
+    def solve(self, b: Tensor) -> Tensor:
+        """Solve (I - gamma P_pi) V = b for V, ``[..., S]``."""
+        V: Tensor = torch.linalg.lu_solve(*self._factors, b.unsqueeze(-1))
+        return V.squeeze(-1)
+
+    def solve_adjoint(self, b: Tensor) -> Tensor:
+        """Solve (I - gamma P_pi)^T d = b for d, ``[..., S]``."""
+        d: Tensor = torch.linalg.lu_solve(*self._factors, b.unsqueeze(-1), adjoint=True)
+        return d.squeeze(-1)
+
+
+def policy_value(mdp: TabularMDP, pi: Tensor, tau: float = 0.0, guess: Tensor | None = None) -> Tensor:
+    """Solve (I - gamma P_pi) V = r_pi - tau h(pi) for V, ``[..., S]`` (2.1).
+
+    ``guess``, ``[S]``, is where the iterative solve of a sparse model starts; others do not need it.
+
+    Raises:
+        ValueError: as :func:`induced_transition`.
+    """
+    mdp.check_policy(pi)
+    return mdp.solve(pi, induced_reward(mdp, pi, tau), guess=guess)
+
+
+def visitation(mdp: TabularMDP, pi: Tensor) -> Tensor:
+    """Solve (I - gamma P_pi)^T d = rho for the unnormalised discounted visitation d, ``[..., S]``.
+
+    Raises:
+        ValueError: as :func:`induced_transition`.
+    """
+    mdp.check_policy(pi)
+    return mdp.solve(pi, mdp.rho, transposed=True)
+
+
+def action_value(mdp: TabularMDP, V: Tensor) -> Tensor:
+    """Q(s,a) = r(s,a) + gamma E V(s'), ``[..., S, A]``, no regulariser at the current step (2.2)."""
+    following = mdp.expected_value(V)
+    if mdp.terminal is not None:
+        following = following * (~mdp.terminal).unsqueeze(-1)
+    return mdp.r + mdp.gamma * following
+
+
+def start_value(mdp: TabularMDP, V: Tensor) -> Tensor:
+    """V(rho) = sum_s rho(s) V(s), ``[...]``."""
+    return (mdp.rho * V).sum(-1)
+
+
+def policy_return(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Tensor:
+    """V^pi(rho), ``[...]``."""
+    return start_value(mdp, policy_value(mdp, pi, tau))
+
+
+def truncated_value(mdp: TabularMDP, pi: Tensor, length: int, tau: float = 0.0) -> Tensor:
+    """V_length, ``[..., S]``, of V_0 = 0, V_{k+1} = r_pi - tau h(pi) + gamma P_pi V_k: the return of ``length`` steps."""
+    P_pi, r_pi = induced_transition(mdp, pi), induced_reward(mdp, pi, tau)
+    V = torch.zeros_like(r_pi)
+    for _ in range(length):
+        V = r_pi + mdp.gamma * (P_pi @ V.unsqueeze(-1)).squeeze(-1)
+    return V
+
+
+def truncated_return(mdp: TabularMDP, pi: Tensor, length: int, tau: float = 0.0) -> Tensor:
+    """E sum_{t<length} gamma^t ( r(s_t,a_t) - tau h(pi(s_t)) ), s_0 ~ rho, ``[...]``; differentiable in model and policy.
+
+    Raises:
+        ValueError: a length under one.
+    """
+    return start_value(mdp, truncated_value(mdp, pi, check_size(length, "length"), tau))
+
+
+def policy_return_gradient(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Tensor:
+    """dV(rho)/dpi(a|s) = d(s) [ Q(s,a) - tau (grad h(pi(s)))_a ], ``[..., S, A]``, in closed form."""
+    Q = action_value(mdp, policy_value(mdp, pi, tau))
+    weight = entropy_weight(mdp, tau)
+    slope = negative_entropy_gradient(pi) * (weight.unsqueeze(-1) if isinstance(weight, Tensor) else weight)
+    return visitation(mdp, pi).unsqueeze(-1) * (Q - slope)
+
+
+# --- the soft-optimal policy ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class SoftOptimum:
+    """A solved MDP.
+
+    Attributes:
+        V: values, ``[..., S]``.
+        Q: action values at V, ``[..., S, A]``.
+        pi: soft-greedy policy of Q, ``[..., S, A]``.
+        residual: ``max |T V - V|`` over states and batch.
+        iterations: linear solves spent.
+        products: products with P_pi that the iterative solves of a sparse model took.
+    """
+
+    V: Tensor
+    Q: Tensor
+    pi: Tensor
+    residual: float
+    iterations: int
+    products: int = 0
+
+
+def _masked(mdp: TabularMDP, Q: Tensor) -> Tensor:
+    return Q if mdp.mask is None else Q.masked_fill(~mdp.mask, -math.inf)
+
+
+def greedy_policy(mdp: TabularMDP, Q: Tensor) -> Tensor:
+    """The greedy policy, uniform over exact ties, ``[..., S, A]``."""
+    q = _masked(mdp, Q)
+    best = (q == q.max(-1, keepdim=True).values).to(Q.dtype)
+    return best / best.sum(-1, keepdim=True)
+
+
+def soft_policy(mdp: TabularMDP, Q: Tensor, tau: float) -> Tensor:
+    """softmax(Q/tau) over the actions that exist, ``[..., S, A]``; greedy where no entropy is earned."""
+    weight = entropy_weight(mdp, tau)
+    if tau == 0.0:
+        return greedy_policy(mdp, Q)
+    soft = torch.softmax(_masked(mdp, Q) / tau, -1)
+    return (
+        soft if not isinstance(weight, Tensor) else torch.where((weight > 0).unsqueeze(-1), soft, greedy_policy(mdp, Q))
+    )
+
+
+def soft_maximum(mdp: TabularMDP, Q: Tensor, tau: float) -> Tensor:
+    """(T V)(s) = tau logsumexp(Q(s,.)/tau), ``[..., S]``; the maximum where no entropy is earned."""
+    q = _masked(mdp, Q)
+    if tau == 0.0:
+        return q.max(-1).values
+    soft = tau * torch.logsumexp(q / tau, -1)
+    weight = entropy_weight(mdp, tau)
+    return soft if not isinstance(weight, Tensor) else torch.where(weight > 0, soft, q.max(-1).values)
+
+
+def soft_backup(mdp: TabularMDP, Q: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """T V, ``[..., S]``, and the soft-greedy policy, ``[..., S, A]``, at once: what the two functions above give."""
+    q = _masked(mdp, Q)
+    top = q.amax(-1, keepdim=True)
+    if tau == 0.0:
+        return top.squeeze(-1), greedy_policy(mdp, Q)
+    share = ((q - top) / tau).exp()
+    total = share.sum(-1, keepdim=True)
+    backup, pi = (top + tau * total.log()).squeeze(-1), share / total
+    weight = entropy_weight(mdp, tau)
+    if not isinstance(weight, Tensor):
+        return backup, pi
+    soft = weight > 0
+    return torch.where(soft, backup, top.squeeze(-1)), torch.where(soft.unsqueeze(-1), pi, greedy_policy(mdp, Q))
+
+
+@torch.no_grad()
+def solve_soft(
+    mdp: TabularMDP, tau: float, V: Tensor | None = None, tol: float = TOLERANCE, max_iterations: int = 200
+) -> SoftOptimum:
+    """Soft policy iteration from V (by default 0); quadratic, so one to six solves from a near start.
+
+    Args:
+        mdp: the model, batched or not.
+        tau: temperature, ``>= 0``.
+        V: starting values, ``[..., S]``, e.g. the optimum at a nearby x.
+        tol: residual at which to stop, relative to ``max(1, max |V|)`` in each instance of a batch.
+        max_iterations: most linear solves.
+    """
+    check_tau(tau)
+    V = torch.zeros_like(mdp.r[..., 0]) if V is None else V
+    eta, least, before, products = LOOSEST, LOOSEST * (1.0 - mdp.gamma) ** 3, math.inf, 0
+    for iterations in range(max_iterations + 1):
+        Q = action_value(mdp, V)
+        backup, pi = soft_backup(mdp, Q, tau)
+        step = backup - V
+        residuals = step.abs().amax(-1)
+        enough = tol * V.abs().amax(-1).clamp_min(1.0)
+        residual = float(residuals.max())
+        if iterations == max_iterations or bool((residuals <= enough).all()):
+            break
+        if residual > 0.99 * before:
+            eta = max(0.1 * eta, least)
+        before = residual
+        d, spent = mdp.newton_step(pi, step, max(eta * residual, 0.5 * float(enough.min())))
+        V, products = V + d, products + spent
+    return SoftOptimum(V, Q, pi, residual, iterations, products)
+
+
+def value_iteration(mdp: TabularMDP, tau: float, V: Tensor, sweeps: int) -> Tensor:
+    """Apply T ``sweeps`` times: linear at rate gamma, kept as the second implementation that Newton is held to."""
+    for _ in range(sweeps):
+        V = soft_maximum(mdp, action_value(mdp, V), tau)
+    return V
+
+
+def attach(mdp: TabularMDP, tau: float, optimum: SoftOptimum) -> SoftOptimum:
+    r"""The same optimum with its first derivative in the model's parameters (implicit function theorem).
+
+    ``V*`` is re-evaluated at the held policy pi* in the differentiable model: by Danskin
+    ``dV*/dx = (I - gamma P_{pi*})^{-1} d_x T(x, V*)``, which is what autograd's adjoint solve returns; then
+    ``Q* = r_x + gamma P_x V*`` and ``pi* = softmax(Q*/tau)`` carry it on. First derivatives only. Needs tau > 0 for pi.
+    """
+    V = policy_value(mdp, optimum.pi.detach(), tau, guess=optimum.V)
+    Q = action_value(mdp, V)
+    return SoftOptimum(V, Q, soft_policy(mdp, Q, tau), optimum.residual, optimum.iterations, optimum.products)
+
+
+def suboptimality(mdp: TabularMDP, pi: Tensor, tau: float, optimum: SoftOptimum) -> Tensor:
+    """The follower's gap V*(rho) - V^pi(rho) >= 0, ``[...]``."""
+    return start_value(mdp, optimum.V) - start_value(mdp, policy_value(mdp, pi, tau))
