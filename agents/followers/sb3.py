@@ -378,11 +378,12 @@ class SB3Follower:
         self.q_temperature = check_number(state["q_temperature"], "q_temperature", low=0.0, open_low=True)
         for statistics, (mean, var, count) in zip(self._statistics(), state["moments"], strict=True):
             fits = mean.shape == torch.as_tensor(statistics.mean).shape == var.shape
-            require(fits, "moments", f"shape {np.shape(statistics.mean)}", tuple(mean.shape))
+            fits = fits and bool((var >= 0.0).all())
+            require(fits, "moments", f"shape {np.shape(statistics.mean)}, variances >= 0", tuple(mean.shape))
             statistics.mean, statistics.var = (part.double().numpy().copy() for part in (mean, var))
             statistics.count = check_number(count, "count", low=0.0)
         self.generators.load_state_dict(state["generators"])
-        self.seed = int(state["seed"])
+        self.seed = check_count(state["seed"], "seed")
 
     def replay_arrays(self, whole: bool = False) -> dict[str, NDArray[Any]]:
         """The arrays of the replay buffer by name; none where there is none.
