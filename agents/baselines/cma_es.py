@@ -28,8 +28,8 @@ from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
 from ..followers.sb3 import SB3Follower
 from ..followers.spec import Answering, FollowerSpec
 from ..leader import Leader, LeaderConfig, Method, Progress, State
+from ..learned.worlds import EnvSpec, Worlds
 from ..records import storable
-from ..worlds import EnvSpec, Worlds
 
 
 def _check_search(config: TabularCMAESConfig | CMAESConfig) -> None:

@@ -55,15 +55,15 @@ from ..evaluation import Evaluation
 from ..followers.sb3 import SB3Follower
 from ..followers.spec import FALLING_Q_TEMPERATURE, FollowerSpec
 from ..followers.worker import FollowerWorker
-from ..game_worlds import GameSpec
 from ..leader import Leader, LeaderConfig, Method, Progress, State, projected_step
-from ..lower_levels.learned_follower import LearnedFollower
-from ..lower_levels.learned_players import LearnedPlayers
+from ..learned.follower import LearnedFollower
+from ..learned.game_worlds import GameSpec
+from ..learned.players import LearnedPlayers
+from ..learned.worlds import EnvSpec, Vectorisation
 from ..penalties import Penalty
 from ..records import storable
 from ..schedules import Linear, Schedule, as_schedule
 from ..sources import is_game
-from ..worlds import EnvSpec, Vectorisation
 
 
 @storable

@@ -19,7 +19,7 @@ import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
 from bilevel_gym.agents.followers.replay import TrueReplay
 from bilevel_gym.agents.followers.sb3 import SB3Follower
-from bilevel_gym.agents.worlds import Worlds
+from bilevel_gym.agents.learned.worlds import Worlds
 from bilevel_gym.envs.core import LeaderEnv
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem
 from bilevel_gym.envs.tabular import TabularEnv
