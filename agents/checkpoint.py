@@ -9,11 +9,14 @@ All sizes are known before anything is read, and bounded by what the leader's ow
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from reprlib import repr as short
 from typing import IO, Any
 
 import numpy as np
@@ -24,10 +27,8 @@ from .files import reading, write_whole
 
 FORMAT, WRITERS = 3, {1: "0.1", 2: "0.1"}
 """The format, and which version wrote earlier ones."""
-BEYOND = 128 * 2**20
-"""Bytes that a file's arrays may take beyond those of a fresh state."""
-LONGEST = 64 * 2**20
-"""Bytes of a file's JSON."""
+LARGEST = 80 * 2**20
+"""Bytes that a file's JSON may take in memory, and those that its arrays may take beyond what its leader needs."""
 Arrays = Mapping[str, NDArray[Any]]
 """Arrays by name; the first axis may be shorter in a file than in the array that it is read into."""
 
@@ -61,7 +62,7 @@ def write_leader(path: str | Path, header: dict[str, Any], state: Any, replay: A
         replay: large arrays, e.g. those of replay buffers.
 
     Raises:
-        OSError: as :func:`write_whole`.
+        OSError: as :func:`write_whole`; records that are too many to be read again.
     """
     arrays: list[NDArray[Any]] = []
 
@@ -76,8 +77,10 @@ def write_leader(path: str | Path, header: dict[str, Any], state: Any, replay: A
         return {"array": len(arrays) - 1}
 
     text = json.dumps(
-        {"format": FORMAT, **header, "state": placed(state)}, indent=1
-    )  # before anything is written: it may raise
+        {"format": FORMAT, **header, "state": placed(state)}
+    ).encode()  # before anything is written: it may raise
+    if _unfolded(text) > LARGEST:
+        raise OSError(errno.EFBIG, "expected fewer records and logged numbers (see eval_every)", str(path))
 
     def write(file: IO[bytes]) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -106,68 +109,104 @@ def read_header(path: str | Path, *leaders: str) -> dict[str, Any]:
         ValueError: a file that is truncated, is no leader file, is of another version, or holds another kind of leader.
     """
     path = found_leader(path)
-    with reading(path), zipfile.ZipFile(path) as archive:
+    with reading(path), _opened(path) as archive:
         try:
             entry = _stored(archive, "leader.json")
-            require(entry.file_size <= LONGEST, "leader.json", f"at most {LONGEST} bytes", entry.file_size)
-            header = json.loads(archive.read(entry))
+            require(
+                entry.file_size <= LARGEST // 2, "leader.json", f"at most {LARGEST // 2} bytes", str(entry.file_size)
+            )
+            text = archive.read(entry)
+            require(_unfolded(text) <= LARGEST, "leader.json", f"JSON of at most {LARGEST} bytes in memory", "more")
+            header = json.loads(text.decode("ascii"))
             kind, version = header["leader"], header["format"]
         except (ValueError, RecursionError) as error:
             raise TypeError(str(error)) from error
-        by = f" in {path}, which bilevel-gym {WRITERS[version]} wrote" if version in WRITERS else f" in {path}"
-        require(version == FORMAT, "path", f"a leader file of format {FORMAT}", f"format {version!r}{by}")
-        require(kind in leaders, "path", f"the file of a {' or a '.join(leaders)}", f"that of a {kind} in {path}")
+        by = f", which bilevel-gym {WRITERS[version]} wrote" if version in (*WRITERS,) else ""
+        require(
+            version == FORMAT, "path", f"a leader file of format {FORMAT}", f"format {short(version)} in {path}{by}"
+        )
+        require(
+            kind in leaders, "path", f"the file of a {' or a '.join(leaders)}", f"that of a {str(kind)[:40]} in {path}"
+        )
     return dict(header)
 
 
-def read_state(path: str | Path, tree: Any, fresh: int) -> Any:
-    """The state of a leader file, its arrays read.
+def _unfolded(text: bytes) -> int:
+    """Bytes that JSON takes in memory, at most: the text twice, its lists, its dicts and their keys, what stands in both."""
+    return 2 * len(text) + 120 * (text.count(b"[") + text.count(b":")) + 250 * text.count(b"{") + 72 * text.count(b",")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The zip, whose list of entries is no longer than that of a leader's file.
+
+    ``zipfile`` keeps some 600 bytes of each of them, and an entry's place takes 46 bytes in the file.
+    """
+    with path.open("rb") as file:
+        end: Any = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+        if end is None or end[5] > 2**21:  # bytes of the list
+            raise zipfile.BadZipFile("it is no zip, or one of too many entries")
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+
+
+def read_state(path: str | Path, tree: Any, needed: int) -> Any:
+    """The state of a leader file, its arrays read in the place of their numbers.
 
     Args:
         path: the file.
         tree: the state in the file's JSON.
-        fresh: bytes of the arrays of a fresh state: the file's may take 128 MiB more.
+        needed: bytes that the arrays of a leader with these settings take; the file's may take 80 MiB more.
 
     Raises:
         ValueError: arrays that are larger, missing, damaged or of objects.
     """
-    path, left = found_leader(path), fresh + BEYOND
+    path, left = found_leader(path), needed + LARGEST
 
-    with reading(path), zipfile.ZipFile(path) as archive:
+    with reading(path), _opened(path) as archive:
 
         def read(part: Any) -> Any:
             nonlocal left
-            if isinstance(part, list):
-                return [read(item) for item in part]
-            if not isinstance(part, dict):
+            for key in part if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ():
+                part[key] = read(part[key])
+            if not isinstance(part, dict) or part.keys() != {"array"}:
                 return part
-            if part.keys() != {"array"}:
-                return {key: read(item) for key, item in part.items()}
             entry = _stored(archive, f"arrays/{int(part['array'])}.npy")
             left -= entry.file_size
             require(
-                left >= 0,
-                "path",
-                f"a state of at most {fresh + BEYOND} bytes, which is what its settings need",
-                "a larger one",
+                left >= 0, "path", f"a state of at most {needed + LARGEST} bytes, as its settings need", "a larger one"
             )
             with archive.open(entry) as member:
                 shape, dtype = _array_header(member)
-                data = member.read()
-            if dtype.hasobject or len(data) != math.prod(shape) * dtype.itemsize:
-                raise TypeError(f"an array is {len(data)} bytes and not {dtype}{shape}")
-            return np.frombuffer(data, dtype).reshape(shape)
+                if math.prod(shape) * dtype.itemsize > entry.file_size:
+                    raise EOFError(f"an array of {entry.file_size} bytes is said to be {dtype}{shape}")
+                return _filled(member, np.empty(shape, dtype))
 
         return read(tree)
 
 
 def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array that follows; numbers, in C's order."""
     if np.lib.format.read_magic(member) != (1, 0):
         raise TypeError("an array of another version")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=4096)
-    if fortran:
-        raise TypeError("an array in Fortran's order")
+    if fortran or dtype.kind not in "biuf" or min(shape, default=0) < 0:
+        raise TypeError(f"an array of {dtype}{shape}, which is none of numbers in C's order")
     return shape, dtype
+
+
+def _filled(member: Any, array: NDArray[Any]) -> NDArray[Any]:
+    """A contiguous array with what follows its header in the file, no less and no more, a MiB at a time."""
+    held = array.reshape(-1).view(np.uint8).data
+    done = 0
+    while done < len(held):
+        got = member.readinto(held[done : done + 2**20])
+        if not got:
+            raise EOFError(f"an array ends after {done} bytes")
+        done += got
+    if member.read(1):  # also checks the entry's sum
+        raise TypeError("an array is longer than it says")
+    return array
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
@@ -198,20 +237,14 @@ def read_arrays(path: str | Path, into: Arrays) -> None:
         ValueError: an array that is missing, of another type or shape, or truncated.
     """
     path = found_leader(path)
-    with reading(path), zipfile.ZipFile(path) as archive:
+    with reading(path), _opened(path) as archive:
         for name, array in into.items():
-            with archive.open(f"replay/{name}.npy") as member:
+            entry = archive.getinfo(f"replay/{name}.npy")
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unfold without bound
+                raise zipfile.BadZipFile(f"{entry.filename} is compressed by another method")
+            with archive.open(entry) as member:
                 shape, dtype = _array_header(member)
                 fits = dtype == array.dtype and shape[1:] == array.shape[1:]
                 if not (fits and len(shape) == array.ndim and shape[:1] <= array.shape[:1]):
                     raise TypeError(f"the array {name} is {dtype}{shape} and not {array.dtype}{array.shape}")
-                part = array[: shape[0]] if array.ndim else array
-                held = part.reshape(-1).view(np.uint8).data
-                done = 0
-                while done < len(held):
-                    got = member.readinto(held[done:])  # type: ignore[attr-defined]
-                    if not got:
-                        raise EOFError(f"the array {name} ends early")
-                    done += got
-                if member.read(1):  # also checks the entry's sum
-                    raise TypeError(f"the array {name} is longer than it says")
+                _filled(member, array[: shape[0]] if array.ndim else array)

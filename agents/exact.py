@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from .leader import Leader, LeaderConfig, Method, Progress, Projection, State, p
 from .lower_levels import Policies, lower_level
 from .lower_levels.base import LowerLevel, TabularLevel
 from .penalties import Penalty
-from .records import snapshot, storable
+from .records import storable
 from .schedules import Geometric, Quench, Schedule, as_schedule
 from .sources import ProblemSource, resolve_problem
 
@@ -191,15 +193,15 @@ class ExactMethod(Method):
         x = self.problem.project(torch.linspace(-1.0, 1.0, self.problem.leader_dim, dtype=torch.float64))
         return self.level.fingerprint(x)  # type: ignore[no-any-return]
 
+    def room(self, state: Any) -> int:
+        """Warm starts, and what an optimiser keeps of policies in tables: of float64, up to eight tables a player."""
+        views = self.level.views if isinstance(self.level, TabularLevel) else ()
+        return sum(64 * math.prod((*view.batch_shape, view.n_states, view.n_actions)) for view in views)
+
     def loaded(self, state: Any, replay: bool, path: Path) -> None:
         if isinstance(self.level, TabularLevel):
-            for name, table in _tables(self.unsized(state)):
+            for name, table in _tables(state):
                 self._check_table(name, table)
-
-    def unsized(self, state: Any) -> dict[str, Any]:
-        """Of a state's snapshot what has no size before the first iteration: a file's is checked by the problem's."""
-        found: dict[str, Any] = snapshot(state)
-        return found
 
     def _check_table(self, name: str, table: Any) -> None:
         """Raise ``ValueError`` for values, policies or Q of another problem's sizes."""
@@ -209,13 +211,16 @@ class ExactMethod(Method):
         require(table.shape in shapes, name, f"a shape of {sorted(shapes)}", table.shape)
 
 
-def _tables(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Values, policies and Q in a state, by name."""
-    if isinstance(tree, (dict, list)):
-        for key, part in tree.items() if isinstance(tree, dict) else ((name, part) for part in tree):
-            yield from _tables(part, str(key))
-    elif isinstance(tree, np.ndarray) and (name.endswith("V") or name in ("u", "pi", "pi1", "pi2", "Q")):
-        yield name, tree
+def _tables(part: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Values, policies and Q in a state, by name: those that a fresh state need not have."""
+    if dataclasses.is_dataclass(part):
+        for field in dataclasses.fields(part):
+            yield from _tables(getattr(part, field.name), field.name)
+    elif isinstance(part, list):
+        for item in part:
+            yield from _tables(item, name)
+    elif isinstance(part, Tensor) and (name.endswith("V") or name in ("u", "pi", "pi1", "pi2", "Q")):
+        yield name, part
 
 
 def generator(seed: int | None) -> torch.Generator:

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from reprlib import repr as short
 from typing import IO, Any
 
 import torch
@@ -115,6 +116,6 @@ def _require_alike(got: Any, expected: Any) -> None:
     else:
         alike = type(got) is type(expected) and got == expected
     if not alike:
-        raise TypeError(f"optimizer: expected a state like {expected!r}, got {got!r}")
+        raise TypeError(f"optimizer: expected a state like {short(expected)}, got {short(got)}")
     for pair in pairs:
         _require_alike(*pair)

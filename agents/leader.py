@@ -230,18 +230,20 @@ class Run:
     Attributes:
         iteration: outer iterations so far.
         total: up to which ``num_timesteps`` the last call of ``learn`` goes.
-        evaluated_at: the iteration last evaluated, -1 before any.
+        evaluated_at: the iteration last evaluated, None before any.
         kept: the best x seen (the last one evaluated, without ``keep_best``), with its record.
         history: every record since counting began.
-        log: what was logged: steps, and the key, the value and the excluded formats of each entry.
+        columns: each set of what was logged together: keys, with the formats that leave them out.
+        log: what was logged: steps, which of the columns, and their values.
     """
 
     iteration: int = 0
     total: int = 0
-    evaluated_at: int = -1
+    evaluated_at: int | None = None
     kept: Kept | None = None
     history: list[Evaluation] = field(default_factory=list)
-    log: list[Any] = field(default_factory=list)
+    columns: list[list[tuple[str, list[str]]]] = field(default_factory=list)
+    log: list[tuple[int, int, list[bool | int | float | str]]] = field(default_factory=list)
 
 
 class Leader:
@@ -333,8 +335,8 @@ class Leader:
     def _learn(self: Self, total: int, callback: Callback | None, progress_bar: bool, afresh: bool) -> Self:
         method, run = self.method, self.run
         if afresh:
-            self.state.num_timesteps = run.iteration = 0
-            run.kept, run.evaluated_at, run.history, run.log = None, -1, [], []
+            self.state.num_timesteps = 0
+            self.run = run = Run(total=run.total)
         done, before = self.state.num_timesteps, run.iteration
         if total:  # none is asked for where a run that had come to its end is resumed
             run.total = done + total
@@ -426,8 +428,8 @@ class Leader:
         self._logger, formats = logger, logger.output_formats
         screens = (sys.stdout, sys.stderr)
         logger.output_formats = [f for f in formats if not (isinstance(f, HumanOutputFormat) and f.file in screens)]
-        for step, entries in self.run.log:
-            for key, value, excluded in entries:
+        for step, which, values in self.run.log:
+            for (key, excluded), value in zip(self.run.columns[which], values, strict=True):
                 logger.record(key, value, tuple(excluded) or None)
             logger.dump(step)
         logger.output_formats = formats
@@ -438,17 +440,15 @@ class Leader:
         for key, value in found.items():
             if value is not None:
                 logger.record(f"leader/{key}", value)
-        rows = logger.name_to_value.items()
-        entries = [
-            [
-                key,
-                value if isinstance(value, (bool, int, str)) else float(value),
-                list(logger.name_to_excluded[key] or ()),
-            ]
-            for key, value in rows
-            if isinstance(value, (bool, int, float, str)) or hasattr(value, "__float__")
-        ]
-        self.run.log.append([self.state.num_timesteps, entries])
+        logged = {
+            key: value if isinstance(value, (bool, int, str)) else float(value)
+            for key, value in logger.name_to_value.items()
+            if isinstance(value, str) or hasattr(value, "__float__")
+        }
+        columns = [(key, list(logger.name_to_excluded[key] or ())) for key in logged]
+        if columns not in self.run.columns:
+            self.run.columns.append(columns)
+        self.run.log.append((self.state.num_timesteps, self.run.columns.index(columns), list(logged.values())))
         logger.dump(self.state.num_timesteps)
 
     # --- files --------------------------------------------------------------------------------------------------------
@@ -513,7 +513,14 @@ class Leader:
             same = len(got) == len(expected) and bool(np.allclose(got, expected, rtol=1e-6, atol=1e-6))
             name, world = ("problem", "problem") if "problem" in cls.given else ("env", "environment")
             require(same, name, f"the {world} of {path}", "another one (its sizes or numbers differ)")
-            leader._take_back(header, path)
+            try:
+                leader._take_back(header, path)
+            except (KeyError, RuntimeError) as error:
+                if named.get("follower") is None:
+                    raise
+                reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+                expected = f"the algorithm that {path} was trained with"
+                raise ValueError(f"follower: expected {expected}, got another ({reason})") from error
         return leader
 
     @classmethod
@@ -537,16 +544,17 @@ class Leader:
     def _take_back(self, header: dict[str, Any], path: str | Path) -> None:
         """Take back what :meth:`save` wrote of the run and the state."""
         method, replay = self.method, bool(header["replay"])
-        tree = read_state(path, header["state"], size_of(snapshot(self.state)) + method.room(self.state))
-        try:
-            restore(self.state, tree["state"])
-            if replay:
-                method.stand(self.state, tree["place"], Path(path))
-                read_arrays(path, method.replay(self.state, whole=True))
-            method.loaded(self.state, replay, Path(path))
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(f"follower: expected what {path} was trained with, got another ({error!r})") from error
+        # Beside a fresh state's arrays, an optimiser keeps two numbers a parameter; a method may gather data.
+        tree = read_state(path, header["state"], 3 * size_of(snapshot(self.state)) + method.room(self.state))
+        restore(self.state, tree["state"])
+        if replay:
+            method.stand(self.state, tree["place"], Path(path))
+            read_arrays(path, method.replay(self.state, whole=True))
+        method.loaded(self.state, replay, Path(path))
         restore(self.run, tree["run"])
+        widths = [len(columns) for columns in self.run.columns]
+        fits = all(which < len(widths) and len(values) == widths[which] for _, which, values in self.run.log)
+        require(fits, "log", "a value for each of its columns", "another number")
         if method.judges:
             self.method.leader_set.check(self.state.x.detach(), "x")
         if self.run.kept is not None:

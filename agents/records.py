@@ -7,20 +7,23 @@ followers), by :func:`snapshot` and :func:`restore`. What a state is read into, 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import types
 import typing
+from reprlib import repr as short
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..envs.mdp.checks import require
+from .files import restore_optimizer
 
 Class = TypeVar("Class", bound=type)
 _CLASSES: dict[str, type] = {}
+_SCALARS = (bool, int, float, str)
 
 
 # --- settings -----------------------------------------------------------------------------------------------------------
@@ -30,8 +33,14 @@ def storable(cls: Class) -> Class:
     """Class decorator: a dataclass whose instances a leader file may hold.
 
     The library's classes go by their own names, all others by ``module:name``, so that none takes another's place.
+
+    Raises:
+        ValueError: a class that goes by the name of one of the library's.
     """
-    _CLASSES[_name(cls)] = cls
+    name = _name(cls)
+    free = ":" in name or _CLASSES.get(name, cls).__module__ == cls.__module__
+    require(free, "storable", "a class of another name than the library's", f"{cls.__module__}.{cls.__qualname__}")
+    _CLASSES[name] = cls
     return cls
 
 
@@ -110,7 +119,7 @@ def snapshot(value: Any) -> Any:
         return value.detach().cpu().numpy()
     if isinstance(value, np.generic):
         return value.item()
-    if value is None or isinstance(value, (bool, int, float, str, np.ndarray)):
+    if value is None or isinstance(value, (*_SCALARS, np.ndarray)):
         return value
     if isinstance(value, np.random.Generator):
         return value.bit_generator.state
@@ -130,58 +139,67 @@ def restore(value: Any, tree: Any, name: str = "state", kind: Any = Any) -> Any:
 
     Args:
         value: the fresh state; None stands for what is not known yet.
-        tree: what was read.
+        tree: what was read; its arrays are taken over.
         name: for errors.
         kind: the annotation of ``value``.
 
     Raises:
-        ValueError: another form than the fresh state's or its annotation's: a shape, a type, a number that is not finite.
+        ValueError: another form than the fresh state's or its annotation's: a shape, a type, a count that is negative, an array
+            whose numbers are not finite.
         KeyError, TypeError, RuntimeError: what an object makes of a state that is not its own.
     """
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         options = [option for option in typing.get_args(kind) if option is not type(None)]
         if tree is None and len(options) < len(typing.get_args(kind)):
             return None
-        kind = options[0] if len(options) == 1 else Any
+        # Of several scalars it is the one that was read; other unions are as good as no annotation.
+        scalars = set(options) <= set(_SCALARS)
+        kind = (
+            options[0] if len(options) == 1 else type(tree) if type(tree) in options else options[0] if scalars else Any
+        )
     if dataclasses.is_dataclass(value) or dataclasses.is_dataclass(kind):
         return _restore_record(value, tree, name, kind)
     if isinstance(value, Tensor) or kind is Tensor:
-        return _restore_tensor(value, tree, name)
+        found = torch.from_numpy(_restore_array(None if value is None else value.detach().numpy(), tree, name))
+        if value is None or not value.requires_grad:
+            return found
+        with torch.no_grad():
+            return value.copy_(found)
     if isinstance(value, np.ndarray):
-        return _restore_tensor(torch.from_numpy(value), tree, name).numpy()
+        return _restore_array(value, tree, name)
     if isinstance(value, np.random.Generator):
         value.bit_generator.state = tree
         return value
     if isinstance(value, torch.Generator):
-        value.set_state(_restore_tensor(value.get_state(), tree, name))
+        value.set_state(torch.from_numpy(_restore_array(value.get_state().numpy(), tree, name)))
         return value
     if isinstance(value, torch.optim.Optimizer):
-        value.load_state_dict(_optimizer_state(value, tree))
+        restore_optimizer(value, as_tensors(tree, name))
         return value
     if hasattr(value, "load_state_dict"):
-        value.load_state_dict(as_tensors(tree))
+        value.load_state_dict(as_tensors(tree, name))
         return value
-    if isinstance(value, (bool, int, float, str)) or kind in (bool, int, float, str):
-        wanted = kind if kind in (bool, int, float, str) else type(value)
+    if isinstance(value, _SCALARS) or kind in _SCALARS:
+        wanted = kind if kind in _SCALARS else type(value)
         fits = type(tree) is wanted or (wanted is float and type(tree) is int)
-        require(fits, name, f"a {wanted.__name__}", repr(tree))
+        fits = fits and (wanted is not int or 0 <= tree < 2**63)
+        require(fits, name, "a count" if wanted is int else f"a {wanted.__name__}", short(tree))
         return wanted(tree)
     if isinstance(value, dict) and value:
-        alike = isinstance(tree, dict) and tree.keys() == {str(key) for key in value}
-        require(alike, name, f"a part for each of {sorted(map(str, value))}", repr(tree))
+        keys = {str(key) for key in value}
+        alike = isinstance(tree, dict) and tree.keys() == keys
+        require(alike, name, f"a part for each of {sorted(keys)}", short(tree))
         (_, of) = typing.get_args(kind) or (Any, Any)
         return {key: restore(item, tree[str(key)], f"{name}.{key}", of) for key, item in value.items()}
     if isinstance(value, (list, tuple)) or typing.get_origin(kind) in (list, tuple):
         return _restore_sequence(value, tree, name, kind)
-    return as_tensors(tree)
+    return as_tensors(tree, name)
 
 
 def _restore_record(value: Any, tree: Any, name: str, kind: Any) -> Any:
     cls: Any = type(value) if dataclasses.is_dataclass(value) else kind
-    hints = typing.get_type_hints(cls)
-    fields = _kept(cls)
-    alike = isinstance(tree, dict) and tree.keys() == set(fields)
-    require(alike, name, f"a record of {fields}", repr(tree))
+    hints, fields = typing.get_type_hints(cls), _kept(cls)
+    require(isinstance(tree, dict) and tree.keys() == set(fields), name, f"a record of {fields}", short(tree))
     found = {f: restore(getattr(value, f, None), tree[f], f, hints[f]) for f in fields}
     if value is None or cls.__dataclass_params__.frozen:
         return cls(**found)
@@ -190,73 +208,36 @@ def _restore_record(value: Any, tree: Any, name: str, kind: Any) -> Any:
     return value
 
 
-def _restore_tensor(value: Tensor | None, tree: Any, name: str) -> Tensor:
-    require(isinstance(tree, np.ndarray), name, "an array", repr(tree))
-    found = torch.from_numpy(np.array(tree))
-    dtype = torch.float64 if value is None else value.dtype
-    require(found.dtype == dtype, name, f"numbers of {dtype}", found.dtype)
-    require(
-        value is None or value.shape == found.shape,
-        name,
-        f"shape {None if value is None else tuple(value.shape)}",
-        tuple(found.shape),
-    )
-    if found.is_floating_point():
-        require(bool(torch.isfinite(found).all()), name, "finite numbers", "others")
-    if value is None or not value.requires_grad:
-        return found
-    with torch.no_grad():
-        return value.copy_(found)
+def _restore_array(fresh: NDArray[Any] | None, tree: Any, name: str) -> NDArray[Any]:
+    """An array of the fresh one's type and shape, of float64 where there is none."""
+    dtype = np.dtype(np.float64) if fresh is None else fresh.dtype
+    require(isinstance(tree, np.ndarray) and tree.dtype == dtype, name, f"an array of {dtype}", short(tree))
+    require(fresh is None or tree.shape == fresh.shape, name, f"shape {np.shape(fresh)}", tree.shape)
+    return _finite(tree, name)
 
 
 def _restore_sequence(value: Any, tree: Any, name: str, kind: Any) -> Any:
-    require(isinstance(tree, list), name, "a list", repr(tree))
-    of = (*typing.get_args(kind), Any)[0]
-    known = list(value or ())
-    if typing.get_origin(kind) is not list:
-        require(value is None or len(known) == len(tree), name, f"{len(known)} parts", len(tree))
-    known += [None] * (len(tree) - len(known))
-    found = [restore(item, part, f"{name}[{i}]", of) for i, (item, part) in enumerate(zip(known, tree, strict=False))]
-    return tuple(found) if isinstance(value, tuple) or typing.get_origin(kind) is tuple else found
+    """A list may be longer than a fresh one; a tuple has the parts of a fresh one, or those of its annotation."""
+    require(isinstance(tree, list), name, "a list", short(tree))
+    known, kinds, origin = list(value or ()), typing.get_args(kind) or (Any,), typing.get_origin(kind)
+    each = kinds if origin is tuple and Ellipsis not in kinds else kinds[:1] * len(tree)
+    n = len(known) if value is not None and origin is not list else len(each)
+    require(len(tree) == n == len(each), name, f"{n} parts", len(tree))
+    known += [None] * (n - len(known))
+    parts = enumerate(zip(known, tree, each, strict=False))
+    found = [restore(item, part, f"{name}[{i}]", of) for i, (item, part, of) in parts]
+    return tuple(found) if isinstance(value, tuple) or origin is tuple else found
 
 
-def as_tensors(tree: Any) -> Any:
-    """A tree with its arrays as tensors."""
+def _finite(array: NDArray[Any], name: str) -> NDArray[Any]:
+    require(array.dtype.kind != "f" or bool(np.isfinite(array).all()), name, "finite numbers", "others")
+    return array
+
+
+def as_tensors(tree: Any, name: str = "state") -> Any:
+    """A tree with its arrays, whose numbers have to be finite, as tensors."""
     if isinstance(tree, dict):
-        return {key: as_tensors(part) for key, part in tree.items()}
+        return {key: as_tensors(part, f"{name}.{key}") for key, part in tree.items()}
     if isinstance(tree, list):
-        return [as_tensors(part) for part in tree]
-    return torch.from_numpy(np.array(tree)) if isinstance(tree, np.ndarray) else tree
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer, tree: Any) -> Any:
-    """An optimiser's ``state_dict`` from a tree: alike in form to what this optimiser has after a step."""
-    probe = copy.deepcopy(optimizer)
-    for group in probe.param_groups:
-        for p in group["params"]:
-            p.grad = torch.zeros_like(p)
-    probe.step()
-    fresh = probe.state_dict()
-    alike = isinstance(tree, dict) and tree.keys() == {"state", "param_groups"} and isinstance(tree["state"], dict)
-    require(alike, "optimizer", "the state of an optimiser", repr(tree))
-    groups = [_alike(old, new) for old, new in zip(fresh["param_groups"], tree["param_groups"], strict=True)]
-    moments = {int(key): _alike(fresh["state"][int(key)], part) for key, part in tree["state"].items()}
-    return {"state": moments, "param_groups": groups}
-
-
-def _alike(fresh: Any, tree: Any) -> Any:
-    """A tree that is built like a fresh one, numbers standing for finite numbers; raises ``ValueError`` for any other."""
-    if isinstance(fresh, dict):
-        alike = isinstance(tree, dict) and tree.keys() == {str(key) for key in fresh}
-        require(alike, "optimizer", f"a part for each of {sorted(fresh)}", repr(tree))
-        return {key: _alike(part, tree[str(key)]) for key, part in fresh.items()}
-    if isinstance(fresh, (list, tuple)):
-        require(isinstance(tree, list) and len(tree) == len(fresh), "optimizer", f"{len(fresh)} parts", repr(tree))
-        return type(fresh)(_alike(part, other) for part, other in zip(fresh, tree, strict=True))
-    if isinstance(fresh, Tensor):
-        return _restore_tensor(fresh, tree, "optimizer")
-    numbers = type(fresh) in (int, float) and type(tree) in (int, float) and bool(np.isfinite(tree))
-    require(
-        numbers or (type(tree) is type(fresh) and tree == fresh), "optimizer", f"something like {fresh!r}", repr(tree)
-    )
-    return tree
+        return [as_tensors(part, name) for part in tree]
+    return torch.from_numpy(_finite(tree, name)) if isinstance(tree, np.ndarray) else tree

@@ -49,7 +49,7 @@ from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
 from ..leader import Progress, projected_step
 from ..lower_levels import Policies
 from ..penalties import Penalty, ValuePenalty
-from ..records import snapshot, storable
+from ..records import storable
 from ..schedules import Power, Schedule, as_schedule
 
 
@@ -440,9 +440,6 @@ class SingleLoopMethod(ExactMethod):
 
     def sampled_steps(self, state: SingleLoopState) -> int:
         return state.num_timesteps
-
-    def unsized(self, state: SingleLoopState) -> dict[str, Any]:
-        return {"evaluation_V": snapshot(state.evaluation_V)}
 
 
 class SingleLoop(ExactLeader):
