@@ -47,6 +47,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from ...envs.mdp.checks import check_number, check_size, require
+from ..config import LeaderConfig
 from ..estimators.base import GradientEstimate, PenaltyEstimate
 from ..estimators.game_rollouts import LeaderGain
 from ..estimators.known_model import KnownModel
@@ -55,7 +56,7 @@ from ..evaluation import Evaluation
 from ..followers.sb3 import SB3Follower
 from ..followers.spec import FALLING_Q_TEMPERATURE, FollowerSpec
 from ..followers.worker import FollowerWorker
-from ..leader import Leader, LeaderConfig, Method, Progress, State, projected_step
+from ..leader import Leader, Method, Progress, State, projected_step
 from ..learned.follower import LearnedFollower
 from ..learned.game_worlds import GameSpec
 from ..learned.players import LearnedPlayers
