@@ -33,6 +33,7 @@ from bilevel_gym.agents import (
     Rollouts,
     ValuePenalty,
 )
+from bilevel_gym.agents.common.rollouts import Rollout, advantages, start_values
 from bilevel_gym.envs.core import LeaderEnv
 from bilevel_gym.envs.mdp import (
     ArrayProblem,
@@ -377,7 +378,7 @@ def ending_problem() -> ArrayProblem:
     base = TabularMDP(P / P.sum(-1, keepdim=True), r[..., 0], torch.full((S,), 1 / S), 0.8, terminal)
 
     def transition(x: Tensor) -> Tensor:
-        return torch.softmax(P + 2.0 * (x[0] * Q + x[1] * Q**2), -1)
+        return torch.softmax(P + 6.0 * (x[0] * Q + x[1] * Q**2), -1)
 
     return ArrayProblem(base, LeaderSet.box(dim, -2, 2), lambda x: r @ x, lambda x: g @ (1 - x), transition)
 
@@ -417,6 +418,28 @@ def test_what_follows_an_episodes_end_counts_neither_in_the_penalty_nor_in_the_g
     assert stderr < 0.02 * p
 
 
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.9, 1.0])
+def test_returns_and_advantages_of_episodes_that_end_are_cut_or_go_on_by_hand(gae_lambda: float) -> None:
+    """Copies whose episode terminates in the second step, is cut there by a time limit, or still runs in the last step."""
+    gamma, rng = 0.8, np.random.default_rng(0)
+    reward, V, after = (rng.standard_normal((4, 3)) for _ in range(3))
+    alive, terminated = np.ones((4, 3)), np.zeros((4, 3))
+    alive[2:, :2], terminated[1, 0] = 0.0, 1.0
+    nothing = np.zeros((4, 3))
+    rollout = Rollout(nothing, nothing, nothing, nothing, reward, reward, alive, terminated)
+    A = advantages(reward, V, after, rollout, gamma, gae_lambda)
+    returns = start_values(reward, after, rollout, gamma)
+    for copy, (length, bootstrapped) in enumerate([(2, False), (2, True), (4, True)]):
+        beyond = after[length - 1, copy] if bootstrapped else 0.0
+        expected = sum(gamma**t * reward[t, copy] for t in range(length)) + gamma**length * beyond
+        assert returns[copy] == pytest.approx(expected, rel=1e-12)
+        carried = 0.0
+        for t in reversed(range(length)):
+            following = beyond if t == length - 1 else after[t, copy]
+            carried = reward[t, copy] + gamma * following - V[t, copy] + gamma * gae_lambda * carried
+            assert A[t, copy] == pytest.approx(carried, rel=1e-12)
+
+
 # --- who is judged ------------------------------------------------------------------------------------------------------
 
 
@@ -435,6 +458,7 @@ def test_the_record_judges_the_penalised_follower_where_the_model_is_known() -> 
     assert record.leader_return_at_pi_y == pytest.approx(float(problem.leader_return(x, pi_y)), rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*regularised at tau.*")
 def test_the_record_judges_the_penalised_follower_of_the_bellman_penalty() -> None:
     """pi_y is the best response's policy, tilted by U / (lam tau)."""
 
