@@ -33,7 +33,7 @@ from bilevel_gym.agents import (
     Rollouts,
     ValuePenalty,
 )
-from bilevel_gym.agents.common.rollouts import Rollout, advantages, start_values
+from bilevel_gym.agents.estimators.rollouts import Rollout, advantages, start_values
 from bilevel_gym.envs.core import LeaderEnv
 from bilevel_gym.envs.mdp import (
     ArrayProblem,
