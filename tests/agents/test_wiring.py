@@ -167,7 +167,7 @@ def in_the_diary(
     entries: list[Any], penalty: Any = None, world: Callable[[], Any] | None = None, **changes: Any
 ) -> PBRL:
     """A leader over two followers, of which the best response takes the action that x > 0 pays for more often."""
-    made = (lambda: Diary(entries)) if world is None else world
+    made = world or (lambda: Diary(entries))
     leader = PBRL(made, still(diary=entries), penalty, PBRLConfig(**(SMALL | changes)))
     for role, logits in (("best_response", [0.0, 2.0]), ("penalised", [2.0, 0.0])):
         play(followers_of(leader)[role], logits)
@@ -267,10 +267,7 @@ def test_with_the_bellman_penalty_the_penalised_follower_is_paid_the_leaders_rew
     leader = PBRL(lambda: Diary([]), dqn, BellmanPenalty(lam=2.0), PBRLConfig(**(SMALL | {"learning_rate": 0.2} | SGD)))
     found: list[float] = []
 
-    def look(one: Any) -> None:
-        found.append(one.last_x[0])
-
-    leader.learn(1000, iterations(3, None, look))
+    leader.learn(1000, iterations(3, found, lambda one: one.last_x[0]))
     leader.learn(1000, iterations(1), reset_num_timesteps=False)  # at x as it was: what is held was renewed for it
     pay: dict[str, Callable[..., Any]] = {
         "best_response": lambda s, a: 1.0 + found[-1] * a + s,
