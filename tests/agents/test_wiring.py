@@ -415,7 +415,7 @@ def test_returns_and_advantages_of_episodes_that_end_are_cut_or_go_on_by_hand(ga
     alive, terminated = np.ones((4, 3)), np.zeros((4, 3))
     alive[2:, :2], terminated[1, 0] = 0.0, 1.0
     nothing = np.zeros((4, 3))
-    rollout = Rollout(nothing, nothing, nothing, nothing, reward, reward, alive, terminated)
+    rollout = Rollout(nothing, nothing, nothing, nothing, nothing, reward, reward, alive, terminated)
     A = advantages(reward, V, after, rollout, gamma, gae_lambda)
     returns = start_values(reward, after, rollout, gamma)
     for copy, (length, bootstrapped) in enumerate([(2, False), (2, True), (4, True)]):
