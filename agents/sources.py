@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +13,7 @@ from pettingzoo.env_registry.exceptions import PettingZooRegistryError
 from torch import Tensor
 
 from ..envs.mdp import BilevelProblem
-from ..envs.mdp.checks import require
+from ..envs.mdp.checks import require, require_imported
 from .records import decode
 
 ProblemSource = BilevelProblem | gym.Env[Any, Any] | ParallelEnv[Any, Any, Any] | str
@@ -104,22 +101,10 @@ def source_of_file(source: dict[str, Any], given: Any, name: str) -> tuple[Any, 
     """
     if given is not None:
         return given, None
-    env_id, kwargs = source["env_id"], decode(source["env_kwargs"])
-    what = "problem" if name == "problem" else "environment"
+    env_id, what = source["env_id"], "problem" if name == "problem" else "environment"
     require(env_id is not None, name, f"the {what} that this leader was trained on (it was given as an object)", None)
-    for text in (str(env_id), *_texts(kwargs)):
-        module = re.match(r"([A-Za-z_][\w.]*):[\w/.-]+$", text)
-        imported = module is None or module[1] in sys.modules
-        require(imported, name, f"the {what} {text} again, or its module imported: no file makes one import", None)
-    return env_id, kwargs
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (dict, list)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
+    require_imported(source, name, f"the {what} again")
+    return env_id, decode(source["env_kwargs"])
 
 
 def waves(parts: list[Tensor]) -> list[float]:

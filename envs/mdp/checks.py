@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import operator
+import sys
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,30 @@ def plain_fields(instance: Any) -> None:
     """Make every field of a frozen dataclass :func:`plain`; for ``__post_init__``."""
     for field in dataclasses.fields(instance):
         object.__setattr__(instance, field.name, plain(getattr(instance, field.name)))
+
+
+def require_imported(value: Any, name: str, otherwise: str) -> None:
+    """Raise ``ValueError`` where a text in what a file holds, however deep, is an id by which a module would be imported.
+
+    ``module:Env-v0`` makes Gymnasium import the module, whatever follows the colon.
+
+    Args:
+        value: what the file holds: dicts, lists, texts, numbers.
+        name: for the error.
+        otherwise: what is expected beside an import by the user.
+    """
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        parts += [*part, *part.values()] if isinstance(part, dict) else part if isinstance(part, list) else []
+        module, colon, _ = part.partition(":") if isinstance(part, str) else ("", "", "")
+        if colon and module not in sys.modules:
+            top = module.partition(".")[0]
+            try:
+                found = top != "" and importlib.util.find_spec(top) is not None
+            except ValueError:  # imported, but of unknown origin
+                found = True
+            require(not found, name, f"{otherwise}, or {module} to be imported: no file makes an import", repr(part))
 
 
 def as_float64(value: Any, name: str) -> Tensor:

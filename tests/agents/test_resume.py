@@ -302,8 +302,8 @@ def test_the_last_record_is_made_where_the_last_iteration_was_saved(tmp_path: Pa
 def test_without_replay_a_file_is_small_and_learning_on_begins_an_empty_buffer(tmp_path: Path) -> None:
     leader = PBRL(GAME, built(DQN, **OFF), config=SMALL, env_kwargs={"n_states": 4}).learn(1500)
     small, large = leader.save(tmp_path / "small"), leader.save(tmp_path / "large", replay=True)
-    assert not any(name.startswith("arrays/") for name in contents(small))
-    held = contents(large)["arrays/penalised/observations.npy"]
+    assert not any(name.startswith("replay/") for name in contents(small))
+    held = contents(large)["replay/penalised/observations.npy"]
     buffer: Any = leader.penalised.model.replay_buffer
     np.testing.assert_array_equal(held, buffer.observations[: len(held)])
     for path, size in ((small, 0), (large, len(held))):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 
-from ...envs.mdp.checks import as_float64, require
+from ...envs.mdp.checks import as_float64, require, require_imported
 from .. import ObserveCommitment
 
 KEYS = ("env_id", "env_kwargs", "x", "observe_commitment")
@@ -70,8 +70,9 @@ def _read(world: str) -> tuple[Any, Any, Any, Any]:
     require(path.is_file(), "world", "a JSON file", repr(world))
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"world: expected a JSON file, got {world} ({error})") from error
     fits = isinstance(found, dict) and set(found) == set(KEYS)
     require(fits, "world", f"a JSON object with {', '.join(KEYS)}", f"another in {world}")
+    require_imported(found, "world", "an environment of this library")
     return found["env_id"], found["env_kwargs"], found["x"], found["observe_commitment"]

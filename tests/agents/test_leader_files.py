@@ -142,8 +142,9 @@ def test_noise_is_no_leader(size: int, tmp_path: Path) -> None:
 def rewritten(saved: Path, path: Path, **changes: Any) -> Path:
     """The same file with other entries in its header."""
     with zipfile.ZipFile(saved) as old, zipfile.ZipFile(path, "w") as new:
-        new.writestr("leader.json", json.dumps(json.loads(old.read("leader.json")) | changes))
-        new.writestr("tensors.pt", old.read("tensors.pt"))
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, json.dumps(json.loads(data) | changes) if name == "leader.json" else data)
     return path
 
 
@@ -153,7 +154,7 @@ def test_foreign_files_are_named(saved: Path, tmp_path: Path) -> None:
         TabularPBRL.load(tmp_path / "nothing", problem)
     with pytest.raises(ValueError, match=r"^path: expected the file of a Hypergradient, got that of a TabularPBRL"):
         Hypergradient.load(saved, problem)
-    with pytest.raises(ValueError, match=r"^path: expected a leader file of format 2, got format 99"):
+    with pytest.raises(ValueError, match=r"^path: expected a leader file of format 3, got format 99 in"):
         TabularPBRL.load(rewritten(saved, tmp_path / "later.zip", format=99), problem)
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("data", "something else")
@@ -164,11 +165,11 @@ def test_foreign_files_are_named(saved: Path, tmp_path: Path) -> None:
 
 def test_no_code_runs(saved: Path, tmp_path: Path) -> None:
     """A header may name nothing but the table's classes and torch's optimisers."""
-    config = json.loads(zipfile.ZipFile(saved).read("leader.json"))["config"]
+    arguments = json.loads(zipfile.ZipFile(saved).read("leader.json"))["arguments"]
     for bad in ({"class": "Popen", "fields": {}}, {"optimizer": "Tensor"}, {"optimizer": "lr_scheduler"}):
-        config["fields"]["optimizer_class"] = bad
+        arguments["config"]["fields"]["optimizer_class"] = bad
         with pytest.raises(ValueError, match=r"^path: "):
-            TabularPBRL.load(rewritten(saved, tmp_path / "bad.zip", config=config), TwoStateProblem())
+            TabularPBRL.load(rewritten(saved, tmp_path / "bad.zip", arguments=arguments), TwoStateProblem())
 
 
 @pytest.mark.parametrize(
