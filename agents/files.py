@@ -96,7 +96,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     moments = {int(index): entries for index, entries in state["state"].items()}
     for index, entries in moments.items():
         _require_alike(entries, expected["state"][index])
-    optimizer.load_state_dict({**state, "state": moments})
+    groups = [  # a file's lists stand for tuples
+        {key: tuple(value) if isinstance(fresh[key], tuple) else value for key, value in group.items()}
+        for group, fresh in zip(state["param_groups"], expected["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def _require_alike(got: Any, expected: Any) -> None:
