@@ -33,10 +33,11 @@ test: lint types ## Check style and types, then run the tests
 	@echo "==> Running the tests, $(JOBS) at a time"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
 
-lint: $(VENV)/.installed ## Check style and formatting with ruff
-	@echo "==> Checking style"
+lint: $(VENV)/.installed ## Check style, and which package imports which
+	@echo "==> Checking style and imports"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache > $(VENV)/imports.txt || { cat $(VENV)/imports.txt; exit 1; }
 
 types: $(VENV)/.installed ## Check types with mypy
 	@echo "==> Checking types (about a minute the first time)"

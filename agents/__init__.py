@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from .baselines.zero_order import ZeroOrder
     from .callbacks import Checkpoint, LeaderEvalCallback
     from .estimators.known_model import KnownModel
-    from .estimators.monte_carlo import MonteCarlo
     from .estimators.rollouts import Rollouts
     from .evaluation import Evaluation, leader_return_at_best_response
     from .followers import MirrorDescent, PolicyGradient, SoftPolicyIteration
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from .leaders.single_loop import SingleLoop, SingleLoopConfig
     from .leaders.sobirl import SoBiRL, SoBiRLConfig
     from .leaders.tabular_pbrl import TabularPBRL, TabularPBRLConfig
+    from .monte_carlo import MonteCarlo
     from .penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty
     from .preferences.config import PreferenceConfig
     from .preferences.labels import TrueReturnLabeller
@@ -47,7 +47,6 @@ _NAMES = {
     "baselines.zero_order": "ZeroOrder",
     "callbacks": "Checkpoint LeaderEvalCallback",
     "estimators.known_model": "KnownModel",
-    "estimators.monte_carlo": "MonteCarlo",
     "estimators.rollouts": "Rollouts",
     "evaluation": "Evaluation leader_return_at_best_response",
     "followers": "MirrorDescent PolicyGradient SoftPolicyIteration",
@@ -59,6 +58,7 @@ _NAMES = {
     "leaders.single_loop": "SingleLoop SingleLoopConfig",
     "leaders.sobirl": "SoBiRL SoBiRLConfig",
     "leaders.tabular_pbrl": "TabularPBRL TabularPBRLConfig",
+    "monte_carlo": "MonteCarlo",
     "penalties": "BellmanPenalty NikaidoIsodaPenalty ValuePenalty",
     "preferences.config": "PreferenceConfig",
     "preferences.labels": "TrueReturnLabeller",

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..envs.mdp.checks import require
+from .config import LeaderConfig
 from .evaluation import Evaluation
-from .leader import Leader, LeaderConfig, Method, Progress, Projection, State, projected_step
+from .leader import Leader, Method, Progress, Projection, State, projected_step
 from .lower_levels import Policies, lower_level
 from .lower_levels.base import LowerLevel, TabularLevel
 from .penalties import Penalty

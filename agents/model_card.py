@@ -119,7 +119,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _card(leader: Any, record: dict[str, Any], followers: dict[str, Any], name: str | None) -> str:
-    method, env = type(leader).__name__.replace("GamePBRL", "PBRL").replace("BellmanPBRL", "PBRL"), _environment(leader)
+    method, env = type(leader).__name__, _environment(leader)
     algorithms = list(dict.fromkeys(type(f.model).__name__ for f in followers.values()))
     title = name or "-".join([method, *algorithms, env.removeprefix("bilevel_gym/").replace(" ", "-")])
     measure, value, stderr = _value(record)

@@ -216,7 +216,9 @@ def _restore_array(fresh: NDArray[Any] | None, tree: Any, name: str) -> NDArray[
     """An array of the fresh one's type and shape, of float64 where there is none."""
     dtype = np.dtype(np.float64) if fresh is None else fresh.dtype
     require(isinstance(tree, np.ndarray) and tree.dtype == dtype, name, f"an array of {dtype}", short(tree))
-    require(fresh is None or tree.shape == fresh.shape, name, f"shape {np.shape(fresh)}", tree.shape)
+    require(
+        fresh is None or tree.shape == fresh.shape, name, f"shape {None if fresh is None else fresh.shape}", tree.shape
+    )
     return _finite(tree, name)
 
 

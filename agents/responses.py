@@ -26,8 +26,8 @@ from .estimators.rollouts import collect, episode_returns
 from .evaluation import leader_return_at_best_response
 from .followers.sb3 import SB3Follower
 from .followers.spec import Answering, FollowerSpec
+from .learned.worlds import EnvSpec, Worlds
 from .schedules import Geometric
-from .worlds import EnvSpec, Worlds
 
 SETTLING = Answering(q_temperature=Geometric(0.2, 0.01), entropy=Geometric(0.2, 0.002))
 """Followers given as a class, whose settings are the library's, end far less soft at an x that stays than at one that moves."""

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.agents import MonteCarlo, TabularPBRL, TabularPBRLConfig, ValuePenalty
-from bilevel_gym.agents.estimators.monte_carlo import Sampler
 from bilevel_gym.agents.held_policies import Softmax
+from bilevel_gym.agents.monte_carlo import Sampler
 from bilevel_gym.agents.penalties import sampled_bellman_penalty, sampled_value_penalty
 from bilevel_gym.envs.four_rooms import FourRoomsProblem
 from bilevel_gym.envs.mdp import (

@@ -23,7 +23,7 @@ _PARTS = {
     "schedules": "Constant Linear Geometric Power Quench",
     "estimators.rollouts": "Rollouts",
     "estimators.known_model": "KnownModel",
-    "estimators.monte_carlo": "MonteCarlo",
+    "monte_carlo": "MonteCarlo",
     "penalties": "ValuePenalty BellmanPenalty NikaidoIsodaPenalty",
     "followers": "SoftPolicyIteration MirrorDescent PolicyGradient",
     "held_policies": "Softmax Direct Solved",

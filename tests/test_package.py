@@ -10,13 +10,17 @@ import tarfile
 import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from stable_baselines3 import PPO
 
 import bilevel_gym
+from bilevel_gym import agents
+from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -234,3 +238,38 @@ def test_every_dependency_has_one_tested_version(python: str) -> None:
         if requirement.name != "bilevel-gym":
             (pin,) = pins[requirement.name].specifier
             assert requirement.specifier.contains(pin.version), requirement
+
+
+def test_one_iteration_runs_through_few_files_and_none_is_long() -> None:
+    """The second iteration and an evaluation of sampled PBRL: who changes it has this much to read."""
+    leader = PBRL(
+        "bilevel_gym/StackelbergGame-v0",
+        PPO,
+        config=PBRLConfig(n_envs=8, follower_steps=64, warmup_steps=64, estimator=Rollouts(8)),
+        env_kwargs={"n_states": 5},
+    )
+    seen, home = set[Path](), Path(bilevel_gym.__file__).parent
+
+    def crossed(frame: FrameType, event: str, _: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(home) and path.relative_to(home).parts[0] in SUBPACKAGES:
+            seen.add(path.relative_to(home))
+
+    def watched(leader: PBRL) -> bool:
+        if leader.iteration == 2:
+            leader.evaluate_last()
+            sys.setprofile(None)
+            return False
+        sys.setprofile(crossed)
+        return True
+
+    leader.learn(10**6, callback=watched)
+    assert {Path("agents/leaders/pbrl.py"), Path("envs/tabular.py"), Path("agents/leader.py")} <= seen
+    assert len(seen) <= 12, sorted(seen)
+    long = {path: n for path in seen if (n := len((home / path).read_text(encoding="utf-8").splitlines())) > 600}
+    assert long == {}
+
+
+def test_what_users_name_most_is_exported_and_no_more() -> None:
+    assert len(agents.__all__) <= 42
+    assert set(agents.__all__) == set(dir(agents))

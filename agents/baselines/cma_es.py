@@ -22,14 +22,15 @@ from torch import Tensor
 from ...envs.mdp import LeaderSet
 from ...envs.mdp.checks import check_number, check_size, require
 from ...wrappers import set_leader
+from ..config import LeaderConfig
 from ..estimators.rollouts import collect, episode_returns
 from ..evaluation import Evaluation, leader_return_at_best_response
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
 from ..followers.sb3 import SB3Follower
 from ..followers.spec import Answering, FollowerSpec
-from ..leader import Leader, LeaderConfig, Method, Progress, State
+from ..leader import Leader, Method, Progress, State
+from ..learned.worlds import EnvSpec, Worlds
 from ..records import storable
-from ..worlds import EnvSpec, Worlds
 
 
 def _check_search(config: TabularCMAESConfig | CMAESConfig) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..followers.spec import FollowerSpec
+from ..learned.worlds import EnvSpec
 from ..preferences.config import PreferenceConfig
 from ..preferences.labels import Labeller
 from ..preferences.leader import PreferenceLeader
 from ..preferences.worlds import Copies
-from ..worlds import EnvSpec
 
 
 class DRLHF(PreferenceLeader):

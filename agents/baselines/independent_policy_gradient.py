@@ -12,11 +12,11 @@ import torch
 
 from ...envs.mdp import policy_return
 from ...envs.mdp.checks import require
-from ..estimators.monte_carlo import MonteCarlo, Sampler
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
 from ..held_policies import Direct, HeldPolicies, Softmax
 from ..leader import Progress, Projection
 from ..lower_levels import Policies
+from ..monte_carlo import MonteCarlo, Sampler
 from ..records import storable
 
 

@@ -15,6 +15,7 @@ dropped as soon as x moves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,10 @@ Relabel = Callable[
 ]
 """From x, ``[dim]``, and transitions (obs, action, draw, next_obs) in the environment's own observations, each ``[n, ...]``, what
 they are at x: obs and next_obs as the follower sees them, the follower's and the leader's reward, ``[n]``."""
+
+
+_LARGEST_DRAWS = 2**26
+"""Bytes that a file may ask room for, for draws whose sizes no setting tells."""
 
 
 def played_actions(buffer: ReplayBuffer, copies: NDArray[np.intp], n: int) -> NDArray[Any]:
@@ -85,9 +90,20 @@ def restore_buffer(buffer: Any, state: dict[str, Any]) -> None:
         if draws is not None:
             dtype = np.dtype(draws[0])
             require(dtype.kind in "biuf", "draws", "numbers", dtype)
-            buffer.draws = np.zeros((buffer.buffer_size, buffer.n_envs, *(int(size) for size in draws[1])), dtype)
+            shape = (buffer.buffer_size, buffer.n_envs, *(int(size) for size in draws[1]))
+            fits = min(shape) >= 0 and math.prod(shape) * dtype.itemsize <= _LARGEST_DRAWS
+            require(fits, "draws", f"at most {_LARGEST_DRAWS} bytes in all", shape)
+            buffer.draws = np.zeros(shape, dtype)
         buffer._points = None if points is None else points.double().numpy().copy()
     buffer.pos, buffer.full = pos, bool(state["full"])
+
+
+def require_playable(buffer: Any) -> None:
+    """Raise ``ValueError`` where a buffer whose arrays were read holds actions that its space lacks."""
+    space, actions = buffer.action_space, buffer.actions[: buffer.size()]
+    n = getattr(space, "nvec", getattr(space, "n", np.inf))  # of a Box any number is taken
+    playable = isinstance(space, gym.spaces.Box) or bool(((actions >= 0) & (actions < n)).all())
+    require(playable, "replay", f"actions in {space}", "others")
 
 
 class TrueReplay(ReplayBuffer):

@@ -32,7 +32,7 @@ from ...envs.mdp import TabularMDP
 from ...envs.mdp.checks import check_count, check_number, require
 from ..files import write_whole
 from .model_state import explorations, load_model_state, model_state
-from .replay import TrueReplay, buffer_arrays
+from .replay import TrueReplay, buffer_arrays, require_playable
 from .spec import FALLING_ENTROPY, AlgorithmSpec, Answering, FollowerSpec, build_model
 
 
@@ -394,11 +394,11 @@ class SB3Follower:
         buffer = getattr(self.model, "replay_buffer", None)
         return {} if buffer is None else buffer_arrays(buffer, whole)
 
-    def forget_replay(self) -> None:
-        """Empty the replay buffer."""
+    def replay_read(self, read: bool) -> None:
+        """What follows reading a state: a replay buffer's arrays were read and are looked at, or it is emptied."""
         buffer = getattr(self.model, "replay_buffer", None)
         if buffer is not None:
-            buffer.reset()
+            require_playable(buffer) if read else buffer.reset()
 
 
 def mean_over_quantiles(Q: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from ...envs.mdp.checks import check_number, check_size, require
+from ..config import LeaderConfig
 from ..estimators.base import GradientEstimate, PenaltyEstimate
 from ..estimators.game_rollouts import LeaderGain
 from ..estimators.known_model import KnownModel
@@ -55,15 +56,15 @@ from ..evaluation import Evaluation
 from ..followers.sb3 import SB3Follower
 from ..followers.spec import FALLING_Q_TEMPERATURE, FollowerSpec
 from ..followers.worker import FollowerWorker
-from ..game_worlds import GameSpec
-from ..leader import Leader, LeaderConfig, Method, Progress, State, projected_step
-from ..lower_levels.learned_follower import LearnedFollower
-from ..lower_levels.learned_players import LearnedPlayers
+from ..leader import Leader, Method, Progress, State, projected_step
+from ..learned.follower import LearnedFollower
+from ..learned.game_worlds import GameSpec
+from ..learned.players import LearnedPlayers
+from ..learned.worlds import EnvSpec, Vectorisation
 from ..penalties import Penalty
 from ..records import storable
 from ..schedules import Linear, Schedule, as_schedule
 from ..sources import is_game
-from ..worlds import EnvSpec, Vectorisation
 
 
 @storable
@@ -337,8 +338,7 @@ class PBRLMethod(Method):
 
     def loaded(self, state: PBRLState, replay: bool, path: Path) -> None:
         for follower in state.followers.values():
-            if not replay:
-                follower.forget_replay()
+            follower.replay_read(replay)
 
 
 class PBRL(Leader):

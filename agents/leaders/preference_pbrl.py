@@ -52,6 +52,7 @@ from ...envs.mdp.checks import check_number, require
 from ...wrappers import Segment
 from ..followers.spec import FollowerSpec
 from ..leader import Progress
+from ..learned.worlds import EnvSpec
 from ..penalties import ValuePenalty
 from ..preferences.buffer import Preference
 from ..preferences.config import PreferenceConfig
@@ -63,7 +64,6 @@ from ..preferences.planner import Planner
 from ..preferences.recorded import RecordedFollower
 from ..preferences.training import pair_losses
 from ..preferences.worlds import Copies
-from ..worlds import EnvSpec
 
 
 @dataclass(frozen=True)

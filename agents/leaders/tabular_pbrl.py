@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from ...envs.mdp.checks import require
-from ..estimators.monte_carlo import MonteCarlo, Sampler
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
 from ..followers.base import Oracle, OracleAnswer
 from ..followers.soft_policy_iteration import SoftPolicyIteration
 from ..held_policies import Direct, HeldPolicies, Softmax, Solved
 from ..leader import Leader, Progress, Projection, projected_gradient
 from ..lower_levels import Policies
+from ..monte_carlo import MonteCarlo, Sampler
 from ..penalties import Penalty
 from ..records import storable
 from ..schedules import Geometric, Schedule

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ...envs.mdp import SoftOptimum, TabularMDP, action_value, policy_return, solve_soft, suboptimality
 from ...envs.mdp.checks import require
-from ..estimators.monte_carlo import Sampler
 from ..followers.base import softmax_policy
+from ..monte_carlo import Sampler
 from ..penalties.base import Penalty
 from ..sources import waves
 

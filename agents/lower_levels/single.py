@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...envs.mdp import SoftOptimum, TabularMDP, attach, kernel_world, policy_return, solve_soft
 from ...envs.mdp.checks import require
-from ..estimators.monte_carlo import Sampler
+from ..monte_carlo import Sampler
 from ..penalties import Penalty, ValuePenalty
 from .base import Policies, TabularLevel
 

@@ -19,7 +19,7 @@ from ...envs.mdp import (
     solve_nash,
 )
 from ...envs.mdp.checks import require
-from ..estimators.monte_carlo import Sampler
+from ..monte_carlo import Sampler
 from ..penalties import NikaidoIsodaPenalty, Penalty
 from .base import Policies, TabularLevel
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...envs.mdp import Trajectories
 from ...envs.mdp.checks import plain_fields, require
-from ..estimators.monte_carlo import Sampler
+from ..monte_carlo import Sampler
 from ..schedules import Schedule, as_schedule
 
 

@@ -40,7 +40,7 @@ from ...envs.mdp import (
 )
 from ...envs.mdp.checks import as_float64, check_distribution, check_tau, require
 from ...envs.mdp.tabular import entropy_weight
-from ..estimators.monte_carlo import Sampler
+from ..monte_carlo import Sampler
 from ..records import storable
 from .base import ONE_FOLLOWER, Penalty, Role, Term, one_follower
 

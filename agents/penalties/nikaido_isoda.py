@@ -18,7 +18,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...envs.mdp import Trajectories, ZeroSumGame, game_world, player_mdp, policy_return, policy_return_gradient
-from ..estimators.monte_carlo import Sampler
+from ..monte_carlo import Sampler
 from ..records import storable
 from ..schedules import Schedule
 from .base import Penalty, Role, Term

@@ -18,7 +18,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...envs.mdp import TabularMDP, TabularWorld, Trajectories, policy_return, policy_return_gradient
-from ..estimators.monte_carlo import Sampler
+from ..monte_carlo import Sampler
 from ..records import storable
 from .base import ONE_FOLLOWER, Penalty, Role, Term, one_follower
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ...envs.mdp.checks import check_size, require
 from ...wrappers import WorkerVecEnv
-from ..worlds import Vectorisation
+from ..learned.worlds import Vectorisation
 from .reward_model import convolutions
 from .worlds import Copies
 
@@ -70,7 +70,7 @@ def atari_copies(game: str, vec_env: Vectorisation | None = None) -> Copies:
 
     Args:
         game: its name in the Arcade Learning Environment, e.g. ``"Seaquest"``.
-        vec_env: how copies are stepped (see ``agents.worlds``).
+        vec_env: how copies are stepped (see ``agents.learned.worlds``).
 
     Raises:
         ImportError: the extra ``atari`` is missing.

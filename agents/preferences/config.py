@@ -8,8 +8,8 @@ import torch
 
 from ...envs.mdp.checks import check_number, check_size, plain_fields, require
 from ..followers.spec import takes
+from ..learned.worlds import Vectorisation
 from ..records import storable
-from ..worlds import Vectorisation
 from .fragmenters import ActiveFragmenter, Fragmenter, RandomFragmenter, WholeEpisodes
 from .reward_model import RewardNet
 from .training import FitConfig

@@ -23,8 +23,8 @@ from ...envs.mdp.checks import check_gamma, check_size, require
 from ...envs.mdp.problem import EVALUATION_TAU
 from ...wrappers import WorkerVecEnv, make_copy
 from ...wrappers.vec_env import info_column
+from ..learned.worlds import EnvSpec, Vectorisation, Worlds
 from ..sources import Source, make_env
-from ..worlds import EnvSpec, Vectorisation, Worlds
 from .files import Signature
 from .reward_model import RewardModel
 
@@ -55,7 +55,7 @@ class PreferenceWorlds:
     Args:
         env: an id, an environment (copied), a callable that makes one, or :class:`Copies`.
         env_kwargs: arguments of an id.
-        vec_env: how copies are stepped (see ``agents.worlds``).
+        vec_env: how copies are stepped (see ``agents.learned.worlds``).
         gamma: the discount; None takes that of a leader environment, else 0.99.
 
     Attributes:

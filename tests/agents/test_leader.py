@@ -36,9 +36,10 @@ from bilevel_gym.agents import (
 )
 from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
 from bilevel_gym.agents.baselines.zero_order import ZeroOrderConfig
+from bilevel_gym.agents.config import LeaderConfig
 from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.agents.held_policies import Direct, Softmax
-from bilevel_gym.agents.leader import LeaderConfig, projected_step
+from bilevel_gym.agents.leader import projected_step
 from bilevel_gym.envs.mdp import (
     ArrayProblem,
     LeaderSet,

@@ -31,7 +31,7 @@ from bilevel_gym.agents import (
 )
 from bilevel_gym.agents.followers.sb3 import SB3Follower
 from bilevel_gym.agents.followers.spec import AlgorithmSpec, Answering
-from bilevel_gym.agents.worlds import Worlds
+from bilevel_gym.agents.learned.worlds import Worlds
 from bilevel_gym.envs.mdp.checks import check_count, check_gamma, check_number, check_seed, check_size, plain
 
 TWO, GAME = "bilevel_gym/TwoState-v0", "bilevel_gym/StackelbergGame-v0"

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import PBRL, Checkpoint, NikaidoIsodaPenalty, PBRLConfig, Rollouts
 from bilevel_gym.agents.estimators.rollouts import collect, episode_returns
-from bilevel_gym.agents.worlds import Worlds
+from bilevel_gym.agents.learned.worlds import Worlds
 from bilevel_gym.wrappers import RewardMixing, VectorEnvAdapter, WorkerVecEnv, set_leader
 from tests.agents.followers.test_family import CONTINUOUS, DISCRETE, ENVS, tiny
 

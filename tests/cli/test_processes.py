@@ -17,6 +17,8 @@ import torch
 
 from bilevel_gym.cli.processes import WorkerError, run_all
 
+from .conftest import Call
+
 TWO = ("--env", "TwoState-v0", "--leader", "TabularPBRL")
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
@@ -129,20 +131,17 @@ def test_workers_end_with_their_parent(begun: Begun, tmp_path: Path) -> None:
     wait_for(lambda: of_session(process.pid) == [], 5.0)
 
 
-def test_an_interrupted_sweep_goes_on_to_the_same_numbers(begun: Begun, tmp_path: Path) -> None:
-    words = ("sweep", "--env", "TwoState-v0", "--leader", "TabularPBRL", "-n", "300", "--n-seeds", "2", "--jobs", "2")
-    process = begun(*words, "-f", "broken", "--json")
+def test_an_interrupted_sweep_goes_on_to_the_same_numbers(begun: Begun, tmp_path: Path, call: Call) -> None:
+    words = ("sweep", *TWO, "-n", "300", "--n-seeds", "2", "--jobs", "2", "--json")
+    process = begun(*words, "-f", "broken")
     wait_for(lambda: any(lines(path) >= 2 for path in (tmp_path / "broken").glob("*/progress.json")))
     os.killpg(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 130
-    found = []
-    for folder in ("broken", "whole"):
-        again = begun(*words, "-f", folder, "--json")
-        out, err = again.communicate(timeout=120)
-        assert again.returncode == 0, err
-        found.append(json.loads(out))
-    assert found[0] == found[1]
+    assert list((tmp_path / "broken").glob("*/leader.zip"))
+    again, whole = (call(*words, "-f", str(tmp_path / name), "--backend", "serial") for name in ("broken", "whole"))
+    assert (again.code, whole.code) == (0, 0), again.err
+    assert json.loads(again.out) == json.loads(whole.out)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

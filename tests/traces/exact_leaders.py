@@ -44,6 +44,7 @@ from tests.traces.names import (
     SparseMDP,
     TabularCMAES,
     TabularCMAESConfig,
+    TabularMDP,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
@@ -82,11 +83,29 @@ def sparse_problem() -> Any:
     return ArrayProblem(base, LeaderSet.box(dim, -2.0, 2.0), rewards[0], rewards[1])
 
 
+def ending_problem() -> Any:
+    """x moves rewards and transitions of five states, two of which end the episode."""
+    rng = np.random.default_rng(1)
+    S, A, dim = 5, 3, 3
+    logits, moved = (torch.from_numpy(rng.standard_normal((S, A, S))) for _ in range(2))
+    r, g = (torch.from_numpy(rng.random((S, A, dim))) for _ in range(2))
+    ends = torch.arange(S) >= 3
+    base = TabularMDP(torch.softmax(logits, -1), r[..., 0], torch.full((S,), 1 / S, dtype=torch.float64), 0.8, ends)
+    return ArrayProblem(
+        base,
+        LeaderSet.box(dim, -2.0, 2.0),
+        lambda x: r @ x,
+        lambda x: g @ (1.0 - x),
+        lambda x: torch.softmax(logits + 2.0 * x[0] * moved, -1),
+    )
+
+
 # --- exact leaders over one follower ----------------------------------------------------------------------------------
 
 SOURCES: dict[str, Callable[[], tuple[Any, dict[str, Any] | None]]] = {
     **{name: partial(lambda env, kwargs: (env, kwargs), *world) for name, world in WORLDS.items()},
     "sparse": lambda: (sparse_problem(), None),
+    "ends": lambda: (ending_problem(), None),
 }
 
 
@@ -125,7 +144,7 @@ for oracle in (SoftPolicyIteration(), MirrorDescent(eta=0.5, iterations=3), Poli
     for world in ("TwoState", "StackelbergGame", "FourRooms"):
         title = f"PBRL exact, {world}, {type(oracle).__name__}"
         CASES[title] = partial(exact, TabularPBRL, world, ValuePenalty(lam=3.0), oracle, tabular(tau=0.2), iterations=3)
-for world in ("TwoState", "StackelbergGame", "FourRooms"):
+for world in ("TwoState", "StackelbergGame", "FourRooms", "ends"):
     CASES[f"HPGD, {world}"] = partial(exact, HPGD, world, HPGDConfig(episodes=4, points=2))
     for title, penalty in (("value", ValuePenalty()), ("Bellman", BellmanPenalty())):
         CASES[f"PBRL exact, {world}, {title}, Monte Carlo"] = partial(

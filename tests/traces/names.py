@@ -62,7 +62,8 @@ from bilevel_gym.agents.schedules import Quench
 from bilevel_gym.agents.text.policy import writer
 from bilevel_gym.agents.text.reward_net import WordsReward
 from bilevel_gym.envs import incentive_design_v0
-from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, SparseMDP
+from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, SparseMDP, TabularMDP
+from bilevel_gym.envs.tabular import TabularEnv
 from bilevel_gym.wrappers import LinearReward, ShapedReward
 
 __all__ = [
@@ -113,6 +114,8 @@ __all__ = [
     "SparseMDP",
     "TabularCMAES",
     "TabularCMAESConfig",
+    "TabularEnv",
+    "TabularMDP",
     "TabularPBRL",
     "TabularPBRLConfig",
     "Tracked",

@@ -14,7 +14,20 @@ from sb3_contrib import ARS, QRDQN, TQC, TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import VecNormalize
 
-from tests.traces.exact_leaders import GAME, GRID, INCENTIVE, LQ, NARROW, PLAYERS, ROOMS, SMALL_GAME, TOLL, TWO, B
+from tests.traces.exact_leaders import (
+    GAME,
+    GRID,
+    INCENTIVE,
+    LQ,
+    NARROW,
+    PLAYERS,
+    ROOMS,
+    SMALL_GAME,
+    TOLL,
+    TWO,
+    B,
+    ending_problem,
+)
 from tests.traces.names import (
     CMAES,
     PBRL,
@@ -27,6 +40,7 @@ from tests.traces.names import (
     PBRLConfig,
     Rollouts,
     ShapedReward,
+    TabularEnv,
     ValuePenalty,
 )
 from tests.traces.recording import Trace, learned
@@ -55,6 +69,13 @@ def scaled(venv: Any) -> Any:
 
 def scaled_dqn(venv: Any) -> Any:
     return built(DQN, **OFF)(VecNormalize(venv, gamma=0.9, norm_obs=False))
+
+
+def lives() -> Any:
+    """The environment of a problem of ours, from an x that is not 0."""
+    world = TabularEnv(ending_problem())
+    world.set_leader([0.3, 0.6, 0.9])
+    return world
 
 
 TOLLS: dict[str, Any] = {"n_nodes": 8, "gamma": 0.9, "max_episode_steps": 20}
@@ -139,6 +160,12 @@ CASES |= {
         GAME, A2C, None, SMALL_GAME, estimator=Rollouts(8, 0.2, 0.7, 0.5)
     ),
     "PBRL, TwoState, PPO": sampled(TWO, PPO),
+    "PBRL, ends, A2C": sampled(lives, built(A2C, gamma=0.8), **UNSEEN),
+    "PBRL, ends, A2C, traces of advantages": sampled(
+        lives, built(A2C, gamma=0.8), estimator=Rollouts(16, 0.05, 0.7), **UNSEEN
+    ),
+    "PBRL, ends, PPO by class": sampled(lives, PPO),
+    "PBRL, ends, Bellman, DQN built": sampled(lives, built(DQN, gamma=0.8, **OFF), BellmanPenalty()),
     "PBRL, TollDesign, MaskablePPO": sampled(TOLL, MaskablePPO, None, TOLLS, total=8000),
     "PBRL, TollDesign, MaskablePPO, known model": sampled(TOLL, built(MaskablePPO, **ON), None, TOLLS, **KNOWN),
     "PBRL, FourRooms, A2C": sampled(ROOMS, A2C, None, {"max_episode_steps": 40}, total=6000, iterations=2, **UNSEEN),

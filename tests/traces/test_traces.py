@@ -30,6 +30,7 @@ SAMPLED = (
     "PBRL, StackelbergGame, recurrent",
     "PBRL, RewardGrid, relabelled",
     "PBRL, TollDesign, MaskablePPO, known model",
+    "PBRL, ends, A2C",
     "PBRL, LQ, PPO built",
     "PBRL, LQ, TD3 built",
     "PBRL, game, PPO",

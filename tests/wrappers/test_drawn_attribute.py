@@ -14,7 +14,7 @@ from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
 from bilevel_gym.agents.estimators.rollouts import RolloutEstimator, collect
 from bilevel_gym.agents.followers.sb3 import SB3Follower
 from bilevel_gym.agents.followers.spec import Answering
-from bilevel_gym.agents.worlds import Worlds
+from bilevel_gym.agents.learned.worlds import Worlds
 from bilevel_gym.wrappers import Attribute, DrawnAttribute, set_leader
 from bilevel_gym.wrappers.vec_env import leader_model
 

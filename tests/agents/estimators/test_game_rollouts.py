@@ -19,8 +19,8 @@ from bilevel_gym.agents.estimators.game_rollouts import (
     play,
 )
 from bilevel_gym.agents.estimators.known_model import ModelEstimator
-from bilevel_gym.agents.game_worlds import GameWorlds
-from bilevel_gym.agents.lower_levels.learned_players import LearnedPlayers
+from bilevel_gym.agents.learned.game_worlds import GameWorlds
+from bilevel_gym.agents.learned.players import LearnedPlayers
 from bilevel_gym.agents.penalties import nikaido_isoda_penalty
 from bilevel_gym.envs.incentive_design_v0 import IncentiveDesignEnv
 from bilevel_gym.envs.mdp import IncentiveDesignProblem, joint_return, player_mdp, policy_return

@@ -20,7 +20,7 @@ from bilevel_gym.agents import PBRL, KnownModel, PBRLConfig, Rollouts
 from bilevel_gym.agents.estimators.rollouts import collect
 from bilevel_gym.agents.followers.sb3 import SB3Follower
 from bilevel_gym.agents.followers.spec import Answering
-from bilevel_gym.agents.worlds import Worlds
+from bilevel_gym.agents.learned.worlds import Worlds
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem
 from bilevel_gym.envs.tabular import TabularEnv
 from bilevel_gym.wrappers import set_leader

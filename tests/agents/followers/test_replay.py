@@ -17,9 +17,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
-from bilevel_gym.agents.followers.replay import TrueReplay
+from bilevel_gym.agents.followers.replay import TrueReplay, buffer_state, restore_buffer
 from bilevel_gym.agents.followers.sb3 import SB3Follower
-from bilevel_gym.agents.worlds import Worlds
+from bilevel_gym.agents.learned.worlds import Worlds
 from bilevel_gym.envs.core import LeaderEnv
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem
 from bilevel_gym.envs.tabular import TabularEnv
@@ -296,3 +296,21 @@ def test_continuous_followers_relabel_too() -> None:
     assert leader.iteration >= 2
     assert leader.penalised.replay is not None
     assert leader.penalised.replay.size() * 4 == leader.penalised.num_timesteps
+
+
+@pytest.mark.parametrize(
+    "draws",
+    [("<f8", [10**9]), ("<i8", [10**4, 10**4]), ("<f8", [-1]), ("|O", []), ("<U1000000", [])],
+    ids=["long", "wide", "negative", "objects", "texts"],
+)
+def test_a_file_asks_for_no_room_that_no_draw_takes(draws: Any) -> None:
+    config = PBRLConfig(n_envs=4, warmup_steps=64, follower_steps=64, estimator=Rollouts(4))
+    leader = PBRL("bilevel_gym/StackelbergGame-v0", DQN, config=config, env_kwargs={"n_states": 4}).learn(400)
+    state = leader.best_response.state_dict()
+    buffer = leader.best_response.model.replay_buffer
+    before = buffer.draws
+    with pytest.raises(ValueError, match="^draws: expected"):
+        restore_buffer(buffer, buffer_state(buffer) | {"draws": draws})
+    assert buffer.draws is before
+    leader.best_response.load_state_dict(state)
+    leader.close()

@@ -19,7 +19,7 @@ import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import Linear
 from bilevel_gym.agents.followers.sb3 import Generators, SB3Follower
 from bilevel_gym.agents.followers.spec import Answering, build_model
-from bilevel_gym.agents.worlds import Worlds
+from bilevel_gym.agents.learned.worlds import Worlds
 
 ENV_ID = "bilevel_gym/StackelbergGame-v0"
 

@@ -16,7 +16,7 @@ from bilevel_gym.agents.followers.base import Follower, Oracle
 from bilevel_gym.agents.followers.sb3 import SB3Follower
 from bilevel_gym.agents.followers.soft_policy_iteration import SoftPolicyIteration
 from bilevel_gym.agents.followers.spec import AlgorithmSpec, Answering, build_model, follower_name, follower_of_file
-from bilevel_gym.agents.worlds import Worlds
+from bilevel_gym.agents.learned.worlds import Worlds
 
 GAME = "bilevel_gym/StackelbergGame-v0"
 

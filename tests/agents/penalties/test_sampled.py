@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel_gym.agents.estimators.monte_carlo import MonteCarlo, Sampler
+from bilevel_gym.agents.monte_carlo import MonteCarlo, Sampler
 from bilevel_gym.agents.penalties import (
     sampled_bellman_penalty,
     sampled_nikaido_isoda_penalty,

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...envs.mdp import TabularWorld, Trajectories, sample, sampled_return
-from ...envs.mdp.checks import check_count, check_size, plain_fields, require
-from ..records import storable
+from ..envs.mdp import TabularWorld, Trajectories, sample, sampled_return
+from ..envs.mdp.checks import check_count, check_size, plain_fields, require
+from .records import storable
 
 
 @storable

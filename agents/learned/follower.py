@@ -41,10 +41,10 @@ from ..followers.replay import TrueReplay
 from ..followers.sb3 import SB3Follower
 from ..followers.soft_q import SoftQFollower
 from ..followers.spec import Answering, FollowerSpec
+from ..lower_levels import lower_level
 from ..penalties import Penalty, Role, ValuePenalty
 from ..schedules import Geometric, as_schedule
-from ..worlds import Worlds
-from . import lower_level
+from .worlds import Worlds
 
 Floats = NDArray[np.float64]
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from pettingzoo import AECEnv, ParallelEnv
 from stable_baselines3.common.vec_env import VecEnv
 
-from ..envs.mdp import GameProblem
-from ..envs.mdp.checks import check_gamma, require
-from ..envs.player import PlayerVectorEnv
-from ..wrappers import VectorEnvAdapter
-from .lower_levels import lower_level
-from .sources import Source
+from ...envs.mdp import GameProblem
+from ...envs.mdp.checks import check_gamma, require
+from ...envs.player import PlayerVectorEnv
+from ...wrappers import VectorEnvAdapter
+from ..lower_levels import lower_level
+from ..sources import Source
 
 Game = ParallelEnv[Any, Any, Any] | AECEnv[Any, Any, Any]
 GameSpec = str | Game | Callable[[], Game]

@@ -47,11 +47,11 @@ from ..estimators.rollouts import Rollouts
 from ..evaluation import Evaluation
 from ..followers.sb3 import SB3Follower
 from ..followers.spec import Answering, FollowerSpec
-from ..game_worlds import Floats, GameWorlds, PlayerEnv
+from ..lower_levels import lower_level
 from ..penalties import NikaidoIsodaPenalty, Penalty
 from ..schedules import as_schedule
 from ..sources import is_game
-from . import lower_level
+from .game_worlds import Floats, GameWorlds, PlayerEnv
 
 NIMBLE = 0.7
 """Averaging of the best responses, at most: they follow pi1 and pi2 more closely than these follow their own training."""

@@ -14,21 +14,21 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from ..envs.core import LeaderEnv
-from ..envs.mdp import LeaderSet, LinearQuadraticProblem, TabularProblem
-from ..envs.mdp.checks import check_gamma, require
-from ..envs.tabular import moves_transitions
-from ..wrappers import (
+from ...envs.core import LeaderEnv
+from ...envs.mdp import LeaderSet, LinearQuadraticProblem, TabularProblem
+from ...envs.mdp.checks import check_gamma, require
+from ...envs.tabular import moves_transitions
+from ...wrappers import (
     LeaderWrapper,
     ObserveCommitment,
     VectorEnvAdapter,
     WorkerVecEnv,
     make_copy,
 )
-from ..wrappers.vec_env import leader_model
-from .followers.sb3 import SB3Follower
-from .lower_levels import lower_level
-from .sources import Source, make_env
+from ...wrappers.vec_env import leader_model
+from ..followers.sb3 import SB3Follower
+from ..lower_levels import lower_level
+from ..sources import Source, make_env
 
 EnvSpec = str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]]
 """What a user gives as environment: an id, an environment (copied), or a callable that makes one."""

@@ -1,0 +1,1 @@
+"""Learned followers: the worlds they live in, and the lower levels that train and judge them."""
