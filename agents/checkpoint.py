@@ -247,4 +247,6 @@ def read_arrays(path: str | Path, into: Arrays) -> None:
                 fits = dtype == array.dtype and shape[1:] == array.shape[1:]
                 if not (fits and len(shape) == array.ndim and shape[:1] <= array.shape[:1]):
                     raise TypeError(f"the array {name} is {dtype}{shape} and not {array.dtype}{array.shape}")
-                _filled(member, array[: shape[0]] if array.ndim else array)
+                part = _filled(member, array[: shape[0]] if array.ndim else array)
+                finite = part.dtype.kind != "f" or all(bool(np.isfinite(row).all()) for row in part)
+                require(finite, name, "finite numbers", "others")

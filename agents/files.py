@@ -81,7 +81,8 @@ def clear_parts(path: str | Path) -> None:
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     """Take back an optimiser's ``state_dict``: alike in form to what this optimiser has after a step, all numbers finite.
 
-    The parameters' numbers may be text, as in a file.
+    Its settings are this optimiser's own, all but the rate, which schedules move. The parameters' numbers may be text, as in a
+    file.
 
     Raises:
         TypeError, ValueError, KeyError: the state of another optimiser, or of other parameters.
@@ -92,19 +93,20 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
         p.grad = torch.zeros_like(p)
     probe.step()
     expected = probe.state_dict()
-    _require_alike(state["param_groups"], expected["param_groups"])
+    groups = [dict(group) for group in state["param_groups"]]
+    for group, own in zip(groups, expected["param_groups"], strict=True):
+        _require_alike(group, own)
+        group |= {name: setting for name, setting in own.items() if name != "lr"}
     moments = {int(index): entries for index, entries in state["state"].items()}
     for index, entries in moments.items():
         _require_alike(entries, expected["state"][index])
-    groups = [  # a file's lists stand for tuples
-        {key: tuple(value) if isinstance(fresh[key], tuple) else value for key, value in group.items()}
-        for group, fresh in zip(state["param_groups"], expected["param_groups"], strict=True)
-    ]
+        if any((name == "step" or "sq" in name) and bool((part < 0.0).any()) for name, part in entries.items()):
+            raise TypeError("optimizer: expected a count of steps and means of squares, got negative numbers")
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def _require_alike(got: Any, expected: Any) -> None:
-    """Raise ``TypeError`` unless both are built alike, finite numbers standing for numbers."""
+    """Raise ``TypeError`` unless both are built alike, finite numbers standing for numbers of their type."""
     pairs: list[tuple[Any, Any]] = []
     if isinstance(expected, dict):
         alike = isinstance(got, dict) and got.keys() == expected.keys()
@@ -116,7 +118,7 @@ def _require_alike(got: Any, expected: Any) -> None:
         alike = isinstance(got, torch.Tensor) and got.shape == expected.shape and got.dtype == expected.dtype
         alike = alike and bool(torch.isfinite(got).all())
     elif isinstance(expected, (int, float)) and not isinstance(expected, bool):
-        alike = type(got) in (int, float) and math.isfinite(got)
+        alike = type(got) is type(expected) and math.isfinite(got)
     else:
         alike = type(got) is type(expected) and got == expected
     if not alike:

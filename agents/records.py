@@ -150,7 +150,7 @@ def restore(value: Any, tree: Any, name: str = "state", kind: Any = Any) -> Any:
     """
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         options = [option for option in typing.get_args(kind) if option is not type(None)]
-        if tree is None and len(options) < len(typing.get_args(kind)):
+        if tree is None and value is None and len(options) < len(typing.get_args(kind)):
             return None
         # Of several scalars it is the one that was read; other unions are as good as no annotation.
         scalars = set(options) <= set(_SCALARS)
@@ -193,6 +193,10 @@ def restore(value: Any, tree: Any, name: str = "state", kind: Any = Any) -> Any:
         return {key: restore(item, tree[str(key)], f"{name}.{key}", of) for key, item in value.items()}
     if isinstance(value, (list, tuple)) or typing.get_origin(kind) in (list, tuple):
         return _restore_sequence(value, tree, name, kind)
+    # An object that a fresh state does not have cannot be made from a file.
+    known = isinstance(value, dict) or (typing.get_origin(kind) or kind) is dict
+    fits = isinstance(tree, dict) if known else tree is None
+    require(fits, name, "a dict" if known else "None", short(tree))
     return as_tensors(tree, name)
 
 

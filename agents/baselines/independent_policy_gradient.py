@@ -47,8 +47,8 @@ class IndependentPolicyGradientConfig(ExactConfig):
 class IndependentState(ExactState):
     """The players' policies and their parameters y; what plays for a Monte Carlo estimator, or None."""
 
-    held: Any = None
-    sampler: Any = None
+    held: HeldPolicies | None = None
+    sampler: Sampler | None = None
 
 
 class IndependentMethod(ExactMethod):

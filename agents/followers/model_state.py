@@ -42,7 +42,8 @@ def load_model_state(model: Any, state: dict[str, Any]) -> None:
             value.copy_(state["variables"][name])
     for name, present in _counters(model).items():
         value = state["counters"][name]
-        require(type(value) is type(present), name, f"a {type(present).__name__}", repr(value))
+        counts = type(value) is type(present) and 0 <= value < 2**63  # which no NaN is
+        require(counts, name, f"a {type(present).__name__} that counts", repr(value))
         setattr(model, name, value)
     for (distribution, matrices), found in zip(explorations(model), state["explorations"], strict=True):
         for name, value in matrices.items():

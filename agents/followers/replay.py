@@ -98,6 +98,14 @@ def restore_buffer(buffer: Any, state: dict[str, Any]) -> None:
     buffer.pos, buffer.full = pos, bool(state["full"])
 
 
+def require_playable(buffer: Any) -> None:
+    """Raise ``ValueError`` where a buffer whose arrays were read holds actions that its space lacks."""
+    space, actions = buffer.action_space, buffer.actions[: buffer.size()]
+    n = getattr(space, "nvec", getattr(space, "n", np.inf))  # of a Box any number is taken
+    playable = isinstance(space, gym.spaces.Box) or bool(((actions >= 0) & (actions < n)).all())
+    require(playable, "replay", f"actions in {space}", "others")
+
+
 class TrueReplay(ReplayBuffer):
     """SB3's buffer, which also keeps the leader's draws and the two rewards that are mixed.
 

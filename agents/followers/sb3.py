@@ -32,7 +32,7 @@ from ...envs.mdp import TabularMDP
 from ...envs.mdp.checks import check_count, check_number, require
 from ..files import write_whole
 from .model_state import explorations, load_model_state, model_state
-from .replay import TrueReplay, buffer_arrays
+from .replay import TrueReplay, buffer_arrays, require_playable
 from .spec import FALLING_ENTROPY, AlgorithmSpec, Answering, FollowerSpec, build_model
 
 
@@ -378,11 +378,12 @@ class SB3Follower:
         self.q_temperature = check_number(state["q_temperature"], "q_temperature", low=0.0, open_low=True)
         for statistics, (mean, var, count) in zip(self._statistics(), state["moments"], strict=True):
             fits = mean.shape == torch.as_tensor(statistics.mean).shape == var.shape
-            require(fits, "moments", f"shape {np.shape(statistics.mean)}", tuple(mean.shape))
+            fits = fits and bool((var >= 0.0).all())
+            require(fits, "moments", f"shape {np.shape(statistics.mean)}, variances >= 0", tuple(mean.shape))
             statistics.mean, statistics.var = (part.double().numpy().copy() for part in (mean, var))
             statistics.count = check_number(count, "count", low=0.0)
         self.generators.load_state_dict(state["generators"])
-        self.seed = int(state["seed"])
+        self.seed = check_count(state["seed"], "seed")
 
     def replay_arrays(self, whole: bool = False) -> dict[str, NDArray[Any]]:
         """The arrays of the replay buffer by name; none where there is none.
@@ -393,11 +394,11 @@ class SB3Follower:
         buffer = getattr(self.model, "replay_buffer", None)
         return {} if buffer is None else buffer_arrays(buffer, whole)
 
-    def forget_replay(self) -> None:
-        """Empty the replay buffer."""
+    def replay_read(self, read: bool) -> None:
+        """What follows reading a state: a replay buffer's arrays were read and are looked at, or it is emptied."""
         buffer = getattr(self.model, "replay_buffer", None)
         if buffer is not None:
-            buffer.reset()
+            require_playable(buffer) if read else buffer.reset()
 
 
 def mean_over_quantiles(Q: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ Over a linear-quadratic problem pi* is Riccati's and tau is 0 (:mod:`~bilevel_gy
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,7 +46,7 @@ def soft_leader_return(problem: BilevelProblem, x: Tensor, tau: float, warm: Any
         problem: over one follower or over a zero-sum game.
         x: a point of X, ``[dim]``.
         tau: temperature, positive; 0 over a linear-quadratic problem.
-        warm: the solution at a nearby x, or None.
+        warm: the solution at a nearby x, or what else has its values ``V``; None for none.
     """
     level = lower_level(problem)
     model = level.model(x)
@@ -147,9 +146,9 @@ def hypergradient(problem: BilevelProblem, x: Tensor, tau: float, warm: Any = No
 
 @dataclass
 class HypergradientState(ExactState):
-    """The lower level's solution at the last x, None before the first."""
+    """Values of the lower level's solution at the last x, ``[..., S]``; None before the first."""
 
-    solution: Any = None
+    V: Tensor | None = None
 
 
 class HypergradientMethod(ExactMethod):
@@ -169,18 +168,12 @@ class HypergradientMethod(ExactMethod):
         return Quench(max(0.07, end), end)
 
     def descend(self, state: HypergradientState, progress: Progress) -> dict[str, float]:
-        _, gradient, state.solution = hypergradient(self.problem, state.x, state.tau, state.solution)
-        state.x.grad = -gradient
-        return {"oracle_residual": state.solution.residual, "gradient_norm": float(gradient.norm())}
+        _, gradient, solution = hypergradient(self.problem, state.x, state.tau, state)
+        state.x.grad, state.V = -gradient, solution.V
+        return {"oracle_residual": solution.residual, "gradient_norm": float(gradient.norm())}
 
     def policies(self, state: HypergradientState, model: Any) -> Policies:
-        near = None if state.solution is None else state.solution.V
-        return self.level.policies(self.level.solve(model, state.tau, near))  # type: ignore[no-any-return]
-
-    def loaded(self, state: HypergradientState, replay: bool, path: Path) -> None:
-        if state.solution is not None:
-            state.solution = self.level.restored(state.solution)
-        super().loaded(state, replay, path)
+        return self.level.policies(self.level.solve(model, state.tau, state.V))  # type: ignore[no-any-return]
 
 
 class Hypergradient(ExactLeader):

@@ -338,8 +338,7 @@ class PBRLMethod(Method):
 
     def loaded(self, state: PBRLState, replay: bool, path: Path) -> None:
         for follower in state.followers.values():
-            if not replay:
-                follower.forget_replay()
+            follower.replay_read(replay)
 
 
 class PBRL(Leader):

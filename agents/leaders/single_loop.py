@@ -111,6 +111,11 @@ class Followers:
     state: Integers
     occupancy: Floats
 
+    def __post_init__(self) -> None:
+        n_states = self.theta.shape[-2]
+        there = bool(((self.state >= 0) & (self.state < n_states)).all())
+        require(there, "state", f"a place among {n_states} states", self.state)
+
     @staticmethod
     def new(world: World, F: int, u: Floats) -> Followers:
         """Uniform policies at start states drawn by uniform numbers u, ``[n]``."""

@@ -65,10 +65,10 @@ class TabularPBRLState(ExactState):
     """
 
     lam: float = 0.0
-    held: Any = None
+    held: HeldPolicies | None = None
     solved_V: Tensor | None = None
     answers: list[OracleAnswer] = field(default_factory=list)
-    sampler: Any = None
+    sampler: Sampler | None = None
 
 
 class TabularPBRLMethod(ExactMethod):

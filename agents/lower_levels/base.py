@@ -79,10 +79,6 @@ class LowerLevel(ABC):
     def gap(self, model: Any, pi: Policies, tau: float, best: tuple[Any, ...]) -> Tensor:
         """What the players would gain, added, by their best responses, ``[...]``."""
 
-    def restored(self, state: dict[str, Any]) -> Any:
-        """A solution from its fields."""
-        raise NotImplementedError(f"{type(self).__name__} has no solution that a file holds")
-
     def at_best_response(self, x: Tensor, tau0: float, tie: float = 0.0) -> float:
         """F_0(x) = J_L at the solution of temperature tau0; ``tie``: see ``leader_return_at_best_response``."""
         require(tie == 0.0, "tie", "0 over this lower level", tie)

@@ -46,9 +46,6 @@ class OneFollower(TabularLevel):
     def values(self, solution: SoftOptimum) -> tuple[Tensor]:
         return (solution.V,)
 
-    def restored(self, state: dict[str, Any]) -> SoftOptimum:
-        return SoftOptimum(**state)
-
     def default_penalty(self, lam: Any) -> Penalty:
         return ValuePenalty(lam=lam)
 

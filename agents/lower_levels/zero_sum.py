@@ -64,9 +64,6 @@ class TwoPlayers(TabularLevel):
     def values(self, solution: NashEquilibrium) -> tuple[Tensor, Tensor]:
         return solution.V, -solution.V
 
-    def restored(self, state: dict[str, Any]) -> NashEquilibrium:
-        return NashEquilibrium(**state)
-
     def default_penalty(self, lam: Any) -> Penalty:
         return NikaidoIsodaPenalty(lam=lam)
 

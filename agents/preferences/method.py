@@ -364,8 +364,7 @@ class PreferenceMethod(Method):
         state.x = weights(state.model)
         require(bool(torch.isfinite(state.x).all()), "x", "finite numbers", "others")
         for f in state.followers.values():
-            if not replay or not state.begun:
-                f.follower.forget_replay()
+            f.follower.replay_read(replay and state.begun)
 
 
 def weights(model: RewardModel) -> Tensor:
