@@ -87,7 +87,8 @@ def write_model_card(leader: Any, folder: str | Path, name: str | None = None) -
 
     Example:
         >>> import tempfile
-        >>> from bilevel_gym.agents import TabularPBRL, write_model_card
+        >>> from bilevel_gym.agents import TabularPBRL
+        >>> from bilevel_gym.agents.model_card import write_model_card
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     made = write_model_card(TabularPBRL("bilevel_gym/TwoState-v0").learn(10), folder)
         ...     sorted(path.name for path in made.iterdir())
