@@ -31,7 +31,7 @@ demo: $(VENV)/.installed ## Watch four leaders learn, in under two minutes
 
 test: lint types ## Check style and types, then run the tests
 	@echo "==> Running the tests, $(JOBS) at a time"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 lint: $(VENV)/.installed ## Check style, and which package imports which
 	@echo "==> Checking style and imports"

@@ -291,7 +291,7 @@ class Leader:
                     bar.update(0)
                     if not method.judges:
                         bar.set_postfix({key: f"{found[key]:.3f}" for key in list(found)[:2]})
-                        self._write(found)
+                        self.record(found)
                     elif run.iteration % self.config.eval_every == 0:
                         self._judge(found)
                         bar.set_postfix({"best leader return": f"{run.kept.evaluation.leader_return:.3f}"})  # type: ignore[union-attr]
@@ -316,7 +316,7 @@ class Leader:
         better = run.kept is None or evaluation.leader_return > run.kept.evaluation.leader_return
         if better or not self.config.keep_best:
             run.kept = Kept(x.clone(), evaluation)
-        self._write(dataclasses.asdict(evaluation) | (found or {}))
+        self.record(dataclasses.asdict(evaluation) | (found or {}))
 
     def evaluate(self) -> Any:
         """The record of :attr:`x`: return at the best response, return at pi_y, gap, penalty, lam, tau, steps."""
@@ -372,7 +372,7 @@ class Leader:
             logger.dump(step)
         logger.output_formats = formats
 
-    def _write(self, found: dict[str, Any]) -> None:
+    def record(self, found: dict[str, Any]) -> None:
         """Log what was found, with all that others recorded, and keep the row."""
         logger = self.logger
         for key, value in found.items():

@@ -35,11 +35,8 @@ load them only from whom you trust. `leader.zip` runs none."""
 
 def followers_of(leader: Any) -> dict[str, Any]:
     """A leader's trained followers by name; none of one that solves its follower or trains it anew."""
-    several = getattr(leader, "followers", None)
-    if isinstance(several, dict):  # of a game
-        return dict(several)
-    found = {name: getattr(leader, name) for name in ("best_response", "penalised") if hasattr(leader, name)}
-    return {name: getattr(follower, "follower", follower) for name, follower in found.items()}
+    held = getattr(leader.state, "followers", None)
+    return {name: getattr(one, "follower", one) for name, one in held.items()} if isinstance(held, dict) else {}
 
 
 def _environment(leader: Any) -> str:
@@ -90,7 +87,8 @@ def write_model_card(leader: Any, folder: str | Path, name: str | None = None) -
 
     Example:
         >>> import tempfile
-        >>> from bilevel_gym.agents import TabularPBRL, write_model_card
+        >>> from bilevel_gym.agents import TabularPBRL
+        >>> from bilevel_gym.agents.model_card import write_model_card
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     made = write_model_card(TabularPBRL("bilevel_gym/TwoState-v0").learn(10), folder)
         ...     sorted(path.name for path in made.iterdir())

@@ -202,8 +202,8 @@ def _follower(leader: Any, env: gym.Env[Any, Any], seed: int) -> tuple[gym.Env[A
         follower = leader.follower
         env = ObserveCommitment(env) if leader.worlds.observe_commitment else env
     else:  # a search keeps no follower: one is trained at x
-        set_leader(leader._training, env.get_wrapper_attr("leader_x"))
-        follower = leader._new_follower(seed)
+        set_leader(leader.training, env.get_wrapper_attr("leader_x"))
+        follower = leader.new_follower(seed)
         follower.train_alone(leader.config.evaluation_steps)
     act: Act = follower.player(DummyVecEnv([lambda: env]), greedily=isinstance(env.action_space, gym.spaces.Box))
     return env, act

@@ -202,10 +202,7 @@ class _Judge:
 
     def __call__(self, leader: Any) -> None:
         if leader.iteration % self.every == 0:
-            for key, item in leader.evaluate().as_dict().items():
-                if item is not None:
-                    leader.logger.record(f"leader/{key}", item)
-            leader._log.dump(leader.logger, leader.num_timesteps)
+            leader.record(leader.evaluate().as_dict())
 
 
 def _finish(leader: Any, settings: Settings, folder: Path, seconds: float) -> dict[str, Any]:

@@ -235,6 +235,9 @@ def checked(settings: Settings) -> Settings:
 
 def config_class(cls: type) -> type[Any] | None:
     """The class of a leader's ``config`` argument; of several, the first."""
+    method: Any = getattr(cls, "method_class", None)
+    if hasattr(method, "config_class"):
+        return method.config_class  # type: ignore[no-any-return]
     hints = get_type_hints(cls.__init__)  # type: ignore[misc]
     kinds = [hint for hint in get_args(hints.get("config")) or [hints.get("config")] if isinstance(hint, type)]
     kinds = [hint for hint in kinds if hint is not type(None)]

@@ -41,6 +41,7 @@ from bilevel_gym.agents import (
     TrueReturnLabeller,
     ValuePenalty,
 )
+from bilevel_gym.agents.leaders.tabular_pbrl import TabularPBRLMethod
 from bilevel_gym.agents.model_card import load_follower, push_to_hub, write_model_card
 from bilevel_gym.agents.preferences.buffer import PreferenceBuffer
 from bilevel_gym.agents.preferences.files import PreferenceLog, Signature, load_preferences, save_preferences
@@ -546,7 +547,7 @@ def _() -> str:
 
 @case(SHELL, "a run that breaks off", "exit code 1")
 def _() -> str:
-    with mock.patch.object(TabularPBRL, "_descend", side_effect=ZeroDivisionError("division by zero")):
+    with mock.patch.object(TabularPBRLMethod, "descend", side_effect=ZeroDivisionError("division by zero")):
         return command(*TRAIN, code=1)
 
 

@@ -279,12 +279,12 @@ class CMAESMethod(Method):
         self.worlds.require_sampled_return(x.detach())
         state = CMAESState(x, words=_words(seed))
         state.search = Search(self.leader_set, x.detach(), c.sigma, c.population, state.words)
-        self._training, self._rollouts = self.worlds.make(c.n_envs), self.worlds.make(c.rollout_envs)
-        self.worlds.require_every_action(x.detach(), self._new_follower(0))  # what does not fit shows before any work
+        self.training, self._rollouts = self.worlds.make(c.n_envs), self.worlds.make(c.rollout_envs)
+        self.worlds.require_every_action(x.detach(), self.new_follower(0))  # what does not fit shows before any work
         return state
 
-    def _new_follower(self, seed: int) -> SB3Follower:
-        return SB3Follower(self.follower_spec, self._training, self.worlds.gamma, seed, self.worlds.linear, Answering())
+    def new_follower(self, seed: int) -> SB3Follower:
+        return SB3Follower(self.follower_spec, self.training, self.worlds.gamma, seed, self.worlds.linear, Answering())
 
     def step(self, state: CMAESState, progress: Progress) -> tuple[CMAESState, dict[str, float]]:
         """A generation; one that the steps do not suffice for is given up."""
@@ -309,9 +309,9 @@ class CMAESMethod(Method):
             number: of which its seed is drawn.
         """
         seed, w = int(np.random.default_rng([*state.words, *number]).integers(2**31)), self.worlds
-        for venv in (self._training, self._rollouts):
+        for venv in (self.training, self._rollouts):
             set_leader(venv, x)
-        follower = self._new_follower(seed)
+        follower = self.new_follower(seed)
         state.num_timesteps += follower.train(steps, steps)
         with follower.generators.active():
             player = follower.player(self._rollouts, greedily=True)

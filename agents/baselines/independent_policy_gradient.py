@@ -47,7 +47,7 @@ class IndependentPolicyGradientConfig(ExactConfig):
 class IndependentState(ExactState):
     """The players' policies and their parameters y; what plays for a Monte Carlo estimator, or None."""
 
-    held: HeldPolicies | None = None
+    held: HeldPolicies = None  # type: ignore[assignment]  # made by prepare
     sampler: Sampler | None = None
 
 
@@ -89,7 +89,7 @@ class IndependentMethod(ExactMethod):
         return {}
 
     def policies(self, state: IndependentState, model: Any) -> Policies:
-        return state.held.policies()  # type: ignore[no-any-return]
+        return state.held.policies()
 
     def sampled_steps(self, state: IndependentState) -> int:
         return 0 if state.sampler is None else int(state.sampler.steps)

@@ -170,7 +170,7 @@ class TabularPBRLMethod(ExactMethod):
 
     def policies(self, state: TabularPBRLState, model: Any) -> Policies:
         if state.held is not None:
-            return state.held.policies()  # type: ignore[no-any-return]
+            return state.held.policies()
         reward = self.level.leader_reward(state.x.detach())
         pi, state.solved_V = Solved().solve(model, reward, state.lam, state.tau, state.solved_V)
         return (pi,)

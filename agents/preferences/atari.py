@@ -77,7 +77,7 @@ def atari_copies(game: str, vec_env: Vectorisation | None = None) -> Copies:
         ValueError: no such game.
 
     Example:
-        >>> from bilevel_gym.agents import atari_copies
+        >>> from bilevel_gym.agents.preferences.atari import atari_copies
         >>> venv = atari_copies("Seaquest").make(2)
         >>> venv.observation_space.shape, venv.reset().shape
         ((4, 84, 84), (2, 4, 84, 84))

@@ -1,7 +1,7 @@
 """An environment of one's own, one file: a fishery whose fishers are taxed by the size of the stock.
 
-Stock s in 0..39, effort e in 0..5, catch h = 0.06 e s; the stock that is left grows logistically, with noise. The leader sets a tax on
-effort in each of three zones of the stock, and wants fish in the sea, catches, and some of the tax:
+Stock s in 0..39, effort e in 0..5, catch h = 0.06 e s; the stock that is left grows logistically, with noise. The leader sets a
+tax on effort in each of three zones of the stock, and wants fish in the sea, catches, and some of the tax:
 
     follower   h - 0.15 e - x_zone e          leader   0.1 s + 0.2 h - 0.3 x_zone e
 

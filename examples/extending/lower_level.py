@@ -1,7 +1,8 @@
 """A lower level of one's own, one file: three followers, each in a world of its own, each paid its own reward.
 
-Three fishers fish three lakes. One tax x on effort holds for all; the leader earns it, and values what they leave in the lakes. Each fisher answers x by
-itself, so that the lower level's solution is three soft optima, and the penalty the sum of what each falls short of its own:
+Three fishers fish three lakes. One tax x on effort holds for all; the leader earns it, and values what they leave in the lakes.
+Each fisher answers x by itself, so that the lower level's solution is three soft optima, and the penalty the sum of what each
+falls short of its own:
 
     psi(x, pi) = sum_i [ max V_i(x, .) - V_i(x, pi_i) ]
 
@@ -122,7 +123,7 @@ def leader() -> TabularPBRL:
 if __name__ == "__main__":
     made = leader()
     before = made.evaluate().leader_return
-    record = made.learn(200).evaluate()
+    record = made.learn(100).evaluate()
     print(
         f"leader's return at the fishers' best responses: {before:.3f} before, {record.leader_return:.3f} after, x = {made.x}"
     )

@@ -2,8 +2,8 @@
 
     p(x, y) = max( V*(rho) - V^{pi_y}(rho) - slack, 0 )
 
-People often stop looking once they are near the best. A leader may count on it: within the slack the penalised policy costs nothing.
-What is learned, and which returns make up x's gradient, is data (roles and terms); here they are the value penalty's.
+People often stop looking once they are near the best. A leader may count on it: within the slack the penalised policy costs
+nothing. What is learned, and which returns make up x's gradient, is data (roles and terms); here they are the value penalty's.
 
     python penalty.py
 """
@@ -37,7 +37,7 @@ class ContentPenalty(ValuePenalty):
         return (self.shortfall(level, model, pi, best, tau) - self.slack).clamp_min(0.0)
 
 
-def learned(slack: float, iterations: int = 300) -> TabularPBRL:
+def learned(slack: float, iterations: int = 120) -> TabularPBRL:
     """A leader of the game below who counts on this slack."""
     penalty = ContentPenalty(lam=20.0, slack=slack)
     config = TabularPBRLConfig(follower=Softmax(0.2), tau=0.01)
@@ -50,6 +50,6 @@ if __name__ == "__main__":
     for slack in (0.0, 0.2, 0.5):
         record = learned(slack).evaluate_last()
         print(
-            f"slack {slack}: {record.leader_return_at_pi_y:.3f} if the follower is that content, {record.leader_return:.3f} at its "
-            f"best response; it loses {record.gap:.3f}"
+            f"slack {slack}: {record.leader_return_at_pi_y:.3f} if the follower is that content, "
+            f"{record.leader_return:.3f} at its best response; it loses {record.gap:.3f}"
         )

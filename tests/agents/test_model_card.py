@@ -221,9 +221,8 @@ def test_pushing_by_the_hubs_own_library(sampled: tuple[PBRL, Path], tmp_path: P
     _, folder = sampled
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    code = (
-        f"from bilevel_gym.agents import push_to_hub; print(push_to_hub({str(folder)!r}, 'user/name', True, 'hf_word'))"
-    )
+    asked = f"push_to_hub({str(folder)!r}, 'user/name', True, 'hf_word')"
+    code = f"from bilevel_gym.agents.model_card import push_to_hub; print({asked})"
     settings = {
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_HOME": str(tmp_path),

@@ -31,13 +31,13 @@ if __name__ == "__main__":
     how = {"subproc": {"vec_env": "subproc"}, "side_by_side": {"side_by_side": True}}[sys.argv[1]]
     config = PBRLConfig(**small, **how)
     leader = PBRL("bilevel_gym/StackelbergGame-v0", A2C, config=config, env_kwargs={"n_states": 4})
-    evaluate = leader._evaluate
+    evaluate = leader.method.evaluate
 
-    def evaluate_and_tell(x):  # within the checkpoint's reach, before the first iteration
+    def evaluate_and_tell(*arguments):  # within the checkpoint's reach, before the first iteration
         print("evaluates at", leader.iteration, flush=True)
-        return evaluate(x)
+        return evaluate(*arguments)
 
-    leader._evaluate = evaluate_and_tell
+    leader.method.evaluate = evaluate_and_tell
     tell = lambda leader: print("iteration", leader.iteration, flush=True)
     leader.learn(1_000_000, [Checkpoint(sys.argv[2], every=1000), tell])
 """

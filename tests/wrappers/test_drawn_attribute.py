@@ -187,7 +187,7 @@ def test_pbrl_learns_a_drawn_attribute() -> None:
         eval_every=100,
     )
     leader = PBRL(scale, PPO, config=config, x0=[1.0]).learn(8_000)
-    assert leader.gradient.gae_lambda == 1.0
+    assert leader.estimator.gae_lambda == 1.0
     assert leader.oracle_failures < leader.iteration
     assert 1.5 < leader.last_x[0] < 3.5  # the optimum is 3
 

@@ -309,7 +309,7 @@ def test_a_file_asks_for_no_room_that_no_draw_takes(draws: Any) -> None:
     state = leader.best_response.state_dict()
     buffer = leader.best_response.model.replay_buffer
     before = buffer.draws
-    with pytest.raises(ValueError, match="^draws: expected"):
+    with pytest.raises(ValueError, match=r"^draws: expected"):
         restore_buffer(buffer, buffer_state(buffer) | {"draws": draws})
     assert buffer.draws is before
     leader.best_response.load_state_dict(state)

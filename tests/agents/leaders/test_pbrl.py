@@ -233,7 +233,7 @@ def test_one_seed_gives_one_result(algorithm: type[BaseAlgorithm]) -> None:
 
 def test_the_leader_learns_over_several_games() -> None:
     gains = []
-    for seed in range(4):
+    for seed in range(2):
         config = PBRLConfig(n_envs=32, follower_steps=512, warmup_steps=5_000, estimator=Rollouts(32))
         leader = PBRL(ENV_ID, PPO, config=config, seed=seed, env_kwargs={"n_states": 5, "seed": seed}).learn(200_000)
         problem = leader.worlds.problem
@@ -623,7 +623,7 @@ def test_another_class_than_the_files_is_refused(tmp_path: Path) -> None:
 
 def test_rollouts_far_longer_than_asked_are_reported() -> None:
     def default_ppo(venv: VecEnv) -> BaseAlgorithm:
-        return PPO("MlpPolicy", venv, gamma=0.9, device="cpu")
+        return PPO("MlpPolicy", venv, gamma=0.9, n_epochs=1, batch_size=2048, device="cpu")
 
     with pytest.warns(UserWarning, match="follower: expected rollouts of about follower_steps=128 steps, got 16384"):
         small(default_ppo).learn(1)
