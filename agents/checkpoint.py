@@ -248,5 +248,5 @@ def read_arrays(path: str | Path, into: Arrays) -> None:
                 if not (fits and len(shape) == array.ndim and shape[:1] <= array.shape[:1]):
                     raise TypeError(f"the array {name} is {dtype}{shape} and not {array.dtype}{array.shape}")
                 part = _filled(member, array[: shape[0]] if array.ndim else array)
-                finite = part.dtype.kind != "f" or all(bool(np.isfinite(row).all()) for row in part)
+                finite = part.dtype.kind != "f" or all(bool(np.isfinite(row).all()) for row in np.atleast_1d(part))
                 require(finite, name, "finite numbers", "others")

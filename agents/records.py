@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from functools import cache
 from reprlib import repr as short
 from typing import Any, TypeVar
 
@@ -183,12 +184,12 @@ def restore(value: Any, tree: Any, name: str = "state", kind: Any = Any) -> Any:
         wanted = kind if kind in _SCALARS else type(value)
         fits = type(tree) is wanted or (wanted is float and type(tree) is int)
         fits = fits and (wanted is not int or 0 <= tree < 2**63)
-        require(fits, name, "a count" if wanted is int else f"a {wanted.__name__}", short(tree))
+        _check(fits, name, "a count" if wanted is int else wanted.__name__, tree)
         return wanted(tree)
     if isinstance(value, dict) and value:
         keys = {str(key) for key in value}
         alike = isinstance(tree, dict) and tree.keys() == keys
-        require(alike, name, f"a part for each of {sorted(keys)}", short(tree))
+        _check(alike, name, f"a part for each of {sorted(keys)}", tree)
         (_, of) = typing.get_args(kind) or (Any, Any)
         return {key: restore(item, tree[str(key)], f"{name}.{key}", of) for key, item in value.items()}
     if isinstance(value, (list, tuple)) or typing.get_origin(kind) in (list, tuple):
@@ -196,14 +197,14 @@ def restore(value: Any, tree: Any, name: str = "state", kind: Any = Any) -> Any:
     # An object that a fresh state does not have cannot be made from a file.
     known = isinstance(value, dict) or (typing.get_origin(kind) or kind) is dict
     fits = isinstance(tree, dict) if known else tree is None
-    require(fits, name, "a dict" if known else "None", short(tree))
+    _check(fits, name, "a dict" if known else "None", tree)
     return as_tensors(tree, name)
 
 
 def _restore_record(value: Any, tree: Any, name: str, kind: Any) -> Any:
     cls: Any = type(value) if dataclasses.is_dataclass(value) else kind
-    hints, fields = typing.get_type_hints(cls), _kept(cls)
-    require(isinstance(tree, dict) and tree.keys() == set(fields), name, f"a record of {fields}", short(tree))
+    hints, fields = _hints(cls)
+    _check(isinstance(tree, dict) and tree.keys() == set(fields), name, f"a record of {fields}", tree)
     found = {f: restore(getattr(value, f, None), tree[f], f, hints[f]) for f in fields}
     if value is None or cls.__dataclass_params__.frozen:
         return cls(**found)
@@ -212,10 +213,21 @@ def _restore_record(value: Any, tree: Any, name: str, kind: Any) -> Any:
     return value
 
 
+@cache
+def _hints(cls: Any) -> tuple[dict[str, Any], list[str]]:
+    """A record's annotations, and its fields."""
+    return typing.get_type_hints(cls), _kept(cls)
+
+
+def _check(fits: bool, name: str, expected: object, got: Any) -> None:
+    """:func:`require`, which shows little of what came, and nothing where it fits: there may be much of it."""
+    require(fits, name, f"{expected}", "" if fits else short(got))
+
+
 def _restore_array(fresh: NDArray[Any] | None, tree: Any, name: str) -> NDArray[Any]:
     """An array of the fresh one's type and shape, of float64 where there is none."""
     dtype = np.dtype(np.float64) if fresh is None else fresh.dtype
-    require(isinstance(tree, np.ndarray) and tree.dtype == dtype, name, f"an array of {dtype}", short(tree))
+    _check(isinstance(tree, np.ndarray) and tree.dtype == dtype, name, f"an array of {dtype}", tree)
     require(
         fresh is None or tree.shape == fresh.shape, name, f"shape {None if fresh is None else fresh.shape}", tree.shape
     )
@@ -224,7 +236,7 @@ def _restore_array(fresh: NDArray[Any] | None, tree: Any, name: str) -> NDArray[
 
 def _restore_sequence(value: Any, tree: Any, name: str, kind: Any) -> Any:
     """A list may be longer than a fresh one; a tuple has the parts of a fresh one, or those of its annotation."""
-    require(isinstance(tree, list), name, "a list", short(tree))
+    _check(isinstance(tree, list), name, "a list", tree)
     known, kinds, origin = list(value or ()), typing.get_args(kind) or (Any,), typing.get_origin(kind)
     each = kinds if origin is tuple and Ellipsis not in kinds else kinds[:1] * len(tree)
     n = len(known) if value is not None and origin is not list else len(each)

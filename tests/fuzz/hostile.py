@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import resource
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from stable_baselines3 import DQN
 
 LONG = "FUZZ_EXAMPLES" in os.environ
 """Whether to go on for long, and elsewhere each time; ``make test`` takes a few examples, always the same."""
@@ -44,6 +47,34 @@ def little_memory(further: int = 4 * 2**30) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, held)
 
 
+def tiny_dqn(venv: Any) -> DQN:
+    """A follower with a replay buffer, in a file of a few kB."""
+    net: dict[str, Any] = {"net_arch": [4]}
+    return DQN("MlpPolicy", venv, gamma=0.9, buffer_size=60, learning_starts=4, batch_size=4, policy_kwargs=net)
+
+
+def parts(data: bytes) -> dict[str, bytes]:
+    """The entries of a zip."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def packed(entries: dict[str, Any], methods: dict[str, int] | None = None) -> bytes:
+    """A zip of entries, stored where ``methods`` says nothing else."""
+    blob = io.BytesIO()
+    with zipfile.ZipFile(blob, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data, (methods or {}).get(name, zipfile.ZIP_STORED))
+    return blob.getvalue()
+
+
+def npy(array: Any) -> bytes:
+    """An array as a leader file holds it."""
+    blob = io.BytesIO()
+    np.lib.format.write_array(blob, np.asarray(array), version=(1, 0))
+    return blob.getvalue()
+
+
 NUMBERS: list[Any] = [0, 1, -1, 2, 2**40, -(2**70), 0.5, -0.0, 1e308, -1e-320, math.nan, math.inf, -math.inf]
 NAMES: list[Any] = ["", "x", "../x", "os:system", "Popen", "Adam", "\x00", "bilevel_gym/TwoState-v0", "é" * 99]
 
@@ -66,15 +97,16 @@ def json_values() -> st.SearchStrategy[Any]:
     return st.sampled_from(NUMBERS + NAMES + odd)
 
 
-def tensors() -> st.SearchStrategy[Any]:
-    """Tensors, and what is none, where others should stand."""
+def arrays(like: Any) -> st.SearchStrategy[Any]:
+    """Arrays where another should stand: of other shapes and types, or of numbers that it never holds."""
+    real = like.dtype.kind == "f"
     odd: list[Any] = [
-        torch.zeros(()), torch.zeros(0), torch.ones(3, 3), torch.full((1,), math.nan),
-        torch.full((2,), 1e300, dtype=torch.float64),
-        torch.zeros(2, dtype=torch.int64), torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.complex64),
-        torch.zeros(1).expand(2**40), torch.zeros(5056, dtype=torch.uint8), torch.eye(2).to_sparse(), (1, 2), (),
+        np.zeros(()), np.zeros(0), np.ones((3, 3)), np.full(1, math.nan), np.full(2, 1e300), np.zeros(2, np.int64),
+        np.ones(1, bool), np.zeros(1, np.complex64), np.zeros(5056, np.uint8), np.array(["x"]), np.ones((2, 3)).T,
+        like.reshape(-1)[:-1], like[None], like.astype(">f8"), like.astype(np.float32), np.full_like(like, 77),
+        np.full_like(like, math.nan) if real else like.astype(float), -like if like.dtype.kind in "fi" else like,
     ]  # fmt: skip
-    return st.one_of(st.sampled_from(odd), json_values())
+    return st.sampled_from(odd)
 
 
 def arguments() -> st.SearchStrategy[Any]:

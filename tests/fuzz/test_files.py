@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from stable_baselines3 import A2C, DQN
+from stable_baselines3 import A2C
 
 import bilevel_gym
 from bilevel_gym.agents import (
@@ -42,17 +42,25 @@ from bilevel_gym.agents import (
 from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.agents.preferences.files import preferences_as_bytes, read_preferences
 from bilevel_gym.agents.text.language_model import load_word_model
-from tests.fuzz.hostile import DELETED, changed, damaged, fuzz, json_values, little_memory, paths, tensors
+from tests.fuzz.hostile import (
+    DELETED,
+    LONG,
+    arrays,
+    changed,
+    damaged,
+    fuzz,
+    json_values,
+    little_memory,
+    npy,
+    packed,
+    parts,
+    paths,
+    tiny_dqn,
+)
 
 TWO, GAME = "bilevel_gym/TwoState-v0", "bilevel_gym/StackelbergGame-v0"
 SMALL = PBRLConfig(n_envs=2, follower_steps=8, warmup_steps=8, estimator=Rollouts(n_envs=2), eval_every=2)
 ASKED = PreferenceConfig(labels=6, first_labels=4, length=4, first_steps=32, follower_steps=16, n_envs=2, ensemble=1)
-
-
-def tiny_dqn(venv: Any) -> DQN:
-    return DQN(
-        "MlpPolicy", venv, gamma=0.9, buffer_size=60, learning_starts=4, batch_size=4, policy_kwargs={"net_arch": [4]}
-    )
 
 
 @dataclass(frozen=True)
@@ -111,43 +119,24 @@ def whole(name: str) -> bytes:
     return path.read_bytes()
 
 
-def parts(data: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def packed(entries: dict[str, bytes]) -> bytes:
-    blob = io.BytesIO()
-    with zipfile.ZipFile(blob, "w") as archive:
-        for name, data in entries.items():
-            archive.writestr(name, data)
-    return blob.getvalue()
-
-
-def saved(tree: Any) -> bytes:
-    blob = io.BytesIO()
-    torch.save(tree, blob)
-    return blob.getvalue()
-
-
 @st.composite
 def forged(draw: Any, name: str) -> bytes:
-    """A leader file with something wrong in its bytes, its header, its tensors, or the bytes of one of its entries."""
+    """A leader file with something wrong in its bytes, its settings, its state, an array, or the bytes of an entry."""
     data = whole(name)
-    kind = draw(st.sampled_from(["bytes", "header", "header", "tensors", "tensors", "entry"]))
+    kind = draw(st.sampled_from(["bytes", "settings", "state", "state", "array", "array", "entry"]))
     if kind == "bytes":
         return bytes(draw(damaged(data)))
     entries = parts(data)
-    if kind == "entry":
-        entry = draw(st.sampled_from(sorted(entries)))
-        return packed(entries | {entry: draw(damaged(entries[entry]))})
-    entry = "leader.json" if kind == "header" else "tensors.pt"
-    tree = json.loads(entries[entry]) if kind == "header" else torch.load(io.BytesIO(entries[entry]), weights_only=True)
+    if kind in ("entry", "array"):
+        entry = draw(st.sampled_from(sorted(one for one in entries if kind == "entry" or one.endswith(".npy"))))
+        if kind == "entry":
+            return packed(entries | {entry: draw(damaged(entries[entry]))})
+        return packed(entries | {entry: npy(draw(arrays(np.load(io.BytesIO(entries[entry])))))})
+    tree = json.loads(entries["leader.json"])
     for _ in range(draw(st.integers(1, 2))):
-        where = draw(st.sampled_from(paths(tree)))
-        other = json_values() if kind == "header" else tensors()
-        tree = changed(tree, where, draw(st.one_of(other, st.just(DELETED))))
-    return packed(entries | {entry: json.dumps(tree).encode() if kind == "header" else saved(tree)})
+        where = draw(st.sampled_from([one for one in paths(tree) if (one[0] == "state") == (kind == "state")]))
+        tree = changed(tree, where, draw(st.one_of(json_values(), st.just(DELETED))))
+    return packed(entries | {"leader.json": json.dumps(tree).encode()})
 
 
 def refused_or_read(load: Callable[[Path], Any], path: Path) -> Any:
@@ -183,6 +172,43 @@ def test_a_forged_leader_file(name: str) -> None:
             leader.close()
 
     attempt()
+
+
+BAD: list[Any] = [None, True, -1, 2**70, "x", math.nan, math.inf, [], {}, [1], {"array": 0}, DELETED, -0.5]
+EXACT = [name for name, kind in KINDS.items() if kind.total < 50]
+
+
+@pytest.mark.parametrize("name", [*EXACT, "sampled PBRL", "sampled PBRL, replay", "sampled CMA-ES"])
+def test_no_part_of_a_state_is_taken_on_trust(name: str) -> None:
+    """Each number, text and record of it, and each array, is damaged once: the file is refused, or the leader takes a step."""
+    entries, path, rng = parts(whole(name)), folder() / "damaged.zip", np.random.default_rng(0)
+    tree = json.loads(entries["leader.json"])
+    files: list[dict[str, bytes]] = []
+    for where in paths(tree):
+        if where[0] == "state" and len(where) > 1:
+            for bad in BAD if LONG else [BAD[rng.integers(len(BAD))]]:
+                files.append({"leader.json": json.dumps(changed(tree, where, bad)).encode()})
+    for entry in (one for one in entries if one.endswith(".npy")):
+        held = np.load(io.BytesIO(entries[entry]))
+        real = held.dtype.kind == "f"
+        others = [
+            held[None],
+            -held if real else np.full_like(held, 77),
+            np.full_like(held, math.nan) if real else -held,
+        ]
+        files += [{entry: npy(other)} for other in others]
+    if name not in EXACT and not LONG:
+        files = [files[i] for i in rng.permutation(len(files))[:40]]
+    for k, damage in enumerate(files):
+        path.write_bytes(packed(entries | damage))
+        leader = refused_or_read(KINDS[name].load, path)
+        if leader is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                before = leader.iteration
+                leader.learn(1, lambda _: False, reset_num_timesteps=False)
+            assert leader.iteration == before + 1, k
+            leader.close()
 
 
 @cache
