@@ -250,7 +250,10 @@ class GameRolloutEstimator(Estimator):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.critic.load_state_dict(state["critic"])
         for name, held in state["sums"].items():
-            self.sums[name].total, self.sums[name].weight = np.array(held["total"]), float(held["weight"])
+            self.sums[name].total, self.sums[name].weight = (
+                torch.as_tensor(held["total"]).numpy(),
+                float(held["weight"]),
+            )
 
 
 def _expected(r: Tensor, pi1: Tensor, pi2: Tensor) -> Tensor:

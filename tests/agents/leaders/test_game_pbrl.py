@@ -12,6 +12,9 @@ import pytest
 import torch
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
 
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import (
@@ -24,9 +27,10 @@ from bilevel_gym.agents import (
     ValuePenalty,
     leader_return_at_best_response,
 )
+from bilevel_gym.agents.model_card import followers_of, write_model_card, write_zoo_folder
 from bilevel_gym.envs.incentive_design_v0 import IncentiveDesignEnv
 from bilevel_gym.envs.incentive_design_v0 import env as turn_by_turn
-from bilevel_gym.envs.mdp import nikaido_isoda_gap, random_incentive_design
+from bilevel_gym.envs.mdp import nikaido_isoda_gap, player_mdp, policy_return, random_incentive_design
 from bilevel_gym.envs.player import PlayerVectorEnv
 
 ENV_ID = "bilevel_gym/incentive_design_v0"
@@ -168,6 +172,96 @@ def test_the_designer_learns() -> None:
     assert last.leader_return - start > 0.4 * (exact - start)
     assert last.gap is not None
     assert last.gap < 0.5
+
+
+# --- public members, as over one follower -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained() -> PBRL:
+    return small(PPO).learn(3000)
+
+
+def test_followers_are_told_by_player(trained: PBRL) -> None:
+    held = trained.followers
+    assert list(held) == ["best_response_1", "best_response_2", "player_1", "player_2"]
+    assert trained.best_response == {"player_1": held["best_response_1"], "player_2": held["best_response_2"]}
+    assert trained.penalised == {"player_1": held["player_1"], "player_2": held["player_2"]}
+    sizes = [SIZES["n_actions_1"], SIZES["n_actions_2"]]
+    for kind in (trained.best_response, trained.penalised):
+        assert [follower.model.action_space.n for follower in kind.values()] == sizes
+    assert trained.follower is held["best_response_1"]
+    assert trained.get_env() is held["best_response_1"].venv
+    assert isinstance(trained.get_env(), VecEnv)
+
+
+@pytest.mark.parametrize("observe_commitment", [False, True])
+def test_the_first_players_world_pays_its_payoff_against_the_seconds_own_policy(observe_commitment: bool) -> None:
+    leader = small(PPO, config=replace(SMALL, observe_commitment=observe_commitment)).learn(2500)
+    problem, points = random_incentive_design(3, 3, 2, seed=0), [None, leader.x + 1.0]
+    for point in points:
+        env = leader.follower_env() if point is None else leader.follower_env(point)
+        x = torch.from_numpy(leader.x if point is None else point)
+        own, best = leader.method.level.policies(leader.followers, x)
+        exact = float(policy_return(player_mdp(problem.game(x), 1, own[1], 0.0), best[0], 0.0))
+        assert env.observation_space == leader.follower.model.observation_space
+        returns, known, rng = [], {}, np.random.default_rng(1)
+        for episode in range(250):
+            obs, _ = env.reset(seed=episode)
+            total, discount, over = 0.0, 1.0, False
+            while not over and discount > 1e-2:
+                shown = np.asarray(obs)[None]
+                if shown.tobytes() not in known:
+                    known[shown.tobytes()] = leader.follower.probabilities(shown)[0]
+                pi = known[shown.tobytes()]
+                obs, reward, terminated, truncated, _ = env.step(rng.choice(len(pi), p=pi / pi.sum()))
+                total, discount, over = (
+                    total + discount * reward,
+                    discount * leader.worlds.gamma,
+                    terminated or truncated,
+                )
+            returns.append(total)
+        error = np.std(returns, ddof=1) / np.sqrt(len(returns))
+        assert np.mean(returns) == pytest.approx(exact, abs=4.0 * error + 0.02)
+        assert error < 0.25
+    with pytest.raises(ValueError, match=r"^x: expected shape \(18,\)"):
+        leader.follower_env(np.zeros(3))
+    with pytest.raises(ValueError, match=r"^render_mode: expected None over a game, got 'human'"):
+        leader.follower_env(render_mode="human")
+
+
+def test_a_saved_follower_is_evaluated_and_trained_in_its_world(trained: PBRL, tmp_path: Path) -> None:
+    path, env = trained.follower.save(tmp_path / "first"), trained.follower_env()
+    model = PPO.load(path, env=env, device="cpu", custom_objects={"n_steps": 8, "batch_size": 8, "n_envs": 1})
+    mean, _ = evaluate_policy(model, Monitor(env), n_eval_episodes=2)
+    assert np.isfinite(mean)
+    assert model.learn(16, reset_num_timesteps=False).num_timesteps > trained.follower.num_timesteps
+    for player, follower in trained.penalised.items():
+        assert PPO.load(follower.save(tmp_path / player), device="cpu").action_space == follower.model.action_space
+
+
+def test_a_games_leader_has_a_card(trained: PBRL, tmp_path: Path) -> None:
+    folder = write_model_card(trained, tmp_path / "card")
+    assert followers_of(trained) == trained.followers
+    assert sorted(path.name for path in (folder / "followers").iterdir()) == [
+        f"{name}.zip" for name in sorted(trained.followers)
+    ]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "# PBRL-PPO-incentive_design_v0" in card
+    assert 'PPO.load("followers/best_response_1.zip", env=None)' in card
+    assert PBRL.load(folder / "leader.zip").evaluate() == trained.evaluate()
+    with pytest.raises(ValueError, match="leader: expected one with a follower, over an environment given as an id"):
+        write_zoo_folder(trained, tmp_path / "zoo")
+
+
+def test_a_leader_of_a_game_is_closed_and_may_be_closed_again() -> None:
+    leader = small()
+    closed: list[Any] = []
+    for follower in leader.followers.values():
+        follower.venv.close = lambda venv=follower.venv: closed.append(venv)
+    leader.close()
+    assert closed == [follower.venv for follower in leader.followers.values()]
+    leader.close()
 
 
 @pytest.mark.parametrize(
