@@ -144,8 +144,8 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """
     with path.open("rb") as file:
         end: Any = zipfile._EndRecData(file)  # type: ignore[attr-defined]
-        if end is None or end[5] > 2**21:  # bytes of the list
-            raise zipfile.BadZipFile("it is no zip, or one of too many entries")
+        if end is not None and end[5] > 2**21:  # bytes of the list
+            raise zipfile.BadZipFile("too many entries")
         with zipfile.ZipFile(file) as archive:
             yield archive
 

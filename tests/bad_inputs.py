@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import re
 import resource
+import shutil
 import sys
 import tempfile
 import warnings
@@ -52,6 +54,7 @@ from bilevel_gym.cli.app import main
 from bilevel_gym.envs.mdp import TabularMDP
 from bilevel_gym.envs.two_state import TwoStateProblem
 from bilevel_gym.wrappers import Segment
+from tests.fuzz.hostile import packed, parts
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "failures.md"
 BEGIN, END = "<!-- bad inputs: by python -m tests.bad_inputs -->", "<!-- end of bad inputs -->"
@@ -423,6 +426,39 @@ def _() -> str:
     data = bytearray(path.read_bytes())
     data[at] ^= 0xFF
     path.write_bytes(bytes(data))
+    return error(lambda: TabularPBRL.load(path))
+
+
+def renamed(source: dict[str, Any]) -> Path:
+    """A leader file with another source of its environment."""
+    _, path = leader_file()
+    entries = parts(path.read_bytes())
+    header = json.loads(entries["leader.json"]) | {"source": source}
+    path.write_bytes(packed(entries | {"leader.json": json.dumps(header).encode()}))
+    return path
+
+
+@case(FILES, "a stranger's leader file, whose environment would import a module", "the module is not imported")
+def _() -> str:
+    Path("helpers.py").write_text("raise SystemExit('it ran')")
+    path = renamed({"env_id": "bilevel_gym/UnderLeader-v0", "env_kwargs": {"dict": {"env_id": "helpers:TwoState-v0"}}})
+    with mock.patch.object(sys, "path", [str(Path().resolve()), *sys.path]):
+        return error(lambda: TabularPBRL.load(path))
+
+
+@case(FILES, "a small leader file that unfolds into a large one", "nothing is read")
+def _() -> str:
+    _, path = leader_file()
+    entries = parts(path.read_bytes())
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("leader.json", entries["leader.json"] + b" " * 10**8)
+    assert path.stat().st_size < 2 * 10**5
+    return error(lambda: TabularPBRL.load(path))
+
+
+@case(FILES, "a leader file of version 0.1", "")
+def _() -> str:
+    path = shutil.copy(Path(__file__).parent / "data" / "tabular_pbrl_0.1.zip", "leader.zip")
     return error(lambda: TabularPBRL.load(path))
 
 

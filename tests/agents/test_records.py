@@ -74,11 +74,11 @@ def test_no_class_may_claim_to_be_the_librarys(monkeypatch: pytest.MonkeyPatch) 
     assert decode(encode(Linear(1.0, 2.0))) == Linear(1.0, 2.0)
 
 
-def test_what_only_bears_a_known_name_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_only_bears_a_known_name_is_no_setting() -> None:
     """A subclass, an optimiser called Adam, a class that was never told of: none is written as its namesake."""
-    sub = dataclass(frozen=True)(type("Linear", (Linear,), {"__module__": "bilevel_gym.agents.schedules"}))
+    sub: Any = dataclass(frozen=True)(type("Linear", (Linear,), {"__module__": "bilevel_gym.agents.schedules"}))
     adam = type("Adam", (torch.optim.Adam,), {})
-    untold = dataclass(frozen=True)(type("SoftPolicyIteration", (), {"__module__": "bilevel_gym.helpers"}))
+    untold: Any = dataclass(frozen=True)(type("SoftPolicyIteration", (), {"__module__": "bilevel_gym.helpers"}))
     for value in (sub(0.1, 0.2), adam, untold()):
         with pytest.raises(TypeError, match=r"^a leader file cannot hold"):
             encode(value)

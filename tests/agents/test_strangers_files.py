@@ -32,10 +32,13 @@ def tabular(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return parts(path.read_bytes())
 
 
-def with_header(entries: dict[str, bytes], change: Callable[[Any], object]) -> dict[str, bytes]:
+def with_header(
+    entries: dict[str, bytes], change: Callable[[Any], object] = lambda header: None, **parts: Any
+) -> dict[str, bytes]:
+    """The same with a header that was changed, or has other parts."""
     header = json.loads(entries["leader.json"])
     change(header)
-    return entries | {"leader.json": json.dumps(header).encode()}
+    return entries | {"leader.json": json.dumps(header | parts).encode()}
 
 
 # --- no code runs -----------------------------------------------------------------------------------------------------------
@@ -87,7 +90,7 @@ def test_an_id_in_a_file_imports_no_module(text: str, tabular: dict[str, bytes],
     ]
     path = beside / "leader.zip"
     for source in sources:
-        path.write_bytes(packed(with_header(tabular, lambda header, source=source: header.update(source=source))))
+        path.write_bytes(packed(with_header(tabular, source=source)))
         with pytest.raises(ValueError, match=r"to be imported: no file makes an import.*leader\.zip"):
             TabularPBRL.load(path)
     assert marks(beside) == []
@@ -111,7 +114,7 @@ def test_what_the_user_imported_is_made_again(beside: Path, monkeypatch: pytest.
     )
     path = Hypergradient("mine:MyTwoState-v0").learn(2).save(beside / "leader.zip")
     assert Hypergradient.load(path).iteration == 2
-    world = {"env_id": "mine:MyTwoState-v0", "env_kwargs": {}, "x": None, "observe_commitment": False}
+    world: dict[str, Any] = {"env_id": "mine:MyTwoState-v0", "env_kwargs": {}, "x": None, "observe_commitment": False}
     (beside / "world.json").write_text(json.dumps(world))
     assert gym.make(UNDER, world=str(beside / "world.json")).reset(seed=0)
     monkeypatch.delitem(sys.modules, "mine")
@@ -130,13 +133,14 @@ def test_a_file_names_no_class_to_make(tabular: dict[str, bytes], beside: Path) 
         {"optimizer": "Tensor"},
         {"optimizer": "lr_scheduler"},
     ):
-        change = lambda h, bad=bad: h["arguments"]["config"]["fields"].update(optimizer_class=bad)  # noqa: E731
-        path.write_bytes(packed(with_header(tabular, change)))
+        arguments = json.loads(tabular["leader.json"])["arguments"]
+        arguments["config"]["fields"]["optimizer_class"] = bad
+        path.write_bytes(packed(with_header(tabular, arguments=arguments)))
         with pytest.raises(ValueError, match=r"leader\.zip"):
             TabularPBRL.load(path)
     saved = PBRL(TWO, A2C, config=SMALL).save(beside / "sampled.zip")
     for name in ("json_helpers:A2C", "os:system", "stable_baselines3.common.utils:set_random_seed", "sb3_contrib:ars"):
-        path.write_bytes(packed(with_header(parts(saved.read_bytes()), lambda h, name=name: h.update(follower=name))))
+        path.write_bytes(packed(with_header(parts(saved.read_bytes()), follower=name)))
         with pytest.raises(ValueError, match=r"follower: expected.*leader\.zip"):
             PBRL.load(path)
     assert marks(beside) == []
@@ -293,6 +297,6 @@ def test_files_of_the_first_version_are_refused_by_its_name(name: str, leader: A
 @pytest.mark.parametrize("version", [4, 0, None, "3", [3], {}, 3.5])
 def test_files_of_no_known_version_are_refused(version: Any, tabular: dict[str, bytes], tmp_path: Path) -> None:
     path = tmp_path / "leader.zip"
-    path.write_bytes(packed(with_header(tabular, lambda header: header.update(format=version))))
+    path.write_bytes(packed(with_header(tabular, format=version)))
     with pytest.raises(ValueError, match=r"leader file.*leader\.zip"):
         TabularPBRL.load(path)

@@ -205,7 +205,9 @@ def test_the_first_players_world_pays_its_payoff_against_the_seconds_own_policy(
         own, best = leader.method.level.policies(leader.followers, x)
         exact = float(policy_return(player_mdp(problem.game(x), 1, own[1], 0.0), best[0], 0.0))
         assert env.observation_space == leader.follower.model.observation_space
-        returns, known, rng = [], {}, np.random.default_rng(1)
+        rng = np.random.default_rng(1)
+        returns: list[float] = []
+        known: dict[bytes, Any] = {}
         for episode in range(250):
             obs, _ = env.reset(seed=episode)
             total, discount, over = 0.0, 1.0, False
@@ -215,11 +217,8 @@ def test_the_first_players_world_pays_its_payoff_against_the_seconds_own_policy(
                     known[shown.tobytes()] = leader.follower.probabilities(shown)[0]
                 pi = known[shown.tobytes()]
                 obs, reward, terminated, truncated, _ = env.step(rng.choice(len(pi), p=pi / pi.sum()))
-                total, discount, over = (
-                    total + discount * reward,
-                    discount * leader.worlds.gamma,
-                    terminated or truncated,
-                )
+                total += discount * float(reward)
+                discount, over = discount * leader.worlds.gamma, terminated or truncated
             returns.append(total)
         error = np.std(returns, ddof=1) / np.sqrt(len(returns))
         assert np.mean(returns) == pytest.approx(exact, abs=4.0 * error + 0.02)
