@@ -6,7 +6,7 @@ EXAMPLES ?= 2000
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types fuzz benchmark docs linkcheck clean
+.PHONY: help demo test long lint types fuzz benchmark docs linkcheck clean
 
 help: ## List what can be made
 	@echo "make demo, make test, ... (variables: PYTHON=$(PYTHON) VENV=$(VENV) JOBS=$(JOBS))"
@@ -31,7 +31,10 @@ demo: $(VENV)/.installed ## Watch four leaders learn, in under two minutes
 
 test: lint types ## Check style and types, then run the tests
 	@echo "==> Running the tests, $(JOBS) at a time"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not long"
+
+long: $(VENV)/.installed ## Run the tests that learn for long, which make test leaves out
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m long
 
 lint: $(VENV)/.installed ## Check style, and which package imports which
 	@echo "==> Checking style and imports"

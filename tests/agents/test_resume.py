@@ -205,7 +205,7 @@ def test_worlds_that_keep_their_state_to_themselves(vec_env: Any, tmp_path: Path
         made.append(PBRL(forgetful, follower, config=config))
         return made[-1]
 
-    made.append(resumed(make, lambda path: PBRL.load(path, follower, forgetful), 2500, 2, tmp_path))
+    made.append(resumed(make, lambda path: PBRL.load(path, follower, forgetful), 1500, 2, tmp_path))
     for leader in made:
         leader.close()
 

@@ -273,6 +273,7 @@ def test_observations_are_normalised_as_in_training() -> None:
     np.testing.assert_array_equal(second.act_greedily(obs), expected)
 
 
+@pytest.mark.long
 def test_the_scale_of_rewards_follows_x() -> None:
     """Rewards fall to a hundredth after 20 calls: eight calls later the scale is that of the new rewards."""
     base = masked_problem().follower_mdp(torch.zeros(1, dtype=torch.float64))

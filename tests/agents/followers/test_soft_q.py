@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from stable_baselines3 import DQN
 from torch import Tensor, nn
@@ -106,6 +107,7 @@ def distance(a: Any, b: Tensor) -> float:
     return float(0.5 * np.abs(np.asarray(a) - b.numpy()).sum(-1).max())
 
 
+@pytest.mark.long
 def test_both_learn_the_policies_they_stand_for() -> None:
     """The maximum that SB3's target takes by itself misses pi*, and pi* misses pi_y, by many times the error that is left."""
     problem = fork()

@@ -192,6 +192,7 @@ def test_followers_train_on_their_own_rewards_at_the_x_and_lam_of_now() -> None:
     assert checked[0] < checked[-1]
 
 
+@pytest.mark.long
 def test_the_leader_learns_over_several_games() -> None:
     """More than half of what exact PBRL gains over the untrained leader."""
     gains = []

@@ -231,6 +231,7 @@ def test_one_seed_gives_one_result(algorithm: type[BaseAlgorithm]) -> None:
     assert not np.array_equal(run(1), run(2))
 
 
+@pytest.mark.long
 def test_the_leader_learns_over_several_games() -> None:
     gains = []
     for seed in range(2):
@@ -593,6 +594,7 @@ def test_missing_actions_are_refused_before_training() -> None:
         PBRL(TabularEnv(problem), A2C)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*regularised at tau.*")
 def test_a_simulator_that_takes_missing_actions_teaches_not_to_take_them() -> None:
     leader = PBRL("bilevel_gym/TollDesign-v0", PPO, config=SMALL, env_kwargs={"n_nodes": 8})

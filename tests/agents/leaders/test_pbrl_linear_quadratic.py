@@ -54,6 +54,7 @@ def test_the_record_of_the_exact_follower_has_no_gap(monkeypatch: pytest.MonkeyP
     assert gap > 0.05
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(2))
 def test_the_leader_learns_the_linear_quadratic_game(seed: int) -> None:
     config = PBRLConfig(n_envs=16, follower_steps=512, estimator=Rollouts(32), learning_rate=0.1, eval_every=1000)

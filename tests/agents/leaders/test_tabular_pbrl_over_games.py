@@ -84,6 +84,7 @@ def test_a_step_is_algorithm_1(follower: Softmax | Direct) -> None:
         assert_gradient((y_0 - y_1.detach()) / alpha, (y_0 - expected) / alpha)
 
 
+@pytest.mark.long
 def test_it_learns_on_every_instance_and_a_larger_lam_leaves_a_smaller_gap() -> None:
     """The defaults, lam 2 to 20, end above lam 4 and 10, with a gap below both."""
     returns = []

@@ -147,6 +147,7 @@ quick: {steps: 1200, preferences: {labels: 24}}
 """
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_goes_on_without_losing_a_label(tmp_path: Path) -> None:
     needs_atari()
     settings = tmp_path / "settings.yaml"

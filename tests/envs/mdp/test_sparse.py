@@ -147,6 +147,7 @@ def test_it_converges_on_a_grid(gamma: float, tau: float) -> None:
     torch.testing.assert_close(near.V, answer.V + 1e-4 / (1 - gamma), rtol=1e-8, atol=0.0)
 
 
+@pytest.mark.long
 def test_the_loosest_inner_solves_alone_do_not_converge() -> None:
     """Rounding decides on which grids. With the tightening that :func:`solve_soft` does all of them do."""
     strayed = 0
