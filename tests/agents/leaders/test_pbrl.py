@@ -1,4 +1,4 @@
-"""PBRL over SB3 followers: its gradient, its watch over the oracle, its counting, its files, and that it learns."""
+"""PBRL over SB3 followers: its watch over the oracle, its counting, its files, and that it learns."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ from bilevel_gym.agents import (
     leader_return_at_best_response,
 )
 from bilevel_gym.agents.estimators import rollouts
-from bilevel_gym.agents.estimators.base import GradientEstimate
-from bilevel_gym.agents.estimators.rollouts import Rollout, RolloutEstimator, collect, episode_returns
+from bilevel_gym.agents.estimators.rollouts import Rollout, collect
 from bilevel_gym.agents.leaders.pbrl import PBRLMethod, PBRLState
 from bilevel_gym.envs.core import LeaderEnv
-from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem, policy_return
+from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP
 from bilevel_gym.envs.tabular import TabularEnv, TabularVectorEnv
-from tests.problems import assert_gradient, numerical_gradient
+from tests.agents.estimators.test_one_follower import estimated
 
 ENV_ID = "bilevel_gym/StackelbergGame-v0"
 SMALL = PBRLConfig(n_envs=8, follower_steps=128, warmup_steps=128, estimator=Rollouts(8), eval_every=2)
@@ -44,102 +43,6 @@ SMALL = PBRLConfig(n_envs=8, follower_steps=128, warmup_steps=128, estimator=Rol
 def small(follower: Any = A2C, **changes: Any) -> PBRL:
     arguments: dict[str, Any] = {"env": ENV_ID, "config": SMALL, "env_kwargs": {"n_states": 5}, **changes}
     return PBRL(arguments.pop("env"), follower, **arguments)
-
-
-def estimated(leader: PBRL) -> GradientEstimate:
-    found: GradientEstimate = leader.estimator(leader.state.x, leader.terms, leader.followers, leader.lam)
-    return found
-
-
-def dynamics_problem() -> TabularProblem:
-    """x enters rewards and transitions alike."""
-    rng = torch.Generator().manual_seed(4)
-    S, A, dim = 4, 3, 3
-    P, Q, r, g = (torch.rand(S, A, n, generator=rng, dtype=torch.float64) for n in (S, S, dim, dim))
-    base = TabularMDP(P / P.sum(-1, keepdim=True), r[..., 0], torch.full((S,), 1 / S), 0.8)
-
-    def transition(x: Tensor) -> Tensor:
-        return torch.softmax(P + x[0] * Q + x[1] * Q**2, -1)
-
-    return ArrayProblem(base, LeaderSet.box(dim, -2, 2), lambda x: r @ x, lambda x: g @ (1 - x), transition)
-
-
-ENVS: dict[str, Any] = {
-    "Stackelberg": lambda: gym.make(ENV_ID, n_states=4, n_leader_actions=3, n_follower_actions=3),
-    "TwoState": lambda: gym.make("bilevel_gym/TwoState-v0"),
-    "dynamics": lambda: TabularEnv(dynamics_problem()),
-}
-
-
-def fixed_policy(problem: TabularProblem, seed: int) -> Tensor:
-    mdp = problem.follower_mdp(problem.start_x())
-    return torch.softmax(
-        torch.randn(mdp.r.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), -1
-    )
-
-
-@pytest.mark.parametrize("gae_lambda", [1.0, 0.0])
-@pytest.mark.parametrize("name", list(ENVS))
-def test_sampled_gradient_is_the_exact_one_within_its_standard_error(name: str, gae_lambda: float) -> None:
-    config = PBRLConfig(estimator=Rollouts(512, 1e-4, gae_lambda, 0.9), n_envs=4)
-    x0 = 0.3 * np.arange(1, 4) if name == "dynamics" else None
-    leader = PBRL(ENVS[name](), A2C, ValuePenalty(lam=3.0), config, x0=x0)
-    problem = leader.worlds.problem
-    assert problem is not None
-    rng = np.random.default_rng(0)
-    policies = [fixed_policy(problem, seed) for seed in (1, 2)]
-    for follower, pi in zip((leader.best_response, leader.penalised), policies, strict=True):
-
-        def act(obs: Any, pi: Tensor = pi) -> Any:
-            rows = pi.numpy()[leader.worlds.base_observation(obs)]
-            return (rows.cumsum(-1) < rng.random((len(rows), 1))).sum(-1)
-
-        follower.act = act
-    estimates = []
-    for k in range(60):
-        ascent = estimated(leader).ascent
-        if k >= 20:  # the critics have settled
-            estimates.append(ascent.numpy())
-    x = torch.from_numpy(leader.last_x).requires_grad_()
-    mdp = problem.follower_mdp(x)
-    hat, pi_y = policies
-    objective = problem.leader_return(x, pi_y) + 3.0 * (policy_return(mdp, pi_y) - policy_return(mdp, hat))
-    (exact,) = torch.autograd.grad(objective, [x])
-    stderr = np.std(estimates, axis=0, ddof=1) / np.sqrt(len(estimates))
-    z = (np.mean(estimates, axis=0) - exact.numpy()) / stderr
-    assert np.abs(z).max() < 4.5
-    assert np.square(z).mean() < 3.0
-    assert np.all(stderr < 0.1 * np.abs(exact.numpy()).max())  # small enough to tell a wrong gradient
-
-
-@pytest.mark.parametrize("name", list(ENVS))
-def test_the_known_models_gradient_is_that_of_central_differences(name: str) -> None:
-    x0 = 0.3 * np.arange(1, 4) if name == "dynamics" else None
-    leader = PBRL(ENVS[name](), A2C, ValuePenalty(lam=3.0), PBRLConfig(estimator=KnownModel(), n_envs=4), x0=x0)
-    problem = leader.worlds.problem
-    assert problem is not None
-    hat, pi_y = policies = [fixed_policy(problem, seed) for seed in (1, 2)]
-    for follower, pi in zip((leader.best_response, leader.penalised), policies, strict=True):
-
-        def probabilities(obs: Any, pi: Tensor = pi) -> Any:
-            return pi.numpy()
-
-        follower.probabilities = probabilities
-
-    def objective(x: Tensor) -> Tensor:
-        mdp = problem.follower_mdp(x)
-        gap = policy_return(mdp, hat) - policy_return(mdp, pi_y)
-        found: Tensor = problem.leader_return(x, pi_y) - 3.0 * gap
-        return found
-
-    found, x = estimated(leader), torch.from_numpy(leader.last_x)
-    assert_gradient(found.ascent, numerical_gradient(objective, x))
-    mdp = problem.follower_mdp(x)
-    assert found.penalty.mean == pytest.approx(float(policy_return(mdp, hat) - policy_return(mdp, pi_y)), abs=1e-12)
-    gain = float(problem.leader_return(x, pi_y) - problem.leader_return(x, hat))
-    assert found.penalty.margin == pytest.approx(found.penalty.mean + gain / 3.0, abs=1e-12)
-    assert found.penalty.stderr == found.penalty.margin_stderr == 0.0
-    assert found.steps == 0
 
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C, DQN])
@@ -152,17 +55,6 @@ def test_through_the_known_model_only_the_followers_spend_steps(algorithm: type[
 def test_without_a_model_it_cannot_be_known() -> None:
     with pytest.raises(ValueError, match=r"estimator: expected Rollouts\(\) where the environment has no model"):
         PBRL(Chase, ppo_for_chase, config=replace(SMALL, estimator=KnownModel()))
-
-
-def test_without_the_best_responses_term_the_gradient_is_wrong() -> None:
-    problem = gym.make(ENV_ID, n_states=4).unwrapped.problem  # type: ignore[attr-defined]
-    x = problem.start_x().requires_grad_()
-    hat, pi_y = fixed_policy(problem, 1), fixed_policy(problem, 2)
-    mdp = problem.follower_mdp(x)
-    right = policy_return(mdp, pi_y) - policy_return(mdp, hat)
-    wrong = policy_return(mdp, pi_y)
-    a, b = (torch.autograd.grad(f, [x], retain_graph=True)[0] for f in (right, wrong))
-    assert (a - b).norm() > 0.5 * a.norm()
 
 
 def test_a_certified_bad_oracle_is_reported_and_not_climbed_on() -> None:
@@ -186,22 +78,6 @@ def test_a_certified_bad_oracle_is_reported_and_not_climbed_on() -> None:
     leader.best_response.act, leader.penalised.act = leader.penalised.act, leader.best_response.act
     leader.learn(10_000, reset_num_timesteps=False)
     assert not np.array_equal(leader.last_x, np.zeros(25))
-
-
-def test_penalty_estimate_is_unbiased() -> None:
-    config = PBRLConfig(estimator=Rollouts(4000, 1e-3, 0.0), n_envs=4)
-    leader = PBRL(ENV_ID, A2C, config=config, env_kwargs={"n_states": 5})
-    problem = leader.worlds.problem
-    assert problem is not None
-    mdp = problem.follower_mdp(problem.start_x())
-    best, worst = mdp.r.argmax(-1), mdp.r.argmin(-1)
-    leader.best_response.act = lambda obs: best.numpy()[leader.worlds.base_observation(obs)]
-    leader.penalised.act = lambda obs: worst.numpy()[leader.worlds.base_observation(obs)]
-    estimate = estimated(leader).penalty
-    one_hot = (torch.nn.functional.one_hot(a, 5).double() for a in (best, worst))
-    exact = float(policy_return(mdp, next(one_hot)) - policy_return(mdp, next(one_hot)))
-    assert abs(estimate.mean - exact) < 4 * estimate.stderr
-    assert estimate.stderr < 0.1 * exact
 
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C, DQN])
@@ -506,12 +382,6 @@ def test_bad_settings_are_named(name: str, value: Any) -> None:
         PBRLConfig(**{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("n_envs", 0), ("tail", 1.0), ("critic_memory", 1.0), ("gae_lambda", 1.5)])
-def test_bad_rollouts_are_named(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"{name}: expected"):
-        Rollouts(**{name: value})
-
-
 def test_no_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="total_timesteps: expected a whole number >= 1, got 0"):
         small().learn(0)
@@ -546,28 +416,6 @@ def test_sampled_evaluation_leaves_training_alone() -> None:
         return seen[4]
 
     assert np.array_equal(train(1), train(1000))
-
-
-def test_a_time_limit_is_no_end() -> None:
-    env = gym.make(ENV_ID, n_states=5, max_episode_steps=5)
-    leader = PBRL(env, A2C, config=PBRLConfig(estimator=Rollouts(4000), n_envs=4))
-    problem, pi = env.unwrapped.problem, fixed_policy(env.unwrapped.problem, 3)  # type: ignore[attr-defined]
-    rng = np.random.default_rng(99)  # not the seed of the episodes: the draws would go together
-
-    def act(obs: Any) -> Any:
-        rows = pi.numpy()[leader.worlds.base_observation(obs)]
-        return (rows.cumsum(-1) < rng.random((len(rows), 1))).sum(-1)
-
-    assert leader.worlds.horizon(0.01) == 5
-    assert isinstance(leader.estimator, RolloutEstimator)
-    rollout = collect(leader.estimator.venv, act, 5, seed=0)
-    sampled = episode_returns(rollout, leader.worlds.base_space, leader.worlds.gamma)
-    x = problem.start_x()
-    exact = policy_return(problem.follower_mdp(x), pi), problem.leader_return(x, pi)
-    for values, value in zip(sampled, exact, strict=True):
-        stderr = values.std() / np.sqrt(len(values))
-        assert abs(values.mean() - float(value)) < 4 * stderr + 0.01
-        assert stderr < 0.02
 
 
 def test_contexts_are_evaluated() -> None:
