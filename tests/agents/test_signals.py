@@ -27,6 +27,7 @@ from bilevel_gym.agents import PBRL, Checkpoint, PBRLConfig, Rollouts
 if __name__ == "__main__":
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where the tests run in the background
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and this one under nohup
     small = {"n_envs": 2, "follower_steps": 64, "warmup_steps": 64, "estimator": Rollouts(2)}
     how = {"subproc": {"vec_env": "subproc"}, "side_by_side": {"side_by_side": True}}[sys.argv[1]]
     config = PBRLConfig(**small, **how)
