@@ -18,7 +18,7 @@ from .config import LeaderConfig
 from .evaluation import Evaluation
 from .leader import Leader, Method, Progress, Projection, State, projected_step
 from .lower_levels import Policies, lower_level
-from .lower_levels.base import LowerLevel, TabularLevel
+from .lower_levels.base import LowerLevel
 from .penalties import Penalty
 from .records import storable
 from .schedules import Geometric, Quench, Schedule, as_schedule
@@ -195,11 +195,10 @@ class ExactMethod(Method):
 
     def room(self, state: Any) -> int:
         """Warm starts, and what an optimiser keeps of policies in tables: of float64, up to eight tables a player."""
-        views = self.level.views if isinstance(self.level, TabularLevel) else ()
-        return sum(64 * math.prod((*view.batch_shape, view.n_states, view.n_actions)) for view in views)
+        return sum(64 * math.prod((*view.batch_shape, view.n_states, view.n_actions)) for view in self.level.views)
 
     def loaded(self, state: Any, replay: bool, path: Path) -> None:
-        if isinstance(self.level, TabularLevel):
+        if self.level.views:
             for name, table in _tables(state):
                 self._check_table(name, table)
 

@@ -233,11 +233,6 @@ class Worlds:
             features = np.stack([self._view.get_wrapper_attr("observation")(obs) for obs in seen])
         return features[which]
 
-    def policy(self, follower: SB3Follower, x: torch.Tensor) -> torch.Tensor:
-        """A follower's policy in every state of a tabular problem under x, ``[S, A]``."""
-        assert self.problem is not None
-        return follower.table(self.problem.follower_mdp(x), self.every_observation(x.numpy()))
-
     def horizon(self, tail: float) -> int:
         """Steps after which the discount has fallen to ``tail``, no more than an episode's limit."""
         steps = 1 if self.gamma == 0.0 else int(np.ceil(np.log(tail) / np.log(self.gamma)))

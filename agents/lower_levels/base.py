@@ -51,6 +51,11 @@ class LowerLevel(ABC):
     def __init__(self, problem: Any) -> None:
         self.problem = problem
 
+    @property
+    def views(self) -> tuple[TabularMDP, ...]:
+        """For each player an MDP with the sizes and the mask of its policies, which x does not change; none without tables."""
+        return ()
+
     @abstractmethod
     def model(self, x: Tensor) -> Any:
         """The lower level at x, differentiable in x, ``[dim]``; it has ``detach``."""
@@ -106,8 +111,7 @@ class TabularLevel(LowerLevel):
 
     @property
     @abstractmethod
-    def views(self) -> tuple[TabularMDP, ...]:
-        """For each player an MDP with the sizes and the mask of its policies, which x does not change."""
+    def views(self) -> tuple[TabularMDP, ...]: ...
 
     @property
     def value_shapes(self) -> set[tuple[int, ...]]:

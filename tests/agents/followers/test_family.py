@@ -184,7 +184,7 @@ def test_maskable_ppo_never_takes_a_missing_action() -> None:
     config = PBRLConfig(n_envs=2, follower_steps=16, warmup_steps=16, estimator=Rollouts(4))
     leader = PBRL(env, tiny(MaskablePPO), config=config).learn(400)
     assert leader.iteration > 2
-    table = leader.worlds.policy(leader.penalised, torch.from_numpy(leader.x))
+    table = leader.level.table(leader.penalised, torch.from_numpy(leader.x))
     assert table[1].tolist() == [1.0, 0.0]
     assert 0.0 < float(table[0, 0]) < 1.0
     with pytest.raises(ValueError, match="env: expected actions that exist in every state"):
@@ -198,7 +198,8 @@ def test_drivers_with_masks_take_no_missing_road() -> None:
     follower.train(256, 256)
     assert world.problem is not None
     x = world.problem.start_x()
-    mdp, pi, venv = world.problem.follower_mdp(x), world.policy(follower, x), world.make(32)
+    mdp, venv = world.problem.follower_mdp(x), world.make(32)
+    pi = follower.table(mdp, world.every_observation(x.numpy()))
     assert mdp.mask is not None
     assert float(pi.reshape(mdp.r.shape)[~mdp.mask.expand(mdp.r.shape)].max()) == 0.0
     played = collect(venv, follower.player(venv), 20, seed=3)

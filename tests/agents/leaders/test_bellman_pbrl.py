@@ -223,7 +223,7 @@ def test_the_record_is_of_the_regularised_problem() -> None:
     leader = small(config=replace(SMALL, q_temperature=Constant(TAU))).learn(3000)
     record, problem, x = leader.evaluate(), leader.worlds.problem, torch.from_numpy(leader.x)
     assert problem is not None
-    mdp, pi_y = problem.follower_mdp(x), leader.worlds.policy(leader.penalised, x)
+    mdp, pi_y = problem.follower_mdp(x), leader.level.table(leader.penalised, x)
     last = leader.history[-1]
     if np.array_equal(leader.x, leader.last_x):
         assert last.gap == pytest.approx(float(true_value_penalty(mdp, pi_y, TAU)), rel=1e-9)
@@ -238,7 +238,7 @@ def test_quantile_networks_too() -> None:
     leader = small(sb3_contrib.QRDQN, config=replace(SMALL, estimator=KnownModel())).learn(5000)
     x = torch.from_numpy(leader.last_x)
     assert x.any()
-    apart = (leader.worlds.policy(leader.penalised, x) - leader.worlds.policy(leader.best_response, x)).abs().max()
+    apart = (leader.level.table(leader.penalised, x) - leader.level.table(leader.best_response, x)).abs().max()
     assert 0.0 < float(apart) < 1.0
 
 
@@ -263,7 +263,7 @@ def test_missing_actions_that_simulators_take_are_actions() -> None:
     mdp = lived_mdp(problem, x)
     assert mdp.mask is None
     assert problem.follower_mdp(x).mask is not None
-    pi_y = leader.worlds.policy(leader.penalised, x).reshape(mdp.r.shape)
+    pi_y = leader.level.table(leader.penalised, x).reshape(mdp.r.shape)
     assert bool((pi_y > 0).all())
     assert record.gap == pytest.approx(float(problem.over_contexts(true_value_penalty(mdp, pi_y, 0.5))), rel=1e-9)
     assert record.gap is not None
@@ -282,7 +282,7 @@ def test_a_saved_leader_comes_back(tmp_path: Path) -> None:
     assert again.evaluate() == leader.evaluate()
     x = torch.from_numpy(leader.x)
     for a, b in ((leader.best_response, again.best_response), (leader.penalised, again.penalised)):
-        assert np.array_equal(leader.worlds.policy(a, x), again.worlds.policy(b, x))
+        assert np.array_equal(leader.level.table(a, x), again.level.table(b, x))
     before = again.num_timesteps
     assert again.learn(2000, reset_num_timesteps=False).num_timesteps >= before + 2000
 

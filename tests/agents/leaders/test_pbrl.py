@@ -297,7 +297,7 @@ def test_a_saved_leader_comes_back(algorithm: type[BaseAlgorithm], tmp_path: Pat
     assert again.history == leader.history
     for a, b in ((leader.best_response, again.best_response), (leader.penalised, again.penalised)):
         assert np.array_equal(
-            leader.worlds.policy(a, torch.from_numpy(leader.x)), again.worlds.policy(b, torch.from_numpy(leader.x))
+            leader.level.table(a, torch.from_numpy(leader.x)), again.level.table(b, torch.from_numpy(leader.x))
         )
     before = again.num_timesteps
     assert again.learn(2000, reset_num_timesteps=False).num_timesteps >= before + 2000
@@ -425,7 +425,7 @@ def test_contexts_are_evaluated() -> None:
     problem = ArrayProblem(base, LeaderSet.box(1, -1, 1), lambda x: base.r + x, lambda x: base.r - x)
     problem.context_probs = torch.tensor([0.3, 0.7], dtype=torch.float64)
     leader = PBRL(TabularEnv(problem), A2C, config=SMALL).learn(2000)
-    assert leader.worlds.policy(leader.penalised, torch.from_numpy(leader.x)).shape == (6, 2)
+    assert leader.level.table(leader.penalised, torch.from_numpy(leader.x)).numel() == 6 * 2
     assert leader.evaluate().leader_return == leader_return_at_best_response(problem, torch.from_numpy(leader.x))
 
 
@@ -454,7 +454,8 @@ def test_a_simulator_that_takes_missing_actions_teaches_not_to_take_them() -> No
     missing = (~mdp.mask & ~mdp.terminal.unsqueeze(-1)).flatten(0, 1)
 
     def share() -> float:
-        return float(leader.worlds.policy(leader.best_response, torch.from_numpy(leader.x))[missing].mean())
+        pi = leader.level.table(leader.best_response, torch.from_numpy(leader.x))
+        return float(pi.reshape(missing.shape)[missing].mean())
 
     before = share()
     leader.learn(80_000)
