@@ -110,7 +110,7 @@ def test_one_seed_gives_one_result(algorithm: type[BaseAlgorithm]) -> None:
 @pytest.mark.long
 def test_the_leader_learns_over_several_games() -> None:
     gains = []
-    for seed in range(2):
+    for seed in range(4):
         config = PBRLConfig(n_envs=32, follower_steps=512, warmup_steps=5_000, estimator=Rollouts(32))
         leader = PBRL(ENV_ID, PPO, config=config, seed=seed, env_kwargs={"n_states": 5, "seed": seed}).learn(200_000)
         problem = leader.worlds.problem
