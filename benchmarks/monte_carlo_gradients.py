@@ -22,10 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel_gym.agents import MonteCarlo, TabularPBRL, TabularPBRLConfig, ValuePenalty
+from bilevel_gym.agents import BellmanPenalty, MonteCarlo, TabularPBRL, TabularPBRLConfig, ValuePenalty
 from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.agents.monte_carlo import Sampler
-from bilevel_gym.agents.penalties import sampled_bellman_penalty, sampled_value_penalty
 from bilevel_gym.envs.four_rooms import FourRoomsProblem
 from bilevel_gym.envs.mdp import (
     StackelbergProblem,
@@ -49,6 +48,7 @@ from .runs import Data, Runs
 SEEDS = tuple(range(10))
 STATES, GAMMA, TAU = 100, 0.9, 0.001
 LAM = {"value": 2.0, "Bellman": 7.0}
+PENALTIES = {"value": ValuePenalty(), "Bellman": BellmanPenalty()}
 LENGTHS, ROOMS_LENGTHS, PUBLISHED = (2, 5, 10, 20, 40), (5, 20, 80, 320), 5
 BATCHES = (16, 64, 256)
 WORLDS, POINTS = ("random", "certain"), ("start", "trained")
@@ -105,10 +105,7 @@ def sampled(
         kernel = problem.kernel(x)
         world = kernel_world(kernel, mdp)
         played = sampler.play(world, pi)
-        if kind == "value":
-            slack = sampled_value_penalty(world, pi, star, TAU, sampler, played)
-        else:
-            slack = sampled_bellman_penalty(world, pi, star, TAU, sampler)
+        slack = PENALTIES[kind].sampled(world, (pi,), (star,), TAU, sampler, played)
         return sampler.policy_return(world.with_reward(kernel.r_leader), pi, played) - LAM[kind] * slack
 
     return function

@@ -23,6 +23,9 @@ from ...envs.mdp.checks import plain_fields, require
 from ..monte_carlo import Sampler
 from ..schedules import Schedule, as_schedule
 
+Policies = tuple[Tensor, ...]
+"""One policy a player, ``[..., S, A_i]``."""
+
 
 @dataclass(frozen=True)
 class Role:
@@ -96,19 +99,24 @@ class Penalty(ABC):
         fits = self.several == (n_players > 1)
         require(fits, "penalty", game if n_players > 1 else one, type(self).__name__)
 
-    @abstractmethod
     def roles(self, n_players: int) -> tuple[Role, ...]:
-        """The policies that are learned."""
+        """The policies that are learned: by default those over one follower.
 
-    @abstractmethod
+        Where the penalty is ``soft``, the penalised one is paid r_l alone and kept near the best response.
+        """
+        own, prior = (0.0, "best_response") if self.soft else (1.0, None)
+        return Role("best_response"), Role("penalised", own=own, share=1.0, prior=prior)
+
     def terms(self, n_players: int, zero_sum: bool = True) -> tuple[Term, ...]:
-        """What x ascends. In a zero-sum game the players' own returns cancel, and are left out."""
+        """What x ascends, by default over one follower. In a zero-sum game the players' own returns cancel, and are left out."""
+        own, best = ("penalised",), ("best_response",)
+        return Term(-1.0, 0, best), Term(1.0, 0, own), Term(1.0, None, own)
 
-    def value(self, level: Any, model: Any, pi: tuple[Tensor, ...], best: tuple[Tensor, ...], tau: float) -> Tensor:
+    def value(self, level: Any, model: Any, pi: Policies, best: Policies, tau: float) -> Tensor:
         """p(x, y), ``[...]``, with the best responses held, whose autograd is the penalty's gradient; see :meth:`shortfall`."""
         return self.shortfall(level, model, pi, best, tau)
 
-    def shortfall(self, level: Any, model: Any, pi: tuple[Tensor, ...], best: tuple[Tensor, ...], tau: float) -> Tensor:
+    def shortfall(self, level: Any, model: Any, pi: Policies, best: Policies, tau: float) -> Tensor:
         """The players' returns in the terms, less their signs: what pi falls short of the best responses by, ``[...]``.
 
         Args:
@@ -127,38 +135,19 @@ class Penalty(ABC):
             for term in self.terms(n, level.zero_sum)
             if term.player is not None
         ]
-        total: Tensor = returns[0]
-        for part in returns[1:]:
-            total = total + part
-        return total
+        return sum(returns[1:], returns[0])
 
     @abstractmethod
     def sampled(
-        self,
-        model: Any,
-        pi: tuple[Tensor, ...],
-        best: tuple[Tensor, ...],
-        tau: float,
-        sampler: Sampler,
-        played: Trajectories | None = None,
+        self, model: Any, pi: Policies, best: Policies, tau: float, sampler: Sampler, played: Trajectories | None = None
     ) -> Tensor:
         """The estimate of p(x, y) and, by autograd, of its gradient, ``[...]``.
 
         Args:
             model: the follower's world, or the players' game, carrying x's graph.
             pi: one policy a player, carrying y's graph.
-            best: one best response a player; constants.
+            best: one best response a player; held.
             tau: temperature.
             sampler: plays.
             played: the follower's episodes in its world, where they were drawn before.
         """
-
-
-def one_follower(prior: bool = False) -> tuple[Role, Role]:
-    """The two roles over one follower; ``prior``: the penalised one is paid r_l alone and kept near the best response."""
-    held = Role("penalised", own=0.0, share=1.0, prior="best_response") if prior else Role("penalised", share=1.0)
-    return Role("best_response"), held
-
-
-ONE_FOLLOWER = (Term(-1.0, 0, ("best_response",)), Term(1.0, 0, ("penalised",)), Term(1.0, None, ("penalised",)))
-"""The terms over one follower."""

@@ -34,7 +34,6 @@ from ...envs.mdp import (
     Trajectories,
     action_value,
     negative_entropy,
-    negative_entropy_gradient,
     policy_value,
     soft_maximum,
 )
@@ -42,52 +41,7 @@ from ...envs.mdp.checks import as_float64, check_distribution, check_tau, requir
 from ...envs.mdp.tabular import entropy_weight
 from ..monte_carlo import Sampler
 from ..records import storable
-from .base import ONE_FOLLOWER, Penalty, Role, Term, one_follower
-
-
-def state_weights(mdp: TabularMDP | TabularWorld, mu: Tensor | None) -> Tensor:
-    """mu, ``[..., S]``; by default uniform over non-terminal states."""
-    if mu is not None:
-        require(mu.shape[-1] == mdp.n_states, "mu", f"shape [..., {mdp.n_states}]", f"shape {tuple(mu.shape)}")
-        return mu
-    live = torch.ones_like(mdp.rho) if mdp.terminal is None else (~mdp.terminal).to(mdp.rho.dtype)
-    total = live.sum(-1, keepdim=True)
-    require(bool((total > 0.0).all()), "mu", "weights of the states, where every state is terminal", None)
-    return live / total
-
-
-def bellman_penalty(mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float, mu: Tensor | None = None) -> Tensor:
-    """g(x,y) - min_y g, ``[...]``, with Q* evaluated at the held pi_star; autograd gives Lemma 8."""
-    check_tau(tau, positive=True)
-    Q = action_value(mdp, policy_value(mdp, pi_star.detach(), tau))
-    g = -(pi * Q).sum(-1) + entropy_weight(mdp, tau) * negative_entropy(pi)
-    return (state_weights(mdp, mu) * (g + soft_maximum(mdp, Q, tau))).sum(-1)
-
-
-def bellman_penalty_gradient(
-    mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float, mu: Tensor | None = None
-) -> Tensor:
-    """dp/dpi(a|s) = mu(s) [ -Q*(s,a) + tau (grad h(pi(s)))_a ], ``[..., S, A]``."""
-    weight = entropy_weight(mdp, check_tau(tau, positive=True))
-    Q = action_value(mdp, policy_value(mdp, pi_star, tau))
-    slope = negative_entropy_gradient(pi) * (weight.unsqueeze(-1) if isinstance(weight, Tensor) else weight)
-    return state_weights(mdp, mu).unsqueeze(-1) * (slope - Q)
-
-
-def sampled_bellman_penalty(
-    world: TabularWorld,
-    pi: Tensor,
-    pi_star: Tensor,
-    tau: float,
-    sampler: Sampler,
-    mu: Tensor | None = None,
-) -> Tensor:
-    """The estimate of :func:`bellman_penalty` described above and, by autograd, of its gradient, ``[...]``."""
-    check_tau(tau, positive=True)
-    world, pi_star = world.with_start(state_weights(world, mu)), pi_star.detach()
-    best = sampler.play(world, pi_star)
-    own = sampler.play(world, pi_star, first=pi, partner=best)
-    return sampler.policy_return(world, pi_star, best, tau) - sampler.policy_return(world, pi_star, own, tau, first=pi)
+from .base import Penalty, Policies
 
 
 @storable
@@ -117,25 +71,29 @@ class BellmanPenalty(Penalty):
         given = None if self.mu is None else len(self.mu)
         require(n_states is None or given in (None, n_states), "mu", f"{n_states} weights, one a state", given)
 
-    def roles(self, n_players: int) -> tuple[Role, ...]:
-        return one_follower(prior=True)
-
-    def terms(self, n_players: int, zero_sum: bool = True) -> tuple[Term, ...]:
-        return ONE_FOLLOWER
-
-    def value(self, level: Any, model: Any, pi: tuple[Tensor, ...], best: tuple[Tensor, ...], tau: float) -> Tensor:
-        return bellman_penalty(model, pi[0], best[0], tau, self._weights())
+    def value(self, level: Any, model: Any, pi: Policies, best: Policies, tau: float) -> Tensor:
+        check_tau(tau, positive=True)
+        Q = action_value(model, policy_value(model, best[0].detach(), tau))  # Q*, at the held best response
+        g = -(pi[0] * Q).sum(-1) + entropy_weight(model, tau) * negative_entropy(pi[0])
+        return (self.weights(model) * (g + soft_maximum(model, Q, tau))).sum(-1)
 
     def sampled(
-        self,
-        model: TabularWorld,
-        pi: tuple[Tensor, ...],
-        best: tuple[Tensor, ...],
-        tau: float,
-        sampler: Sampler,
-        played: Trajectories | None = None,
+        self, model: Any, pi: Policies, best: Policies, tau: float, sampler: Sampler, played: Trajectories | None = None
     ) -> Tensor:
-        return sampled_bellman_penalty(model, pi[0], best[0], tau, sampler, self._weights())
+        check_tau(tau, positive=True)
+        world, pi_star = model.with_start(self.weights(model)), best[0].detach()
+        play_on = sampler.play(world, pi_star)
+        own = sampler.play(world, pi_star, first=pi[0], partner=play_on)
+        at_star = sampler.policy_return(world, pi_star, play_on, tau)
+        return at_star - sampler.policy_return(world, pi_star, own, tau, first=pi[0])
 
-    def _weights(self) -> Tensor | None:
-        return None if self.mu is None else as_float64(self.mu, "mu")
+    def weights(self, model: TabularMDP | TabularWorld) -> Tensor:
+        """mu, ``[..., S]``; by default uniform over non-terminal states."""
+        if self.mu is not None:
+            mu = as_float64(self.mu, "mu")
+            require(len(mu) == model.n_states, "mu", f"shape [{model.n_states}]", f"shape {tuple(mu.shape)}")
+            return mu
+        live = torch.ones_like(model.rho) if model.terminal is None else (~model.terminal).to(model.rho.dtype)
+        total = live.sum(-1, keepdim=True)
+        require(bool((total > 0.0).all()), "mu", "weights of the states, where every state is terminal", None)
+        return live / total

@@ -13,49 +13,15 @@ Sampled: episodes of the pairs (pi1*, pi2) and (pi1, pi2*), from rho; unbiased f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...envs.mdp import Trajectories, ZeroSumGame, game_world, player_mdp, policy_return, policy_return_gradient
+from ...envs.mdp import Trajectories, game_world
 from ..monte_carlo import Sampler
 from ..records import storable
 from ..schedules import Schedule
-from .base import Penalty, Role, Term
-
-
-def nikaido_isoda_penalty(
-    game: ZeroSumGame, pi1: Tensor, pi2: Tensor, pi1_star: Tensor, pi2_star: Tensor, tau: float
-) -> Tensor:
-    """V^{pi1_star,pi2}(rho) - V^{pi1,pi2_star}(rho), ``[...]``, both best responses held; autograd gives Lemma 12."""
-    first, second = player_mdp(game, 1, pi2, tau), player_mdp(game, 2, pi1, tau)
-    return policy_return(first, pi1_star.detach(), tau) + policy_return(second, pi2_star.detach(), tau)
-
-
-def nikaido_isoda_penalty_gradient(
-    game: ZeroSumGame, pi1: Tensor, pi2: Tensor, pi1_star: Tensor, pi2_star: Tensor, tau: float
-) -> tuple[Tensor, Tensor]:
-    """dpsi/dpi1(a|s), ``[..., S, A1]``, and dpsi/dpi2(a|s), ``[..., S, A2]``: each a policy gradient in that player's MDP.
-
-    Autograd's differ from them by a constant in each row, which no direction of the simplex sees.
-    """
-    first, second = player_mdp(game, 1, pi2_star, tau), player_mdp(game, 2, pi1_star, tau)
-    return -policy_return_gradient(first, pi1, tau), -policy_return_gradient(second, pi2, tau)
-
-
-def sampled_nikaido_isoda_penalty(
-    game: ZeroSumGame,
-    pi: tuple[Tensor, Tensor],
-    best: tuple[Tensor, Tensor],
-    tau: float,
-    sampler: Sampler,
-) -> Tensor:
-    """The estimate of :func:`nikaido_isoda_penalty` and, by autograd, of its gradient, ``[...]``."""
-    (pi1, pi2), (pi1_star, pi2_star) = pi, (answer.detach() for answer in best)
-    first, second = game_world(game, pi2, tau), game_world(game, pi2_star, tau)
-    against_2 = sampler.play(first, pi1_star)
-    against_1 = sampler.play(second, pi1, partner=against_2)
-    return sampler.policy_return(first, pi1_star, against_2, tau) - sampler.policy_return(second, pi1, against_1, tau)
+from .base import Penalty, Policies, Role, Term
 
 
 @storable
@@ -85,13 +51,11 @@ class NikaidoIsodaPenalty(Penalty):
         return (*deviations, *kept, Term(1.0, None, tuple(own)))
 
     def sampled(
-        self,
-        model: ZeroSumGame,
-        pi: tuple[Tensor, ...],
-        best: tuple[Tensor, ...],
-        tau: float,
-        sampler: Sampler,
-        played: Trajectories | None = None,
+        self, model: Any, pi: Policies, best: Policies, tau: float, sampler: Sampler, played: Trajectories | None = None
     ) -> Tensor:
-        (pi1, pi2), (pi1_star, pi2_star) = pi, best
-        return sampled_nikaido_isoda_penalty(model, (pi1, pi2), (pi1_star, pi2_star), tau, sampler)
+        (pi1, pi2), (pi1_star, pi2_star) = pi, (answer.detach() for answer in best)
+        first, second = game_world(model, pi2, tau), game_world(model, pi2_star, tau)
+        against_2 = sampler.play(first, pi1_star)
+        against_1 = sampler.play(second, pi1, partner=against_2)
+        at_2 = sampler.policy_return(first, pi1_star, against_2, tau)
+        return at_2 - sampler.policy_return(second, pi1, against_1, tau)

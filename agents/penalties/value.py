@@ -13,48 +13,14 @@ Sampled: episodes of pi_y and of the best response in hand, from rho; unbiased f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...envs.mdp import TabularMDP, TabularWorld, Trajectories, policy_return, policy_return_gradient
+from ...envs.mdp import Trajectories
 from ..monte_carlo import Sampler
 from ..records import storable
-from .base import ONE_FOLLOWER, Penalty, Role, Term, one_follower
-
-
-def value_penalty(mdp: TabularMDP, pi: Tensor, pi_star: Tensor, tau: float) -> Tensor:
-    """V^{pi_star}(rho) - V^{pi}(rho), ``[...]``, with pi_star held; autograd gives Lemma 6. Any tau >= 0."""
-    return policy_return(mdp, pi_star.detach(), tau) - policy_return(mdp, pi, tau)
-
-
-def value_penalty_gradient(mdp: TabularMDP, pi: Tensor, tau: float) -> Tensor:
-    """dp/dpi(a|s) = -d(s) [ Q(s,a) - tau (grad h(pi(s)))_a ], ``[..., S, A]``."""
-    return -policy_return_gradient(mdp, pi, tau)
-
-
-def sampled_value_penalty(
-    world: TabularWorld,
-    pi: Tensor,
-    pi_star: Tensor,
-    tau: float,
-    sampler: Sampler,
-    played: Trajectories | None = None,
-) -> Tensor:
-    """The estimate of :func:`value_penalty` and, by autograd, of its gradient, ``[...]``.
-
-    Args:
-        world: the follower's world at x, carrying x's graph.
-        pi: the follower's policy, carrying y's graph.
-        pi_star: the best response in hand; held.
-        tau: temperature.
-        sampler: plays.
-        played: pi's episodes in this world, where they were drawn before.
-    """
-    pi_star = pi_star.detach()
-    own = sampler.play(world, pi) if played is None else played
-    best = sampler.play(world, pi_star, partner=own)
-    return sampler.policy_return(world, pi_star, best, tau) - sampler.policy_return(world, pi, own, tau)
+from .base import Penalty, Policies
 
 
 @storable
@@ -64,19 +30,10 @@ class ValuePenalty(Penalty):
 
     solvable: ClassVar[bool] = True
 
-    def roles(self, n_players: int) -> tuple[Role, ...]:
-        return one_follower()
-
-    def terms(self, n_players: int, zero_sum: bool = True) -> tuple[Term, ...]:
-        return ONE_FOLLOWER
-
     def sampled(
-        self,
-        model: TabularWorld,
-        pi: tuple[Tensor, ...],
-        best: tuple[Tensor, ...],
-        tau: float,
-        sampler: Sampler,
-        played: Trajectories | None = None,
+        self, model: Any, pi: Policies, best: Policies, tau: float, sampler: Sampler, played: Trajectories | None = None
     ) -> Tensor:
-        return sampled_value_penalty(model, pi[0], best[0], tau, sampler, played)
+        pi_star = best[0].detach()
+        own = sampler.play(model, pi[0]) if played is None else played
+        at_star = sampler.play(model, pi_star, partner=own)
+        return sampler.policy_return(model, pi_star, at_star, tau) - sampler.policy_return(model, pi[0], own, tau)

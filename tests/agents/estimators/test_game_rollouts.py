@@ -21,7 +21,7 @@ from bilevel_gym.agents.estimators.game_rollouts import (
 from bilevel_gym.agents.estimators.known_model import ModelEstimator
 from bilevel_gym.agents.learned.game_worlds import GameWorlds
 from bilevel_gym.agents.learned.players import LearnedPlayers
-from bilevel_gym.agents.penalties import nikaido_isoda_penalty
+from bilevel_gym.agents.lower_levels import TwoPlayers
 from bilevel_gym.envs.incentive_design_v0 import IncentiveDesignEnv
 from bilevel_gym.envs.mdp import IncentiveDesignProblem, joint_return, player_mdp, policy_return
 from tests.games import moved_game, random_game, random_pair
@@ -57,8 +57,12 @@ def by_rollouts(rollouts: Rollouts) -> GameRolloutEstimator:
     return GameRolloutEstimator(held(), rollouts, np.random.default_rng(0))
 
 
+def psi_at(x: Tensor, problem: Any = PROBLEM) -> Tensor:
+    return PENALTY.value(TwoPlayers(problem), problem.game(x), PI, BEST, problem.tau)
+
+
 def objective(x: Tensor, lam: float = 3.0) -> Tensor:
-    return PROBLEM.leader_return(x, PI) - lam * nikaido_isoda_penalty(PROBLEM.game(x), *PI, *BEST, PROBLEM.tau)
+    return PROBLEM.leader_return(x, PI) - lam * psi_at(x)
 
 
 def tangent(g: Tensor) -> Tensor:
@@ -110,7 +114,7 @@ def test_through_the_known_model_the_gradient_is_that_of_central_differences() -
     gain = found.gain
     assert gain is not None
     assert_gradient(found.ascent, numerical_gradient(objective, X))
-    psi = float(nikaido_isoda_penalty(PROBLEM.game(X), *PI, *BEST, PROBLEM.tau))
+    psi = float(psi_at(X))
     at_stake = sum(float((gain.d_leader * A.max(-1).values).sum()) for A in gain.advantages)
     assert found.penalty.mean == pytest.approx(psi, abs=1e-12)
     assert found.penalty.margin == pytest.approx(psi + at_stake / 3.0, abs=1e-12)
@@ -197,8 +201,7 @@ def test_moving_transitions_need_the_known_model() -> None:
     found = by_model(problem)
 
     def moved(x: Tensor) -> Tensor:
-        psi = nikaido_isoda_penalty(problem.game(x), *PI, *BEST, problem.tau)
-        return problem.leader_return(x, PI) - 3.0 * psi
+        return problem.leader_return(x, PI) - 3.0 * psi_at(x, problem)
 
     assert_gradient(found.ascent, numerical_gradient(moved, X))
 

@@ -12,12 +12,14 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from bilevel_gym.agents.held_policies import Solved
-from bilevel_gym.agents.penalties import bellman_penalty_gradient, value_penalty, value_penalty_gradient
+from bilevel_gym.agents.lower_levels import OneFollower
+from bilevel_gym.agents.penalties import ValuePenalty
 from bilevel_gym.envs.mdp import (
     TabularMDP,
     TabularProblem,
     action_value,
     policy_return,
+    policy_return_gradient,
     policy_value,
     solve_soft,
     visitation,
@@ -76,7 +78,11 @@ def test_gradient_in_x_is_that_of_two_regularised_returns(name: str) -> None:
     def exact(z: Tensor) -> Tensor:
         return problem.over_contexts(penalty(lived(problem.follower_mdp(z)), pi))
 
-    got = autograd(lambda z: problem.over_contexts(value_penalty(lived(problem.follower_mdp(z)), pi, star, TAU)), x)
+    def value(z: Tensor) -> Tensor:
+        mdp = lived(problem.follower_mdp(z))
+        return problem.over_contexts(ValuePenalty().value(OneFollower(problem), mdp, (pi,), (star,), TAU))
+
+    got = autograd(value, x)
     assert_gradient(got, numerical_gradient(exact, x))
 
 
@@ -141,8 +147,9 @@ def test_gradient_in_y(name: str) -> None:
     def in_logits(slope: Tensor) -> Tensor:
         return pi * (slope - (pi * slope).sum(-1, keepdim=True))
 
-    assert_gradient(in_logits(value_penalty_gradient(mdp, pi, TAU)), numerical)
-    held = in_logits(bellman_penalty_gradient(mdp, pi, star, TAU, visitation(mdp, pi)))
+    assert_gradient(in_logits(-policy_return_gradient(mdp, pi, TAU)), numerical)
+    Q = action_value(mdp, policy_value(mdp, star, TAU))  # the Bellman penalty's slope, mu [-Q* + tau (1 + log pi)]
+    held = in_logits(visitation(mdp, pi).unsqueeze(-1) * (TAU * pi.clamp_min(1e-300).log() - Q))
     assert float((held - numerical).norm()) > 0.01 * float(numerical.norm())
 
 

@@ -13,11 +13,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.agents.monte_carlo import MonteCarlo, Sampler
-from bilevel_gym.agents.penalties import (
-    sampled_bellman_penalty,
-    sampled_nikaido_isoda_penalty,
-    sampled_value_penalty,
-)
+from bilevel_gym.agents.penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty
 from bilevel_gym.envs.mdp import (
     TabularMDP,
     ZeroSumGame,
@@ -88,9 +84,9 @@ def test_a_follower_s_penalty(kind: str, terminal: bool, paired: bool) -> None:
         return truncated_bellman_penalty(mdp, pi, star, mu)
 
     xs, ys = replicated(X), replicated(y)
-    sampled = sampled_value_penalty if kind == "value" else sampled_bellman_penalty
+    penalty = ValuePenalty() if kind == "value" else BellmanPenalty()
     world = mdp_world(shifted(base, xs))
-    estimate = sampled(world, torch.softmax(ys, -1), star, TAU, sampler(3, paired=paired))
+    estimate = penalty.sampled(world, (torch.softmax(ys, -1),), (star,), TAU, sampler(3, paired=paired))
     in_x, in_y = torch.autograd.grad(estimate.sum(), [xs, ys])
     assert_unbiased(estimate.detach(), exact(X, y))
     assert_unbiased(in_x, autograd(lambda z: exact(z, y), X))
@@ -113,10 +109,8 @@ def test_a_stackelberg_game_s_penalty(kind: str) -> None:
 
     xs, ys = replicated(x), replicated(y)
     world, pi = kernel_world(game.kernel(xs), game.follower_mdp(x)), torch.softmax(ys, -1)
-    if kind == "value":
-        estimate = sampled_value_penalty(world, pi, star, TAU, sampler(4))
-    else:
-        estimate = sampled_bellman_penalty(world, pi, star, TAU, sampler(4), mu)
+    penalty = ValuePenalty() if kind == "value" else BellmanPenalty(mu=mu.tolist())
+    estimate = penalty.sampled(world, (pi,), (star,), TAU, sampler(4))
     in_x, in_y = torch.autograd.grad(estimate.sum(), [xs, ys])
     assert_unbiased(in_x, autograd(lambda z: exact(z, y), x))
     assert_unbiased(in_y, autograd(lambda z: exact(x, z), y))
@@ -135,7 +129,7 @@ def test_the_nikaido_isoda_penalty(paired: bool) -> None:
 
     xs, y1, y2 = replicated(X), replicated(start[0]), replicated(start[1])
     pair = torch.softmax(y1, -1), torch.softmax(y2, -1)
-    estimate = sampled_nikaido_isoda_penalty(moved_game(game, xs), pair, star, TAU, sampler(5, paired=paired))
+    estimate = NikaidoIsodaPenalty().sampled(moved_game(game, xs), pair, star, TAU, sampler(5, paired=paired))
     in_x, in_1, in_2 = torch.autograd.grad(estimate.sum(), [xs, y1, y2])
     assert_unbiased(estimate.detach(), exact(X, *start))
     assert_unbiased(in_x, autograd(lambda z: exact(z, *start), X))
@@ -150,7 +144,7 @@ def test_an_oracle_s_answer_that_is_no_best_response_is_estimated_as_it_is() -> 
     poor, star, mu = random_policy(base, 9), solve_soft(mdp, TAU).pi, live_weights(base)
     pi = random_policy(base, 1)
     xs = replicated(X)
-    estimate = sampled_bellman_penalty(mdp_world(shifted(base, xs)), pi, poor, TAU, sampler(6))
+    estimate = BellmanPenalty().sampled(mdp_world(shifted(base, xs)), (pi,), (poor,), TAU, sampler(6))
     (in_x,) = torch.autograd.grad(estimate.sum(), xs)
     at_poor, at_star = (
         autograd(lambda z, p=p: truncated_bellman_penalty(shifted(base, z), pi, p, mu), X)  # type: ignore[misc]
@@ -170,7 +164,7 @@ def test_paired_episodes_cancel_as_the_follower_nears_its_best_response() -> Non
         for paired in (True, False):
             xs = replicated(X)
             world = mdp_world(shifted(base, xs))
-            estimate = sampled_value_penalty(world, pi, star, TAU, sampler(7, batch=16, paired=paired))
+            estimate = ValuePenalty().sampled(world, (pi,), (star,), TAU, sampler(7, batch=16, paired=paired))
             (in_x,) = torch.autograd.grad(estimate.sum(), xs)
             spread[mix, paired] = float(in_x.var(0).sum())
     assert spread[0.0, True] < 1e-20
@@ -184,7 +178,7 @@ def test_the_error_falls_with_the_root_of_the_batch() -> None:
     spread = []
     for batch in (4, 16, 64):
         xs = replicated(X)
-        estimate = sampled_value_penalty(mdp_world(shifted(base, xs)), pi, star, TAU, sampler(8, batch=batch))
+        estimate = ValuePenalty().sampled(mdp_world(shifted(base, xs)), (pi,), (star,), TAU, sampler(8, batch=batch))
         (in_x,) = torch.autograd.grad(estimate.sum(), xs)
         spread.append(math.sqrt(float(in_x.var(0).sum())))
     assert spread[0] / spread[1] == pytest.approx(2.0, rel=0.2)
@@ -196,8 +190,8 @@ def test_episodes_already_played_are_used() -> None:
     world, star, pi = mdp_world(base), solve_soft(base, TAU).pi, random_policy(base, 1)
     one, two = sampler(1), sampler(1)
     played = one.play(world, pi)
-    first = sampled_value_penalty(world, pi, star, TAU, one, played)
-    torch.testing.assert_close(first, sampled_value_penalty(world, pi, star, TAU, two), rtol=0.0, atol=0.0)
+    first = ValuePenalty().sampled(world, (pi,), (star,), TAU, one, played)
+    torch.testing.assert_close(first, ValuePenalty().sampled(world, (pi,), (star,), TAU, two), rtol=0.0, atol=0.0)
     assert one.steps == two.steps == 2 * LENGTH * BATCH
 
 
@@ -222,4 +216,4 @@ def test_the_bellman_penalty_needs_entropy(tau: float) -> None:
     base = random_mdp(2)
     pi = random_policy(base)
     with pytest.raises(ValueError, match=r"^tau: expected a number in \(0, inf\)"):
-        sampled_bellman_penalty(mdp_world(base), pi, pi, tau, sampler())
+        BellmanPenalty().sampled(mdp_world(base), (pi,), (pi,), tau, sampler())
