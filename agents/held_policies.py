@@ -7,9 +7,8 @@ of a game are held alike, a y each.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,29 +18,31 @@ from torch import Tensor
 from ..envs.mdp import TabularMDP, solve_soft
 from ..envs.mdp.checks import check_number, plain_fields, require
 from ..envs.mdp.simplex import project_simplex
+from .followers.oracles import softmax_policy
 from .leader import Projection
 from .records import storable
 
 
-def _check_rate(rate: float | None) -> None:
-    if rate is not None:
-        check_number(rate, "learning_rate", low=0.0, open_low=True, open_high=True)
-
-
-@storable
 @dataclass(frozen=True)
-class Softmax:
-    """pi_y = softmax(y), y ``[..., S, A]``, by the leader's optimiser with this step.
-
-    Attributes:
-        learning_rate: step of y; None takes the step of x.
-    """
+class _Stepped:
+    """y ``[..., S, A]``, moved by the leader's optimiser with this step; None takes the step of x."""
 
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        _check_rate(self.learning_rate)
+        if self.learning_rate is not None:
+            check_number(self.learning_rate, "learning_rate", low=0.0, open_low=True, open_high=True)
+
+
+@storable
+@dataclass(frozen=True)
+class Softmax(_Stepped):
+    """pi_y = softmax(y), by the leader's optimiser.
+
+    Attributes:
+        learning_rate: step of y; None takes the step of x.
+    """
 
     def start(self, mdp: TabularMDP) -> Tensor:
         """y of the uniform policy."""
@@ -49,7 +50,7 @@ class Softmax:
 
     def policy(self, y: Tensor, mdp: TabularMDP) -> Tensor:
         """pi_y, ``[..., S, A]``."""
-        return torch.softmax(y if mdp.mask is None else y.masked_fill(~mdp.mask, -math.inf), -1)
+        return softmax_policy(mdp, y)
 
     def project(self, y: Tensor, mdp: TabularMDP) -> Tensor:
         """y as it is: the softmax needs no projection."""
@@ -58,7 +59,7 @@ class Softmax:
 
 @storable
 @dataclass(frozen=True)
-class Direct:
+class Direct(_Stepped):
     """pi_y = y, rows of the simplex, by projected steps.
 
     Attributes:
@@ -66,19 +67,16 @@ class Direct:
         floor: least probability of an action that exists; keeps the entropy's slope finite.
     """
 
-    learning_rate: float | None = None
     floor: float = 1e-6
 
     def __post_init__(self) -> None:
-        plain_fields(self)
-        _check_rate(self.learning_rate)
+        super().__post_init__()
         check_number(self.floor, "floor", low=0.0, high=0.01)
 
     def start(self, mdp: TabularMDP) -> Tensor:
         """The uniform policy."""
-        require(
-            self.floor * mdp.n_actions <= 1.0, "floor", f"at most 1/{mdp.n_actions}, for as many actions", self.floor
-        )
+        most = f"at most 1/{mdp.n_actions}, for as many actions"
+        require(self.floor * mdp.n_actions <= 1.0, "floor", most, self.floor)
         return self.project(torch.zeros((*mdp.batch_shape, *mdp.r.shape[-2:]), dtype=mdp.r.dtype), mdp)
 
     def policy(self, y: Tensor, mdp: TabularMDP) -> Tensor:
@@ -103,20 +101,22 @@ class Solved:
         return optimum.pi, optimum.V
 
 
+@dataclass
 class HeldPolicies:
     """The players' policies pi_y, by parameters y that the leader's optimiser moves.
 
-    Args:
+    Attributes:
         how: softmax or direct.
         views: an MDP of each player, for its sizes and mask.
-
-    Attributes:
         ys: y of each player, ``[..., S, A_i]``; they require gradients.
     """
 
-    def __init__(self, how: Softmax | Direct, views: Sequence[TabularMDP]) -> None:
-        self.how, self.views = how, views
-        self.ys = [how.start(view).requires_grad_() for view in views]
+    how: Softmax | Direct = field(metadata={"kept": False})
+    views: Sequence[TabularMDP] = field(metadata={"kept": False})
+    ys: tuple[Tensor, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ys = tuple(self.how.start(view).requires_grad_() for view in self.views)
 
     def policies(self) -> tuple[Tensor, ...]:
         """pi_y of each player, carrying y's graph."""
@@ -136,15 +136,3 @@ class HeldPolicies:
         if self.how.learning_rate is None:
             for group in optimizer.param_groups[1:]:
                 group["lr"] = rate
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a file keeps."""
-        return {"ys": [y.detach() for y in self.ys]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave; raises ``ValueError`` where it is that of other policies."""
-        for y, held in zip(self.ys, state["ys"], strict=True):
-            fits = held.shape == y.shape and held.dtype == y.dtype and bool(torch.isfinite(held).all())
-            require(fits, "ys", f"finite numbers of shape {tuple(y.shape)}", f"{held.dtype} of {tuple(held.shape)}")
-            with torch.no_grad():
-                y.copy_(held)

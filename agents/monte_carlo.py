@@ -7,14 +7,13 @@ steps: a bias, which the batch does not lower.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..envs.mdp import TabularWorld, Trajectories, sample, sampled_return
-from ..envs.mdp.checks import check_count, check_size, plain_fields, require
+from ..envs.mdp.checks import check_size, plain_fields, require
 from .records import storable
 
 
@@ -54,29 +53,19 @@ class MonteCarlo:
             require(isinstance(value, bool), name, "True or False", repr(value))
 
 
+@dataclass
 class Sampler:
     """A Monte Carlo estimator with its source of random numbers.
 
-    Args:
+    Attributes:
         monte_carlo: lengths, batches, variance reduction.
         generator: drawn from by every :meth:`play` that has no partner.
-
-    Attributes:
         steps: steps played so far, over all instances; none after an episode's end.
     """
 
-    def __init__(self, monte_carlo: MonteCarlo, generator: torch.Generator) -> None:
-        self.monte_carlo, self.generator = monte_carlo, generator
-        self.steps = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the random numbers stand, and the steps played."""
-        return {"generator": self.generator.get_state(), "steps": self.steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
-        self.generator.set_state(state["generator"])
-        self.steps = check_count(state["steps"], "steps")
+    monte_carlo: MonteCarlo = field(metadata={"kept": False})
+    generator: torch.Generator
+    steps: int = 0
 
     def play(
         self, world: TabularWorld, pi: Tensor, first: Tensor | None = None, partner: Trajectories | None = None

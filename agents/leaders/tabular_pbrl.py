@@ -21,8 +21,7 @@ from torch import Tensor
 
 from ...envs.mdp.checks import require
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
-from ..followers.base import Oracle, OracleAnswer
-from ..followers.soft_policy_iteration import SoftPolicyIteration
+from ..followers.oracles import Oracle, OracleAnswer, SoftPolicyIteration
 from ..held_policies import Direct, HeldPolicies, Softmax, Solved
 from ..leader import Leader, Progress, Projection, projected_gradient
 from ..lower_levels import Policies

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...envs.mdp import SoftOptimum, TabularMDP, action_value, policy_return, solve_soft, suboptimality
 from ...envs.mdp.checks import require
-from ..followers.base import softmax_policy
+from ..followers.oracles import softmax_policy
 from ..monte_carlo import Sampler
 from ..penalties.base import Penalty
 from ..sources import waves

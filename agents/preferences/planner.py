@@ -23,8 +23,7 @@ from torch import Tensor
 from ...envs.mdp import TabularProblem, policy_value, visitation
 from ...envs.mdp.checks import check_tau, require
 from ...wrappers import LearnedReward, VectorEnvAdapter
-from ..followers.base import Oracle, OracleAnswer
-from ..followers.soft_policy_iteration import SoftPolicyIteration
+from ..followers.oracles import Oracle, OracleAnswer, SoftPolicyIteration
 
 RARE = -30.0
 """Logits are at least this."""

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from bilevel_gym.agents.followers import MirrorDescent, Oracle, OracleAnswer, PolicyGradient, SoftPolicyIteration
-from bilevel_gym.agents.followers.mirror_descent import mirror_descent_step
-from bilevel_gym.agents.followers.policy_gradient import softmax_policy_gradient
+from bilevel_gym.agents.followers.oracles import mirror_descent_step, softmax_policy_gradient
 from bilevel_gym.envs.mdp import (
     TabularMDP,
     action_value,

@@ -12,9 +12,9 @@ from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO
 
 from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
-from bilevel_gym.agents.followers.base import Follower, Oracle
+from bilevel_gym.agents.followers.base import Follower
+from bilevel_gym.agents.followers.oracles import Oracle, SoftPolicyIteration
 from bilevel_gym.agents.followers.sb3 import SB3Follower
-from bilevel_gym.agents.followers.soft_policy_iteration import SoftPolicyIteration
 from bilevel_gym.agents.followers.spec import AlgorithmSpec, Answering, build_model, follower_name, follower_of_file
 from bilevel_gym.agents.learned.worlds import Worlds
 

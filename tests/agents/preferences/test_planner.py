@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import DRLHF, MirrorDescent, PreferenceConfig, PreferencePBRL, ValuePenalty
-from bilevel_gym.agents.followers.mirror_descent import mirror_descent_step
+from bilevel_gym.agents.followers.oracles import mirror_descent_step
 from bilevel_gym.agents.leader import Progress
 from bilevel_gym.agents.leaders.preference_pbrl import PreferencePBRLMethod, Tracked
 from bilevel_gym.agents.preferences.planner import Planner

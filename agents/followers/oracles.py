@@ -1,0 +1,173 @@
+r"""Exact oracles of the best response.
+
+**Soft policy iteration**: Newton's method, one linear solve a step, quadratic.
+
+**Policy mirror descent** with the negative entropy (arXiv 2402.06886, eq. C.35-36):
+
+    pi'(a|s)  ~  pi(a|s)^{1/(1 + eta tau)} exp( eta Q^pi(s,a) / (1 + eta tau) )
+
+Linear; near the optimum the log-policy contracts at 1/(1 + eta tau), for Q^pi is stationary there. eta to infinity is soft
+policy iteration.
+
+**Policy gradient** (eq. C.37), exact, in the logits theta of a softmax policy:
+
+    theta += step * grad_theta V(rho),     dV(rho)/dtheta(s,a) = d(s) pi(a|s) [ A(s,a) - tau (log pi(a|s) - E_pi log pi) ]
+
+with A the advantage of Q. Sublinear without entropy: the weakest oracle, kept because it is what a deep follower approximates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...envs.mdp import TabularMDP, action_value, policy_return_gradient, policy_value, soft_maximum, solve_soft
+from ...envs.mdp.checks import check_number, check_size, plain_fields
+from ...envs.mdp.tabular import LOG_FLOOR, entropy_weight
+from ..records import storable
+
+
+@dataclass(frozen=True, eq=False)
+class OracleAnswer:
+    """An oracle's last iterate.
+
+    Attributes:
+        pi: the policy that stands for the best response, ``[..., S, A]``.
+        V: its values, ``[..., S]``; with pi, the next warm start.
+        residual: ``max |T V - V|``; the best response is worth at most ``residual / (1 - gamma)`` more in any state.
+        iterations: linear solves spent.
+    """
+
+    pi: Tensor
+    V: Tensor
+    residual: float
+    iterations: int
+
+
+class Oracle(Protocol):
+    """Answers an MDP with a policy near its soft optimum."""
+
+    def solve(self, mdp: TabularMDP, tau: float, warm: OracleAnswer | None = None) -> OracleAnswer:
+        """The answer to ``mdp`` at temperature ``tau``, started from an earlier answer if there is one."""
+        ...
+
+
+@storable
+@dataclass(frozen=True)
+class SoftPolicyIteration:
+    """The exact oracle.
+
+    Attributes:
+        tol: residual at which to stop, relative to ``max(1, max |V|)``.
+        max_iterations: most linear solves per answer.
+    """
+
+    tol: float = 1e-11
+    max_iterations: int = 200
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        check_number(self.tol, "tol", low=0.0)
+        check_size(self.max_iterations, "max_iterations")
+
+    def solve(self, mdp: TabularMDP, tau: float, warm: OracleAnswer | None = None) -> OracleAnswer:
+        optimum = solve_soft(mdp, tau, None if warm is None else warm.V, self.tol, self.max_iterations)
+        return OracleAnswer(optimum.pi, optimum.V, optimum.residual, optimum.iterations)
+
+
+def softmax_policy(mdp: TabularMDP, logits: Tensor) -> Tensor:
+    """softmax of the logits over the actions that exist, ``[..., S, A]``."""
+    return torch.softmax(logits if mdp.mask is None else logits.masked_fill(~mdp.mask, -torch.inf), -1)
+
+
+def _start(mdp: TabularMDP, warm: OracleAnswer | None) -> Tensor:
+    """The last answer's policy, or the uniform one over the actions that exist, ``[..., S, A]``."""
+    if warm is not None:
+        return warm.pi
+    allowed = torch.ones((*mdp.batch_shape, *mdp.r.shape[-2:]), dtype=mdp.r.dtype)
+    allowed = allowed if mdp.mask is None else allowed * mdp.mask
+    return allowed / allowed.sum(-1, keepdim=True)
+
+
+def _evaluated(mdp: TabularMDP, pi: Tensor, tau: float) -> tuple[Tensor, Tensor, float]:
+    """V and Q of pi, and the soft-optimality residual ``max |T V - V|`` of V."""
+    V = policy_value(mdp, pi, tau)
+    Q = action_value(mdp, V)
+    return V, Q, float((soft_maximum(mdp, Q, tau) - V).abs().max())
+
+
+def mirror_descent_step(mdp: TabularMDP, pi: Tensor, Q: Tensor, tau: float, eta: float) -> Tensor:
+    """One step (C.36), ``[..., S, A]``; an action whose probability was lost to rounding goes on from 1e-300."""
+    weight = entropy_weight(mdp, tau)
+    weight = weight.unsqueeze(-1) if isinstance(weight, Tensor) else weight
+    return softmax_policy(mdp, (pi.clamp_min(LOG_FLOOR).log() + eta * Q) / (1.0 + eta * weight))
+
+
+@storable
+@dataclass(frozen=True)
+class MirrorDescent:
+    """``iterations`` steps of policy mirror descent from the last answer.
+
+    Attributes:
+        eta: step size, positive.
+        iterations: most steps per answer (the paper's T).
+        tol: residual at which to stop early.
+    """
+
+    eta: float = 10.0
+    iterations: int = 10
+    tol: float = 1e-11
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        check_number(self.eta, "eta", low=0.0, open_low=True)
+        check_size(self.iterations, "iterations")
+        check_number(self.tol, "tol", low=0.0)
+
+    @torch.no_grad()
+    def solve(self, mdp: TabularMDP, tau: float, warm: OracleAnswer | None = None) -> OracleAnswer:
+        pi, done = _start(mdp, warm), 0
+        V, Q, residual = _evaluated(mdp, pi, tau)
+        while done < self.iterations and residual > self.tol:
+            pi = mirror_descent_step(mdp, pi, Q, tau, self.eta)
+            V, Q, residual = _evaluated(mdp, pi, tau)
+            done += 1
+        return OracleAnswer(pi, V, residual, done + 1)
+
+
+def softmax_policy_gradient(mdp: TabularMDP, pi: Tensor, tau: float) -> Tensor:
+    """grad_theta V(rho) at the softmax policy pi, ``[..., S, A]``."""
+    slope = policy_return_gradient(mdp, pi, tau)
+    return pi * (slope - (pi * slope).sum(-1, keepdim=True))
+
+
+@storable
+@dataclass(frozen=True)
+class PolicyGradient:
+    """``iterations`` steps of exact policy gradient from the last answer.
+
+    Attributes:
+        step: step size in the logits, positive.
+        iterations: steps per answer.
+    """
+
+    step: float = 10.0
+    iterations: int = 10
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        check_number(self.step, "step", low=0.0, open_low=True)
+        check_size(self.iterations, "iterations")
+
+    @torch.no_grad()
+    def solve(self, mdp: TabularMDP, tau: float, warm: OracleAnswer | None = None) -> OracleAnswer:
+        pi = _start(mdp, warm)
+        theta = pi.clamp_min(LOG_FLOOR).log()
+        for _ in range(self.iterations):
+            theta = theta + self.step * softmax_policy_gradient(mdp, pi, tau)
+            pi = softmax_policy(mdp, theta)
+        V, _, residual = _evaluated(mdp, pi, tau)
+        return OracleAnswer(pi, V, residual, 2 * self.iterations + 1)
