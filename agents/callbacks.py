@@ -216,10 +216,8 @@ class LeaderEvalCallback(EventCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(callback_after_eval, verbose)
-        for name, callback in (
-            ("callback_on_new_best", callback_on_new_best),
-            ("callback_after_eval", callback_after_eval),
-        ):
+        given = {"callback_on_new_best": callback_on_new_best, "callback_after_eval": callback_after_eval}
+        for name, callback in given.items():
             fits = callback is None or isinstance(callback, BaseCallback)
             require(fits, name, "one of SB3's callbacks or None", repr(callback))
         self.eval_freq = check_size(eval_freq, "eval_freq")

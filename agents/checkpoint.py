@@ -76,9 +76,8 @@ def write_leader(path: str | Path, header: dict[str, Any], state: Any, replay: A
         arrays.append(tree)
         return {"array": len(arrays) - 1}
 
-    text = json.dumps(
-        {"format": FORMAT, **header, "state": placed(state)}
-    ).encode()  # before anything is written: it may raise
+    # before anything is written: it may raise
+    text = json.dumps({"format": FORMAT, **header, "state": placed(state)}).encode()
     if _unfolded(text) > LARGEST:
         raise OSError(errno.EFBIG, "expected fewer records and logged numbers (see eval_every)", str(path))
 
@@ -97,12 +96,12 @@ def write_leader(path: str | Path, header: dict[str, Any], state: Any, replay: A
     return write_whole(leader_path(path), write)
 
 
-def read_header(path: str | Path, *leaders: str) -> dict[str, Any]:
+def read_header(path: str | Path, leader: str) -> dict[str, Any]:
     """The JSON of a leader file.
 
     Args:
         path: the file.
-        leaders: whose file it may be.
+        leader: whose file it is.
 
     Raises:
         FileNotFoundError: no such file.
@@ -111,10 +110,8 @@ def read_header(path: str | Path, *leaders: str) -> dict[str, Any]:
     path = found_leader(path)
     with reading(path), _opened(path) as archive:
         try:
-            entry = _stored(archive, "leader.json")
-            require(
-                entry.file_size <= LARGEST // 2, "leader.json", f"at most {LARGEST // 2} bytes", str(entry.file_size)
-            )
+            entry, most = _stored(archive, "leader.json"), LARGEST // 2
+            require(entry.file_size <= most, "leader.json", f"at most {most} bytes", str(entry.file_size))
             text = archive.read(entry)
             require(_unfolded(text) <= LARGEST, "leader.json", f"JSON of at most {LARGEST} bytes in memory", "more")
             header = json.loads(text.decode("ascii"))
@@ -122,12 +119,9 @@ def read_header(path: str | Path, *leaders: str) -> dict[str, Any]:
         except (ValueError, RecursionError) as error:
             raise TypeError(str(error)) from error
         by = f", which bilevel-gym {WRITERS[version]} wrote" if version in (*WRITERS,) else ""
-        require(
-            version == FORMAT, "path", f"a leader file of format {FORMAT}", f"format {short(version)} in {path}{by}"
-        )
-        require(
-            kind in leaders, "path", f"the file of a {' or a '.join(leaders)}", f"that of a {str(kind)[:40]} in {path}"
-        )
+        got = f"format {short(version)} in {path}{by}"
+        require(version == FORMAT, "path", f"a leader file of format {FORMAT}", got)
+        require(kind == leader, "path", f"the file of a {leader}", f"that of a {str(kind)[:40]} in {path}")
     return dict(header)
 
 
@@ -162,6 +156,7 @@ def read_state(path: str | Path, tree: Any, needed: int) -> Any:
         ValueError: arrays that are larger, missing, damaged or of objects.
     """
     path, left = found_leader(path), needed + LARGEST
+    expected = f"a state of at most {left} bytes, as its settings need"
 
     with reading(path), _opened(path) as archive:
 
@@ -173,9 +168,7 @@ def read_state(path: str | Path, tree: Any, needed: int) -> Any:
                 return part
             entry = _stored(archive, f"arrays/{int(part['array'])}.npy")
             left -= entry.file_size
-            require(
-                left >= 0, "path", f"a state of at most {needed + LARGEST} bytes, as its settings need", "a larger one"
-            )
+            require(left >= 0, "path", expected, "a larger one")
             with archive.open(entry) as member:
                 shape, dtype = _array_header(member)
                 if math.prod(shape) * dtype.itemsize > entry.file_size:

@@ -40,17 +40,14 @@ class LeaderConfig:
     def __post_init__(self) -> None:
         plain_fields(self)
         as_schedule(self.learning_rate, "learning_rate", positive=True)
-        is_optimizer = isinstance(self.optimizer_class, type) and issubclass(
-            self.optimizer_class, torch.optim.Optimizer
-        )
-        require(is_optimizer, "optimizer_class", "a class of torch.optim", repr(self.optimizer_class))
+        cls, kwargs = self.optimizer_class, self.optimizer_kwargs
+        is_optimizer = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+        require(is_optimizer, "optimizer_class", "a class of torch.optim", repr(cls))
         try:
             self.optimizer([{"params": [torch.zeros(1, requires_grad=True)]}], 0.1)
         except Exception as error:  # whatever the class raises
-            expected = f"arguments of {self.optimizer_class.__name__}"
-            raise ValueError(
-                f"optimizer_kwargs: expected {expected}, got {self.optimizer_kwargs!r} ({error})"
-            ) from error
+            expected = f"arguments of {cls.__name__}, got {kwargs!r} ({error})"
+            raise ValueError(f"optimizer_kwargs: expected {expected}") from error
         check_size(self.eval_every, "eval_every")
         require(isinstance(self.keep_best, bool), "keep_best", "True or False", repr(self.keep_best))
         if self.budget is not None:

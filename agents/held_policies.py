@@ -18,8 +18,11 @@ from torch import Tensor
 from ..envs.mdp import TabularMDP, solve_soft
 from ..envs.mdp.checks import check_number, plain_fields, require
 from ..envs.mdp.simplex import project_simplex
+from .exact import ExactConfig, ExactMethod, ExactState, generator
 from .followers.oracles import softmax_policy
 from .leader import Projection
+from .lower_levels import Policies
+from .monte_carlo import MonteCarlo, Sampler
 from .records import storable
 
 
@@ -136,3 +139,64 @@ class HeldPolicies:
         if self.how.learning_rate is None:
             for group in optimizer.param_groups[1:]:
                 group["lr"] = rate
+
+
+@dataclass(frozen=True, eq=False)
+class HeldConfig(ExactConfig):
+    """Options of methods that move the players' policies beside x.
+
+    Attributes:
+        follower: how pi_y is held; None takes :class:`Softmax`, with the lower level's step.
+        estimator: ``MonteCarlo(...)`` takes gradients from episodes; None, the default, takes exact ones.
+    """
+
+    follower: Any = None
+    estimator: MonteCarlo | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        exact = self.estimator is None or isinstance(self.estimator, MonteCarlo)
+        require(exact, "config.estimator", "MonteCarlo(...) or None, exact", repr(self.estimator))
+
+
+@dataclass
+class HeldState(ExactState):
+    """What such a method goes on from.
+
+    Attributes:
+        held: the players' policies pi_y and their parameters y; None where pi_y is solved for every x.
+        sampler: of a Monte Carlo estimator, or None.
+    """
+
+    held: HeldPolicies | None = None
+    sampler: Sampler | None = None
+
+
+class HeldMethod(ExactMethod):
+    """A method that moves the players' policies beside x, by exact gradients or from episodes."""
+
+    levels = None
+    solves = False
+
+    def __init__(self, problem: Any, config: Any = None, env_kwargs: dict[str, Any] | None = None) -> None:
+        super().__init__(problem, config, env_kwargs)
+        if self.config.estimator is not None:
+            self.level.require_return()
+
+    def prepare(self, state: Any, seed: int | None) -> None:
+        if not self.solves:
+            state.held = HeldPolicies(self.config.follower or Softmax(self.level.rate), self.level.views)
+        if self.config.estimator is not None:
+            state.sampler = Sampler(self.config.estimator, generator(seed))
+
+    def parameters(self, state: Any) -> list[dict[str, Any]]:
+        return [*super().parameters(state), *(() if state.held is None else state.held.groups())]
+
+    def projections(self, state: Any) -> list[Projection]:
+        return [*super().projections(state), *(() if state.held is None else state.held.projections())]
+
+    def policies(self, state: Any, model: Any) -> Policies:
+        return state.held.policies()  # type: ignore[no-any-return]
+
+    def sampled_steps(self, state: Any) -> int:
+        return 0 if state.sampler is None else int(state.sampler.steps)

@@ -154,10 +154,8 @@ def _card(leader: Any, record: dict[str, Any], followers: dict[str, Any], name: 
             _WARNING,
             _CODE.format(f'from {package} import {own}\n\nmodel = {own}.load("followers/{role}.zip", env={world})'),
         ]
-    parts.append(
-        f"The penalty method is that of Shen, Yang and Chen, {_SOURCE}; the library's documentation has the others."
-    )
-    return "\n\n".join(parts) + "\n"
+    source = f"The penalty method is that of Shen, Yang and Chen, {_SOURCE}"
+    return "\n\n".join([*parts, f"{source}; the library's documentation has the others."]) + "\n"
 
 
 def write_zoo_folder(leader: Any, folder: str | Path) -> Path:
@@ -175,10 +173,8 @@ def write_zoo_folder(leader: Any, folder: str | Path) -> Path:
     Raises:
         ValueError: another leader, an algorithm that rl_zoo3 does not have.
     """
-    world = _world(leader)
-    require(
-        world is not None, "leader", "one with a follower, over an environment given as an id", type(leader).__name__
-    )
+    world, expected = _world(leader), "one with a follower, over an environment given as an id"
+    require(world is not None, "leader", expected, type(leader).__name__)
     algorithm = type(leader.follower.model).__name__
     known = algorithm == "RecurrentPPO" or algorithm.isupper() or algorithm == "CrossQ"
     require(known, "leader", "a follower of an algorithm that rl_zoo3 has", algorithm)

@@ -80,11 +80,10 @@ def encode(value: Any) -> Any:
         return [encode(item) for item in value]
     if isinstance(value, dict):
         return {"dict": {str(key): encode(item) for key, item in value.items()}}
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, _SCALARS):
         return value
-    raise TypeError(
-        f"a leader file cannot hold {value!r}; use numbers, strings, bilevel_gym's own classes or a class of torch.optim"
-    )
+    could = "use numbers, strings, bilevel_gym's own classes or a class of torch.optim"
+    raise TypeError(f"a leader file cannot hold {value!r}; {could}")
 
 
 def decode(value: Any) -> Any:
@@ -154,10 +153,8 @@ def restore(value: Any, tree: Any, name: str = "state", kind: Any = Any) -> Any:
         if tree is None and value is None and len(options) < len(typing.get_args(kind)):
             return None
         # Of several scalars it is the one that was read; other unions are as good as no annotation.
-        scalars = set(options) <= set(_SCALARS)
-        kind = (
-            options[0] if len(options) == 1 else type(tree) if type(tree) in options else options[0] if scalars else Any
-        )
+        kind = options[0] if len(options) == 1 or set(options) <= set(_SCALARS) else Any
+        kind = type(tree) if len(options) > 1 and type(tree) in options else kind
     if dataclasses.is_dataclass(value) or dataclasses.is_dataclass(kind):
         return _restore_record(value, tree, name, kind)
     if isinstance(value, Tensor) or kind is Tensor:
@@ -228,9 +225,8 @@ def _restore_array(fresh: NDArray[Any] | None, tree: Any, name: str) -> NDArray[
     """An array of the fresh one's type and shape, of float64 where there is none."""
     dtype = np.dtype(np.float64) if fresh is None else fresh.dtype
     _check(isinstance(tree, np.ndarray) and tree.dtype == dtype, name, f"an array of {dtype}", tree)
-    require(
-        fresh is None or tree.shape == fresh.shape, name, f"shape {None if fresh is None else fresh.shape}", tree.shape
-    )
+    if fresh is not None:
+        require(tree.shape == fresh.shape, name, f"shape {fresh.shape}", tree.shape)
     return _finite(tree, name)
 
 

@@ -33,19 +33,25 @@ from ..learned.worlds import EnvSpec, Worlds
 from ..records import storable
 
 
-def _check_search(config: TabularCMAESConfig | CMAESConfig) -> None:
-    check_number(config.sigma, "sigma", low=0.0, open_low=True)
-    if config.population is not None:
-        require(check_size(config.population, "population") >= 2, "population", "at least 2", config.population)
-    defaults = LeaderConfig()
-    for name in ("learning_rate", "optimizer_class", "optimizer_kwargs"):
-        value = getattr(config, name)
-        require(value == getattr(defaults, name), name, "none: CMA-ES takes no gradient steps (see sigma)", repr(value))
+@dataclass(frozen=True, eq=False)
+class _SearchConfig(LeaderConfig):
+    sigma: float = 0.1
+    population: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self.sigma, "sigma", low=0.0, open_low=True)
+        if self.population is not None:
+            require(check_size(self.population, "population") >= 2, "population", "at least 2", self.population)
+        defaults = LeaderConfig()
+        for name in ("learning_rate", "optimizer_class", "optimizer_kwargs"):
+            value, unused = getattr(self, name), "none: CMA-ES takes no gradient steps (see sigma)"
+            require(value == getattr(defaults, name), name, unused, repr(value))
 
 
 @storable
 @dataclass(frozen=True, eq=False)
-class TabularCMAESConfig(ExactConfig):
+class TabularCMAESConfig(ExactConfig, _SearchConfig):
     """How :class:`TabularCMAES` searches; the optimiser's settings of other leaders are not used.
 
     Attributes:
@@ -55,17 +61,10 @@ class TabularCMAESConfig(ExactConfig):
         eval_every: generations between honest evaluations.
     """
 
-    sigma: float = 0.1
-    population: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_search(self)
-
 
 @storable
 @dataclass(frozen=True, eq=False)
-class CMAESConfig(LeaderConfig):
+class CMAESConfig(_SearchConfig):
     """How :class:`CMAES` searches; the optimiser's settings of other leaders are not used.
 
     Attributes:
@@ -79,8 +78,6 @@ class CMAESConfig(LeaderConfig):
         evaluation_steps: steps of honest evaluation's follower, where the environment is not tabular.
     """
 
-    sigma: float = 0.1
-    population: int | None = None
     follower_steps: int = 20_000
     n_envs: int = 64
     rollout_envs: int = 64
@@ -89,18 +86,9 @@ class CMAESConfig(LeaderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_search(self)
         for name in ("follower_steps", "n_envs", "rollout_envs", "evaluation_steps"):
             check_size(getattr(self, name), name)
         check_number(self.rollout_tail, "rollout_tail", low=0.0, high=1.0, open_low=True, open_high=True)
-
-
-def _pycma() -> Any:
-    try:
-        import cma
-    except ImportError as error:
-        raise ImportError('CMA-ES needs pycma: pip install "bilevel-gym[search]"') from error
-    return cma
 
 
 class Search:
@@ -123,7 +111,11 @@ class Search:
     def __init__(
         self, leader_set: LeaderSet, mean: Tensor, sigma: float, population: int | None, entropy: list[int]
     ) -> None:
-        self._cma, self._set = _pycma(), leader_set
+        try:
+            import cma
+        except ImportError as error:
+            raise ImportError('CMA-ES needs pycma: pip install "bilevel-gym[search]"') from error
+        self._cma, self._set = cma, leader_set
         self._low, self._width = leader_set.low, leader_set.high - leader_set.low
         self._start, self._sigma, self._population, self._entropy = mean.clone(), sigma, population, entropy
         self._begin()
@@ -139,9 +131,8 @@ class Search:
             "verb_log": 0,
             "CMA_stds": torch.full_like(unit, self._sigma).numpy(),
             **({} if self._population is None else {"popsize": self._population}),
-            **(
-                {"maxstd": np.inf} if len(unit) == 1 else {}
-            ),  # pycma 4.5 fails where one coordinate reaches its bound on it
+            # pycma 4.5 fails where one coordinate reaches its bound on it
+            **({"maxstd": np.inf} if len(unit) == 1 else {}),
         }
         self._es = self._cma.CMAEvolutionStrategy(unit.clamp(0.0, 1.0).numpy(), 1.0, options)
         self._asked: list[NDArray[np.float64]] = []

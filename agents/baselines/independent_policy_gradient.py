@@ -12,17 +12,15 @@ import torch
 
 from ...envs.mdp import policy_return
 from ...envs.mdp.checks import require
-from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
-from ..held_policies import Direct, HeldPolicies, Softmax
-from ..leader import Progress, Projection
-from ..lower_levels import Policies
-from ..monte_carlo import MonteCarlo, Sampler
+from ..exact import ExactLeader
+from ..held_policies import Direct, HeldConfig, HeldMethod, HeldState, Softmax
+from ..leader import Progress
 from ..records import storable
 
 
 @storable
 @dataclass(frozen=True, eq=False)
-class IndependentPolicyGradientConfig(ExactConfig):
+class IndependentPolicyGradientConfig(HeldConfig):
     """How :class:`IndependentPolicyGradient` learns.
 
     Attributes:
@@ -32,49 +30,21 @@ class IndependentPolicyGradientConfig(ExactConfig):
     """
 
     follower: Softmax | Direct = field(default_factory=Softmax)
-    estimator: MonteCarlo | None = None
     keep_best: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         expected = "Softmax(...) or Direct(...)"
         require(isinstance(self.follower, (Softmax, Direct)), "follower", expected, repr(self.follower))
-        exact = self.estimator is None or isinstance(self.estimator, MonteCarlo)
-        require(exact, "config.estimator", "MonteCarlo(...) or None, exact", repr(self.estimator))
 
 
-@dataclass
-class IndependentState(ExactState):
-    """The players' policies and their parameters y; what plays for a Monte Carlo estimator, or None."""
-
-    held: HeldPolicies = None  # type: ignore[assignment]  # made by prepare
-    sampler: Sampler | None = None
-
-
-class IndependentMethod(ExactMethod):
+class IndependentMethod(HeldMethod):
     """Each player follows its own gradient; see :class:`IndependentPolicyGradient`."""
 
     config_class = IndependentPolicyGradientConfig
-    state_class = IndependentState
-    levels = None
+    state_class = HeldState
 
-    def __init__(self, problem: Any, config: Any = None, env_kwargs: dict[str, Any] | None = None) -> None:
-        super().__init__(problem, config, env_kwargs)
-        if self.config.estimator is not None:
-            self.level.require_return()
-
-    def prepare(self, state: IndependentState, seed: int | None) -> None:
-        state.held = HeldPolicies(self.config.follower, self.level.views)
-        if self.config.estimator is not None:
-            state.sampler = Sampler(self.config.estimator, generator(seed))
-
-    def parameters(self, state: IndependentState) -> list[dict[str, Any]]:
-        return [*super().parameters(state), *state.held.groups()]
-
-    def projections(self, state: IndependentState) -> list[Projection]:
-        return [*super().projections(state), *state.held.projections()]
-
-    def descend(self, state: IndependentState, progress: Progress) -> dict[str, float]:
+    def descend(self, state: Any, progress: Progress) -> dict[str, float]:
         state.held.set_rate(state.optimizer, self._rate(progress.remaining))
         level, x, pi_y = self.level, state.x, state.held.policies()
         if state.sampler is not None:
@@ -87,12 +57,6 @@ class IndependentMethod(ExactMethod):
         value = level.leader_return(x, held) + self.problem.over_contexts(torch.stack(own).sum(0))
         (-value).backward()
         return {}
-
-    def policies(self, state: IndependentState, model: Any) -> Policies:
-        return state.held.policies()
-
-    def sampled_steps(self, state: IndependentState) -> int:
-        return 0 if state.sampler is None else int(state.sampler.steps)
 
 
 class IndependentPolicyGradient(ExactLeader):

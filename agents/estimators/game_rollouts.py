@@ -250,10 +250,8 @@ class GameRolloutEstimator(Estimator):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.critic.load_state_dict(state["critic"])
         for name, held in state["sums"].items():
-            self.sums[name].total, self.sums[name].weight = (
-                torch.as_tensor(held["total"]).numpy(),
-                float(held["weight"]),
-            )
+            one = self.sums[name]
+            one.total, one.weight = torch.as_tensor(held["total"]).numpy(), float(held["weight"])
 
 
 def _expected(r: Tensor, pi1: Tensor, pi2: Tensor) -> Tensor:

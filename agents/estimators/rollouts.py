@@ -102,6 +102,11 @@ class Rollout:
         """Environment steps spent."""
         return int(self.alive.size)
 
+    def flat(self, name: str) -> NDArray[Any]:
+        """A field as one row of steps, ``[T * N, ...]``."""
+        column: NDArray[Any] = getattr(self, name)
+        return column.reshape(-1, *column.shape[2:])
+
 
 def collect(venv: VecEnv, act: Act, horizon: int, seed: int) -> Rollout:
     """Reset every environment with ``seed`` (common random numbers between policies) and take ``horizon`` steps."""
@@ -163,30 +168,27 @@ def advantages(
 def start_values(reward: Floats, next_values: Floats, rollout: Rollout, gamma: float) -> Floats:
     """Discounted return of each copy, the critic's value standing for what lies beyond its last step, ``[N]``."""
     weight = discounts(rollout, gamma)
-    last = np.append(rollout.alive[1:] == 0.0, np.ones((1, rollout.alive.shape[1]), dtype=bool), axis=0) & (
-        rollout.alive == 1.0
-    )
+    after = np.append(rollout.alive[1:], np.zeros((1, rollout.alive.shape[1])), axis=0)  # whether a step follows
+    last = (after == 0.0) & (rollout.alive == 1.0)
     beyond = gamma * weight * last * (1.0 - rollout.terminated) * next_values
     returns: Floats = (weight * reward + beyond).sum(0)
     return returns
 
 
 def surrogate(
-    model: torch.nn.Module, rollout: Rollout, base: tuple[Any, Any], weight: Floats, advantage: tuple[Floats, Floats]
+    model: torch.nn.Module, rollout: Rollout, weight: Floats, advantage: tuple[Floats, Floats]
 ) -> tuple[Tensor, Tensor]:
     """Scalars whose gradients in x are those of the follower's and the leader's return under the rollout's policy.
 
     Args:
         model: the environment's leader model.
         rollout: fresh episodes at x.
-        base: observations and next observations as the environment gives them, ``[T * N, ...]``.
         weight: ``gamma^t`` while alive, ``[T, N]``.
         advantage: the follower's and the leader's advantages, each ``[T, N]``.
     """
-    T, N = rollout.alive.shape
-    flat = [torch.as_tensor(part.reshape(T * N, *part.shape[2:])) for part in (rollout.action, rollout.draw)]
-    r_follower, r_leader, log_p = model(torch.as_tensor(base[0]), flat[0], flat[1], torch.as_tensor(base[1]))
-    w = torch.as_tensor(weight.reshape(-1) / N)
+    steps = (torch.as_tensor(rollout.flat(name)) for name in ("base_obs", "action", "draw", "base_next_obs"))
+    r_follower, r_leader, log_p = model(*steps)
+    w = torch.as_tensor(weight.reshape(-1) / rollout.alive.shape[1])
     A_follower, A_leader = (torch.as_tensor(a.reshape(-1)) for a in advantage)
     live = w > 0
     follower = w * (r_follower + A_follower * log_p)
@@ -268,19 +270,20 @@ def state_features(space: gym.spaces.Space[Any]) -> Callable[[NDArray[Any]], Flo
     return features
 
 
+def critic_steps(rollout: Rollout, paid: Floats) -> tuple[NDArray[Any], NDArray[Any], Floats, Floats, Floats]:
+    """What :meth:`LinearCritic.update` takes, of what each step pays the follower, ``[T, N]``, and of the leader's reward."""
+    rewards = np.stack([paid.ravel(), rollout.r_leader.ravel()], axis=1)
+    base, after = rollout.flat("base_obs"), rollout.flat("base_next_obs")
+    return base, after, rewards, rollout.flat("alive"), rollout.flat("terminated")
+
+
 def episode_returns(rollout: Rollout, space: gym.spaces.Space[Any], gamma: float) -> tuple[Floats, Floats]:
     """The follower's and the leader's return of each copy, ``[N]``; a critic of these episodes goes on where they are cut."""
-    T, N = rollout.alive.shape
-    base, after = (part.reshape(T * N, *part.shape[2:]) for part in (rollout.base_obs, rollout.base_next_obs))
-    rewards = np.stack([rollout.r_follower.ravel(), rollout.r_leader.ravel()], axis=1)
     critic = LinearCritic(state_features(space), gamma, memory=0.0)
-    critic.update(base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
-    V_next = critic(after).reshape(T, N, 2)
-    follower, leader = (
-        start_values(reward, V_next[..., i], rollout, gamma)
-        for i, reward in enumerate((rollout.r_follower, rollout.r_leader))
-    )
-    return follower, leader
+    critic.update(*critic_steps(rollout, rollout.r_follower))
+    V_next = critic(rollout.flat("base_next_obs")).reshape(*rollout.alive.shape, 2)
+    follower = start_values(rollout.r_follower, V_next[..., 0], rollout, gamma)
+    return follower, start_values(rollout.r_leader, V_next[..., 1], rollout, gamma)
 
 
 class RolloutEstimator(Estimator):
@@ -301,11 +304,8 @@ class RolloutEstimator(Estimator):
         exact = isinstance(worlds.base_space, gym.spaces.Discrete)
         suits = 1.0 if worlds.draws_once else 0.0 if exact else 0.95
         self.gae_lambda = suits if rollouts.gae_lambda is None else rollouts.gae_lambda
-        features = state_features(worlds.base_space)
-        self.critics = {
-            name: LinearCritic(features, worlds.gamma, rollouts.critic_memory)
-            for name in ("best_response", "penalised")
-        }
+        critic = (state_features(worlds.base_space), worlds.gamma, rollouts.critic_memory)
+        self.critics = {name: LinearCritic(*critic) for name in ("best_response", "penalised")}
 
     def __call__(self, x: Tensor, terms: Sequence[Term], followers: Mapping[str, Any], lam: float) -> GradientEstimate:
         # Fresh episodes at x of each role, from the same random numbers.
@@ -321,11 +321,11 @@ class RolloutEstimator(Estimator):
         for name, rollout in played.items():
             paid = self._paid(rollout, followers[name])
             surrogates[name], returns[name] = self._surrogates(model, rollout, paid, self.critics[name])
-        ascent = sum(
-            term.sign * (1.0 if term.player is None else lam) * surrogates[term.policies[0]][term.player is None]
-            for term in terms
-        )
-        (gradient,) = torch.autograd.grad(torch.as_tensor(ascent), [model.get_parameter("x")])
+        ascent: Any = 0.0
+        for term in terms:
+            weight = term.sign * (1.0 if term.player is None else lam)
+            ascent = ascent + weight * surrogates[term.policies[0]][term.player is None]
+        (gradient,) = torch.autograd.grad(ascent, [model.get_parameter("x")])
         # p^, and p^ + G/lam, G being what the leader gains by pi_y.
         gap, lost = (returns["best_response"] - returns["penalised"]).T
         estimate = PenaltyEstimate(*mean_and_error(gap), *mean_and_error(gap - lost / lam))
@@ -335,32 +335,26 @@ class RolloutEstimator(Estimator):
         """What each step counts in the follower's return, ``[T, N]``."""
         if not self.soft:
             return rollout.r_follower
-        T, N = rollout.alive.shape
-        pi = torch.from_numpy(follower.probabilities(rollout.obs.reshape(T * N, *rollout.obs.shape[2:])))
-        bonus: Floats = -follower.temperature * negative_entropy(pi).numpy().reshape(T, N)
+        pi = torch.from_numpy(follower.probabilities(rollout.flat("obs")))
+        bonus: Floats = -follower.temperature * negative_entropy(pi).numpy().reshape(rollout.alive.shape)
         return rollout.r_follower + bonus
 
     def _surrogates(
         self, model: torch.nn.Module, rollout: Rollout, paid: Floats, critic: LinearCritic
     ) -> tuple[tuple[Tensor, Tensor], Floats]:
         """Surrogates of the follower's and the leader's return, and both returns of each episode, ``[N, 2]``."""
-        T, N = rollout.alive.shape
-        base, after = (part.reshape(T * N, *part.shape[2:]) for part in (rollout.base_obs, rollout.base_next_obs))
-        rewards = np.stack([paid.ravel(), rollout.r_leader.ravel()], axis=1)
-        steps = (base, after, rewards, rollout.alive.ravel(), rollout.terminated.ravel())
+        steps = critic_steps(rollout, paid)
         # The critic of earlier episodes, if there are any, is the baseline of these; then these are added to it.
         fitted_before = critic.A is not None
         if not fitted_before:
             critic.update(*steps)
-        V, V_next = (critic(obs).reshape(T, N, 2) for obs in (base, after))
+        V, V_next = (critic(obs).reshape(*rollout.alive.shape, 2) for obs in steps[:2])
         if fitted_before:
             critic.update(*steps)
         gamma, kinds = self.worlds.gamma, (paid, rollout.r_leader)
-        A_f, A_l = (
-            advantages(reward, V[..., i], V_next[..., i], rollout, gamma, self.gae_lambda)
-            for i, reward in enumerate(kinds)
-        )
-        both = surrogate(model, rollout, (base, after), discounts(rollout, gamma), (A_f, A_l))
+        how = (rollout, gamma, self.gae_lambda)
+        A_f, A_l = (advantages(reward, V[..., i], V_next[..., i], *how) for i, reward in enumerate(kinds))
+        both = surrogate(model, rollout, discounts(rollout, gamma), (A_f, A_l))
         returns = [start_values(reward, V_next[..., i], rollout, gamma) for i, reward in enumerate(kinds)]
         return both, np.stack(returns, axis=1)
 

@@ -91,9 +91,8 @@ class SoftQFollower(SB3Follower):
         scaled = model.get_vec_normalize_env() is not None
         require(not scaled, "follower", "a model without VecNormalize for a BellmanPenalty", type(model).__name__)
         steps = getattr(model, "n_steps", 1)
-        require(
-            steps == 1, "follower", "one-step targets (n_steps=1), for the entropy of further steps is in none", steps
-        )
+        one_step = "one-step targets (n_steps=1), for the entropy of further steps is in none"
+        require(steps == 1, "follower", one_step, steps)
         self._network, target = found[0], _NETWORKS[found[0]]
         setattr(model, target, SoftTarget(getattr(model.policy, target), self._soft_value))
         model.policy._predict = self._play
@@ -136,9 +135,8 @@ class SoftQFollower(SB3Follower):
     def _answer(self, obs: Any, masks: Any, greedily: bool) -> NDArray[Any]:
         with self.generators.active(), torch.no_grad():
             pi = self._probabilities(obs)
-            return np.asarray(
-                (pi.argmax(-1) if greedily else torch.distributions.Categorical(probs=pi).sample()).numpy()
-            )
+            chosen = pi.argmax(-1) if greedily else torch.distributions.Categorical(probs=pi).sample()
+        return np.asarray(chosen.numpy())
 
     def coupled_player(self, seed: int) -> Callable[[Any], NDArray[Any]]:
         """Plays the policy by inverting its distribution function at uniform numbers of this seed, one an environment and step.

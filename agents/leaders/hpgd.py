@@ -6,7 +6,7 @@ With pi* = softmax(Q*/tau), d_x log pi* = (1/tau) d_x A_F, and the policy gradie
     dF/dx = d_x V_L(s_0) + (1/tau) E sum_t gamma^t A_L(s_t,a_t) d_x A_F(s_t,a_t),       A = Q - V,
 
 where d_x V_L holds pi*, and so does d_x A_F = d_x Q_F - d_x V_F (Danskin). It equals the implicit hypergradient, without an
-adjoint solve: :func:`advantage_leader_return` is the sum by occupancy, :class:`HPGD` the estimate from episodes.
+adjoint solve: :class:`HPGD` estimates it from episodes.
 
 **The estimate.** From each of n episodes of pi*, of T steps, a few steps (s,a) are kept, t with probability ~ gamma^t until the
 episode's end. From (s,a) and from s go two pairs of episodes, independent of each other: one for A_L(s,a), one for d_x A_F(s,a),
@@ -18,26 +18,21 @@ The publication's own truncation is another, and its code averages returns over 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...envs.mdp import (
-    SoftOptimum,
     TabularMDP,
     TabularProblem,
-    action_value,
-    attach,
     mdp_world,
-    policy_value,
     sample,
     sampled_return,
     solve_soft,
-    visitation,
 )
-from ...envs.mdp.checks import check_number, check_size, check_tau, require
+from ...envs.mdp.checks import check_number, check_size, require
 from ...envs.mdp.tabular import entropy_weight
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
 from ..leader import Progress
@@ -85,73 +80,25 @@ def _leader_reward(problem: TabularProblem, x: Tensor) -> Tensor:
     return reward
 
 
-def _earns_entropy(mdp: TabularMDP) -> Tensor:
-    """1.0 where the follower's policy is a softmax, 0.0 where a last step earns no entropy and x moves nothing, ``[..., S]``."""
-    return torch.as_tensor(entropy_weight(mdp, 1.0), dtype=mdp.r.dtype).expand(*mdp.batch_shape, mdp.n_states)
-
-
-def advantage_leader_return(
-    problem: TabularProblem, x: Tensor, tau: float, warm: SoftOptimum | None = None
-) -> tuple[Tensor, SoftOptimum]:
-    """F(x), a scalar whose gradient in x is HPGD's sum by occupancy, and the follower's optimum.
-
-    Raises:
-        ValueError: a tau that is not positive, a J_L that is no return.
-    """
-    check_tau(tau, positive=True)
-    mdp = problem.follower_mdp(x)
-    held = mdp.detach()
-    optimum = solve_soft(held, tau, None if warm is None else warm.V)
-    leaders = held.with_reward(_leader_reward(problem, x).detach())
-    V_L = policy_value(leaders, optimum.pi)
-    A_L = action_value(leaders, V_L) - V_L.unsqueeze(-1)
-    follower = attach(mdp, tau, optimum)
-    A_F = follower.Q - follower.V.unsqueeze(-1)
-    occupancy = (visitation(held, optimum.pi) * _earns_entropy(held)).unsqueeze(-1) * optimum.pi
-    response = problem.over_contexts((occupancy * A_L * A_F).sum((-2, -1))) / tau
-    return problem.leader_return(x, optimum.pi) + response - response.detach(), optimum
-
-
-@dataclass(frozen=True, eq=False)
-class SampledReturn:
-    """An estimate of the leader's return whose gradient in x is HPGD's estimate.
-
-    Attributes:
-        value: a scalar.
-        steps: the follower's environment steps spent.
-    """
-
-    value: Tensor
-    steps: int
-
-
 def sampled_advantage_return(
-    mdp: TabularMDP,
-    leader_reward: Tensor,
-    pi: Tensor,
-    tau: float,
-    length: int,
-    episodes: int,
-    points: int,
-    generator: torch.Generator,
-) -> SampledReturn:
-    """The estimate above in one context.
+    mdp: TabularMDP, reward: Tensor, pi: Tensor, tau: float, length: int, config: HPGDConfig, generator: torch.Generator
+) -> tuple[Tensor, int]:
+    """The leader's return estimated as above in one context, a scalar whose gradient in x is HPGD's; steps spent.
 
     Args:
         mdp: M(x), carrying x's graph, without batch axes.
-        leader_reward: r_l at x, ``[S, A]``, carrying x's graph.
+        reward: r_l at x, ``[S, A]``, carrying x's graph.
         pi: the follower's policy pi*, ``[S, A]``.
         tau: its temperature, positive.
         length: T.
-        episodes: n.
-        points: steps kept of each.
+        config: how many episodes, and steps kept of each.
         generator: source of the random numbers.
     """
     pi, world = pi.detach(), mdp_world(mdp)
-    leaders = world.with_reward(leader_reward.unsqueeze(-1))
-    main = sample(world, pi, length, episodes, generator)
+    leaders = world.with_reward(reward.unsqueeze(-1))
+    main = sample(world, pi, length, config.episodes, generator)
     weights = main.alive * mdp.gamma ** torch.arange(length, dtype=pi.dtype)
-    kept = torch.multinomial(weights, points, replacement=True, generator=generator)
+    kept = torch.multinomial(weights, config.points, replacement=True, generator=generator)
     s, a = (part.gather(-1, kept).reshape(-1) for part in (main.states, main.actions))
     first = torch.nn.functional.one_hot(a, mdp.n_actions).to(pi.dtype).unsqueeze(-2).expand(len(a), *pi.shape)
     start = torch.nn.functional.one_hot(s, mdp.n_states).to(pi.dtype)
@@ -164,24 +111,23 @@ def sampled_advantage_return(
         advantages.append(Q - sampled_return(kind, pi, from_s, temperature))
         steps += int(from_s.alive.sum() + from_sa.alive.sum())
     A_L, A_F = advantages
-    weight = weights.sum(-1).repeat_interleave(points) * _earns_entropy(mdp)[s]
+    # Where a last step earns no entropy, the policy is no softmax and x moves nothing.
+    earns = torch.as_tensor(entropy_weight(mdp, 1.0), dtype=mdp.r.dtype).expand(mdp.n_states)
+    weight = weights.sum(-1).repeat_interleave(config.points) * earns[s]
     response = (weight * A_L * A_F).mean() / tau
-    return SampledReturn(sampled_return(leaders, pi, main) + response - response.detach(), steps)
+    return sampled_return(leaders, pi, main) + response - response.detach(), steps
 
 
 def in_context(mdp: TabularMDP, context: int) -> TabularMDP:
     """One instance of a model with a context axis, or the model itself where it has none."""
     if not mdp.batch_shape:
         return mdp
-    fields = [
-        field if field is None or field.ndim == rank else field[context]
-        for field, rank in ((mdp.P, 3), (mdp.r, 2), (mdp.rho, 1), (mdp.terminal, 1), (mdp.mask, 2))
-    ]
-    P, r, rho, terminal, mask = fields
-    assert P is not None
-    assert r is not None
-    assert rho is not None
-    return TabularMDP(P, r, rho, mdp.gamma, terminal, mask, mdp.terminal_entropy, validate=False)
+
+    def part(table: Tensor | None, rank: int) -> Any:
+        return table if table is None or table.ndim == rank else table[context]
+
+    ranks = {"P": 3, "r": 2, "rho": 1, "terminal": 1, "mask": 2}
+    return replace(mdp, **{name: part(getattr(mdp, name), rank) for name, rank in ranks.items()}, validate=False)
 
 
 @dataclass
@@ -230,10 +176,10 @@ class HPGDMethod(ExactMethod):
         optimum = solve_soft(mdp.detach(), state.tau, state.V[c])
         state.V[c] = optimum.V
         # The estimate, its gradient cut to a norm.
-        how = (self.length, self.config.episodes, self.config.points, state.generator)
-        estimate = sampled_advantage_return(mdp, reward, optimum.pi, state.tau, *how)
-        state.steps += estimate.steps
-        (-estimate.value).backward()
+        how = (self.length, self.config, state.generator)
+        value, steps = sampled_advantage_return(mdp, reward, optimum.pi, state.tau, *how)
+        state.steps += steps
+        (-value).backward()
         norm = torch.nn.utils.clip_grad_norm_([state.x], self.config.max_gradient_norm)
         return {"oracle_residual": optimum.residual, "gradient_norm": float(norm), "steps": float(state.steps)}
 

@@ -54,28 +54,11 @@ def soft_leader_return(problem: BilevelProblem, x: Tensor, tau: float, warm: Any
     return level.leader_return(x, level.policies(level.attach(model, tau, solution))), solution
 
 
-@dataclass(frozen=True, eq=False)
-class Cotangents:
-    """Derivatives of F, a weighted sum of J_L over the batch, in the tables of the model and in J_L's reward.
-
-    Attributes:
-        value: F.
-        r: dF/dr, ``[..., S, A]``.
-        reward: dF/dr_l, ``[..., S, A]``.
-        P: dF/dP, ``[..., S, A, S]``; None where it was not asked for.
-    """
-
-    value: Tensor
-    r: Tensor
-    reward: Tensor
-    P: Tensor | None
-
-
 @torch.no_grad()
 def cotangents(
     mdp: TabularMDP, reward: Tensor, tau: float, optimum: SoftOptimum, weights: Tensor | None, with_P: bool
-) -> Cotangents:
-    r"""F and its derivatives where J_L is the return of ``reward``.
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    r"""F, dF/dr and dF/dr_l, ``[..., S, A]``, and dF/dP, ``[..., S, A, S]``, where J_L is the return of ``reward``.
 
     With Q_l and V_l the values of the leader's reward under pi*, and A = I - gamma P_{pi*}:
 
@@ -89,8 +72,8 @@ def cotangents(
         reward: r_l, ``[..., S, A]``.
         tau: temperature, positive.
         optimum: the follower's soft optimum.
-        weights: of the contexts, ``[C]``; None where there are none.
-        with_P: whether to work out dF/dP.
+        weights: of the contexts, ``[C]``, by which F is summed over the batch; None where there are none.
+        with_P: whether to work out dF/dP; else it is None.
     """
     pi, resolvent = optimum.pi, FactoredResolvent(mdp, optimum.pi)
     rho = mdp.rho.expand(pi.shape[:-1])
@@ -107,14 +90,10 @@ def cotangents(
     to_r = g + w.unsqueeze(-1) * pi
     value = (d * (pi * reward).sum(-1)).sum()
     if not with_P:
-        return Cotangents(value, to_r, to_reward, None)
+        return value, to_r, to_reward, None
     both = going_on(mdp, to_reward).unsqueeze(-1) * V_l[..., None, None, :]
-    return Cotangents(
-        value,
-        to_r,
-        to_reward,
-        mdp.gamma * (both + going_on(mdp, to_r).unsqueeze(-1) * optimum.V[..., None, None, :]),
-    )
+    both = both + going_on(mdp, to_r).unsqueeze(-1) * optimum.V[..., None, None, :]
+    return value, to_r, to_reward, mdp.gamma * both
 
 
 def hypergradient(problem: BilevelProblem, x: Tensor, tau: float, warm: Any = None) -> tuple[Tensor, Tensor, Any]:
@@ -132,16 +111,17 @@ def hypergradient(problem: BilevelProblem, x: Tensor, tau: float, warm: Any = No
         return value.detach(), gradient, solution
     mdp, reward = tables
     optimum = solve_soft(mdp.detach(), tau, None if warm is None else warm.V)
-    found = cotangents(mdp.detach(), reward.detach(), tau, optimum, problem.context_probs, mdp.P.requires_grad)
-    pairs = ((mdp.r, found.r), (reward, found.reward), (mdp.P, found.P))
+    where = (optimum, problem.context_probs, mdp.P.requires_grad)
+    value, to_r, to_reward, to_P = cotangents(mdp.detach(), reward.detach(), tau, *where)
+    pairs = ((mdp.r, to_r), (reward, to_reward), (mdp.P, to_P))
     moved = [
         (table, slope.sum_to_size(table.shape)) for table, slope in pairs if slope is not None and table.requires_grad
     ]
     if not moved:
-        return found.value, torch.zeros_like(x), optimum
+        return value, torch.zeros_like(x), optimum
     outputs, slopes = zip(*moved, strict=True)
     (gradient,) = torch.autograd.grad(outputs, x, slopes)
-    return found.value, gradient, optimum
+    return value, gradient, optimum
 
 
 @dataclass

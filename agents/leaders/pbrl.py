@@ -131,13 +131,8 @@ class PBRLConfig(LeaderConfig):
         for name in ("n_envs", "follower_steps", "evaluation_steps"):
             check_size(getattr(self, name), name)
         require(isinstance(self.side_by_side, bool), "side_by_side", "True or False", repr(self.side_by_side))
-        nested = self.side_by_side and self.vec_env == "subproc"
-        require(
-            not nested,
-            "side_by_side",
-            "False with vec_env='subproc', which has processes of its own",
-            self.side_by_side,
-        )
+        alone = "False with vec_env='subproc', which has processes of its own"
+        require(not (self.side_by_side and self.vec_env == "subproc"), "side_by_side", alone, self.side_by_side)
         check_number(self.warmup_steps, "warmup_steps", low=0)
         known = isinstance(self.estimator, (Rollouts, KnownModel))
         require(known, "estimator", "Rollouts() or KnownModel()", repr(self.estimator))
@@ -147,9 +142,8 @@ class PBRLConfig(LeaderConfig):
         check_number(self.averaging, "averaging", low=0.0, high=1.0, open_high=True)
         known = self.vec_env in (None, *get_args(Vectorisation))
         require(known, "vec_env", f"None or one of {get_args(Vectorisation)}", repr(self.vec_env))
-        require(
-            self.relabel is None or isinstance(self.relabel, bool), "relabel", "None, True or False", repr(self.relabel)
-        )
+        known = self.relabel is None or isinstance(self.relabel, bool)
+        require(known, "relabel", "None, True or False", repr(self.relabel))
         if self.entropy is not None:
             as_schedule(self.entropy, "entropy", positive=False)
 
@@ -198,9 +192,8 @@ class PBRLMethod(Method):
         learned = LearnedPlayers if several else LearnedFollower
         self.config, self.env, self.env_kwargs, self.follower_spec = config, env, env_kwargs, follower
         self.penalty = learned.default_penalty() if penalty is None else penalty
-        require(
-            isinstance(self.penalty, Penalty), "penalty", "a penalty such as ValuePenalty()", type(penalty).__name__
-        )
+        known = isinstance(self.penalty, Penalty)
+        require(known, "penalty", "a penalty such as ValuePenalty()", type(penalty).__name__)
         self.penalty.check(learned.n_players)
         self.level: Any = learned(env, env_kwargs, config, self.penalty)
         self.source, self.worlds = self.level.worlds.source, self.level.worlds
@@ -220,15 +213,8 @@ class PBRLMethod(Method):
         state.followers = self.level.make_followers(self.follower_spec, x.detach(), words[:2], state.lam)
         state.estimator = self.level.estimator(state.followers, state.rng)
         state.optimizer = self.config.optimizer([{"params": [x]}], self._rate(1.0))
-        own = (
-            self.env,
-            self.follower_spec,
-            self.penalty,
-            replace(self.config, side_by_side=False),
-            seed,
-            self.env_kwargs,
-        )
-        self._recipe = partial(_twin, own)
+        alone = replace(self.config, side_by_side=False)
+        self._recipe = partial(_twin, (self.env, self.follower_spec, self.penalty, alone, seed, self.env_kwargs))
         return state
 
     # --- learning -------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from ...envs.mdp import TabularProblem
-from ...envs.mdp.checks import check_number, check_size, require
+from ...envs.mdp.checks import check_count, check_number, check_size, require
 from ...envs.tabular import AliasSampler, Floats, Integers
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
 from ..leader import Progress, projected_step
@@ -334,10 +334,8 @@ class SingleLoopConfig(ExactConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_size(self.block, "block")
-        burn_in = self.burn_in
-        whole = isinstance(burn_in, (int, np.integer)) and not isinstance(burn_in, bool) and burn_in >= 0
-        require(whole, "burn_in", "a whole number >= 0", repr(burn_in))
-        require(self.burn_in < self.block, "burn_in", f"less than block, {self.block}", self.burn_in)
+        shorter = check_count(self.burn_in, "burn_in") < self.block
+        require(shorter, "burn_in", f"less than block, {self.block}", self.burn_in)
         for name, positive in (("alpha", False), ("beta", False), ("w", True), ("occupancy_rate", True)):
             as_schedule(getattr(self, name), name, positive=positive)
         for progress_remaining in (1.0, 0.0):
@@ -357,16 +355,13 @@ class NestedLoopConfig(SingleLoopConfig):
 
 @storable
 @dataclass(frozen=True, eq=False)
-class FiniteDifferencesConfig(SingleLoopConfig):
-    """How :class:`FiniteDifferences` learns.
+class FiniteDifferencesConfig(NestedLoopConfig):
+    """How :class:`FiniteDifferences` learns: in blocks as long as the nested loop's.
 
     Attributes:
         h: how far from x its followers live, times a standard normal direction.
     """
 
-    block: int = 2000
-    burn_in: int = 1000
-    eval_every: int = 10
     h: float = 0.05
 
     def __post_init__(self) -> None:

@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 
 from ...envs.mdp.checks import require
-from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
+from ..exact import ExactLeader
 from ..followers.oracles import Oracle, OracleAnswer, SoftPolicyIteration
-from ..held_policies import Direct, HeldPolicies, Softmax, Solved
-from ..leader import Leader, Progress, Projection, projected_gradient
+from ..held_policies import Direct, HeldConfig, HeldMethod, HeldState, Softmax, Solved
+from ..leader import Leader, Progress, projected_gradient
 from ..lower_levels import Policies
-from ..monte_carlo import MonteCarlo, Sampler
 from ..penalties import Penalty
 from ..records import storable
 from ..schedules import Geometric, Schedule
@@ -34,7 +33,7 @@ from ..sources import ProblemSource
 
 @storable
 @dataclass(frozen=True, eq=False)
-class TabularPBRLConfig(ExactConfig):
+class TabularPBRLConfig(HeldConfig):
     """How :class:`TabularPBRL` learns.
 
     Attributes:
@@ -48,34 +47,33 @@ class TabularPBRLConfig(ExactConfig):
 
     follower: Softmax | Direct | Solved | None = None
     learning_rate: float | Schedule = 0.05
-    estimator: MonteCarlo | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = self.follower is None or isinstance(self.follower, (Softmax, Direct, Solved))
+        require(known, "config.follower", "Softmax(), Direct(), Solved() or None", repr(self.follower))
 
 
 @dataclass
-class TabularPBRLState(ExactState):
+class TabularPBRLState(HeldState):
     """What exact PBRL goes on from.
 
     Attributes:
         lam: the penalty's coefficient.
-        held: the players' policies pi_y and their parameters y; None where pi_y is solved for every x.
         solved_V: the values of a solved pi_y, ``[..., S]``.
         answers: the oracle's last answer to each player; none before the first iteration.
-        sampler: of a Monte Carlo estimator, or None.
     """
 
     lam: float = 0.0
-    held: HeldPolicies | None = None
     solved_V: Tensor | None = None
     answers: list[OracleAnswer] = field(default_factory=list)
-    sampler: Sampler | None = None
 
 
-class TabularPBRLMethod(ExactMethod):
+class TabularPBRLMethod(HeldMethod):
     """Algorithm 1 with the model known; see :class:`TabularPBRL`."""
 
     config_class = TabularPBRLConfig
     state_class = TabularPBRLState
-    levels = None
 
     def __init__(
         self,
@@ -88,28 +86,17 @@ class TabularPBRLMethod(ExactMethod):
         solves = oracle is None or (not isinstance(oracle, type) and hasattr(oracle, "solve"))
         kinds = "an oracle such as SoftPolicyIteration(), MirrorDescent() or PolicyGradient()"
         require(solves, "oracle", kinds, repr(oracle))
-        require(
-            penalty is None or isinstance(penalty, Penalty),
-            "penalty",
-            "a penalty such as ValuePenalty()",
-            repr(penalty),
-        )
+        known = penalty is None or isinstance(penalty, Penalty)
+        require(known, "penalty", "a penalty such as ValuePenalty()", repr(penalty))
         self.given_penalty = penalty
         self.oracle: Oracle = SoftPolicyIteration() if oracle is None else oracle
         super().__init__(problem, config, env_kwargs)
-        follower, chosen = self.config.follower, self.config.estimator
-        known = follower is None or isinstance(follower, (Softmax, Direct, Solved))
-        require(known, "config.follower", "Softmax(), Direct(), Solved() or None", repr(follower))
-        exact = chosen is None or isinstance(chosen, MonteCarlo)
-        require(exact, "config.estimator", "MonteCarlo(...) or None, exact", repr(chosen))
-        if chosen is not None:
-            self.level.require_return()
         self.penalty.check(self.level.n_players, self.level.views[0].n_states)
         # pi_y is solved for every x where it can be, unless another way is asked for.
         solvable = self.penalty.solvable and self.level.leader_reward(self.start_x()) is not None
         wanted = "Softmax or Direct without a value penalty and a J_L that is a return"
-        require(solvable or not isinstance(follower, Solved), "config.follower", wanted, "Solved")
-        self.solves = solvable and not isinstance(follower, (Softmax, Direct))
+        require(solvable or not isinstance(self.config.follower, Solved), "config.follower", wanted, "Solved")
+        self.solves = solvable and not isinstance(self.config.follower, (Softmax, Direct))
 
     @cached_property
     def penalty(self) -> Penalty:
@@ -127,18 +114,7 @@ class TabularPBRLMethod(ExactMethod):
 
     def prepare(self, state: TabularPBRLState, seed: int | None) -> None:
         state.lam = self.penalty.lam_at(1.0)
-        if not self.solves:
-            state.held = HeldPolicies(self.config.follower or Softmax(self.level.rate), self.level.views)
-        if self.config.estimator is not None:
-            state.sampler = Sampler(self.config.estimator, generator(seed))
-
-    def parameters(self, state: TabularPBRLState) -> list[dict[str, Any]]:
-        groups = super().parameters(state)
-        return groups if state.held is None else [*groups, *state.held.groups()]
-
-    def projections(self, state: TabularPBRLState) -> list[Projection]:
-        projections = super().projections(state)
-        return projections if state.held is None else [*projections, *state.held.projections()]
+        super().prepare(state, seed)
 
     def descend(self, state: TabularPBRLState, progress: Progress) -> dict[str, float]:
         level, x, tau = self.level, state.x, state.tau
@@ -169,7 +145,7 @@ class TabularPBRLMethod(ExactMethod):
 
     def policies(self, state: TabularPBRLState, model: Any) -> Policies:
         if state.held is not None:
-            return state.held.policies()
+            return super().policies(state, model)
         reward = self.level.leader_reward(state.x.detach())
         pi, state.solved_V = Solved().solve(model, reward, state.lam, state.tau, state.solved_V)
         return (pi,)
@@ -180,9 +156,6 @@ class TabularPBRLMethod(ExactMethod):
         pairs = zip(state.optimizer.param_groups, self.projections(state), strict=True)
         gradients = [projected_gradient(group["params"][0], group["lr"], project) for group, project in pairs]
         return math.sqrt(sum(float(g.square().sum()) for g in gradients))
-
-    def sampled_steps(self, state: TabularPBRLState) -> int:
-        return 0 if state.sampler is None else int(state.sampler.steps)
 
     def penalty_and_lam(self, state: TabularPBRLState) -> tuple[Penalty, float]:
         return self.penalty, state.lam

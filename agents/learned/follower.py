@@ -102,15 +102,10 @@ class LearnedFollower:
         problem, last = self.worlds.problem, as_schedule(self.config.q_temperature, "q_temperature", positive=True)(0.0)
         if problem is None or problem.tau <= EVALUATION_TAU or (self.soft and last == problem.tau):
             return
-        regularised = f"the environment's follower is regularised at tau={problem.tau:g}, "
-        warnings.warn(
-            regularised
-            + f"the leader return of the records too, PBRL's followers end at PBRLConfig.q_temperature={last:g}"
-            if self.soft
-            else regularised
-            + "sampled followers are not: PBRL learns for tau = 0, its records are at the environment's own tau",
-            stacklevel=6,
-        )
+        told = "sampled followers are not: PBRL learns for tau = 0, its records are at the environment's own tau"
+        if self.soft:
+            told = f"the leader return of the records too, PBRL's followers end at PBRLConfig.q_temperature={last:g}"
+        warnings.warn(f"the environment's follower is regularised at tau={problem.tau:g}, {told}", stacklevel=6)
 
     def new(
         self, spec: FollowerSpec, x: Tensor, seed: int, role: Role, lam: float = 1.0, prior: Any = None
@@ -128,9 +123,8 @@ class LearnedFollower:
             follower.lam = lam  # type: ignore[attr-defined]
         # A replay buffer that is kept true while x and lam move, where there is a plain one.
         if c.relabel is not False:
-            follower.replay = TrueReplay.in_place_of(
-                follower.model, venv, w.base_space if c.observe_commitment else None
-            )
+            shown = w.base_space if c.observe_commitment else None
+            follower.replay = TrueReplay.in_place_of(follower.model, venv, shown)
         if c.relabel:
             expected = "None or False where x is the leader's policy or moves the dynamics"
             require(w.only_rewards_move, "relabel", expected, c.relabel)

@@ -57,14 +57,10 @@ class GameWorlds:
             require(not env_kwargs, "env_kwargs", "none beside an environment that is already made", env_kwargs)
             self.env = env
         inner = getattr(self.env, "unwrapped", self.env)
-        problem = getattr(inner, "problem", None)
-        require(
-            isinstance(problem, GameProblem) and problem.context_probs is None,
-            "env",
-            "a game with a leader, whose `problem` is a single GameProblem (its copies are simulated from it)",
-            repr(env),
-        )
-        assert isinstance(problem, GameProblem)
+        problem: Any = getattr(inner, "problem", None)
+        single = isinstance(problem, GameProblem) and problem.context_probs is None
+        expected = "a game with a leader, whose `problem` is a single GameProblem (its copies are simulated from it)"
+        require(single, "env", expected, repr(env))
         paid = problem.leader_game(problem.start_x()) is not None
         require(paid, "env", "a leader whose objective is a return", type(problem).__name__)
         self.problem, self.gamma = problem, check_gamma(problem.game(problem.start_x()).gamma)

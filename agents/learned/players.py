@@ -88,9 +88,8 @@ class LearnedPlayers:
         require(is_game(made), "env", "a PettingZoo game for a NikaidoIsodaPenalty", repr(env))
         native = config.vec_env in (None, "native")
         require(native, "vec_env", "None or 'native' over a game, whose worlds are simulated", repr(config.vec_env))
-        require(
-            not config.relabel, "relabel", "None or False over a game, whose followers have no replay", config.relabel
-        )
+        expected = "None or False over a game, whose followers have no replay"
+        require(not config.relabel, "relabel", expected, config.relabel)
         require(not config.side_by_side, "side_by_side", "False over a game", config.side_by_side)
         self.config, self.penalty = config, penalty
         self.roles = {role.name: role for role in penalty.roles(2)}

@@ -128,12 +128,8 @@ class Worlds:
 
     def require_sampled_return(self, x: torch.Tensor) -> None:
         """Raise ``ValueError`` where the model says that J_L is no return."""
-        if self.problem is None:
-            return
-        reward = self.problem.leader_reward(x)
-        require(
-            reward is not None, "env", "a leader whose objective is a return of the follower's MDP", repr(self.spec)
-        )
+        paid = self.problem is None or self.problem.leader_reward(x) is not None
+        require(paid, "env", "a leader whose objective is a return of the follower's MDP", repr(self.spec))
 
     def require_every_action(self, x: torch.Tensor, follower: SB3Follower) -> None:
         """Raise ``ValueError`` where an action is missing somewhere and the follower cannot be told so."""
@@ -147,12 +143,10 @@ class Worlds:
         """``n_envs`` copies as an SB3 VecEnv."""
         if self.vec_env in (None, "native"):
             native = None if self._plain is None else self._plain.vectorised(n_envs, _episode_limit(self.env))
-            expected = (
-                "None, 'dummy' or 'subproc' for an environment inside a wrapper, or without a simulator of many copies"
-            )
-            require(native is not None or self.vec_env is None, "vec_env", expected, repr(self.vec_env))
             if native is not None:
                 return VectorEnvAdapter(native, self.observe_commitment, infos=False)
+            where = "for an environment inside a wrapper, or without a simulator of many copies"
+            require(self.vec_env is None, "vec_env", f"None, 'dummy' or 'subproc' {where}", repr(self.vec_env))
         spec = gym.spec(self.spec) if isinstance(self.spec, str) else self.spec  # a worker may not know the id
         make = partial(make_copy, spec, self.source.env_kwargs, self.observe_commitment)
         makers: list[Callable[[], gym.Env[Any, Any]]] = [make] * n_envs
@@ -265,9 +259,8 @@ def _try_a_step(env: gym.Env[Any, Any]) -> None:
     batch = [torch.as_tensor(np.asarray(part)[None]) for part in (obs, action, info.get("leader_draw", 0), after)]
     model = env.get_wrapper_attr("leader_model")()
     form = "a torch module with a Parameter x that answers (r_follower, r_leader, log_p), each of shape [n]"
-    require(
-        isinstance(model, torch.nn.Module) and "x" in dict(model.named_parameters()), "leader_model", form, repr(model)
-    )
+    holds_x = isinstance(model, torch.nn.Module) and "x" in dict(model.named_parameters())
+    require(holds_x, "leader_model", form, repr(model))
     answer = model(*batch)
     fits = isinstance(answer, tuple) and len(answer) == 3 and all(getattr(a, "shape", None) == (1,) for a in answer)
     require(fits, "leader_model", form, repr(answer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -68,10 +69,8 @@ class OneFollower(TabularLevel):
     def require_return(self) -> None:
         name = type(self.problem).__name__
         require(not self.views[0].sparse, "estimator", "None, exact gradients, for a sparse model", "MonteCarlo")
-        paid = self.problem.leader_reward(self.problem.start_x()) is not None
-        require(
-            paid, "estimator", f"None, exact gradients: the leader's objective in a {name} is no return", "MonteCarlo"
-        )
+        expected = f"None, exact gradients: the leader's objective in a {name} is no return"
+        require(self.leader_reward(self.problem.start_x()) is not None, "estimator", expected, "MonteCarlo")
 
     def sampled(
         self, x: Tensor, model: Any, penalty: Penalty, pi: Policies, best: Policies, tau: float, sampler: Sampler
@@ -132,13 +131,5 @@ def _stacked(mdps: list[TabularMDP]) -> TabularMDP:
             return fields[0]  # type: ignore[no-any-return]
         return torch.stack([field.expand(*shape, *field.shape[-rank:]) for field in fields])
 
-    return TabularMDP(
-        stack("P", 3),
-        torch.stack([mdp.r.expand(*shape, *mdp.r.shape[-2:]) for mdp in mdps]),
-        stack("rho", 1),
-        first.gamma,
-        first.terminal,
-        first.mask,
-        first.terminal_entropy,
-        validate=False,
-    )
+    r = torch.stack([mdp.r.expand(*shape, *mdp.r.shape[-2:]) for mdp in mdps])
+    return replace(first, P=stack("P", 3), r=r, rho=stack("rho", 1), validate=False)

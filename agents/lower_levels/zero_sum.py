@@ -42,8 +42,7 @@ class TwoPlayers(TabularLevel):
         return self.problem.game(x)  # type: ignore[no-any-return]
 
     def leader_return(self, x: Tensor, pi: Policies) -> Tensor:
-        pi1, pi2 = pi
-        return self.problem.leader_return(x, (pi1, pi2))  # type: ignore[no-any-return]
+        return self.problem.leader_return(x, pi)  # type: ignore[no-any-return]
 
     def faced(self, model: ZeroSumGame, pi: Policies, tau: float) -> tuple[TabularMDP, TabularMDP]:
         pi1, pi2 = pi
@@ -70,10 +69,9 @@ class TwoPlayers(TabularLevel):
     # --- from episodes
 
     def require_return(self) -> None:
-        name, paid = type(self.problem).__name__, self.problem.leader_game(self.problem.start_x()) is not None
-        require(
-            paid, "estimator", f"None, exact gradients: the leader's objective in a {name} is no return", "MonteCarlo"
-        )
+        paid = self.problem.leader_game(self.problem.start_x()) is not None
+        expected = f"None, exact gradients: the leader's objective in a {type(self.problem).__name__} is no return"
+        require(paid, "estimator", expected, "MonteCarlo")
 
     def _leader_return(self, x: Tensor, pi: Policies, sampler: Sampler) -> Tensor:
         world = game_world(self.problem.leader_game(x), pi[1])

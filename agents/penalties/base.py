@@ -135,7 +135,8 @@ class Penalty(ABC):
             for term in self.terms(n, level.zero_sum)
             if term.player is not None
         ]
-        return sum(returns[1:], returns[0])
+        total: Tensor = sum(returns[1:], returns[0])
+        return total
 
     @abstractmethod
     def sampled(

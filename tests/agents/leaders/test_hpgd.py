@@ -1,4 +1,4 @@
-"""HPGD: its sum by occupancy is the implicit hypergradient, its estimate is unbiased, and x climbs."""
+"""HPGD: its estimate of the implicit hypergradient is unbiased, and x climbs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,14 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.agents import HPGD, HPGDConfig, Linear, leader_return_at_best_response
-from bilevel_gym.agents.leaders.hpgd import (
-    advantage_leader_return,
-    in_context,
-    sampled_advantage_return,
-)
+from bilevel_gym.agents.leaders.hpgd import in_context, sampled_advantage_return
 from bilevel_gym.agents.leaders.hypergradient import soft_leader_return
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularProblem, random_stackelberg, solve_soft
 from bilevel_gym.envs.two_state import TwoStateProblem
 from tests.problems import (
     F64,
-    PROBLEMS,
     array_problem,
-    assert_gradient,
     autograd,
-    numerical_gradient,
     random_mdp,
     random_x,
     relative_error,
@@ -42,31 +35,7 @@ SHORT: dict[str, TabularProblem] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("tau", [0.5, 0.1, 1e-3])
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_by_occupancy_it_is_the_implicit_hypergradient(name: str, seed: int, tau: float) -> None:
-    problem = PROBLEMS[name](seed)
-    x = random_x(problem, seed)
-    (value, _), (expected, _) = advantage_leader_return(problem, x, tau), soft_leader_return(problem, x, tau)
-    assert float(value) == pytest.approx(float(expected), rel=1e-9)  # both at the solver's residual
-    got = autograd(lambda z: advantage_leader_return(problem, z, tau)[0], x)
-    implicit = autograd(lambda z: soft_leader_return(problem, z, tau)[0], x)
-    assert float(implicit.abs().max()) > 1e-4
-    assert float((got - implicit).abs().max()) < 1e-8 * max(1.0, float(implicit.abs().max()))
-
-
-@pytest.mark.parametrize("name", ["dynamics", "terminal, masked", "contexts"])
-def test_by_occupancy_it_is_the_gradient(name: str) -> None:
-    problem, tau = PROBLEMS[name](5), 0.2
-    x = random_x(problem, 5)
-    numerical = numerical_gradient(
-        lambda z: problem.leader_return(z, solve_soft(problem.follower_mdp(z), tau, tol=1e-13).pi), x
-    )
-    assert_gradient(autograd(lambda z: advantage_leader_return(problem, z, tau)[0], x), numerical)
-
-
-REPEATS = 40
+REPEATS, CONFIG = 40, HPGDConfig(episodes=200, points=3)
 
 
 def estimates(problem: TabularProblem, x: Tensor, tau: float, told_tau: float | None = None) -> Tensor:
@@ -82,8 +51,8 @@ def estimates(problem: TabularProblem, x: Tensor, tau: float, told_tau: float | 
         of_contexts = []
         for c in range(1 if problem.context_probs is None else len(problem.context_probs)):
             r, pi = (part if part.ndim == 2 else part[c] for part in (reward, pis))
-            one = sampled_advantage_return(in_context(mdp, c), r, pi, told, length, 200, 3, generator)
-            of_contexts.append(one.value)
+            one, _ = sampled_advantage_return(in_context(mdp, c), r, pi, told, length, CONFIG, generator)
+            of_contexts.append(one)
         value = of_contexts[0] if problem.context_probs is None else problem.over_contexts(torch.stack(of_contexts))
         (gradient,) = torch.autograd.grad(value, z)
         rows.append(torch.cat([value.detach().view(1), gradient]))
@@ -182,8 +151,6 @@ def test_seeds_and_files(tmp_path: Path) -> None:
 def test_it_needs_entropy(tau: float) -> None:
     with pytest.raises(ValueError, match=r"^tau: expected a number in "):
         HPGD(TwoStateProblem(), HPGDConfig(tau=tau))
-    with pytest.raises(ValueError, match=r"^tau: expected a number in "):
-        advantage_leader_return(TwoStateProblem(), torch.zeros(1, dtype=F64), tau)
 
 
 @pytest.mark.parametrize(("tau", "expected"), [(0.3, 0.3), (0.0, 0.002)])
