@@ -190,24 +190,23 @@ class ExactMethod(Method):
         )
 
     def fingerprint(self) -> list[float]:
-        x = self.problem.project(torch.linspace(-1.0, 1.0, self.problem.leader_dim, dtype=torch.float64))
-        return self.level.fingerprint(x)  # type: ignore[no-any-return]
+        return self.level.fingerprint()  # type: ignore[no-any-return]
 
     def room(self, state: Any) -> int:
         """Warm starts, and what an optimiser keeps of policies in tables: of float64, up to eight tables a player."""
         return sum(64 * math.prod((*view.batch_shape, view.n_states, view.n_actions)) for view in self.level.views)
 
     def loaded(self, state: Any, replay: bool, path: Path) -> None:
-        if self.level.views:
-            for name, table in _tables(state):
-                self._check_table(name, table)
-
-    def _check_table(self, name: str, table: Any) -> None:
-        """Raise ``ValueError`` for values, policies or Q of another problem's sizes."""
-        views, values = self.level.views, self.level.value_shapes
+        views = self.level.views
+        if not views:
+            return
+        # Values, policies and Q have this problem's sizes.
+        values = self.level.value_shapes
         actions = [*((view.n_actions,) for view in views), tuple(view.n_actions for view in views)]
-        shapes = values if name.endswith("V") or name == "u" else {(*shape, *n) for shape in values for n in actions}
-        require(table.shape in shapes, name, f"a shape of {sorted(shapes)}", table.shape)
+        policies = {(*shape, *n) for shape in values for n in actions}
+        for name, table in _tables(state):
+            shapes = values if name.endswith("V") or name == "u" else policies
+            require(table.shape in shapes, name, f"a shape of {sorted(shapes)}", table.shape)
 
 
 def _tables(part: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -39,11 +39,6 @@ def followers_of(leader: Any) -> dict[str, Any]:
     return {name: getattr(one, "follower", one) for name, one in held.items()} if isinstance(held, dict) else {}
 
 
-def _environment(leader: Any) -> str:
-    source = getattr(leader, "source", None) or leader.worlds.source
-    return str(source.env_id or "an environment that was given as an object")
-
-
 def _one_follower(leader: Any) -> bool:
     """Whether its followers live in a world that one copy stands for."""
     return hasattr(leader, "follower_env") and hasattr(leader.worlds, "alone")
@@ -60,14 +55,6 @@ def _world(leader: Any) -> dict[str, Any] | None:
         "x": leader.x.tolist(),
         "observe_commitment": worlds.observe_commitment,
     }
-
-
-def _value(record: dict[str, Any]) -> tuple[str, float, float]:
-    """What a leader is judged by: its name, its value, its standard error."""
-    if "leader_return" in record:
-        name = "leader's return at the follower's best response"
-        return name, record["leader_return"], record["leader_return_stderr"]
-    return "true return of the follower of the learned reward", record["true_return"], record["true_return_stderr"]
 
 
 def write_model_card(leader: Any, folder: str | Path, name: str | None = None) -> Path:
@@ -117,10 +104,15 @@ def _write(path: Path, text: str) -> None:
 
 
 def _card(leader: Any, record: dict[str, Any], followers: dict[str, Any], name: str | None) -> str:
-    method, env = type(leader).__name__, _environment(leader)
+    method, worlds = type(leader).__name__, getattr(leader, "worlds", leader)
+    env = str(getattr(leader, "source", worlds.source).env_id or "an environment that was given as an object")
     algorithms = list(dict.fromkeys(type(f.model).__name__ for f in followers.values()))
     title = name or "-".join([method, *algorithms, env.removeprefix("bilevel_gym/").replace(" ", "-")])
-    measure, value, stderr = _value(record)
+    # What a leader is judged by: its name, its value, its standard error.
+    kind, measure = "leader_return", "leader's return at the follower's best response"
+    if kind not in record:
+        kind, measure = "true_return", "true return of the follower of the learned reward"
+    value, stderr = record[kind], record[f"{kind}_stderr"]
     solver = ["stable-baselines3"] if followers else []
     metric = {"type": "mean_reward", "name": measure, "value": f"{value:.4g} +/- {stderr:.2g}", "verified": False}
     result = {

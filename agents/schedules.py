@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..envs.mdp.checks import check_number, plain_fields
 from .records import storable
 
 
-@storable
 @dataclass(frozen=True)
-class Constant:
-    """Always ``value``."""
+class _Numbers:
+    """A schedule by its numbers, which are positive and finite where ``positive``."""
 
-    value: float
+    positive: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        check_number(self.value, "value")
+        for name, value in vars(self).items():
+            check_number(
+                value, name, low=0.0 if self.positive else -math.inf, open_low=self.positive, open_high=self.positive
+            )
+
+
+@storable
+@dataclass(frozen=True)
+class Constant(_Numbers):
+    """Always ``value``."""
+
+    value: float
 
     def __call__(self, progress_remaining: float) -> float:
         return self.value
@@ -25,16 +37,11 @@ class Constant:
 
 @storable
 @dataclass(frozen=True)
-class Linear:
+class Linear(_Numbers):
     """From ``start`` to ``end`` in equal steps."""
 
     start: float
     end: float
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        check_number(self.start, "start")
-        check_number(self.end, "end")
 
     def __call__(self, progress_remaining: float) -> float:
         return self.end + (self.start - self.end) * progress_remaining
@@ -42,16 +49,13 @@ class Linear:
 
 @storable
 @dataclass(frozen=True)
-class Geometric:
+class Geometric(_Numbers):
     """From ``start`` to ``end`` in equal ratios; both positive."""
 
     start: float
     end: float
 
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        check_number(self.start, "start", low=0.0, open_low=True)
-        check_number(self.end, "end", low=0.0, open_low=True)
+    positive: ClassVar[bool] = True
 
     def __call__(self, progress_remaining: float) -> float:
         return float(self.end * (self.start / self.end) ** progress_remaining)
@@ -59,7 +63,7 @@ class Geometric:
 
 @storable
 @dataclass(frozen=True)
-class Quench:
+class Quench(_Numbers):
     """``start`` for the first ``share`` of training, then ``end`` at once.
 
     A temperature that jumps makes another problem of it: exact leaders go on from the same x with a fresh optimiser.
@@ -70,9 +74,7 @@ class Quench:
     share: float = 1 / 6
 
     def __post_init__(self) -> None:
-        plain_fields(self)
-        check_number(self.start, "start")
-        check_number(self.end, "end")
+        super().__post_init__()
         check_number(self.share, "share", low=0.0, high=1.0)
 
     def __call__(self, progress_remaining: float) -> float:
@@ -81,7 +83,7 @@ class Quench:
 
 @storable
 @dataclass(frozen=True)
-class Power:
+class Power(_Numbers):
     """From ``start`` to ``end``, both positive, as ``start / (1 + k/delay)^exponent`` falls in the progress k.
 
     The delay follows from the ends: a schedule ``c / (k + 1)^exponent`` over N iterates starts at c, ends at
@@ -92,10 +94,7 @@ class Power:
     end: float
     exponent: float
 
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        for name in ("start", "end", "exponent"):
-            check_number(getattr(self, name), name, low=0.0, open_low=True, open_high=True)
+    positive: ClassVar[bool] = True
 
     def __call__(self, progress_remaining: float) -> float:
         spread = (self.start / self.end) ** (1.0 / self.exponent) - 1.0

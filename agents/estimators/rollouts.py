@@ -126,17 +126,9 @@ def collect(venv: VecEnv, act: Act, horizon: int, seed: int) -> Rollout:
             if not shown:
                 after[i] = infos[i]["terminal_observation"]
         draw = info_column(venv, infos, "leader_draw", optional=True)
-        step = (
-            obs,
-            base,
-            after,
-            action,
-            np.zeros(venv.num_envs, dtype=np.int64) if draw is None else draw,
-            np.asarray(reward, dtype=np.float64),
-            info_column(venv, infos, "leader_reward").astype(np.float64),
-            alive,
-            terminated.astype(np.float64),
-        )
+        draw = np.zeros(venv.num_envs, dtype=np.int64) if draw is None else draw
+        paid = (np.asarray(reward, dtype=np.float64), info_column(venv, infos, "leader_reward").astype(np.float64))
+        step = (obs, base, after, action, draw, *paid, alive, terminated.astype(np.float64))
         for column, value in zip(columns, step, strict=True):
             column.append(value)
         alive = alive * (1.0 - done)

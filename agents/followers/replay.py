@@ -123,15 +123,17 @@ class TrueReplay(ReplayBuffer):
     draws: NDArray[Any] | None = None
     _points: Floats | None = None
 
+    base_obs: NDArray[np.int64] | None = None
+    base_next_obs: NDArray[np.int64] | None = None
+
     def __init__(
         self, *args: Any, venv: VecEnv, base_space: gym.spaces.Space[Any] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self._venv, self._base_space = venv, base_space
-        discrete = isinstance(base_space, gym.spaces.Discrete)
-        self.base_obs, self.base_next_obs = (
-            np.zeros((self.buffer_size, self.n_envs), np.int64) if discrete else None for _ in range(2)
-        )
+        if isinstance(base_space, gym.spaces.Discrete):
+            shape = (self.buffer_size, self.n_envs)
+            self.base_obs, self.base_next_obs = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         self.follower_rewards = np.zeros_like(self.rewards)
         self.leader_rewards = np.zeros(self.rewards.shape)
 
@@ -143,16 +145,9 @@ class TrueReplay(ReplayBuffer):
         held = getattr(model, "replay_buffer", None)
         if type(held) is not ReplayBuffer or held.optimize_memory_usage:
             return None
-        model.replay_buffer = cls(
-            model.buffer_size,
-            model.observation_space,
-            model.action_space,
-            device=model.device,
-            n_envs=model.n_envs,
-            handle_timeout_termination=held.handle_timeout_termination,
-            venv=venv,
-            base_space=base_space,
-        )
+        like = (model.buffer_size, model.observation_space, model.action_space, model.device, model.n_envs)
+        timeouts = {"handle_timeout_termination": held.handle_timeout_termination}
+        model.replay_buffer = cls(*like, **timeouts, venv=venv, base_space=base_space)
         return model.replay_buffer  # type: ignore[no-any-return]
 
     def add(
@@ -214,14 +209,8 @@ class TrueReplay(ReplayBuffer):
         base, base_next = self._base()
         for k, x in enumerate(different):
             rows = np.flatnonzero(which.ravel() == k)
-            before, draw, after = (
-                part[:n, rows].reshape(n * len(rows), *shape)
-                for part, shape in (
-                    (base, base.shape[2:]),
-                    (self.draws, self.draws.shape[2:]),
-                    (base_next, base.shape[2:]),
-                )
-            )
+            held = (part[:n, rows] for part in (base, self.draws, base_next))
+            before, draw, after = (part.reshape(n * len(rows), *part.shape[2:]) for part in held)
             found = relabel(x, before, played_actions(self, rows, n), draw, after)
             kept = (self.observations, self.next_observations, self.follower_rewards, self.leader_rewards)
             for part, value in zip(kept, found, strict=True):

@@ -20,6 +20,7 @@ from ...envs.player import PlayerVectorEnv
 from ...wrappers import VectorEnvAdapter
 from ..lower_levels import lower_level
 from ..sources import Source
+from .worlds import steps_to
 
 Game = ParallelEnv[Any, Any, Any] | AECEnv[Any, Any, Any]
 GameSpec = str | Game | Callable[[], Game]
@@ -82,8 +83,7 @@ class GameWorlds:
 
     def fingerprint(self) -> list[float]:
         """A few numbers by which two games can be told apart, up to rounding."""
-        x = self.problem.project(torch.linspace(-1.0, 1.0, self.problem.leader_dim).double())
-        return lower_level(self.problem).fingerprint(x)
+        return lower_level(self.problem).fingerprint()
 
     def start_x(self) -> torch.Tensor:
         """The untrained leader."""
@@ -108,8 +108,7 @@ class GameWorlds:
 
     def horizon(self, tail: float) -> int:
         """Steps after which the discount has fallen to ``tail``, no more than an episode's limit."""
-        steps = 1 if self.gamma == 0.0 else int(np.ceil(np.log(tail) / np.log(self.gamma)))
-        return max(1, min(steps, self.max_episode_steps))
+        return steps_to(tail, self.gamma, self.max_episode_steps)
 
 
 class PlayerEnv(gym.Env[Any, np.int64]):

@@ -117,10 +117,8 @@ class Worlds:
 
     def fingerprint(self) -> list[float]:
         """A few numbers by which two environments can be told apart, up to rounding."""
-        problem = self.model
-        if problem is None:
-            return [float(self.leader_set.dim), self.gamma]
-        return lower_level(problem).fingerprint(problem.project(torch.linspace(-1.0, 1.0, problem.leader_dim).double()))
+        known = self.model
+        return [float(self.leader_set.dim), self.gamma] if known is None else lower_level(known).fingerprint()
 
     def start_x(self) -> torch.Tensor:
         """The untrained leader."""
@@ -229,8 +227,13 @@ class Worlds:
 
     def horizon(self, tail: float) -> int:
         """Steps after which the discount has fallen to ``tail``, no more than an episode's limit."""
-        steps = 1 if self.gamma == 0.0 else int(np.ceil(np.log(tail) / np.log(self.gamma)))
-        return max(1, min(steps, _episode_limit(self.env) or steps))
+        return steps_to(tail, self.gamma, _episode_limit(self.env))
+
+
+def steps_to(tail: float, gamma: float, limit: int | None) -> int:
+    """Steps after which the discount has fallen to ``tail``, no more than an episode's limit."""
+    steps = 1 if gamma == 0.0 else int(np.ceil(np.log(tail) / np.log(gamma)))
+    return max(1, min(steps, limit or steps))
 
 
 def _random_steps(env: gym.Env[Any, Any], n: int) -> list[torch.Tensor]:

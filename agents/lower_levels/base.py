@@ -101,8 +101,14 @@ class LowerLevel(ABC):
         """The penalty where a leader is given none."""
         raise ValueError(f"problem: expected one with a penalty, got a {type(self.problem).__name__}")
 
+    @property
+    def probe(self) -> Tensor:
+        """A point of X at which :meth:`fingerprint` looks, ``[dim]``."""
+        x: Tensor = self.problem.project(torch.linspace(-1.0, 1.0, self.problem.leader_dim, dtype=torch.float64))
+        return x
+
     @abstractmethod
-    def fingerprint(self, x: Tensor) -> list[float]:
+    def fingerprint(self) -> list[float]:
         """A few numbers by which two problems can be told apart, up to rounding."""
 
 
@@ -155,12 +161,10 @@ class TabularLevel(LowerLevel):
         """J_L(x, .) with pi held, plus each player's own value with x and the others held: a scalar, from episodes."""
         raise NotImplementedError
 
-    def fingerprint(self, x: Tensor) -> list[float]:
+    def fingerprint(self) -> list[float]:
         """Sizes, and a number for each player's Q of some values, for its flags, and for what the leader is paid."""
-        views, parts = self.views, []
-        logits = [
-            torch.cos(torch.arange(view.r[..., :, :].numel(), dtype=torch.float64)).view(view.r.shape) for view in views
-        ]
+        views, x, parts = self.views, self.probe, []
+        logits = [torch.cos(torch.arange(view.r.numel(), dtype=torch.float64)).view(view.r.shape) for view in views]
         pi = tuple(softmax_policy(view, y) for view, y in zip(views, logits, strict=True))
         for mdp in self.faced(self.model(x).detach(), pi, 0.0):
             V = torch.cos(torch.arange(mdp.n_states, dtype=torch.float64)).expand(*mdp.batch_shape, -1)

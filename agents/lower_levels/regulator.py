@@ -40,7 +40,7 @@ class Regulator(LowerLevel):
     def gap(self, model: Tensor, pi: Policies, tau: float, best: tuple[LinearResponse, ...]) -> Tensor:
         return self.problem.follower_return(model, best[0].F) - self.problem.follower_return(model, pi[0])  # type: ignore[no-any-return]
 
-    def fingerprint(self, x: Tensor) -> list[float]:
+    def fingerprint(self) -> list[float]:
         p = self.problem
         parts = [part for record in (p.dynamics, p.leader_cost, p.follower_cost) for part in vars(record).values()]
         return [*(float(size) for size in p.sizes), p.gamma, p.sigma, *waves([*parts, p.action_bound])]

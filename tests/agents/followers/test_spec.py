@@ -12,7 +12,6 @@ from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO
 
 from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
-from bilevel_gym.agents.followers.base import Follower
 from bilevel_gym.agents.followers.oracles import Oracle, SoftPolicyIteration
 from bilevel_gym.agents.followers.sb3 import SB3Follower
 from bilevel_gym.agents.followers.spec import AlgorithmSpec, Answering, build_model, follower_name, follower_of_file
@@ -47,7 +46,7 @@ def test_a_spec_that_is_none(algorithm: Any, settings: dict[str, Any], message: 
 
 
 def test_parts_keep_their_protocols() -> None:
-    follower: Follower = SB3Follower(A2C, venv(), 0.9, 0, True, Answering())
+    follower = SB3Follower(A2C, venv(), 0.9, 0, True, Answering())
     assert follower.train(32, 64) == follower.num_timesteps == 32
     follower.load_state_dict(follower.state_dict())
     oracle: Oracle = SoftPolicyIteration()
