@@ -446,11 +446,14 @@ class Leader:
             raise TypeError(f"load: expected the path and {', '.join(cls.given)}, got {unknown or list(given)}")
         header = read_header(path, cls.__name__)
         with reading(path):
-            leader = cls._constructed(header, named, path)
+            name, what = ("problem", "problem") if "problem" in cls.given else ("env", "environment")
+            world, kwargs = source_of_file(header["source"], named.get(name), name)
+            construct: Callable[..., Self] = cls
+            arguments = cls._arguments(header, named, path)
+            leader = construct(world, seed=header["seed"], env_kwargs=kwargs, **arguments)
             expected, got = [float(number) for number in header["fingerprint"]], leader.method.fingerprint()
             same = len(got) == len(expected) and bool(np.allclose(got, expected, rtol=1e-6, atol=1e-6))
-            name, world = ("problem", "problem") if "problem" in cls.given else ("env", "environment")
-            require(same, name, f"the {world} of {path}", "another one (its sizes or numbers differ)")
+            require(same, name, f"the {what} of {path}", "another one (its sizes or numbers differ)")
             try:
                 leader._take_back(header, path)
             except (KeyError, RuntimeError) as error:
@@ -460,14 +463,6 @@ class Leader:
                 wanted = f"the algorithm that {path} was trained with"
                 raise ValueError(f"follower: expected {wanted}, got another ({reason})") from error
         return leader
-
-    @classmethod
-    def _constructed(cls: type[Self], header: dict[str, Any], named: dict[str, Any], path: str | Path) -> Self:
-        """A fresh leader by a file's constructor arguments and by those that are given again."""
-        name = "problem" if "problem" in cls.given else "env"
-        world, kwargs = source_of_file(header["source"], named.get(name), name)
-        construct: Callable[..., Self] = cls
-        return construct(world, seed=header["seed"], env_kwargs=kwargs, **cls._arguments(header, named, path))
 
     @classmethod
     def _arguments(cls, header: dict[str, Any], named: dict[str, Any], path: str | Path) -> dict[str, Any]:

@@ -33,6 +33,8 @@ SETTLING = Answering(q_temperature=Geometric(0.2, 0.01), entropy=Geometric(0.2, 
 """Followers given as a class, whose settings are the library's, end far less soft at an x that stays than at one that moves."""
 TAIL = 0.01
 """Discount at which sampled episodes are cut; a critic of them stands for the rest."""
+EPISODES = 256
+"""Of them, how many."""
 
 
 @dataclass(frozen=True)
@@ -110,45 +112,30 @@ def robustness(
 
 
 def _response(worlds: Worlds, x: Tensor, name: str, spec: FollowerSpec, seed: int, steps: int, n_envs: int) -> Response:
-    venv = worlds.make(n_envs)
+    venv, problem, linear = worlds.make(n_envs), worlds.problem, worlds.linear_quadratic
     set_leader(venv, x.numpy())
     answering = SETTLING if isinstance(spec, type) and worlds.linear else Answering()
     follower = SB3Follower(spec, venv, worlds.gamma, seed, worlds.linear, answering)
     worlds.require_every_action(x, follower)
     spent = follower.train_alone(steps)
-    if worlds.problem is not None and not follower.recurrent:
-        returns = _exact(worlds, x, follower)
-    else:
-        returns = _sampled(worlds, x, follower, seed)
     venv.close()
-    return Response(name, seed, *returns, spent)
-
-
-@torch.no_grad()
-def _exact(worlds: Worlds, x: Tensor, follower: SB3Follower) -> tuple[float, float, float, float | None, float | None]:
-    """(J_L, 0, V_f, F_0, slack) of the follower's policy table."""
-    problem = worlds.problem
-    assert problem is not None
-    mdp = problem.follower_mdp(x)
-    pi = follower.table(mdp, worlds.every_observation(x.numpy())).reshape(mdp.r.shape)
-    slack = float(problem.over_contexts(suboptimality(mdp, pi, 0.0, solve_soft(mdp, 0.0))))
-    attained = float(problem.over_contexts(policy_return(mdp, pi)))
-    return float(problem.leader_return(x, pi)), 0.0, attained, leader_return_at_best_response(problem, x), slack
-
-
-@torch.no_grad()
-def _sampled(
-    worlds: Worlds, x: Tensor, follower: SB3Follower, seed: int, n_episodes: int = 256
-) -> tuple[float, float, float, float | None, float | None]:
-    """The same from fresh episodes; F_0 of a linear-quadratic problem by Riccati."""
-    venv = worlds.make(n_episodes)
+    # J_L, its error, V_f, F_0 and the slack: exact, of the follower's policy table.
+    if problem is not None and not follower.recurrent:
+        with torch.no_grad():
+            mdp = problem.follower_mdp(x)
+            pi = follower.table(mdp, worlds.every_observation(x.numpy())).reshape(mdp.r.shape)
+            slack = float(problem.over_contexts(suboptimality(mdp, pi, 0.0, solve_soft(mdp, 0.0))))
+            theirs, ours = float(problem.over_contexts(policy_return(mdp, pi))), float(problem.leader_return(x, pi))
+            best = leader_return_at_best_response(problem, x)
+        return Response(name, seed, ours, 0.0, theirs, best, slack, spent)
+    # Or from fresh episodes; F_0 of a linear-quadratic problem by Riccati.
+    venv = worlds.make(EPISODES)
     set_leader(venv, x.numpy())
-    with follower.generators.active():
+    with follower.generators.active(), torch.no_grad():
         player = follower.player(venv, greedily=worlds.continuous_actions)
         episodes = collect(venv, player, worlds.horizon(TAIL), seed)
+        F_0 = None if linear is None else float(linear.leader_return(x, linear.best_response(x).F))
     venv.close()
-    theirs, ours = episode_returns(episodes, worlds.base_space, worlds.gamma)
-    stderr = float(ours.std(ddof=1) / np.sqrt(len(ours)))
-    linear = worlds.linear_quadratic
-    F_0 = None if linear is None else float(linear.leader_return(x, linear.best_response(x).F))
-    return float(ours.mean()), stderr, float(theirs.mean()), F_0, None
+    paid, earned = episode_returns(episodes, worlds.base_space, worlds.gamma)
+    stderr = float(earned.std(ddof=1) / np.sqrt(len(earned)))
+    return Response(name, seed, float(earned.mean()), stderr, float(paid.mean()), F_0, None, spent)

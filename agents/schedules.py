@@ -18,10 +18,9 @@ class _Numbers:
 
     def __post_init__(self) -> None:
         plain_fields(self)
+        low, strictly = (0.0, True) if self.positive else (-math.inf, False)
         for name, value in vars(self).items():
-            check_number(
-                value, name, low=0.0 if self.positive else -math.inf, open_low=self.positive, open_high=self.positive
-            )
+            check_number(value, name, low=low, open_low=strictly, open_high=strictly)
 
 
 @storable

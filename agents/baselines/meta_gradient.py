@@ -88,15 +88,11 @@ class MetaGradientMethod(ExactMethod):
     state_class = MetaGradientState
     levels = None
 
-    def __init__(self, problem: Any, config: Any = None, env_kwargs: dict[str, Any] | None = None) -> None:
-        super().__init__(problem, config, env_kwargs)
-        self._inner_rate = as_schedule(self.config.inner_rate, "inner_rate", positive=True)
-
     def prepare(self, state: MetaGradientState, seed: int | None) -> None:
         state.thetas = tuple(Softmax().start(view) for view in self.level.views)
 
     def descend(self, state: MetaGradientState, progress: Progress) -> dict[str, float]:
-        level, alpha = self.level, self._inner_rate(progress.remaining)
+        level, alpha = self.level, as_schedule(self.config.inner_rate, "inner_rate", positive=True)(progress.remaining)
         model, thetas = level.model(state.x), tuple(theta.requires_grad_() for theta in state.thetas)
         for _ in range(self.config.inner_steps):
             thetas = followers_step(level, model, thetas, state.tau, alpha)

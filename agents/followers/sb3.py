@@ -12,7 +12,7 @@ import io
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -236,18 +236,16 @@ class SB3Follower:
 
     # --- answers -------------------------------------------------------------------------------------------------
 
-    def act(self, obs: Any) -> NDArray[Any]:
+    def act(self, obs: Any, greedily: bool = False, masks: Any = None) -> NDArray[Any]:
         """Actions of the follower's policy, without exploration noise, ``[n, ...]``.
 
-        All actions are taken to exist, and every observation to be an episode's first: see :meth:`player`.
+        Every observation is taken to be an episode's first: see :meth:`player`.
+
+        Args:
+            obs: observations, ``[n, ...]``.
+            greedily: whether they are those that the policy holds best: for continuous actions, its mean.
+            masks: which actions exist, ``[n, A]``, for a model that can be told; by default all.
         """
-        return self._answer(obs, None, greedily=False)
-
-    def act_greedily(self, obs: Any) -> NDArray[Any]:
-        """The actions that the policy holds best, ``[n, ...]``: for continuous actions, its mean."""
-        return self._answer(obs, None, greedily=True)
-
-    def _answer(self, obs: Any, masks: Any, greedily: bool) -> NDArray[Any]:
         with self.generators.active(), torch.no_grad():
             if self._q_network is not None and not greedily:
                 return np.asarray(torch.distributions.Categorical(probs=self._probabilities(obs)).sample().numpy())
@@ -261,15 +259,15 @@ class SB3Follower:
         return obs if scaling is None else scaling.normalize_obs(obs)
 
     def player(self, venv: VecEnv, greedily: bool = False) -> Callable[[Any], NDArray[Any]]:
-        """What plays one episode in each environment of ``venv``, from their resets: :meth:`act`, or :meth:`act_greedily`.
+        """What plays one episode in each environment of ``venv``, from their resets: :meth:`act`.
 
         It is told the action masks at every step, where it takes them and the environments have them; a recurrent policy
         carries a hidden state of its own through the episodes, which starts at zero. Take a new player for new episodes.
         """
         if not self.recurrent and self.takes_masks and venv.has_attr("action_masks"):
-            return lambda obs: self._answer(obs, np.stack(venv.env_method("action_masks")), greedily)
+            return lambda obs: self.act(obs, greedily, np.stack(venv.env_method("action_masks")))
         if not self.recurrent:
-            return self.act_greedily if greedily else self.act
+            return partial(self.act, greedily=greedily)
         hidden: Any = None
         starts = np.ones(venv.num_envs, dtype=bool)
 

@@ -20,12 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from ...envs.mdp.checks import require
 from .sb3 import SB3Follower, mean_over_quantiles
-from .spec import Answering, FollowerSpec
 
 _NETWORKS = {"q_net": "q_net_target", "quantile_net": "quantile_net_target"}
 
@@ -56,12 +54,8 @@ class SoftQFollower(SB3Follower):
     """A DQN or QRDQN with a soft target, which plays its soft policy in training too (SB3's exploration on top).
 
     Args:
-        spec: the user's algorithm.
-        venv: its parallel environments: paid r_f to the best response, r_l to the penalised follower.
-        gamma: the environment's discount.
-        seed: of the model, its generators and its world.
-        linear: whether a linear Q is exact.
-        answering: how it answers; its ``q_temperature`` is tau.
+        arguments: as of :class:`SB3Follower`; the environments pay r_f to the best response, r_l to the penalised follower, and
+            the ``q_temperature`` of ``answering`` is tau.
         prior: the best response that the penalised follower is kept near; None for the best response itself.
 
     Attributes:
@@ -72,17 +66,8 @@ class SoftQFollower(SB3Follower):
             several steps.
     """
 
-    def __init__(
-        self,
-        spec: FollowerSpec,
-        venv: VecEnv,
-        gamma: float,
-        seed: int,
-        linear: bool,
-        answering: Answering,
-        prior: SoftQFollower | None = None,
-    ) -> None:
-        super().__init__(spec, venv, gamma, seed, linear, answering)
+    def __init__(self, *arguments: Any, prior: SoftQFollower | None = None) -> None:
+        super().__init__(*arguments)
         self.prior, self.lam = prior, 1.0
         model: Any = self.model
         found = [name for name in _NETWORKS if hasattr(model, name)]
@@ -132,7 +117,7 @@ class SoftQFollower(SB3Follower):
         tensor, _ = self.policy.obs_to_tensor(obs)
         return self.log_policy(tensor, policy).exp().cpu()
 
-    def _answer(self, obs: Any, masks: Any, greedily: bool) -> NDArray[Any]:
+    def act(self, obs: Any, greedily: bool = False, masks: Any = None) -> NDArray[Any]:
         with self.generators.active(), torch.no_grad():
             pi = self._probabilities(obs)
             chosen = pi.argmax(-1) if greedily else torch.distributions.Categorical(probs=pi).sample()

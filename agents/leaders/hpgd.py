@@ -24,14 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...envs.mdp import (
-    TabularMDP,
-    TabularProblem,
-    mdp_world,
-    sample,
-    sampled_return,
-    solve_soft,
-)
+from ...envs.mdp import TabularMDP, TabularProblem, mdp_world, sample, sampled_return, solve_soft
 from ...envs.mdp.checks import check_number, check_size, require
 from ...envs.mdp.tabular import entropy_weight
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator

@@ -40,6 +40,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import Tensor
 
 from ...envs.mdp import TabularProblem
@@ -126,9 +127,7 @@ class Followers:
     @property
     def policies(self) -> Floats:
         """softmax(theta), ``[F, n, S, A]``."""
-        p = np.exp(self.theta - self.theta.max(-1, keepdims=True))
-        policies: Floats = p / p.sum(-1, keepdims=True)
-        return policies
+        return softmax(self.theta, -1)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False)

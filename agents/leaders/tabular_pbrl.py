@@ -76,12 +76,7 @@ class TabularPBRLMethod(HeldMethod):
     state_class = TabularPBRLState
 
     def __init__(
-        self,
-        problem: ProblemSource,
-        penalty: Penalty | None = None,
-        oracle: Oracle | None = None,
-        config: TabularPBRLConfig | None = None,
-        env_kwargs: dict[str, Any] | None = None,
+        self, problem: ProblemSource, penalty: Penalty | None, oracle: Oracle | None, config: Any, env_kwargs: Any
     ) -> None:
         solves = oracle is None or (not isinstance(oracle, type) and hasattr(oracle, "solve"))
         kinds = "an oracle such as SoftPolicyIteration(), MirrorDescent() or PolicyGradient()"

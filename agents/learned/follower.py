@@ -118,7 +118,7 @@ class LearnedFollower:
         entropy = None if c.entropy is None else as_schedule(c.entropy, "entropy", positive=False)
         answering = Answering(as_schedule(c.q_temperature, "q_temperature", positive=True), c.averaging, entropy)
         arguments = (spec, venv, w.gamma, seed, w.linear, answering)
-        follower = SoftQFollower(*arguments, prior) if self.soft else SB3Follower(*arguments)
+        follower = SoftQFollower(*arguments, prior=prior) if self.soft else SB3Follower(*arguments)
         if role.prior:
             follower.lam = lam  # type: ignore[attr-defined]
         # A replay buffer that is kept true while x and lam move, where there is a plain one.

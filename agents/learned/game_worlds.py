@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -41,6 +41,8 @@ class GameWorlds:
         env: the environment.
         source: id and arguments, for leader files.
         problem: the game and its leader.
+        model: the same: what works out the leader's return at the equilibrium.
+        linear: players observe one-hot or product features, in which a linear policy is any policy.
         gamma: the discount.
         leader_set: X.
         base_space: the players' observations, the states.
@@ -49,6 +51,8 @@ class GameWorlds:
     Raises:
         ValueError: a game without a ``problem`` that holds it, a stack of games, a leader whose objective is no return.
     """
+
+    linear: ClassVar[bool] = True
 
     def __init__(self, env: GameSpec, env_kwargs: dict[str, Any] | None, observe_commitment: bool) -> None:
         self.source = Source.of(env, env_kwargs)
@@ -64,22 +68,14 @@ class GameWorlds:
         require(single, "env", expected, repr(env))
         paid = problem.leader_game(problem.start_x()) is not None
         require(paid, "env", "a leader whose objective is a return", type(problem).__name__)
-        self.problem, self.gamma = problem, check_gamma(problem.game(problem.start_x()).gamma)
+        self.problem: GameProblem = problem
+        self.model = self.problem
+        self.gamma = check_gamma(problem.game(problem.start_x()).gamma)
         self.leader_set, self.observe_commitment = problem.leader_set, observe_commitment
         self.max_episode_steps = int(getattr(inner, "max_cycles", 100))
         self._start = np.array(getattr(inner, "leader_x", problem.start_x().numpy()), dtype=np.float64)
         sizes = problem.game(problem.start_x()).r.shape
         self.base_space, *self.action_spaces = (gym.spaces.Discrete(int(n)) for n in sizes)
-
-    @property
-    def model(self) -> GameProblem:
-        """What works out the leader's return at the equilibrium."""
-        return self.problem
-
-    @property
-    def linear(self) -> bool:
-        """Players observe one-hot or product features, in which a linear policy is any policy."""
-        return True
 
     def fingerprint(self) -> list[float]:
         """A few numbers by which two games can be told apart, up to rounding."""

@@ -18,13 +18,7 @@ from ...envs.core import LeaderEnv
 from ...envs.mdp import LeaderSet, LinearQuadraticProblem, TabularProblem
 from ...envs.mdp.checks import check_gamma, require
 from ...envs.tabular import moves_transitions
-from ...wrappers import (
-    LeaderWrapper,
-    ObserveCommitment,
-    VectorEnvAdapter,
-    WorkerVecEnv,
-    make_copy,
-)
+from ...wrappers import LeaderWrapper, ObserveCommitment, VectorEnvAdapter, WorkerVecEnv, make_copy
 from ...wrappers.vec_env import leader_model
 from ..followers.sb3 import SB3Follower
 from ..lower_levels import lower_level

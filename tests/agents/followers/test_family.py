@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -92,14 +93,14 @@ def test_a_class_trains_and_answers(algorithm: Algorithm, actions: str) -> None:
     assert spent == taken == follower.num_timesteps >= 1100
     assert not torch.equal(weights(follower), before)
     obs = np.asarray(follower.venv.reset())
-    for acting in (follower.act, follower.act_greedily, follower.player(follower.venv)):
+    for acting in (follower.act, partial(follower.act, greedily=True), follower.player(follower.venv)):
         played = acting(obs)
         assert len(played) == len(obs)
         assert all(follower.model.action_space.contains(action) for action in played)
     if actions == "discrete" and algorithm is not RecurrentPPO:
         pi = follower.probabilities(obs)
         np.testing.assert_allclose(pi.sum(-1), 1.0, rtol=1e-6)
-        np.testing.assert_array_equal(pi.argmax(-1), follower.act_greedily(obs))
+        np.testing.assert_array_equal(pi.argmax(-1), follower.act(obs, greedily=True))
         deterministic = bool(np.isin(pi, (0.0, 1.0)).all())
         assert deterministic == (algorithm is ARS)
 
@@ -132,7 +133,7 @@ def test_a_follower_comes_back(algorithm: Algorithm, actions: str) -> None:
     second = make_follower(tiny(algorithm), actions, 4, seed=9)
     second.load_state_dict(first.state_dict())
     obs = np.asarray(first.venv.reset())
-    np.testing.assert_array_equal(first.act_greedily(obs), second.act_greedily(obs))
+    np.testing.assert_array_equal(first.act(obs, greedily=True), second.act(obs, greedily=True))
     assert torch.equal(weights(first), weights(second))
     if algorithm is ARS:  # it searches from a vector that is no part of its policy
         assert torch.equal(first.model.weights, second.model.weights)  # type: ignore[attr-defined]
@@ -233,7 +234,7 @@ def test_a_recurrent_follower_remembers_its_episode_and_no_other() -> None:
         expected, state = follower.policy.predict(played.obs[t], state, starts, deterministic=True)
         np.testing.assert_array_equal(played.action[t], expected)
         starts = np.zeros(3, dtype=bool)
-        forgetful.append(follower.act_greedily(played.obs[t]))
+        forgetful.append(follower.act(played.obs[t], greedily=True))
     np.testing.assert_array_equal(played.action[0], forgetful[0])
     assert not np.allclose(played.action[1:], forgetful[1:], atol=1e-4)
     again = collect(venv, follower.player(venv, greedily=True), 8, seed=5)
@@ -266,12 +267,12 @@ def test_observations_are_normalised_as_in_training() -> None:
     assert scaling is not None
     obs = 3.0 * np.asarray(follower.venv.reset())
     expected, _ = follower.policy.predict(scaling.normalize_obs(obs), deterministic=True)
-    np.testing.assert_array_equal(follower.act_greedily(obs), expected)
+    np.testing.assert_array_equal(follower.act(obs, greedily=True), expected)
     np.testing.assert_array_equal(follower.player(follower.venv, greedily=True)(obs), expected)
     assert not np.allclose(expected, follower.policy.predict(obs, deterministic=True)[0], atol=1e-4)
     second = make_follower(normalised, "continuous", 8, seed=5)
     second.load_state_dict(follower.state_dict())
-    np.testing.assert_array_equal(second.act_greedily(obs), expected)
+    np.testing.assert_array_equal(second.act(obs, greedily=True), expected)
 
 
 @pytest.mark.long

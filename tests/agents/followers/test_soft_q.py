@@ -118,7 +118,9 @@ def test_both_learn_the_policies_they_stand_for() -> None:
     answering, total = Answering(Constant(TAU), 0.5), 12_000
     followers: list[SoftQFollower] = []
     for weights in ((0.0, 1.0), (1.0, 0.0)):
-        follower = SoftQFollower(dqn, world(*weights), 0.9, 3, True, answering, followers[0] if followers else None)
+        follower = SoftQFollower(
+            dqn, world(*weights), 0.9, 3, True, answering, prior=followers[0] if followers else None
+        )
         follower.lam = LAM
         for _ in range(3):
             follower.train(total // 3, total)
@@ -132,7 +134,7 @@ def test_both_learn_the_policies_they_stand_for() -> None:
 
 def test_no_weight_for_the_leader_is_no_distance_from_the_best_response() -> None:
     prior = SoftQFollower(dqn, world(0.0, 1.0), 0.9, 3, True, Answering(Constant(TAU)))
-    follower = SoftQFollower(dqn, world(1.0, 0.0), 0.9, 4, True, Answering(Constant(TAU)), prior)
+    follower = SoftQFollower(dqn, world(1.0, 0.0), 0.9, 4, True, Answering(Constant(TAU)), prior=prior)
     obs = OBS
     away = [distance(follower.probabilities(obs), torch.from_numpy(prior.probabilities(obs)))]
     follower.lam = 1e6
@@ -157,7 +159,7 @@ def test_training_plays_the_soft_policy() -> None:
 
 def test_coupled_players_differ_as_little_as_their_policies_allow() -> None:
     prior = SoftQFollower(dqn, world(0.0, 1.0), 0.9, 3, True, Answering(Constant(TAU)))
-    follower = SoftQFollower(dqn, world(1.0, 0.0), 0.9, 4, True, Answering(Constant(TAU)), prior)
+    follower = SoftQFollower(dqn, world(1.0, 0.0), 0.9, 4, True, Answering(Constant(TAU)), prior=prior)
     follower.lam = 4.0
     obs = np.repeat(OBS[:1], 20_000, 0)
     a, b = (player.coupled_player(7)(obs) for player in (prior, follower))
