@@ -82,9 +82,8 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
             clear_parts(self.path)
             write_whole(self.path.with_name(self.path.name + ".try"), lambda file: None).unlink()
         except OSError as error:
-            raise ValueError(
-                f"path: expected a file in a folder that can be written to, got {str(path)!r} ({error.strerror})"
-            ) from error
+            expected = f"a file in a folder that can be written to, got {str(path)!r} ({error.strerror})"
+            raise ValueError(f"path: expected {expected}") from error
         self.saved: int | None = None
         self._leader: Any = None
         self._held: dict[int, Any] = {}

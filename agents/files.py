@@ -28,9 +28,8 @@ def reading(path: object, what: str = "leader file") -> Iterator[None]:
             raise
         raise ValueError(f"{error} (reading {path})") from error
     except Exception as error:
-        raise ValueError(
-            f"path: expected a whole {what}, got {path}, which is truncated or none ({type(error).__name__}: {error})"
-        ) from error
+        reason = f"which is truncated or none ({type(error).__name__}: {error})"
+        raise ValueError(f"path: expected a whole {what}, got {path}, {reason}") from error
 
 
 def write_whole(path: str | Path, write: Callable[[IO[bytes]], None]) -> Path:

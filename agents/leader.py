@@ -532,9 +532,8 @@ def projected_gradient(z: Tensor, alpha: float, project: Projection) -> Tensor:
     """
     assert z.grad is not None
     if not bool(torch.isfinite(z.grad).all()):
-        raise FloatingPointError(
-            "gradient: expected finite numbers, got NaN or infinity; look at the rewards at this x"
-        )
+        got = "NaN or infinity; look at the rewards at this x"
+        raise FloatingPointError(f"gradient: expected finite numbers, got {got}")
     stepped = z - alpha * z.grad
     projected = project(stepped)
     return z.grad if torch.equal(projected, stepped) else (z - projected) / alpha

@@ -54,9 +54,8 @@ def make_env(env_id: str, env_kwargs: dict[str, Any] | None, name: str = "env") 
         return gym.make(env_id, **(env_kwargs or {}))
     except (gym.error.Error, ModuleNotFoundError) as error:
         known = sorted(name for name in gym.registry if name.startswith("bilevel_gym/"))
-        raise ValueError(
-            f"{name}: expected a registered environment id such as {known}, got {env_id!r} ({error})"
-        ) from error
+        expected = f"a registered environment id such as {known}, got {env_id!r} ({error})"
+        raise ValueError(f"{name}: expected {expected}") from error
 
 
 def is_game(env: Any) -> bool:

@@ -27,7 +27,6 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
@@ -55,12 +54,6 @@ from .game_worlds import Floats, GameWorlds, PlayerEnv
 
 NIMBLE = 0.7
 """Averaging of the best responses, at most: they follow pi1 and pi2 more closely than these follow their own training."""
-
-
-def entropy(pi: NDArray[Any]) -> Floats:
-    """h(pi) = sum pi log pi, ``[...]``."""
-    h: Floats = (pi * np.log(np.maximum(pi, 1e-300))).sum(-1)
-    return h
 
 
 class LearnedPlayers:
@@ -149,7 +142,8 @@ class LearnedPlayers:
                     continue
                 follower, other, done = followers[name], held[role.against[0]], 0
                 set_leader(follower.venv, points)
-                paid = tau * entropy(other)[..., None] + owed.get(name, 0.0)
+                h = (other * np.log(np.maximum(other, 1e-300))).sum(-1, keepdims=True)
+                paid = tau * h + owed.get(name, 0.0)
                 while done < asked:
                     own = self.tables(follower, points, trained=True)
                     self.simulators[name].hold(other, paid - tau * np.log(np.maximum(own, 1e-12)))
