@@ -159,7 +159,7 @@ class GameRolloutEstimator(Estimator):
     """From episodes alone.
 
     Args:
-        learned: the players (see ``lower_levels.learned_players``), whose transitions x does not move.
+        learned: the players (see ``learned.players``), whose transitions x does not move.
         rollouts: how many episodes, how long, how fast the past fades.
         rng: drawn from once a call, for the episodes' seed.
 

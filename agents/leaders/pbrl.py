@@ -2,7 +2,7 @@ r"""PBRL over any SB3 follower (Shen, Yang and Chen, arXiv 2402.06886, sampled).
 
 Which policies are learned and which returns make up x's gradient is what the penalty says (:mod:`..penalties.base`); what they
 live in, how they are trained and how x is judged, what the lower level says: one follower
-(:mod:`..lower_levels.learned_follower`) or two players (:mod:`..lower_levels.learned_players`).
+(:mod:`..learned.follower`) or two players (:mod:`..learned.players`).
 
 For the value penalty, minimising F_lam over y is itself reinforcement learning, ``max_y V^{pi_y}`` with reward
 ``r_f + r_l/lam``: exact where leader and follower share gamma, rho and dynamics and J_L is linear in the occupancy. So
