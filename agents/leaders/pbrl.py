@@ -199,6 +199,7 @@ class PBRLMethod(Method):
         self.source, self.worlds = self.level.worlds.source, self.level.worlds
         self.leader_set = config.cut(self.worlds.leader_set)
         self.terms = self.penalty.terms(self.level.n_players)
+        self._lam = as_schedule(self.penalty.lam, "lam", positive=True)
         self._rate = as_schedule(config.learning_rate, "learning_rate", positive=True)
         self._worker: FollowerWorker | None = None
         self._failures_before = 0
@@ -208,7 +209,7 @@ class PBRLMethod(Method):
 
     def init(self, x: Tensor, seed: int | None) -> PBRLState:
         words = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
-        state = PBRLState(x, words=words[2:], rng=np.random.default_rng(words[3]), lam=self.penalty.lam_at(1.0))
+        state = PBRLState(x, words=words[2:], rng=np.random.default_rng(words[3]), lam=self._lam(1.0))
         state.followers = self.level.make_followers(self.follower_spec, x.detach(), words[:2], state.lam)
         state.estimator = self.level.estimator(state.followers, state.rng)
         state.optimizer = self.config.optimizer([{"params": [x]}], self._rate(1.0))
@@ -224,7 +225,7 @@ class PBRLMethod(Method):
         self._failures_before = state.oracle_failures
 
     def step(self, state: PBRLState, progress: Progress) -> tuple[PBRLState, dict[str, float]]:
-        state.lam = self.penalty.lam_at(progress.remaining)
+        state.lam = self._lam(progress.remaining)
         state.optimizer.param_groups[0]["lr"] = self._rate(progress.remaining)
         # The followers train at x and around it; then x's gradient and p^ are estimated at them as they are.
         self._train(state, progress)
