@@ -51,7 +51,7 @@ from torch import Tensor
 from ...envs.mdp.checks import check_number, require
 from ...wrappers import Segment
 from ..followers.spec import FollowerSpec
-from ..leader import Progress
+from ..leader import Leader, Progress
 from ..learned.worlds import EnvSpec
 from ..penalties import ValuePenalty
 from ..preferences.buffer import Preference
@@ -236,7 +236,7 @@ class PreferencePBRL(PreferenceLeader):
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(self.method_class(penalty, env, follower, config, labeller, env_kwargs), seed)
+        Leader.__init__(self, self.method_class(penalty, env, follower, config, labeller, env_kwargs), seed)
 
     @property
     def penalised(self) -> RecordedFollower:

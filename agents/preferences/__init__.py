@@ -9,9 +9,8 @@ views          what the page shows of a segment
 files          that file: appended to by trainers and labellers, read as far as it is whole
 fragmenters    which pairs are asked about: random ones, or those that an ensemble disagrees about
 buffer         labelled pairs, first in, first out, and batches of them
-bradley_terry  the loss
 reward_model   the nets, ensembles, and the normalised reward that followers are paid
-training       fitting a reward model; an explosion is caught
+training       the Bradley-Terry loss, and fitting a reward model by it; an explosion is caught
 occupancy      a follower's value under the learned reward, from its recorded steps
 worlds         parallel environments, their true returns, exact regret where the model is known
 recorded       a follower that is paid the learned reward, and whose steps are recorded

@@ -71,12 +71,6 @@ class Signature:
         """The signature of a world."""
         return cls(env, str(observation_space), str(action_space), length)
 
-    def require_same(self, other: Signature, path: object) -> None:
-        """Raise ``ValueError`` where a file, of signature ``other``, is of another environment."""
-        for name in ("observation_space", "action_space", "length"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            require(mine == theirs, "path", f"preferences of {self.env} ({name} {mine})", f"{path}, of {theirs}")
-
 
 @dataclass
 class Contents:
@@ -88,7 +82,6 @@ class Contents:
         labels: the last answer to each.
         places: first byte, length and CRC-32 of each query's payload.
         end: the byte after the last whole record.
-        note: what is wrong with the rest of the file; None if there is none.
     """
 
     signature: Signature
@@ -96,7 +89,6 @@ class Contents:
     labels: dict[int, Label] = field(default_factory=dict)
     places: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     end: int = 0
-    note: str | None = None
 
     @property
     def pending(self) -> dict[int, Pair]:
@@ -197,22 +189,23 @@ def preferences_from_bytes(
         pictures: whether to take the segments' pictures.
         room: bytes that the queries may unfold to, all together.
     """
-    first = next(_records(data, len(MAGIC)), None)
-    whole = data.startswith(MAGIC) and first is not None and first[0] == b"H"
+    kind, header, end = next(_records(data, len(MAGIC)), (b"", b"", 0))
+    whole = data.startswith(MAGIC) and kind == b"H"
     require(whole, "path", "a preference file", f"{path}, which is none or is cut short in its first record")
-    assert first is not None
     with reading(path, "preference file"):
-        contents = Contents(Signature(**json.loads(first[1])), end=first[2])
+        contents = Contents(Signature(**json.loads(header)), end=end)
         if expected is not None:
-            expected.require_same(contents.signature, path)
+            for name in ("observation_space", "action_space", "length"):
+                mine, theirs = getattr(expected, name), getattr(contents.signature, name)
+                told = f"preferences of {expected.env} ({name} {mine})"
+                require(mine == theirs, "path", told, f"{path}, of {theirs}")
         _take(contents, data, 0, pictures, room)
     if contents.end < len(data):
-        lost = len(data) - contents.end
-        contents.note = (
+        warnings.warn(
             f"{path} is cut short or damaged at byte {contents.end}: kept {len(contents.pairs)} queries and "
-            f"{len(contents.labels)} answers, lost the {lost} bytes after them"
+            f"{len(contents.labels)} answers, lost the {len(data) - contents.end} bytes after them",
+            stacklevel=3,
         )
-        warnings.warn(contents.note, stacklevel=3)
     return contents
 
 
@@ -276,9 +269,8 @@ class PreferenceLog:
             written = file.write(record) or 0
             if written < len(record):
                 file.truncate(file.tell() - written)
-                raise OSError(
-                    errno.ENOSPC, f"{written} of {len(record)} bytes could be written, nothing was kept", self.path
-                )
+                said = f"{written} of {len(record)} bytes could be written, nothing was kept"
+                raise OSError(errno.ENOSPC, said, self.path)
 
     def pair(self, number: int) -> Pair:
         """A query's segments with their pictures.
@@ -288,24 +280,23 @@ class PreferenceLog:
         """
         require(number in self.contents.places, "id", "the number of a query in the file", number)
         payload = self._payload(number)
-        require(payload is not None, "path", "the file that was opened", f"{self.path}, which is another by now")
-        assert payload is not None
+        require(len(payload) > 0, "path", "the file that was opened", f"{self.path}, which is another by now")
         return _read_query(payload, pictures=True)[1]
 
-    def _payload(self, number: int) -> bytes | None:
-        """What stands in the file where a query was read; None where that is something else by now."""
+    def _payload(self, number: int) -> bytes:
+        """What stands in the file where a query was read; nothing where that is something else by now."""
         begin, length, checksum = self.contents.places[number]
         with self.path.open("rb") as file:
             file.seek(begin)
             payload = file.read(length)
-        return payload if zlib.crc32(payload) == checksum else None
+        return payload if zlib.crc32(payload) == checksum else b""
 
     @property
     def replaced(self) -> bool:
         """Whether the file is another one by now: its newest query no longer stands where it stood."""
         if not self.contents.places:
             return self.path.stat().st_size < self.contents.end
-        return self._payload(next(reversed(self.contents.places))) is None
+        return not self._payload(next(reversed(self.contents.places)))
 
     def ask(self, number: int, pair: Pair) -> None:
         """Append a query."""
@@ -338,10 +329,8 @@ class PreferenceLog:
 
 def preferences_as_bytes(buffer: PreferenceBuffer, pending: dict[int, Pair], signature: Signature) -> bytes:
     """A preference file of labelled pairs and open queries; the latter keep their numbers, the former get others."""
-    parts, number = [MAGIC, _record(b"H", json.dumps(asdict(signature)).encode())], -1
-    for preference in buffer:
-        parts.append(_query(number, preference.pair) + _answer(number, preference.label))
-        number -= 1
+    parts = [MAGIC, _record(b"H", json.dumps(asdict(signature)).encode())]
+    parts += [_query(-1 - i, held.pair) + _answer(-1 - i, held.label) for i, held in enumerate(buffer)]
     parts += [_query(number, pair) for number, pair in pending.items()]
     return b"".join(parts)
 

@@ -12,17 +12,21 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ...envs.mdp.checks import require
 from ..followers.sb3 import SB3Follower
+from ..followers.spec import FollowerSpec
 from ..leader import Leader
-from .config import PreferenceEvaluation
+from ..learned.worlds import EnvSpec
+from .config import PreferenceConfig, PreferenceEvaluation
+from .labels import Labeller
 from .method import PreferenceMethod
 from .recorded import RecordedFollower
+from .worlds import Copies
 
 
 class PreferenceLeader(Leader):
     """A leader that learns a reward from preferences while a follower learns from that reward, by its ``method_class``.
 
-    x is the reward model's weights, flat, float64. Of a learned reward nothing but the last is kept: ``evaluate`` is of that,
-    and ``history`` stays empty.
+    x is the reward model's weights, flat, float64. Of a learned reward nothing but the last is kept: ``evaluate`` is of that, a
+    ``PreferenceEvaluation``, and ``history`` stays empty.
 
     A file, with ``replay=True``, also holds what was recorded and the place in the episodes. Then learning on is to the bit,
     where the world is one of the library's native simulators and the labeller one that answers at once; in other worlds it
@@ -46,6 +50,17 @@ class PreferenceLeader(Leader):
 
     method_class: ClassVar[type[Any]] = PreferenceMethod
     given = ("follower", "env", "labeller", "net", "checkpoint")
+
+    def __init__(
+        self,
+        env: EnvSpec | Copies,
+        follower: FollowerSpec,
+        config: PreferenceConfig | None = None,
+        labeller: Labeller | None = None,
+        seed: int | None = 0,
+        env_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(self.method_class(env, follower, config, labeller, env_kwargs), seed)
 
     @property
     def best_response(self) -> RecordedFollower:
