@@ -1,7 +1,15 @@
-"""A Stable-Baselines3 policy that starts as a language model, and a follower made of it.
+r"""A Stable-Baselines3 policy that starts as a language model, and a follower made of it.
 
 The follower's policy at a text so far is the language model's distribution of the next token. The critic reads the model's state
 and does not move it: only the policy's gradient reaches the weights that write.
+
+The follower is paid its reward less what it costs to leave the language model that it started from:
+
+    r'(s,a) = r(s,a) - kl ( log pi(a|s) - log p_0(a|s) )
+
+In expectation over the follower's own actions that is the KL divergence ``kl KL(pi(s), p_0(s))`` of every step (as in Stiennon et
+al. 2020). The log-ratio of the action taken stands in the reward, and not the divergence itself, because a policy gradient
+takes the reward for fixed: it would then see no cost in the step itself, only in later ones.
 """
 
 from __future__ import annotations
@@ -10,15 +18,18 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from torch import Tensor, nn
 
 from ...envs.mdp.checks import check_number, require
-from .kl import KLReward
 from .language_model import LanguageModel, load_word_model
 
 LanguageModelSpec = Callable[[], LanguageModel]
@@ -97,8 +108,55 @@ class TextPolicy(ActorCriticPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """Values ``[n, 1]`` for texts ``[n, L]``."""
-        values: Tensor = self.value_net(self._hidden(obs).detach())
-        return values
+        return self.value_net(self._hidden(obs).detach())  # type: ignore[no-any-return]
+
+
+class KLReward(VecEnvWrapper):
+    """Pays the reward less ``kl`` times the log-ratio; ``info["log_ratio"]`` is what each step cost, before ``kl``.
+
+    Args:
+        venv: copies of a world of text.
+        reference: p_0, which stands still.
+        kl: cost of a nat, in the reward's unit.
+
+    Raises:
+        ValueError: a negative cost; in ``step``, no policy to watch.
+    """
+
+    def __init__(self, venv: VecEnv, reference: LanguageModel, kl: float) -> None:
+        super().__init__(venv)
+        self.kl = check_number(kl, "kl", low=0.0, open_high=True)
+        self.reference = reference.eval().requires_grad_(False)
+        self._policy: Any = None
+        self._now: Any = None
+        self._log_ratio: Any = None
+
+    def watch(self, policy: ActorCriticPolicy) -> None:
+        """Whose actions are to come: pi."""
+        self._policy = policy
+
+    def reset(self) -> VecEnvObs:
+        obs = self.venv.reset()
+        self._now = np.array(obs)
+        return obs
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        require(self._policy is not None, "policy", "a policy to watch (KLReward.watch)", "none")
+        with torch.no_grad():
+            texts, _ = self._policy.obs_to_tensor(self._now)
+            taken = torch.as_tensor(actions, device=texts.device)
+            ours = self._policy.get_distribution(texts).log_prob(taken)
+            theirs = torch.log_softmax(self.reference.logits(self.reference.last_hidden(texts)), -1)
+            theirs = theirs.gather(-1, taken.long().reshape(-1, 1))[:, 0]
+            self._log_ratio = (ours - theirs).cpu().numpy()
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        for info, log_ratio in zip(infos, self._log_ratio.tolist(), strict=True):
+            info["log_ratio"] = log_ratio
+        self._now = np.array(obs)
+        return obs, (rewards - self.kl * self._log_ratio).astype(np.float32), dones, infos
 
 
 def writer(
@@ -118,15 +176,9 @@ def writer(
 
     def build(venv: VecEnv) -> PPO:
         near = KLReward(venv, language_model(), kl)
-        defaults: dict[str, Any] = {
-            "n_steps": 32,
-            "batch_size": 256,
-            "n_epochs": 4,
-            "learning_rate": 1e-3,
-            "device": "cpu",
-        }
+        ours: dict[str, Any] = {"n_steps": 32, "batch_size": 256, "n_epochs": 4, "learning_rate": 1e-3, "device": "cpu"}
         policy = {"language_model": language_model} | settings.get("policy_kwargs", {})
-        model = PPO(TextPolicy, near, **(defaults | settings | {"policy_kwargs": policy}))
+        model = PPO(TextPolicy, near, **(ours | settings | {"policy_kwargs": policy}))
         near.watch(model.policy)
         return model
 
