@@ -7,11 +7,10 @@ if __name__ != "bilevel_gym.wrappers":
 from .commitment import ObserveCommitment
 from .drawn_attribute import Attribute, DrawnAttribute
 from .leader_wrapper import CarriedLeaderModel, LeaderReward, LeaderWrapper, Step
-from .learned_reward import LearnedReward
 from .segments import Segment, SegmentRecorder
 from .shaped_reward import ShapedReward
 from .shaping import EventPayments, LinearPotential, LinearReward, PotentialModule, RewardModule, Shaping
-from .vec_env import CommitmentLeaderModel, RewardMixing, VectorEnvAdapter, set_leader
+from .vec_env import CommitmentLeaderModel, LearnedReward, RewardMixing, VectorEnvAdapter, set_leader
 from .workers import WorkerVecEnv, make_copy
 
 __all__ = [

@@ -37,8 +37,7 @@ class ObserveCommitment(gym.Wrapper[Features, Any, Any, Any], RecordConstructorA
 
     def observation(self, obs: Any) -> Features:
         """What the follower sees where the environment observes ``obs``, ``[D]``."""
-        features: Features = self._layout.join(np.asarray(obs)[None], self._commitment(obs)[None])[0]
-        return features
+        return self._layout.join(np.asarray(obs)[None], self._commitment(obs)[None])[0]  # type: ignore[no-any-return]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

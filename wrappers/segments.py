@@ -56,9 +56,8 @@ class Segment:
     def __post_init__(self) -> None:
         H = len(self.mask)
         require(H >= 1, "segment", "one step or more", H)
-        require(
-            len(self.obs) == H + self.frame_stack - 1, "obs", f"{H + self.frame_stack - 1} of {H} steps", len(self.obs)
-        )
+        frames = H + self.frame_stack - 1
+        require(len(self.obs) == frames, "obs", f"{frames} of {H} steps", len(self.obs))
         require(len(self.actions) == H, "actions", f"{H}, one a step", len(self.actions))
         require(self.pictures is None or len(self.pictures) == H, "pictures", f"{H}, one a step", "another number")
         if self.true_rewards is not None:
@@ -84,8 +83,8 @@ class Segment:
         Raises:
             ValueError: a segment whose true rewards are not known.
         """
-        require(self.true_rewards is not None, "segment", "one whose true rewards were recorded", "one from elsewhere")
-        assert self.true_rewards is not None
+        if self.true_rewards is None:
+            raise ValueError("segment: expected one whose true rewards were recorded, got one from elsewhere")
         return float(self.true_rewards[self.mask].sum())
 
 
@@ -316,18 +315,10 @@ class SegmentRecorder(VecEnvWrapper):
         obs = padded(seen)
         if self._stack > 1:
             obs = np.concatenate([obs[0, :-1], obs[:, -1]])
+        actions, rewards = padded(self._actions[at, copy]), padded(self._rewards[at, copy])
         pictures = None if self._images is None else padded(self._images[at, copy])
         mask = np.arange(H) < lived
-        return Segment(
-            obs,
-            padded(self._actions[at, copy]),
-            mask,
-            padded(self._rewards[at, copy]),
-            pictures,
-            self._stack,
-            int(time),
-            int(copy),
-        )
+        return Segment(obs, actions, mask, rewards, pictures, self._stack, int(time), int(copy))
 
     def window(self, since: int = 0) -> Steps:
         """The steps held from ``since`` on, in order."""
@@ -339,8 +330,7 @@ class SegmentRecorder(VecEnvWrapper):
         """What was observed before these steps, which have to be held: ``[B, ...]`` for times and copies ``[B]``."""
         k = self._stack
         if k == 1:
-            found: NDArray[Any] = self._obs[times % self._span, copies]
-            return found
+            return self._obs[times % self._span, copies]  # type: ignore[no-any-return]
         age = self._age[times % self.capacity, copies]
         back = np.arange(k - 1, -1, -1)  # the frame of so many steps ago, where the episode is that old
         frames: NDArray[Any] = self._obs[(times[:, None] - back) % self._span, copies[:, None]]

@@ -39,8 +39,10 @@ class Shaping(ABC):
 
     dim: int
 
-    def prepare(self, observation_space: Space, action_space: Space, gamma: float) -> None:  # noqa: B027
+    def prepare(self, observation_space: Space, action_space: Space, gamma: float) -> None:
         """Learn what steps look like; called once, before the first."""
+        self._spaces = {"obs": observation_space, "action": action_space, "next_obs": observation_space}
+        self._gamma = gamma
 
     @property
     def start(self) -> Tensor:
@@ -129,10 +131,6 @@ class LinearPotential(_Linear):
     def __init__(self, features: Callable[[Any], Any], size: int) -> None:
         require(callable(features), "features", "a callable obs -> [size]", repr(features))
         self._features, self.dim = features, check_size(size, "size")
-        self._gamma = 1.0
-
-    def prepare(self, observation_space: Space, action_space: Space, gamma: float) -> None:
-        self._gamma = gamma
 
     def measure(self, step: Step) -> Floats:
         before = finite_vector(self._features(step.obs), self.dim, "features")
@@ -150,12 +148,6 @@ class _Module(Shaping):
         self._shapes = {name: p.shape for name, p in self._module.named_parameters()}
         self.dim = sum(shape.numel() for shape in self._shapes.values())
         require(self.dim > 0, "module", "a module with parameters: they are x", repr(module))
-        self._spaces: dict[str, Space] = {}
-        self._gamma = 1.0
-
-    def prepare(self, observation_space: Space, action_space: Space, gamma: float) -> None:
-        self._spaces = {"obs": observation_space, "action": action_space, "next_obs": observation_space}
-        self._gamma = gamma
 
     @property
     def start(self) -> Tensor:
@@ -179,10 +171,8 @@ class _Module(Shaping):
 
     def _call(self, x: Tensor, *inputs: Tensor) -> Tensor:
         pieces = x.split([shape.numel() for shape in self._shapes.values()])
-        parameters = {
-            name: piece.reshape(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)
-        }
-        out = functional_call(self._module, parameters, inputs)
+        shaped = [piece.reshape(shape) for shape, piece in zip(self._shapes.values(), pieces, strict=True)]
+        out = functional_call(self._module, dict(zip(self._shapes, shaped, strict=True)), inputs)
         n = inputs[0].shape[0]
         got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else repr(out)
         require(isinstance(out, Tensor) and out.shape == (n,), "module", f"an answer of shape ({n},), one a step", got)
@@ -201,9 +191,8 @@ class _Module(Shaping):
         out = self.paid(x, measured)
         require(bool(torch.isfinite(out).all()), "module", "finite rewards", out.detach().tolist())
         depends = out.requires_grad and bool(torch.autograd.grad(out.square().sum() + out.sum(), x)[0].any())
-        require(
-            depends, "module", "a reward that depends on its parameters x", "a gradient in x of 0 at every step tried"
-        )
+        expected = "a reward that depends on its parameters x"
+        require(depends, "module", expected, "a gradient in x of 0 at every step tried")
 
 
 class RewardModule(_Module):

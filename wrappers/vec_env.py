@@ -1,4 +1,4 @@
-r"""Leader environments in parallel, as SB3's VecEnvs: x shown to the follower, each step as arrays, mixed rewards.
+r"""Leader environments in parallel, as SB3's VecEnvs: x shown to the follower, each step as arrays, mixed and learned rewards.
 
 **x shown to the follower.** A follower that learns across many x answers each of them only if it can tell them apart. The
 feature map for a discrete state is the product
@@ -33,6 +33,8 @@ from ..envs.core import LeaderVectorEnv
 from ..envs.mdp.checks import as_float64, check_number, require
 
 Features = NDArray[np.float32]
+RewardFunction = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+"""From observations and actions, ``[n, ...]`` each, rewards ``[n]``."""
 
 # --- x shown to the follower ------------------------------------------------------------------------------------------
 
@@ -97,18 +99,14 @@ class Layout:
 
     def base_observation(self, obs: Any) -> NDArray[Any]:
         """The observations inside vectors ``[..., D]``: states ``[...]``, or ``[..., d]``."""
-        vectors = np.asarray(obs)
-        if isinstance(self.base, gym.spaces.Box):
-            return vectors[..., : self.base.shape[0]]
-        # the first entry that is not 0 is of the state's own block
-        states: NDArray[Any] = (vectors != 0).argmax(-1) // self.width
-        return states
+        return self.base_tensor(np.asarray(obs)).numpy()
 
     def base_tensor(self, obs: Any) -> Tensor:
         """``base_observation`` in torch."""
         vectors = torch.as_tensor(obs)
         if isinstance(self.base, gym.spaces.Box):
             return vectors[..., : self.base.shape[0]]
+        # The first entry that is not 0 is of the state's own block.
         return torch.div((vectors != 0).to(torch.uint8).argmax(-1), self.width, rounding_mode="floor")
 
 
@@ -127,10 +125,8 @@ class CommitmentLeaderModel(nn.Module):
 
     def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """``(r_follower, r_leader, log_p)`` for observations ``[..., D]``; see ``LeaderEnv.leader_model``."""
-        answer: tuple[Tensor, Tensor, Tensor] = self.inner(
-            self._base_tensor(obs), action, draw, self._base_tensor(next_obs)
-        )
-        return answer
+        before, after = self._base_tensor(obs), self._base_tensor(next_obs)
+        return self.inner(before, action, draw, after)  # type: ignore[no-any-return]
 
 
 # --- native simulators ------------------------------------------------------------------------------------------------
@@ -422,3 +418,44 @@ class RewardMixing(VecEnvWrapper):
         add_info_column(self.venv, infos, "follower_reward", rewards)
         mixed = self.own_weight * rewards + self._weight * leader_rewards
         return obs, mixed.astype(np.float32), dones, infos
+
+
+class LearnedReward(VecEnvWrapper):
+    """Pays ``reward(obs, actions)`` for each step; ``info["true_reward"]`` keeps what the environment paid.
+
+    Args:
+        venv: parallel environments of any kind.
+        reward: called once a step for all of them, with the observations before it and the actions taken.
+
+    Raises:
+        ValueError: a reward that is no function; in ``step``, rewards of another shape than ``[n]`` or that are not finite.
+    """
+
+    def __init__(self, venv: VecEnv, reward: RewardFunction) -> None:
+        require(callable(reward), "reward", "a function of observations and actions", repr(reward))
+        super().__init__(venv)
+        self.reward = reward
+        self._now: Any = None
+        self._taken: Any = None
+
+    def reset(self) -> VecEnvObs:
+        obs = self.venv.reset()
+        self._now = np.array(obs)
+        return obs
+
+    def observed(self, obs: NDArray[Any]) -> None:
+        """Go on from these observations, as after a step."""
+        self._now = np.array(obs)
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        self._taken = np.array(actions)
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        paid = np.asarray(self.reward(self._now, self._taken), dtype=np.float32)
+        require(paid.shape == rewards.shape, "reward", f"shape {rewards.shape}", f"shape {paid.shape}")
+        require(bool(np.isfinite(paid).all()), "reward", "finite numbers", paid)
+        add_info_column(self.venv, infos, "true_reward", rewards)
+        self._now = np.array(obs)
+        return obs, paid, dones, infos
