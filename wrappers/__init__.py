@@ -8,8 +8,7 @@ from .commitment import ObserveCommitment
 from .drawn_attribute import Attribute, DrawnAttribute
 from .leader_wrapper import CarriedLeaderModel, LeaderReward, LeaderWrapper, Step
 from .segments import Segment, SegmentRecorder
-from .shaped_reward import ShapedReward
-from .shaping import EventPayments, LinearPotential, LinearReward, PotentialModule, RewardModule, Shaping
+from .shaping import EventPayments, LinearPotential, LinearReward, PotentialModule, RewardModule, ShapedReward, Shaping
 from .vec_env import CommitmentLeaderModel, LearnedReward, RewardMixing, VectorEnvAdapter, set_leader
 from .workers import WorkerVecEnv, make_copy
 

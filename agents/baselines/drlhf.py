@@ -6,7 +6,7 @@ depend on it.
 
 from __future__ import annotations
 
-from ..preferences.leader import PreferenceLeader
+from ..preferences.method import PreferenceLeader
 
 
 class DRLHF(PreferenceLeader):

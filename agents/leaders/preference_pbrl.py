@@ -54,11 +54,9 @@ from ..followers.spec import FollowerSpec
 from ..leader import Leader, Progress
 from ..learned.worlds import EnvSpec
 from ..penalties import ValuePenalty
-from ..preferences.buffer import Preference
 from ..preferences.config import PreferenceConfig
-from ..preferences.labels import Labeller
-from ..preferences.leader import PreferenceLeader
-from ..preferences.method import PreferenceMethod, PreferenceState
+from ..preferences.labels import Labeller, Preference
+from ..preferences.method import PreferenceLeader, PreferenceMethod, PreferenceState
 from ..preferences.occupancy import Occupancy, known_occupancy, occupancy
 from ..preferences.planner import Planner
 from ..preferences.recorded import RecordedFollower

@@ -34,8 +34,7 @@ import numpy as np
 from ...envs.mdp.checks import check_size, require
 from ...wrappers import Segment
 from ..files import reading, write_whole
-from .buffer import PreferenceBuffer
-from .labels import Label, Pair, check_label
+from .labels import Label, Pair, PreferenceBuffer, check_label
 
 MAGIC = b"bilevel-gym preferences 1\n"
 PATIENCE = 0.5

@@ -45,17 +45,11 @@ def weights(steps: Steps, gamma: float | None) -> NDArray[np.float64]:
         return np.full(steps.age.shape, 1.0 / max(1, steps.age.size))
     powers = gamma ** steps.age.astype(np.float64)
     beyond = gamma * powers[steps.ended == TERMINATED].sum() / (1.0 - gamma)
-    found: NDArray[np.float64] = powers / (powers.sum() + beyond)
-    return found
+    return powers / (powers.sum() + beyond)  # type: ignore[no-any-return]
 
 
 def occupancy(
-    recorder: SegmentRecorder,
-    since: int,
-    gamma: float | None,
-    model: RewardModel,
-    most: int,
-    rng: np.random.Generator,
+    recorder: SegmentRecorder, since: int, gamma: float | None, model: RewardModel, most: int, rng: np.random.Generator
 ) -> Occupancy:
     """The steps recorded from step ``since`` on, or ``most`` of them drawn by their weights where there are more."""
     steps = recorder.window(since)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from ...envs.mdp.checks import check_number, check_size, plain_fields, require
-from .buffer import Preference, PreferenceBuffer
+from .labels import Preference, PreferenceBuffer
 from .reward_model import NUMBERS, RewardModel
 
 BOUND = 1e6

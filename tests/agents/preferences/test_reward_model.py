@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel_gym.agents.preferences.buffer import PreferenceBuffer
-from bilevel_gym.agents.preferences.labels import Pair
+from bilevel_gym.agents.preferences.labels import Pair, PreferenceBuffer
 from bilevel_gym.agents.preferences.reward_model import ConvReward, MLPReward, RewardModel, default_net
 from bilevel_gym.agents.preferences.training import (
     FitConfig,
