@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 from ..envs.mdp.checks import check_size, require
-from .vec_env import info_column
+from .vec_env import StepWrapper, info_column
 
 Floats = NDArray[np.float64]
 _COLUMNS = ("actions", "rewards", "age", "ended")
@@ -107,7 +107,7 @@ class Steps:
     ended: NDArray[np.int8]
 
 
-class SegmentRecorder(VecEnvWrapper):
+class SegmentRecorder(StepWrapper):
     """Records every step of a VecEnv, passes all of it on unchanged, and cuts segments from the newest steps.
 
     It belongs below any wrapper that pays another reward: what it records is then the environment's own.
@@ -158,9 +158,7 @@ class SegmentRecorder(VecEnvWrapper):
         self._age = np.zeros((size, n), np.int64)
         self._ended = np.zeros((size, n), np.int8)
         self._images: NDArray[np.uint8] | None = None
-        self._now: Any = None
         self._shown: Any = None
-        self._taken: Any = None
         self._episode_age = np.zeros(n, np.int64)
 
     # --- recording ----------------------------------------------------------------------------------------------------
@@ -169,24 +167,18 @@ class SegmentRecorder(VecEnvWrapper):
         if self.steps:
             last = self._ended[(self.steps - 1) % self.capacity]
             last[last == RUNNING] = CUT
-        obs = self.venv.reset()
-        self._now = np.array(obs)
+        obs = super().reset()
         self._episode_age[:] = 0
         self._shown = self._look()
         return obs
 
-    def step_async(self, actions: NDArray[Any]) -> None:
-        self._taken = np.array(actions)
-        self.venv.step_async(actions)
-
-    def step_wait(self) -> VecEnvStepReturn:
-        obs, rewards, dones, infos = self.venv.step_wait()
+    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
         at = self.steps % self.capacity
-        self._remember(self._now)
-        self._actions[at] = self._taken
-        paid = rewards if self._key is None else info_column(self.venv, infos, self._key, optional=True)
-        require(paid is not None, "true_reward", f"the key {self._key!r} in every info", sorted(infos[0]))
-        self._rewards[at] = paid
+        self._remember(self.now)
+        self._actions[at] = self.taken
+        true = rewards if self._key is None else info_column(self.venv, infos, self._key, optional=True)
+        require(true is not None, "true_reward", f"the key {self._key!r} in every info", sorted(infos[0]))
+        self._rewards[at] = true
         require(bool(np.isfinite(self._rewards[at]).all()), "true_reward", "a finite number in every step", "another")
         self._age[at] = self._episode_age
         self._ended[at] = RUNNING
@@ -200,8 +192,7 @@ class SegmentRecorder(VecEnvWrapper):
             self._shown = self._look()
         self._episode_age = np.where(dones, 0, self._episode_age + 1)
         self.steps += 1
-        self._now = np.array(obs)
-        return obs, rewards, dones, infos
+        return rewards
 
     def _remember(self, obs: NDArray[Any]) -> None:
         """Keep what was observed before the step that is being recorded."""
@@ -225,11 +216,6 @@ class SegmentRecorder(VecEnvWrapper):
 
     # --- files --------------------------------------------------------------------------------------------------------
 
-    @property
-    def last_observation(self) -> NDArray[Any]:
-        """What each environment observed last, ``[n, ...]``."""
-        return np.array(self._now)
-
     def arrays(self, whole: bool = False) -> dict[str, NDArray[Any]]:
         """What has been recorded, by name, without a copy.
 
@@ -249,7 +235,7 @@ class SegmentRecorder(VecEnvWrapper):
         heads = [(*key, frames) for key, frames in self._heads.items()]
         images = None if self._images is None else list(self._images.shape[1:])
         counts = {"steps": self.steps, "terminations": self.terminations}
-        return {**counts, "now": self._now, "age": self._episode_age, "heads": heads, "images": images}
+        return {**counts, "now": self.now, "age": self._episode_age, "heads": heads, "images": images}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave, with room for the arrays; the VecEnv below stands where it stood then.
@@ -263,7 +249,7 @@ class SegmentRecorder(VecEnvWrapper):
         require(fits and age.shape == self._episode_age.shape, "recorder", f"observations in {space}", "others")
         self.steps, self.terminations = int(state["steps"]), int(state["terminations"])
         require(self.steps >= 0, "steps", "0 or more", self.steps)
-        self._now, self._episode_age = now.copy(), age.astype(np.int64)
+        self.now, self._episode_age = now.copy(), age.astype(np.int64)
         self._heads = {(int(step), int(copy)): np.asarray(frames) for step, copy, frames in state["heads"]}
         if state["images"] is not None:
             self._images = np.zeros((self.capacity, *(int(size) for size in state["images"])), np.uint8)

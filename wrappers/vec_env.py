@@ -17,6 +17,7 @@ of a dict an environment; of other VecEnvs the same is read from their infos. :f
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,12 +55,11 @@ class Layout:
     is_distribution: bool
 
     @staticmethod
-    def of(space: gym.spaces.Space[Any], size: int, is_distribution: bool) -> Layout:
+    def of(space: Any, size: int, is_distribution: bool) -> Layout:
         """Raises ``ValueError`` for observations of another kind."""
         discrete = isinstance(space, gym.spaces.Discrete) and space.start == 0
         vector = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
         require(discrete or vector, "env", "observations Discrete (from 0) or Box with one axis", space)
-        assert isinstance(space, gym.spaces.Discrete | gym.spaces.Box)
         return Layout(space, size, is_distribution)
 
     @property
@@ -420,7 +420,38 @@ class RewardMixing(VecEnvWrapper):
         return obs, mixed.astype(np.float32), dones, infos
 
 
-class LearnedReward(VecEnvWrapper):
+class StepWrapper(VecEnvWrapper):
+    """Knows in each step of a VecEnv what was observed before it and what was done, and says what is paid.
+
+    Attributes:
+        now: the last observations, ``[n, ...]``; None before a reset.
+        taken: the last actions, ``[n, ...]``.
+    """
+
+    now: Any = None
+    taken: Any = None
+
+    def reset(self) -> VecEnvObs:
+        obs = self.venv.reset()
+        self.now = np.array(obs)
+        return obs
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        self.taken = np.array(actions)
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        paid = self.paid(rewards, dones, infos)
+        self.now = np.array(obs)
+        return obs, paid, dones, infos
+
+    @abstractmethod
+    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
+        """What is paid for the step from :attr:`now` by :attr:`taken`, ``[n]``, where the VecEnv pays ``rewards``."""
+
+
+class LearnedReward(StepWrapper):
     """Pays ``reward(obs, actions)`` for each step; ``info["true_reward"]`` keeps what the environment paid.
 
     Args:
@@ -435,27 +466,10 @@ class LearnedReward(VecEnvWrapper):
         require(callable(reward), "reward", "a function of observations and actions", repr(reward))
         super().__init__(venv)
         self.reward = reward
-        self._now: Any = None
-        self._taken: Any = None
 
-    def reset(self) -> VecEnvObs:
-        obs = self.venv.reset()
-        self._now = np.array(obs)
-        return obs
-
-    def observed(self, obs: NDArray[Any]) -> None:
-        """Go on from these observations, as after a step."""
-        self._now = np.array(obs)
-
-    def step_async(self, actions: NDArray[Any]) -> None:
-        self._taken = np.array(actions)
-        self.venv.step_async(actions)
-
-    def step_wait(self) -> VecEnvStepReturn:
-        obs, rewards, dones, infos = self.venv.step_wait()
-        paid = np.asarray(self.reward(self._now, self._taken), dtype=np.float32)
+    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
+        paid = np.asarray(self.reward(self.now, self.taken), dtype=np.float32)
         require(paid.shape == rewards.shape, "reward", f"shape {rewards.shape}", f"shape {paid.shape}")
         require(bool(np.isfinite(paid).all()), "reward", "finite numbers", paid)
         add_info_column(self.venv, infos, "true_reward", rewards)
-        self._now = np.array(obs)
-        return obs, paid, dones, infos
+        return paid

@@ -164,7 +164,9 @@ class PreferenceMethod(Method):
 
     def table(self, state: Any, mdp: TabularMDP) -> Tensor:
         """The reward that followers learn from, ``[S, A]``, in a tabular world."""
-        return self.worlds.table(state.model)
+        S, A = mdp.n_states, mdp.n_actions
+        paid = state.model.reward(np.repeat(np.arange(S), A), np.tile(np.arange(A), S))
+        return torch.from_numpy(paid.reshape(S, A))
 
     # --- learning ---------------------------------------------------------------------------------------------------
 

@@ -56,10 +56,9 @@ class Planner(A2C):
             super().__init__(policy, env, **settings)  # type: ignore[arg-type]
             return
         inner = env.unwrapped
-        problem = getattr(inner.env, "problem", None) if isinstance(inner, VectorEnvAdapter) else None
+        problem: Any = getattr(inner.env, "problem", None) if isinstance(inner, VectorEnvAdapter) else None
         fits = isinstance(env, LearnedReward) and isinstance(problem, TabularProblem) and problem.context_probs is None
         require(fits, "env", "a native tabular world, without contexts, under a LearnedReward", repr(env))
-        assert isinstance(problem, TabularProblem)
         self._mdp = problem.follower_mdp(problem.start_x()).detach()
         super().__init__(policy, env, **({"gamma": self._mdp.gamma} | settings))
         with torch.no_grad():  # a critic that stays 0: where an episode is cut, SB3 adds its value to what was paid

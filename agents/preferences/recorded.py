@@ -150,7 +150,7 @@ class RecordedFollower:
             scaling.returns = np.array(place["returns"])
         model.action_space.np_random.bit_generator.state = place["exploration"]
         if isinstance(self.follower.venv, LearnedReward):
-            self.follower.venv.observed(self.recorder.last_observation)
+            self.follower.venv.now = np.array(self.recorder.now)
         return True
 
 

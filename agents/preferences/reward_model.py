@@ -78,9 +78,8 @@ class MLPReward(nn.Module):
         self.layers = nn.Sequential(*create_mlp(len(mean), _n_outputs(action_space), widths, nn.LeakyReLU))
 
     def _features(self, obs: Tensor) -> Tensor:
-        seen = preprocess_obs(obs, self.observation_space)
-        assert isinstance(seen, Tensor)
-        return seen.flatten(1).to(self.layers[-1].weight.dtype)  # type: ignore[arg-type]
+        seen: Any = preprocess_obs(obs, self.observation_space)
+        return seen.flatten(1).to(self.layers[-1].weight.dtype)  # type: ignore[no-any-return]
 
     def fit_inputs(self, obs: Tensor) -> None:
         """Standardise by the moments of these observations, ``[B, ...]``; once, before anything is learned."""

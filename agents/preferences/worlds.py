@@ -26,7 +26,6 @@ from ...wrappers.vec_env import info_column
 from ..learned.worlds import EnvSpec, Vectorisation, Worlds
 from ..sources import Source, make_env
 from .files import Signature
-from .reward_model import RewardModel
 
 Play = Callable[[Any], NDArray[Any]]
 _TOO_LONG = 30_000  # steps of an episode that is not waited for
@@ -163,14 +162,6 @@ class PreferenceWorlds:
         x = problem.start_x()
         reward = problem.leader_reward(x)
         return None if reward is None else problem.follower_mdp(x).detach().with_reward(reward.detach())
-
-    def table(self, model: RewardModel) -> torch.Tensor:
-        """The reward that is paid in each state for each action, ``[S, A]``."""
-        mdp = self.true_mdp()
-        assert mdp is not None
-        S, A = mdp.n_states, mdp.n_actions
-        paid = model.reward(np.repeat(np.arange(S), A), np.tile(np.arange(A), S))
-        return torch.from_numpy(paid.reshape(S, A))
 
 
 def regret(mdp: TabularMDP, pi: torch.Tensor) -> float:

@@ -25,11 +25,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from ...envs.mdp.checks import check_number, require
+from ...wrappers.vec_env import StepWrapper
 from .language_model import LanguageModel, load_word_model
 
 LanguageModelSpec = Callable[[], LanguageModel]
@@ -82,8 +82,7 @@ class TextPolicy(ActorCriticPolicy):
         theirs = ("observation_space", "action_space", "optimizer_class", "optimizer_kwargs")
         return mine | {name: getattr(self, name) for name in theirs}
 
-    def _hidden(self, obs: PyTorchObs) -> Tensor:
-        assert isinstance(obs, Tensor)
+    def _hidden(self, obs: Any) -> Tensor:
         return self.language_model.last_hidden(obs.long())
 
     def _distribution(self, hidden: Tensor) -> Distribution:
@@ -111,7 +110,7 @@ class TextPolicy(ActorCriticPolicy):
         return self.value_net(self._hidden(obs).detach())  # type: ignore[no-any-return]
 
 
-class KLReward(VecEnvWrapper):
+class KLReward(StepWrapper):
     """Pays the reward less ``kl`` times the log-ratio; ``info["log_ratio"]`` is what each step cost, before ``kl``.
 
     Args:
@@ -128,35 +127,23 @@ class KLReward(VecEnvWrapper):
         self.kl = check_number(kl, "kl", low=0.0, open_high=True)
         self.reference = reference.eval().requires_grad_(False)
         self._policy: Any = None
-        self._now: Any = None
-        self._log_ratio: Any = None
 
     def watch(self, policy: ActorCriticPolicy) -> None:
         """Whose actions are to come: pi."""
         self._policy = policy
 
-    def reset(self) -> VecEnvObs:
-        obs = self.venv.reset()
-        self._now = np.array(obs)
-        return obs
-
-    def step_async(self, actions: NDArray[Any]) -> None:
+    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
         require(self._policy is not None, "policy", "a policy to watch (KLReward.watch)", "none")
         with torch.no_grad():
-            texts, _ = self._policy.obs_to_tensor(self._now)
-            taken = torch.as_tensor(actions, device=texts.device)
+            texts, _ = self._policy.obs_to_tensor(self.now)
+            taken = torch.as_tensor(self.taken, device=texts.device)
             ours = self._policy.get_distribution(texts).log_prob(taken)
             theirs = torch.log_softmax(self.reference.logits(self.reference.last_hidden(texts)), -1)
             theirs = theirs.gather(-1, taken.long().reshape(-1, 1))[:, 0]
-            self._log_ratio = (ours - theirs).cpu().numpy()
-        self.venv.step_async(actions)
-
-    def step_wait(self) -> VecEnvStepReturn:
-        obs, rewards, dones, infos = self.venv.step_wait()
-        for info, log_ratio in zip(infos, self._log_ratio.tolist(), strict=True):
-            info["log_ratio"] = log_ratio
-        self._now = np.array(obs)
-        return obs, (rewards - self.kl * self._log_ratio).astype(np.float32), dones, infos
+            log_ratio = (ours - theirs).cpu().numpy()
+        for info, value in zip(infos, log_ratio.tolist(), strict=True):
+            info["log_ratio"] = value
+        return (rewards - self.kl * log_ratio).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def writer(
