@@ -29,7 +29,7 @@ from ..envs.mdp import LeaderSet
 from ..envs.mdp.checks import as_float64, check_gamma, check_number, check_size, require
 from .leader_wrapper import Floats, LeaderReward, LeaderWrapper, Step, check_base, finite_vector
 
-_TRIED = 8  # steps on which a payment is tried before anything is learned by it
+_TRIED = 8  # steps on which a payment is tried
 Space = gym.spaces.Space[Any]
 
 
@@ -292,19 +292,16 @@ class ShapedReward(LeaderWrapper):
         self.shaping = shaping
         self._share = check_number(leader_pays, "leader_pays", low=-math.inf, open_high=True, open_low=True)
         super().__init__(env, leader_set, start, gamma, leader_reward)
-        shaping.check(torch.from_numpy(np.stack(self._try_steps())))
-
-    def _try_steps(self) -> list[Floats]:
-        """What is measured of a few steps."""
+        # The payment is tried on a few steps, before anything is learned by it.
         measured, done = [], True
         for _ in range(_TRIED):
             if done:
-                before, _ = self.env.reset()
-            action = self.env.action_space.sample()
-            after, reward, terminated, truncated, info = self.env.step(action)
-            measured.append(self.shaping.measure(Step(before, action, float(reward), after, bool(terminated), info)))
+                before, _ = env.reset()
+            action = env.action_space.sample()
+            after, reward, terminated, truncated, info = env.step(action)
+            measured.append(shaping.measure(Step(before, action, float(reward), after, bool(terminated), info)))
             before, done = after, terminated or truncated
-        return measured
+        shaping.check(torch.from_numpy(np.stack(measured)))
 
     def _carried(self, step: Step) -> Floats:
         return self.shaping.measure(step)

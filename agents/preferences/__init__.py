@@ -10,7 +10,6 @@ files          that file: appended to by trainers and labellers, read as far as 
 fragmenters    which pairs are asked about: random ones, or those that an ensemble disagrees about
 reward_model   the nets, ensembles, and the normalised reward that followers are paid
 training       the Bradley-Terry loss, and fitting a reward model by it; an explosion is caught
-occupancy      a follower's value under the learned reward, from its recorded steps
 worlds         parallel environments, their true returns, exact regret where the model is known
 recorded       a follower that is paid the learned reward, and whose steps are recorded
 asking         questions put to a labeller, open and answered

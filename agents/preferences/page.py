@@ -247,7 +247,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Send what is made under the lock, or why it is refused; without ``make`` there is nothing at the address."""
         status = HTTPStatus.OK
         try:
-            self._require_own_host()
+            # A page from elsewhere cannot name this host, nor say that it is from here.
+            port = self.server.server_port
+            own = {f"{name}:{port}" for name in (HOST, "localhost")} | ({HOST, "localhost"} if port == 80 else set())
+            host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
+            text = f"expected a request to {HOST}:{port}, got one to {host[:80]!r}"
+            refuse_unless(host.lower() in own, HTTPStatus.FORBIDDEN, text)
+            text = f"expected a request from this page, got one from {str(origin)[:80]!r}"
+            refuse_unless(origin is None or origin.lower() == f"http://{host.lower()}", HTTPStatus.FORBIDDEN, text)
             if make is None:
                 raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing at this address.")
             with self.server.lock:
@@ -260,15 +267,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
-
-    def _require_own_host(self) -> None:
-        port = self.server.server_port
-        own = {f"{name}:{port}" for name in (HOST, "localhost")} | ({HOST, "localhost"} if port == 80 else set())
-        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-        text = f"expected a request to {HOST}:{port}, got one to {host[:80]!r}"
-        refuse_unless(host.lower() in own, HTTPStatus.FORBIDDEN, text)
-        text = f"expected a request from this page, got one from {str(origin)[:80]!r}"
-        refuse_unless(origin is None or origin.lower() == f"http://{host.lower()}", HTTPStatus.FORBIDDEN, text)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing of requests: the page says what matters."""
