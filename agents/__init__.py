@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from .monte_carlo import MonteCarlo
     from .penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty
     from .preferences.config import PreferenceConfig
+    from .preferences.files import FileLabeller
     from .preferences.labels import TrueReturnLabeller
-    from .preferences.outside import FileLabeller
     from .responses import robustness
     from .schedules import Geometric, Linear
 
@@ -61,8 +61,8 @@ _NAMES = {
     "monte_carlo": "MonteCarlo",
     "penalties": "BellmanPenalty NikaidoIsodaPenalty ValuePenalty",
     "preferences.config": "PreferenceConfig",
+    "preferences.files": "FileLabeller",
     "preferences.labels": "TrueReturnLabeller",
-    "preferences.outside": "FileLabeller",
     "responses": "robustness",
     "schedules": "Geometric Linear",
 }

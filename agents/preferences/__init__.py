@@ -3,10 +3,9 @@
 planner        a follower that plans in a known model
 atari          Atari games
 labels         what is asked and answered, labelled pairs kept; labellers that answer from the true return or by a program
-outside        a labeller whose answers come from outside, and late, through a preference file
-page           that file on a page in the browser, where a person answers
 views          what the page shows of a segment
-files          that file: appended to by trainers and labellers, read as far as it is whole
+files          preference files, read as far as they are whole; a labeller whose answers come from outside and late, through one
+page           such a file on a page in the browser, where a person answers
 fragmenters    which pairs are asked about: random ones, or those that an ensemble disagrees about
 reward_model   the nets, ensembles, and the normalised reward that followers are paid
 training       the Bradley-Terry loss, and fitting a reward model by it; an explosion is caught

@@ -12,6 +12,7 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from bilevel_gym.agents.preferences.files import (
+    FileLabeller,
     PreferenceLog,
     Signature,
     load_preferences,
@@ -27,7 +28,6 @@ from bilevel_gym.agents.preferences.labels import (
     Query,
     TrueReturnLabeller,
 )
-from bilevel_gym.agents.preferences.outside import FileLabeller
 from bilevel_gym.agents.preferences.reward_model import MLPReward, RewardModel
 from bilevel_gym.wrappers import Segment, SegmentRecorder
 
