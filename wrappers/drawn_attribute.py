@@ -169,7 +169,7 @@ class DrawnAttribute(LeaderWrapper):
             attribute.set(self.env.unwrapped, value)
 
     def _drawn(self) -> Floats:
-        return np.clip(self._w, *np.transpose([a.limits for a in self._attributes]))
+        return np.clip(self._w, *np.transpose([a.limits for a in self._attributes]))  # type: ignore[no-any-return]
 
     def _carried(self, step: Step) -> Floats:
         carried = np.concatenate([[float(self._first)], self._w])

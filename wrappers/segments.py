@@ -20,7 +20,6 @@ from ..envs.mdp.checks import check_size, require
 from .vec_env import StepWrapper, info_column
 
 Floats = NDArray[np.float64]
-_COLUMNS = ("actions", "rewards", "age", "ended")
 RUNNING, TERMINATED, CUT = 0, 1, 2
 """What a step did to its episode: nothing, ended it by itself, cut it (a time limit or a reset)."""
 
@@ -222,13 +221,9 @@ class SegmentRecorder(StepWrapper):
         Args:
             whole: all of each array, to be read into; else what has been filled.
         """
-        found: dict[str, NDArray[Any]] = {
-            "obs": self._obs[: self._span if whole else self.steps],
-            **{name: getattr(self, f"_{name}")[: self.capacity if whole else self.steps] for name in _COLUMNS},
-        }
-        if self._images is not None:
-            found["images"] = self._images[: self.capacity if whole else self.steps]
-        return found
+        names = ("obs", "actions", "rewards", "age", "ended", "images")
+        held = {name: getattr(self, f"_{name}") for name in names}
+        return {name: array if whole else array[: self.steps] for name, array in held.items() if array is not None}
 
     def state(self) -> dict[str, Any]:
         """The rest of the recorder, as arrays and numbers."""
@@ -316,7 +311,7 @@ class SegmentRecorder(StepWrapper):
         """What was observed before these steps, which have to be held: ``[B, ...]`` for times and copies ``[B]``."""
         k = self._stack
         if k == 1:
-            return self._obs[times % self._span, copies]  # type: ignore[no-any-return]
+            return self._obs[times % self._span, copies]
         age = self._age[times % self.capacity, copies]
         back = np.arange(k - 1, -1, -1)  # the frame of so many steps ago, where the episode is that old
         frames: NDArray[Any] = self._obs[(times[:, None] - back) % self._span, copies[:, None]]

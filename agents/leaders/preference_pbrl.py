@@ -228,7 +228,7 @@ class PreferencePBRLMethod(PreferenceMethod):
         if isinstance(planner, Planner):  # all pairs of a state and an action, weighted exactly
             d = planner.occupancy()
             states, actions = np.divmod(np.arange(d.numel()), d.shape[1])
-            return Occupancy(model.tensor(states), model.tensor(actions), d.flatten().to(model.device))
+            return Occupancy(model.tensor(states), model.tensor(actions), model.tensor(d.flatten().numpy()))
         gamma = self.worlds.gamma if self.config.discounted else None
         return occupancy(f.recorder, since, gamma, model, self.config.penalty_steps, state.rng)
 

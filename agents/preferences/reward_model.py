@@ -181,16 +181,11 @@ class RewardModel(nn.Module):
         self.eval()
         self.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
-    @property
-    def device(self) -> torch.device:
-        """Where it lives."""
-        return self.shift.device
-
     def tensor(self, values: NDArray[Any]) -> Tensor:
         """An array on the model's device, float64 as float32."""
         found = torch.as_tensor(np.asarray(values))
         single = found.dtype == torch.float64 and self.scale.dtype == torch.float32
-        return found.to(self.device, torch.float32 if single else found.dtype)
+        return found.to(self.shift.device, torch.float32 if single else found.dtype)
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """Each member's r_x, not normalised, ``[M, B]``, differentiable in the weights."""
