@@ -31,7 +31,7 @@ class ObserveCommitment(gym.Wrapper[Features, Any, Any, Any], RecordConstructorA
         gym.Wrapper.__init__(self, env)
         self._commitment = env.get_wrapper_attr("commitment")
         size, is_distribution = (env.get_wrapper_attr(f"commitment_{name}") for name in ("size", "is_distribution"))
-        self._layout = Layout.of(env.observation_space, size, is_distribution)
+        self._layout = Layout(env.observation_space, size, is_distribution)
         self.observation_space: gym.spaces.Space[Any] = self._layout.space
         self._base: Any = None
 

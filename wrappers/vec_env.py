@@ -48,19 +48,19 @@ class Layout:
         base: the observation space: Discrete, or a Box of one axis.
         size: entries of the commitment.
         is_distribution: whether they are non-negative and sum to one.
+
+    Raises:
+        ValueError: observations of another kind.
     """
 
-    base: gym.spaces.Discrete | gym.spaces.Box
+    base: Any
     size: int
     is_distribution: bool
 
-    @staticmethod
-    def of(space: Any, size: int, is_distribution: bool) -> Layout:
-        """Raises ``ValueError`` for observations of another kind."""
-        discrete = isinstance(space, gym.spaces.Discrete) and space.start == 0
-        vector = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
-        require(discrete or vector, "env", "observations Discrete (from 0) or Box with one axis", space)
-        return Layout(space, size, is_distribution)
+    def __post_init__(self) -> None:
+        discrete = isinstance(self.base, gym.spaces.Discrete) and self.base.start == 0
+        vector = isinstance(self.base, gym.spaces.Box) and len(self.base.shape) == 1
+        require(discrete or vector, "env", "observations Discrete (from 0) or Box with one axis", self.base)
 
     @property
     def width(self) -> int:
@@ -85,12 +85,9 @@ class Layout:
             return np.concatenate([obs.astype(np.float32), shown], axis=1)
         n, S = len(obs), int(self.base.n)
         features = np.zeros((n, S, self.width), dtype=np.float32)
-        states, rows = obs.astype(np.intp, copy=False), np.arange(n)
-        if self.is_distribution:
-            features[rows, states] = shown
-        else:
-            features[rows, states, 0] = 1.0
-            features[rows, states, 1:] = shown
+        states, rows, ones = obs.astype(np.intp, copy=False), np.arange(n), self.width - self.size
+        features[rows, states, :ones] = 1.0
+        features[rows, states, ones:] = shown
         return features.reshape(n, -1)
 
     def seen(self, obs: Any) -> NDArray[Any]:
@@ -166,7 +163,7 @@ class VectorEnvAdapter(VecEnv):
         self.arrays: dict[str, NDArray[Any]] = {}
         space, self._layout = base.single_observation_space, None
         if observe_commitment:
-            self._layout = Layout.of(space, base.commitment_size, base.commitment_is_distribution)
+            self._layout = Layout(space, base.commitment_size, base.commitment_is_distribution)
             space = self._layout.space
         super().__init__(base.num_envs, space, base.single_action_space)
         self._obs: Any = None
