@@ -173,7 +173,13 @@ class SegmentRecorder(StepWrapper):
 
     def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
         at = self.steps % self.capacity
-        self._remember(self.now)
+        self._obs[self.steps % self._span] = self.now if self._stack == 1 else self.now[:, -1]
+        if self._stack > 1:  # the other frames of an episode's first stack are kept while they can be asked for
+            for i in np.flatnonzero(self._episode_age == 0):
+                self._heads[self.steps, int(i)] = self.now[i, :-1].copy()
+            if at == 0:
+                oldest = self.steps - self.capacity - self._stack
+                self._heads = {key: frames for key, frames in self._heads.items() if key[0] >= oldest}
         self._actions[at] = self.taken
         true = rewards if self._key is None else info_column(self.venv, infos, self._key, optional=True)
         require(true is not None, "true_reward", f"the key {self._key!r} in every info", sorted(infos[0]))
@@ -192,18 +198,6 @@ class SegmentRecorder(StepWrapper):
         self._episode_age = np.where(dones, 0, self._episode_age + 1)
         self.steps += 1
         return rewards
-
-    def _remember(self, obs: NDArray[Any]) -> None:
-        """Keep what was observed before the step that is being recorded."""
-        k = self._stack
-        self._obs[self.steps % self._span] = obs if k == 1 else obs[:, -1]
-        if k == 1:
-            return
-        for i in np.flatnonzero(self._episode_age == 0):
-            self._heads[self.steps, int(i)] = obs[i, :-1].copy()
-        if self.steps % self.capacity == 0:
-            oldest = self.steps - self.capacity - k
-            self._heads = {key: frames for key, frames in self._heads.items() if key[0] >= oldest}
 
     def _look(self) -> Any:
         if not self._pictures:

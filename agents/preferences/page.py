@@ -73,19 +73,46 @@ def refusing(status: HTTPStatus, said: str = "") -> Iterator[None]:
         raise RefusedError(status, f"{said}{error}") from error
 
 
-class Questions:
-    """What the page asks of a preference file and writes to it; for one thread at a time.
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, f"expected the number of a question, got {text[:80]!r}") from None
+
+
+class PageServer(ThreadingHTTPServer):
+    """Serves the page of one preference file; what reads or writes that is for one thread at a time, under ``lock``.
 
     Args:
         path: the file.
+        port: where; 0 for any that is free.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a file that is no preference file.
+        OSError: a port that is taken.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    daemon_threads = True
+    allow_reuse_address = os.name != "nt"  # there, it would let two servers have one port
+
+    def __init__(self, path: str | Path, port: int = PORT) -> None:
         self._log = PreferenceLog(path)
+        self.lock = threading.Lock()
+        self.page = (resources.files(__package__) / "page.html").read_bytes()
+        super().__init__((HOST, port), _Handler)
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://{HOST}:{self.server_port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say what went wrong, unless it is that the browser went away."""
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
+            super().handle_error(request, client_address)
+
+    # --- the file -------------------------------------------------------------------------------------------------
 
     def _follow(self) -> None:
         """Read what others appended; a file that was replaced by another is opened anew."""
@@ -166,46 +193,6 @@ class Questions:
         refuse_unless(same, HTTPStatus.CONFLICT, f"Question {number} is another by now: the file was replaced.")
 
 
-def _number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, f"expected the number of a question, got {text[:80]!r}") from None
-
-
-class PageServer(ThreadingHTTPServer):
-    """Serves the page of one preference file.
-
-    Args:
-        path: the file.
-        port: where; 0 for any that is free.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file that is no preference file.
-        OSError: a port that is taken.
-    """
-
-    daemon_threads = True
-    allow_reuse_address = os.name != "nt"  # there, it would let two servers have one port
-
-    def __init__(self, path: str | Path, port: int = PORT) -> None:
-        self.questions = Questions(path)
-        self.lock = threading.Lock()
-        self.page = (resources.files(__package__) / "page.html").read_bytes()
-        super().__init__((HOST, port), _Handler)
-
-    @property
-    def url(self) -> str:
-        """Where it is."""
-        return f"http://{HOST}:{self.server_port}/"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say what went wrong, unless it is that the browser went away."""
-        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
-            super().handle_error(request, client_address)
-
-
 class _Handler(BaseHTTPRequestHandler):
     server: PageServer
     timeout = 30  # seconds for a browser that stops in the middle of a request
@@ -214,12 +201,11 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         asked = {name: values[-1] for name, values in parse_qs(url.query).items()}
         number, check, side = (asked.get(name, "") for name in ("id", "check", "side"))
-        questions = self.server.questions
         places: dict[str, tuple[str, Callable[[], Any] | None]] = {
             "/": ("text/html; charset=utf-8", lambda: self.server.page),
-            "/state": (JSON, questions.state),
-            "/query": (JSON, lambda: questions.query(asked.get("before"))),
-            "/pictures": ("application/octet-stream", lambda: questions.pictures(_number(number), check, side)),
+            "/state": (JSON, self.server.state),
+            "/query": (JSON, lambda: self.server.query(asked.get("before"))),
+            "/pictures": ("application/octet-stream", lambda: self.server.pictures(_number(number), check, side)),
         }
         self._answer(*places.get(url.path, (JSON, None)))
 
@@ -241,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
         number, check = (given.get("id"), given.get("check")) if isinstance(given, dict) else (None, None)
         if type(number) is not int or not isinstance(check, str):
             raise RefusedError(HTTPStatus.BAD_REQUEST, f"{expected}, got {body.decode(errors='replace')[:200]}")
-        return self.server.questions.answer(number, check, given.get("label"))
+        return self.server.answer(number, check, given.get("label"))
 
     def _answer(self, kind: str, make: Callable[[], Any] | None) -> None:
         """Send what is made under the lock, or why it is refused; without ``make`` there is nothing at the address."""
@@ -293,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for warning in said:
         print(warning.message, file=sys.stderr)
-    state = server.questions.state()
+    state = server.state()
     print(f"{state['env']}: {state['open']} questions open, {state['answered']} answered. Label at {server.url}")
     print("Every answer is saved as it is given; Ctrl-C ends.", flush=True)
     if not given.no_browser:
