@@ -162,15 +162,10 @@ class _Module(Shaping):
 
     def _parts(self, measured: Tensor, *names: str) -> list[Tensor]:
         """Observations and actions as the module takes them: Box float64 ``[n, ...]``, Discrete int64 ``[n]``."""
-        parts, start = [], 0
-        for name in names:
-            space = self._spaces[name]
-            shape = space.shape or ()
-            size = int(np.prod(shape, dtype=np.int64))
-            part = measured[:, start : start + size].reshape(-1, *shape)
-            parts.append(part.long() if isinstance(space, gym.spaces.Discrete) else part)
-            start += size
-        return parts
+        spaces: list[Any] = [self._spaces[name] for name in names]
+        pieces = measured.split([int(np.prod(space.shape, dtype=np.int64)) for space in spaces], dim=1)
+        parts = [(space, piece.reshape(-1, *space.shape)) for space, piece in zip(spaces, pieces, strict=True)]
+        return [part.long() if isinstance(space, gym.spaces.Discrete) else part for space, part in parts]
 
     def _call(self, x: Tensor, *inputs: Tensor) -> Tensor:
         pieces = x.split([shape.numel() for shape in self._shapes.values()])

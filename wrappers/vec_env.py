@@ -73,10 +73,8 @@ class Layout:
         bound = (0.0, 1.0) if self.is_distribution else (-np.inf, np.inf)
         if isinstance(self.base, gym.spaces.Discrete):
             return gym.spaces.Box(*bound, (int(self.base.n) * self.width,), np.float32)
-        low, high = (
-            np.concatenate([end.astype(np.float32), np.full(self.size, edge, np.float32)])
-            for end, edge in zip((self.base.low, self.base.high), bound, strict=True)
-        )
+        ends = zip((self.base.low, self.base.high), bound, strict=True)
+        low, high = (np.append(end, [edge] * self.size).astype(np.float32) for end, edge in ends)
         return gym.spaces.Box(low, high, dtype=np.float32)
 
     def join(self, obs: NDArray[Any], shown: Features) -> Features:

@@ -323,8 +323,7 @@ class PreferenceMethod(Method):
             follower = SB3Follower(spec, venv, worlds.gamma, seed, worlds.linear, Answering())
             follower.train(int(config.evaluation_steps), int(config.evaluation_steps))
         held = follower.generators.state
-        greedily = isinstance(worlds.action_space, gym.spaces.Box)
-        play = partial(follower.player, greedily=greedily)
+        play = partial(follower.player, greedily=isinstance(worlds.action_space, gym.spaces.Box))
         returns, _ = worlds.true_returns(play, config.evaluation_episodes, seed)
         follower.generators.state = held
         if venv is not None:
