@@ -95,15 +95,15 @@ class Layout:
 
     def base_observation(self, obs: Any) -> NDArray[Any]:
         """The observations inside vectors ``[..., D]``: states ``[...]``, or ``[..., d]``."""
-        return self.base_tensor(np.asarray(obs)).numpy()
-
-    def base_tensor(self, obs: Any) -> Tensor:
-        """``base_observation`` in torch."""
-        vectors = torch.as_tensor(obs)
+        vectors = np.asarray(obs)
         if isinstance(self.base, gym.spaces.Box):
             return vectors[..., : self.base.shape[0]]
         # The first entry that is not 0 is of the state's own block.
-        return torch.div((vectors != 0).to(torch.uint8).argmax(-1), self.width, rounding_mode="floor")
+        return (vectors != 0).argmax(-1) // self.width
+
+    def base_tensor(self, obs: Any) -> Tensor:
+        """``base_observation`` in torch."""
+        return torch.as_tensor(self.base_observation(obs))
 
 
 class CommitmentLeaderModel(nn.Module):
