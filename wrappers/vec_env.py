@@ -99,7 +99,7 @@ class Layout:
         if isinstance(self.base, gym.spaces.Box):
             return vectors[..., : self.base.shape[0]]
         # The first entry that is not 0 is of the state's own block.
-        return (vectors != 0).argmax(-1) // self.width
+        return (vectors != 0).argmax(-1) // self.width  # type: ignore[no-any-return]
 
     def base_tensor(self, obs: Any) -> Tensor:
         """``base_observation`` in torch."""
