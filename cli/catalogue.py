@@ -121,7 +121,7 @@ def takes_follower(cls: type) -> bool:
 
 def kind(cls: type) -> Kind:
     """What a leader knows."""
-    from ..agents.preferences.leader import PreferenceLeader
+    from ..agents.preferences.method import PreferenceLeader
 
     if issubclass(cls, PreferenceLeader):
         return "preferences"

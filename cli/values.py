@@ -30,7 +30,7 @@ _PARTS = {
     "preferences.training": "FitConfig",
     "preferences.fragmenters": "RandomFragmenter ActiveFragmenter WholeEpisodes",
     "preferences.labels": "TrueReturnLabeller ProgramLabeller",
-    "preferences.outside": "FileLabeller LoggedLabeller",
+    "preferences.files": "FileLabeller LoggedLabeller",
     "preferences.reward_model": "MLPReward ConvReward",
     "preferences.atari": "AtariCNN",
     "preferences.planner": "Planner",

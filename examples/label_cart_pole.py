@@ -13,11 +13,9 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from bilevel_gym.agents.preferences.buffer import PreferenceBuffer
-from bilevel_gym.agents.preferences.files import Signature
+from bilevel_gym.agents.preferences.files import FileLabeller, Signature
 from bilevel_gym.agents.preferences.fragmenters import RandomFragmenter
-from bilevel_gym.agents.preferences.labels import Query
-from bilevel_gym.agents.preferences.outside import FileLabeller
+from bilevel_gym.agents.preferences.labels import PreferenceBuffer, Query
 from bilevel_gym.agents.preferences.reward_model import MLPReward, RewardModel
 from bilevel_gym.agents.preferences.training import FitConfig, RewardTrainer
 from bilevel_gym.wrappers import SegmentRecorder

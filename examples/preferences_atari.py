@@ -26,7 +26,7 @@ from bilevel_gym.agents import (
     ValuePenalty,
 )
 from bilevel_gym.agents.preferences.atari import AtariCNN, atari_copies
-from bilevel_gym.agents.preferences.outside import LoggedLabeller
+from bilevel_gym.agents.preferences.files import LoggedLabeller
 from bilevel_gym.agents.preferences.training import FitConfig
 from bilevel_gym.agents.preferences.worlds import PreferenceWorlds
 

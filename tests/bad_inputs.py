@@ -45,9 +45,8 @@ from bilevel_gym.agents import (
 )
 from bilevel_gym.agents.leaders.tabular_pbrl import TabularPBRLMethod
 from bilevel_gym.agents.model_card import load_follower, push_to_hub, write_model_card
-from bilevel_gym.agents.preferences.buffer import PreferenceBuffer
 from bilevel_gym.agents.preferences.files import PreferenceLog, Signature, load_preferences, save_preferences
-from bilevel_gym.agents.preferences.labels import Answer, Labeller, Pair, ProgramLabeller, Query
+from bilevel_gym.agents.preferences.labels import Answer, Labeller, Pair, PreferenceBuffer, ProgramLabeller, Query
 from bilevel_gym.agents.preferences.page import main as page_main
 from bilevel_gym.agents.preferences.training import RewardExplodedError
 from bilevel_gym.cli.app import main

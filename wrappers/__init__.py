@@ -4,14 +4,11 @@ simulators, processes that tell of their end, segments of behaviour and the rewa
 if __name__ != "bilevel_gym.wrappers":
     raise ImportError(f"import bilevel_gym.wrappers, not {__name__}: second copies of its classes would be strangers")
 
-from .commitment import ObserveCommitment
 from .drawn_attribute import Attribute, DrawnAttribute
 from .leader_wrapper import CarriedLeaderModel, LeaderReward, LeaderWrapper, Step
-from .learned_reward import LearnedReward
 from .segments import Segment, SegmentRecorder
-from .shaped_reward import ShapedReward
-from .shaping import EventPayments, LinearPotential, LinearReward, PotentialModule, RewardModule, Shaping
-from .vec_env import CommitmentLeaderModel, RewardMixing, VectorEnvAdapter, set_leader
+from .shaping import EventPayments, LinearPotential, LinearReward, PotentialModule, RewardModule, ShapedReward, Shaping
+from .vec_env import CommitmentLeaderModel, LearnedReward, ObserveCommitment, RewardMixing, VectorEnvAdapter, set_leader
 from .workers import WorkerVecEnv, make_copy
 
 __all__ = [

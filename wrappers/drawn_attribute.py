@@ -58,9 +58,8 @@ class Attribute:
     def __post_init__(self) -> None:
         require(isinstance(self.name, str), "name", "the name of an attribute", repr(self.name))
         low, high = (check_number(getattr(self, end), end, open_low=True, open_high=True) for end in ("low", "high"))
-        require(
-            self.limits[0] <= low <= high <= self.limits[1], "low", f"low <= high within {self.limits}", (low, high)
-        )
+        within = self.limits[0] <= low <= high <= self.limits[1]
+        require(within, "low", f"low <= high within {self.limits}", (low, high))
         ends = self.std if isinstance(self.std, tuple) else (self.std, self.std)
         require(len(ends) == 2, "std", "a number or a pair (smallest, largest)", self.std)
         for value in ends:
@@ -75,10 +74,6 @@ class Attribute:
         own = float(value) if isinstance(value, Real) else 0.5 * (self.low + self.high)
         return min(max(own, self.low), self.high)
 
-    def given(self, w: float) -> float:
-        """What the environment is given where w was drawn."""
-        return min(max(w, self.limits[0]), self.limits[1])
-
     def set(self, env: Any, value: float) -> None:
         """Give the environment its value for the next episode."""
         if self.setter is None:
@@ -87,10 +82,8 @@ class Attribute:
             self.setter(env, value)
 
 
-def _numbers_of(env: Any) -> list[str]:
-    """Names of an environment's attributes that are numbers."""
-    values = ((name, value) for name, value in vars(env).items() if not name.startswith("_"))
-    return sorted(name for name, value in values if isinstance(value, Real) and not isinstance(value, bool))
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 class DrawnAttribute(LeaderWrapper):
@@ -138,20 +131,17 @@ class DrawnAttribute(LeaderWrapper):
         fits = isinstance(attributes, Sequence) and all(isinstance(a, Attribute) for a in attributes)
         require(fits and len(attributes) > 0, "attributes", "Attributes, at least one", repr(attributes))
         base: Any = env.unwrapped
+        numbers = sorted(name for name, value in vars(base).items() if _is_number(value) and not name.startswith("_"))
+        expected = f"an attribute of {type(base).__name__} that is a number: {', '.join(numbers[:_SHOWN])}"
         for a in attributes:
-            if a.setter is None:
-                expected = (
-                    f"an attribute of {type(base).__name__} that is a number: {', '.join(_numbers_of(base)[:_SHOWN])}"
-                )
-                own = getattr(base, a.name, None)
-                require(isinstance(own, Real) and not isinstance(own, bool), "attributes", expected, repr(a.name))
+            fits = a.setter is not None or _is_number(getattr(base, a.name, None))
+            require(fits, "attributes", expected, repr(a.name))
         require(isinstance(show_draw, bool), "show_draw", "True or False", repr(show_draw))
         self._attributes, self._show_draw = tuple(attributes), show_draw
         self._chosen = [k for k, a in enumerate(attributes) if isinstance(a.std, tuple)]
         ends = [a.std if isinstance(a.std, tuple) else (a.std, a.std) for a in attributes]
-        self._log_std = torch.tensor(
-            [0.5 * (math.log(small) + math.log(large)) for small, large in ends], dtype=torch.float64
-        )
+        middles = [0.5 * (math.log(small) + math.log(large)) for small, large in ends]
+        self._log_std = torch.tensor(middles, dtype=torch.float64)
         low = [a.low for a in attributes] + [math.log(ends[k][0]) for k in self._chosen]
         high = [a.high for a in attributes] + [math.log(ends[k][1]) for k in self._chosen]
         means = torch.tensor([a.start(base) for a in attributes], dtype=torch.float64)
@@ -179,7 +169,7 @@ class DrawnAttribute(LeaderWrapper):
             attribute.set(self.env.unwrapped, value)
 
     def _drawn(self) -> Floats:
-        return np.array([a.given(w) for a, w in zip(self._attributes, self._w.tolist(), strict=True)])
+        return np.clip(self._w, *np.transpose([a.limits for a in self._attributes]))  # type: ignore[no-any-return]
 
     def _carried(self, step: Step) -> Floats:
         carried = np.concatenate([[float(self._first)], self._w])

@@ -94,6 +94,9 @@ class LeaderWrapper(LeaderEnv[Any, Any]):
         gamma: discount of both players, in [0, 1).
         leader_reward: the leader's reward; by default the base environment's own.
 
+    Attributes:
+        draws: the wrapper's own generator, from the first reset on.
+
     Raises:
         ValueError: an env that is none, other spaces, a start outside X, a gamma outside [0, 1); in ``step``, a leader's reward
             that is no finite number.
@@ -113,7 +116,7 @@ class LeaderWrapper(LeaderEnv[Any, Any]):
         self.leader_space = gym.spaces.Box(leader_set.low.numpy(), leader_set.high.numpy(), dtype=np.float64)
         self.set_leader(start)
         self.commitment_size = leader_set.dim
-        self._generator: np.random.Generator | None = None
+        self.draws: Any = None
         self._obs: Any = None
 
     # --- the leader's side ---------------------------------------------------------------------------------------
@@ -153,17 +156,10 @@ class LeaderWrapper(LeaderEnv[Any, Any]):
 
     # --- the environment -----------------------------------------------------------------------------------------
 
-    @property
-    def draws(self) -> np.random.Generator:
-        """The wrapper's own generator."""
-        if self._generator is None:
-            (self._generator,) = self.np_random.spawn(1)
-        return self._generator
-
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        if seed is not None:
-            self._generator = None
+        if seed is not None or self.draws is None:
+            (self.draws,) = self.np_random.spawn(1)
         self._begin()
         obs, info = self.env.reset(seed=seed, options=options)
         self._obs = _held(obs)

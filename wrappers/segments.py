@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 from ..envs.mdp.checks import check_size, require
-from .vec_env import info_column
+from .vec_env import StepWrapper, info_column
 
 Floats = NDArray[np.float64]
-_COLUMNS = ("actions", "rewards", "age", "ended")
 RUNNING, TERMINATED, CUT = 0, 1, 2
 """What a step did to its episode: nothing, ended it by itself, cut it (a time limit or a reset)."""
 
@@ -56,9 +55,8 @@ class Segment:
     def __post_init__(self) -> None:
         H = len(self.mask)
         require(H >= 1, "segment", "one step or more", H)
-        require(
-            len(self.obs) == H + self.frame_stack - 1, "obs", f"{H + self.frame_stack - 1} of {H} steps", len(self.obs)
-        )
+        frames = H + self.frame_stack - 1
+        require(len(self.obs) == frames, "obs", f"{frames} of {H} steps", len(self.obs))
         require(len(self.actions) == H, "actions", f"{H}, one a step", len(self.actions))
         require(self.pictures is None or len(self.pictures) == H, "pictures", f"{H}, one a step", "another number")
         if self.true_rewards is not None:
@@ -84,8 +82,8 @@ class Segment:
         Raises:
             ValueError: a segment whose true rewards are not known.
         """
-        require(self.true_rewards is not None, "segment", "one whose true rewards were recorded", "one from elsewhere")
-        assert self.true_rewards is not None
+        if self.true_rewards is None:
+            raise ValueError("segment: expected one whose true rewards were recorded, got one from elsewhere")
         return float(self.true_rewards[self.mask].sum())
 
 
@@ -108,7 +106,7 @@ class Steps:
     ended: NDArray[np.int8]
 
 
-class SegmentRecorder(VecEnvWrapper):
+class SegmentRecorder(StepWrapper):
     """Records every step of a VecEnv, passes all of it on unchanged, and cuts segments from the newest steps.
 
     It belongs below any wrapper that pays another reward: what it records is then the environment's own.
@@ -159,9 +157,7 @@ class SegmentRecorder(VecEnvWrapper):
         self._age = np.zeros((size, n), np.int64)
         self._ended = np.zeros((size, n), np.int8)
         self._images: NDArray[np.uint8] | None = None
-        self._now: Any = None
         self._shown: Any = None
-        self._taken: Any = None
         self._episode_age = np.zeros(n, np.int64)
 
     # --- recording ----------------------------------------------------------------------------------------------------
@@ -170,24 +166,24 @@ class SegmentRecorder(VecEnvWrapper):
         if self.steps:
             last = self._ended[(self.steps - 1) % self.capacity]
             last[last == RUNNING] = CUT
-        obs = self.venv.reset()
-        self._now = np.array(obs)
+        obs = super().reset()
         self._episode_age[:] = 0
         self._shown = self._look()
         return obs
 
-    def step_async(self, actions: NDArray[Any]) -> None:
-        self._taken = np.array(actions)
-        self.venv.step_async(actions)
-
-    def step_wait(self) -> VecEnvStepReturn:
-        obs, rewards, dones, infos = self.venv.step_wait()
+    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
         at = self.steps % self.capacity
-        self._remember(self._now)
-        self._actions[at] = self._taken
-        paid = rewards if self._key is None else info_column(self.venv, infos, self._key, optional=True)
-        require(paid is not None, "true_reward", f"the key {self._key!r} in every info", sorted(infos[0]))
-        self._rewards[at] = paid
+        self._obs[self.steps % self._span] = self.now if self._stack == 1 else self.now[:, -1]
+        if self._stack > 1:  # the other frames of an episode's first stack are kept while they can be asked for
+            for i in np.flatnonzero(self._episode_age == 0):
+                self._heads[self.steps, int(i)] = self.now[i, :-1].copy()
+            if at == 0:
+                oldest = self.steps - self.capacity - self._stack
+                self._heads = {key: frames for key, frames in self._heads.items() if key[0] >= oldest}
+        self._actions[at] = self.taken
+        true = rewards if self._key is None else info_column(self.venv, infos, self._key, optional=True)
+        require(true is not None, "true_reward", f"the key {self._key!r} in every info", sorted(infos[0]))
+        self._rewards[at] = true
         require(bool(np.isfinite(self._rewards[at]).all()), "true_reward", "a finite number in every step", "another")
         self._age[at] = self._episode_age
         self._ended[at] = RUNNING
@@ -201,20 +197,7 @@ class SegmentRecorder(VecEnvWrapper):
             self._shown = self._look()
         self._episode_age = np.where(dones, 0, self._episode_age + 1)
         self.steps += 1
-        self._now = np.array(obs)
-        return obs, rewards, dones, infos
-
-    def _remember(self, obs: NDArray[Any]) -> None:
-        """Keep what was observed before the step that is being recorded."""
-        k = self._stack
-        self._obs[self.steps % self._span] = obs if k == 1 else obs[:, -1]
-        if k == 1:
-            return
-        for i in np.flatnonzero(self._episode_age == 0):
-            self._heads[self.steps, int(i)] = obs[i, :-1].copy()
-        if self.steps % self.capacity == 0:
-            oldest = self.steps - self.capacity - k
-            self._heads = {key: frames for key, frames in self._heads.items() if key[0] >= oldest}
+        return rewards
 
     def _look(self) -> Any:
         if not self._pictures:
@@ -226,31 +209,22 @@ class SegmentRecorder(VecEnvWrapper):
 
     # --- files --------------------------------------------------------------------------------------------------------
 
-    @property
-    def last_observation(self) -> NDArray[Any]:
-        """What each environment observed last, ``[n, ...]``."""
-        return np.array(self._now)
-
     def arrays(self, whole: bool = False) -> dict[str, NDArray[Any]]:
         """What has been recorded, by name, without a copy.
 
         Args:
             whole: all of each array, to be read into; else what has been filled.
         """
-        found: dict[str, NDArray[Any]] = {
-            "obs": self._obs[: self._span if whole else self.steps],
-            **{name: getattr(self, f"_{name}")[: self.capacity if whole else self.steps] for name in _COLUMNS},
-        }
-        if self._images is not None:
-            found["images"] = self._images[: self.capacity if whole else self.steps]
-        return found
+        names = ("obs", "actions", "rewards", "age", "ended", "images")
+        held = {name: getattr(self, f"_{name}") for name in names}
+        return {name: array if whole else array[: self.steps] for name, array in held.items() if array is not None}
 
     def state(self) -> dict[str, Any]:
         """The rest of the recorder, as arrays and numbers."""
         heads = [(*key, frames) for key, frames in self._heads.items()]
         images = None if self._images is None else list(self._images.shape[1:])
         counts = {"steps": self.steps, "terminations": self.terminations}
-        return {**counts, "now": self._now, "age": self._episode_age, "heads": heads, "images": images}
+        return {**counts, "now": self.now, "age": self._episode_age, "heads": heads, "images": images}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave, with room for the arrays; the VecEnv below stands where it stood then.
@@ -264,7 +238,7 @@ class SegmentRecorder(VecEnvWrapper):
         require(fits and age.shape == self._episode_age.shape, "recorder", f"observations in {space}", "others")
         self.steps, self.terminations = int(state["steps"]), int(state["terminations"])
         require(self.steps >= 0, "steps", "0 or more", self.steps)
-        self._now, self._episode_age = now.copy(), age.astype(np.int64)
+        self.now, self._episode_age = now.copy(), age.astype(np.int64)
         self._heads = {(int(step), int(copy)): np.asarray(frames) for step, copy, frames in state["heads"]}
         if state["images"] is not None:
             self._images = np.zeros((self.capacity, *(int(size) for size in state["images"])), np.uint8)
@@ -316,18 +290,10 @@ class SegmentRecorder(VecEnvWrapper):
         obs = padded(seen)
         if self._stack > 1:
             obs = np.concatenate([obs[0, :-1], obs[:, -1]])
+        actions, rewards = padded(self._actions[at, copy]), padded(self._rewards[at, copy])
         pictures = None if self._images is None else padded(self._images[at, copy])
         mask = np.arange(H) < lived
-        return Segment(
-            obs,
-            padded(self._actions[at, copy]),
-            mask,
-            padded(self._rewards[at, copy]),
-            pictures,
-            self._stack,
-            int(time),
-            int(copy),
-        )
+        return Segment(obs, actions, mask, rewards, pictures, self._stack, int(time), int(copy))
 
     def window(self, since: int = 0) -> Steps:
         """The steps held from ``since`` on, in order."""
@@ -339,8 +305,7 @@ class SegmentRecorder(VecEnvWrapper):
         """What was observed before these steps, which have to be held: ``[B, ...]`` for times and copies ``[B]``."""
         k = self._stack
         if k == 1:
-            found: NDArray[Any] = self._obs[times % self._span, copies]
-            return found
+            return self._obs[times % self._span, copies]
         age = self._age[times % self.capacity, copies]
         back = np.arange(k - 1, -1, -1)  # the frame of so many steps ago, where the episode is that old
         frames: NDArray[Any] = self._obs[(times[:, None] - back) % self._span, copies[:, None]]

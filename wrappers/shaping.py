@@ -1,4 +1,4 @@
-r"""What a leader pays for a step, phi_x(s,a,s'), as a function of its parameter x.
+r"""A leader pays the follower for its steps, r + phi_x(s,a,s'), on any environment; and what it pays, as a function of x.
 
     LinearReward       x . f(s,a,s')                        features f of the user's
     EventPayments      sum_k x_k 1[event k at (s,a,s')]     a fee or an incentive on events
@@ -14,6 +14,7 @@ is how fast a follower learns; the return at the exact best response has no grad
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,9 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..envs.mdp.checks import check_size, require
-from .leader_wrapper import Floats, Step, finite_vector
+from ..envs.mdp import LeaderSet
+from ..envs.mdp.checks import as_float64, check_gamma, check_number, check_size, require
+from .leader_wrapper import Floats, LeaderReward, LeaderWrapper, Step, check_base, finite_vector
 
+_TRIED = 8  # steps on which a payment is tried
 Space = gym.spaces.Space[Any]
 
 
@@ -39,8 +42,10 @@ class Shaping(ABC):
 
     dim: int
 
-    def prepare(self, observation_space: Space, action_space: Space, gamma: float) -> None:  # noqa: B027
+    def prepare(self, observation_space: Space, action_space: Space, gamma: float) -> None:
         """Learn what steps look like; called once, before the first."""
+        self._spaces = {"obs": observation_space, "action": action_space, "next_obs": observation_space}
+        self._gamma = gamma
 
     @property
     def start(self) -> Tensor:
@@ -129,10 +134,6 @@ class LinearPotential(_Linear):
     def __init__(self, features: Callable[[Any], Any], size: int) -> None:
         require(callable(features), "features", "a callable obs -> [size]", repr(features))
         self._features, self.dim = features, check_size(size, "size")
-        self._gamma = 1.0
-
-    def prepare(self, observation_space: Space, action_space: Space, gamma: float) -> None:
-        self._gamma = gamma
 
     def measure(self, step: Step) -> Floats:
         before = finite_vector(self._features(step.obs), self.dim, "features")
@@ -150,12 +151,6 @@ class _Module(Shaping):
         self._shapes = {name: p.shape for name, p in self._module.named_parameters()}
         self.dim = sum(shape.numel() for shape in self._shapes.values())
         require(self.dim > 0, "module", "a module with parameters: they are x", repr(module))
-        self._spaces: dict[str, Space] = {}
-        self._gamma = 1.0
-
-    def prepare(self, observation_space: Space, action_space: Space, gamma: float) -> None:
-        self._spaces = {"obs": observation_space, "action": action_space, "next_obs": observation_space}
-        self._gamma = gamma
 
     @property
     def start(self) -> Tensor:
@@ -167,22 +162,15 @@ class _Module(Shaping):
 
     def _parts(self, measured: Tensor, *names: str) -> list[Tensor]:
         """Observations and actions as the module takes them: Box float64 ``[n, ...]``, Discrete int64 ``[n]``."""
-        parts, start = [], 0
-        for name in names:
-            space = self._spaces[name]
-            shape = space.shape or ()
-            size = int(np.prod(shape, dtype=np.int64))
-            part = measured[:, start : start + size].reshape(-1, *shape)
-            parts.append(part.long() if isinstance(space, gym.spaces.Discrete) else part)
-            start += size
-        return parts
+        spaces: list[Any] = [self._spaces[name] for name in names]
+        pieces = measured.split([int(np.prod(space.shape, dtype=np.int64)) for space in spaces], dim=1)
+        parts = [(space, piece.reshape(-1, *space.shape)) for space, piece in zip(spaces, pieces, strict=True)]
+        return [part.long() if isinstance(space, gym.spaces.Discrete) else part for space, part in parts]
 
     def _call(self, x: Tensor, *inputs: Tensor) -> Tensor:
         pieces = x.split([shape.numel() for shape in self._shapes.values()])
-        parameters = {
-            name: piece.reshape(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)
-        }
-        out = functional_call(self._module, parameters, inputs)
+        shaped = [piece.reshape(shape) for shape, piece in zip(self._shapes.values(), pieces, strict=True)]
+        out = functional_call(self._module, dict(zip(self._shapes, shaped, strict=True)), inputs)
         n = inputs[0].shape[0]
         got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else repr(out)
         require(isinstance(out, Tensor) and out.shape == (n,), "module", f"an answer of shape ({n},), one a step", got)
@@ -201,9 +189,8 @@ class _Module(Shaping):
         out = self.paid(x, measured)
         require(bool(torch.isfinite(out).all()), "module", "finite rewards", out.detach().tolist())
         depends = out.requires_grad and bool(torch.autograd.grad(out.square().sum() + out.sum(), x)[0].any())
-        require(
-            depends, "module", "a reward that depends on its parameters x", "a gradient in x of 0 at every step tried"
-        )
+        expected = "a reward that depends on its parameters x"
+        require(depends, "module", expected, "a gradient in x of 0 at every step tried")
 
 
 class RewardModule(_Module):
@@ -241,3 +228,84 @@ class PotentialModule(_Module):
     def _paid(self, x: Tensor, measured: Tensor) -> Tensor:
         obs, next_obs = self._parts(measured[:, 1:], "obs", "next_obs")
         return self._gamma * measured[:, 0] * self._call(x, next_obs) - self._call(x, obs)
+
+
+class ShapedReward(LeaderWrapper):
+    """The follower is paid ``r + phi_x(s,a,s')``, the leader ``r_l - leader_pays * phi_x(s,a,s')``.
+
+    The commitment is x. ``info["leader_draw"]`` is (r, r_l, what phi_x has to know of the step). To try phi_x, the environment
+    is reset and stepped a few times when it is wrapped.
+
+    Args:
+        env: the base environment: observations and actions Box or Discrete.
+        shaping: phi_x.
+        gamma: discount of both players, in [0, 1); potentials take it too.
+        low: lower bound on x, a number or one an entry.
+        high: upper bound on x, likewise.
+        leader_reward: r_l, from a :class:`Step`; by default the environment's own reward.
+        leader_pays: share of phi_x that the leader pays itself.
+
+    Raises:
+        ValueError: an env that is none or has other spaces; bounds that cross or leave out where x starts; a phi_x whose features
+            have another length, which is not finite or does not depend on x; in ``step``, the same of a single payment.
+
+    Example:
+        >>> import gymnasium as gym
+        >>> from bilevel_gym.wrappers import LinearPotential, ShapedReward
+        >>> height = LinearPotential(lambda obs: [np.sin(3.0 * obs[0])], size=1)
+        >>> env = ShapedReward(gym.make("MountainCar-v0"), height, low=0.0, high=10.0)
+        >>> env.set_leader([2.0])
+        >>> _ = env.reset(seed=0)
+        >>> _, reward, _, _, info = env.step(2)
+        >>> reward != info["leader_reward"] == -1.0
+        True
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        shaping: Shaping,
+        gamma: float = 0.99,
+        low: Any = -1.0,
+        high: Any = 1.0,
+        leader_reward: LeaderReward | None = None,
+        leader_pays: float = 0.0,
+    ) -> None:
+        check_base(env)
+        require(isinstance(shaping, Shaping), "shaping", "a Shaping, e.g. LinearReward(features, size)", repr(shaping))
+        shaping = copy.copy(shaping)
+        shaping.prepare(env.observation_space, env.action_space, check_gamma(gamma))
+        bounds = []
+        for name, value in (("low", low), ("high", high)):
+            bound = as_float64(value, name)
+            fits, got = tuple(bound.shape) in ((), (shaping.dim,)), f"shape {tuple(bound.shape)}"
+            require(fits, name, f"a number or shape ({shaping.dim},)", got)
+            bounds.append(bound.expand(shaping.dim).clone())
+        leader_set = LeaderSet(bounds[0], bounds[1])
+        own = shaping.start
+        start = leader_set.check(own, "the module's parameters") if bool(own.any()) else leader_set.project(own)
+        self.shaping = shaping
+        self._share = check_number(leader_pays, "leader_pays", low=-math.inf, open_high=True, open_low=True)
+        super().__init__(env, leader_set, start, gamma, leader_reward)
+        # The payment is tried on a few steps, before anything is learned by it.
+        measured, done = [], True
+        for _ in range(_TRIED):
+            if done:
+                before, _ = env.reset()
+            action = env.action_space.sample()
+            after, reward, terminated, truncated, info = env.step(action)
+            measured.append(shaping.measure(Step(before, action, float(reward), after, bool(terminated), info)))
+            before, done = after, terminated or truncated
+        shaping.check(torch.from_numpy(np.stack(measured)))
+
+    def _carried(self, step: Step) -> Floats:
+        return self.shaping.measure(step)
+
+    def _rewards(self, r: float, r_l: float, c: Floats) -> tuple[float, float]:
+        paid = self.shaping.paid_once(self._x, c)
+        require(math.isfinite(paid), "shaping", "a finite payment in every step", f"{paid} at x = {self._x}")
+        return r + paid, r_l - self._share * paid
+
+    def _answer(self, x: Tensor, r: Tensor, r_l: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        paid = self.shaping.paid(x, c)
+        return r + paid, r_l - self._share * paid, torch.zeros_like(r)

@@ -1,4 +1,4 @@
-r"""Leader environments in parallel, as SB3's VecEnvs: x shown to the follower, each step as arrays, mixed rewards.
+r"""x shown to the follower; leader environments in parallel, as SB3's VecEnvs: each step as arrays, mixed and learned rewards.
 
 **x shown to the follower.** A follower that learns across many x answers each of them only if it can tell them apart. The
 feature map for a discrete state is the product
@@ -17,6 +17,7 @@ of a dict an environment; of other VecEnvs the same is read from their infos. :f
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
@@ -33,6 +35,8 @@ from ..envs.core import LeaderVectorEnv
 from ..envs.mdp.checks import as_float64, check_number, require
 
 Features = NDArray[np.float32]
+RewardFunction = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+"""From observations and actions, ``[n, ...]`` each, rewards ``[n]``."""
 
 # --- x shown to the follower ------------------------------------------------------------------------------------------
 
@@ -45,20 +49,19 @@ class Layout:
         base: the observation space: Discrete, or a Box of one axis.
         size: entries of the commitment.
         is_distribution: whether they are non-negative and sum to one.
+
+    Raises:
+        ValueError: observations of another kind.
     """
 
-    base: gym.spaces.Discrete | gym.spaces.Box
+    base: Any
     size: int
     is_distribution: bool
 
-    @staticmethod
-    def of(space: gym.spaces.Space[Any], size: int, is_distribution: bool) -> Layout:
-        """Raises ``ValueError`` for observations of another kind."""
-        discrete = isinstance(space, gym.spaces.Discrete) and space.start == 0
-        vector = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
-        require(discrete or vector, "env", "observations Discrete (from 0) or Box with one axis", space)
-        assert isinstance(space, gym.spaces.Discrete | gym.spaces.Box)
-        return Layout(space, size, is_distribution)
+    def __post_init__(self) -> None:
+        discrete = isinstance(self.base, gym.spaces.Discrete) and self.base.start == 0
+        vector = isinstance(self.base, gym.spaces.Box) and len(self.base.shape) == 1
+        require(discrete or vector, "env", "observations Discrete (from 0) or Box with one axis", self.base)
 
     @property
     def width(self) -> int:
@@ -71,10 +74,8 @@ class Layout:
         bound = (0.0, 1.0) if self.is_distribution else (-np.inf, np.inf)
         if isinstance(self.base, gym.spaces.Discrete):
             return gym.spaces.Box(*bound, (int(self.base.n) * self.width,), np.float32)
-        low, high = (
-            np.concatenate([end.astype(np.float32), np.full(self.size, edge, np.float32)])
-            for end, edge in zip((self.base.low, self.base.high), bound, strict=True)
-        )
+        ends = zip((self.base.low, self.base.high), bound, strict=True)
+        low, high = (np.append(end, [edge] * self.size).astype(np.float32) for end, edge in ends)
         return gym.spaces.Box(low, high, dtype=np.float32)
 
     def join(self, obs: NDArray[Any], shown: Features) -> Features:
@@ -83,12 +84,9 @@ class Layout:
             return np.concatenate([obs.astype(np.float32), shown], axis=1)
         n, S = len(obs), int(self.base.n)
         features = np.zeros((n, S, self.width), dtype=np.float32)
-        states, rows = obs.astype(np.intp, copy=False), np.arange(n)
-        if self.is_distribution:
-            features[rows, states] = shown
-        else:
-            features[rows, states, 0] = 1.0
-            features[rows, states, 1:] = shown
+        states, rows, ones = obs.astype(np.intp, copy=False), np.arange(n), self.width - self.size
+        features[rows, states, :ones] = 1.0
+        features[rows, states, ones:] = shown
         return features.reshape(n, -1)
 
     def seen(self, obs: Any) -> NDArray[Any]:
@@ -100,16 +98,12 @@ class Layout:
         vectors = np.asarray(obs)
         if isinstance(self.base, gym.spaces.Box):
             return vectors[..., : self.base.shape[0]]
-        # the first entry that is not 0 is of the state's own block
-        states: NDArray[Any] = (vectors != 0).argmax(-1) // self.width
-        return states
+        # The first entry that is not 0 is of the state's own block.
+        return (vectors != 0).argmax(-1) // self.width  # type: ignore[no-any-return]
 
     def base_tensor(self, obs: Any) -> Tensor:
         """``base_observation`` in torch."""
-        vectors = torch.as_tensor(obs)
-        if isinstance(self.base, gym.spaces.Box):
-            return vectors[..., : self.base.shape[0]]
-        return torch.div((vectors != 0).to(torch.uint8).argmax(-1), self.width, rounding_mode="floor")
+        return torch.as_tensor(self.base_observation(obs))
 
 
 class CommitmentLeaderModel(nn.Module):
@@ -127,10 +121,57 @@ class CommitmentLeaderModel(nn.Module):
 
     def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """``(r_follower, r_leader, log_p)`` for observations ``[..., D]``; see ``LeaderEnv.leader_model``."""
-        answer: tuple[Tensor, Tensor, Tensor] = self.inner(
-            self._base_tensor(obs), action, draw, self._base_tensor(next_obs)
-        )
-        return answer
+        before, after = self._base_tensor(obs), self._base_tensor(next_obs)
+        return self.inner(before, action, draw, after)  # type: ignore[no-any-return]
+
+
+class ObserveCommitment(gym.Wrapper[Features, Any, Any, Any], RecordConstructorArgs):
+    """An environment whose observations show the leader's commitment.
+
+    ``info`` has ``base_obs`` and ``base_next_obs``, the environment's own observations before the step and after it, as they
+    stand in the vectors.
+
+    Args:
+        env: a leader environment, observations Discrete or Box with one axis.
+
+    Raises:
+        ValueError: observations of another kind.
+        AttributeError: an env without ``commitment``.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+        self._commitment = env.get_wrapper_attr("commitment")
+        size, is_distribution = (env.get_wrapper_attr(f"commitment_{name}") for name in ("size", "is_distribution"))
+        self._layout = Layout(env.observation_space, size, is_distribution)
+        self.observation_space: gym.spaces.Space[Any] = self._layout.space
+        self._base: Any = None
+
+    def observation(self, obs: Any) -> Features:
+        """What the follower sees where the environment observes ``obs``, ``[D]``."""
+        return self._layout.join(np.asarray(obs)[None], self._commitment(obs)[None])[0]  # type: ignore[no-any-return]
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Features, dict[str, Any]]:
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._base = self._layout.seen(obs)
+        return self.observation(obs), info
+
+    def step(self, action: Any) -> tuple[Features, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        before, self._base = self._base, self._layout.seen(obs)
+        info = {**info, "base_obs": before, "base_next_obs": self._base}
+        return self.observation(obs), reward, terminated, truncated, info
+
+    def base_observation(self, obs: Any) -> NDArray[Any]:
+        """The environment's own observations inside vectors ``[..., D]``."""
+        return self._layout.base_observation(obs)
+
+    def leader_model(self) -> CommitmentLeaderModel:
+        """The environment's leader model, for these observations."""
+        return CommitmentLeaderModel(self.env.get_wrapper_attr("leader_model")(), self._layout.base_tensor)
 
 
 # --- native simulators ------------------------------------------------------------------------------------------------
@@ -170,7 +211,7 @@ class VectorEnvAdapter(VecEnv):
         self.arrays: dict[str, NDArray[Any]] = {}
         space, self._layout = base.single_observation_space, None
         if observe_commitment:
-            self._layout = Layout.of(space, base.commitment_size, base.commitment_is_distribution)
+            self._layout = Layout(space, base.commitment_size, base.commitment_is_distribution)
             space = self._layout.space
         super().__init__(base.num_envs, space, base.single_action_space)
         self._obs: Any = None
@@ -422,3 +463,58 @@ class RewardMixing(VecEnvWrapper):
         add_info_column(self.venv, infos, "follower_reward", rewards)
         mixed = self.own_weight * rewards + self._weight * leader_rewards
         return obs, mixed.astype(np.float32), dones, infos
+
+
+class StepWrapper(VecEnvWrapper):
+    """Knows in each step of a VecEnv what was observed before it and what was done, and says what is paid.
+
+    Attributes:
+        now: the last observations, ``[n, ...]``; None before a reset.
+        taken: the last actions, ``[n, ...]``.
+    """
+
+    now: Any = None
+    taken: Any = None
+
+    def reset(self) -> VecEnvObs:
+        obs = self.venv.reset()
+        self.now = np.array(obs)
+        return obs
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        self.taken = np.array(actions)
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        paid = self.paid(rewards, dones, infos)
+        self.now = np.array(obs)
+        return obs, paid, dones, infos
+
+    @abstractmethod
+    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
+        """What is paid for the step from :attr:`now` by :attr:`taken`, ``[n]``, where the VecEnv pays ``rewards``."""
+
+
+class LearnedReward(StepWrapper):
+    """Pays ``reward(obs, actions)`` for each step; ``info["true_reward"]`` keeps what the environment paid.
+
+    Args:
+        venv: parallel environments of any kind.
+        reward: called once a step for all of them, with the observations before it and the actions taken.
+
+    Raises:
+        ValueError: a reward that is no function; in ``step``, rewards of another shape than ``[n]`` or that are not finite.
+    """
+
+    def __init__(self, venv: VecEnv, reward: RewardFunction) -> None:
+        require(callable(reward), "reward", "a function of observations and actions", repr(reward))
+        super().__init__(venv)
+        self.reward = reward
+
+    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
+        paid = np.asarray(self.reward(self.now, self.taken), dtype=np.float32)
+        require(paid.shape == rewards.shape, "reward", f"shape {rewards.shape}", f"shape {paid.shape}")
+        require(bool(np.isfinite(paid).all()), "reward", "finite numbers", paid)
+        add_info_column(self.venv, infos, "true_reward", rewards)
+        return paid

@@ -22,7 +22,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from .commitment import ObserveCommitment
+from .vec_env import ObserveCommitment
 
 _PATIENCE = 5.0
 """Seconds that a process is given to end."""

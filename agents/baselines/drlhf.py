@@ -6,14 +6,7 @@ depend on it.
 
 from __future__ import annotations
 
-from typing import Any
-
-from ..followers.spec import FollowerSpec
-from ..learned.worlds import EnvSpec
-from ..preferences.config import PreferenceConfig
-from ..preferences.labels import Labeller
-from ..preferences.leader import PreferenceLeader
-from ..preferences.worlds import Copies
+from ..preferences.method import PreferenceLeader
 
 
 class DRLHF(PreferenceLeader):
@@ -28,14 +21,3 @@ class DRLHF(PreferenceLeader):
         >>> DRLHF("bilevel_gym/RewardGrid-v0", A2C, config).learn(1_000).evaluate().labels
         8
     """
-
-    def __init__(
-        self,
-        env: EnvSpec | Copies,
-        follower: FollowerSpec,
-        config: PreferenceConfig | None = None,
-        labeller: Labeller | None = None,
-        seed: int | None = 0,
-        env_kwargs: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(self.method_class(env, follower, config, labeller, env_kwargs), seed)

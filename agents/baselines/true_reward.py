@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from ...envs.mdp import TabularMDP
-from ...wrappers import SegmentRecorder
-from ...wrappers.vec_env import info_column
+from ...wrappers import RewardMixing, SegmentRecorder
 from ..leader import Progress
 from ..preferences.method import PreferenceMethod
 from ..preferences.recorded import RecordedFollower
@@ -20,33 +17,11 @@ from ..preferences.training import Fit
 from .drlhf import DRLHF
 
 
-class PaidFromInfo(VecEnvWrapper):
-    """Pays what stands in ``info`` under a key.
-
-    Args:
-        venv: parallel environments.
-        key: the key.
-    """
-
-    def __init__(self, venv: VecEnv, key: str) -> None:
-        super().__init__(venv)
-        self._key = key
-
-    def reset(self) -> VecEnvObs:
-        return self.venv.reset()
-
-    def step_wait(self) -> VecEnvStepReturn:
-        obs, _, dones, infos = self.venv.step_wait()
-        paid = info_column(self.venv, infos, self._key)
-        return obs, paid.astype(np.float32), dones, infos
-
-
 class TrueRewardMethod(PreferenceMethod):
     """Nobody is asked, nothing is fitted."""
 
     def paying(self, model: RewardModel, recorder: SegmentRecorder) -> VecEnv:
-        key = self.worlds.wage
-        return recorder if key is None else PaidFromInfo(recorder, key)
+        return RewardMixing(recorder, weight=1.0, own_weight=0.0) if self.worlds.has_leader else recorder
 
     def begin(self, state: Any, progress: Progress, afresh: bool) -> None:
         state.begun = True

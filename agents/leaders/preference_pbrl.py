@@ -33,6 +33,14 @@ algorithms are given, in :class:`Tracked`. Then pi_y lags by design, and nothing
 the follower did for a while, and the penalty takes reward from where the best response has just gone and pi_y has not been.
 
 Without the second term of each, it is DRLHF (Christiano et al. 2017).
+
+**A follower's value under the learned reward**, and how it moves with x, is read from its recorded steps:
+
+    (1 - gamma) V_x^pi(rho) = sum_t w_t r_x(s_t, a_t),      w_t = gamma^t / ( sum_t gamma^t + sum_ends gamma^T / (1 - gamma) )
+
+over steps numbered within their episodes; T is the length of an episode that ended by itself, after which nothing is paid. Of
+an episode that is cut, what lies beyond is taken to be like what was seen. By Lemma 7a (arXiv 2402.06886) the gradient in x,
+the policy held, is the same sum of grad_x r_x. Without a discount, w is uniform and the sum is the mean reward of a step.
 """
 
 from __future__ import annotations
@@ -50,18 +58,17 @@ from torch import Tensor
 
 from ...envs.mdp.checks import check_number, require
 from ...wrappers import Segment
+from ...wrappers.segments import TERMINATED, SegmentRecorder, Steps
 from ..followers.spec import FollowerSpec
-from ..leader import Progress
+from ..leader import Leader, Progress
 from ..learned.worlds import EnvSpec
 from ..penalties import ValuePenalty
-from ..preferences.buffer import Preference
 from ..preferences.config import PreferenceConfig
-from ..preferences.labels import Labeller
-from ..preferences.leader import PreferenceLeader
-from ..preferences.method import PreferenceMethod, PreferenceState
-from ..preferences.occupancy import Occupancy, known_occupancy, occupancy
+from ..preferences.labels import Labeller, Preference
+from ..preferences.method import PreferenceLeader, PreferenceMethod, PreferenceState
 from ..preferences.planner import Planner
 from ..preferences.recorded import RecordedFollower
+from ..preferences.reward_model import RewardModel
 from ..preferences.training import pair_losses
 from ..preferences.worlds import Copies
 
@@ -77,6 +84,51 @@ class Tracked:
 
     best_response: FollowerSpec
     penalised: FollowerSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Occupancy:
+    """Steps and their weights.
+
+    Attributes:
+        obs: ``[B, ...]``.
+        actions: ``[B, ...]``.
+        weight: ``[B]``.
+    """
+
+    obs: Tensor
+    actions: Tensor
+    weight: Tensor
+
+    def mean_reward(self, model: RewardModel) -> Tensor:
+        """Each member's ``(1 - gamma) V_x``, not normalised, ``[M]``, differentiable in the weights."""
+        r: Tensor = model(self.obs, self.actions)
+        return (r * self.weight.to(r.dtype)).sum(-1)
+
+
+def weights(steps: Steps, gamma: float | None) -> NDArray[np.float64]:
+    """w, ``[T, n]``; uniform for gamma None."""
+    if gamma is None:
+        return np.full(steps.age.shape, 1.0 / max(1, steps.age.size))
+    powers = gamma ** steps.age.astype(np.float64)
+    beyond = gamma * powers[steps.ended == TERMINATED].sum() / (1.0 - gamma)
+    return powers / (powers.sum() + beyond)  # type: ignore[no-any-return]
+
+
+def occupancy(
+    recorder: SegmentRecorder, since: int, gamma: float | None, model: RewardModel, most: int, rng: np.random.Generator
+) -> Occupancy:
+    """The steps recorded from step ``since`` on, or ``most`` of them drawn by their weights where there are more."""
+    steps = recorder.window(since)
+    w = weights(steps, gamma).ravel()
+    chosen = np.arange(len(w))
+    if len(w) > most:
+        total = w.sum()
+        chosen = rng.choice(len(w), most, p=w / total)
+        w = np.full(most, total / most)
+    t, copies = np.divmod(chosen, recorder.num_envs)
+    obs, actions = recorder.observations(steps.time[t], copies), steps.actions[t, copies]
+    return Occupancy(model.tensor(obs), model.tensor(actions), model.tensor(w))
 
 
 @dataclass(kw_only=True)
@@ -172,11 +224,13 @@ class PreferencePBRLMethod(PreferenceMethod):
         return penalty
 
     def _occupancy(self, state: PenalisedState, f: RecordedFollower, since: int) -> Occupancy:
-        planner = f.follower.model
-        if isinstance(planner, Planner):
-            return known_occupancy(planner.occupancy(), state.model)
+        planner, model = f.follower.model, state.model
+        if isinstance(planner, Planner):  # all pairs of a state and an action, weighted exactly
+            d = planner.occupancy()
+            states, actions = np.divmod(np.arange(d.numel()), d.shape[1])
+            return Occupancy(model.tensor(states), model.tensor(actions), model.tensor(d.flatten().numpy()))
         gamma = self.worlds.gamma if self.config.discounted else None
-        return occupancy(f.recorder, since, gamma, state.model, self.config.penalty_steps, state.rng)
+        return occupancy(f.recorder, since, gamma, model, self.config.penalty_steps, state.rng)
 
     # --- files ------------------------------------------------------------------------------------------------------
 
@@ -236,12 +290,10 @@ class PreferencePBRL(PreferenceLeader):
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(self.method_class(penalty, env, follower, config, labeller, env_kwargs), seed)
+        Leader.__init__(self, self.method_class(penalty, env, follower, config, labeller, env_kwargs), seed)
 
-    @property
-    def penalised(self) -> RecordedFollower:
-        """What is paid r_x and what explains it; its segments are compared."""
-        return self.observed
+    penalised = PreferenceLeader.observed
+    """What is paid r_x and what explains it; its segments are compared."""
 
 
 def _last(segment: Segment) -> int:

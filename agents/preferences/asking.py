@@ -10,10 +10,9 @@ import numpy as np
 
 from ...envs.mdp.checks import check_count, require
 from ...wrappers import Segment
-from .buffer import PreferenceBuffer
 from .config import PreferenceConfig
 from .files import MOST, preferences_as_bytes, preferences_from_bytes
-from .labels import Labeller, Pair, Query
+from .labels import Labeller, Pair, PreferenceBuffer, Query
 from .worlds import PreferenceWorlds
 
 
@@ -87,11 +86,10 @@ class Asking:
         """Pairs and labels as the bytes of a preference file, and counters; true rewards are not in it."""
         contents = preferences_as_bytes(self.buffer, self.pending, self._signature)
         pairs = [*(preference.pair for preference in self.buffer), *self.pending.values()]
+        places = [[[s.time, s.copy] for s in (pair.left, pair.right)] for pair in pairs]  # no preference file says
         return {
             "preferences": np.frombuffer(contents, dtype=np.uint8),
-            "places": [
-                [[s.time, s.copy] for s in (pair.left, pair.right)] for pair in pairs
-            ],  # no preference file says
+            "places": places,
             "counts": [self.asked, self._next_id, self.buffer.seen, self.buffer.skipped],
             "labeller": [type(self.labeller).__name__, self.labeller.state_dict()],
         }

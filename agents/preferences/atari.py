@@ -85,12 +85,8 @@ def atari_copies(game: str, vec_env: Vectorisation | None = None) -> Copies:
     _emulator()
     known = sorted(name[4:-3] for name in gym.registry if name.startswith("ALE/") and name.endswith("-v5"))
     require(game in known, "game", f"one of {', '.join(known)}", repr(game))
-    return Copies(
-        partial(_copies, game=game, whole=False, vec_env=vec_env),
-        f"ALE/{game}-v5",
-        SCORE,
-        partial(_copies, game=game, whole=True, vec_env=vec_env),
-    )
+    make = partial(_copies, game=game, vec_env=vec_env)
+    return Copies(partial(make, whole=False), f"ALE/{game}-v5", SCORE, whole=partial(make, whole=True))
 
 
 class AtariCNN(BaseFeaturesExtractor):
@@ -115,5 +111,4 @@ class AtariCNN(BaseFeaturesExtractor):
 
     def forward(self, observations: Tensor) -> Tensor:
         nearer = observations.contiguous(memory_format=torch.channels_last)  # about half the time on a CPU
-        found: Tensor = self.head(self.layers(nearer))
-        return found
+        return self.head(self.layers(nearer))  # type: ignore[no-any-return]

@@ -97,9 +97,8 @@ class PreferenceConfig:
             check_size(getattr(self, name), name)
         require(isinstance(self.pictures, bool), "pictures", "True or False", repr(self.pictures))
         require(self.first_labels <= self.labels, "first_labels", f"at most labels={self.labels}", self.first_labels)
-        check_number(self.evaluation_steps, "evaluation_steps", low=0)
-        check_number(self.patience, "patience", low=0.0)
-        check_number(self.early, "early", low=0.0)
+        for name in ("evaluation_steps", "patience", "early"):
+            check_number(getattr(self, name), name, low=0.0)
         check_number(self.unit, "unit", low=1e-30, high=1e30)  # the net is in float32
         require(isinstance(self.fragmenter, Fragmenter), "fragmenter", "a Fragmenter", repr(self.fragmenter))
         require(isinstance(self.fit, FitConfig), "fit", "a FitConfig", repr(self.fit))

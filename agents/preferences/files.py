@@ -9,6 +9,8 @@ r"""The preference file: queries and answers in the order in which they came. Tr
 Records are only ever appended, each by one write, so that what was written before a crash stays readable: a file that is cut
 short, or damaged at some place, is read up to there, and that is said. Before more is appended, what cannot be read is moved to
 ``FILE.cut``. A second answer to a query replaces the first. Reading runs no code that the file brings.
+
+Two labellers use such a file: one whose answers come from outside and late, through it, and one that keeps another's answers.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import time
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -34,8 +36,7 @@ import numpy as np
 from ...envs.mdp.checks import check_size, require
 from ...wrappers import Segment
 from ..files import reading, write_whole
-from .buffer import PreferenceBuffer
-from .labels import Label, Pair, check_label
+from .labels import Answer, Label, Labeller, Pair, PreferenceBuffer, Query, check_label
 
 MAGIC = b"bilevel-gym preferences 1\n"
 PATIENCE = 0.5
@@ -71,12 +72,6 @@ class Signature:
         """The signature of a world."""
         return cls(env, str(observation_space), str(action_space), length)
 
-    def require_same(self, other: Signature, path: object) -> None:
-        """Raise ``ValueError`` where a file, of signature ``other``, is of another environment."""
-        for name in ("observation_space", "action_space", "length"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            require(mine == theirs, "path", f"preferences of {self.env} ({name} {mine})", f"{path}, of {theirs}")
-
 
 @dataclass
 class Contents:
@@ -88,7 +83,6 @@ class Contents:
         labels: the last answer to each.
         places: first byte, length and CRC-32 of each query's payload.
         end: the byte after the last whole record.
-        note: what is wrong with the rest of the file; None if there is none.
     """
 
     signature: Signature
@@ -96,7 +90,6 @@ class Contents:
     labels: dict[int, Label] = field(default_factory=dict)
     places: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     end: int = 0
-    note: str | None = None
 
     @property
     def pending(self) -> dict[int, Pair]:
@@ -197,22 +190,23 @@ def preferences_from_bytes(
         pictures: whether to take the segments' pictures.
         room: bytes that the queries may unfold to, all together.
     """
-    first = next(_records(data, len(MAGIC)), None)
-    whole = data.startswith(MAGIC) and first is not None and first[0] == b"H"
+    kind, header, end = next(_records(data, len(MAGIC)), (b"", b"", 0))
+    whole = data.startswith(MAGIC) and kind == b"H"
     require(whole, "path", "a preference file", f"{path}, which is none or is cut short in its first record")
-    assert first is not None
     with reading(path, "preference file"):
-        contents = Contents(Signature(**json.loads(first[1])), end=first[2])
+        contents = Contents(Signature(**json.loads(header)), end=end)
         if expected is not None:
-            expected.require_same(contents.signature, path)
+            for name in ("observation_space", "action_space", "length"):
+                mine, theirs = getattr(expected, name), getattr(contents.signature, name)
+                told = f"preferences of {expected.env} ({name} {mine})"
+                require(mine == theirs, "path", told, f"{path}, of {theirs}")
         _take(contents, data, 0, pictures, room)
     if contents.end < len(data):
-        lost = len(data) - contents.end
-        contents.note = (
+        warnings.warn(
             f"{path} is cut short or damaged at byte {contents.end}: kept {len(contents.pairs)} queries and "
-            f"{len(contents.labels)} answers, lost the {lost} bytes after them"
+            f"{len(contents.labels)} answers, lost the {len(data) - contents.end} bytes after them",
+            stacklevel=3,
         )
-        warnings.warn(contents.note, stacklevel=3)
     return contents
 
 
@@ -276,9 +270,8 @@ class PreferenceLog:
             written = file.write(record) or 0
             if written < len(record):
                 file.truncate(file.tell() - written)
-                raise OSError(
-                    errno.ENOSPC, f"{written} of {len(record)} bytes could be written, nothing was kept", self.path
-                )
+                said = f"{written} of {len(record)} bytes could be written, nothing was kept"
+                raise OSError(errno.ENOSPC, said, self.path)
 
     def pair(self, number: int) -> Pair:
         """A query's segments with their pictures.
@@ -288,24 +281,23 @@ class PreferenceLog:
         """
         require(number in self.contents.places, "id", "the number of a query in the file", number)
         payload = self._payload(number)
-        require(payload is not None, "path", "the file that was opened", f"{self.path}, which is another by now")
-        assert payload is not None
+        require(len(payload) > 0, "path", "the file that was opened", f"{self.path}, which is another by now")
         return _read_query(payload, pictures=True)[1]
 
-    def _payload(self, number: int) -> bytes | None:
-        """What stands in the file where a query was read; None where that is something else by now."""
+    def _payload(self, number: int) -> bytes:
+        """What stands in the file where a query was read; nothing where that is something else by now."""
         begin, length, checksum = self.contents.places[number]
         with self.path.open("rb") as file:
             file.seek(begin)
             payload = file.read(length)
-        return payload if zlib.crc32(payload) == checksum else None
+        return payload if zlib.crc32(payload) == checksum else b""
 
     @property
     def replaced(self) -> bool:
         """Whether the file is another one by now: its newest query no longer stands where it stood."""
         if not self.contents.places:
             return self.path.stat().st_size < self.contents.end
-        return self._payload(next(reversed(self.contents.places))) is None
+        return not self._payload(next(reversed(self.contents.places)))
 
     def ask(self, number: int, pair: Pair) -> None:
         """Append a query."""
@@ -338,10 +330,8 @@ class PreferenceLog:
 
 def preferences_as_bytes(buffer: PreferenceBuffer, pending: dict[int, Pair], signature: Signature) -> bytes:
     """A preference file of labelled pairs and open queries; the latter keep their numbers, the former get others."""
-    parts, number = [MAGIC, _record(b"H", json.dumps(asdict(signature)).encode())], -1
-    for preference in buffer:
-        parts.append(_query(number, preference.pair) + _answer(number, preference.label))
-        number -= 1
+    parts = [MAGIC, _record(b"H", json.dumps(asdict(signature)).encode())]
+    parts += [_query(-1 - i, held.pair) + _answer(-1 - i, held.label) for i, held in enumerate(buffer)]
     parts += [_query(number, pair) for number, pair in pending.items()]
     return b"".join(parts)
 
@@ -362,3 +352,85 @@ def load_preferences(path: str | Path, signature: Signature | None = None, capac
     for pair, label in read_preferences(path, signature).answered:
         buffer.add(pair, label)
     return buffer
+
+
+# --- labellers ----------------------------------------------------------------------------------------------------------
+
+
+class FileLabeller(Labeller):
+    """Appends queries to a preference file and finds the answers that others append there.
+
+    A file that exists is gone on with: what is answered in it counts, what is not stays open.
+
+    Args:
+        path: the file; whoever answers opens it as ``PreferenceLog(path)``, shows ``contents.pending`` and calls ``answer``.
+        signature: of the world; None where the file exists.
+
+    Raises:
+        FileNotFoundError: no file, and no signature to begin one with.
+        ValueError: a file that is none, or of another environment.
+    """
+
+    def __init__(self, path: str | Path, signature: Signature | None = None) -> None:
+        self.log = PreferenceLog(path, signature)
+
+    @property
+    def first_id(self) -> int:
+        return max(self.log.contents.pairs, default=-1) + 1
+
+    def earlier(self) -> tuple[list[tuple[Pair, Label]], dict[int, Pair]]:
+        return self.log.contents.answered, self.log.contents.pending
+
+    def ask(self, queries: Sequence[Query]) -> None:
+        for query in queries:
+            self.log.ask(query.id, query.pair)
+
+    def answers(self) -> list[Answer]:
+        return [Answer(number, label) for number, label in self.log.refresh().items()]
+
+
+class LoggedLabeller(Labeller):
+    """Passes on another labeller's queries and answers, and keeps each query with its answer in a preference file.
+
+    An answer is in the file before the learner has it, so that none is lost with the process; a file that exists is gone on
+    with. What was not answered is asked anew, in other pairs.
+
+    Args:
+        labeller: who answers.
+        path: the file.
+        signature: of the world; None where the file exists.
+
+    Raises:
+        FileNotFoundError: no file, and no signature to begin one with.
+        ValueError: a file that is none, or of another environment.
+    """
+
+    def __init__(self, labeller: Labeller, path: str | Path, signature: Signature | None = None) -> None:
+        log = PreferenceLog(path, signature)
+        self._first_id = max(log.contents.pairs, default=-1) + 1
+        log.contents.pairs.clear()  # the learner's buffer holds the pairs
+        self.labeller, self.log = labeller, log
+        self._open: dict[int, Pair] = {}
+
+    @property
+    def remaining(self) -> int | None:
+        return self.labeller.remaining
+
+    @property
+    def first_id(self) -> int:
+        return self._first_id
+
+    def earlier(self) -> tuple[list[tuple[Pair, Label]], dict[int, Pair]]:
+        return read_preferences(self.log.path, pictures=False).answered, {}
+
+    def ask(self, queries: Sequence[Query]) -> None:
+        self.labeller.ask(queries)
+        self._open |= {query.id: query.pair for query in queries}
+
+    def answers(self) -> list[Answer]:
+        given = self.labeller.answers()
+        for answer in given:
+            pair = self._open.pop(answer.id, None)
+            if pair is not None:
+                self.log.record(answer.id, pair, answer.label)
+        return given

@@ -1,4 +1,4 @@
-"""What is asked of a labeller, and who may answer: the true return, a program, or somebody outside who takes time.
+"""What is asked of a labeller and kept of the answers, and who may answer: the true return, a program, somebody outside.
 
 A labeller is asked queries, pairs of segments with a number, and hands over answers when it has them: at once, later, in any
 order, or never. It says ``left``, ``right``, ``equal`` or ``skip`` (cannot be told: the pair teaches nothing).
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -49,6 +50,68 @@ class Pair:
             require(one.shape == two.shape, "pair", f"{name} of one shape, {one.shape}", two.shape)
             require(one.dtype == two.dtype, "pair", f"{name} of one type, {one.dtype}", two.dtype)
         require(a.frame_stack == b.frame_stack, "pair", f"segments of {a.frame_stack} frames a step", b.frame_stack)
+
+
+@dataclass(frozen=True, eq=False)
+class Preference:
+    """A labelled pair; skipped pairs are none."""
+
+    pair: Pair
+    label: Label
+
+    @property
+    def mu(self) -> float:
+        """Share of the preference that goes to the left segment."""
+        return PREFERENCE[self.label]
+
+
+class PreferenceBuffer:
+    """Labelled pairs, the oldest forgotten first, and batches of them.
+
+    Args:
+        capacity: labelled pairs that it keeps.
+
+    Attributes:
+        seen: labelled pairs that it was ever given.
+        skipped: answers that said skip.
+
+    Raises:
+        ValueError: a capacity under one; in ``add``, segments of another shape or type than those held, no label.
+    """
+
+    def __init__(self, capacity: int = 3000) -> None:
+        self._held: deque[Preference] = deque(maxlen=check_size(capacity, "capacity"))
+        self.seen = self.skipped = 0
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __iter__(self) -> Iterator[Preference]:
+        return iter(self._held)
+
+    def __getitem__(self, index: int) -> Preference:
+        return self._held[index]
+
+    def add(self, pair: Pair, label: Label) -> None:
+        """Keep a labelled pair; a skipped one is counted only."""
+        if check_label(label) == "skip":
+            self.skipped += 1
+            return
+        if self._held:
+            Pair(self._held[0].pair.left, pair.left)  # raises where they do not fit together
+        self._held.append(Preference(pair, label))
+        self.seen += 1
+
+    def batches(self, size: int, rng: np.random.Generator) -> Iterator[list[Preference]]:
+        """All pairs once, in random order, at most ``size`` at a time.
+
+        Raises:
+            ValueError: an empty buffer.
+        """
+        require(len(self) > 0, "buffer", "at least one labelled pair", "none")
+        order = rng.permutation(len(self)).tolist()
+        for i in range(0, len(order), size):
+            yield [self._held[j] for j in order[i : i + size]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,9 @@ import sys
 import threading
 import warnings
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
@@ -36,7 +38,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from .files import PreferenceLog
-from .labels import Pair, check_label
+from .labels import check_label
 from .views import pictures, view
 
 HOST, PORT, JSON = "127.0.0.1", 8731, "application/json"
@@ -53,126 +55,22 @@ HEADERS = {
 
 
 class RefusedError(Exception):
-    """A request that cannot be answered, and why."""
-
-    def __init__(self, status: HTTPStatus, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+    """A request that cannot be answered: the status to answer it with, and why."""
 
 
-class Questions:
-    """What the page asks of a preference file and writes to it; for one thread at a time.
+def refuse_unless(condition: bool, status: HTTPStatus, message: str) -> None:
+    """Raise :class:`RefusedError` unless ``condition`` holds."""
+    if not condition:
+        raise RefusedError(status, message)
 
-    Args:
-        path: the file.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file that is no preference file.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._open()
-
-    def _open(self) -> None:
-        self._log = PreferenceLog(self.path)
-        self._held: tuple[str, Pair] | None = None
-
-    def _follow(self) -> None:
-        """Read what others appended; a file that was replaced by another is opened anew."""
-        try:
-            if self._log.replaced:
-                self._open()
-            self._log.refresh()
-        except (OSError, ValueError) as error:
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, f"The file cannot be read. {error}") from error
-
-    def _check(self, number: int) -> str:
-        """What tells a query from another of the same number: its checksum."""
-        return f"{self._log.contents.places[number][2]:08x}"
-
-    def state(self) -> dict[str, Any]:
-        """The world, the file, how many queries are answered and open, and the oldest open one or None."""
-        self._follow()
-        contents = self._log.contents
-        pending = list(contents.pending)
-        return {
-            "env": contents.signature.env,
-            "file": self.path.name,
-            "answered": len(contents.pairs) - len(pending),
-            "open": len(pending),
-            "next": {"id": pending[0], "check": self._check(pending[0])} if pending else None,
-        }
-
-    def query(self, before: str | None = None) -> dict[str, Any]:
-        """:meth:`state` and, as ``query``, what to show: the oldest open query, or None.
-
-        Args:
-            before: the number of a query, for the one that was answered before it; ``last`` for the last answered.
-
-        Raises:
-            RefusedError: nothing was answered before that.
-        """
-        state = self.state()
-        contents = self._log.contents
-        if before is None:
-            if state["next"] is None:
-                return state | {"query": None}
-            number = state["next"]["id"]
-        else:
-            order = [number for number in contents.labels if number in contents.pairs]
-            last = before == "last" or _number(before) not in order
-            place = len(order) if last else order.index(_number(before))
-            if place == 0:
-                raise RefusedError(HTTPStatus.NOT_FOUND, "Nothing was answered before this.")
-            number = order[place - 1]
-        shown = view(self._pair(number))
-        return state | {
-            "query": {"id": number, "check": self._check(number), "label": contents.labels.get(number)} | shown
-        }
-
-    def pictures(self, number: int, check: str, side: str) -> bytes:
-        """The pictures of one side of a query, as bytes.
-
-        Raises:
-            RefusedError: no such query, side or picture.
-        """
-        self._require(number, check)
-        both = pictures(self._pair(number))
-        if both is None or side not in ("left", "right"):
-            raise RefusedError(HTTPStatus.NOT_FOUND, "There is no such picture.")
-        return both[side == "right"].tobytes()
-
-    def answer(self, number: int, check: str, label: object) -> dict[str, Any]:
-        """Append an answer, which replaces an earlier one, and return :meth:`state`.
-
-        Raises:
-            RefusedError: no such query, no label, or a file that cannot be written to.
-        """
-        try:
-            known = check_label(label)
-        except ValueError as error:
-            raise RefusedError(HTTPStatus.BAD_REQUEST, str(error)) from error
-        self._follow()
-        self._require(number, check)
-        try:
-            self._log.answer(number, known)
-        except (OSError, ValueError) as error:
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, f"The answer was not saved. {error}") from error
-        return self.state()
-
-    def _require(self, number: int, check: str) -> None:
-        if number not in self._log.contents.pairs:
-            raise RefusedError(HTTPStatus.NOT_FOUND, f"There is no question {number} in the file.")
-        if check != self._check(number):
-            raise RefusedError(HTTPStatus.CONFLICT, f"Question {number} is another by now: the file was replaced.")
-
-    def _pair(self, number: int) -> Pair:
-        check = self._check(number)
-        if self._held is None or self._held[0] != check:
-            self._held = check, self._log.pair(number)
-        return self._held[1]
+@contextmanager
+def refusing(status: HTTPStatus, said: str = "") -> Iterator[None]:
+    """Turn what a file or a value that is wrong raises into a :class:`RefusedError`."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise RefusedError(status, f"{said}{error}") from error
 
 
 def _number(text: str) -> int:
@@ -183,7 +81,7 @@ def _number(text: str) -> int:
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves the page of one preference file.
+    """Serves the page of one preference file; what reads or writes that is for one thread at a time, under ``lock``.
 
     Args:
         path: the file.
@@ -199,7 +97,7 @@ class PageServer(ThreadingHTTPServer):
     allow_reuse_address = os.name != "nt"  # there, it would let two servers have one port
 
     def __init__(self, path: str | Path, port: int = PORT) -> None:
-        self.questions = Questions(path)
+        self._log = PreferenceLog(path)
         self.lock = threading.Lock()
         self.page = (resources.files(__package__) / "page.html").read_bytes()
         super().__init__((HOST, port), _Handler)
@@ -214,6 +112,86 @@ class PageServer(ThreadingHTTPServer):
         if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
 
+    # --- the file -------------------------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        """Read what others appended; a file that was replaced by another is opened anew."""
+        with refusing(HTTPStatus.SERVICE_UNAVAILABLE, "The file cannot be read. "):
+            if self._log.replaced:
+                self._log = PreferenceLog(self._log.path)
+            self._log.refresh()
+
+    def _check(self, number: int) -> str:
+        """What tells a query from another of the same number: its checksum."""
+        return f"{self._log.contents.places[number][2]:08x}"
+
+    def state(self) -> dict[str, Any]:
+        """The world, the file, how many queries are answered and open, and the oldest open one or None."""
+        self._follow()
+        contents = self._log.contents
+        pending = list(contents.pending)
+        return {
+            "env": contents.signature.env,
+            "file": self._log.path.name,
+            "answered": len(contents.pairs) - len(pending),
+            "open": len(pending),
+            "next": {"id": pending[0], "check": self._check(pending[0])} if pending else None,
+        }
+
+    def query(self, before: str | None = None) -> dict[str, Any]:
+        """:meth:`state` and, as ``query``, what to show: the oldest open query, or None.
+
+        Args:
+            before: the number of a query, for the one that was answered before it; ``last`` for the last answered.
+
+        Raises:
+            RefusedError: nothing was answered before that.
+        """
+        state, contents = self.state(), self._log.contents
+        shown = state["next"]
+        if before is not None:
+            order = [number for number in contents.labels if number in contents.pairs]
+            last = before == "last" or _number(before) not in order
+            place = len(order) if last else order.index(_number(before))
+            refuse_unless(place > 0, HTTPStatus.NOT_FOUND, "Nothing was answered before this.")
+            shown = {"id": order[place - 1], "check": self._check(order[place - 1])}
+        if shown is not None:
+            number = shown["id"]
+            shown = shown | {"label": contents.labels.get(number)} | view(self._log.pair(number))
+        return state | {"query": shown}
+
+    def pictures(self, number: int, check: str, side: str) -> bytes:
+        """The pictures of one side of a query, as bytes.
+
+        Raises:
+            RefusedError: no such query, side or picture.
+        """
+        self._require(number, check)
+        both = pictures(self._log.pair(number))
+        if both is None or side not in ("left", "right"):
+            raise RefusedError(HTTPStatus.NOT_FOUND, "There is no such picture.")
+        return both[side == "right"].tobytes()
+
+    def answer(self, number: int, check: str, label: object) -> dict[str, Any]:
+        """Append an answer, which replaces an earlier one, and return :meth:`state`.
+
+        Raises:
+            RefusedError: no such query, no label, or a file that cannot be written to.
+        """
+        with refusing(HTTPStatus.BAD_REQUEST):
+            known = check_label(label)
+        self._follow()
+        self._require(number, check)
+        with refusing(HTTPStatus.SERVICE_UNAVAILABLE, "The answer was not saved. "):
+            self._log.answer(number, known)
+        return self.state()
+
+    def _require(self, number: int, check: str) -> None:
+        known = number in self._log.contents.pairs
+        refuse_unless(known, HTTPStatus.NOT_FOUND, f"There is no question {number} in the file.")
+        same = check == self._check(number)
+        refuse_unless(same, HTTPStatus.CONFLICT, f"Question {number} is another by now: the file was replaced.")
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: PageServer
@@ -223,53 +201,52 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         asked = {name: values[-1] for name, values in parse_qs(url.query).items()}
         number, check, side = (asked.get(name, "") for name in ("id", "check", "side"))
-        questions = self.server.questions
-        places: dict[str, tuple[str, Callable[[], Any]]] = {
+        places: dict[str, tuple[str, Callable[[], Any] | None]] = {
             "/": ("text/html; charset=utf-8", lambda: self.server.page),
-            "/state": (JSON, questions.state),
-            "/query": (JSON, lambda: questions.query(asked.get("before"))),
-            "/pictures": ("application/octet-stream", lambda: questions.pictures(_number(number), check, side)),
+            "/state": (JSON, self.server.state),
+            "/query": (JSON, lambda: self.server.query(asked.get("before"))),
+            "/pictures": ("application/octet-stream", lambda: self.server.pictures(_number(number), check, side)),
         }
-        self._answer(*places.get(url.path, (JSON, self._nothing_here)))
+        self._answer(*places.get(url.path, (JSON, None)))
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
-        known = int(length) if length.isascii() and length.isdigit() else None
-        body = self.rfile.read(min(known or 0, 16 * LONGEST_ANSWER))  # else the browser may miss why it is refused
-        self._answer(JSON, lambda: self._post(known, body))
+        known = int(length) if length.isascii() and length.isdigit() else -1
+        body = self.rfile.read(min(max(known, 0), 16 * LONGEST_ANSWER))  # else the browser may miss why it is refused
+        self._answer(JSON, partial(self._post, known, body) if urlsplit(self.path).path == "/answer" else None)
 
-    def _nothing_here(self) -> bytes:
-        raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing at this address.")
-
-    def _post(self, length: int | None, body: bytes) -> dict[str, Any]:
-        if urlsplit(self.path).path != "/answer":
-            self._nothing_here()
-        if self.headers.get_content_type() != JSON:
-            got = self.headers.get("Content-Type")
-            raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"expected an {JSON} answer, got {got}")
-        if length is None:
-            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "expected an answer with its Content-Length")
-        if length > LONGEST_ANSWER:
-            text = f"expected an answer of at most {LONGEST_ANSWER} bytes, got {length}"
-            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
+    def _post(self, length: int, body: bytes) -> dict[str, Any]:
+        text = f"expected an {JSON} answer, got {self.headers.get('Content-Type')}"
+        refuse_unless(self.headers.get_content_type() == JSON, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, text)
+        refuse_unless(length >= 0, HTTPStatus.LENGTH_REQUIRED, "expected an answer with its Content-Length")
+        text = f"expected an answer of at most {LONGEST_ANSWER} bytes, got {length}"
+        refuse_unless(length <= LONGEST_ANSWER, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
         expected = 'expected {"id": number, "check": text, "label": text}'
-        try:
+        with refusing(HTTPStatus.BAD_REQUEST, f"{expected}, got no JSON: "):
             given = json.loads(body)
-        except ValueError as error:
-            raise RefusedError(HTTPStatus.BAD_REQUEST, f"{expected}, got no JSON: {error}") from error
         number, check = (given.get("id"), given.get("check")) if isinstance(given, dict) else (None, None)
         if type(number) is not int or not isinstance(check, str):
             raise RefusedError(HTTPStatus.BAD_REQUEST, f"{expected}, got {body.decode(errors='replace')[:200]}")
-        return self.server.questions.answer(number, check, given.get("label"))
+        return self.server.answer(number, check, given.get("label"))
 
-    def _answer(self, kind: str, make: Callable[[], dict[str, Any] | bytes]) -> None:
+    def _answer(self, kind: str, make: Callable[[], Any] | None) -> None:
+        """Send what is made under the lock, or why it is refused; without ``make`` there is nothing at the address."""
         status = HTTPStatus.OK
         try:
-            self._require_own_host()
+            # A page from elsewhere cannot name this host, nor say that it is from here.
+            port = self.server.server_port
+            own = {f"{name}:{port}" for name in (HOST, "localhost")} | ({HOST, "localhost"} if port == 80 else set())
+            host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
+            text = f"expected a request to {HOST}:{port}, got one to {host[:80]!r}"
+            refuse_unless(host.lower() in own, HTTPStatus.FORBIDDEN, text)
+            text = f"expected a request from this page, got one from {str(origin)[:80]!r}"
+            refuse_unless(origin is None or origin.lower() == f"http://{host.lower()}", HTTPStatus.FORBIDDEN, text)
+            if make is None:
+                raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing at this address.")
             with self.server.lock:
                 made = make()
         except RefusedError as error:
-            status, made, kind = error.status, {"error": str(error)}, JSON
+            status, made, kind = error.args[0], {"error": error.args[1]}, JSON
         body = made if isinstance(made, bytes) else json.dumps(made, allow_nan=False).encode()
         self.send_response(status)
         for name, value in ({"Content-Type": kind, "Content-Length": str(len(body))} | HEADERS).items():
@@ -277,25 +254,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _require_own_host(self) -> None:
-        port = self.server.server_port
-        own = {f"{name}:{port}" for name in (HOST, "localhost")} | ({HOST, "localhost"} if port == 80 else set())
-        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-        if host.lower() not in own:
-            raise RefusedError(HTTPStatus.FORBIDDEN, f"expected a request to {HOST}:{port}, got one to {host[:80]!r}")
-        if origin is not None and origin.lower() != f"http://{host.lower()}":
-            raise RefusedError(HTTPStatus.FORBIDDEN, f"expected a request from this page, got one from {origin[:80]!r}")
-
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing of requests: the page says what matters."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until it is interrupted; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bilevel_gym.agents.preferences.page",
-        description="Answer the queries of a preference file on a page in the browser.",
-    )
+    described = "Answer the queries of a preference file on a page in the browser."
+    parser = argparse.ArgumentParser("python -m bilevel_gym.agents.preferences.page", description=described)
     parser.add_argument("file", help="the preference file that a trainer asks in")
     parser.add_argument("--port", type=int, default=PORT, help=f"where to listen; 0: any free port (default: {PORT})")
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser, only say the address")
@@ -313,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for warning in said:
         print(warning.message, file=sys.stderr)
-    state = server.questions.state()
+    state = server.state()
     print(f"{state['env']}: {state['open']} questions open, {state['answered']} answered. Label at {server.url}")
     print("Every answer is saved as it is given; Ctrl-C ends.", flush=True)
     if not given.no_browser:

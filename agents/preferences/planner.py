@@ -20,7 +20,7 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from ...envs.mdp import TabularProblem, policy_value, visitation
+from ...envs.mdp import TabularMDP, TabularProblem, policy_value, visitation
 from ...envs.mdp.checks import check_tau, require
 from ...wrappers import LearnedReward, VectorEnvAdapter
 from ..followers.oracles import Oracle, OracleAnswer, SoftPolicyIteration
@@ -55,11 +55,10 @@ class Planner(A2C):
             super().__init__(policy, env, **settings)  # type: ignore[arg-type]
             return
         inner = env.unwrapped
-        problem = getattr(inner.env, "problem", None) if isinstance(inner, VectorEnvAdapter) else None
+        problem: Any = getattr(inner.env, "problem", None) if isinstance(inner, VectorEnvAdapter) else None
         fits = isinstance(env, LearnedReward) and isinstance(problem, TabularProblem) and problem.context_probs is None
         require(fits, "env", "a native tabular world, without contexts, under a LearnedReward", repr(env))
-        assert isinstance(problem, TabularProblem)
-        self._mdp = problem.follower_mdp(problem.start_x()).detach()
+        self._mdp: TabularMDP = problem.follower_mdp(problem.start_x()).detach()
         super().__init__(policy, env, **({"gamma": self._mdp.gamma} | settings))
         with torch.no_grad():  # a critic that stays 0: where an episode is cut, SB3 adds its value to what was paid
             for parameter in self.policy.value_net.parameters():

@@ -14,7 +14,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from ...wrappers import LearnedReward, SegmentRecorder, VectorEnvAdapter
-from ...wrappers.learned_reward import RewardFunction
+from ...wrappers.vec_env import RewardFunction
 from ..followers.replay import played_actions
 from ..followers.sb3 import SB3Follower
 from ..followers.spec import Answering, FollowerSpec
@@ -150,7 +150,7 @@ class RecordedFollower:
             scaling.returns = np.array(place["returns"])
         model.action_space.np_random.bit_generator.state = place["exploration"]
         if isinstance(self.follower.venv, LearnedReward):
-            self.follower.venv.observed(self.recorder.last_observation)
+            self.follower.venv.now = np.array(self.recorder.now)
         return True
 
 

@@ -54,8 +54,6 @@ class MLPReward(nn.Module):
 
     mean: Tensor
     std: Tensor
-    middle: Tensor
-    half_range: Tensor
 
     def __init__(
         self, observation_space: gym.Space[Any], action_space: gym.Space[Any], hidden: tuple[int, ...] = (64, 64)
@@ -66,37 +64,35 @@ class MLPReward(nn.Module):
         seen = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
         require(isinstance(observation_space, seen), "observation_space", "no Dict or Tuple", repr(observation_space))
         self.observation_space, self.action_space = observation_space, action_space
+        # The net sees the observation's numbers, then those of a continuous action, each shifted and scaled.
         width = get_flattened_obs_dim(observation_space)
-        self._standard = isinstance(observation_space, gym.spaces.Box)
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
+        mean, std = torch.zeros(width), torch.ones(width)
         if isinstance(action_space, gym.spaces.Box):
             low, high = (torch.as_tensor(end).flatten() for end in (action_space.low, action_space.high))
             bounded = torch.isfinite(low) & torch.isfinite(high)
-            self.register_buffer("middle", torch.where(bounded, (low + high) / 2, torch.zeros_like(low)))
-            self.register_buffer("half_range", torch.where(bounded, (high - low) / 2, torch.ones_like(low)))
-            width += len(low)
+            mean = torch.cat([mean, torch.where(bounded, (low + high) / 2, 0.0)])
+            std = torch.cat([std, torch.where(bounded, (high - low) / 2, 1.0)])
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
         widths = [check_size(n, "hidden") for n in hidden]
-        self.layers = nn.Sequential(*create_mlp(width, _n_outputs(action_space), widths, nn.LeakyReLU))
+        self.layers = nn.Sequential(*create_mlp(len(mean), _n_outputs(action_space), widths, nn.LeakyReLU))
 
     def _features(self, obs: Tensor) -> Tensor:
-        seen = preprocess_obs(obs, self.observation_space)
-        assert isinstance(seen, Tensor)
-        return seen.flatten(1).to(self.layers[-1].weight.dtype)  # type: ignore[arg-type]
+        seen: Any = preprocess_obs(obs, self.observation_space)
+        return seen.flatten(1).to(self.layers[-1].weight.dtype)  # type: ignore[no-any-return]
 
     def fit_inputs(self, obs: Tensor) -> None:
         """Standardise by the moments of these observations, ``[B, ...]``; once, before anything is learned."""
-        if self._standard:
+        if isinstance(self.observation_space, gym.spaces.Box):
             features = self._features(obs)
-            self.mean, self.std = features.mean(0), features.std(0, correction=0).clamp_min(1e-3)
+            n = features.shape[1]
+            self.mean[:n], self.std[:n] = features.mean(0), features.std(0, correction=0).clamp_min(1e-3)
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
-        features = (self._features(obs) - self.mean) / self.std
+        seen = self._features(obs)
         if isinstance(self.action_space, gym.spaces.Box):
-            scaled = (actions.flatten(1).to(features.dtype) - self.middle) / self.half_range
-            features = torch.cat([features, scaled], -1)
-        values: Tensor = self.layers(features)
-        return _of_action(values, actions)
+            seen = torch.cat([seen, actions.flatten(1).to(seen.dtype)], -1)
+        return _of_action(self.layers((seen - self.mean) / self.std), actions)
 
 
 def convolutions(
@@ -185,16 +181,11 @@ class RewardModel(nn.Module):
         self.eval()
         self.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
-    @property
-    def device(self) -> torch.device:
-        """Where it lives."""
-        return self.shift.device
-
     def tensor(self, values: NDArray[Any]) -> Tensor:
         """An array on the model's device, float64 as float32."""
         found = torch.as_tensor(np.asarray(values))
         single = found.dtype == torch.float64 and self.scale.dtype == torch.float32
-        return found.to(self.device, torch.float32 if single else found.dtype)
+        return found.to(self.shift.device, torch.float32 if single else found.dtype)
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """Each member's r_x, not normalised, ``[M, B]``, differentiable in the weights."""
@@ -205,28 +196,25 @@ class RewardModel(nn.Module):
         names = ("observations", "actions", "mask")
         obs, actions, mask = (self.tensor(np.stack([getattr(one, name) for one in segments])) for name in names)
         r = self(obs.flatten(0, 1), actions.flatten(0, 1)).reshape(-1, *mask.shape)
-        R: Tensor = (r * mask).sum(-1)
-        return R
+        return (r * mask).sum(-1)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def raw(self, obs: NDArray[Any], actions: NDArray[Any], batch: int = 8192) -> NDArray[np.float64]:
         """r_x without dropout, mean over members, not normalised, ``[n]``; at most ``batch`` steps at a time."""
         batch = max(1, min(batch, NUMBERS // max(1, int(np.prod(np.shape(obs)[1:])))))
-        held = self.training
+        held, parts = self.training, [np.zeros(0)]
         if held:
             self.eval()
-        parts = [
-            self(self.tensor(obs[i : i + batch]), self.tensor(actions[i : i + batch])).mean(0).double().cpu().numpy()
-            for i in range(0, len(obs), batch)
-        ]
+        for i in range(0, len(obs), batch):
+            r = self(self.tensor(obs[i : i + batch]), self.tensor(actions[i : i + batch]))
+            parts.append(r.mean(0).double().cpu().numpy())
         if held:
             self.train()
-        return np.concatenate(parts) if parts else np.zeros(0)
+        return np.concatenate(parts)
 
     def reward(self, obs: NDArray[Any], actions: NDArray[Any]) -> NDArray[np.float64]:
         """What a follower is paid, ``[n]``, for observations and actions ``[n, ...]``."""
-        paid: NDArray[np.float64] = (self.raw(obs, actions) - float(self.shift)) / float(self.scale)
-        return paid
+        return (self.raw(obs, actions) - float(self.shift)) / float(self.scale)
 
     def fit_inputs(self, obs: NDArray[Any]) -> None:
         """Let members that can (``fit_inputs``) standardise by the moments of these observations, ``[B, ...]``."""

@@ -10,7 +10,6 @@ Only steps that were taken are shown.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -114,5 +113,4 @@ def _json(rows: NDArray[Any]) -> list[list[float | int | None]]:
             return int(value)
         return float(f"{value:.6g}") if math.isfinite(value) else None
 
-    lists: Sequence[Sequence[Any]] = rows.tolist()
-    return [[one(value) for value in row] for row in lists]
+    return [[one(value) for value in row] for row in rows.tolist()]

@@ -26,7 +26,6 @@ from ...wrappers.vec_env import info_column
 from ..learned.worlds import EnvSpec, Vectorisation, Worlds
 from ..sources import Source, make_env
 from .files import Signature
-from .reward_model import RewardModel
 
 Play = Callable[[Any], NDArray[Any]]
 _TOO_LONG = 30_000  # steps of an episode that is not waited for
@@ -64,7 +63,7 @@ class PreferenceWorlds:
         gamma: the discount.
         problem: the tabular problem, or None.
         true_reward: key of ``info`` under which the true reward stands, or None for what is paid.
-        wage: key of ``info`` under which stands what a follower on the true reward is paid, or None for what is paid.
+        has_leader: whether it is a leader environment, whose true reward is the leader's.
         observation_space: of one copy.
         action_space: of one copy.
 
@@ -83,7 +82,6 @@ class PreferenceWorlds:
         self.source = Source.of(env, env_kwargs)
         self.problem: TabularProblem | None = None
         self.true_reward: str | None = None
-        self.wage: str | None = None
         self._worlds: Worlds | None = None
         if isinstance(env, Copies):
             self.name, self.true_reward = env.name, env.true_reward
@@ -101,7 +99,8 @@ class PreferenceWorlds:
             if probe.has_wrapper_attr("leader_space") and probe.get_wrapper_attr("leader_space") is not None:
                 self._worlds = Worlds(env, env_kwargs, observe_commitment=False, vec_env=vec_env)
                 self.problem = self._worlds.problem
-                self.true_reward = self.wage = "leader_reward"
+                self.true_reward = "leader_reward"
+        self.has_leader = self._worlds is not None
         self.observation_space, self.action_space = probe.observation_space, probe.action_space
         probe.close()
         own = None if self._worlds is None else self._worlds.gamma
@@ -163,14 +162,6 @@ class PreferenceWorlds:
         x = problem.start_x()
         reward = problem.leader_reward(x)
         return None if reward is None else problem.follower_mdp(x).detach().with_reward(reward.detach())
-
-    def table(self, model: RewardModel) -> torch.Tensor:
-        """The reward that is paid in each state for each action, ``[S, A]``."""
-        mdp = self.true_mdp()
-        assert mdp is not None
-        S, A = mdp.n_states, mdp.n_actions
-        paid = model.reward(np.repeat(np.arange(S), A), np.tile(np.arange(A), S))
-        return torch.from_numpy(paid.reshape(S, A))
 
 
 def regret(mdp: TabularMDP, pi: torch.Tensor) -> float:

@@ -54,12 +54,10 @@ class HuggingFaceModel(LanguageModel):
         return self
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        states: Tensor = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-        return states
+        return self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        found: Tensor = self.model.get_output_embeddings()(hidden)
-        return found
+        return self.model.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
 
 
 class HuggingFaceTokeniser:

@@ -51,9 +51,8 @@ class LanguageModel(nn.Module, ABC):
         """States ``[B, d]`` after the last token of each text ``[B, L]``, padded at the end with a token beyond V."""
         lengths = (texts < self.size).sum(-1)
         seen = texts[:, : int(lengths.max())]
-        hidden = self.hidden(
-            seen.masked_fill(seen >= self.size, 0)
-        )  # what follows a text does not reach its last state
+        # What follows a text does not reach its last state.
+        hidden = self.hidden(seen.masked_fill(seen >= self.size, 0))
         return hidden[torch.arange(len(texts), device=texts.device), lengths - 1]
 
 
@@ -77,12 +76,10 @@ class WordModel(LanguageModel):
         self.head = nn.Linear(width, size)
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        states: Tensor = self.gru(self.embedding(tokens))[0]
-        return states
+        return self.gru(self.embedding(tokens))[0]  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        found: Tensor = self.head(hidden)
-        return found
+        return self.head(hidden)  # type: ignore[no-any-return]
 
 
 def save_word_model(model: WordModel, words: tuple[str, ...], path: str | Path) -> None:
@@ -106,9 +103,8 @@ def load_word_model(path: str | Path | None = None) -> WordModel:
             words = tuple(str(word) for word in held["words"])
             weights = {name: torch.from_numpy(held[name]) for name in held.files if name != "words"}
         known = WordTokeniser().words
-        require(
-            words == known, "path", f"a model of the grammar's {len(known)} words", f"{path}, of {len(words)} others"
-        )
+        expected = f"a model of the grammar's {len(known)} words"
+        require(words == known, "path", expected, f"{path}, of {len(words)} others")
         size, embedding = weights["embedding.weight"].shape
         model = WordModel(size, embedding, width=weights["head.weight"].shape[1])
         model.load_state_dict(weights)

@@ -1,7 +1,15 @@
-"""A Stable-Baselines3 policy that starts as a language model, and a follower made of it.
+r"""A Stable-Baselines3 policy that starts as a language model, and a follower made of it.
 
 The follower's policy at a text so far is the language model's distribution of the next token. The critic reads the model's state
 and does not move it: only the policy's gradient reaches the weights that write.
+
+The follower is paid its reward less what it costs to leave the language model that it started from:
+
+    r'(s,a) = r(s,a) - kl ( log pi(a|s) - log p_0(a|s) )
+
+In expectation over the follower's own actions that is the KL divergence ``kl KL(pi(s), p_0(s))`` of every step (as in Stiennon et
+al. 2020). The log-ratio of the action taken stands in the reward, and not the divergence itself, because a policy gradient
+takes the reward for fixed: it would then see no cost in the step itself, only in later ones.
 """
 
 from __future__ import annotations
@@ -10,6 +18,9 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -18,7 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from ...envs.mdp.checks import check_number, require
-from .kl import KLReward
+from ...wrappers.vec_env import StepWrapper
 from .language_model import LanguageModel, load_word_model
 
 LanguageModelSpec = Callable[[], LanguageModel]
@@ -71,8 +82,7 @@ class TextPolicy(ActorCriticPolicy):
         theirs = ("observation_space", "action_space", "optimizer_class", "optimizer_kwargs")
         return mine | {name: getattr(self, name) for name in theirs}
 
-    def _hidden(self, obs: PyTorchObs) -> Tensor:
-        assert isinstance(obs, Tensor)
+    def _hidden(self, obs: Any) -> Tensor:
         return self.language_model.last_hidden(obs.long())
 
     def _distribution(self, hidden: Tensor) -> Distribution:
@@ -97,8 +107,43 @@ class TextPolicy(ActorCriticPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """Values ``[n, 1]`` for texts ``[n, L]``."""
-        values: Tensor = self.value_net(self._hidden(obs).detach())
-        return values
+        return self.value_net(self._hidden(obs).detach())  # type: ignore[no-any-return]
+
+
+class KLReward(StepWrapper):
+    """Pays the reward less ``kl`` times the log-ratio; ``info["log_ratio"]`` is what each step cost, before ``kl``.
+
+    Args:
+        venv: copies of a world of text.
+        reference: p_0, which stands still.
+        kl: cost of a nat, in the reward's unit.
+
+    Raises:
+        ValueError: a negative cost; in ``step``, no policy to watch.
+    """
+
+    def __init__(self, venv: VecEnv, reference: LanguageModel, kl: float) -> None:
+        super().__init__(venv)
+        self.kl = check_number(kl, "kl", low=0.0, open_high=True)
+        self.reference = reference.eval().requires_grad_(False)
+        self._policy: Any = None
+
+    def watch(self, policy: ActorCriticPolicy) -> None:
+        """Whose actions are to come: pi."""
+        self._policy = policy
+
+    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
+        require(self._policy is not None, "policy", "a policy to watch (KLReward.watch)", "none")
+        with torch.no_grad():
+            texts, _ = self._policy.obs_to_tensor(self.now)
+            taken = torch.as_tensor(self.taken, device=texts.device)
+            ours = self._policy.get_distribution(texts).log_prob(taken)
+            theirs = torch.log_softmax(self.reference.logits(self.reference.last_hidden(texts)), -1)
+            theirs = theirs.gather(-1, taken.long().reshape(-1, 1))[:, 0]
+            log_ratio = (ours - theirs).cpu().numpy()
+        for info, value in zip(infos, log_ratio.tolist(), strict=True):
+            info["log_ratio"] = value
+        return (rewards - self.kl * log_ratio).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def writer(
@@ -118,15 +163,9 @@ def writer(
 
     def build(venv: VecEnv) -> PPO:
         near = KLReward(venv, language_model(), kl)
-        defaults: dict[str, Any] = {
-            "n_steps": 32,
-            "batch_size": 256,
-            "n_epochs": 4,
-            "learning_rate": 1e-3,
-            "device": "cpu",
-        }
+        ours: dict[str, Any] = {"n_steps": 32, "batch_size": 256, "n_epochs": 4, "learning_rate": 1e-3, "device": "cpu"}
         policy = {"language_model": language_model} | settings.get("policy_kwargs", {})
-        model = PPO(TextPolicy, near, **(defaults | settings | {"policy_kwargs": policy}))
+        model = PPO(TextPolicy, near, **(ours | settings | {"policy_kwargs": policy}))
         near.watch(model.policy)
         return model
 

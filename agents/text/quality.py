@@ -70,9 +70,8 @@ def write(act: Callable[[Texts], NDArray[Any]], env: HappyTextEnv, n: int, seed:
             obs[writing, places] = tokens
             writing = writing[(tokens != tokeniser.end) & (places < env.max_tokens)]
     messages = [tokeniser.decode([t for t in row[1:] if t < nothing]) for row in obs.tolist()]
-    return Written(
-        obs, first, (obs < nothing).sum(1), messages, np.array([env.sentiment(message) for message in messages])
-    )
+    scores = np.array([env.sentiment(message) for message in messages])
+    return Written(obs, first, (obs < nothing).sum(1), messages, scores)
 
 
 def distinct_n(sequences: Sequence[Sequence[int]], n: int) -> float:

@@ -45,9 +45,8 @@ class WordsReward(nn.Module):
         self.own = nn.Embedding(self.size, 1)
         nn.init.zeros_(self.own.weight)
         self.embedding = nn.Embedding(self.size + 1, check_size(embedding, "embedding"))
-        self.layers = nn.Sequential(
-            nn.Linear(window * embedding, check_size(hidden, "hidden")), nn.Tanh(), nn.Linear(hidden, 1)
-        )
+        first = nn.Linear(window * embedding, check_size(hidden, "hidden"))
+        self.layers = nn.Sequential(first, nn.Tanh(), nn.Linear(hidden, 1))
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """Rewards ``[B]`` of texts so far ``[B, L]`` and tokens ``[B]``."""
@@ -56,5 +55,4 @@ class WordsReward(nn.Module):
         places = ends - torch.arange(self.window - 1, 0, -1, device=texts.device)
         before = texts.gather(-1, places.clamp_min(0)).masked_fill(places < 0, self.size)
         seen = self.embedding(torch.cat([before, written], -1)).flatten(1)
-        paid: Tensor = (self.own(written[:, 0]) + self.layers(seen))[:, 0]
-        return paid
+        return (self.own(written[:, 0]) + self.layers(seen))[:, 0]  # type: ignore[no-any-return]

@@ -22,16 +22,6 @@ def set_gear(env: Any, newton_metres: float) -> None:
     env.model.actuator_gear[:, 0] = newton_metres
 
 
-def _hopper(render_mode: str | None) -> Any:
-    try:
-        import mujoco  # noqa: F401
-    except ImportError as error:
-        raise ImportError("DesignedHopper needs MuJoCo: pip install 'bilevel-gym[mujoco]'") from error
-    from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
-
-    return HopperEnv(render_mode=render_mode)
-
-
 class DesignedHopperEnv(DrawnAttribute):
     """A leader chooses the body with which a follower learns to hop: the torso's mass and the motors' torque.
 
@@ -76,14 +66,16 @@ class DesignedHopperEnv(DrawnAttribute):
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"]}  # type: ignore[misc]
 
     def __init__(
-        self,
-        gamma: float = 0.99,
-        relative_std: float = 0.05,
-        show_draw: bool = False,
-        render_mode: str | None = None,
+        self, gamma: float = 0.99, relative_std: float = 0.05, show_draw: bool = False, render_mode: str | None = None
     ) -> None:
+        try:
+            import mujoco  # noqa: F401
+        except ImportError as error:
+            raise ImportError("DesignedHopper needs MuJoCo: pip install 'bilevel-gym[mujoco]'") from error
+        from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
+
         body = [
             Attribute("torso_mass", 1.0, 6.0, 3.5 * relative_std, limits=(0.5, 10.0), setter=set_torso_mass),
             Attribute("gear", 100.0, 300.0, 200.0 * relative_std, limits=(1.0, 1000.0), setter=set_gear),
         ]
-        super().__init__(_hopper(render_mode), body, gamma, show_draw)
+        super().__init__(HopperEnv(render_mode=render_mode), body, gamma, show_draw)

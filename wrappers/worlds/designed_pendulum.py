@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, ClassVar
 
 from gymnasium.envs.classic_control import PendulumEnv
@@ -11,14 +12,9 @@ from ...envs.mdp.checks import check_number
 from .. import Attribute, DrawnAttribute, Step
 
 
-class _HeavierIsBetter:
+def _heavier_is_better(value: float, step: Step) -> float:
     """r + value * g."""
-
-    def __init__(self, value: float) -> None:
-        self.value = value
-
-    def __call__(self, step: Step) -> float:
-        return step.reward + self.value * float(step.drawn[0])
+    return step.reward + value * float(step.drawn[0])
 
 
 class DesignedPendulumEnv(DrawnAttribute):
@@ -72,6 +68,6 @@ class DesignedPendulumEnv(DrawnAttribute):
         show_draw: bool = False,
         render_mode: str | None = None,
     ) -> None:
-        worth = _HeavierIsBetter(check_number(value, "value", open_low=True, open_high=True))
+        worth = partial(_heavier_is_better, check_number(value, "value", open_low=True, open_high=True))
         gravity = Attribute("g", 2.0, 20.0, std, limits=(0.0, math.inf))
         super().__init__(PendulumEnv(render_mode=render_mode), [gravity], gamma, show_draw, worth)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -18,14 +19,9 @@ def features(obs: Any, action: Any, next_obs: Any) -> tuple[float, float]:
     return u, u * u
 
 
-class _NearTarget:
+def _near_target(target: float, step: Step) -> float:
     """1 - (u - u_target)^2."""
-
-    def __init__(self, target: float) -> None:
-        self.target = target
-
-    def __call__(self, step: Step) -> float:
-        return 1.0 - ((float(step.next_obs[0]) - self.target) / _HALF_TRACK) ** 2
+    return 1.0 - ((float(step.next_obs[0]) - target) / _HALF_TRACK) ** 2
 
 
 class ShapedCartPoleEnv(ShapedReward):
@@ -73,7 +69,7 @@ class ShapedCartPoleEnv(ShapedReward):
     def __init__(
         self, gamma: float = 0.99, target: float = 1.0, leader_pays: float = 0.1, render_mode: str | None = None
     ) -> None:
-        wanted = _NearTarget(check_number(target, "target", low=-_HALF_TRACK, high=_HALF_TRACK))
+        wanted = partial(_near_target, check_number(target, "target", low=-_HALF_TRACK, high=_HALF_TRACK))
         base = CartPoleEnv(render_mode=render_mode)
         shaping = LinearReward(features, size=2)
         super().__init__(base, shaping, gamma, leader_reward=wanted, leader_pays=leader_pays)

@@ -44,8 +44,17 @@ class UnderLeaderEnv(gym.Wrapper[Any, Any, Any, Any]):
         observe_commitment: bool = False,
         render_mode: str | None = None,
     ) -> None:
-        if world is not None:
-            env_id, env_kwargs, x, observe_commitment = _read(world)
+        if world is not None:  # the other arguments stand in the file
+            require(isinstance(world, (str, Path)), "world", "the path of a JSON file", repr(world))
+            require(Path(world).is_file(), "world", "a JSON file", repr(world))
+            try:
+                found = json.loads(Path(world).read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"world: expected a JSON file, got {world} ({error})") from error
+            fits = isinstance(found, dict) and set(found) == set(KEYS)
+            require(fits, "world", f"a JSON object with {', '.join(KEYS)}", f"another in {world}")
+            require_imported(found, "world", "an environment of this library")
+            env_id, env_kwargs, x, observe_commitment = (found[key] for key in KEYS)
         expected = "the id of an environment with a leader"
         require(isinstance(env_id, str), "env_id", expected, repr(env_id))
         named = env_kwargs is None or (isinstance(env_kwargs, dict) and all(isinstance(key, str) for key in env_kwargs))
@@ -62,17 +71,3 @@ class UnderLeaderEnv(gym.Wrapper[Any, Any, Any, Any]):
         if x is not None:
             env.get_wrapper_attr("set_leader")(as_float64(x, "x").numpy())
         super().__init__(ObserveCommitment(env) if observe_commitment else env)
-
-
-def _read(world: str) -> tuple[Any, Any, Any, Any]:
-    require(isinstance(world, (str, Path)), "world", "the path of a JSON file", repr(world))
-    path = Path(world)
-    require(path.is_file(), "world", "a JSON file", repr(world))
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"world: expected a JSON file, got {world} ({error})") from error
-    fits = isinstance(found, dict) and set(found) == set(KEYS)
-    require(fits, "world", f"a JSON object with {', '.join(KEYS)}", f"another in {world}")
-    require_imported(found, "world", "an environment of this library")
-    return found["env_id"], found["env_kwargs"], found["x"], found["observe_commitment"]

@@ -30,10 +30,9 @@ from bilevel_gym.agents import (
 )
 from bilevel_gym.agents.leader import Progress
 from bilevel_gym.agents.leaders.preference_pbrl import PreferencePBRLMethod, Tracked
-from bilevel_gym.agents.preferences.files import PreferenceLog, read_preferences
+from bilevel_gym.agents.preferences.files import LoggedLabeller, PreferenceLog, read_preferences
 from bilevel_gym.agents.preferences.fragmenters import ActiveFragmenter
 from bilevel_gym.agents.preferences.labels import Answer, Label, Labeller, Pair, ProgramLabeller, Query
-from bilevel_gym.agents.preferences.outside import LoggedLabeller
 from bilevel_gym.agents.preferences.planner import Planner
 from bilevel_gym.agents.preferences.training import FitConfig, RewardExplodedError, pair_losses
 from bilevel_gym.agents.preferences.worlds import Copies

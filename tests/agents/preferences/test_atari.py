@@ -129,7 +129,7 @@ def test_followers_are_paid_signs_and_judged_by_scores_of_whole_games() -> None:
     assert learner.observed.follower.venv is learner.observed.recorder
     returns = learner.true_returns()
     assert returns[0] >= 60.0  # ten points a pill, three lives
-    assert (learner.worlds.true_reward, learner.worlds.wage) == ("score", None)
+    assert (learner.worlds.true_reward, learner.worlds.has_leader) == ("score", False)
     learner.close()
 
 

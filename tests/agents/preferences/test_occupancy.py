@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import bilevel_gym  # noqa: F401
-from bilevel_gym.agents.preferences.occupancy import Occupancy, occupancy, weights
+from bilevel_gym.agents.leaders.preference_pbrl import Occupancy, occupancy, weights
 from bilevel_gym.agents.preferences.reward_model import MLPReward, RewardModel
 from bilevel_gym.agents.preferences.worlds import PreferenceWorlds, best_policy, regret
 from bilevel_gym.envs.mdp import TabularMDP, policy_return, solve_soft, visitation

@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bilevel_gym.agents.preferences.files import PreferenceLog, read_preferences
-from bilevel_gym.agents.preferences.outside import FileLabeller
+from bilevel_gym.agents.preferences.files import FileLabeller, PreferenceLog, read_preferences
 from bilevel_gym.agents.preferences.page import LONGEST_ANSWER, PageServer, main
 
 from .questions import SIGNATURE, H, asked, pair, served

@@ -11,8 +11,8 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from bilevel_gym.agents.preferences.buffer import PreferenceBuffer
 from bilevel_gym.agents.preferences.files import (
+    FileLabeller,
     PreferenceLog,
     Signature,
     load_preferences,
@@ -20,8 +20,14 @@ from bilevel_gym.agents.preferences.files import (
     save_preferences,
 )
 from bilevel_gym.agents.preferences.fragmenters import ActiveFragmenter, RandomFragmenter, disagreement
-from bilevel_gym.agents.preferences.labels import Answer, Pair, ProgramLabeller, Query, TrueReturnLabeller
-from bilevel_gym.agents.preferences.outside import FileLabeller
+from bilevel_gym.agents.preferences.labels import (
+    Answer,
+    Pair,
+    PreferenceBuffer,
+    ProgramLabeller,
+    Query,
+    TrueReturnLabeller,
+)
 from bilevel_gym.agents.preferences.reward_model import MLPReward, RewardModel
 from bilevel_gym.wrappers import Segment, SegmentRecorder
 

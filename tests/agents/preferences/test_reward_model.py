@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel_gym.agents.preferences.bradley_terry import cross_entropy
-from bilevel_gym.agents.preferences.buffer import PreferenceBuffer
-from bilevel_gym.agents.preferences.labels import Pair
+from bilevel_gym.agents.preferences.labels import Pair, PreferenceBuffer
 from bilevel_gym.agents.preferences.reward_model import ConvReward, MLPReward, RewardModel, default_net
-from bilevel_gym.agents.preferences.training import FitConfig, RewardExplodedError, RewardTrainer, pair_losses
+from bilevel_gym.agents.preferences.training import (
+    FitConfig,
+    RewardExplodedError,
+    RewardTrainer,
+    cross_entropy,
+    pair_losses,
+)
 from bilevel_gym.wrappers import Segment
 
 CELLS, MOVES = gym.spaces.Discrete(5), gym.spaces.Discrete(3)

@@ -13,9 +13,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import bilevel_gym
 from bilevel_gym.agents.text.huggingface import HuggingFaceModel
-from bilevel_gym.agents.text.kl import KLReward
 from bilevel_gym.agents.text.language_model import WordModel, load_word_model
-from bilevel_gym.agents.text.policy import TextPolicy, writer
+from bilevel_gym.agents.text.policy import KLReward, TextPolicy, writer
 from bilevel_gym.agents.text.quality import Written, assess, distinct_n, mean_log_likelihood, text_env, write
 from bilevel_gym.agents.text.reward_net import WordsReward
 

@@ -13,9 +13,8 @@ import torch
 import bilevel_gym
 from bilevel_gym.agents import DRLHF, PreferenceConfig, PreferencePBRL
 from bilevel_gym.agents.leader import Progress
-from bilevel_gym.agents.preferences.buffer import PreferenceBuffer
 from bilevel_gym.agents.preferences.fragmenters import RandomFragmenter, WholeEpisodes
-from bilevel_gym.agents.preferences.labels import Pair, TrueReturnLabeller
+from bilevel_gym.agents.preferences.labels import Pair, PreferenceBuffer, TrueReturnLabeller
 from bilevel_gym.agents.preferences.reward_model import RewardModel
 from bilevel_gym.agents.preferences.training import FitConfig, RewardTrainer
 from bilevel_gym.agents.text.language_model import load_word_model, log_likelihood
