@@ -49,7 +49,7 @@ def run_all(function: Callable[..., Data], cells: Sequence[Data], jobs: int, lab
     What has ended is kept in :data:`STORE`: a benchmark that was stopped goes on from there, as long as the code is the same.
 
     Returns:
-        A row a cell, in their order, as JSON gives it back: the cell and what the function found.
+        A row a cell, in their order, as JSON gives it back: what the function found, and the cell.
     """
     module = function.__module__
     names = [f"{module}.{function.__qualname__}{cell}{same}{_version(inspect.getfile(function))}" for cell in cells]
@@ -72,7 +72,7 @@ def run_all(function: Callable[..., Data], cells: Sequence[Data], jobs: int, lab
 
 
 def _row(function: Callable[..., Data], cell: Data, same: Data) -> Data:
-    return cell | function(**cell, **same)
+    return function(**cell, **same) | cell
 
 
 def kept() -> int:
