@@ -12,6 +12,7 @@ the method's own follower, ``J_L(x, pi_y)``, which is what the paper plots.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,25 +61,24 @@ class Method:
         label: its name in tables and pictures.
         leader: its class.
         config: its settings.
-        arguments: what stands between the problem and the settings: of PBRL the penalty and the inner solver.
+        arguments: what follows the problem: the penalty and the inner solver.
         published: whether it is one of the published settings.
         colour: in the picture.
     """
 
     label: str
-    leader: type[ExactLeader]
+    leader: Callable[..., ExactLeader]
     config: Any
-    arguments: tuple[Any, ...]
+    arguments: tuple[Any, ...] = ()
     published: bool = False
     colour: str = "black"
 
     def build(self, problem: StackelbergProblem, eval_every: int) -> ExactLeader:
         """The leader."""
-        return self.leader(problem, *self.arguments, replace(self.config, eval_every=eval_every))
+        return self.leader(problem, *self.arguments, config=replace(self.config, eval_every=eval_every))
 
 
 JOINT = TabularPBRLConfig(follower=Softmax(), **PUBLISHED)
-DEFAULT = (None, None)
 VALUE = (ValuePenalty(lam=2.0), MirrorDescent(iterations=1))
 BELLMAN = (BellmanPenalty(lam=7.0), MirrorDescent(iterations=10))
 # Keeping the best x seen leaves the independent gradient's path as it is.
@@ -87,22 +87,17 @@ NAIVE_PUBLISHED = IndependentPolicyGradientConfig(keep_best=True, **PUBLISHED)
 ANNEALED = HypergradientConfig(tau=Geometric(0.3, 0.003))
 
 METHODS = {
-    "independent": Method("independent gradient", IndependentPolicyGradient, NAIVE, (), colour="#7f7f7f"),
-    "pbrl": Method("PBRL, value, annealed (default)", TabularPBRL, TabularPBRLConfig(), DEFAULT, colour="#1f77b4"),
+    "independent": Method("independent gradient", IndependentPolicyGradient, NAIVE, colour="#7f7f7f"),
+    "pbrl": Method("PBRL, value, annealed (default)", TabularPBRL, TabularPBRLConfig(), colour="#1f77b4"),
     "pbrl_joint": Method(
-        "PBRL, value, annealed, joint steps",
-        TabularPBRL,
-        TabularPBRLConfig(follower=Softmax()),
-        DEFAULT,
-        False,
-        "#17becf",
+        "PBRL, value, annealed, joint steps", TabularPBRL, TabularPBRLConfig(follower=Softmax()), colour="#17becf"
     ),
-    "hypergradient": Method("hypergradient, annealed", Hypergradient, ANNEALED, (), colour="#2ca02c"),
+    "hypergradient": Method("hypergradient, annealed", Hypergradient, ANNEALED, colour="#2ca02c"),
     "hypergradient_quenched": Method(
-        "hypergradient, hot, then cold (default)", Hypergradient, HypergradientConfig(), (), colour="#9467bd"
+        "hypergradient, hot, then cold (default)", Hypergradient, HypergradientConfig(), colour="#9467bd"
     ),
     "published_independent": Method(
-        "independent gradient", IndependentPolicyGradient, NAIVE_PUBLISHED, (), True, "#7f7f7f"
+        "independent gradient", IndependentPolicyGradient, NAIVE_PUBLISHED, published=True, colour="#7f7f7f"
     ),
     "published_value": Method("PBRL, value, lam 2, T 1", TabularPBRL, JOINT, VALUE, True, "#1f77b4"),
     "published_bellman": Method("PBRL, Bellman, lam 7, T 10", TabularPBRL, JOINT, BELLMAN, True, "#d62728"),
