@@ -8,7 +8,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def run_all(function: Callable[..., Data], cells: Sequence[Data], jobs: int, lab
     names = [f"{module}.{function.__qualname__}{cell}{same}{_version(inspect.getfile(function))}" for cell in cells]
     digests = [hashlib.sha256(name.encode()).hexdigest()[:20] for name in names]
     paths = [STORE / f"{module.rpartition('.')[2]}-{digest}.json" for digest in digests]
-    todo = [(path, (function, cell, same)) for path, cell in zip(paths, cells, strict=True) if not path.is_file()]
+    todo = [(path, (cell, same)) for path, cell in zip(paths, cells, strict=True) if not path.is_file()]
     with tqdm(total=len(cells), initial=len(cells) - len(todo), desc=label) as bar:
 
         def keep(number: int, answer: Any) -> None:
@@ -65,7 +65,8 @@ def run_all(function: Callable[..., Data], cells: Sequence[Data], jobs: int, lab
             write_whole(todo[number][0], lambda file: file.write(text.encode()))  # type: ignore[arg-type]
             bar.update()
 
-        processes.run_all(_row, [task for _, task in todo], jobs, keep)
+        row = update_wrapper(partial(_row, function), function)  # of the benchmark's module, which processes load once
+        processes.run_all(row, [task for _, task in todo], jobs, keep)
     asked = {path for path, _ in todo}
     _of_now.update({path: path not in asked for path in paths})
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
