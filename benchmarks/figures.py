@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,23 @@ def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Fi
     return figure, axes
 
 
+def panels(
+    rows: int, columns: int, width: float, height: float
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator: ``draw(data, *panels)`` becomes ``picture(data, path)``, which draws on new panels and writes a PNG."""
+
+    def decorate(draw: Callable[..., None]) -> Callable[..., None]:
+        @wraps(draw)
+        def drawn(data: Any, path: Path) -> None:
+            figure, axes = new_figure(rows, columns, width, height)
+            draw(data, *axes.flat)
+            save_figure(figure, path)
+
+        return drawn
+
+    return decorate
+
+
 def draw_band(panel: Axes, xs: ArrayLike, curves: ArrayLike, colour: str, label: str | None, style: str = "-") -> None:
     """The mean of curves ``[games, points]`` and the 95% bootstrap band of that mean."""
     values = np.asarray(curves, dtype=np.float64)
@@ -43,9 +61,9 @@ def on_grid(histories: Sequence[Any], points: int, *keys: str) -> tuple[NDArray[
     return grid, [[np.interp(grid, history["steps"], history[key]) for history in histories] for key in keys]
 
 
-def share_limits(panels: Iterable[Axes]) -> None:
+def share_limits(axes: Iterable[Axes]) -> None:
     """One vertical range for all panels."""
-    chosen = list(panels)
+    chosen = list(axes)
     ends = [panel.get_ylim() for panel in chosen]
     for panel in chosen:
         panel.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))

@@ -34,7 +34,7 @@ from bilevel_gym.envs.mdp import solve_soft, visitation
 from bilevel_gym.envs.render import draw_grid
 
 from .figures import new_figure, save_figure
-from .runs import Data, Runs, run_all
+from .runs import Data, Runs, cpu_seconds, grid, outcome, run_all
 from .statistics import stratified_interval
 
 PUBLISHED = {
@@ -134,26 +134,16 @@ def problem_of(cell: str) -> FourRoomsProblem:
     return FourRoomsProblem(tau, beta)
 
 
-def run_one(cell: str, name: str, seed: int, iterations: int) -> Data:
+def run_one(cell: str, method: str, seed: int, shorten: int) -> Data:
     """One run of a method in a cell."""
-    problem, method = problem_of(cell), METHODS[name]
+    problem, chosen = problem_of(cell), METHODS[method]
     x0 = torch.zeros(problem.leader_dim, dtype=torch.float64)
-    if method.random_start:
+    if chosen.random_start:
         x0 = torch.randn(problem.leader_dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    leader = method.make(problem, x0)
-    start = time.process_time()
-    leader.learn(iterations)
-    seconds = time.process_time() - start
-    return {
-        "cell": cell,
-        "method": name,
-        "seed": seed,
-        "iterations": iterations,
-        "cpu_seconds": round(seconds, 2),
-        "last": leader.history[-1].leader_return,
-        "best": leader.evaluate().leader_return,
-        "x": [round(value, 4) for value in leader.last_x.tolist()] if name == "quenched" and seed == 0 else None,
-    }
+    leader = chosen.make(problem, x0)
+    seconds = cpu_seconds(leader.learn, chosen.iterations // shorten)
+    x = [round(value, 4) for value in leader.last_x.tolist()] if method == "quenched" and seed == 0 else None
+    return outcome(leader) | {"cpu_seconds": round(seconds, 2), "x": x}
 
 
 def cost(cell: str, iterations: int) -> Data:
@@ -161,7 +151,7 @@ def cost(cell: str, iterations: int) -> Data:
     stamps: list[float] = []
     leader = Hypergradient(problem_of(cell), HypergradientConfig(eval_every=10**9))
     leader.learn(iterations, callback=lambda _: stamps.append(time.process_time()))
-    return {"cell": cell, "milliseconds": 1e3 * float(np.median(np.diff(stamps)))}
+    return {"milliseconds": 1e3 * float(np.median(np.diff(stamps)))}
 
 
 def run(quick: bool, jobs: int, cells: Sequence[str] = CELLS) -> Data:
@@ -169,14 +159,10 @@ def run(quick: bool, jobs: int, cells: Sequence[str] = CELLS) -> Data:
     seeds, shorten = (SEEDS[:2], 20) if quick else (SEEDS, 1)
     if quick and tuple(cells) == CELLS:
         cells = CELLS[::4]
-    tasks = [
-        (cell, name, seed, method.iterations // shorten)
-        for cell in cells
-        for name, method in METHODS.items()
-        for seed in (seeds if method.random_start else (0,))
-    ]
-    runs = run_all(run_one, tasks, jobs, "four_rooms")
-    costs = run_all(cost, [(cell, COST_ITERATIONS // shorten) for cell in cells], 1, "cost of an iteration")
+    table = grid(cell=cells, method=METHODS, seed=seeds)
+    table = [run for run in table if METHODS[run["method"]].random_start or run["seed"] == 0]
+    runs = run_all(run_one, table, jobs, "four_rooms", shorten=shorten)
+    costs = run_all(cost, grid(cell=cells), 1, "cost of an iteration", iterations=COST_ITERATIONS // shorten)
     return {"cells": list(cells), "seeds": list(seeds), "runs": runs, "costs": costs}
 
 
@@ -197,14 +183,12 @@ def picture(data: Data, path: Path) -> None:
         panel.set_visible(False)
     for panel, cell in zip(axes.flat, data["cells"], strict=False):
         runs = Runs(data["runs"])(cell=cell, method="quenched")
-        (x,) = [x for x in runs["x"] if x is not None]
-        draw_cell(panel, problem_of(cell), torch.tensor(x, dtype=torch.float64))
+        draw_cell(panel, problem_of(cell), torch.tensor(runs(seed=0).one["x"], dtype=torch.float64))
         tau, beta = cell.split(",")
         ours = float(np.mean(runs["last"]))
         panel.set_title(f"tau {tau}, beta {beta}: {ours:.2f} (published {max(PUBLISHED[cell]):.2f})", fontsize=9)
-    figure.suptitle(
-        "Where the follower goes (discounted visits, both goals), and the learned penalties in red", fontsize=11
-    )
+    title = "Where the follower goes (discounted visits, both goals), and the learned penalties in red"
+    figure.suptitle(title, fontsize=11)
     save_figure(figure, path)
 
 

@@ -8,9 +8,7 @@ experiment's sizes and coefficients are recollections (arXiv 2402.06886, section
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +26,8 @@ from bilevel_gym.agents.baselines.meta_gradient import MetaGradientConfig
 from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.envs.mdp import GameProblem, random_incentive_design
 
-from .figures import draw_band, new_figure, save_figure
-from .runs import Data, Runs, history, run_all
+from .figures import draw_band, panels
+from .runs import Data, Runs, cpu_seconds, grid, history, outcome, run_all
 
 SEEDS = tuple(range(10))
 ITERATIONS = 600
@@ -70,31 +68,19 @@ CLAIMS = (
 """Which designer's return is to be above which."""
 
 
-def run_method(name: str, seed: int, iterations: int) -> Data:
+def run_method(seed: int, method: str, iterations: int) -> Data:
     """One method on one instance."""
-    problem = random_incentive_design(10, 5, 5, 0.9, 0.1, seed)
-    leader = METHODS[name][2](problem)
-    start = time.process_time()
-    leader.learn(iterations)
-    ms = 1e3 * (time.process_time() - start) / iterations
-    last = leader.history[-1]
-    return {
-        "method": name,
-        "seed": seed,
-        "start": leader.history[0].leader_return,
-        "leader_return": last.leader_return,
-        "at_pi_y": last.leader_return_at_pi_y,
-        "gap": last.gap,
-        "ms": ms,
-        "history": history(leader, "iteration", "leader_return", "gap"),
-    }
+    leader = METHODS[method][2](random_incentive_design(10, 5, 5, 0.9, 0.1, seed))
+    ms = 1e3 * cpu_seconds(leader.learn, iterations) / iterations
+    found, curves = outcome(leader), history(leader, "iteration", "leader_return", "gap")
+    return found | {"leader_return": found["last"], "ms": ms, "history": curves}
 
 
 def run(quick: bool, jobs: int) -> Data:
     """All methods on all instances."""
     seeds, iterations = (SEEDS[:2], 60) if quick else (SEEDS, ITERATIONS)
-    tasks = [(name, seed, iterations) for seed in seeds for name in METHODS]
-    return {"seeds": list(seeds), "iterations": iterations, "runs": run_all(run_method, tasks, jobs, "instances")}
+    runs = run_all(run_method, grid(seed=seeds, method=METHODS), jobs, "instances", iterations=iterations)
+    return {"seeds": list(seeds), "iterations": iterations, "runs": runs}
 
 
 def column(runs: Runs, method: str, key: str = "leader_return") -> list[float]:
@@ -102,20 +88,18 @@ def column(runs: Runs, method: str, key: str = "leader_return") -> list[float]:
     return runs(method="meta")["start"] if method == "start" else runs(method=method)[key]
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, 2, 11.0, 4.4)
+def picture(data: Data, at_nash: Any, gap: Any) -> None:
     """Designer's return at Nash, and the gap, over iterations."""
-    figure, axes = new_figure(1, 2, 11.0, 4.4)
     for name, (text, colour, _) in METHODS.items():
         histories = Runs(data["runs"])(method=name)["history"]
         steps = histories[0]["iteration"]
-        draw_band(axes[0, 0], steps, [h["leader_return"] for h in histories], colour, text)
+        draw_band(at_nash, steps, [h["leader_return"] for h in histories], colour, text)
         if name != "hypergradient":
-            draw_band(axes[0, 1], steps, np.maximum([h["gap"] for h in histories], 1e-6), colour, None)
-    axes[0, 0].set_title("designer's return at the Nash equilibrium of x", fontsize=10)
-    axes[0, 1].set_title("Nikaido-Isoda gap of the method's own policies (dotted: 0.01)", fontsize=10)
-    axes[0, 1].set_yscale("log")
-    axes[0, 1].axhline(GAP, color="black", linewidth=0.8, linestyle=":")
-    for panel in axes[0]:
-        panel.set_xlabel("iterations")
-    axes[0, 0].legend(fontsize=8, frameon=False)
-    save_figure(figure, path)
+            draw_band(gap, steps, np.maximum([h["gap"] for h in histories], 1e-6), colour, None)
+    at_nash.set_title("designer's return at the Nash equilibrium of x", fontsize=10)
+    at_nash.legend(fontsize=8, frameon=False)
+    gap.set_title("Nikaido-Isoda gap of the method's own policies (dotted: 0.01)", fontsize=10)
+    gap.axhline(GAP, color="black", linewidth=0.8, linestyle=":")
+    at_nash.set(xlabel="iterations")
+    gap.set(xlabel="iterations", yscale="log")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,8 +32,8 @@ from bilevel_gym.envs.four_rooms import FourRoomsProblem
 from bilevel_gym.envs.mdp import GameProblem, TabularProblem, random_incentive_design, random_stackelberg
 from bilevel_gym.envs.toll_design import toll_design
 
-from .figures import draw_band, new_figure, save_figure
-from .runs import Data, run_all
+from .figures import draw_band, panels
+from .runs import Data, grid, run_all
 from .statistics import mean_interval
 
 SEEDS = tuple(range(5))
@@ -76,6 +75,7 @@ CASES = {
     "game_5": game(5, 3),
     "game_10": game(10, 5),
 }
+PANELS = list(dict.fromkeys(case.panel for case in CASES.values()))
 METHODS: dict[str, tuple[str, type[Any], Softmax | Solved]] = {
     "value_solved": ("value, solved", ValuePenalty, Solved()),
     "value": ("value, softmax", ValuePenalty, Softmax()),
@@ -101,24 +101,18 @@ class LastRecord(KVWriter):
         """Nothing to close."""
 
 
-def run_one(case_name: str, method: str, seed: int, lam: float, iterations: int) -> Data:
+def run_one(case: str, method: str, seed: int, lam: float, iterations: int) -> Data:
     """One point of one curve."""
-    case, (_, penalty, follower) = CASES[case_name], METHODS[method]
-    problem = case.make(seed)
-    x0 = np.random.default_rng(seed).standard_normal(problem.leader_dim) if case.random_start else None
-    config = TabularPBRLConfig(
-        follower=follower, tau=case.tau, learning_rate=RATE, eval_every=iterations, keep_best=False
-    )
+    chosen, (_, penalty, follower) = CASES[case], METHODS[method]
+    problem, tau = chosen.make(seed), chosen.tau
+    x0 = np.random.default_rng(seed).standard_normal(problem.leader_dim) if chosen.random_start else None
+    config = TabularPBRLConfig(follower=follower, tau=tau, learning_rate=RATE, eval_every=iterations, keep_best=False)
     leader, log = TabularPBRL(problem, penalty(lam=lam), config=config, x0=x0), LastRecord()
     leader.set_logger(Logger(None, [log]))
     start = leader.last_x
     evaluation = leader.learn(iterations).evaluate()
-    first, last = (leader_return_at_best_response(problem, torch.from_numpy(x), case.tau) for x in (start, leader.x))
+    first, last = (leader_return_at_best_response(problem, torch.from_numpy(x), tau) for x in (start, leader.x))
     return {
-        "case": case_name,
-        "method": method,
-        "seed": seed,
-        "lam": lam,
         "start": first,
         "leader_return": last,
         "at_pi_y": evaluation.leader_return_at_pi_y,
@@ -130,8 +124,9 @@ def run_one(case_name: str, method: str, seed: int, lam: float, iterations: int)
 def run(quick: bool, jobs: int) -> Data:
     """Every penalty at every lam on every instance."""
     seeds, lams, iterations = (SEEDS[:2], LAMS[::4], 40) if quick else (SEEDS, LAMS, ITERATIONS)
-    tasks = [(*series, seed, lam, iterations) for series in SERIES for seed in seeds for lam in lams]
-    return {"seeds": list(seeds), "lams": list(lams), "points": run_all(run_one, tasks, jobs, "points")}
+    cells = [cell for c, m in SERIES for cell in grid(case=[c], method=[m], seed=seeds, lam=lams)]
+    points = run_all(run_one, cells, jobs, "points", iterations=iterations)
+    return {"seeds": list(seeds), "lams": list(lams), "points": points}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -158,37 +153,29 @@ def flat_range(data: Data, series: tuple[str, str]) -> tuple[str, int]:
     return f"{lams[first]:.3g} to {lams[last]:.3g}" if last > first else f"{lams[best]:.3g} alone", best
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(2, len(PANELS), 17.0, 7.2)
+def picture(data: Data, *axes: Any) -> None:
     """Returns above gaps, a column a problem; the games share one."""
-    panels = list(dict.fromkeys(case.panel for case in CASES.values()))
-    figure, axes = new_figure(2, len(panels), 17.0, 7.2)
     lams = np.asarray(data["lams"])
-    for case_name, method in SERIES:
-        case, F = CASES[case_name], curves(data, (case_name, method), "leader_return")
-        upper, lower = axes[:, panels.index(case.panel)]
-        is_game = case_name in GAME_COLOURS
-        colour = GAME_COLOURS[case_name] if is_game else COLOURS[method]
-        draw_band(upper, lams, F, colour, case.label if is_game else METHODS[method][0])
-        gap = curves(data, (case_name, method), "gap")
-        lower.plot(lams, gap.mean(0), color=colour, linewidth=1.6)
-        lower.fill_between(lams, gap.min(0), gap.max(0), color=colour, alpha=0.15, linewidth=0)
-        upper.set_title(f"{case.panel}, Nikaido-Isoda" if is_game else case.label, fontsize=10)
-    for column, name in enumerate(panels):
-        limits = axes[0, column].get_ylim()
-        for case_name, method in (s for s in SERIES if CASES[s[0]].panel == name):
-            own = curves(data, (case_name, method), "at_pi_y").mean(0)
-            colour = GAME_COLOURS.get(case_name) or COLOURS[method]
-            axes[0, column].plot(lams, own, color=colour, linestyle=":", linewidth=1.2)
-        room = 0.12 * (limits[1] - limits[0])
-        axes[0, column].set_ylim(limits[0] - room, limits[1] + room)
-        axes[0, column].legend(fontsize=8, frameon=False, loc="lower left")
-        top = axes[1, column].get_ylim()[1]
+    for name, upper, lower in zip(PANELS, axes[: len(PANELS)], axes[len(PANELS) :], strict=True):
+        series = [s for s in SERIES if CASES[s[0]].panel == name]
+        colours = [GAME_COLOURS.get(case) or COLOURS[method] for case, method in series]
+        for (case, method), colour in zip(series, colours, strict=True):
+            is_game, F = case in GAME_COLOURS, curves(data, (case, method), "leader_return")
+            draw_band(upper, lams, F, colour, CASES[case].label if is_game else METHODS[method][0])
+            gap = curves(data, (case, method), "gap")
+            lower.plot(lams, gap.mean(0), color=colour, linewidth=1.6)
+            lower.fill_between(lams, gap.min(0), gap.max(0), color=colour, alpha=0.15, linewidth=0)
+            upper.set_title(f"{name}, Nikaido-Isoda" if is_game else CASES[case].label, fontsize=10)
+        low, high = upper.get_ylim()
+        for one, colour in zip(series, colours, strict=True):
+            upper.plot(lams, curves(data, one, "at_pi_y").mean(0), color=colour, linestyle=":", linewidth=1.2)
+        room = 0.12 * (high - low)
+        upper.legend(fontsize=8, frameon=False, loc="lower left")
+        top = lower.get_ylim()[1]
         for power, style in ((1.0, "-."), (2.0, "--")):
-            axes[1, column].plot(lams, top * (lams / lams[0]) ** -power, color="0.4", linewidth=0.8, linestyle=style)
-        axes[1, column].set_yscale("log")
-        axes[1, column].set_xlabel("lam")
-        for panel in axes[:, column]:
-            panel.set_xscale("log")
-    axes[0, 0].set_ylabel("leader's return at the best response\n(dotted: at the method's own follower)")
-    axes[1, 0].set_ylabel("gap of the method's own follower\n(band: all instances; grey: lam^-1, lam^-2)")
-    save_figure(figure, path)
+            lower.plot(lams, top * (lams / lams[0]) ** -power, color="0.4", linewidth=0.8, linestyle=style)
+        upper.set(xscale="log", ylim=(low - room, high + room))
+        lower.set(xscale="log", yscale="log", xlabel="lam")
+    axes[0].set_ylabel("leader's return at the best response\n(dotted: at the method's own follower)")
+    axes[len(PANELS)].set_ylabel("gap of the method's own follower\n(band: all instances; grey: lam^-1, lam^-2)")

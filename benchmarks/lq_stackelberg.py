@@ -9,7 +9,6 @@ leader's episodes and of the records. Neither follower nor leader sees the model
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ from bilevel_gym.agents import PBRL, Hypergradient, HypergradientConfig, Linear,
 from bilevel_gym.agents.leader import Leader
 from bilevel_gym.envs.mdp import LinearQuadraticProblem, random_linear_quadratic, steering_game
 
-from .figures import draw_band, new_figure, on_grid, save_figure
-from .runs import Data, Runs, run_all
+from .figures import draw_band, on_grid, panels
+from .runs import Data, Runs, cpu_seconds, grid, history, outcome, run_all, spent
 
 STEERING = "LQStackelberg-v0"
 GAMES = (STEERING, *(f"random {seed}" for seed in range(10)))
@@ -47,7 +46,7 @@ CONFIG = PBRLConfig(
 Floats = NDArray[np.float64]
 
 
-def game(name: str) -> LinearQuadraticProblem:
+def game_of(name: str) -> LinearQuadraticProblem:
     """A game by its name."""
     return steering_game() if name == STEERING else random_linear_quadratic(3, 2, seed=int(name.split()[1]))
 
@@ -81,9 +80,9 @@ def quasi_newton(problem: LinearQuadraticProblem, lam: float | None) -> list[Flo
     return [answer.x for answer in sorted(found, key=lambda answer: float(answer.fun))]
 
 
-def run_exact(name: str, iterations: int) -> Data:
+def run_exact(game: str, iterations: int) -> Data:
     """The hypergradient on one game, and what quasi-Newton ascent finds."""
-    problem, norms, values = game(name), [], []
+    problem, norms, values = game_of(game), [], []
 
     def follow(leader: Leader) -> None:
         x = torch.from_numpy(leader.last_x)
@@ -92,14 +91,11 @@ def run_exact(name: str, iterations: int) -> Data:
 
     config = HypergradientConfig(learning_rate=RATE, eval_every=iterations, keep_best=False)
     Hypergradient(problem, config).learn(1)  # loads what is loaded lazily
-    before = time.process_time()
-    Hypergradient(problem, config).learn(iterations)
-    seconds = time.process_time() - before
+    seconds = cpu_seconds(Hypergradient(problem, config).learn, iterations)
     leader = Hypergradient(problem, config).learn(iterations, callback=follow)
     others = [float(problem.return_at_best_response(torch.from_numpy(x))) for x in quasi_newton(problem, None)]
     x, start = torch.from_numpy(leader.last_x), problem.start_x()
     return {
-        "game": name,
         "start": float(problem.return_at_best_response(start)),
         "end": values[-1],
         "optimum": others[0],
@@ -114,46 +110,27 @@ def run_exact(name: str, iterations: int) -> Data:
     }
 
 
-def run_sampled(algorithm: str, seed: int, steps: int) -> Data:
+def run_sampled(method: str, seed: int, quick: bool) -> Data:
     """PBRL with one algorithm and one seed."""
-    follower = getattr(stable_baselines3, algorithm)
-    before = time.process_time()
+    follower, problem = getattr(stable_baselines3, method), steering_game()
+    start = time.process_time()
     leader = PBRL(f"bilevel_gym/{STEERING}", follower, ValuePenalty(lam=LAM), CONFIG, seed=seed)
-    leader.learn(steps)
-    seconds = time.process_time() - before
-    assert leader.num_timesteps <= BUDGET, f"{algorithm}: {leader.num_timesteps} steps"
-    problem, last = leader.worlds.linear_quadratic, leader.history[-1]
-    assert problem is not None
-    return {
-        "method": algorithm,
-        "seed": seed,
-        "seconds": seconds,
-        "steps": leader.num_timesteps,
-        "iterations": leader.iteration,
-        "oracle_failures": leader.oracle_failures,
-        "last": float(problem.return_at_best_response(torch.from_numpy(leader.last_x))),
-        "best": float(problem.return_at_best_response(torch.from_numpy(leader.x))),
-        "at_pi_y": last.leader_return_at_pi_y,
-        "gap": last.gap,
-        "x": leader.last_x.tolist(),
-        "history": {
-            "steps": [0, *(e.steps for e in leader.history)],
-            "leader_return": [
-                float(problem.return_at_best_response(problem.start_x())),
-                *(e.leader_return for e in leader.history),
-            ],
-            "gap": [e.gap for e in leader.history],
-        },
-    }
+    leader.learn(8_000 if quick else ASKED[method])
+    seconds = time.process_time() - start
+    assert leader.num_timesteps <= BUDGET, f"{method}: {leader.num_timesteps} steps"
+    curves = history(leader, "steps", "leader_return")
+    curves["steps"].insert(0, 0.0)
+    curves["leader_return"].insert(0, float(problem.return_at_best_response(problem.start_x())))
+    about = {"seconds": seconds, "x": leader.last_x.tolist(), "history": curves}
+    return outcome(leader) | spent(leader) | about
 
 
 def run(quick: bool, jobs: int) -> Data:
     """Every game, every algorithm."""
     names, iterations = (GAMES[:3], 100) if quick else (GAMES, ITERATIONS)
     seeds = (0,) if quick else LEADER_SEEDS
-    exact = run_all(run_exact, [(name, iterations) for name in names], jobs, "exact games")
-    tasks = [(name, seed, 8_000 if quick else ASKED[name]) for name in ALGORITHMS for seed in seeds]
-    sampled = run_all(run_sampled, tasks, jobs, "sampled runs")
+    exact = run_all(run_exact, grid(game=names), jobs, "exact games", iterations=iterations)
+    sampled = run_all(run_sampled, grid(method=ALGORITHMS, seed=seeds), jobs, "sampled runs", quick=quick)
     problem = steering_game()
     x = torch.from_numpy(quasi_newton(problem, LAM)[0])
     penalised = {"x": x.tolist(), "leader_return": float(problem.return_at_best_response(x))}
@@ -179,10 +156,9 @@ def shares(data: Data, method: str, key: str = "last") -> list[float]:
     return [share(data, value) for value in Runs(data["sampled"])(method=method)[key]]
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, 2, 11.5, 4.2)
+def picture(data: Data, exact: Any, sampled: Any) -> None:
     """Left: how far from stationary the hypergradient is; right: F_0 of the sampled leaders against steps."""
-    figure, axes = new_figure(1, 2, 11.5, 4.2)
-    exact, sampled = axes[0]
     for r in data["exact"]:
         own = r["game"] == STEERING
         label = STEERING if own else ("random games" if r["game"] == GAMES[1] else None)
@@ -191,11 +167,10 @@ def picture(data: Data, path: Path) -> None:
     exact.set(xlabel="iteration", ylabel=r"$\|x - Proj(x + dF_0/dx)\|$", title="hypergradient, exact")
     exact.legend(fontsize=8, frameon=False)
     for method, colour in ALGORITHMS.items():
-        grid, (curves,) = on_grid(Runs(data["sampled"])(method=method)["history"], 60, "leader_return")
-        draw_band(sampled, grid / 1e3, curves, colour, method)
+        steps, (curves,) = on_grid(Runs(data["sampled"])(method=method)["history"], 60, "leader_return")
+        draw_band(sampled, steps / 1e3, curves, colour, method)
     sampled.axhline(data["exact"][0]["optimum"], color="black", linestyle="-.", linewidth=1.0, label="optimum")
     sampled.axhline(data["penalised"]["leader_return"], color="0.5", linestyle=":", label="penalised optimum")
     title = f"PBRL on {STEERING}, lam = {data['lam']:g}"
     sampled.set(xlabel="environment steps, all counted (thousands)", ylabel=r"$F_0(x)$", title=title)
     sampled.legend(fontsize=8, frameon=False, loc="lower right")
-    save_figure(figure, path)

@@ -14,9 +14,7 @@ equilibrium, tau 0.1), and ``J_L(x, pi_y)``, which the paper plots.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +34,7 @@ from bilevel_gym.agents import (
 from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
 from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.agents.held_policies import Softmax
+from bilevel_gym.agents.penalties import Penalty
 from bilevel_gym.envs.mdp import (
     IncentiveDesignProblem,
     StackelbergProblem,
@@ -50,8 +49,8 @@ from bilevel_gym.envs.mdp import (
     suboptimality,
 )
 
-from .figures import draw_band, new_figure, save_figure
-from .runs import Data, run_all
+from .figures import draw_band, panels
+from .runs import Data, grid, run_all
 
 SEEDS = tuple(range(10))
 STATES = 100
@@ -68,36 +67,11 @@ SIXTEEN, TWENTY_FOUR = MonteCarlo(LENGTH, 16), MonteCarlo(LENGTH, 24)
 # --- leaders ----------------------------------------------------------------------------------------------------------
 
 
-def settings(n: int, tau: float, estimator: MonteCarlo | None) -> dict[str, Any]:
-    """The published step; a stack's objective is the mean over its n parts, whose own step is n times as long."""
-    return {
-        "follower": Softmax(), "learning_rate": STEP * n, "optimizer_class": torch.optim.SGD, "tau": tau,
-        "estimator": estimator, "keep_best": False, "eval_every": 10**9,
-    }  # fmt: skip
-
-
-def independent(problem: Any, estimator: MonteCarlo | None) -> ExactLeader:
-    """No penalty."""
-    config = IndependentPolicyGradientConfig(**settings(len(problem.P), TAU, estimator))
-    return IndependentPolicyGradient(problem, config)
-
-
-def value(problem: Any, estimator: MonteCarlo | None) -> ExactLeader:
-    """Value penalty, lam = 2, T = 1."""
-    config = TabularPBRLConfig(**settings(len(problem.P), TAU, estimator))
-    return TabularPBRL(problem, ValuePenalty(2.0), MirrorDescent(iterations=1), config)
-
-
-def bellman(problem: Any, estimator: MonteCarlo | None) -> ExactLeader:
-    """Bellman penalty, lam = 7, T = 10."""
-    config = TabularPBRLConfig(**settings(len(problem.P), TAU, estimator))
-    return TabularPBRL(problem, BellmanPenalty(7.0), MirrorDescent(iterations=10), config)
-
-
-def design(problem: Any, estimator: MonteCarlo | None) -> ExactLeader:
-    """Nikaido-Isoda penalty, lam = 4, T = 1."""
-    config = TabularPBRLConfig(**settings(len(problem.P), problem.tau, estimator))
-    return TabularPBRL(problem, NikaidoIsodaPenalty(4.0), MirrorDescent(iterations=1), config)
+def settings(problem: Any, estimator: MonteCarlo | None) -> dict[str, Any]:
+    """The published step; a stack's objective is the mean over its parts, whose own step is as many times as long."""
+    tau = problem.tau if isinstance(problem, IncentiveDesignProblem) else TAU
+    schedule = {"learning_rate": STEP * len(problem.P), "optimizer_class": torch.optim.SGD, "tau": tau}
+    return schedule | {"follower": Softmax(), "estimator": estimator, "keep_best": False, "eval_every": 10**9}
 
 
 @dataclass(frozen=True)
@@ -106,7 +80,7 @@ class Method:
 
     Attributes:
         label: its name in tables and pictures.
-        build: the leader, from the stacked problem and the estimator.
+        penalty: of PBRL, with the mirror descent that solves the follower; None for the independent gradient.
         estimator: Monte Carlo, or None for exact gradients.
         share: of the iterations, at the same step.
         colour: in the picture.
@@ -114,24 +88,35 @@ class Method:
     """
 
     label: str
-    build: Callable[[Any, MonteCarlo | None], ExactLeader]
+    penalty: tuple[Penalty, MirrorDescent] | None
     estimator: MonteCarlo | None
     share: float = 1.0
     colour: str = "black"
     style: str = "-"
 
+    def build(self, problem: Any) -> ExactLeader:
+        """The leader of the stacked problem."""
+        chosen = settings(problem, self.estimator)
+        if self.penalty is None:
+            return IndependentPolicyGradient(problem, IndependentPolicyGradientConfig(**chosen))
+        return TabularPBRL(problem, *self.penalty, config=TabularPBRLConfig(**chosen))
+
+
+VALUE = (ValuePenalty(2.0), MirrorDescent(iterations=1))
+BELLMAN = (BellmanPenalty(7.0), MirrorDescent(iterations=10))
+NIKAIDO_ISODA = (NikaidoIsodaPenalty(4.0), MirrorDescent(iterations=1))
 
 GAMES = {
-    "independent": Method("independent gradient", independent, SIXTEEN, colour="#7f7f7f"),
-    "value": Method("PBRL, value, lam 2, T 1", value, SIXTEEN, colour="#1f77b4"),
-    "bellman": Method("PBRL, Bellman, lam 7, T 10", bellman, SIXTEEN, colour="#d62728"),
-    "value_plain": Method("PBRL, value, no baseline, unpaired", value, PLAIN, colour="#17becf", style="--"),
-    "value_exact": Method("PBRL, value, exact, 0.41 of the iterations", value, None, SHARE, "#1f77b4", ":"),
-    "independent_exact": Method("independent, exact, 0.41 of the iterations", independent, None, SHARE, "#7f7f7f", ":"),
+    "independent": Method("independent gradient", None, SIXTEEN, colour="#7f7f7f"),
+    "value": Method("PBRL, value, lam 2, T 1", VALUE, SIXTEEN, colour="#1f77b4"),
+    "bellman": Method("PBRL, Bellman, lam 7, T 10", BELLMAN, SIXTEEN, colour="#d62728"),
+    "value_plain": Method("PBRL, value, no baseline, unpaired", VALUE, PLAIN, colour="#17becf", style="--"),
+    "value_exact": Method("PBRL, value, exact, 0.41 of the iterations", VALUE, None, SHARE, "#1f77b4", ":"),
+    "independent_exact": Method("independent, exact, 0.41 of the iterations", None, None, SHARE, "#7f7f7f", ":"),
 }
 DESIGNS = {
-    "design": Method("PBRL, Nikaido-Isoda, lam 4, T 1", design, TWENTY_FOUR, colour="#1f77b4"),
-    "design_exact": Method("the same, exact, 0.41 of the iterations", design, None, SHARE, "#1f77b4", ":"),
+    "design": Method("PBRL, Nikaido-Isoda, lam 4, T 1", NIKAIDO_ISODA, TWENTY_FOUR, colour="#1f77b4"),
+    "design_exact": Method("the same, exact, 0.41 of the iterations", NIKAIDO_ISODA, None, SHARE, "#1f77b4", ":"),
 }
 
 
@@ -167,13 +152,13 @@ def design_records(problem: IncentiveDesignProblem, x: Tensor, pi: tuple[Tensor,
     }
 
 
-def run_method(name: str, n: int, iterations: int) -> Data:
+def run_method(method: str, n: int, quick: bool) -> Data:
     """One method on all instances at once, with its records along the way."""
-    method, problem = (GAMES | DESIGNS)[name], stacked(name, n)
-    records = design_records if name in DESIGNS else game_records
-    total = max(2, round(method.share * iterations))
+    chosen, problem = (GAMES | DESIGNS)[method], stacked(method, n)
+    records, iterations = (design_records, DESIGN_ITERATIONS) if method in DESIGNS else (game_records, ITERATIONS)
+    total = max(2, round(chosen.share * (40 if quick else iterations)))
     every = max(1, total // CURVE_POINTS)
-    leader = method.build(problem, method.estimator)
+    leader = chosen.build(problem)
     points: list[Data] = []
     looking = 0.0
 
@@ -189,19 +174,17 @@ def run_method(name: str, n: int, iterations: int) -> Data:
     leader.learn(total, callback=look)
     seconds = time.process_time() - start - looking
     curves = {key: [point[key] for point in points] for key in points[0]}
-    return {
-        "method": name, "iterations": total, "steps": leader.history[-1].steps // n, "ms": seconds / total * 1e3,
-        "curves": curves,
-    }  # fmt: skip
+    steps = leader.history[-1].steps // n
+    return {"iterations": total, "steps": steps, "ms": seconds / total * 1e3, "curves": curves}
 
 
 def run(quick: bool, jobs: int) -> Data:
     """Every method on all of its instances."""
     n = 2 if quick else len(SEEDS)
-    count = dict.fromkeys(GAMES, ITERATIONS) | dict.fromkeys(DESIGNS, DESIGN_ITERATIONS)
-    tasks = [(name, n, 40 if quick else count[name]) for name in sorted(count, key=lambda name: name != "bellman")]
-    runs = {r["method"]: r for r in run_all(run_method, tasks, jobs, "methods")}
-    return {"seeds": list(SEEDS[:n]), "runs": [runs[name] for name in (*GAMES, *DESIGNS)]}
+    methods = [*GAMES, *DESIGNS]
+    cells = grid(method=sorted(methods, key=lambda name: name != "bellman"))  # the longest first
+    runs = run_all(run_method, cells, jobs, "methods", n=n, quick=quick)
+    return {"seeds": list(SEEDS[:n]), "runs": sorted(runs, key=lambda run: methods.index(run["method"]))}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -229,8 +212,9 @@ PANELS = (
 )
 
 
-def draw(panel: Any, data: Data, methods: dict[str, Method], key: str) -> None:
+def draw(panel: Any, data: Data, methods: dict[str, Method], key: str, heading: str) -> None:
     """One quantity of every method; an exact run's iterations are stretched to the truncated ones."""
+    panel.set_title(heading, fontsize=10)
     for name, method in methods.items():
         curves = select(data, name)["curves"]
         xs = np.asarray(curves["iteration"]) / method.share
@@ -238,17 +222,14 @@ def draw(panel: Any, data: Data, methods: dict[str, Method], key: str) -> None:
     panel.set_xlabel("iterations")
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, 4, 16.0, 3.9)
+def picture(data: Data, *axes: Any) -> None:
     """Three panels of the Stackelberg games, one of incentive design."""
-    figure, axes = new_figure(1, 4, 16.0, 3.9)
-    for panel, (key, heading) in zip(axes[0], PANELS, strict=False):
-        draw(panel, data, GAMES, key)
-        panel.set_title(heading, fontsize=10)
-    axes[0][1].set_yscale("log")
-    axes[0][0].legend(fontsize=7, frameon=False, loc="upper left")
-    draw(axes[0][3], data, DESIGNS, "leader_return")
-    axes[0][3].set_title("incentive design: designer's return at Nash", fontsize=10)
-    axes[0][3].legend(fontsize=7, frameon=False)
-    n = len(data["seeds"])
-    figure.suptitle(f"{n} random instances at once, 16 (24) episodes of five steps: mean and its 95% band", fontsize=11)
-    save_figure(figure, path)
+    for panel, (key, heading) in zip(axes, PANELS, strict=False):
+        draw(panel, data, GAMES, key, heading)
+    axes[1].set_yscale("log")
+    axes[0].legend(fontsize=7, frameon=False, loc="upper left")
+    draw(axes[3], data, DESIGNS, "leader_return", "incentive design: designer's return at Nash")
+    axes[3].legend(fontsize=7, frameon=False)
+    title = f"{len(data['seeds'])} random instances at once, 16 (24) episodes of five steps: mean and its 95% band"
+    axes[0].figure.suptitle(title, fontsize=11)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ from bilevel_gym.envs.mdp import (
     truncated_value,
 )
 
-from .figures import new_figure, save_figure
+from .figures import panels
 from .runs import Data, Runs
 
 SEEDS = tuple(range(10))
@@ -214,24 +213,23 @@ def run(quick: bool, jobs: int) -> Data:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, 2, 9.5, 3.8)
+def picture(data: Data, truncated: Any, noisy: Any) -> None:
     """Truncation to the left, noise to the right; trained."""
-    figure, axes = new_figure(1, 2, 9.5, 3.8)
     cut, noises = Runs(data["truncation"]), Runs(data["noise"])
     colours = {"value": "#1f77b4", "Bellman": "#d62728"}
     for kind, colour in colours.items():
         for world, style in zip(WORLDS, ("-", "--"), strict=True):
             rows = cut(world=world, penalty=kind, at="trained")
             xs, label = rows["length"], f"{kind}, {world} transitions"
-            axes[0][0].plot(xs, rows["cosine_x"], "o" + style, color=colour, label=label, ms=3)
+            truncated.plot(xs, rows["cosine_x"], "o" + style, color=colour, label=label, ms=3)
         for name, style in zip("xy", ("-", "--"), strict=True):
             rows = noises(penalty=kind, at="trained", length=PUBLISHED, reduced=True)
             xs, label = rows["batch"], f"{kind}, in {name}"
-            axes[0][1].loglog(xs, rows[f"noise_{name}"], "o" + style, color=colour, label=label, ms=3)
-    axes[0][0].set(xlabel="steps of an episode", ylabel="cosine with the whole gradient, in x")
-    axes[0][1].set(xlabel="episodes a batch, of five steps", ylabel="noise / whole gradient")
-    axes[0][1].set_xticks(BATCHES, labels=[str(batch) for batch in BATCHES])
-    axes[0][1].minorticks_off()
-    for panel in axes.flat:
+            noisy.loglog(xs, rows[f"noise_{name}"], "o" + style, color=colour, label=label, ms=3)
+    truncated.set(xlabel="steps of an episode", ylabel="cosine with the whole gradient, in x")
+    noisy.set(xlabel="episodes a batch, of five steps", ylabel="noise / whole gradient")
+    noisy.set_xticks(BATCHES, labels=[str(batch) for batch in BATCHES])
+    noisy.minorticks_off()
+    for panel in (truncated, noisy):
         panel.legend(fontsize=8, frameon=False)
-    save_figure(figure, path)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from stable_baselines3 import PPO
@@ -19,8 +18,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from bilevel_gym.agents import CMAES, PBRL, CMAESConfig, KnownModel, PBRLConfig, Rollouts
 from bilevel_gym.agents.leader import Leader
 
-from .figures import new_figure, save_figure
-from .runs import Data, Runs, run_all
+from .figures import panels
+from .runs import Data, Runs, grid, history, outcome, run_all
 
 SEEDS = (5, 6, 7)
 TIMES = 10
@@ -36,6 +35,7 @@ def ppo(gamma: float, n_steps: int, gae_lambda: float) -> Callable[[VecEnv], PPO
 
 
 GAME, NEAR = "StackelbergGame-v0", ppo(0.9, 16, 0.5)
+CITY, FAR = {"n_nodes": 12, "tau": 0.1}, ppo(0.999, 32, 0.95)
 
 
 @dataclass(frozen=True)
@@ -52,73 +52,33 @@ class Problem:
 
 
 PROBLEMS = {
-    "game_20": Problem(
-        "Stackelberg games of 20 states",
-        GAME,
-        {"n_states": 20},
-        1_000_000,
-        Rollouts(),
-        10_000,
-        NEAR,
-    ),
-    "game_100": Problem(
-        "Stackelberg games of 100 states",
-        GAME,
-        {"n_states": 100},
-        1_000_000,
-        Rollouts(),
-        20_000,
-        NEAR,
-    ),
-    "toll": Problem(
-        "Tolls in cities of 12 nodes",
-        "TollDesign-v0",
-        {"n_nodes": 12, "tau": 0.1},
-        800_000,
-        KnownModel(),
-        40_000,
-        ppo(0.999, 32, 0.95),
-    ),
-}
+    f"game_{n}": Problem(f"Stackelberg games of {n} states", GAME, {"n_states": n}, 1_000_000, Rollouts(), steps, NEAR)
+    for n, steps in ((20, 10_000), (100, 20_000))
+} | {"toll": Problem("Tolls in cities of 12 nodes", "TollDesign-v0", CITY, 800_000, KnownModel(), 40_000, FAR)}
 
 
-def run_one(name: str, method: str, seed: int, steps: int) -> Data:
+def run_one(method: str, problem: str, seed: int, quick: bool) -> Data:
     """One method on one instance of a problem."""
-    problem, start = PROBLEMS[name], time.process_time()
-    env, kwargs = f"bilevel_gym/{problem.env}", problem.env_kwargs | {"seed": seed}
+    chosen, start = PROBLEMS[problem], time.process_time()
+    env, kwargs = f"bilevel_gym/{chosen.env}", chosen.env_kwargs | {"seed": seed}
+    steps = 50_000 if quick else chosen.budget
     leader: Leader
     if method == "pbrl":
-        leader = PBRL(env, PPO, config=PBRLConfig(estimator=problem.estimator), seed=seed, env_kwargs=kwargs)
+        leader = PBRL(env, PPO, config=PBRLConfig(estimator=chosen.estimator), seed=seed, env_kwargs=kwargs)
         leader.learn(steps)
     else:
-        config = CMAESConfig(follower_steps=problem.trial_steps, eval_every=1)
-        leader = CMAES(env, problem.trial_follower, config, seed=seed, env_kwargs=kwargs)
+        config = CMAESConfig(follower_steps=chosen.trial_steps, eval_every=1)
+        leader = CMAES(env, chosen.trial_follower, config, seed=seed, env_kwargs=kwargs)
         leader.learn(TIMES * steps)
-    assert leader.kept is not None
-    return {
-        "problem": name,
-        "method": method,
-        "seed": seed,
-        "dim": len(leader.x),
-        "cpu_seconds": round(time.process_time() - start, 1),
-        "steps": [e.steps for e in leader.history],
-        "leader_return": [round(e.leader_return, 5) for e in leader.history],
-        "start": leader.history[0].leader_return,
-        "best": leader.kept.evaluation.leader_return,
-        "last": leader.history[-1].leader_return,
-    }
+    about = {"dim": len(leader.x), "cpu_seconds": round(time.process_time() - start, 1)}
+    return outcome(leader) | about | history(leader, "steps", "leader_return", digits=5)
 
 
 def run(quick: bool, jobs: int) -> Data:
     """Both methods on every instance."""
     seeds = SEEDS[:2] if quick else SEEDS
-    tasks = [
-        (name, method, seed, 50_000 if quick else problem.budget)
-        for method in reversed(METHODS)
-        for name, problem in PROBLEMS.items()
-        for seed in seeds
-    ]
-    return {"seeds": list(seeds), "runs": run_all(run_one, tasks, jobs, "runs")}
+    cells = grid(method=reversed(METHODS), problem=PROBLEMS, seed=seeds)
+    return {"seeds": list(seeds), "runs": run_all(run_one, cells, jobs, "runs", quick=quick)}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -129,23 +89,15 @@ def bests(runs: Runs, name: str) -> list[list[float]]:
     return [runs(problem=name, method=method)["best"] for method in METHODS]
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, len(PROBLEMS), 14.0, 4.4)
+def picture(data: Data, *axes: Any) -> None:
     """F_0 against steps, a panel a problem, a curve a run."""
-    figure, axes = new_figure(1, len(PROBLEMS), 14.0, 4.4)
-    for panel, (name, problem) in zip(axes[0], PROBLEMS.items(), strict=True):
+    for panel, (name, problem) in zip(axes, PROBLEMS.items(), strict=True):
         for method, label in METHODS.items():
             for k, run in enumerate(Runs(data["runs"])(problem=name, method=method)):
-                panel.plot(
-                    run["steps"][1:],
-                    run["leader_return"][1:],
-                    color=COLOURS[method],
-                    linewidth=1.2,
-                    alpha=0.85,
-                    label=label if k == 0 else None,
-                )
-        panel.set_xscale("log")
+                style = {"color": COLOURS[method], "linewidth": 1.2, "alpha": 0.85, "label": None if k else label}
+                panel.plot(run["steps"][1:], run["leader_return"][1:], **style)
         panel.set_title(problem.label, fontsize=10)
-        panel.set_xlabel("environment steps, all counted")
-    axes[0, 0].set_ylabel("leader return at the best response")
-    axes[0, 0].legend(fontsize=8, frameon=False)
-    save_figure(figure, path)
+        panel.set(xscale="log", xlabel="environment steps, all counted")
+    axes[0].set_ylabel("leader return at the best response")
+    axes[0].legend(fontsize=8, frameon=False)

@@ -16,23 +16,20 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from stable_baselines3 import A2C
 from stable_baselines3.common.vec_env import VecEnv
 
-import bilevel_gym
 from bilevel_gym.agents import DRLHF, PreferenceConfig, PreferencePBRL, TrueReward, ValuePenalty
 from bilevel_gym.agents.preferences.atari import AtariCNN, atari_copies
 from bilevel_gym.agents.preferences.training import FitConfig
 from bilevel_gym.agents.schedules import Geometric
 
-from .figures import new_figure, save_figure
-from .runs import Data, run_all
+from .figures import panels
+from .runs import Data, grid, run_all
 
-assert bilevel_gym.__version__
 RATES = {"Seaquest": 3e-4, "BeamRider": 7e-5, "MsPacman": 3e-4}
 """The follower's learning rate by game."""
 NAMES = {"pbrl": "PBRL", "pbrl10": "PBRL, lam = 10", "drlhf": "DRLHF", "true": "true reward", "random": "random play"}
@@ -159,9 +156,8 @@ def learn(game: str, method: str, quick: bool) -> Data:
     start, wall = time.process_time(), time.perf_counter()
     learner.learn(1_600 if quick else STEPS, callback=note)
     seconds, wall = time.process_time() - start, time.perf_counter() - wall
-    peak = (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    )  # before the evaluation; Linux counts in kibibytes
+    # Before the evaluation; Linux counts in kibibytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     final = learner.true_returns()
     return {
         "steps": learner.num_timesteps,
@@ -177,16 +173,14 @@ def learn(game: str, method: str, quick: bool) -> Data:
 
 def one(game: str, method: str, quick: bool) -> Data:
     """One run, or random play."""
-    found = random_play(game, quick) if method == "random" else learn(game, method, quick)
-    return {"game": game, "method": method, **found}
+    return random_play(game, quick) if method == "random" else learn(game, method, quick)
 
 
 def run(quick: bool, jobs: int) -> Data:
     """All methods on all games."""
     games = list(RATES)[:1] if quick else list(RATES)
-    tasks = [(game, method, quick) for game in games for method in ("pbrl", "drlhf")]
-    tasks += [(game, method, quick) for method in ("random", "true", "pbrl10") for game in games]
-    return {"runs": run_all(one, tasks, jobs, "runs")}
+    cells = grid(game=games, method=["pbrl", "drlhf"]) + grid(method=["random", "true", "pbrl10"], game=games)
+    return {"runs": run_all(one, cells, jobs, "runs", quick=quick)}
 
 
 # --- what is said of it -----------------------------------------------------------------------------------------------
@@ -252,25 +246,22 @@ def full_hours(run: Data) -> dict[str, float]:
     return hours | {"fits": run["parts"]["fit"] / passes(run) * full_passes() / 3600.0}
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, len(RATES), 4.0 * len(RATES), 3.6)
+def picture(data: Data, *axes: Any) -> None:
     """Scores of games that ended, against steps."""
-    figure, axes = new_figure(1, len(RATES), 4.0 * len(RATES), 3.6)
-    for panel, game in zip(axes[0], RATES, strict=True):
+    for panel, game in zip(axes, RATES, strict=True):
         for r in (r for r in runs_of(data, *NAMES) if r["game"] == game):
             method, name = r["method"], NAMES[r["method"]]
             if method == "random":
                 panel.axhline(np.mean(r["final"]), color="black", linestyle=":", label=name)
                 continue
             for i, style in enumerate(("-", "--")[: len(r["curve"][0]["games"])]):
-                at = [
-                    (a["steps"], [s for b in r["curve"][max(0, k - 1) : k + 1] for s in b["games"][i]])
-                    for k, a in enumerate(r["curve"])
-                ]
-                drawn = [(steps, float(np.mean(scores))) for steps, scores in at if scores]
+                drawn = []
+                for before, at in zip([{"games": [[], []]}, *r["curve"]], r["curve"], strict=False):
+                    if scores := before["games"][i] + at["games"][i]:
+                        drawn.append((at["steps"], float(np.mean(scores))))
                 label = name if i == 0 else f"{name}, penalised follower"
                 panel.plot(*np.array(drawn).T, style, color=COLOURS[method], label=label)
-        panel.set_title(game)
-        panel.set_xlabel("steps")
-    axes[0, 0].set_ylabel("score of games that ended, two iterations")
-    axes[0, 0].legend(frameon=False, fontsize="small")
-    save_figure(figure, path)
+        panel.set(title=game, xlabel="steps")
+    axes[0].set_ylabel("score of games that ended, two iterations")
+    axes[0].legend(frameon=False, fontsize="small")

@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from stable_baselines3 import A2C
 from stable_baselines3.common.vec_env import VecEnv
 
-import bilevel_gym
 from bilevel_gym.agents import DRLHF, MirrorDescent, PreferenceConfig, PreferencePBRL, ValuePenalty
 from bilevel_gym.agents.leaders.preference_pbrl import Tracked
 from bilevel_gym.agents.preferences.planner import Planner
@@ -30,11 +28,10 @@ from bilevel_gym.agents.preferences.worlds import regret
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.reward_grid import RewardGridProblem
 
-from .figures import draw_band, new_figure, save_figure
-from .runs import Data, Runs, run_all
+from .figures import draw_band, panels
+from .runs import Data, Runs, grid, run_all
 from .statistics import paired_difference
 
-assert bilevel_gym.__version__
 SEEDS = tuple(range(10))
 DRAWS = 4
 """Runs of planners in a world, each with questions of its own, whose mean regret counts."""
@@ -49,20 +46,9 @@ SWEPT = 25
 STEPS, PER_ITERATION, COPIES = 102_400, 4096, 64
 TAU, SLOW = 0.3, 0.1
 """The planners' temperature; share of its logits that a slow one takes from the newest Q."""
-COLOURS = {
-    "pbrl": "tab:blue",
-    "drlhf": "tab:orange",
-    "drlhf_slow": "tab:green",
-    "pbrl_a2c": "tab:blue",
-    "drlhf_a2c": "tab:orange",
-}
-NAMES = {
-    "pbrl": "PBRL",
-    "drlhf": "DRLHF",
-    "drlhf_slow": "DRLHF, slow follower",
-    "pbrl_a2c": "PBRL, A2C",
-    "drlhf_a2c": "DRLHF, A2C",
-}
+NAMES = {"pbrl": "PBRL", "drlhf": "DRLHF", "drlhf_slow": "DRLHF, slow follower"}
+NAMES |= {"pbrl_a2c": "PBRL, A2C", "drlhf_a2c": "DRLHF, A2C"}
+COLOURS = dict(zip(NAMES, ("tab:blue", "tab:orange", "tab:green", "tab:blue", "tab:orange"), strict=True))
 PAIRS = {"planners": ("pbrl", "drlhf"), "A2C": ("pbrl_a2c", "drlhf_a2c")}
 """What is compared, by the followers."""
 
@@ -101,20 +87,19 @@ def config(labels: int, followers: int, quick: bool) -> PreferenceConfig:
     )
 
 
-def learn(method: str, labels: int, lam: float, seed: int, draw: int, quick: bool) -> Data:
+def learn(method: str, asked: int, lam: float, seed: int, draw: int, quick: bool) -> Data:
     """One run and its exact record."""
     kwargs: dict[str, Any] = {"seed": seed + 1000 * draw, "env_kwargs": {"seed": seed, "size": SIZE, "gamma": GAMMA}}
     start, world = time.process_time(), "bilevel_gym/RewardGrid-v0"
     learner: PreferencePBRL | DRLHF
     if method.startswith("pbrl"):
         followers = a2c if method == "pbrl_a2c" else Tracked(partial(best, followers=2), partial(slow, followers=2))
-        learner = PreferencePBRL(world, followers, ValuePenalty(lam), config(labels, 2, quick), **kwargs)
+        learner = PreferencePBRL(world, followers, ValuePenalty(lam), config(asked, 2, quick), **kwargs)
     else:
         follower = {"drlhf": partial(best, followers=1), "drlhf_slow": partial(slow, followers=1)}.get(method, a2c)
-        learner = DRLHF(world, follower, config(labels, 1, quick), **kwargs)
+        learner = DRLHF(world, follower, config(asked, 1, quick), **kwargs)
     record = learner.learn(12_000 if quick else STEPS).evaluate()
-    settled = {"method": method, "asked": labels, "lam": lam, "seed": seed, "draw": draw}
-    return record.as_dict() | settled | {"cpu_seconds": time.process_time() - start}
+    return record.as_dict() | {"cpu_seconds": time.process_time() - start}
 
 
 def run(quick: bool, jobs: int) -> Data:
@@ -123,15 +108,17 @@ def run(quick: bool, jobs: int) -> Data:
     draws = {method: 1 if quick or method.endswith("a2c") else DRAWS for method in NAMES}
     swept = counts[-1] if quick else SWEPT
     lams = LAMS[:2] if quick else LAMS
-    cells = [(method, n, LAM) for n in counts for method in NAMES]
-    cells += [("pbrl", swept, lam) for lam in lams if lam != LAM]
-    tasks = [(*cell, seed, draw, quick) for cell in cells for seed in seeds for draw in range(draws[cell[0]])]
+    cells = grid(asked=counts, method=NAMES, lam=[LAM], seed=seeds, draw=range(DRAWS))
+    cells += grid(
+        asked=[swept], method=["pbrl"], lam=[lam for lam in lams if lam != LAM], seed=seeds, draw=range(DRAWS)
+    )
+    cells = [cell for cell in cells if cell["draw"] < draws[cell["method"]]]
     random = []
     for seed in seeds:  # a reward that says nothing
         mdp = RewardGridProblem(SIZE, GAMMA, seed=seed)
         true = mdp.follower_mdp(mdp.true_reward)
         random.append(regret(true, 0.0 * true.r + 0.25))
-    return {"runs": run_all(learn, tasks, jobs, "runs"), "random": random, "swept": swept}
+    return {"runs": run_all(learn, cells, jobs, "runs", quick=quick), "random": random, "swept": swept}
 
 
 def regrets(data: Data, method: str, labels: int, lam: float = LAM) -> list[float]:
@@ -155,27 +142,21 @@ def counts_of(data: Data) -> list[int]:
     return sorted({r["asked"] for r in data["runs"]})
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, 2, 10.0, 4.0)
+def picture(data: Data, by_labels: Any, by_lam: Any) -> None:
     """Regret against labels, and against lam."""
-    figure, axes = new_figure(1, 2, 10.0, 4.0)
-    counts = counts_of(data)
+    counts, swept, lams = counts_of(data), data["swept"], lams_of(data)
     for method, colour in COLOURS.items():
         curves = np.array([regrets(data, method, n) for n in counts]).T
         if method.endswith("a2c"):
-            axes[0, 0].plot(counts, curves.mean(0), ":", color=colour, label=NAMES[method])
+            by_labels.plot(counts, curves.mean(0), ":", color=colour, label=NAMES[method])
         else:
-            draw_band(axes[0, 0], counts, curves, colour, NAMES[method])
-    axes[0, 0].set_xlabel("labels")
-    swept = data["swept"]
-    lams = lams_of(data)
+            draw_band(by_labels, counts, curves, colour, NAMES[method])
     curves = np.array([regrets(data, "pbrl", swept, lam) for lam in lams]).T
-    draw_band(axes[0, 1], lams, curves, COLOURS["pbrl"], f"PBRL, {swept} labels")
+    draw_band(by_lam, lams, curves, COLOURS["pbrl"], f"PBRL, {swept} labels")
     level = float(np.mean(regrets(data, "drlhf", swept)))
-    axes[0, 1].axhline(level, color=COLOURS["drlhf"], label=f"DRLHF, {swept} labels")
-    axes[0, 1].set_xlabel("lam")
-    for panel in axes[0]:
-        panel.set_xscale("log")
-        panel.set_ylabel("exact regret")
+    by_lam.axhline(level, color=COLOURS["drlhf"], label=f"DRLHF, {swept} labels")
+    for panel, label in ((by_labels, "labels"), (by_lam, "lam")):
+        panel.set(xscale="log", xlabel=label, ylabel="exact regret")
         panel.set_ylim(bottom=0.0)
         panel.legend(frameon=False)
-    save_figure(figure, path)

@@ -10,7 +10,6 @@ questions, answers and reward fits included, per second of CPU time on one core;
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -19,14 +18,12 @@ from gymnasium.wrappers import TransformReward
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
 
-import bilevel_gym
 from bilevel_gym.agents import DRLHF, PreferenceConfig, PreferencePBRL, TrueReward, ValuePenalty
 from bilevel_gym.agents.preferences.training import FitConfig
 
-from .figures import new_figure, save_figure
-from .runs import Data, Runs, run_all
+from .figures import panels
+from .runs import Data, Runs, grid, run_all
 
-assert bilevel_gym.__version__
 SEEDS = tuple(range(5))
 SWEPT = SEEDS[:3]
 """Seeds of the runs with other lam."""
@@ -86,7 +83,7 @@ def config(followers: int, quick: bool) -> PreferenceConfig:
 
 def learn(method: str, lam: float, seed: int, quick: bool) -> Data:
     """One run: speed, true returns of the fresh agent."""
-    found: Data = {"method": method, "lam": lam, "seed": seed}
+    found: Data = {}
     if method == "true":
         returns = TrueReward(scaled_pendulum, follower, config(1, quick), seed=seed).true_returns()
         returns = UNIT * returns + LEVEL * HORIZON
@@ -109,10 +106,10 @@ def learn(method: str, lam: float, seed: int, quick: bool) -> Data:
 def run(quick: bool, jobs: int) -> Data:
     """All methods over the seeds; PBRL with other lam on some of them."""
     seeds = SEEDS[:1] if quick else SEEDS
-    tasks = [(method, LAM, seed, quick) for seed in seeds for method in NAMES]
+    cells = grid(seed=seeds, lam=[LAM], method=NAMES)
     if not quick:
-        tasks += [("pbrl", lam, seed, quick) for seed in SWEPT for lam in LAMS if lam != LAM]
-    return {"runs": run_all(learn, tasks, jobs, "runs")}
+        cells += grid(seed=SWEPT, lam=[lam for lam in LAMS if lam != LAM], method=["pbrl"])
+    return {"runs": run_all(learn, cells, jobs, "runs", quick=quick)}
 
 
 def of(data: Data, method: str, name: str, lam: float = LAM) -> list[float]:
@@ -125,10 +122,9 @@ def swept(data: Data) -> list[float]:
     return sorted(set(Runs(data["runs"])(method="pbrl")["lam"]))
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, 3, 12.0, 3.8)
+def picture(data: Data, by_method: Any, by_lam: Any, speed: Any) -> None:
     """True returns by method, and by lam; steps a second."""
-    figure, axes = new_figure(1, 3, 12.0, 3.8)
-    by_method, by_lam, speed = axes[0]
     for at, method in enumerate(NAMES):
         found = of(data, method, "return")
         by_method.plot([at] * len(found), found, "o", color=COLOURS[method], alpha=0.7)
@@ -139,12 +135,12 @@ def picture(data: Data, path: Path) -> None:
     for lam in lams:
         found = of(data, "pbrl", "return", lam)
         by_lam.plot([lam] * len(found), found, "o", color=COLOURS["pbrl"], alpha=0.7)
-    same = [r for r in data["runs"] if r["method"] == "pbrl" and r["seed"] in SWEPT]
-    means = [np.mean([r["return"] for r in same if r["lam"] == lam]) for lam in lams]
+    means = [
+        np.mean([r["return"] for r in Runs(data["runs"])(lam=lam, method="pbrl") if r["seed"] in SWEPT]) for lam in lams
+    ]
     by_lam.plot(lams, means, color=COLOURS["pbrl"], label=f"PBRL, mean of seeds {', '.join(map(str, SWEPT))}")
     by_lam.axhline(float(np.mean(of(data, "drlhf", "return"))), color=COLOURS["drlhf"], label="DRLHF, all seeds")
-    by_lam.set_xscale("log")
-    by_lam.set_xlabel("lam")
+    by_lam.set(xscale="log", xlabel="lam")
     for panel in (by_method, by_lam):
         panel.axhline(RETURN, color="black", linestyle=":", label="imitation 1.0.1")
         panel.set_ylabel("true return of a fresh agent")
@@ -155,4 +151,3 @@ def picture(data: Data, path: Path) -> None:
     speed.set_ylim(top=1.25 * max(bars.values()))
     speed.set_ylabel("agent steps a CPU second")
     speed.legend(frameon=False)
-    save_figure(figure, path)

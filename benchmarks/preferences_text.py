@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-import bilevel_gym
 from bilevel_gym.agents import DRLHF, PreferenceConfig, PreferencePBRL, TrueReward, ValuePenalty
 from bilevel_gym.agents.preferences.fragmenters import WholeEpisodes
 from bilevel_gym.agents.preferences.training import FitConfig
@@ -25,11 +23,10 @@ from bilevel_gym.agents.text.policy import writer
 from bilevel_gym.agents.text.quality import assess, text_env, write
 from bilevel_gym.agents.text.reward_net import WordsReward
 
-from .figures import draw_band, new_figure, save_figure
-from .runs import Data, Runs, run_all
+from .figures import draw_band, panels
+from .runs import Data, Runs, grid, run_all
 from .statistics import mean_interval, paired_difference
 
-assert bilevel_gym.__version__
 WORLD = "bilevel_gym/HappyText-v0"
 SEEDS = tuple(range(1, 6))
 LABELS, FIRST_LABELS, FIRST_STEPS = 400, 150, 4096
@@ -40,23 +37,11 @@ MESSAGES, MESSAGE_SEED = 512, 1000
 KL_LEARNED, KL_TRUE = 0.6, 0.06
 """Cost of a nat, in the unit of the learned reward (root mean square 1 a step) and of the true one (below 1 a message)."""
 LAM = 1.0
-METHODS = {
-    "pretrained": "pretrained model",
-    "drlhf": "DRLHF",
-    "pbrl": "PBRL",
-    "true": "PPO on the true sentiment",
-}
+METHODS = {"pretrained": "pretrained model", "drlhf": "DRLHF", "pbrl": "PBRL", "true": "PPO on the true sentiment"}
 GAIN, LOSS, VARIETY, DIFFERENT = 0.5, 0.75, 0.33, 0.9
 """Targets: sentiment gained; nats a token lost; distinct-2 in parts of the pretrained model's; share of different messages."""
-FIGURES = {
-    "sentiment": 2,
-    "log_likelihood": 2,
-    "grammatical": 2,
-    "distinct_1": 3,
-    "distinct_2": 3,
-    "distinct_messages": 3,
-    "tokens": 1,
-}
+FIGURES = {"sentiment": 2, "log_likelihood": 2, "grammatical": 2, "distinct_1": 3, "distinct_2": 3}
+FIGURES |= {"distinct_messages": 3, "tokens": 1}
 """What is told of messages, with its digits."""
 
 
@@ -114,13 +99,13 @@ def one(method: str, seed: int, quick: bool) -> Data:
         found.learn(played + len(found.followers) * steps, callback=note)
     seconds = time.process_time() - start
     found.close()
-    return {"method": method, "seed": seed, "curve": curve, "messages": last, "cpu_seconds": seconds}
+    return {"curve": curve, "messages": last, "cpu_seconds": seconds}
 
 
 def run(quick: bool, jobs: int) -> Data:
     """Every method with every seed."""
-    tasks = [(method, seed, quick) for seed in (SEEDS[:1] if quick else SEEDS) for method in METHODS]
-    return {"runs": run_all(one, tasks, jobs, "writers")}
+    cells = grid(seed=SEEDS[:1] if quick else SEEDS, method=METHODS)
+    return {"runs": run_all(one, cells, jobs, "writers", quick=quick)}
 
 
 def final(runs: Runs, method: str, figure: str) -> list[float]:
@@ -149,23 +134,21 @@ def targets(runs: Runs, method: str) -> list[tuple[str, str, str, bool]]:
     ]
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, 2, 9.0, 3.8)
+def picture(data: Data, by_steps: Any, by_likelihood: Any) -> None:
     """Sentiment against steps, and against likelihood."""
-    figure, axes = new_figure(1, 2, 9.0, 3.8)
     colours = {"pretrained": "tab:gray", "drlhf": "tab:orange", "pbrl": "tab:blue", "true": "tab:green"}
     for method, colour in colours.items():
-        runs = [r["curve"] for r in data["runs"] if r["method"] == method]
+        runs = Runs(data["runs"])(method=method)["curve"]
         steps = [point["steps"] for point in runs[0]]
         curves = [[point["sentiment"] for point in curve] for curve in runs]
         if method == "pretrained":
-            axes[0, 0].axhline(float(np.mean(curves)), color=colour, linestyle=":", label=METHODS[method])
+            by_steps.axhline(float(np.mean(curves)), color=colour, linestyle=":", label=METHODS[method])
         else:
-            draw_band(axes[0, 0], steps, curves, colour, METHODS[method])
+            draw_band(by_steps, steps, curves, colour, METHODS[method])
         ends = [curve[-1] for curve in runs]
         xs, ys = ([end[name] for end in ends] for name in ("log_likelihood", "sentiment"))
-        axes[0, 1].scatter(xs, ys, color=colour, s=18)
-    axes[0, 0].set_xlabel("steps (tokens) of the follower")
-    axes[0, 0].set_ylabel("mean sentiment of its messages")
-    axes[0, 1].set_xlabel("log-likelihood a token, pretrained model")
-    axes[0, 0].legend(frameon=False, fontsize=8)
-    save_figure(figure, path)
+        by_likelihood.scatter(xs, ys, color=colour, s=18)
+    by_steps.set(xlabel="steps (tokens) of the follower", ylabel="mean sentiment of its messages")
+    by_steps.legend(frameon=False, fontsize=8)
+    by_likelihood.set_xlabel("log-likelihood a token, pretrained model")

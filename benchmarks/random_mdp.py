@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ from bilevel_gym.agents.leaders.hypergradient import soft_leader_return
 from bilevel_gym.envs.mdp import SoftOptimum
 from bilevel_gym.envs.random_mdp import RandomMDPProblem
 
-from .figures import new_figure, save_figure
-from .runs import Data, Runs, run_all
+from .figures import panels
+from .runs import Data, Runs, grid, run_all
 
 SEEDS = tuple(range(10))
 ITERATIONS, NORM, CPU_SECONDS = 3000, 1e-9, 2.0
@@ -105,21 +104,19 @@ def fitted_rate(norms: list[float]) -> float:
     return float(np.exp(np.polyfit(tail, np.log(values[tail]), 1)[0])) if len(tail) > 2 else float("nan")
 
 
-def run_cell(seed: int, name: str) -> Data:
+def run_cell(seed: int, method: str) -> Data:
     """One method on one instance, with its curve at up to 120 iterations."""
-    problem, method = RandomMDPProblem(seed=seed), METHODS[name]
-    norms, seconds, x = quasi_newton(problem) if method.leader is None else descend(problem, method)
+    problem, chosen = RandomMDPProblem(seed=seed), METHODS[method]
+    norms, seconds, x = quasi_newton(problem) if chosen.leader is None else descend(problem, chosen)
     shown = np.unique(np.linspace(0, len(norms) - 1, 120).astype(int))
     return {
-        "seed": seed,
-        "method": name,
         "iterations": len(norms),
         "cpu_seconds": seconds[-1],
         "first_norm": norms[0],
         "last_norm": norms[-1],
         "exact_norm_at_last_x": float(np.linalg.norm(exact_gradient(problem, x)[1])),
         "distance_to_optimum": float(np.linalg.norm(x - problem.optimum().x.numpy())),
-        "rate": fitted_rate(norms) if method.step is not None else None,
+        "rate": fitted_rate(norms) if chosen.step is not None else None,
         "curve": {
             "iteration": shown.tolist(),
             "norm": [norms[i] for i in shown],
@@ -131,14 +128,14 @@ def run_cell(seed: int, name: str) -> Data:
 def try_step(seed: int, step: float) -> Data:
     """Iterations of the exact hypergradient at this step; None where it did not get there."""
     norms, _, _ = descend(RandomMDPProblem(seed=seed), Method("", Hypergradient, step, ""))
-    return {"seed": seed, "step": step, "iterations": len(norms) if norms[-1] <= NORM else None}
+    return {"iterations": len(norms) if norms[-1] <= NORM else None}
 
 
 def run(quick: bool, jobs: int) -> Data:
     """Every method on every instance, and the exact one at every step."""
     seeds = SEEDS[:2] if quick else SEEDS
-    runs = run_all(run_cell, [(seed, name) for seed in seeds for name in METHODS], jobs, "random_mdp")
-    steps = run_all(try_step, [(seed, step) for seed in seeds for step in STEPS], jobs, "steps")
+    runs = run_all(run_cell, grid(seed=seeds, method=METHODS), jobs, "random_mdp")
+    steps = run_all(try_step, grid(seed=seeds, step=STEPS), jobs, "steps")
     return {"seeds": list(seeds), "runs": runs, "steps": steps}
 
 
@@ -148,10 +145,9 @@ def reached(runs: Runs) -> bool:
     return bool(quick and max(runs["exact_norm_at_last_x"]) < NORM)
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, 2, 11.0, 4.2)
+def picture(data: Data, by_iteration: Any, by_second: Any) -> None:
     """The norm over iterations and over CPU seconds, a thin line an instance."""
-    figure, axes = new_figure(1, 2, 11.0, 4.2)
-    by_iteration, by_second = axes[0]
     for run in data["runs"]:
         method = METHODS[run["method"]]
         label = method.label if run["seed"] == data["seeds"][0] else None
@@ -162,12 +158,8 @@ def picture(data: Data, path: Path) -> None:
     points = {"marker": "x", "linestyle": "none", "color": "0.3"}
     by_iteration.plot([max(k, 1) for k in PUBLISHED], list(PUBLISHED.values()), label="published code", **points)
     by_second.plot([PUBLISHED_CPU], [PUBLISHED[3000]], **points)
-    by_iteration.set_xlabel("iteration")
-    by_second.set_xlabel("CPU seconds")
-    for panel in (by_iteration, by_second):
-        panel.set_xscale("log")
-        panel.set_yscale("log")
+    for panel, label in ((by_iteration, "iteration"), (by_second, "CPU seconds")):
+        panel.set(xscale="log", yscale="log", xlabel=label)
         panel.axhline(NORM, color="0.6", linestyle=":", linewidth=1.0)
     by_iteration.set_ylabel("norm of the hypergradient")
     by_iteration.legend(fontsize=7, frameon=False, loc="lower left")
-    save_figure(figure, path)

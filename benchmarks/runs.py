@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +38,25 @@ def _version(file: str) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
-def run_all(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], jobs: int, label: str) -> list[Any]:
-    """``function(*task)`` of every task, each in a process of its own with one thread, ``jobs`` at a time, with a progress bar.
+def grid(**axes: Iterable[Any]) -> list[Data]:
+    """The cells of a grid, one for every choice of a value on each axis; the first axis changes slowest."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def run_all(function: Callable[..., Data], cells: Sequence[Data], jobs: int, label: str, **same: Any) -> list[Data]:
+    """``function(**cell, **same)`` of every cell of a grid, each in a process of its own with one thread, ``jobs`` at a time.
 
     What has ended is kept in :data:`STORE`: a benchmark that was stopped goes on from there, as long as the code is the same.
 
     Returns:
-        The answers, in the order of the tasks, as JSON gives them back.
+        A row a cell, in their order, as JSON gives it back: what the function found, and the cell.
     """
     module = function.__module__
-    names = [f"{module}.{function.__qualname__}{task!r}{_version(inspect.getfile(function))}" for task in tasks]
-    paths = [
-        STORE / f"{module.rpartition('.')[2]}-{hashlib.sha256(name.encode()).hexdigest()[:20]}.json" for name in names
-    ]
-    todo = [(path, task) for path, task in zip(paths, tasks, strict=True) if not path.is_file()]
-    with tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=label) as bar:
+    names = [f"{module}.{function.__qualname__}{cell}{same}{_version(inspect.getfile(function))}" for cell in cells]
+    digests = [hashlib.sha256(name.encode()).hexdigest()[:20] for name in names]
+    paths = [STORE / f"{module.rpartition('.')[2]}-{digest}.json" for digest in digests]
+    todo = [(path, (cell, same)) for path, cell in zip(paths, cells, strict=True) if not path.is_file()]
+    with tqdm(total=len(cells), initial=len(cells) - len(todo), desc=label) as bar:
 
         def keep(number: int, answer: Any) -> None:
             if isinstance(answer, processes.WorkerError):
@@ -59,10 +65,15 @@ def run_all(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], jobs
             write_whole(todo[number][0], lambda file: file.write(text.encode()))  # type: ignore[arg-type]
             bar.update()
 
-        processes.run_all(function, [task for _, task in todo], jobs, keep)
+        row = update_wrapper(partial(_row, function), function)  # of the benchmark's module, which processes load once
+        processes.run_all(row, [task for _, task in todo], jobs, keep)
     asked = {path for path, _ in todo}
     _of_now.update({path: path not in asked for path in paths})
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def _row(function: Callable[..., Data], cell: Data, same: Data) -> Data:
+    return function(**cell, **same) | cell
 
 
 def kept() -> int:
@@ -77,9 +88,36 @@ def forget() -> None:
     _of_now.clear()
 
 
-def history(leader: Any, *keys: str) -> dict[str, list[float]]:
-    """What a leader recorded on its way, by key; 0 where a record has none."""
-    return {key: [float(getattr(record, key) or 0.0) for record in leader.history] for key in keys}
+def cpu_seconds(function: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    """CPU seconds of a call."""
+    start = time.process_time()
+    function(*args, **kwargs)
+    return time.process_time() - start
+
+
+def history(leader: Any, *keys: str, digits: int | None = None, **names: str) -> dict[str, list[float]]:
+    """What a leader recorded on its way, by key (``names``: of another name there); 0 where a record has none."""
+    found = dict(zip(keys, keys, strict=True)) | names
+    columns = {key: [float(getattr(record, name) or 0.0) for record in leader.history] for key, name in found.items()}
+    return columns if digits is None else {k: [round(v, digits) for v in column] for k, column in columns.items()}
+
+
+def outcome(leader: Any) -> Data:
+    """Returns at the best response: where a leader started, of its last x and of the best; and its last record's gap."""
+    last = leader.history[-1]
+    return {
+        "start": leader.history[0].leader_return,
+        "last": last.leader_return,
+        "best": leader.evaluate().leader_return,
+        "at_pi_y": last.leader_return_at_pi_y,
+        "gap": last.gap,
+        "iterations": leader.iteration,
+    }
+
+
+def spent(leader: Any) -> Data:
+    """What a sampled leader took, and how often its best response was certified to be in error."""
+    return {"steps": leader.num_timesteps, "oracle_failures": leader.oracle_failures}
 
 
 class Runs:

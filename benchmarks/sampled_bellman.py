@@ -10,9 +10,7 @@ city 0, `PBRL`'s defaults on games 0 to 2.
 
 from __future__ import annotations
 
-import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -32,8 +30,8 @@ from bilevel_gym.agents import (
 )
 from bilevel_gym.agents.penalties import Penalty
 
-from .figures import draw_band, new_figure, on_grid, save_figure
-from .runs import Data, Runs, history, run_all
+from .figures import draw_band, on_grid, panels
+from .runs import Data, Runs, cpu_seconds, grid, history, outcome, run_all, spent
 
 LAM = Geometric(2.0, 8.0)
 PENALTIES: dict[str, Penalty] = {"value": ValuePenalty(lam=LAM), "Bellman": BellmanPenalty(lam=LAM)}
@@ -69,64 +67,37 @@ PROBLEMS: dict[str, Data] = {
 QUICK_STEPS = 30_000
 
 
-def problem_kwargs(kind: str, seed: int) -> Data:
-    """Arguments of one instance."""
-    kwargs: Data = PROBLEMS[kind]["kwargs"]
-    return kwargs | {"seed": seed}
-
-
 def run_exact(kind: str, seed: int) -> Data:
     """The untrained leader and the hypergradient's, on one instance."""
     chosen = PROBLEMS[kind]
-    problem: Any = gym.make(chosen["id"], **problem_kwargs(kind, seed)).get_wrapper_attr("problem")
-    start = time.process_time()
-    leader = Hypergradient(problem, chosen["exact"]).learn(300)
-    seconds = round(time.process_time() - start, 1)
+    problem: Any = gym.make(chosen["id"], seed=seed, **chosen["kwargs"]).get_wrapper_attr("problem")
+    leader = Hypergradient(problem, chosen["exact"])
+    seconds = round(cpu_seconds(leader.learn, 300), 1)
     untrained = leader_return_at_best_response(problem, problem.start_x())
-    return {
-        "kind": kind,
-        "seed": seed,
-        "start": untrained,
-        "exact": leader.evaluate().leader_return,
-        "seconds": seconds,
-    }
+    return {"start": untrained, "exact": leader.evaluate().leader_return, "seconds": seconds}
 
 
-def run_sampled(kind: str, seed: int, penalty: str, steps: int) -> Data:
+def run_sampled(kind: str, seed: int, penalty: str, quick: bool) -> Data:
     """PBRL with one penalty on one instance."""
     chosen = PROBLEMS[kind]
+    kwargs = chosen["kwargs"] | {"seed": seed}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*regularised at tau")  # of the value penalty: said on the page
-        leader = PBRL(
-            chosen["id"], DQN, PENALTIES[penalty], chosen["config"], seed=seed, env_kwargs=problem_kwargs(kind, seed)
-        )
-    start = time.process_time()
-    leader.learn(steps)
-    seconds, last = time.process_time() - start, leader.history[-1]
-    return {
-        "kind": kind,
-        "seed": seed,
-        "penalty": penalty,
-        "last": last.leader_return,
-        "best": leader.evaluate().leader_return,
-        "at_pi_y": last.leader_return_at_pi_y,
-        "gap": last.gap,
-        "tau": last.tau,
-        "steps": leader.num_timesteps,
-        "iterations": leader.iteration,
-        "oracle_failures": leader.oracle_failures,
-        "seconds": round(seconds, 1),
-        "history": history(leader, "steps", "leader_return", "leader_return_at_pi_y"),
-    }
+        leader = PBRL(chosen["id"], DQN, PENALTIES[penalty], chosen["config"], seed=seed, env_kwargs=kwargs)
+    seconds = round(cpu_seconds(leader.learn, QUICK_STEPS if quick else chosen["steps"]), 1)
+    curves = history(leader, "steps", "leader_return", "leader_return_at_pi_y")
+    took = spent(leader) | {"seconds": seconds, "tau": leader.history[-1].tau}
+    return outcome(leader) | took | {"history": curves}
 
 
 def run(quick: bool, jobs: int) -> Data:
     """Both penalties and the exact answer on all instances."""
-    instances = [(kind, s) for kind, chosen in PROBLEMS.items() for s in chosen["seeds"][: 2 if quick else None]]
+    seeds = {kind: chosen["seeds"][: 2 if quick else None] for kind, chosen in PROBLEMS.items()}
+    instances = [cell for kind in PROBLEMS for cell in grid(kind=[kind], seed=seeds[kind])]
     exact = run_all(run_exact, instances, jobs, "exact references")
-    steps = {kind: QUICK_STEPS if quick else chosen["steps"] for kind, chosen in PROBLEMS.items()}
-    tasks = [(kind, s, name, steps[kind]) for kind, s in instances for name in PENALTIES]
-    return {"runs": run_all(run_sampled, tasks, jobs, "sampled"), "exact": exact, "lam": [LAM.start, LAM.end]}
+    cells = [cell for kind in PROBLEMS for cell in grid(kind=[kind], seed=seeds[kind], penalty=PENALTIES)]
+    runs = run_all(run_sampled, cells, jobs, "sampled", quick=quick)
+    return {"runs": runs, "exact": exact, "lam": [LAM.start, LAM.end]}
 
 
 def share(data: Data, r: Data, value: float) -> float:
@@ -140,21 +111,20 @@ def shares(data: Data, kind: str, penalty: str, key: str) -> list[float]:
     return [share(data, r, r[key]) for r in Runs(data["runs"])(kind=kind, penalty=penalty)]
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, 2, 11.0, 4.2)
+def picture(data: Data, *axes: Any) -> None:
     """Share of the exact improvement against steps, a panel a kind of problem."""
-    figure, axes = new_figure(1, 2, 11.0, 4.2)
-    for panel, (kind, chosen) in zip(axes[0], PROBLEMS.items(), strict=True):
+    for panel, (kind, chosen) in zip(axes, PROBLEMS.items(), strict=True):
         for name in PENALTIES:
             runs = list(Runs(data["runs"])(kind=kind, penalty=name))
             shared = [
-                {**r["history"], "share": [share(data, r, v) for v in r["history"]["leader_return"]]} for r in runs
+                r["history"] | {"share": [share(data, r, value) for value in r["history"]["leader_return"]]}
+                for r in runs
             ]
-            grid, (curves,) = on_grid(shared, 60, "share")
-            draw_band(panel, grid / 1e6, curves, COLOURS[name], f"{name} penalty, sampled")
+            steps, (curves,) = on_grid(shared, 60, "share")
+            draw_band(panel, steps / 1e6, curves, COLOURS[name], f"{name} penalty, sampled")
         panel.axhline(1.0, color="black", linewidth=1.0, linestyle=":", label="exact (hypergradient)")
-        panel.set_ylim(-0.1, 1.1)
         panel.set_title(chosen["title"], fontsize=10)
-        panel.set_xlabel("environment steps, all counted (millions)")
-    axes[0, 0].set_ylabel("share of the exact improvement\n(leader's return at best response)")
-    axes[0, 0].legend(fontsize=8, frameon=False, loc="lower right")
-    save_figure(figure, path)
+        panel.set(xlabel="environment steps, all counted (millions)", ylim=(-0.1, 1.1))
+    axes[0].set_ylabel("share of the exact improvement\n(leader's return at best response)")
+    axes[0].legend(fontsize=8, frameon=False, loc="lower right")

@@ -7,8 +7,6 @@ equilibrium, which know the model. The settings were tuned on instance 0.
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +24,8 @@ from bilevel_gym.agents import (
 from bilevel_gym.envs.incentive_design_v0 import IncentiveDesignEnv
 from bilevel_gym.envs.mdp import random_incentive_design
 
-from .figures import draw_band, new_figure, on_grid, save_figure
-from .runs import Data, Runs, history, run_all
+from .figures import draw_band, on_grid, panels
+from .runs import Data, Runs, cpu_seconds, grid, history, outcome, run_all, spent
 
 SEEDS = (1, 2, 3)  # instance 0 served to tune the defaults
 BUDGET = 3_000_000
@@ -36,50 +34,32 @@ SHARE, GAP = 0.8, 0.5
 EXACT = {"pbrl": "PBRL, exact, lam 2 to 20", "hypergradient": "hypergradient through the equilibrium"}
 
 
-def run_sampled(seed: int, steps: int) -> Data:
-    """Four PPO followers on one instance, every setting the default."""
-    leader = PBRL(IncentiveDesignEnv(random_incentive_design(seed=seed)), PPO, NikaidoIsodaPenalty(), seed=seed)
-    start = time.process_time()
-    leader.learn(steps)
-    seconds, last = time.process_time() - start, leader.history[-1]
-    return {
-        "seed": seed,
-        "method": "sampled",
-        "start": leader.history[0].leader_return,
-        "leader_return": last.leader_return,
-        "best": leader.evaluate().leader_return,
-        "at_pi_y": last.leader_return_at_pi_y,
-        "gap": last.gap,
-        "steps": leader.num_timesteps,
-        "oracle_failures": leader.oracle_failures,
-        "iterations": leader.iteration,
-        "seconds": round(seconds, 1),
-        "history": history(leader, "steps", "leader_return", "leader_return_at_pi_y", "gap"),
-    }
-
-
-def run_exact(seed: int, method: str, iterations: int) -> Data:
-    """A method that knows the model, on one instance."""
+def run_method(seed: int, method: str, steps: int, iterations: int) -> Data:
+    """Four PPO followers, every setting the default, or a method that knows the model, on one instance."""
     problem = random_incentive_design(seed=seed)
     leader: Any
-    if method == "pbrl":
+    if method == "sampled":
+        leader = PBRL(IncentiveDesignEnv(problem), PPO, NikaidoIsodaPenalty(), seed=seed)
+    elif method == "pbrl":
         config = TabularPBRLConfig(tau=0.1, eval_every=50, keep_best=False)
         leader = TabularPBRL(problem, NikaidoIsodaPenalty(lam=Geometric(2.0, 20.0)), config=config)
     else:
         leader = Hypergradient(problem, HypergradientConfig(eval_every=50, keep_best=False))
-    start = time.process_time()
-    leader.learn(iterations)
+    seconds = cpu_seconds(leader.learn, steps if method == "sampled" else iterations)
     last = leader.history[-1]
-    record = {"leader_return": last.leader_return, "at_pi_y": last.leader_return_at_pi_y, "gap": last.gap}
-    return {"seed": seed, "method": method, "seconds": round(time.process_time() - start, 1), **record}
+    row: Data = {"leader_return": last.leader_return, "at_pi_y": last.leader_return_at_pi_y, "gap": last.gap}
+    if method == "sampled":
+        curves = history(leader, "steps", "leader_return", "leader_return_at_pi_y", "gap")
+        row |= outcome(leader) | spent(leader) | {"history": curves}
+    return row | {"seconds": round(seconds, 1)}
 
 
 def run(quick: bool, jobs: int) -> Data:
     """All methods on all instances."""
     seeds, steps, iterations = (SEEDS[:2], 60_000, 30) if quick else (SEEDS, BUDGET, ITERATIONS)
-    exact = run_all(run_exact, [(s, name, iterations) for s in seeds for name in EXACT], jobs, "exact references")
-    sampled = run_all(run_sampled, [(s, steps) for s in seeds], jobs, "sampled")
-    return {"seeds": list(seeds), "budget": steps, "runs": sampled + exact}
+    cells = grid(seed=seeds, method=["sampled"]) + grid(seed=seeds, method=EXACT)
+    runs = run_all(run_method, cells, jobs, "instances", steps=steps, iterations=iterations)
+    return {"seeds": list(seeds), "budget": steps, "runs": runs}
 
 
 def shares(runs: Runs, key: str = "leader_return") -> list[float]:
@@ -93,23 +73,21 @@ def shares(runs: Runs, key: str = "leader_return") -> list[float]:
     return [(a - s) / (b - s) for a, b, s in zip(own, best, start, strict=True)]
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, 2, 11.0, 4.4)
+def picture(data: Data, returns: Any, gap: Any) -> None:
     """Return at Nash and at the own policies, and the gap, against steps."""
-    figure, axes = new_figure(1, 2, 11.0, 4.4)
     every = Runs(data["runs"])
     runs = every(method="sampled")["history"]
-    grid, (at_nash, at_pi_y, gaps) = on_grid(runs, 80, "leader_return", "leader_return_at_pi_y", "gap")
-    draw_band(axes[0, 0], grid / 1e6, at_nash, "tab:blue", "at the Nash equilibrium of x")
-    draw_band(axes[0, 0], grid / 1e6, at_pi_y, "tab:blue", "at its own policies", "--")
+    steps, (at_nash, at_pi_y, gaps) = on_grid(runs, 80, "leader_return", "leader_return_at_pi_y", "gap")
+    draw_band(returns, steps / 1e6, at_nash, "tab:blue", "at the Nash equilibrium of x")
+    draw_band(returns, steps / 1e6, at_pi_y, "tab:blue", "at its own policies", "--")
     for (name, text), look in zip(EXACT.items(), (":", "-."), strict=True):
         level = float(np.mean(every(method=name)["leader_return"]))
-        axes[0, 0].axhline(level, color="black", linestyle=look, linewidth=1.0, label=text)
-    axes[0, 0].set_title("designer's return", fontsize=10)
-    axes[0, 0].legend(fontsize=8, frameon=False)
-    draw_band(axes[0, 1], grid / 1e6, np.maximum(gaps, 1e-4), "tab:blue", None)
-    axes[0, 1].axhline(GAP, color="black", linewidth=0.8, linestyle=":")
-    axes[0, 1].set_yscale("log")
-    axes[0, 1].set_title(f"Nikaido-Isoda gap of its own policies (dotted: {GAP})", fontsize=10)
-    for panel in axes[0]:
-        panel.set_xlabel("environment steps, all counted (millions)")
-    save_figure(figure, path)
+        returns.axhline(level, color="black", linestyle=look, linewidth=1.0, label=text)
+    returns.set_title("designer's return", fontsize=10)
+    returns.legend(fontsize=8, frameon=False)
+    draw_band(gap, steps / 1e6, np.maximum(gaps, 1e-4), "tab:blue", None)
+    gap.axhline(GAP, color="black", linewidth=0.8, linestyle=":")
+    gap.set_title(f"Nikaido-Isoda gap of its own policies (dotted: {GAP})", fontsize=10)
+    returns.set(xlabel="environment steps, all counted (millions)")
+    gap.set(xlabel="environment steps, all counted (millions)", yscale="log")

@@ -10,7 +10,6 @@ five on the plain reward, all by DQN with the settings that rl-baselines3-zoo tu
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -19,13 +18,11 @@ from numpy.typing import NDArray
 from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-import bilevel_gym
 from bilevel_gym.agents import CMAES, CMAESConfig
 
-from .figures import draw_band, new_figure, save_figure
-from .runs import Data, Runs, run_all
+from .figures import draw_band, panels
+from .runs import Data, Runs, grid, run_all
 
-assert bilevel_gym.__version__
 SEEDS = tuple(range(1, 6))
 SEARCH_SEED = 0
 GAMMA = 0.98
@@ -104,11 +101,10 @@ def ways(model: DQN, tests: VecEnv) -> NDArray[np.float64]:
     return returns
 
 
-def follow(way: str, x: list[float], seed: int, quick: bool) -> Data:
+def follow(x: list[float], seed: int, quick: bool) -> Data:
     """One fresh follower: its tests, and the steps after which it first reached the goal in every episode of a test."""
     env = gym.make("bilevel_gym/ShapedMountainCar-v0", gamma=GAMMA)
-    leader: Any = env.unwrapped
-    leader.set_leader(x)
+    env.get_wrapper_attr("set_leader")(x)
     venv = DummyVecEnv([lambda: env])
     model = DQN("MlpPolicy", venv, seed=seed, **TUNED)
     tests = DummyVecEnv([lambda: gym.make("MountainCar-v0") for _ in range(TESTS)])
@@ -130,21 +126,21 @@ def follow(way: str, x: list[float], seed: int, quick: bool) -> Data:
     # exploration falls over a fifth of the zoo's budget, however soon a run is stopped
     model.learn(3_000 if quick else BUDGET, callback=note)
     seconds = time.process_time() - start
-    goal = reached[0] if reached else None
-    return {"way": way, "seed": seed, "steps": steps, "returns": returns, "goal": goal, "cpu_seconds": seconds}
+    return {"steps": steps, "returns": returns, "goal": next(iter(reached), None), "cpu_seconds": seconds}
 
 
-def _part(what: str, x: list[float], seed: int, quick: bool) -> Data:
-    return search(quick) if what == "search" else follow(what, x, seed, quick)
+def part(way: str, seed: int, x: list[float], quick: bool) -> Data:
+    """The search, or a follower of a way."""
+    return search(quick) if way == "search" else follow(x, seed, quick)
 
 
 def run(quick: bool, jobs: int) -> Data:
     """The search and the plain followers, then the shaped ones."""
-    seeds, zero = SEEDS[:1] if quick else SEEDS, [0.0, 0.0, 0.0]
-    tasks = [("search", zero, SEARCH_SEED, quick), *(("plain", zero, seed, quick) for seed in seeds)]
-    leader, *runs = run_all(_part, tasks, jobs, "search, plain followers")
-    shaped = [("shaped", leader["x"], seed, quick) for seed in seeds]
-    return {"leader": leader, "runs": runs + run_all(_part, shaped, jobs, "shaped followers")}
+    seeds = SEEDS[:1] if quick else SEEDS
+    first = [{"way": "search", "seed": SEARCH_SEED}, *grid(way=["plain"], seed=seeds)]
+    leader, *runs = run_all(part, first, jobs, "search, plain followers", x=[0.0, 0.0, 0.0], quick=quick)
+    runs += run_all(part, grid(way=["shaped"], seed=seeds), jobs, "shaped followers", x=leader["x"], quick=quick)
+    return {"leader": leader, "runs": runs}
 
 
 def steps_to_goal(runs: Runs) -> list[float]:
@@ -157,19 +153,15 @@ def final_returns(runs: Runs) -> list[float]:
     return [float(np.mean(returns[-(AFTER // CHECK) :])) for returns in runs["returns"]]
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, 1, 7.0, 4.2)
+def picture(data: Data, panel: Any) -> None:
     """Test returns against steps."""
-    figure, axes = new_figure(1, 1, 7.0, 4.2)
-    panel = axes[0, 0]
     for way, colour in (("plain", "tab:gray"), ("shaped", "tab:blue")):
         runs = Runs(data["runs"])(way=way)
         longest = max(len(r["steps"]) for r in runs)
-        grid = CHECK * np.arange(1, longest + 1)
         # a run that was stopped stands on at the mean of its last tests
         ends = final_returns(runs)
         curves = [r["returns"] + [end] * (longest - len(r["returns"])) for r, end in zip(runs, ends, strict=True)]
-        draw_band(panel, grid, curves, colour, WAYS[way])
-    panel.set_xlabel("environment steps of a fresh follower")
-    panel.set_ylabel("return on plain Mountain Car")
+        draw_band(panel, CHECK * np.arange(1, longest + 1), curves, colour, WAYS[way])
+    panel.set(xlabel="environment steps of a fresh follower", ylabel="return on plain Mountain Car")
     panel.legend(frameon=False)
-    save_figure(figure, path)

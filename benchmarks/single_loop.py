@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from bilevel_gym.agents.schedules import Power, as_schedule
 from bilevel_gym.envs.goal_placement import GoalPlacementProblem
 from bilevel_gym.envs.mdp import solve_soft, suboptimality
 
-from .figures import draw_band, new_figure, save_figure
+from .figures import draw_band, panels
 from .runs import Data, run_all
 from .statistics import paired_difference, wins
 
@@ -187,18 +187,16 @@ def record(grid: GoalPlacementProblem, method: Method, xs: Tensor, policies: Ten
 
 
 def run_together(names: Sequence[str], seeds: Sequence[int], plays: int, transitions: int) -> Data:
-    """Methods of one kind and one block on every grid: by name, ``seconds`` a run and ``grids``."""
+    """Methods of one kind and one block on every grid: ``methods``, by name ``seconds`` a run and ``grids``."""
     grids, methods = [GoalPlacementProblem(seed=seed) for seed in seeds], [METHODS[name] for name in names]
     start = time.process_time()
     xs, policies = side_by_side(grids, seeds, plays, methods, transitions)
     seconds = (time.process_time() - start) / (len(seeds) * plays * len(names))
-    return {
-        name: {
-            "seconds": seconds,
-            "grids": [record(grid, methods[i], xs[:, g, :, i], policies[g, :, i]) for g, grid in enumerate(grids)],
-        }
-        for i, name in enumerate(names)
-    }
+    found = {}
+    for i, name in enumerate(names):
+        rows = [record(grid, methods[i], xs[:, g, :, i], policies[g, :, i]) for g, grid in enumerate(grids)]
+        found[name] = {"seconds": seconds, "grids": rows}
+    return {"methods": found}
 
 
 def run(quick: bool, jobs: int) -> Data:
@@ -207,8 +205,8 @@ def run(quick: bool, jobs: int) -> Data:
     together: dict[tuple[str, int], list[str]] = {}
     for name, method in METHODS.items():
         together.setdefault((method.kind, method.config.block), []).append(name)
-    tasks = [(names, seeds, plays, transitions) for names in together.values()]
-    methods = {name: data for part in run_all(run_together, tasks, jobs, "groups") for name, data in part.items()}
+    groups = [{"names": names} for names in together.values()]
+    parts = run_all(run_together, groups, jobs, "groups", seeds=seeds, plays=plays, transitions=transitions)
     grids = [GoalPlacementProblem(seed=seed) for seed in seeds]
     return {
         "seeds": list(seeds),
@@ -216,7 +214,7 @@ def run(quick: bool, jobs: int) -> Data:
         "transitions": transitions,
         "optimum": [-grid.optimum(0.0).leader_return for grid in grids],
         "start": [distance(grid, grid.start_x(), TAU0S[0]) for grid in grids],
-        "methods": methods,
+        "methods": {name: found for part in parts for name, found in part["methods"].items()},
     }
 
 
@@ -236,20 +234,18 @@ def nearer(data: Data, name: str, tau0: float = TAU0S[0]) -> tuple[str, bool]:
     return text, difference.above_0
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, 2, 11.0, 4.2)
+def picture(data: Data, *axes: Any) -> None:
     """Distance to the optimum over transitions."""
-    figure, axes = new_figure(1, 2, 11.0, 4.2)
     points = np.linspace(0.0, data["transitions"], CHECKPOINTS + 1)
     taus = [name for name in METHODS if name in (REFERENCE, "fixed") or name.startswith("held")]
     others = [name for name in METHODS if name not in taus or name == REFERENCE]
-    for panel, names in zip(axes[0], (taus, others), strict=True):
+    for panel, names in zip(axes, (taus, others), strict=True):
         for name in names:
             grids = zip(data["start"], data["methods"][name]["grids"], strict=True)
             curves = [[start, *grid["curve"]] for start, grid in grids]
             style = "--" if name.startswith("held") else "-"
             draw_band(panel, points, curves, METHODS[name].colour, METHODS[name].label, style)
-        panel.set_yscale("log")
-        panel.set_xlabel("transitions")
+        panel.set(yscale="log", xlabel="transitions")
         panel.legend(frameon=False, fontsize=8)
-    axes[0, 0].set_ylabel(r"$F_0(x)$ less the least attainable")
-    save_figure(figure, path)
+    axes[0].set_ylabel(r"$F_0(x)$ less the least attainable")

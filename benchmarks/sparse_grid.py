@@ -12,7 +12,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,8 +31,8 @@ from bilevel_gym.envs.mdp import (
     value_iteration,
 )
 
-from .figures import new_figure, save_figure
-from .runs import Data, run_all
+from .figures import panels
+from .runs import Data, Runs, grid, run_all
 
 SIDES, KINDS = (100, 316, 1000, 2000), ("goal", "rewards")
 GAMMA, TAU, RESIDUAL, INTENDED = 0.99, 0.01, 1e-8, 0.7
@@ -111,7 +110,7 @@ def measure(side: int, kind: str) -> Data:
     mdp, build_cpu, _ = timed(lambda: grid_mdp(side, kind))
     tol = RESIDUAL * (1.0 - GAMMA) / (1.0 + TAU * math.log(4.0))  # times max |V|: at most 1e-8
     optimum, cpu, wall = timed(lambda: solve_soft(mdp, TAU, tol=tol))
-    record: Data = {"side": side, "states": mdp.n_states, "kind": kind, "nonzeros": int(mdp.P.nnz)}
+    record: Data = {"states": mdp.n_states, "nonzeros": int(mdp.P.nnz)}
     record |= {"build_cpu": build_cpu, "cpu": cpu, "wall": wall, "peak_gib": peak_gib()}
     again = soft_maximum(mdp, action_value(mdp, optimum.V), TAU) - optimum.V
     record |= {"residual": float(again.abs().max()), "steps": optimum.iterations, "products": optimum.products}
@@ -147,8 +146,7 @@ def measure(side: int, kind: str) -> Data:
 
 def run(quick: bool, jobs: int) -> Data:
     """Every cell, one after the other whatever ``jobs`` is: they are timed."""
-    cells = [(side, kind) for side in (SIDES[:1] if quick else SIDES) for kind in KINDS]
-    return {"runs": run_all(measure, cells, 1, "sparse_grid")}
+    return {"runs": run_all(measure, grid(side=SIDES[:1] if quick else SIDES, kind=KINDS), 1, "sparse_grid")}
 
 
 def met(run: Data) -> bool:
@@ -163,28 +161,21 @@ def sweep_seconds(data: Data, run: Data) -> tuple[int, float]:
     return sweeps, sweeps * run["sweep_cpu"]
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, 2, 10.0, 4.0)
+def picture(data: Data, seconds: Any, memory: Any) -> None:
     """Time and memory over the number of states."""
-    figure, axes = new_figure(1, 2, 10.0, 4.0)
-    seconds, memory = axes[0]
     for kind, colour in zip(KINDS, ("tab:blue", "tab:orange"), strict=True):
-        runs = [run for run in data["runs"] if run["kind"] == kind]
-        states = [run["states"] for run in runs]
-        seconds.plot(states, [run["cpu"] for run in runs], "o-", color=colour, label=f"soft optimum, {kind}")
+        runs = Runs(data["runs"])(kind=kind)
+        states = runs["states"]  # where a grid has no hypergradient, its place is empty
+        seconds.plot(states, runs["cpu"], "o-", color=colour, label=f"soft optimum, {kind}")
         sweeps = [sweep_seconds(data, run)[1] for run in runs]
         seconds.plot(states, sweeps, "x:", color=colour, label=f"value iteration, {kind}")
-        memory.plot(states, [run["peak_gib"] for run in runs], "o-", color=colour, label=f"soft optimum, {kind}")
-        through = [run for run in runs if "gradient_cpu" in run]
-        states = [run["states"] for run in through]
-        label = f"hypergradient, {kind}"
-        seconds.plot(states, [run["gradient_cpu"] for run in through], "^--", color=colour, label=label)
-        memory.plot(states, [run["gradient_peak_gib"] for run in through], "^--", color=colour)
+        seconds.plot(states, runs["gradient_cpu"], "^--", color=colour, label=f"hypergradient, {kind}")
+        memory.plot(states, runs["peak_gib"], "o-", color=colour)
+        memory.plot(states, runs["gradient_peak_gib"], "^--", color=colour)
     for panel, limit in ((seconds, TARGET_SECONDS), (memory, TARGET_GIB)):
         panel.axhline(limit, color="0.6", linestyle=":", linewidth=1.0)
-        panel.set_xscale("log")
-        panel.set_yscale("log")
-        panel.set_xlabel("states")
+        panel.set(xscale="log", yscale="log", xlabel="states")
     seconds.set_ylabel("CPU seconds, one thread")
     memory.set_ylabel("peak memory, GiB")
     seconds.legend(fontsize=7, frameon=False)
-    save_figure(figure, path)

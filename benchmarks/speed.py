@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm.auto import tqdm
@@ -24,7 +26,6 @@ from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.wrappers import RewardMixing, set_leader
 
-from . import vector_env
 from .runs import Data
 
 ENV_ID = "bilevel_gym/StackelbergGame-v0"
@@ -33,6 +34,7 @@ SIZES = (20, 100)
 STEPS = 60_000
 """Environment steps, those of both followers together, of one repetition of either kind."""
 REPEATS = 7
+COPIES, SIMULATOR_REPEATS = (64, 4096), 9
 ITERATIONS = 100
 RATIO, NATIVE_US, NATIVE_RATIO, EXACT_MS = 0.95, 0.05, 75.0, 3.0
 
@@ -85,8 +87,8 @@ def loop_speed(leader: PBRL, steps: int) -> Data:
 
 def plain_speed(model: BaseAlgorithm, steps: int) -> Data:
     """Frames a second of one long call of ``learn``."""
-    clock, before = Clock(), model.num_timesteps
-    with clock:
+    before = model.num_timesteps
+    with Clock() as clock:
         model.learn(steps, reset_num_timesteps=False)
     done = model.num_timesteps - before
     return {"cpu": done / clock.cpu, "wall": done / clock.wall}
@@ -107,16 +109,14 @@ def follower_speed(algorithm: str, size: int, steps: int, repeats: int) -> Data:
     for _ in range(repeats):
         loop.append(loop_speed(leader, steps))
         plain.append(plain_speed(model, steps))
-    inside, alone = medians(loop), medians(plain)
     return {
         "algorithm": algorithm,
         "n_states": size,
         "follower_steps": leader.config.follower_steps,
         "n_envs": leader.config.n_envs,
-        "loop": inside,
-        "plain": alone,
-        "ratio_cpu": statistics.median(a["cpu"] / b["cpu"] for a, b in zip(loop, plain, strict=True)),
-        "ratio_wall": statistics.median(a["wall"] / b["wall"] for a, b in zip(loop, plain, strict=True)),
+        "loop": medians(loop),
+        "plain": medians(plain),
+        **medians([{f"ratio_{key}": a[key] / b[key] for key in b} for a, b in zip(loop, plain, strict=True)]),
         "hand_over_ms": hand_over_ms(leader),
         "repetitions": {"loop": loop, "plain": plain},
     }
@@ -124,11 +124,45 @@ def follower_speed(algorithm: str, size: int, steps: int, repeats: int) -> Data:
 
 def hand_over_ms(leader: PBRL, repeats: int = 50) -> float:
     """Milliseconds, of the above, of drawing x + noise and giving it to one follower's copies."""
-    clock = Clock()
-    with clock:
+    with Clock() as clock:
         for _ in range(repeats):
             set_leader(leader.best_response.venv, leader.neighbourhood(leader.state))
     return clock.cpu / repeats * 1e3
+
+
+def microseconds_per_step(env: gym.vector.VectorEnv[Any, Any, Any], steps: int) -> float:
+    """Microseconds an environment step, a copy counted once: the median over runs of so many ``steps``."""
+    rng = np.random.default_rng(0)
+    actions = rng.integers(env.single_action_space.n, size=(steps, env.num_envs))  # type: ignore[attr-defined]
+    env.reset(seed=0)
+    env.step(actions[0])
+    times = []
+    for _ in range(SIMULATOR_REPEATS):
+        with Clock() as clock:
+            for row in actions:
+                env.step(row)
+        times.append(clock.wall)
+    return statistics.median(times) / (steps * env.num_envs) * 1e6
+
+
+def simulator_speed() -> dict[str, float]:
+    """Row 2: ``native_<n>_us`` and ``ratio_<n>`` for n copies, ``sync_us`` and ``set_leader_us``, infos included.
+
+    SyncVectorEnv is measured at 64 copies: each copy holds its own game, and its time a copy hardly depends on their number.
+    """
+    sync = gym.make_vec(ENV_ID, num_envs=64, vectorization_mode="sync")
+    results = {"sync_us": microseconds_per_step(sync, steps=100)}
+    sync.close()
+    for n in COPIES:
+        results[f"native_{n}_us"] = microseconds_per_step(gym.make_vec(ENV_ID, num_envs=n), steps=300)
+        results[f"ratio_{n}"] = results["sync_us"] / results[f"native_{n}_us"]
+    env: Any = gym.make(ENV_ID).unwrapped
+    x, times = np.linspace(-1.0, 1.0, env.leader_space.shape[0]), []
+    for _ in range(200):
+        with Clock() as clock:
+            env.set_leader(x)
+        times.append(clock.wall)
+    return results | {"set_leader_us": statistics.median(times) * 1e6}
 
 
 EXACT: dict[str, Callable[[Any], ExactLeader]] = {
@@ -140,32 +174,25 @@ EXACT: dict[str, Callable[[Any], ExactLeader]] = {
 
 def exact_speed(label: str, iterations: int, repeats: int) -> Data:
     """Row 3: milliseconds an exact iteration, 100 states and 5 x 5 actions, evaluations included."""
-    problem, cpu, wall = random_stackelberg(100, 5, 5), [], []
+    problem, times = random_stackelberg(100, 5, 5), []
     EXACT[label](problem).learn(5)
     for _ in range(repeats):
-        leader, clock = EXACT[label](problem), Clock()
-        with clock:
+        leader = EXACT[label](problem)
+        with Clock() as clock:
             leader.learn(iterations)
-        cpu.append(clock.cpu / iterations * 1e3)
-        wall.append(clock.wall / iterations * 1e3)
-    return {
-        "label": label,
-        "cpu_ms": statistics.median(cpu),
-        "wall_ms": statistics.median(wall),
-        "iterations": iterations,
-    }
+        times.append({"cpu_ms": clock.cpu / iterations * 1e3, "wall_ms": clock.wall / iterations * 1e3})
+    return {"label": label, "iterations": iterations, **medians(times)}
 
 
 def run(quick: bool, jobs: int) -> Data:
     """Measure, one thing after the other whatever ``jobs`` is."""
     steps, repeats, iterations = (8_000, 2, 20) if quick else (STEPS, REPEATS, ITERATIONS)
     tasks = [(name, size) for size in SIZES for name in ALGORITHMS]
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "seeds": [0],
-        "load_before": load,
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "repeats": repeats,
         "exact": [exact_speed(label, iterations, repeats) for label in tqdm(EXACT, desc="exact iteration")],
-        "vector_env": vector_env.run(),
+        "vector_env": simulator_speed(),
         "followers": [follower_speed(name, size, steps, repeats) for name, size in tqdm(tasks, desc="followers")],
     }

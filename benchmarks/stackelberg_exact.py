@@ -12,10 +12,8 @@ the method's own follower, ``J_L(x, pi_y)``, which is what the paper plots.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,76 +37,20 @@ from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
 
-from .figures import draw_band, new_figure, save_figure, share_limits
-from .runs import Data, Runs, run_all
+from .figures import draw_band, panels, share_limits
+from .runs import Data, Runs, cpu_seconds, grid, history, run_all
 
 SEEDS = tuple(range(10))
 SIZES = (20, 100)
 ITERATIONS = 300
 PUBLISHED_ITERATIONS = 10_000
-PUBLISHED_STEP = 0.1
-PUBLISHED_TAU = 0.001
 TAU0 = 0.002
 AGAINST = -0.01
 """Weight of the leader's reward in the follower's that breaks ties against the leader."""
 CURVE_POINTS = 100
 
 
-def independent(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
-    """The independent gradient's defaults; keeping the best x seen leaves its path as it is."""
-    return IndependentPolicyGradient(problem, IndependentPolicyGradientConfig(keep_best=True, eval_every=eval_every))
-
-
-def pbrl(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
-    """PBRL's defaults: lam 2 to 20, tau 0.2 to 0.003, the follower's answer solved for every x."""
-    return TabularPBRL(problem, config=TabularPBRLConfig(eval_every=eval_every))
-
-
-def pbrl_joint(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
-    """The same with one joint step in x and y."""
-    return TabularPBRL(problem, config=TabularPBRLConfig(follower=Softmax(), eval_every=eval_every))
-
-
-def hypergradient(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
-    """The hypergradient, tau 0.3 to 0.003."""
-    return Hypergradient(problem, HypergradientConfig(tau=Geometric(0.3, 0.003), eval_every=eval_every))
-
-
-def hypergradient_quenched(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
-    """The hypergradient's defaults: tau 0.07 for a sixth of the iterations, then 0.003."""
-    return Hypergradient(problem, HypergradientConfig(eval_every=eval_every))
-
-
-def published_value(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
-    """Value penalty, lam = 2, T = 1."""
-    return TabularPBRL(problem, ValuePenalty(lam=2.0), MirrorDescent(iterations=1), _published_config(eval_every))
-
-
-def published_bellman(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
-    """Bellman penalty, lam = 7, T = 10."""
-    return TabularPBRL(problem, BellmanPenalty(lam=7.0), MirrorDescent(iterations=10), _published_config(eval_every))
-
-
-def _published_config(eval_every: int) -> TabularPBRLConfig:
-    return TabularPBRLConfig(
-        follower=Softmax(),
-        learning_rate=PUBLISHED_STEP,
-        optimizer_class=torch.optim.SGD,
-        tau=PUBLISHED_TAU,
-        eval_every=eval_every,
-    )
-
-
-def published_independent(problem: StackelbergProblem, eval_every: int = 10) -> ExactLeader:
-    """The independent gradient by the same steps."""
-    config = IndependentPolicyGradientConfig(
-        learning_rate=PUBLISHED_STEP,
-        optimizer_class=torch.optim.SGD,
-        tau=PUBLISHED_TAU,
-        keep_best=True,
-        eval_every=eval_every,
-    )
-    return IndependentPolicyGradient(problem, config)
+PUBLISHED: dict[str, Any] = {"learning_rate": 0.1, "optimizer_class": torch.optim.SGD, "tau": 0.001}
 
 
 @dataclass(frozen=True)
@@ -117,28 +59,48 @@ class Method:
 
     Attributes:
         label: its name in tables and pictures.
-        build: the leader, from a problem and the iterations between evaluations.
+        leader: its class.
+        config: its settings.
+        arguments: what follows the problem: the penalty and the inner solver.
         published: whether it is one of the published settings.
-        colour: in the picture; None leaves it out.
+        colour: in the picture.
     """
 
     label: str
-    build: Callable[..., ExactLeader]
+    leader: Callable[..., ExactLeader]
+    config: Any
+    arguments: tuple[Any, ...] = ()
     published: bool = False
-    colour: str | None = None
+    colour: str = "black"
 
+    def build(self, problem: StackelbergProblem, eval_every: int) -> ExactLeader:
+        """The leader."""
+        return self.leader(problem, *self.arguments, config=replace(self.config, eval_every=eval_every))
+
+
+JOINT = TabularPBRLConfig(follower=Softmax(), **PUBLISHED)
+VALUE = (ValuePenalty(lam=2.0), MirrorDescent(iterations=1))
+BELLMAN = (BellmanPenalty(lam=7.0), MirrorDescent(iterations=10))
+# Keeping the best x seen leaves the independent gradient's path as it is.
+NAIVE = IndependentPolicyGradientConfig(keep_best=True)
+NAIVE_PUBLISHED = IndependentPolicyGradientConfig(keep_best=True, **PUBLISHED)
+ANNEALED = HypergradientConfig(tau=Geometric(0.3, 0.003))
 
 METHODS = {
-    "independent": Method("independent gradient", independent, colour="#7f7f7f"),
-    "pbrl": Method("PBRL, value, annealed (default)", pbrl, colour="#1f77b4"),
-    "pbrl_joint": Method("PBRL, value, annealed, joint steps", pbrl_joint, colour="#17becf"),
-    "hypergradient": Method("hypergradient, annealed", hypergradient, colour="#2ca02c"),
-    "hypergradient_quenched": Method(
-        "hypergradient, hot, then cold (default)", hypergradient_quenched, colour="#9467bd"
+    "independent": Method("independent gradient", IndependentPolicyGradient, NAIVE, colour="#7f7f7f"),
+    "pbrl": Method("PBRL, value, annealed (default)", TabularPBRL, TabularPBRLConfig(), colour="#1f77b4"),
+    "pbrl_joint": Method(
+        "PBRL, value, annealed, joint steps", TabularPBRL, TabularPBRLConfig(follower=Softmax()), colour="#17becf"
     ),
-    "published_independent": Method("independent gradient", published_independent, published=True, colour="#7f7f7f"),
-    "published_value": Method("PBRL, value, lam 2, T 1", published_value, published=True, colour="#1f77b4"),
-    "published_bellman": Method("PBRL, Bellman, lam 7, T 10", published_bellman, published=True, colour="#d62728"),
+    "hypergradient": Method("hypergradient, annealed", Hypergradient, ANNEALED, colour="#2ca02c"),
+    "hypergradient_quenched": Method(
+        "hypergradient, hot, then cold (default)", Hypergradient, HypergradientConfig(), colour="#9467bd"
+    ),
+    "published_independent": Method(
+        "independent gradient", IndependentPolicyGradient, NAIVE_PUBLISHED, published=True, colour="#7f7f7f"
+    ),
+    "published_value": Method("PBRL, value, lam 2, T 1", TabularPBRL, JOINT, VALUE, True, "#1f77b4"),
+    "published_bellman": Method("PBRL, Bellman, lam 7, T 10", TabularPBRL, JOINT, BELLMAN, True, "#d62728"),
 }
 
 
@@ -156,26 +118,14 @@ def point(problem: StackelbergProblem, x: Any, evaluation: Evaluation) -> Data:
     }
 
 
-def run_game(size: int, seed: int, name: str, iterations: int) -> Data:
+def run_game(size: int, method: str, seed: int, iterations: int) -> Data:
     """One method on one game."""
     problem = random_stackelberg(size, seed=seed)
-    leader = METHODS[name].build(problem, max(10, iterations // CURVE_POINTS))
-    leader.learn(iterations)
-    assert leader.kept is not None
-    columns = {
-        "iteration": [e.iteration for e in leader.history],
-        "leader_return": [round(e.leader_return, 5) for e in leader.history],
-        "at_pi_y": [round(float(e.leader_return_at_pi_y or 0.0), 5) for e in leader.history],
-        "gap": [round(float(e.gap or 0.0), 7) for e in leader.history],
-    }
+    leader = METHODS[method].build(problem, max(10, iterations // CURVE_POINTS)).learn(iterations)
     return {
-        "size": size,
-        "seed": seed,
-        "method": name,
-        "iterations": iterations,
         "last": point(problem, leader.last_x, leader.history[-1]),
-        "best": point(problem, leader.x, leader.kept.evaluation),
-        "history": columns,
+        "best": point(problem, leader.x, leader.evaluate()),
+        "history": history(leader, "iteration", "leader_return", "gap", digits=7, at_pi_y="leader_return_at_pi_y"),
     }
 
 
@@ -183,29 +133,20 @@ def cost_ms(size: int, name: str, iterations: int) -> float:
     """CPU milliseconds an iteration on game 0, evaluations every 10 iterations included."""
     leader = METHODS[name].build(random_stackelberg(size, seed=0), 10)
     leader.learn(5)
-    start = time.process_time()
-    leader.learn(iterations)
-    return (time.process_time() - start) / iterations * 1e3
-
-
-def costs(quick: bool) -> Data:
-    """Cost of every method by size, measured one after the other."""
-    iterations = 10 if quick else 100
-    return {str(size): {name: cost_ms(size, name, iterations) for name in METHODS} for size in SIZES}
+    return cpu_seconds(leader.learn, iterations) / iterations * 1e3
 
 
 def run(quick: bool, jobs: int) -> Data:
     """Every method on every game."""
-    seeds = SEEDS[:2] if quick else SEEDS
-    count = {False: 40 if quick else ITERATIONS, True: 100 if quick else PUBLISHED_ITERATIONS}
-    tasks = [
-        (size, seed, name, count[method.published])
-        for size in sorted(SIZES, reverse=True)
-        for name, method in sorted(METHODS.items(), key=lambda item: -count[item[1].published])
-        for seed in seeds
+    seeds, own, published = (SEEDS[:2], 40, 100) if quick else (SEEDS, ITERATIONS, PUBLISHED_ITERATIONS)
+    longest_first = sorted(METHODS, key=lambda name: not METHODS[name].published)
+    cells = [
+        cell | {"iterations": published if METHODS[cell["method"]].published else own}
+        for cell in grid(size=sorted(SIZES, reverse=True), method=longest_first, seed=seeds)
     ]
-    cost = costs(quick)
-    runs = run_all(run_game, tasks, jobs, "exact games")
+    # Costs are measured before the runs, one after the other.
+    cost = {str(size): {name: cost_ms(size, name, 10 if quick else 100) for name in METHODS} for size in SIZES}
+    runs = run_all(run_game, cells, jobs, "exact games")
     return {"seeds": list(seeds), "sizes": list(SIZES), "cost_ms": cost, "runs": runs}
 
 
@@ -235,32 +176,23 @@ PANELS = (
 )
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(2, 3, 12.5, 6.8)
+def picture(data: Data, *axes: Any) -> None:
     """Three panels over iterations, the published settings above and the annealed ones below."""
     size = max(data["sizes"])
-    figure, axes = new_figure(2, 3, 12.5, 6.8)
-    for row, published in enumerate((True, False)):
-        for panel, (key, heading) in zip(axes[row], PANELS, strict=True):
-            draw_panel(panel, data, size, key, published)
-            panel.set_title(heading if row == 0 else "", fontsize=10)
-        axes[row][0].set_ylabel("as published, exact gradients" if published else "annealed defaults")
-        axes[row][2].legend(fontsize=8, loc="lower right", frameon=False)
-    share_limits(axes[:, [0, 2]].ravel())
-    figure.suptitle(
-        f"{len(data['seeds'])} random Stackelberg games of {size} states: mean and its 95% band", fontsize=11
-    )
-    save_figure(figure, path)
-
-
-def draw_panel(panel: Any, data: Data, size: int, key: str, published: bool) -> None:
-    """One quantity of one group of methods."""
-    for name, method in METHODS.items():
-        if method.published != published or method.colour is None or (key == "gap" and name == "hypergradient"):
-            continue
-        histories = Runs(data["runs"])(size=size, method=name)["history"]
-        draw_band(panel, histories[0]["iteration"], [h[key] for h in histories], method.colour, method.label)
-    panel.set_xlabel("iterations")
-    if key == "gap":
-        panel.set_yscale("log")
-        panel.axhline(0.02, color="black", linewidth=0.8, linestyle=":")
-        panel.set_ylim(3e-3, 3.0)
+    for row, published in ((axes[:3], True), (axes[3:], False)):
+        for panel, (key, heading) in zip(row, PANELS, strict=True):
+            for name, method in METHODS.items():
+                if method.published == published and (key, name) != ("gap", "hypergradient"):
+                    histories = Runs(data["runs"])(size=size, method=name)["history"]
+                    curves = [curve[key] for curve in histories]
+                    draw_band(panel, histories[0]["iteration"], curves, method.colour, method.label)
+            panel.set_xlabel("iterations")
+            panel.set_title(heading if published else "", fontsize=10)
+        row[0].set_ylabel("as published, exact gradients" if published else "annealed defaults")
+        row[1].axhline(0.02, color="black", linewidth=0.8, linestyle=":")
+        row[1].set(yscale="log", ylim=(3e-3, 3.0))
+        row[2].legend(fontsize=8, loc="lower right", frameon=False)
+    share_limits(axes[i] for i in (0, 2, 3, 5))
+    title = f"{len(data['seeds'])} random Stackelberg games of {size} states: mean and its 95% band"
+    axes[0].figure.suptitle(title, fontsize=11)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import stable_baselines3
-import torch
 
 from bilevel_gym.agents import (
     PBRL,
@@ -26,17 +25,15 @@ from bilevel_gym.agents import (
     Rollouts,
     TabularPBRL,
     ValuePenalty,
-    leader_return_at_best_response,
 )
 from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
 from bilevel_gym.agents.exact import ExactLeader
-from bilevel_gym.agents.leader import Leader
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
 
 from .figures import draw_band, new_figure, on_grid, save_figure, share_limits
-from .runs import Data, Runs, run_all
+from .runs import Data, Runs, cpu_seconds, grid, history, outcome, run_all, spent
 from .statistics import paired_ratio
 
 SEEDS = tuple(range(5, 10))
@@ -46,7 +43,6 @@ BUDGET = 2_000_000
 ASKED = 1_980_000
 """Steps asked for: the last iteration is finished, and the sum stays within the budget."""
 EXACT_ITERATIONS = 300
-TAU0 = 0.002
 ALGORITHMS = {"PPO": "#1f77b4", "A2C": "#ff7f0e", "DQN": "#2ca02c"}
 SOURCES = {"rollouts": "rollouts alone", "model": "through the known model"}
 TARGETS = {("rollouts", 20): 0.80, ("rollouts", 100): None, ("model", 20): 0.90, ("model", 100): 0.85}
@@ -86,50 +82,21 @@ def sampled_leader(method: str, size: int, seed: int) -> PBRL:
     return PBRL("bilevel_gym/StackelbergGame-v0", follower, config=config, seed=seed, env_kwargs=kwargs)
 
 
-def record(leader: Leader, problem: StackelbergProblem, method: str, size: int, seed: int, seconds: float) -> Data:
-    """What is reported of one run."""
-    last = leader.history[-1]
-    return {
-        "method": method,
-        "size": size,
-        "seed": seed,
-        "seconds": round(seconds, 1),
-        "iterations": leader.iteration,
-        "best": leader_return_at_best_response(problem, torch.from_numpy(leader.x), TAU0),
-        "last": leader_return_at_best_response(problem, torch.from_numpy(leader.last_x), TAU0),
-        "at_pi_y": last.leader_return_at_pi_y,
-        "gap": last.gap,
-    }
-
-
 def run_exact(method: str, size: int, seed: int, iterations: int) -> Data:
     """An exact method on one game."""
-    problem = random_stackelberg(size, seed=seed)
-    leader = exact_leader(method, problem)
-    start = time.process_time()
-    leader.learn(iterations)
-    return record(leader, problem, method, size, seed, time.process_time() - start)
+    leader = exact_leader(method, random_stackelberg(size, seed=seed))
+    seconds = cpu_seconds(leader.learn, iterations)
+    return outcome(leader) | {"seconds": round(seconds, 1)}
 
 
 def run_sampled(method: str, size: int, seed: int, steps: int) -> Data:
     """A sampled method on one game."""
     start = time.process_time()
-    leader = sampled_leader(method, size, seed)
-    leader.learn(steps)
+    leader = sampled_leader(method, size, seed).learn(steps)
     seconds = time.process_time() - start
     assert leader.num_timesteps <= BUDGET, f"{method}: {leader.num_timesteps} steps"
-    problem = leader.worlds.problem
-    assert isinstance(problem, StackelbergProblem)
-    history = {
-        "steps": [e.steps for e in leader.history],
-        "leader_return": [round(e.leader_return, 4) for e in leader.history],
-        "at_pi_y": [round(float(e.leader_return_at_pi_y or 0.0), 4) for e in leader.history],
-    }
-    return record(leader, problem, method, size, seed, seconds) | {
-        "steps": leader.num_timesteps,
-        "oracle_failures": leader.oracle_failures,
-        "history": history,
-    }
+    curves = history(leader, "steps", "leader_return", digits=4, at_pi_y="leader_return_at_pi_y")
+    return outcome(leader) | spent(leader) | {"seconds": round(seconds, 1), "history": curves}
 
 
 def sampled_methods() -> list[str]:
@@ -141,11 +108,10 @@ def run(quick: bool, jobs: int) -> Data:
     """Every method on every game."""
     seeds, sizes = (SEEDS[:2], SIZES[:1]) if quick else (SEEDS, SIZES)
     asked, iterations = (60_000, 30) if quick else (ASKED, EXACT_ITERATIONS)
-    games = [(size, seed) for size in sizes for seed in seeds]
     slowest_first = sorted(sampled_methods(), key=lambda name: not name.startswith("DQN"))
-    tasks = [(name, *game, asked) for name in slowest_first for game in games]
-    sampled = run_all(run_sampled, tasks, jobs, "sampled games")
-    exact = run_all(run_exact, [(name, *game, iterations) for name in EXACT for game in games], jobs, "exact")
+    games = grid(method=slowest_first, size=sizes, seed=seeds)
+    sampled = run_all(run_sampled, games, jobs, "sampled games", steps=asked)
+    exact = run_all(run_exact, grid(method=EXACT, size=sizes, seed=seeds), jobs, "exact", iterations=iterations)
     return {"seeds": list(seeds), "sizes": list(sizes), "budget": BUDGET, "asked": asked, "runs": sampled + exact}
 
 
@@ -185,12 +151,12 @@ def picture(data: Data, path: Path) -> None:
             shown = {"naive": "0.5"} | {f"{name}/{source}": colour for name, colour in ALGORITHMS.items()}
             for method, colour in shown.items():
                 runs = every(method=method, size=size)["history"]
-                grid, (curves, at_pi_y) = on_grid(runs, 80, "leader_return", "at_pi_y")
+                steps, (curves, at_pi_y) = on_grid(runs, 80, "leader_return", "at_pi_y")
                 name = "PPO, naive" if method == "naive" else f"PBRL, {method.split('/')[0]}"
-                draw_band(panel, grid / 1e6, curves, colour, name)
+                draw_band(panel, steps / 1e6, curves, colour, name)
                 if method == "naive":
                     mean = np.mean(at_pi_y, axis=0)
-                    panel.plot(grid / 1e6, mean, "--", color=colour, linewidth=1.0, label=r"its $J_L(x, \pi_y)$")
+                    panel.plot(steps / 1e6, mean, "--", color=colour, linewidth=1.0, label=r"its $J_L(x, \pi_y)$")
             for name, look in (("independent", ":"), ("hypergradient", "-.")):
                 level = float(np.mean(every(method=name, size=size)["last"]))
                 panel.axhline(level, color="black", linestyle=look, linewidth=1.0, label=EXACT[name])

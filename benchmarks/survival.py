@@ -7,6 +7,7 @@ and the log are compared with those of a process that nobody killed.
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import multiprocessing
@@ -15,7 +16,8 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,6 @@ SMALL = PBRLConfig(n_envs=4, follower_steps=64, warmup_steps=64, estimator=Rollo
 ASKED = PreferenceConfig(
     labels=40, first_labels=8, length=5, first_steps=64, follower_steps=64, n_envs=4, epochs=2, first_epochs=5
 )
-NET: dict[str, Any] = {"net_arch": [16]}
 
 
 @dataclass(frozen=True)
@@ -55,71 +56,51 @@ class Run:
     """A run to be killed.
 
     Attributes:
-        make: what builds its leader.
-        load: what reads it back.
+        leader: its class.
+        arguments: what it is made of.
+        named: the same by name.
         total: what ``learn`` is given.
         every: outer iterations between checkpoints.
     """
 
-    make: Callable[[], Any]
-    load: Callable[[Path], Any]
+    leader: type[Any]
+    arguments: tuple[Any, ...]
+    named: dict[str, Any]
     total: int
     every: int
 
+    def make(self) -> Any:
+        """The leader."""
+        return self.leader(*self.arguments, **self.named)
 
-def dqn(venv: Any) -> DQN:
-    """A small DQN with a small buffer."""
-    return DQN(
-        "MlpPolicy", venv, gamma=0.9, learning_starts=64, batch_size=64, buffer_size=4000, policy_kwargs=dict(NET)
-    )
-
-
-def sac(venv: Any) -> SAC:
-    """A small SAC with a small buffer."""
-    return SAC(
-        "MlpPolicy", venv, gamma=0.95, learning_starts=64, batch_size=64, buffer_size=4000, policy_kwargs=dict(NET)
-    )
+    def load(self, path: Path) -> Any:
+        """The leader from its file, which does not hold followers that are functions."""
+        return self.leader.load(path, *filter(inspect.isfunction, self.arguments))
 
 
-def _game(follower: Any, penalty: Any = None, config: PBRLConfig = SMALL) -> PBRL:
-    return PBRL(GAME, follower, penalty, config, env_kwargs={"n_states": 5})
+def small(algorithm: type[DQN | SAC], gamma: float) -> Callable[[Any], DQN | SAC]:
+    """A small follower with a small buffer."""
+    settings: dict[str, Any] = {"learning_starts": 64, "batch_size": 64, "buffer_size": 4000}
+    return lambda venv: algorithm("MlpPolicy", venv, gamma=gamma, policy_kwargs={"net_arch": [16]}, **settings)
 
 
-def _in_processes() -> PBRL:
-    return _game(PPO, config=PBRLConfig(**{**vars(SMALL), "vec_env": "subproc", "n_envs": 2, "estimator": Rollouts(2)}))
-
-
+DQN_9, SAC_95 = small(DQN, 0.9), small(SAC, 0.95)
+GAME_20: dict[str, Any] = {"env_kwargs": {"n_states": 20}}
+GAME_5: dict[str, Any] = {"config": SMALL, "env_kwargs": {"n_states": 5}}
+IN_PROCESSES = replace(SMALL, vec_env="subproc", n_envs=2, estimator=Rollouts(2))
+OF_A_GAME = PBRLConfig.for_a_game(n_envs=4, follower_steps=64, warmup_steps=64, estimator=Rollouts(8))
+SEARCH = CMAESConfig(follower_steps=256, n_envs=4, rollout_envs=8)
 RUNS: dict[str, Run] = {
-    "TabularPBRL": Run(lambda: TabularPBRL(GAME, env_kwargs={"n_states": 20}), TabularPBRL.load, 100, 3),
-    "Hypergradient": Run(lambda: Hypergradient(GAME, env_kwargs={"n_states": 20}), Hypergradient.load, 100, 3),
-    "PBRL, A2C": Run(lambda: _game(A2C), PBRL.load, 20_000, 2),
-    "PBRL, DQN": Run(lambda: _game(dqn), lambda path: PBRL.load(path, dqn), 12_000, 2),
-    "PBRL, DQN, Bellman penalty": Run(
-        lambda: _game(dqn, BellmanPenalty(lam=4.0)), lambda path: PBRL.load(path, dqn), 12_000, 2
-    ),
-    "PBRL, SAC": Run(
-        lambda: PBRL(LQ, sac, config=SMALL, env_kwargs={"gamma": 0.95}), lambda path: PBRL.load(path, sac), 12_000, 1
-    ),
-    "PBRL, PPO in worker processes": Run(_in_processes, PBRL.load, 6_000, 1),
-    "PBRL over a game, A2C": Run(
-        lambda: PBRL(
-            "bilevel_gym/incentive_design_v0",
-            A2C,
-            config=PBRLConfig.for_a_game(n_envs=4, follower_steps=64, warmup_steps=64, estimator=Rollouts(8)),
-        ),
-        PBRL.load,
-        30_000,
-        2,
-    ),
-    "PreferencePBRL, A2C": Run(
-        lambda: PreferencePBRL("bilevel_gym/RewardGrid-v0", A2C, config=ASKED), PreferencePBRL.load, 4_000, 1
-    ),
-    "CMAES, A2C": Run(
-        lambda: CMAES("bilevel_gym/TwoState-v0", A2C, CMAESConfig(follower_steps=256, n_envs=4, rollout_envs=8)),
-        CMAES.load,
-        40_000,
-        1,
-    ),
+    "TabularPBRL": Run(TabularPBRL, (GAME,), GAME_20, 100, 3),
+    "Hypergradient": Run(Hypergradient, (GAME,), GAME_20, 100, 3),
+    "PBRL, A2C": Run(PBRL, (GAME, A2C), GAME_5, 20_000, 2),
+    "PBRL, DQN": Run(PBRL, (GAME, DQN_9), GAME_5, 12_000, 2),
+    "PBRL, DQN, Bellman penalty": Run(PBRL, (GAME, DQN_9, BellmanPenalty(lam=4.0)), GAME_5, 12_000, 2),
+    "PBRL, SAC": Run(PBRL, (LQ, SAC_95), {"config": SMALL, "env_kwargs": {"gamma": 0.95}}, 12_000, 1),
+    "PBRL, PPO in worker processes": Run(PBRL, (GAME, PPO), GAME_5 | {"config": IN_PROCESSES}, 6_000, 1),
+    "PBRL over a game, A2C": Run(PBRL, ("bilevel_gym/incentive_design_v0", A2C), {"config": OF_A_GAME}, 30_000, 2),
+    "PreferencePBRL, A2C": Run(PreferencePBRL, ("bilevel_gym/RewardGrid-v0", A2C), {"config": ASKED}, 4_000, 1),
+    "CMAES, A2C": Run(CMAES, ("bilevel_gym/TwoState-v0", A2C, SEARCH), {}, 40_000, 1),
 }
 
 
@@ -189,36 +170,27 @@ def live(name: str, folder: Path, kill: tuple[int, float] | None) -> Lived:
 
 def contents(path: Path) -> dict[str, Any]:
     """Header, tensors and arrays of a leader file."""
-    found: dict[str, Any] = {}
+    readers: dict[str, Any] = {".json": json.load, ".pt": partial(torch.load, weights_only=True)}
     with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            data = io.BytesIO(archive.read(name))
-            if name.endswith(".json"):
-                found[name] = json.loads(data.read())
-            elif name.endswith(".pt"):
-                found[name] = torch.load(data, weights_only=True)
-            else:
-                found[name] = np.load(data, allow_pickle=False)
-    return found
+        files = {name: io.BytesIO(archive.read(name)) for name in archive.namelist()}
+    return {name: readers.get(Path(name).suffix, np.load)(file) for name, file in files.items()}
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
     """Where two nested things differ by a bit."""
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        one, other = one.numpy(), other.numpy()
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        same = one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
-        return [] if same else [where]
     if type(one) is not type(other):
         return [f"{where} ({type(one).__name__}, {type(other).__name__})"]
+    if isinstance(one, torch.Tensor):
+        one, other = one.numpy(), other.numpy()
+    if isinstance(one, np.ndarray):
+        same = one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+        return [] if same else [where]
+    if isinstance(one, (list, tuple)):
+        one, other = dict(enumerate(one)), dict(enumerate(other))
     if isinstance(one, dict):
         if one.keys() != other.keys():
             return [f"{where} {sorted(one.keys() ^ other.keys())}"]
         return [d for key in one for d in differences(one[key], other[key], f"{where}/{key}")]
-    if isinstance(one, (list, tuple)):
-        if len(one) != len(other):
-            return [f"{where} (lengths {len(one)}, {len(other)})"]
-        return [d for i, pair in enumerate(zip(one, other, strict=True)) for d in differences(*pair, f"{where}[{i}]")]
     return [] if one == other or (one != one and other != other) else [f"{where} ({one}, {other})"]
 
 

@@ -61,23 +61,13 @@ def timed(backend: Backend, todo: list[Settings]) -> tuple[float, list[Outcome]]
         return time.perf_counter() - start, outcomes
 
 
+LONG = PBRLConfig(follower_steps=16_384, warmup_steps=16_384, estimator=Rollouts(n_envs=16))
+SHORT = PBRLConfig(
+    n_envs=16, follower_steps=2048, warmup_steps=2048, estimator=Rollouts(n_envs=16), evaluation_steps=512
+)
 LEADERS: dict[str, tuple[str, type[BaseAlgorithm], dict[str, Any], PBRLConfig, int]] = {
-    "StackelbergGame-v0, PPO": (
-        "bilevel_gym/StackelbergGame-v0",
-        PPO,
-        {"n_states": 20},
-        PBRLConfig(follower_steps=16_384, warmup_steps=16_384, estimator=Rollouts(n_envs=16)),
-        2_400_000,
-    ),
-    "LQStackelberg-v0, SAC": (
-        "bilevel_gym/LQStackelberg-v0",
-        SAC,
-        {},
-        PBRLConfig(
-            n_envs=16, follower_steps=2048, warmup_steps=2048, estimator=Rollouts(n_envs=16), evaluation_steps=512
-        ),
-        40_000,
-    ),
+    "StackelbergGame-v0, PPO": ("bilevel_gym/StackelbergGame-v0", PPO, {"n_states": 20}, LONG, 2_400_000),
+    "LQStackelberg-v0, SAC": ("bilevel_gym/LQStackelberg-v0", SAC, {}, SHORT, 40_000),
 }
 """World, follower, arguments of the world, settings, steps."""
 

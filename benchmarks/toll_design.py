@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,13 @@ from bilevel_gym.agents import (
     TabularPBRL,
     leader_return_at_best_response,
 )
+from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.mdp import TollDesignProblem, random_city, solve_soft
 from bilevel_gym.envs.toll_design import draw_before_and_after
 
-from .figures import new_figure, save_figure
-from .runs import Data, Runs, run_all
+from .figures import panels
+from .runs import Data, Runs, grid, run_all
 from .statistics import paired_ratio
 
 SEEDS = tuple(range(10))
@@ -48,9 +48,8 @@ SHOWN = 0
 """The city in the picture."""
 
 
-def no_tolls(problem: TollDesignProblem, quick: bool) -> Tensor:
-    """x = 0."""
-    return problem.start_x()
+Tolls = Callable[[TollDesignProblem, bool], Tensor]
+"""What a method does: tolls for a city, found in fewer iterations for a quick run."""
 
 
 def uniform(problem: TollDesignProblem, quick: bool) -> Tensor:
@@ -63,33 +62,20 @@ def uniform(problem: TollDesignProblem, quick: bool) -> Tensor:
     return torch.full((problem.leader_dim,), best[1], dtype=torch.float64)
 
 
-def pigou(problem: TollDesignProblem, quick: bool) -> Tensor:
-    """Each link's toll is its external cost, as far as the bound lets it."""
-    return problem.project(problem.network.external_cost)
+def learned(make: Callable[[TollDesignProblem], ExactLeader]) -> Tolls:
+    """What a leader finds."""
+    return lambda problem, quick: torch.from_numpy(make(problem).learn(30 if quick else ITERATIONS).x)
 
 
-def pbrl(problem: TollDesignProblem, quick: bool) -> Tensor:
-    """The defaults of ``TabularPBRL``."""
-    return torch.from_numpy(TabularPBRL(problem).learn(30 if quick else ITERATIONS).x)
-
-
-def hypergradient(problem: TollDesignProblem, quick: bool) -> Tensor:
-    """The defaults of ``Hypergradient``."""
-    return torch.from_numpy(Hypergradient(problem).learn(30 if quick else ITERATIONS).x)
-
-
-def annealed(problem: TollDesignProblem, quick: bool) -> Tensor:
+def annealed(problem: TollDesignProblem) -> Hypergradient:
     """The hypergradient with a temperature that falls from 1 minute to the drivers' own."""
-    config = HypergradientConfig(tau=Geometric(HOT_TAU, problem.tau0))
-    return torch.from_numpy(Hypergradient(problem, config).learn(30 if quick else ITERATIONS).x)
+    return Hypergradient(problem, HypergradientConfig(tau=Geometric(HOT_TAU, problem.tau0)))
 
 
 def many_starts(problem: TollDesignProblem, quick: bool) -> Tensor:
     """The best of four hypergradient runs from random tolls: how much the start matters."""
-    rng, runs = np.random.default_rng(0), []
-    for _ in range(RANDOM_STARTS):
-        x0 = rng.uniform(0.0, problem.max_toll, problem.leader_dim)
-        runs.append(Hypergradient(problem, x0=x0).learn(30 if quick else ITERATIONS))
+    starts = np.random.default_rng(0).uniform(0.0, problem.max_toll, (RANDOM_STARTS, problem.leader_dim))
+    runs = [Hypergradient(problem, x0=x0).learn(30 if quick else ITERATIONS) for x0 in starts]
     return torch.from_numpy(max(runs, key=lambda run: run.evaluate().leader_return).x)
 
 
@@ -103,16 +89,16 @@ class Method:
     """
 
     label: str
-    tolls: Callable[[TollDesignProblem, bool], Tensor]
+    tolls: Tolls
 
 
 METHODS = {
-    "none": Method("no tolls", no_tolls),
+    "none": Method("no tolls", lambda problem, _: problem.start_x()),
     "uniform": Method("best uniform toll", uniform),
-    "pigou": Method("toll = external cost", pigou),
-    "pbrl": Method("PBRL (default)", pbrl),
-    "hypergradient": Method("hypergradient (default)", hypergradient),
-    "annealed": Method("hypergradient, tau from 1 minute", annealed),
+    "pigou": Method("toll = external cost", lambda problem, _: problem.project(problem.network.external_cost)),
+    "pbrl": Method("PBRL (default)", learned(TabularPBRL)),
+    "hypergradient": Method("hypergradient (default)", learned(Hypergradient)),
+    "annealed": Method("hypergradient, tau from 1 minute", learned(annealed)),
     "many_starts": Method(f"hypergradient, best of {RANDOM_STARTS} random starts", many_starts),
 }
 LEARNERS = ("pbrl", "hypergradient")
@@ -121,20 +107,16 @@ LEARNERS = ("pbrl", "hypergradient")
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-def run_city(seed: int, tau: float, weight: float, name: str, quick: bool) -> Data:
+def run_city(tau: float, weight: float, seed: int, method: str, quick: bool) -> Data:
     """One method in one city."""
     problem = TollDesignProblem(random_city(seed=seed), tau=tau, revenue_weight=weight)
     start = time.process_time()
-    x = METHODS[name].tolls(problem, quick)
+    x = METHODS[method].tolls(problem, quick)
     seconds = time.process_time() - start
     pi = solve_soft(problem.follower_mdp(x), problem.tau0).pi
     trip = problem.trip(x, pi)
     unpriced = TollDesignProblem(problem.network, tau=tau)
     return {
-        "seed": seed,
-        "tau": tau,
-        "weight": weight,
-        "method": name,
         "nodes": problem.network.n_nodes,
         "links": problem.network.n_links,
         "leader_return": leader_return_at_best_response(problem, x),
@@ -151,14 +133,10 @@ def run_city(seed: int, tau: float, weight: float, name: str, quick: bool) -> Da
 def run(quick: bool, jobs: int) -> Data:
     """Every method in every city and setting."""
     seeds, settings = (SEEDS[:2], SETTINGS[:2]) if quick else (SEEDS, SETTINGS)
-    tasks = [(seed, tau, weight, name, quick) for tau, weight in settings for seed in seeds for name in METHODS]
-    runs = run_all(run_city, tasks, jobs, "cities")
-    return {
-        "seeds": list(seeds),
-        "settings": [list(s) for s in settings],
-        "iterations": 30 if quick else ITERATIONS,
-        "runs": runs,
-    }
+    cells = [c for tau, weight in settings for c in grid(tau=[tau], weight=[weight], seed=seeds, method=METHODS)]
+    runs = run_all(run_city, cells, jobs, "cities", quick=quick)
+    about = {"seeds": list(seeds), "settings": [list(s) for s in settings], "iterations": 30 if quick else ITERATIONS}
+    return about | {"runs": runs}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -171,28 +149,26 @@ def change(runs: Runs, name: str, base: str, key: str = "external") -> Interval:
     return Interval(100.0 * (ratio.estimate - 1.0), low, high)
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, 3, 15.0, 4.6)
+def picture(data: Data, before: Any, after: Any, cities: Any) -> None:
     """One city's map before and after, and the external cost in every city."""
-    setting = (float(data["settings"][0][0]), float(data["settings"][0][1]))
-    figure, axes = new_figure(1, 3, 15.0, 4.6)
-    before, after, cities = axes[0]
-    runs = Runs(data["runs"])(tau=setting[0], weight=setting[1])
+    tau, weight = map(float, data["settings"][0])
+    runs = Runs(data["runs"])(tau=tau, weight=weight)
     shown = runs(method="pbrl", seed=SHOWN).one
-    problem = TollDesignProblem(random_city(seed=SHOWN), tau=setting[0], revenue_weight=setting[1])
+    problem = TollDesignProblem(random_city(seed=SHOWN), tau=tau, revenue_weight=weight)
     draw_before_and_after(before, after, problem, torch.tensor(shown["x"], dtype=torch.float64))
-    styles: dict[str, Any] = {
-        "none": {"marker": "o", "color": "#7f7f7f"},
-        "uniform": {"marker": "s", "color": "#9467bd"},
-        "pigou": {"marker": "^", "color": "#ff7f0e"},
-        "pbrl": {"marker": "D", "color": "#1f77b4"},
-        "hypergradient": {"marker": "x", "color": "#2ca02c"},
+    colours = {
+        "none": "#7f7f7f",
+        "uniform": "#9467bd",
+        "pigou": "#ff7f0e",
+        "pbrl": "#1f77b4",
+        "hypergradient": "#2ca02c",
     }
-    for name, style in styles.items():
+    for (name, colour), marker in zip(colours.items(), "os^Dx", strict=True):
         external = runs(method=name)["external"]
-        cities.plot(data["seeds"], external, linestyle="", label=METHODS[name].label, **style)
+        cities.plot(data["seeds"], external, marker, color=colour, label=METHODS[name].label)
     cities.set_xticks(data["seeds"])
     cities.set_xlabel("city")
     cities.set_ylim(bottom=0.0)
-    cities.set_title(f"external cost a trip, tau0 = {setting[0]:g} min, weight {setting[1]:g}", fontsize=9)
+    cities.set_title(f"external cost a trip, tau0 = {tau:g} min, weight {weight:g}", fontsize=9)
     cities.legend(fontsize=8, frameon=False, loc="lower right", ncols=2)
-    save_figure(figure, path)

@@ -9,7 +9,6 @@ at the drivers' regularised best response.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,8 +31,8 @@ from bilevel_gym.agents.followers.spec import FollowerSpec
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.mdp import TollDesignProblem, random_city
 
-from .figures import draw_band, new_figure, on_grid, save_figure
-from .runs import Data, Runs, run_all
+from .figures import draw_band, on_grid, panels
+from .runs import Data, Runs, grid, history, outcome, run_all, spent
 from .statistics import paired_ratio
 
 SEEDS = tuple(range(10, 15))  # settings were chosen in cities 0 to 2: these were not looked at
@@ -53,23 +52,11 @@ EXACT = {
 ANSWERS = ("hypergradient", "pbrl")
 """The exact answer is the better of these: both learn at the drivers' own tau."""
 
+SHARED: dict[str, Any] = {"observe_commitment": False, "averaging": 0.5, "learning_rate": Linear(0.1, 0.01)}
 CONFIGS = {
-    "PPO": PBRLConfig(
-        observe_commitment=False,
-        averaging=0.5,
-        entropy=Geometric(1.0, 0.1),
-        learning_rate=Linear(0.1, 0.01),
-        estimator=KnownModel(),
-        eval_every=5,
-    ),
+    "PPO": PBRLConfig(entropy=Geometric(1.0, 0.1), estimator=KnownModel(), eval_every=5, **SHARED),
     "DQN": PBRLConfig(
-        observe_commitment=False,
-        averaging=0.5,
-        q_temperature=Geometric(HOT_TAU, TAU),
-        learning_rate=Linear(0.1, 0.01),
-        follower_steps=512,
-        estimator=KnownModel(),
-        eval_every=15,
+        q_temperature=Geometric(HOT_TAU, TAU), follower_steps=512, estimator=KnownModel(), eval_every=15, **SHARED
     ),
 }
 
@@ -81,17 +68,9 @@ def city(seed: int) -> TollDesignProblem:
 
 def ppo(venv: VecEnv) -> PPO:
     """Linear in one-hot states, that is a table; a large rate, for x moves and they are not told of it."""
+    settings: dict[str, Any] = {"gamma": GAMMA, "n_steps": 32, "n_epochs": 8, "gae_lambda": 0.95, "learning_rate": 0.03}
     return PPO(
-        "MlpPolicy",
-        venv,
-        gamma=GAMMA,
-        n_steps=32,
-        batch_size=16 * venv.num_envs,
-        n_epochs=8,
-        gae_lambda=0.95,
-        learning_rate=0.03,
-        policy_kwargs={"net_arch": []},
-        device="cpu",
+        "MlpPolicy", venv, batch_size=16 * venv.num_envs, policy_kwargs={"net_arch": []}, device="cpu", **settings
     )
 
 
@@ -102,58 +81,30 @@ def run_exact(seed: int, iterations: int) -> Data:
     """The leader's return without tolls and under those of each exact method."""
     problem = city(seed)
     hot = HypergradientConfig(tau=Geometric(HOT_TAU, TAU))
-    leaders = {
-        "hypergradient": Hypergradient(problem),
-        "pbrl": TabularPBRL(problem),
-        "annealed": Hypergradient(problem, hot),
-    }
-    found = {name: torch.from_numpy(leader.learn(iterations).x) for name, leader in leaders.items()}
-    returns = {
-        name: leader_return_at_best_response(problem, x) for name, x in {"none": problem.start_x(), **found}.items()
-    }
-    returns["answer"] = max(returns[name] for name in ANSWERS)
-    return {"seed": seed, "links": problem.leader_dim, **returns}
+    leaders = (Hypergradient(problem), TabularPBRL(problem), Hypergradient(problem, hot))
+    tolls = {name: torch.from_numpy(leader.learn(iterations).x) for name, leader in zip(EXACT, leaders, strict=True)}
+    tolls["none"] = problem.start_x()
+    returns = {name: leader_return_at_best_response(problem, x) for name, x in tolls.items()}
+    return {"links": problem.leader_dim, "answer": max(returns[name] for name in ANSWERS), **returns}
 
 
-def run_sampled(algorithm: str, seed: int, leader_seed: int, steps: int) -> Data:
+def run_sampled(method: str, seed: int, leader_seed: int, quick: bool) -> Data:
     """PBRL with one algorithm and one seed in one city."""
     before = time.process_time()
-    env_kwargs = {"n_nodes": NODES, "seed": seed, "gamma": GAMMA, "tau": TAU}
-    follower, config = FOLLOWERS[algorithm], CONFIGS[algorithm]
-    leader = PBRL("bilevel_gym/TollDesign-v0", follower, config=config, seed=leader_seed, env_kwargs=env_kwargs)
-    leader.learn(steps)
-    problem = leader.worlds.problem
-    assert problem is not None
-    best, last = (leader_return_at_best_response(problem, torch.from_numpy(x)) for x in (leader.x, leader.last_x))
-    return {
-        "method": algorithm,
-        "seed": seed,
-        "leader_seed": leader_seed,
-        "seconds": round(time.process_time() - before, 2),
-        "steps": leader.num_timesteps,
-        "iterations": leader.iteration,
-        "oracle_failures": leader.oracle_failures,
-        "best": best,
-        "last": last,
-        "history": {
-            "steps": [0, *(e.steps for e in leader.history)],
-            "leader_return": [
-                round(value, 5)
-                for value in (
-                    leader_return_at_best_response(problem, problem.start_x()),
-                    *(e.leader_return for e in leader.history),
-                )
-            ],
-        },
-    }
+    kwargs = {"n_nodes": NODES, "seed": seed, "gamma": GAMMA, "tau": TAU}
+    follower, config = FOLLOWERS[method], CONFIGS[method]
+    leader = PBRL("bilevel_gym/TollDesign-v0", follower, config=config, seed=leader_seed, env_kwargs=kwargs)
+    leader.learn(40_000 if quick else STEPS[method])  # its first record is of no tolls
+    about = {"seconds": round(time.process_time() - before, 2)}
+    return outcome(leader) | spent(leader) | about | {"history": history(leader, "steps", "leader_return", digits=5)}
 
 
 def run(quick: bool, jobs: int) -> Data:
     """Both algorithms and the exact methods in every city."""
     seeds, leader_seeds = (SEEDS[:2], LEADER_SEEDS[:1]) if quick else (SEEDS, LEADER_SEEDS)
-    exact = run_all(run_exact, [(seed, 30 if quick else ITERATIONS) for seed in seeds], jobs, "exact")
-    tasks = [(a, s, k, 40_000 if quick else STEPS[a]) for a in ALGORITHMS for s in seeds for k in leader_seeds]
-    runs = run_all(run_sampled, tasks, jobs, "learned drivers")
+    exact = run_all(run_exact, grid(seed=seeds), jobs, "exact", iterations=30 if quick else ITERATIONS)
+    cells = grid(method=ALGORITHMS, seed=seeds, leader_seed=leader_seeds)
+    runs = run_all(run_sampled, cells, jobs, "learned drivers", quick=quick)
     return {"seeds": list(seeds), "leader_seeds": list(leader_seeds), "exact": exact, "runs": runs}
 
 
@@ -173,26 +124,22 @@ def share(data: Data, method: str, key: str = "last", of: str = "answer") -> Int
     return paired_ratio(improvements(data, method, key), improvements(data, of, ""))
 
 
-def picture(data: Data, path: Path) -> None:
+@panels(1, len(ALGORITHMS), 10.5, 4.2)
+def picture(data: Data, *axes: Any) -> None:
     """The share against steps, one panel an algorithm, exact methods as lines."""
-    figure, axes = new_figure(1, len(ALGORITHMS), 10.5, 4.2)
-    exact = {e["seed"]: e for e in data["exact"]}
     scale = float(np.mean(improvements(data, "answer", "")))
-    for panel, (method, colour) in zip(axes[0], ALGORITHMS.items(), strict=True):
+    for panel, (method, colour) in zip(axes, ALGORITHMS.items(), strict=True):
         runs = Runs(data["runs"])(method=method)
-        grid, (returns,) = on_grid(runs["history"], 80, "leader_return")
+        steps, (returns,) = on_grid(runs["history"], 80, "leader_return")
         curves = []
-        for seed, e in exact.items():
-            own = [curve for curve, its in zip(returns, runs["seed"], strict=True) if its == seed]
+        for e in data["exact"]:
+            own = [curve for curve, seed in zip(returns, runs["seed"], strict=True) if seed == e["seed"]]
             curves.append((np.mean(own, axis=0) - e["none"]) / scale)
-        draw_band(panel, grid / 1e6, curves, colour, f"PBRL, {method}")
-        looks: dict[str, Any] = {"answer": "-.", "annealed": ":"}
-        labels = {"answer": "exact answer", "annealed": EXACT["annealed"]}
-        for name, look in looks.items():
+        draw_band(panel, steps / 1e6, curves, colour, f"PBRL, {method}")
+        for name, look, label in (("answer", "-.", "exact answer"), ("annealed", ":", EXACT["annealed"])):
             level = float(np.mean(improvements(data, name, ""))) / scale
-            panel.axhline(level, color="black", linestyle=look, linewidth=1.0, label=labels[name])
+            panel.axhline(level, color="black", linestyle=look, linewidth=1.0, label=label)
         panel.axhline(TARGET, color="#d62728", linestyle="--", linewidth=0.8, label="target")
         panel.set(xlabel="environment steps, all counted (millions)", title=f"{method} drivers")
         panel.legend(fontsize=8, frameon=False, loc="lower right")
-    axes[0][0].set_ylabel("gain over no tolls, share of the exact answer's")
-    save_figure(figure, path)
+    axes[0].set_ylabel("gain over no tolls, share of the exact answer's")

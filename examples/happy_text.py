@@ -2,7 +2,6 @@
 
 import gymnasium as gym
 
-import bilevel_gym
 from bilevel_gym.agents import PreferenceConfig, PreferencePBRL
 from bilevel_gym.agents.preferences.fragmenters import WholeEpisodes
 from bilevel_gym.agents.preferences.training import FitConfig
@@ -11,7 +10,6 @@ from bilevel_gym.agents.text.policy import writer
 from bilevel_gym.agents.text.quality import Quality, assess, text_env, write
 from bilevel_gym.agents.text.reward_net import WordsReward
 
-assert bilevel_gym.__version__
 WORLD = "bilevel_gym/HappyText-v0"
 CONFIG = PreferenceConfig(
     labels=300,

@@ -17,7 +17,7 @@ pytest.importorskip("jinja2")
 from benchmarks import pages, runs
 from benchmarks.__main__ import BENCHMARKS, QUICK, parse
 from benchmarks.four_rooms import CELLS
-from benchmarks.runs import Runs, run_all
+from benchmarks.runs import Runs, grid, run_all
 from benchmarks.statistics import mean_interval, paired_difference, paired_ratio, stratified_interval, wins
 from bilevel_gym.cli.processes import WorkerError
 from bilevel_gym.cli.statistics import student
@@ -71,10 +71,11 @@ def test_runs_that_ended_are_kept_until_they_are_forgotten(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     Path("broken").touch()
     with pytest.raises(WorkerError, match="ValueError: not today"):
-        run_all(square, [(i,) for i in range(5)], 1, "squares")
+        run_all(square, grid(number=range(5)), 1, "squares")
     assert Path("log").read_text().split() == ["0", "1", "2"]
     Path("broken").unlink()
-    found = run_all(square, [(i,) for i in range(5)], 2, "squares")
+    found = run_all(square, grid(number=range(5)), 2, "squares")
+    assert [answer["number"] for answer in found] == [0, 1, 2, 3, 4]
     assert [answer["square"] for answer in found] == [0, 1, 4, 9, 16]
     assert len({answer["pid"] for answer in found}) == 5  # a process each
     assert sorted(Path("log").read_text().split()) == ["0", "1", "2", "3", "4"]
@@ -90,7 +91,7 @@ def test_other_code_is_run_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     for version in "ab":
         monkeypatch.setattr(runs, "_version", lambda _, version=version: version)
-        run_all(square, [(7,)], 1, "squares")
+        run_all(square, [{"number": 7}], 1, "squares")
     assert Path("log").read_text().split() == ["7", "7"]
     runs.forget()
 
