@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import pettingzoo
+from gymnasium.envs.registration import load_env_creator
 
 from .. import envs  # registers the environments
 from ..envs.mdp.checks import require
@@ -41,18 +42,12 @@ def environment_ids() -> list[str]:
 
 def environment_line(env_id: str) -> str:
     """The first line of an environment's class's docstring."""
-    target = gym.registry[env_id].entry_point if env_id in gym.registry else None
-    if target is None:
-        target = pettingzoo.spec("parallel", env_id).entry_point
-    if not isinstance(target, str):
-        return first_line(target)
-    module, _, name = target.partition(":")
+    spec: Any = gym.registry.get(env_id) or pettingzoo.spec("parallel", env_id)
     try:
-        loaded = importlib.import_module(module)
+        found = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     except ImportError as error:
         return f"(cannot be loaded here: {error})"
-    found = getattr(loaded, name)
-    return first_line(found if inspect.isclass(found) else loaded)
+    return first_line(found if inspect.isclass(found) else inspect.getmodule(found))
 
 
 def full_id(text: str) -> str:
@@ -134,22 +129,21 @@ def kind(cls: type) -> Kind:
 def _packages() -> list[ModuleType]:
     import stable_baselines3
 
-    found: list[ModuleType] = [stable_baselines3]
     with contextlib.suppress(ImportError):
-        found.append(importlib.import_module("sb3_contrib"))
-    return found
+        return [stable_baselines3, importlib.import_module("sb3_contrib")]
+    return [stable_baselines3]
 
 
 def followers() -> dict[str, type[Any]]:
     """Every algorithm of Stable-Baselines3 and of sb3-contrib, where that is installed, by name."""
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-    found: dict[str, type[Any]] = {}
-    for package in _packages():
-        for name, cls in vars(package).items():
-            if inspect.isclass(cls) and issubclass(cls, BaseAlgorithm):
-                found[name] = cls
-    return found
+    return {
+        name: cls
+        for package in _packages()
+        for name, cls in vars(package).items()
+        if inspect.isclass(cls) and issubclass(cls, BaseAlgorithm)
+    }
 
 
 def follower(text: str) -> Any:

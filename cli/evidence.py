@@ -7,9 +7,8 @@ from typing import Any
 
 from ..envs.mdp.checks import require
 from . import catalogue
-from .listing import entries
 from .run import score
-from .settings import EXACT, Settings, settings_of
+from .settings import EXACT, Settings, entries, settings_of
 from .statistics import interval, shown
 from .sweep import Outcome, over_seeds
 

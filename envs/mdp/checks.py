@@ -7,6 +7,7 @@ import importlib.util
 import math
 import operator
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,11 +45,8 @@ def require_imported(value: Any, name: str, otherwise: str) -> None:
         name: for the error.
         otherwise: what is expected beside an import by the user.
     """
-    parts = [value]
-    while parts:
-        part = parts.pop()
-        parts += [*part, *part.values()] if isinstance(part, dict) else part if isinstance(part, list) else []
-        module, colon, _ = part.partition(":") if isinstance(part, str) else ("", "", "")
+    for part in texts_within(value):
+        module, colon, _ = part.partition(":")
         if colon and module not in sys.modules:
             top = module.partition(".")[0]
             try:
@@ -56,6 +54,16 @@ def require_imported(value: Any, name: str, otherwise: str) -> None:
             except ValueError:  # imported, but of unknown origin
                 found = True
             require(not found, name, f"{otherwise}, or {module} to be imported: no file makes an import", repr(part))
+
+
+def texts_within(value: Any) -> Iterator[str]:
+    """Every text in what a file holds, keys among them, however deep."""
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        parts += [*part, *part.values()] if isinstance(part, Mapping) else part if isinstance(part, list) else []
+        if isinstance(part, str):
+            yield part
 
 
 def as_float64(value: Any, name: str) -> Tensor:
