@@ -138,11 +138,11 @@ def record(
         raise ValueError(f"record: expected {PLOTS}, got none ({error})") from error
     require(path.suffix in (".gif", ".mp4"), "--output", "a file name that ends in .gif or .mp4", str(path))
     played, env = _frames(folder, seed, untrained, trust_code)
-    fps = float(env.metadata.get("render_fps") or 10) if fps is None else fps
-    frames = list(itertools.islice(played, steps))
+    rate = float(fps or env.metadata.get("render_fps") or 10)
+    frames: list[Any] = list(itertools.islice(played, steps))
     if path.suffix == ".gif":
         first, *others = [Image.fromarray(frame) for frame in frames]
-        first.save(path, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+        first.save(path, save_all=True, append_images=others, duration=round(1000 / rate), loop=0)
         return path
     try:
         import imageio.v2
@@ -153,7 +153,7 @@ def record(
         raise ValueError(
             f'--output: expected a .gif, or pip install "bilevel-gym[video]" for .mp4, got none ({error})'
         ) from error
-    imageio.v2.mimwrite(path, frames, fps=fps, macro_block_size=2)
+    imageio.v2.mimwrite(path, frames, fps=rate, macro_block_size=2)
     return path
 
 

@@ -128,12 +128,11 @@ class LeaderSet:
         expected = f"shape ({self.dim},) or ({n}, {self.dim})"
         require(tuple(points.shape) == (n, self.dim), name, expected, f"shape {tuple(points.shape)}")
         low, high = self.low - MEMBERSHIP_ATOL, self.high + MEMBERSHIP_ATOL
-        if self.budget == math.inf and bool(((points.amin(0) >= low) & (points.amax(0) <= high)).all()):
-            return points  # the common case, in two passes; a NaN is not among them
-        inside = (points >= low) & (points <= high)
-        inside = inside.all(-1) & (points.abs().sum(-1) <= self.budget + MEMBERSHIP_ATOL * self.dim)
-        for i in (~inside).nonzero().flatten().tolist():
-            self.check(points[i], f"{name}[{i}]")
+        inside = bool(((points.amin(0) >= low) & (points.amax(0) <= high)).all())  # a NaN is not
+        spent = 0.0 if self.budget == math.inf else points.abs().sum(-1).max()
+        if not (inside and spent <= self.budget + MEMBERSHIP_ATOL * self.dim):
+            for i, point in enumerate(points):
+                self.check(point, f"{name}[{i}]")
         return points
 
     def intersect(self, low: Any = -math.inf, high: Any = math.inf, budget: float = math.inf) -> LeaderSet:

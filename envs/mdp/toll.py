@@ -91,11 +91,8 @@ class TollDesignProblem(TabularProblem):
         self.max_toll = check_number(max_toll, "max_toll", low=0.0, open_low=True, open_high=True)
         self.revenue_weight = check_number(revenue_weight, "revenue_weight", low=-1.0, high=1.0)
         self.leader_set = LeaderSet.box(network.n_links, 0.0, self.max_toll)
-        self._lay_out()
-
-    def _lay_out(self) -> None:
-        """Destinations, slots of outgoing links, who may use which on the way to which destination."""
-        network, N = self.network, self.network.n_nodes
+        # Destinations, slots of outgoing links, who may use which on the way to which destination.
+        N = network.n_nodes
         tail, head = network.links.unbind(-1)
         trips = network.demand.sum(0)
         self.destinations = trips.nonzero().flatten()
