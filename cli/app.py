@@ -33,8 +33,7 @@ class _Group(click.Group):
 
 
 @click.group(
-    cls=_Group,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
+    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 )
 @click.version_option(__version__, prog_name=PROGRAM)
 def cli() -> None:
@@ -198,9 +197,10 @@ def sweep(as_json: bool, conf_file: Path | None, trust_code: bool, **options: An
     Finished runs are not repeated: the same command goes on where it was stopped. A run that fails is reported, the others go
     on, and the exit code is 1. LOG_FOLDER/summary.json has a row for each setting, the best first.
     """
+    from . import catalogue
     from . import sweep as runs
     from .logs import write_text
-    from .settings import read
+    from .settings import read, settings_of
     from .statistics import table
 
     envs, seeds, env_seeds, grid, space = (options[key] for key in ("envs", "seeds", "env_seeds", "grid", "space"))
@@ -209,7 +209,13 @@ def sweep(as_json: bool, conf_file: Path | None, trust_code: bool, **options: An
     if seeds and options["n_seeds"]:
         raise click.UsageError("--n-seeds: expected --seeds or --n-seeds, got both")
     given, conf = o.given_settings(options), None if conf_file is None else read(conf_file)
-    found = runs.bases(envs, options["leaders"], options["followers"], given, conf, trust_code)
+    found = []
+    for env, leader in itertools.product(envs, options["leaders"]):
+        if catalogue.takes_follower(catalogue.leader(leader)):
+            named = [{"env": env, "leader": leader, "follower": follower} for follower in options["followers"]]
+        else:  # it solves its follower
+            named = [{"env": env, "leader": leader, "follower_kwargs": None}]
+        found += [settings_of(given | names, conf, trust_code) for names in named]
     chosen = seeds or range(options["n_seeds"] or 1)
     keys = ("log_folder", "jobs", "backend", "address", "save_freq")
     pool = runs.Pool(**{key: options[key] for key in keys}, report=_report)

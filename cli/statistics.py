@@ -17,11 +17,10 @@ class Interval(NamedTuple):
     low: float | None
     high: float | None
 
-    def text(self, digits: int = 2) -> str:
-        """``1.52 [1.40, 1.66]``."""
-        if self.low is None or self.high is None:
-            return f"{self.estimate:.{digits}f}"
-        return f"{self.estimate:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+    def text(self, digits: int = 2, kind: str = "f") -> str:
+        """``1.52 [1.40, 1.66]``; digits after the point, or of kind ``"g"`` in all."""
+        numbers = [f"{number:.{digits}{kind}}" for number in self if number is not None]
+        return numbers[0] if len(numbers) < 3 else f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
     @property
     def above_0(self) -> bool:
@@ -73,13 +72,6 @@ def band(curves: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.f
     means = curves[rng.integers(len(curves), size=(2000, len(curves)))].mean(1)
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     return curves.mean(0), low, high
-
-
-def shown(mean: float | None, low: float | None, high: float | None) -> str:
-    """``1.52 [1.40, 1.66]``, to four digits of the mean."""
-    if mean is None:
-        return "none"
-    return f"{mean:.4g}" if low is None or high is None else f"{mean:.4g} [{low:.4g}, {high:.4g}]"
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:

@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..envs.mdp.checks import check_size, require
-from . import catalogue
 from .logs import Extras, require_folder, write_text
 from .processes import THREADS, run_all
 from .run import LEADER, RESULT, RunFailed, load, read_result, resume, score, settings_in, train
-from .settings import KWARGS, Settings, settings_of
-from .statistics import interval, shown
+from .settings import KWARGS, Settings
+from .statistics import Interval, interval
 from .values import literal
 
 Backend = Literal["processes", "serial", "ray"]
@@ -90,35 +89,6 @@ def changed(settings: Settings, changes: Mapping[tuple[str, str], Any]) -> Setti
         if part != "follower_kwargs" or settings.follower is not None:
             kwargs[part][key] = item
     return replace(settings, **kwargs)
-
-
-def bases(
-    envs: Sequence[str],
-    leaders: Sequence[str],
-    followers: Sequence[str],
-    given: Mapping[str, Any],
-    conf: Mapping[str, Any] | None = None,
-    trust_code: bool = False,
-) -> list[Settings]:
-    """Settings of every environment, leader and follower, seed 0; a leader that solves its follower stands once.
-
-    Args:
-        envs: names.
-        leaders: names.
-        followers: names; of the leaders that take one.
-        given: other fields of :class:`Settings`, the same for all.
-        conf: as ``settings_of`` takes it.
-        trust_code: the same.
-    """
-    found: list[Settings] = []
-    for env, leader in itertools.product(envs, leaders):
-        takes = catalogue.takes_follower(catalogue.leader(leader))
-        for follower in followers if takes else [None]:
-            mine = {**given, "env": env, "leader": leader, "follower": follower}
-            if not takes:
-                mine.pop("follower_kwargs", None)
-            found.append(settings_of(mine, conf, trust_code))
-    return found
 
 
 def grid(texts: Sequence[str]) -> list[dict[tuple[str, str], Any]]:
@@ -297,13 +267,7 @@ def space(texts: Sequence[str]) -> dict[tuple[str, str], Callable[[Any], Any]]:
 
 
 def search(
-    base: Settings,
-    texts: Sequence[str],
-    trials: int,
-    seeds: Sequence[int],
-    env_seeds: bool,
-    pool: Pool,
-    seed: int = 0,
+    base: Settings, texts: Sequence[str], trials: int, seeds: Sequence[int], env_seeds: bool, pool: Pool, seed: int = 0
 ) -> list[Outcome]:
     """Optuna's search for the settings of the highest mean score over the seeds; all its runs.
 
@@ -377,6 +341,7 @@ def differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for own, row in zip(flat, rows, strict=True):
         settings = {name: "" if own.get(name) is None else own[name] for name in kept}
-        came = {"return": shown(row["score"], row["low"], row["high"])}
+        mean = "none" if row["score"] is None else Interval(row["score"], row["low"], row["high"]).text(4, "g")
+        came = {"return": mean}
         found.append(settings | came | {"runs": len(row["seeds"]), "failed": len(row["failed"])})
     return found

@@ -180,37 +180,25 @@ class LeaderVectorEnv(HasLeader, VectorEnv[Any, Any, Any]):
         self._elapsed += 1
         truncated = self._elapsed >= self._limit
         done = terminated | truncated
-        if done.any():
-            following = self._restart(infos, done, following, start())
+        if done.any():  # what the step led to is told in the infos
+            last, final = following.astype(object), {}
+            last[~done] = None
+            for name in ("leader_reward", "leader_draw"):
+                own = done.reshape(-1, *[1] * (infos[name].ndim - 1))
+                final |= {name: np.where(own, infos[name], np.zeros((), infos[name].dtype)), f"_{name}": done.copy()}
+            last = following.copy() if done.all() else last
+            infos |= {"final_obs": last, "_final_obs": done.copy(), "final_info": final, "_final_info": done.copy()}
+            self._elapsed[done] = 0
+            following = np.where(done.reshape(-1, *[1] * (following.ndim - 1)), start(), following)
         self._state = following
         return following.copy(), rewards, terminated, truncated, infos | self._masks()
 
-    def _restart(
-        self, infos: dict[str, Any], done: Flags, following: NDArray[Any], start: NDArray[Any]
-    ) -> NDArray[Any]:
-        """Let the environments that are done begin at ``start``; their last step is told in ``infos``, their states answered."""
-        many = done.reshape(-1, *[1] * (following.ndim - 1))
-        final: dict[str, Any] = {}
-        for name in ("leader_reward", "leader_draw"):
-            value = infos[name]
-            final[name] = np.where(done.reshape(-1, *[1] * (value.ndim - 1)), value, np.zeros((), value.dtype))
-            final[f"_{name}"] = done.copy()
-        last: NDArray[Any] = following.copy()
-        if not done.all():
-            last = last.astype(object)
-            last[~done] = None
-        infos |= {"final_obs": last, "_final_obs": done.copy(), "final_info": final, "_final_info": done.copy()}
-        self._elapsed[done] = 0
-        return np.where(many, start, following)
-
-    _place: ClassVar[tuple[str, ...]] = ("_state", "_elapsed")
-
     def place(self) -> dict[str, Any] | None:
         """Where the environments stand, arrays by name and the generator's state; None before a reset."""
-        found = {name: getattr(self, name, None) for name in self._place}
-        if any(value is None for value in found.values()):
+        if self._state is None:
             return None
-        return {"generator": self.np_random.bit_generator.state, **{name: np.array(found[name]) for name in found}}
+        arrays = {"_state": self._state.copy(), "_elapsed": self._elapsed.copy()}
+        return {"generator": self.np_random.bit_generator.state, **arrays}
 
     def stand(self, place: dict[str, Any]) -> None:
         """Go on from where :meth:`place` was called.
@@ -218,15 +206,11 @@ class LeaderVectorEnv(HasLeader, VectorEnv[Any, Any, Any]):
         Raises:
             ValueError: the place of another environment.
         """
-        now = self.place()
-        fits = now is not None and all(
-            np.shape(place[name]) == now[name].shape and np.asarray(place[name]).dtype == now[name].dtype
-            for name in self._place
-        )
-        require(fits, "place", "that of such environments, after a reset", "another")
+        now, then = self.place() or {}, {name: np.array(place[name]) for name in ("_state", "_elapsed")}
+        fits = now and all(a.shape == now[name].shape and a.dtype == now[name].dtype for name, a in then.items())
+        require(bool(fits), "place", "that of such environments, after a reset", "another")
         self.np_random.bit_generator.state = place["generator"]
-        for name in self._place:
-            setattr(self, name, np.array(place[name]))
+        self._state, self._elapsed = then["_state"], then["_elapsed"]
 
 
 def standing(state: T | None, what: str) -> T:

@@ -96,13 +96,7 @@ class FourRoomsProblem(TabularProblem):
         """M(x), one goal a context, ``[..., 2]`` for x ``[..., 105]``."""
         r = self._at_goal + self.penalty(x).unsqueeze(-2) * self._elsewhere
         return TabularMDP(
-            self._P,
-            self._per_action(r),
-            self._rho,
-            GAMMA,
-            self._ends,
-            terminal_entropy=True,
-            validate=False,
+            self._P, self._per_action(r), self._rho, GAMMA, self._ends, terminal_entropy=True, validate=False
         )
 
     def leader_reward(self, x: Tensor) -> Tensor:

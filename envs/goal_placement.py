@@ -97,7 +97,7 @@ class GoalPlacementProblem(TabularProblem):
         self.gamma, self.tau = check_gamma(gamma), check_tau(tau)
         check_number(intended, "intended", low=0.0, high=1.0)
         self._roughness = check_number(roughness, "roughness", low=0.0, high=1.0, open_high=True)
-        check_number(width, "width", low=0.0, high=float(size), open_low=True)
+        width = check_number(width, "width", low=0.0, high=float(size), open_low=True)
         check_seed(seed)
         self.grid = GridMap.open(size, size)
         n = self.grid.n_cells
@@ -107,9 +107,9 @@ class GoalPlacementProblem(TabularProblem):
         self.leader_set = LeaderSet.box(n, 0.0, 1.0)
         self._P = self.grid.transition(intended)
         self._rho = torch.full((n,), 1.0 / n, dtype=torch.float64)
-        blobs = _gaussian(self.grid, BLOB_WIDTH)[list(self.goals)]
+        blobs = self.grid.nearness(BLOB_WIDTH)[list(self.goals)]
         self.target = torch.tensor(SHARES, dtype=torch.float64) @ (blobs / blobs.sum(-1, keepdim=True))
-        kernel, apart = _gaussian(self.grid, width), self._rho - self.target
+        kernel, apart = self.grid.nearness(width), self._rho - self.target
         self._kernel = kernel / (apart @ kernel @ apart)
         self._solution: tuple[Tensor, Tensor] | None = None
 
@@ -187,12 +187,6 @@ def _goals(grid: GridMap, rng: np.random.Generator) -> tuple[int, ...]:
         steps = (places.unsqueeze(1) - places).abs().sum(-1)
         if int(steps[~torch.eye(len(SHARES), dtype=torch.bool)].min()) >= grid.shape[0] // 2:
             return tuple(int(goal) for goal in goals)
-
-
-def _gaussian(grid: GridMap, width: float) -> Tensor:
-    """exp(-distance^2 / (2 width^2)) between cells, ``[S, S]``."""
-    places = grid.cells.to(torch.float64)
-    return torch.exp(-(places.unsqueeze(1) - places).square().sum(-1) / (2.0 * width**2))
 
 
 class GoalPlacementEnv(FromArguments, TabularEnv, problem=GoalPlacementProblem):

@@ -66,16 +66,14 @@ class RewardGridProblem(TabularProblem):
         require(check_size(size, "size") >= 2, "size", "a whole number >= 2", size)
         self.gamma, self.tau = check_gamma(gamma), check_tau(tau)
         check_number(intended, "intended", low=0.0, high=1.0)
-        check_number(width, "width", low=0.0, open_low=True)
+        width = check_number(width, "width", low=0.0, open_low=True)
         check_seed(seed)
         self.grid = GridMap.open(size, size)
         n = self.grid.n_cells
         self.leader_set = LeaderSet.box(n, -1.0, 1.0)
         self._P = self.grid.transition(intended)
         self._rho = torch.full((n,), 1.0 / n, dtype=torch.float64)
-        places = self.grid.cells.to(torch.float64)
-        near = torch.exp(-(places.unsqueeze(1) - places).square().sum(-1) / (2.0 * float(width) * float(width)))
-        field = near @ torch.from_numpy(np.random.default_rng(seed).standard_normal(n))
+        field = self.grid.nearness(width) @ torch.from_numpy(np.random.default_rng(seed).standard_normal(n))
         require(bool(field.max() > field.min()), "width", "a width by which cells differ", repr(width))
         self.true_reward = (field - field.min()) / (field.max() - field.min())
 

@@ -60,6 +60,11 @@ class GridMap:
         """Number of free cells."""
         return len(self.cells)
 
+    def nearness(self, width: float) -> Tensor:
+        """exp(-distance^2 / (2 width^2)) between cells, ``[n, n]``."""
+        places = self.cells.to(torch.float64)
+        return torch.exp(-(places.unsqueeze(1) - places).square().sum(-1) / (2.0 * width * width))
+
     def index(self, row: int, column: int) -> int:
         """The number of a free cell.
 

@@ -476,11 +476,7 @@ def _eigenvalue(value: complex) -> str:
 
 
 def steering_game(
-    gamma: float = 0.9,
-    leader_effort: float = 0.2,
-    follower_effort: float = 0.5,
-    sigma: float = 0.3,
-    noise: float = 0.3,
+    gamma: float = 0.9, leader_effort: float = 0.2, follower_effort: float = 0.5, sigma: float = 0.3, noise: float = 0.3
 ) -> LinearQuadraticProblem:
     r"""The leader steers a quantity that only the follower moves.
 

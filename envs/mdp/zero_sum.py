@@ -144,11 +144,7 @@ def joint_return(game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float = 0.0) 
 
 @torch.no_grad()
 def best_responses(
-    game: ZeroSumGame,
-    pi1: Tensor,
-    pi2: Tensor,
-    tau: float,
-    warm: tuple[SoftOptimum, SoftOptimum] | None = None,
+    game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float, warm: tuple[SoftOptimum, SoftOptimum] | None = None
 ) -> tuple[SoftOptimum, SoftOptimum]:
     """Player 1's best response to pi2 and player 2's to pi1, each an MDP's optimum; the second one's V is -V."""
     starts = (None, None) if warm is None else (warm[0].V, warm[1].V)
