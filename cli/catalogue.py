@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import re
 import sys
@@ -126,21 +127,17 @@ def kind(cls: type) -> Kind:
 # --- followers ------------------------------------------------------------------------------------------------------------
 
 
-def _packages() -> list[ModuleType]:
-    import stable_baselines3
-
-    with contextlib.suppress(ImportError):
-        return [stable_baselines3, importlib.import_module("sb3_contrib")]
-    return [stable_baselines3]
-
-
 def followers() -> dict[str, type[Any]]:
     """Every algorithm of Stable-Baselines3 and of sb3-contrib, where that is installed, by name."""
+    import stable_baselines3
     from stable_baselines3.common.base_class import BaseAlgorithm
 
+    packages: list[ModuleType] = [stable_baselines3]
+    with contextlib.suppress(ImportError):
+        packages.append(importlib.import_module("sb3_contrib"))
     return {
         name: cls
-        for package in _packages()
+        for package in packages
         for name, cls in vars(package).items()
         if inspect.isclass(cls) and issubclass(cls, BaseAlgorithm)
     }
@@ -157,7 +154,9 @@ def follower(text: str) -> Any:
         require(callable(found), "--follower", "a callable", text)
         return found
     known = followers()
-    extra = "" if len(_packages()) > 1 else ' (sb3-contrib\'s need: pip install "bilevel-gym[contrib]")'
+    extra = (
+        "" if importlib.util.find_spec("sb3_contrib") else ' (sb3-contrib\'s need: pip install "bilevel-gym[contrib]")'
+    )
     require(text in known, "--follower", f"one of {', '.join(sorted(known))} or module:callable{extra}", repr(text))
     return known[text]
 

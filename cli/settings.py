@@ -270,6 +270,9 @@ def build(settings: Settings) -> Any:
     Raises:
         ValueError: an argument that does not exist or does not fit.
     """
+    from ..agents import PBRLConfig
+    from ..agents.sources import is_game
+
     cls = catalogue.leader(settings.leader)
     own = [name for name in inspect.signature(cls).parameters if name not in _OWN]
     config = config_class(cls)
@@ -286,7 +289,8 @@ def build(settings: Settings) -> Any:
     follower = follower_of(settings)
     try:
         if changes and config is not None:
-            arguments["config"] = _config(config, env, changes)
+            for_a_game = config is PBRLConfig and is_game(env)
+            arguments["config"] = PBRLConfig.for_a_game(**changes) if for_a_game else config(**changes)
         given = [env] if follower is None else [env, follower]
         return cls(*given, seed=settings.seed, env_kwargs=env_kwargs, **arguments)
     except TypeError as error:  # an argument of the environment or of the algorithm, whose signatures are not ours
@@ -295,10 +299,3 @@ def build(settings: Settings) -> Any:
 
 
 _OWN = ("env", "problem", "follower", "config", "seed", "env_kwargs")
-
-
-def _config(config: type[Any], env: Any, changes: dict[str, Any]) -> Any:
-    from ..agents import PBRLConfig
-    from ..agents.sources import is_game
-
-    return PBRLConfig.for_a_game(**changes) if config is PBRLConfig and is_game(env) else config(**changes)

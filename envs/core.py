@@ -29,6 +29,7 @@ T = TypeVar("T")
 ObsType = TypeVar("ObsType")
 ActType = TypeVar("ActType")
 Flags = NDArray[np.bool_]
+Info = dict[str, Any]
 
 _NEVER = np.iinfo(np.int64).max
 
@@ -148,9 +149,7 @@ class LeaderVectorEnv(HasLeader, VectorEnv[Any, Any, Any]):
         """What the infos say of the actions that exist; nothing where all do."""
         return {}
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[Any], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[NDArray[Any], Info]:
         """Start every environment anew; ``options`` are not used."""
         super().reset(seed=seed)
         self._elapsed[:] = 0
@@ -181,7 +180,7 @@ class LeaderVectorEnv(HasLeader, VectorEnv[Any, Any, Any]):
         truncated = self._elapsed >= self._limit
         done = terminated | truncated
         if done.any():  # what the step led to is told in the infos
-            last, final = following.astype(object), {}
+            last, final = following.astype(object), dict[str, Any]()
             last[~done] = None
             for name in ("leader_reward", "leader_draw"):
                 own = done.reshape(-1, *[1] * (infos[name].ndim - 1))

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .core import Flags, LeaderModel, OfProblem, ProblemEnv, ProblemVectorEnv, standing
+from .core import Flags, Info, LeaderModel, OfProblem, ProblemEnv, ProblemVectorEnv, standing
 from .mdp import TabularKernel, TabularProblem
 from .render import draw_table
 
@@ -449,9 +449,7 @@ class TabularEnv(_TabularLeader, ProblemEnv):
 
     vector_class: ClassVar[type[ProblemVectorEnv]] = TabularVectorEnv
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.int64, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.int64, Info]:
         """Draw a start state; ``options`` are not used."""
         super().reset(seed=seed)
         self._state, self._last = self._tables.start.draw_one(0, self.np_random.random()), ""

@@ -74,6 +74,14 @@ def as_float64(value: Any, name: str) -> Tensor:
         raise ValueError(f"{name}: expected numbers, got {type(value).__name__} ({error})") from error
 
 
+def keep(record: Any, *names: str) -> None:
+    """Make fields of a frozen dataclass float64 tensors; raises ``ValueError`` for one that is not finite."""
+    for name in names:
+        value = as_float64(getattr(record, name), name)
+        check_finite(value, name)
+        object.__setattr__(record, name, value)
+
+
 def check_finite(tensor: Tensor, name: str) -> None:
     """Raise ``ValueError`` if an entry is NaN or infinite."""
     finite = torch.isfinite(tensor)

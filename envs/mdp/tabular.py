@@ -39,16 +39,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from .checks import (
-    as_float64,
-    broadcast_batch,
-    check_distribution,
-    check_finite,
-    check_gamma,
-    check_size,
-    check_tau,
-    require,
-)
+from .checks import as_float64, broadcast_batch, check_distribution, check_gamma, check_size, check_tau, keep, require
 
 Model = TypeVar("Model", bound="TabularMDP")
 
@@ -76,9 +67,8 @@ class MarkovModel:
     action_axes: ClassVar[str] = "A"
 
     def _check_tables(self) -> None:
-        """Check the tables and keep them as float64; raises ``ValueError``."""
-        for name in ("r", "rho"):
-            object.__setattr__(self, name, as_float64(getattr(self, name), name))
+        """Check all tables but P and keep them as float64; raises ``ValueError``."""
+        keep(self, "r", "rho")
         object.__setattr__(self, "gamma", check_gamma(self.gamma))
         r, rho = self.r, self.rho
         sized = r.ndim >= self.rank and min(r.shape) >= 1
@@ -86,8 +76,6 @@ class MarkovModel:
         expected = f"shape [..., {self.n_states}], as r has"
         require(rho.shape[-1:] == (self.n_states,), "rho", expected, f"shape {tuple(rho.shape)}")
         check_distribution(rho, "rho")
-        check_finite(r, "r")
-        self._check_transitions()
 
     def _check_transitions(self) -> None:
         """Check P and keep it as float64."""
@@ -97,8 +85,9 @@ class MarkovModel:
         check_distribution(P, "P")
         object.__setattr__(self, "P", P)
 
-    def _check_batch(self) -> None:
-        """Raise ``ValueError`` where batch axes do not broadcast."""
+    def _check_dynamics(self) -> None:
+        """Check P, and that the batch axes of all fields broadcast; raises ``ValueError``."""
+        self._check_transitions()
         try:
             _ = self.batch_shape
         except RuntimeError as error:
@@ -160,7 +149,7 @@ class TabularMDP(MarkovModel):
             expected = f"shape [..., {tuple(shape)}]"
             require(flags.shape[-len(shape) :] == shape, name, expected, f"shape {tuple(flags.shape)}")
             object.__setattr__(self, name, flags)
-        self._check_batch()
+        self._check_dynamics()
         if self.mask is not None and not bool(self.mask.any(-1).all()):
             where = tuple(int(i) for i in (~self.mask.any(-1)).nonzero()[0])
             raise ValueError(f"mask: expected at least one action in every state, got none in state {where}")

@@ -63,7 +63,7 @@ class ZeroSumGame(MarkovModel):
     def __post_init__(self, validate: bool) -> None:
         if validate:
             self._check_tables()
-            self._check_batch()
+            self._check_dynamics()
 
     @staticmethod
     def from_payoffs(r1: Any, r2: Any, P: Any = None, rho: Any = None, gamma: float = 0.0) -> ZeroSumGame:
