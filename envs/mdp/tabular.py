@@ -66,8 +66,9 @@ class MarkovModel:
     """Axes of r without the batch's."""
     action_axes: ClassVar[str] = "A"
 
-    def _check_tables(self) -> None:
-        """Check all tables but P and keep them as float64; raises ``ValueError``."""
+    def __post_init__(self, validate: bool) -> None:
+        if not validate:
+            return
         keep(self, "r", "rho")
         object.__setattr__(self, "gamma", check_gamma(self.gamma))
         r, rho = self.r, self.rho
@@ -76,6 +77,17 @@ class MarkovModel:
         expected = f"shape [..., {self.n_states}], as r has"
         require(rho.shape[-1:] == (self.n_states,), "rho", expected, f"shape {tuple(rho.shape)}")
         check_distribution(rho, "rho")
+        self._check_flags()
+        self._check_transitions()
+        try:
+            _ = self.batch_shape
+        except RuntimeError as error:
+            raise ValueError(
+                f"P: expected batch axes that broadcast with those of the other fields ({error})"
+            ) from error
+
+    def _check_flags(self) -> None:
+        """Check what a model has beside its tables; here nothing."""
 
     def _check_transitions(self) -> None:
         """Check P and keep it as float64."""
@@ -84,16 +96,6 @@ class MarkovModel:
         require(P.shape[-len(axes) :] == axes, "P", expected, f"shape {tuple(P.shape)}")
         check_distribution(P, "P")
         object.__setattr__(self, "P", P)
-
-    def _check_dynamics(self) -> None:
-        """Check P, and that the batch axes of all fields broadcast; raises ``ValueError``."""
-        self._check_transitions()
-        try:
-            _ = self.batch_shape
-        except RuntimeError as error:
-            raise ValueError(
-                f"P: expected batch axes that broadcast with those of the other fields ({error})"
-            ) from error
 
     @property
     def n_states(self) -> int:
@@ -136,10 +138,7 @@ class TabularMDP(MarkovModel):
     validate: InitVar[bool] = True
     sparse: ClassVar[bool] = False
 
-    def __post_init__(self, validate: bool) -> None:
-        if not validate:
-            return
-        self._check_tables()
+    def _check_flags(self) -> None:
         for name, shape in (("terminal", self.r.shape[-2:-1]), ("mask", self.r.shape[-2:])):
             flags = getattr(self, name)
             if flags is None:
@@ -149,7 +148,6 @@ class TabularMDP(MarkovModel):
             expected = f"shape [..., {tuple(shape)}]"
             require(flags.shape[-len(shape) :] == shape, name, expected, f"shape {tuple(flags.shape)}")
             object.__setattr__(self, name, flags)
-        self._check_dynamics()
         if self.mask is not None and not bool(self.mask.any(-1).all()):
             where = tuple(int(i) for i in (~self.mask.any(-1)).nonzero()[0])
             raise ValueError(f"mask: expected at least one action in every state, got none in state {where}")

@@ -60,11 +60,6 @@ class ZeroSumGame(MarkovModel):
     rank: ClassVar[int] = 3
     action_axes: ClassVar[str] = "A1, A2"
 
-    def __post_init__(self, validate: bool) -> None:
-        if validate:
-            self._check_tables()
-            self._check_dynamics()
-
     @staticmethod
     def from_payoffs(r1: Any, r2: Any, P: Any = None, rho: Any = None, gamma: float = 0.0) -> ZeroSumGame:
         """A game from what each player is paid, once it is checked that the two add up to 0.
