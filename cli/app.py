@@ -28,16 +28,13 @@ if TYPE_CHECKING:
 PROGRAM = "bilevel-gym"
 
 
-class _Group(click.Group):
-    command_class = o.Command
-
-
-@click.group(
-    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
-)
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True})
 @click.version_option(__version__, prog_name=PROGRAM)
 def cli() -> None:
     """Bilevel reinforcement learning: a leader sets the rules, a follower learns to live under them."""
+
+
+cli.command_class = o.Command
 
 
 @cli.command()
