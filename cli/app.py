@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -22,22 +23,18 @@ from . import options as o
 from .options import Several, Whole
 
 if TYPE_CHECKING:
-    from .sweep import Outcome, Pool
+    from .sweep import Outcome
 
 PROGRAM = "bilevel-gym"
 
 
-class _Group(click.Group):
-    command_class = o.Command
-
-
-@click.group(
-    cls=_Group,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
-)
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True})
 @click.version_option(__version__, prog_name=PROGRAM)
 def cli() -> None:
     """Bilevel reinforcement learning: a leader sets the rules, a follower learns to live under them."""
+
+
+cli.command_class = o.Command
 
 
 @cli.command()
@@ -57,9 +54,10 @@ def train(
     Settings that are not given come from --conf-file, else from those that ship with the package (`list tuned`).
     """
     from . import run
+    from .logs import Extras
     from .settings import read, settings_of
 
-    extras = run.Extras(**{field.name: options[field.name] for field in fields(run.Extras)})
+    extras = Extras(**{field.name: options[field.name] for field in fields(Extras)})
     given = o.given_settings(options)
     if resume is not None:
         steps = given.pop("n_timesteps")
@@ -158,18 +156,12 @@ def plot(runs: tuple[Path, ...], output: Path, x: str, y: str) -> None:
     click.echo(draw(run_folders(runs), output, x, y))
 
 
-def _pool(log_folder: Path, jobs: int | None, backend: Any, address: str | None, save_freq: int | None) -> Pool:
-    from .sweep import Pool
-
-    def report(outcome: Outcome) -> None:
-        its = outcome.settings
-        run = f"{its.env_name} {its.name} seed {its.seed} {its.hash}"
-        if outcome.error is not None:
-            click.echo(f"{PROGRAM}: failed: {run}: {outcome.error}", err=True)
-        else:
-            click.echo(f"{'done' if outcome.repeated else 'there'}: {run}", err=True)
-
-    return Pool(log_folder, backend, jobs or os.cpu_count() or 1, address, save_freq, report)
+def _report(outcome: Outcome) -> None:
+    """A line on stderr for a run that ended."""
+    its = outcome.settings
+    word = f"{PROGRAM}: failed" if outcome.error is not None else "done" if outcome.repeated else "there"
+    error = "" if outcome.error is None else f": {outcome.error}"
+    click.echo(f"{word}: {its.env_name} {its.name} seed {its.seed} {its.hash}{error}", err=True)
 
 
 def _end(outcomes: Sequence[Outcome]) -> None:
@@ -183,15 +175,15 @@ def _end(outcomes: Sequence[Outcome]) -> None:
 
 @cli.command()
 @click.option("--env", "envs", cls=Several, metavar="ID ...", help="Environments.")
-@click.option("--leader", "leaders", cls=Several, metavar="NAME ...", help="Leaders; PBRL by default.")
-@click.option("--follower", "followers", cls=Several, metavar="NAME ...", help="Algorithms; PPO by default.")
+@click.option("--leader", "leaders", cls=Several, metavar="NAME ...", default=["PBRL"], help="Leaders.")
+@click.option("--follower", "followers", cls=Several, metavar="NAME ...", default=["PPO"], help="Algorithms.")
 @o.WITH
 @click.option("--seeds", cls=Several, metavar="SEED ...", type=Whole(0), help="Seeds of the leader.")
 @click.option("--n-seeds", type=Whole(1), help="Seeds 0, 1, ...; 1 by default.")
 @click.option("--env-seeds", is_flag=True, help="Give each seed to the environment, too.")
-@o.keyed_option("--grid", "KEY:A,B,... ...", "Values of leader.X, follower.X or env.X.")
+@click.option("--grid", cls=Several, metavar="KEY:A,B,... ...", help="Values of leader.X, follower.X or env.X.")
 @click.option("--search", type=Whole(1), metavar="TRIALS", help="Search with Optuna (extra optuna) instead.")
-@o.keyed_option("--space", "KEY:log(A,B) ...", "Of the search: log, float, int, choice.")
+@click.option("--space", cls=Several, metavar="KEY:log(A,B) ...", help="Of the search: log, float, int, choice.")
 @o.CONF
 @o.log_folder("runs/sweep")
 @o.SIDE_BY_SIDE
@@ -202,9 +194,10 @@ def sweep(as_json: bool, conf_file: Path | None, trust_code: bool, **options: An
     Finished runs are not repeated: the same command goes on where it was stopped. A run that fails is reported, the others go
     on, and the exit code is 1. LOG_FOLDER/summary.json has a row for each setting, the best first.
     """
+    from . import catalogue
     from . import sweep as runs
     from .logs import write_text
-    from .settings import read
+    from .settings import read, settings_of
     from .statistics import table
 
     envs, seeds, env_seeds, grid, space = (options[key] for key in ("envs", "seeds", "env_seeds", "grid", "space"))
@@ -212,14 +205,17 @@ def sweep(as_json: bool, conf_file: Path | None, trust_code: bool, **options: An
         raise click.UsageError("--env: expected at least one environment (`bilevel-gym list environments`), got none")
     if seeds and options["n_seeds"]:
         raise click.UsageError("--n-seeds: expected --seeds or --n-seeds, got both")
-    given = o.given_settings(options)
-    for key in ("env", "leader", "follower", "seed"):
-        del given[key]
-    conf = None if conf_file is None else read(conf_file)
-    leaders, followers = options["leaders"] or ["PBRL"], options["followers"] or ["PPO"]
-    found = runs.bases(envs, leaders, followers, given, conf, trust_code)
-    chosen = list(seeds) or list(range(options["n_seeds"] or 1))
-    pool = _pool(**{key: options[key] for key in ("log_folder", "jobs", "backend", "address", "save_freq")})
+    given, conf = o.given_settings(options), None if conf_file is None else read(conf_file)
+    found = []
+    for env, leader in itertools.product(envs, options["leaders"]):
+        if catalogue.takes_follower(catalogue.leader(leader)):
+            named = [{"env": env, "leader": leader, "follower": follower} for follower in options["followers"]]
+        else:  # it solves its follower
+            named = [{"env": env, "leader": leader, "follower_kwargs": None}]
+        found += [settings_of(given | names, conf, trust_code) for names in named]
+    chosen = seeds or range(options["n_seeds"] or 1)
+    keys = ("log_folder", "jobs", "backend", "address", "save_freq")
+    pool = runs.Pool(**{key: options[key] for key in keys}, report=_report)
     if options["search"] is None:
         if space:
             raise click.UsageError("--space: expected --search beside it, got none")
@@ -228,13 +224,11 @@ def sweep(as_json: bool, conf_file: Path | None, trust_code: bool, **options: An
     else:
         if grid:
             raise click.UsageError("--grid: expected --grid or --search, got both")
-        outcomes = [
-            one for base in found for one in runs.search(base, space, options["search"], chosen, env_seeds, pool)
-        ]
+        searches = [runs.search(base, space, options["search"], chosen, env_seeds, pool) for base in found]
+        outcomes = list(itertools.chain(*searches))
     rows = runs.summary(outcomes)
-    write_text(pool.root / runs.SUMMARY, json.dumps(rows, indent=1) + "\n")
-    columns = runs.columns(rows)
-    click.echo(json.dumps(rows) if as_json else table(list(columns), list(zip(*columns.values(), strict=True))))
+    write_text(pool.log_folder / runs.SUMMARY, json.dumps(rows, indent=1) + "\n")
+    click.echo(json.dumps(rows) if as_json else table(runs.differences(rows)))
     _end(outcomes)
 
 
@@ -252,18 +246,16 @@ def benchmark(as_json: bool, n_seeds: int, n_timesteps: int | None, **options: A
     """
     from .evidence import chosen, rows, runs_of
     from .statistics import table
+    from .sweep import Pool
 
     names = [options.pop(key) for key in ("env", "leader", "follower")]
     if names == [None, None, None]:
         raise click.UsageError("--env: expected --env, --leader or --follower, got none of them")
     entries = chosen(*names)
-    pool = _pool(**options)
     runs = [runs_of(entry, n_seeds, n_timesteps) for entry in entries]
-    outcomes = pool.run([run for mine in runs for run in mine])
+    outcomes = Pool(**options, report=_report).run(list(itertools.chain(*runs)))
     found = rows(entries, runs, outcomes, n_timesteps is not None)
-    click.echo(
-        json.dumps(found) if as_json else table(list(found[0]), [[str(cell) for cell in row.values()] for row in found])
-    )
+    click.echo(json.dumps(found) if as_json else table(found))
     _end(outcomes)
 
 
@@ -272,17 +264,29 @@ def benchmark(as_json: bool, n_seeds: int, n_timesteps: int | None, **options: A
 @o.AS_JSON
 def list_(what: str, as_json: bool) -> None:
     """List environments, leaders, followers or tuned settings, one a line."""
-    from .listing import listing
+    from . import catalogue
+    from .settings import entries
 
-    found = listing(what)
+    found: dict[str, dict[str, str]] = {}
+    if what in ("environments", "all"):
+        found["environments"] = {name: catalogue.environment_line(name) for name in catalogue.environment_ids()}
+    if what in ("leaders", "all"):  # with what they know: the model, steps, answers
+        known = sorted(catalogue.leaders().items())
+        found["leaders"] = {name: f"{catalogue.kind(cls)}: {catalogue.first_line(cls)}" for name, cls in known}
+    if what in ("followers", "all"):
+        algorithms = sorted(catalogue.followers().items())
+        found["followers"] = {name: catalogue.first_line(cls, name) for name, cls in algorithms}
+    if what == "tuned":
+        rests_on = {" ".join(names): entry["evidence"] for *names, entry in entries()}
+        found["tuned"] = {n: f"{e['measure']} {e['value']:g}, {e['runs']}: {e['page']}" for n, e in rests_on.items()}
     if as_json:
-        click.echo(json.dumps({title: dict(rows) for title, rows in found.items()}, indent=1))
+        click.echo(json.dumps(found, indent=1))
         return
     for number, (title, rows) in enumerate(found.items()):
         if len(found) > 1:
             click.echo(("\n" if number else "") + title)
-        width = max((len(name) for name, _ in rows), default=0)
-        for name, line in rows:
+        width = max(map(len, rows), default=0)
+        for name, line in rows.items():
             click.echo(f"{name:<{width}}  {line}".rstrip())
 
 
@@ -306,10 +310,9 @@ def _line(error: BaseException) -> str:
 @contextmanager
 def _heeding_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP interrupt as Ctrl-C does, wherever they come; one that is ignored, by nohup for one, stays so."""
+    heard = threading.current_thread() is threading.main_thread()
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    mine = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread():
-        mine = []
+    mine = [number for number in numbers if heard and signal.getsignal(number) is signal.SIG_DFL]
     for number in mine:
         signal.signal(number, signal.default_int_handler)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import re
 import sys
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import pettingzoo
+from gymnasium.envs.registration import load_env_creator
 
 from .. import envs  # registers the environments
 from ..envs.mdp.checks import require
@@ -41,18 +43,12 @@ def environment_ids() -> list[str]:
 
 def environment_line(env_id: str) -> str:
     """The first line of an environment's class's docstring."""
-    target = gym.registry[env_id].entry_point if env_id in gym.registry else None
-    if target is None:
-        target = pettingzoo.spec("parallel", env_id).entry_point
-    if not isinstance(target, str):
-        return first_line(target)
-    module, _, name = target.partition(":")
+    spec: Any = gym.registry.get(env_id) or pettingzoo.spec("parallel", env_id)
     try:
-        loaded = importlib.import_module(module)
+        found = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     except ImportError as error:
         return f"(cannot be loaded here: {error})"
-    found = getattr(loaded, name)
-    return first_line(found if inspect.isclass(found) else loaded)
+    return first_line(found if inspect.isclass(found) else inspect.getmodule(found))
 
 
 def full_id(text: str) -> str:
@@ -131,25 +127,20 @@ def kind(cls: type) -> Kind:
 # --- followers ------------------------------------------------------------------------------------------------------------
 
 
-def _packages() -> list[ModuleType]:
-    import stable_baselines3
-
-    found: list[ModuleType] = [stable_baselines3]
-    with contextlib.suppress(ImportError):
-        found.append(importlib.import_module("sb3_contrib"))
-    return found
-
-
 def followers() -> dict[str, type[Any]]:
     """Every algorithm of Stable-Baselines3 and of sb3-contrib, where that is installed, by name."""
+    import stable_baselines3
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-    found: dict[str, type[Any]] = {}
-    for package in _packages():
-        for name, cls in vars(package).items():
-            if inspect.isclass(cls) and issubclass(cls, BaseAlgorithm):
-                found[name] = cls
-    return found
+    packages: list[ModuleType] = [stable_baselines3]
+    with contextlib.suppress(ImportError):
+        packages.append(importlib.import_module("sb3_contrib"))
+    return {
+        name: cls
+        for package in packages
+        for name, cls in vars(package).items()
+        if inspect.isclass(cls) and issubclass(cls, BaseAlgorithm)
+    }
 
 
 def follower(text: str) -> Any:
@@ -163,7 +154,9 @@ def follower(text: str) -> Any:
         require(callable(found), "--follower", "a callable", text)
         return found
     known = followers()
-    extra = "" if len(_packages()) > 1 else ' (sb3-contrib\'s need: pip install "bilevel-gym[contrib]")'
+    extra = (
+        "" if importlib.util.find_spec("sb3_contrib") else ' (sb3-contrib\'s need: pip install "bilevel-gym[contrib]")'
+    )
     require(text in known, "--follower", f"one of {', '.join(sorted(known))} or module:callable{extra}", repr(text))
     return known[text]
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from ..envs.mdp.checks import require
 from . import catalogue
-from .listing import entries
 from .run import score
-from .settings import EXACT, Settings, settings_of
-from .statistics import interval, shown
+from .settings import EXACT, Settings, entries, settings_of
+from .statistics import interval
 from .sweep import Outcome, over_seeds
 
 SCORE = "leader_return"
@@ -52,7 +51,7 @@ def rows(
     for (env, leader, follower, entry), mine in zip(tuned, runs, strict=True):
         evidence = entry["evidence"]
         scores = [score(results[run.hash]["evaluation"]) for run in mine if run.hash in results]
-        here = shown(*interval(scores)) if scores else "none"
+        here = interval(scores).text(4, "g") if scores else "none"
         found.append(
             {
                 "env": env,

@@ -6,14 +6,16 @@ import importlib
 import importlib.util
 import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import JSONOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
 
 from ..agents.files import write_whole
 from ..envs.mdp.checks import require
+from .settings import Settings
 
 PROGRESS = "progress.json"
 STEPS = "num_timesteps"
@@ -21,34 +23,38 @@ LARGEST = 2**26
 """Bytes of a run's records."""
 
 
-class ProgressFile(KVWriter):
-    """A line of JSON a record, each flushed, so that whatever ends a run the lines before stay.
+@dataclass(frozen=True)
+class Extras:
+    """What a run does beside learning; none of it changes a number.
 
-    Args:
-        path: the file, which is begun anew: a leader tells a new logger what was logged before.
+    Attributes:
+        save_freq: iterations between checkpoints; None saves in the end alone, and on a signal.
+        tensorboard_log: folder of TensorBoard events.
+        track: whether to send the records to Weights & Biases.
+        project: there.
+        entity: there.
+        progress: show a progress bar.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
+    save_freq: int | None = None
+    tensorboard_log: Path | None = None
+    track: bool = False
+    project: str = "bilevel-gym"
+    entity: str | None = None
+    progress: bool = False
 
-    def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+
+class ProgressFile(JSONOutputFormat):
+    """A line of JSON a record, each flushed, so that whatever ends a run the lines before stay."""
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """One record."""
-        numbers = {key: _number(item) for key, item in key_values.items()}
-        self._write({STEPS: step, **{key: item for key, item in numbers.items() if item is not None}})
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        super().write({STEPS: step, **_shown(key_values)}, key_excluded, step)
 
 
-def _number(item: Any) -> float | int | str | None:
-    if isinstance(item, (np.floating, np.integer)):
-        item = item.item()
-    return item if isinstance(item, (bool, int, float, str)) else None
+def _shown(key_values: dict[str, Any]) -> dict[str, Any]:
+    """The numbers and texts of a record."""
+    return {key: item for key, item in key_values.items() if isinstance(item, (bool, int, float, str, np.number))}
 
 
 def read_progress(path: Path) -> list[dict[str, Any]]:
@@ -65,11 +71,11 @@ def read_progress(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def require_writers(tensorboard: bool, track: bool) -> None:
+def require_writers(extras: Extras) -> None:
     """Raise ``ValueError`` where what is to write the records is not installed."""
-    if track:
+    if extras.track:
         _wandb()
-    if tensorboard:
+    if extras.tensorboard_log is not None:
         needed = 'TensorBoard, pip install "bilevel-gym[tensorboard]"'
         require(importlib.util.find_spec("tensorboard") is not None, "--tensorboard-log", needed, "none")
 
@@ -90,32 +96,30 @@ class Tracking(KVWriter):
         ValueError: wandb is not installed, or begins no run: nobody is logged in.
     """
 
-    def __init__(
-        self, project: str, name: str, config: dict[str, Any], folder: Path, entity: str | None = None
-    ) -> None:
-        wandb = _wandb()
+    def __init__(self, folder: Path, settings: Settings, extras: Extras) -> None:
+        wandb, name = _wandb(), f"{settings.env_name}__{settings.name}__{settings.seed}"
+        whose = {"project": extras.project, "entity": extras.entity}
         try:
-            self.run = wandb.init(project=project, name=name, entity=entity, config=config, dir=str(folder))
+            self.run = wandb.init(name=name, config=asdict(settings), dir=str(folder), **whose)
         except wandb.Error as error:
             expected = "an account (`wandb login`), or WANDB_MODE=offline, which keeps the records here"
             raise ValueError(f"--track: expected {expected}, got {error}") from error
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """One record."""
-        self.run.log({key: item for key, item in key_values.items() if _number(item) is not None}, step=step)
+        self.run.log(_shown(key_values), step=step)
 
     def close(self) -> None:
         """End the run there."""
         self.run.finish()
 
 
-def new_logger(folder: Path, tensorboard: Path | None, tracking: Tracking | None) -> Logger:
+def new_logger(folder: Path, settings: Settings, extras: Extras) -> Logger:
     """SB3's logger that writes all of these; see :func:`require_writers`."""
-    formats: list[KVWriter] = [ProgressFile(folder / PROGRESS)]
-    if tensorboard is not None:
-        formats.append(TensorBoardOutputFormat(str(tensorboard)))
-    if tracking is not None:
-        formats.append(tracking)
+    formats: list[KVWriter] = [Tracking(folder, settings, extras)] if extras.track else []
+    formats.append(ProgressFile(str(folder / PROGRESS)))
+    if extras.tensorboard_log is not None:
+        formats.append(TensorBoardOutputFormat(str(extras.tensorboard_log)))
     return Logger(folder=str(folder), output_formats=formats)
 
 

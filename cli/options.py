@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +12,7 @@ from typing import Any, TypeVar
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
-_PAIR = re.compile(r"[A-Za-z_][\w.]*:")
-_OPTION = re.compile(r"--?[A-Za-z]")
-
-
-def _require_words(ctx: click.Context, name: str, taken: int) -> None:
-    if name and not taken:
-        raise click.BadOptionUsage(name, f"{name}: expected at least one word, got none", ctx)
+_OPTION = re.compile(r"--?[A-Za-z]|--$")
 
 
 class Whole(click.ParamType):  # type: ignore[type-arg]
@@ -33,7 +29,7 @@ class Whole(click.ParamType):  # type: ignore[type-arg]
             number = float(value)
         except ValueError:
             number = float("nan")
-        if number != number or number in (float("inf"), float("-inf")) or number != int(number) or number < self.low:
+        if not number.is_integer() or number < self.low:
             self.fail(f"expected a whole number, at least {self.low}, got {value!r}", param, ctx)
         return int(number)
 
@@ -49,14 +45,10 @@ class OneOf(click.Choice[str]):
 
 
 class Several(click.Option):
-    """An option that takes all words up to the next option, as argparse's ``nargs="+"`` and rl_zoo3 do.
+    """An option that takes all words up to the next option, as argparse's ``nargs="+"`` and rl_zoo3 do."""
 
-    With ``keyed`` it takes words of the form ``key:value`` alone, so that a command's own argument may follow.
-    """
-
-    def __init__(self, *args: Any, keyed: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"multiple": True})
-        self.keyed = keyed
 
 
 class Command(click.Command):
@@ -70,33 +62,27 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Write ``--name a b`` as ``--name a --name b`` first."""
-        several = {name: param for param in self.params if isinstance(param, Several) for name in param.opts}
-        spread: list[str] = []
-        name = ""  # of the option whose words these are
-        taken = 0
-        for position, word in enumerate(args):
-            if word == "--":
-                return super().parse_args(ctx, spread + args[position:])
-            if _OPTION.match(word):
-                _require_words(ctx, name, taken)
-                name, taken = (word, 0) if word in several else ("", 0)
-                if not name:
-                    spread.append(word)
-            elif name and (not several[name].keyed or taken == 0 or _PAIR.match(word)):
-                spread += [name, word]
-                taken += 1
-            else:
+        several = {name for param in self.params if isinstance(param, Several) for name in param.opts}
+        end = args.index("--") if "--" in args else len(args)
+        spread, name = list[str](), ""  # of the option whose words these are
+        for word, following in itertools.pairwise([*args[:end], "--"]):
+            if not _OPTION.match(word):
+                spread += [name, word] if name else [word]
+            elif word not in several:
                 name = ""
                 spread.append(word)
-        _require_words(ctx, name, taken)
-        return super().parse_args(ctx, spread)
+            elif _OPTION.match(following):
+                raise click.BadOptionUsage(word, f"{word}: expected at least one word, got none", ctx)
+            else:
+                name = word
+        return super().parse_args(ctx, spread + args[end:])
 
 
 def as_pairs(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
     """Callback: ``key:value`` words as a dictionary."""
     from .values import pairs
 
-    return pairs(texts, param.opts[0]) if texts else {}
+    return pairs(texts, param.opts[0])
 
 
 def many(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -110,14 +96,9 @@ def many(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-def keyed_option(name: str, metavar: str, help: str, **more: Any) -> Callable[[F], F]:
-    """An option of words ``key:...``."""
-    return click.option(name, cls=Several, keyed=True, metavar=metavar, help=help, **more)
-
-
 def kwargs_option(name: str, help: str) -> Callable[[F], F]:
     """An option of ``key:value`` pairs."""
-    return keyed_option(name, "KEY:VALUE ...", help, callback=as_pairs)
+    return click.option(name, cls=Several, metavar="KEY:VALUE ...", help=help, callback=as_pairs)
 
 
 PATH = click.Path(path_type=Path)
@@ -153,7 +134,9 @@ WATCHED = many(
     click.option("-P", "--progress", is_flag=True, help="Show a progress bar."),
 )
 SIDE_BY_SIDE = many(
-    click.option("-j", "--jobs", type=Whole(1), help="Runs side by side; as many as there are cores by default."),
+    click.option(
+        "-j", "--jobs", type=Whole(1), default=os.cpu_count() or 1, help="Runs side by side; one a core by default."
+    ),
     click.option("--backend", type=OneOf(("processes", "serial", "ray")), default="processes", help="What runs them."),
     click.option("--address", help="Of a running Ray cluster; one on this machine by default."),
     SAVE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pettingzoo
 import torch
 from numpy.typing import NDArray
 
@@ -22,7 +24,7 @@ from .statistics import band
 
 PLOTS = 'matplotlib and Pillow, pip install "bilevel-gym[plots]"'
 Frame = NDArray[np.uint8]
-Act = Callable[[Any], NDArray[Any]]
+Act = Callable[[Any], Any]
 
 # --- curves ---------------------------------------------------------------------------------------------------------------
 
@@ -131,25 +133,17 @@ def record(
         ValueError: an environment that draws nothing, another suffix, no library that writes pictures.
     """
     try:
-        import PIL
-
-        assert PIL
+        from PIL import Image
     except ImportError as error:
         raise ValueError(f"record: expected {PLOTS}, got none ({error})") from error
     require(path.suffix in (".gif", ".mp4"), "--output", "a file name that ends in .gif or .mp4", str(path))
-    frames, natural = _frames(folder, seed, untrained, trust_code)
-    shown = list(itertools.islice(frames, steps))
-    _write(shown, path, natural if fps is None else fps)
-    return path
-
-
-def _write(frames: Sequence[Frame], path: Path, fps: float) -> None:
+    played, env = _frames(folder, seed, untrained, trust_code)
+    rate = float(fps or env.metadata.get("render_fps") or 10)
+    frames: list[Any] = list(itertools.islice(played, steps))
     if path.suffix == ".gif":
-        from PIL import Image
-
         first, *others = [Image.fromarray(frame) for frame in frames]
-        first.save(path, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
-        return
+        first.save(path, save_all=True, append_images=others, duration=round(1000 / rate), loop=0)
+        return path
     try:
         import imageio.v2
         import imageio_ffmpeg
@@ -159,27 +153,32 @@ def _write(frames: Sequence[Frame], path: Path, fps: float) -> None:
         raise ValueError(
             f'--output: expected a .gif, or pip install "bilevel-gym[video]" for .mp4, got none ({error})'
         ) from error
-    imageio.v2.mimwrite(path, list(frames), fps=fps, macro_block_size=2)
+    imageio.v2.mimwrite(path, frames, fps=rate, macro_block_size=2)
+    return path
 
 
-def _frames(folder: Path, seed: int, untrained: bool, trust_code: bool) -> tuple[Iterator[Frame], float]:
-    """Pictures without end, and how many belong to a second."""
+def _frames(folder: Path, seed: int, untrained: bool, trust_code: bool) -> tuple[Iterator[Frame], Any]:
+    """Pictures without end, and the environment that draws them."""
     settings, leader = settings_in(folder, "RUN"), load(folder, trust_code=trust_code)
-    if isinstance(getattr(leader, "problem", getattr(getattr(leader, "worlds", None), "problem", None)), GameProblem):
-        return _of_a_game(settings, leader, seed, untrained)
-    env = _drawn(settings)
+    problem = getattr(leader, "problem", getattr(getattr(leader, "worlds", None), "problem", None))
+    if isinstance(problem, GameProblem):
+        env = _drawn(settings, functools.partial(pettingzoo.make, "parallel"))
+        if not untrained:
+            env.set_leader(leader.x)
+        return _play(env, _at_nash(env, seed), seed), env
+    env = _drawn(settings, gym.make)
     has_x = env.has_wrapper_attr("set_leader") and catalogue.kind(type(leader)) != "preferences"
     if has_x and not untrained:  # an environment begins with the untrained leader
         env.get_wrapper_attr("set_leader")(leader.x)
     env, act = _follower(leader, env, seed)
-    return _play(env, act, seed), float(env.metadata.get("render_fps") or 10)
+    return _play(env, act, seed), env
 
 
-def _drawn(settings: Settings) -> gym.Env[Any, Any]:
+def _drawn(settings: Settings, make: Callable[..., Any]) -> Any:
     """The environment of a run, drawing itself."""
     world, kwargs = world_of(settings)
     if isinstance(world, str):
-        env = gym.make(world, **{**(kwargs or {}), "render_mode": "rgb_array"})
+        env = make(world, **{**(kwargs or {}), "render_mode": "rgb_array"})
     else:
         env = world() if callable(world) else world
     expected = "one that is drawn: a module:callable gets it by --env-kwargs render_mode:rgb_array, where it takes that"
@@ -188,7 +187,7 @@ def _drawn(settings: Settings) -> gym.Env[Any, Any]:
 
 
 def _follower(leader: Any, env: gym.Env[Any, Any], seed: int) -> tuple[gym.Env[Any, Any], Act]:
-    """What the follower lives in, and what it does at an observation ``[1, ...]``."""
+    """What the follower lives in, and what it does at an observation."""
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     from ..wrappers import ObserveCommitment, set_leader
@@ -205,8 +204,8 @@ def _follower(leader: Any, env: gym.Env[Any, Any], seed: int) -> tuple[gym.Env[A
         set_leader(leader.training, env.get_wrapper_attr("leader_x"))
         follower = leader.new_follower(seed)
         follower.train_alone(leader.config.evaluation_steps)
-    act: Act = follower.player(DummyVecEnv([lambda: env]), greedily=isinstance(env.action_space, gym.spaces.Box))
-    return env, act
+    player = follower.player(DummyVecEnv([lambda: env]), greedily=isinstance(env.action_space, gym.spaces.Box))
+    return env, lambda obs: player(np.asarray(obs)[None])[0]
 
 
 def _exact(leader: Any, env: gym.Env[Any, Any], seed: int) -> Act:
@@ -217,50 +216,37 @@ def _exact(leader: Any, env: gym.Env[Any, Any], seed: int) -> Act:
         return lambda obs: (-(torch.as_tensor(obs).double() @ F.T) / bound).clamp(-1.0, 1.0).numpy()
     with torch.no_grad():
         mdp = problem.follower_mdp(x)
-        pi = solve_soft(mdp, problem.tau0).pi.reshape(-1, mdp.n_actions).numpy()
+        pi = solve_soft(mdp, problem.tau0).pi.reshape(-1, mdp.n_actions)
+    return _by_table(pi, np.random.default_rng(seed))
+
+
+def _at_nash(env: Any, seed: int) -> Act:
+    """Both players of a game at the Nash equilibrium of its x."""
+    nash = solve_nash(env.problem.game(torch.as_tensor(env.leader_x)), env.problem.tau0)
     rng = np.random.default_rng(seed)
-    return lambda obs: np.array([rng.choice(pi.shape[1], p=pi[s] / pi[s].sum()) for s in np.asarray(obs).ravel()])
+    players = dict(zip(env.possible_agents, (_by_table(nash.pi1, rng), _by_table(nash.pi2, rng)), strict=True))
+    return lambda obs: {player: act(obs[player]) for player, act in players.items()}
 
 
-def _play(env: gym.Env[Any, Any], act: Act, seed: int) -> Iterator[Frame]:
+def _by_table(pi: torch.Tensor, rng: np.random.Generator) -> Act:
+    """A policy ``[S, A]``."""
+    table = pi.numpy()
+    return lambda s: rng.choice(table.shape[1], p=table[s] / table[s].sum())
+
+
+def _play(env: Any, act: Act, seed: int) -> Iterator[Frame]:
+    """Pictures without end; of a game, above what the first player is paid."""
     obs, _ = env.reset(seed=seed)
     paid = np.zeros(2)
     for step in itertools.count():
         yield _captioned(env.render(), step, *paid)
-        obs, reward, terminated, truncated, info = env.step(act(np.asarray(obs)[None])[0])
+        obs, *came = env.step(act(obs))
+        if isinstance(came[0], dict):
+            came = [part[env.possible_agents[0]] for part in came]
+        reward, terminated, truncated, info = came
         paid += float(reward), float(info.get("leader_reward", 0.0))
         if terminated or truncated:
             obs, _ = env.reset()
-
-
-def _of_a_game(settings: Settings, leader: Any, seed: int, untrained: bool) -> tuple[Iterator[Frame], float]:
-    """The players of a game at the Nash equilibrium of x."""
-    import pettingzoo
-
-    world, kwargs = world_of(settings)
-    made = {**(kwargs or {}), "render_mode": "rgb_array"}
-    env: Any = pettingzoo.make("parallel", world, **made) if isinstance(world, str) else world()
-    if not untrained:
-        env.set_leader(leader.x)
-    nash = solve_nash(env.problem.game(torch.as_tensor(env.leader_x)), env.problem.tau0)
-    tables = [nash.pi1.numpy(), nash.pi2.numpy()]
-
-    def play() -> Iterator[Frame]:
-        rng = np.random.default_rng(seed)
-        obs, _ = env.reset(seed=seed)
-        players, paid = list(obs), np.zeros(2)
-        for step in itertools.count():
-            yield _captioned(env.render(), step, *paid)
-            draws = {
-                p: rng.choice(pi.shape[1], p=pi[obs[p]] / pi[obs[p]].sum())
-                for p, pi in zip(players, tables, strict=True)
-            }
-            obs, rewards, _, truncations, infos = env.step(draws)
-            paid += float(rewards[players[0]]), float(infos[players[0]]["leader_reward"])
-            if any(truncations.values()):
-                obs, _ = env.reset()
-
-    return play(), float(env.metadata.get("render_fps") or 10)
 
 
 def _captioned(frame: Any, step: int, follower: float, leader: float) -> Frame:

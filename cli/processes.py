@@ -16,11 +16,12 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
+from unittest import mock
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _INTERRUPTED = "interrupted"
@@ -73,7 +74,7 @@ def run_all(
                 index, task = waiting.popleft()
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_work, args=(theirs, function, task))
-                with _one_thread():
+                with mock.patch.dict(os.environ, dict.fromkeys(THREADS, "1")):  # read as libraries are loaded
                     process.start()
                 running[ours] = index, process
                 theirs.close()
@@ -129,21 +130,6 @@ def _kill(process: Any) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """A process that is started here counts with one thread: libraries read that as they are loaded."""
-    held = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in held.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 # --- in the worker --------------------------------------------------------------------------------------------------------

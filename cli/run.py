@@ -8,12 +8,13 @@ result.json      in the end: the settings, the record of x, x itself; written wh
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from .. import __version__
 from ..envs.mdp.checks import check_size, require
 from . import catalogue
-from .logs import Tracking, new_logger, require_folder, require_writers, write_text
+from .logs import Extras, new_logger, require_folder, require_writers, write_text
 from .processes import stop_asked
 from .settings import Settings, build, checked, follower_of, read, require_no_code, world_of
 
@@ -39,61 +40,32 @@ class RunFailed(Exception):  # noqa: N818
     """A run that began and could not be finished."""
 
 
-@dataclass(frozen=True)
-class Extras:
-    """What a run does beside learning; none of it changes a number.
-
-    Attributes:
-        save_freq: iterations between checkpoints; None saves in the end alone, and on a signal.
-        tensorboard_log: folder of TensorBoard events.
-        track: whether to send the records to Weights & Biases.
-        project: there.
-        entity: there.
-        progress: show a progress bar.
-    """
-
-    save_freq: int | None = None
-    tensorboard_log: Path | None = None
-    track: bool = False
-    project: str = "bilevel-gym"
-    entity: str | None = None
-    progress: bool = False
-
-
 def new_folder(root: Path, settings: Settings) -> Path:
     """``root/LEADER-FOLLOWER/ENV_1``, or the next number that is free, made."""
     parent = require_folder(root / settings.name, "--log-folder")
-    number = 1
-    while True:
+    for number in itertools.count(1):
         folder = parent / f"{settings.env_name}_{number}"
-        try:
+        with contextlib.suppress(FileExistsError):
             folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
+            break
+    return folder
 
 
-def train(settings: Settings, folder: Path | Callable[[], Path], extras: Extras | None = None) -> dict[str, Any]:
-    """Learn in this folder, or in the one that a callable makes once the leader is built; the result that is written there.
+def train(settings: Settings, folder: Callable[[], Path], extras: Extras) -> dict[str, Any]:
+    """Learn in the folder that is made once the leader is built; the result that is written there.
 
     Raises:
         ValueError: settings that cannot be built, a folder that cannot be written to; nothing has been learned then.
         RunFailed: what else ends the run.
     """
-    extras = Extras() if extras is None else extras
-    if extras.save_freq is not None:
-        check_size(extras.save_freq, "--save-freq")
-    require_writers(extras.tensorboard_log is not None, extras.track)
+    require_writers(extras)
     leader = build(settings)
-    folder = require_folder(folder if isinstance(folder, Path) else folder(), "--log-folder")
-    write_text(folder / SETTINGS, settings.as_yaml())
-    return _learn(leader, settings, folder, extras, upto=None)
+    made = require_folder(folder(), "--log-folder")
+    write_text(made / SETTINGS, settings.as_yaml())
+    return _learn(leader, settings, made, extras, upto=None)
 
 
-def resume(
-    folder: Path, extras: Extras | None = None, n_timesteps: int | None = None, trust_code: bool = False
-) -> dict[str, Any]:
+def resume(folder: Path, extras: Extras, n_timesteps: int | None, trust_code: bool) -> dict[str, Any]:
     """Go on with the run of a folder from its last checkpoint, to its own number of steps or to another.
 
     Raises:
@@ -101,8 +73,7 @@ def resume(
             is not installed.
         RunFailed: what ends the run.
     """
-    extras = Extras() if extras is None else extras
-    require_writers(extras.tensorboard_log is not None, extras.track)
+    require_writers(extras)
     settings = settings_in(folder, "--resume")
     if n_timesteps is not None:
         settings = replace(settings, n_timesteps=check_size(n_timesteps, "--n-timesteps"))
@@ -156,11 +127,7 @@ def load(folder: Path, name: str = "RUN", trust_code: bool = False) -> Any:
 def _learn(leader: Any, settings: Settings, folder: Path, extras: Extras, upto: int | None) -> dict[str, Any]:
     from ..agents import Checkpoint
 
-    tracking = None
-    if extras.track:
-        name = f"{settings.env_name}__{settings.name}__{settings.seed}"
-        tracking = Tracking(extras.project, name, asdict(settings), folder, extras.entity)
-    logger = new_logger(folder, extras.tensorboard_log, tracking)
+    logger = new_logger(folder, settings, extras)
     leader.set_logger(logger)
     checkpoint = Checkpoint(folder / LEADER, extras.save_freq or NEVER)
 
@@ -169,9 +136,13 @@ def _learn(leader: Any, settings: Settings, folder: Path, extras: Extras, upto: 
             leader.save(folder / LEADER, replay=True)
             raise KeyboardInterrupt
 
+    def judge(leader: Any) -> None:  # a preference learner's loop has no honest evaluations of its own
+        if settings.eval_freq is not None and leader.iteration % settings.eval_freq == 0:
+            leader.record(leader.evaluate().as_dict())
+
     callbacks: list[Callable[[Any], Any]] = [checkpoint, leave]  # last: what a signal ends has been judged
-    if settings.eval_freq is not None and catalogue.kind(type(leader)) == "preferences":
-        callbacks.insert(0, _Judge(settings.eval_freq))
+    if catalogue.kind(type(leader)) == "preferences":
+        callbacks.insert(0, judge)
     start = time.perf_counter()
     try:
         with one_thread():
@@ -194,23 +165,13 @@ def _learn(leader: Any, settings: Settings, folder: Path, extras: Extras, upto: 
             leader.close()
 
 
-class _Judge:
-    """Honest evaluations of a preference learner, whose loop has none of its own."""
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-
-    def __call__(self, leader: Any) -> None:
-        if leader.iteration % self.every == 0:
-            leader.record(leader.evaluate().as_dict())
-
-
 def _finish(leader: Any, settings: Settings, folder: Path, seconds: float) -> dict[str, Any]:
+    x = leader.x
     result = {
         "run": str(folder),
         "settings": asdict(settings),
         "evaluation": leader.evaluate().as_dict(),
-        "x": digest(leader.x),
+        "x": x.tolist() if x.size <= LARGE else hashlib.sha256(x.tobytes()).hexdigest(),
         "num_timesteps": leader.num_timesteps,
         "iterations": leader.iteration,
         "version": __version__,
@@ -218,11 +179,6 @@ def _finish(leader: Any, settings: Settings, folder: Path, seconds: float) -> di
     }
     write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")
     return result
-
-
-def digest(x: Any) -> list[float] | str:
-    """x itself, or where it is large the SHA-256 of its numbers."""
-    return x.tolist() if x.size <= LARGE else hashlib.sha256(x.tobytes()).hexdigest()
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -242,7 +198,7 @@ def score(evaluation: dict[str, Any]) -> float:
     return float(evaluation["leader_return" if "leader_return" in evaluation else "true_return"])
 
 
-@contextmanager
+@contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """One thread of torch's, so that numbers do not depend on how many there are."""
     held = torch.get_num_threads()

@@ -28,7 +28,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from ..envs.mdp.checks import check_size, require
+from ..envs.mdp.checks import check_count, check_size, require, texts_within
 from . import catalogue
 from .values import value
 
@@ -97,6 +97,14 @@ def tuned() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     return yaml.safe_load(text)  # type: ignore[no-any-return]
 
 
+def entries() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Environment, leader, follower or ``EXACT``, and settings of every tuned entry, its evidence among them."""
+    for env, leaders in tuned().items():
+        for leader, followers in leaders.items():
+            for follower, entry in followers.items():
+                yield env, leader, follower, entry
+
+
 def read(path: str | Path, name: str = "--conf-file") -> dict[str, Any]:
     """A YAML file of settings, no larger and no deeper than settings are.
 
@@ -137,19 +145,8 @@ def require_no_code(found: Mapping[str, Any], name: str) -> None:
     for key in ("env", "leader", "follower"):
         require(":" not in str(found.get(key)), name, expected, f"{key} {str(found.get(key))!r}")
     for key in KWARGS:
-        for text in _texts(value(found.get(key), f"{name} {key}", files=False)):
+        for text in texts_within(value(found.get(key), f"{name} {key}", files=False)):
             require(not _CODE.search(text), name, expected, f"{text!r} under {key}")
-
-
-def _texts(found: Any) -> Iterator[str]:
-    """Every text within."""
-    if isinstance(found, Mapping):
-        found = [*found, *found.values()]
-    for item in found if isinstance(found, list) else [found]:
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, (Mapping, list)):
-            yield from _texts(item)
 
 
 def look_up(table: Mapping[str, Any], env: str, leader: str, follower: str | None) -> dict[str, Any]:
@@ -218,9 +215,7 @@ def checked(settings: Settings) -> Settings:
     for name in ("env", "leader", "follower"):
         held = getattr(settings, name)
         require(isinstance(held, str) or (held is None and name == "follower"), f"--{name}", "a name", repr(held))
-    seed = settings.seed
-    whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
-    require(whole, "--seed", "a whole number >= 0", repr(seed))
+    check_count(settings.seed, "--seed")
     steps = check_size(settings.n_timesteps, "--n-timesteps")
     if settings.eval_freq is not None:
         check_size(settings.eval_freq, "--eval-freq")
@@ -239,9 +234,8 @@ def config_class(cls: type) -> type[Any] | None:
     if hasattr(method, "config_class"):
         return method.config_class  # type: ignore[no-any-return]
     hints = get_type_hints(cls.__init__)  # type: ignore[misc]
-    kinds = [hint for hint in get_args(hints.get("config")) or [hints.get("config")] if isinstance(hint, type)]
-    kinds = [hint for hint in kinds if hint is not type(None)]
-    return kinds[0] if kinds else None
+    kinds = get_args(hints.get("config")) or [hints.get("config")]
+    return next((hint for hint in kinds if isinstance(hint, type) and hint is not type(None)), None)
 
 
 def follower_of(settings: Settings) -> Any:
@@ -276,6 +270,9 @@ def build(settings: Settings) -> Any:
     Raises:
         ValueError: an argument that does not exist or does not fit.
     """
+    from ..agents import PBRLConfig
+    from ..agents.sources import is_game
+
     cls = catalogue.leader(settings.leader)
     own = [name for name in inspect.signature(cls).parameters if name not in _OWN]
     config = config_class(cls)
@@ -292,7 +289,8 @@ def build(settings: Settings) -> Any:
     follower = follower_of(settings)
     try:
         if changes and config is not None:
-            arguments["config"] = _config(config, env, changes)
+            for_a_game = config is PBRLConfig and is_game(env)
+            arguments["config"] = PBRLConfig.for_a_game(**changes) if for_a_game else config(**changes)
         given = [env] if follower is None else [env, follower]
         return cls(*given, seed=settings.seed, env_kwargs=env_kwargs, **arguments)
     except TypeError as error:  # an argument of the environment or of the algorithm, whose signatures are not ours
@@ -301,10 +299,3 @@ def build(settings: Settings) -> Any:
 
 
 _OWN = ("env", "problem", "follower", "config", "seed", "env_kwargs")
-
-
-def _config(config: type[Any], env: Any, changes: dict[str, Any]) -> Any:
-    from ..agents import PBRLConfig
-    from ..agents.sources import is_game
-
-    return PBRLConfig.for_a_game(**changes) if config is PBRLConfig and is_game(env) else config(**changes)

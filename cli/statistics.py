@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +17,10 @@ class Interval(NamedTuple):
     low: float | None
     high: float | None
 
-    def text(self, digits: int = 2) -> str:
-        """``1.52 [1.40, 1.66]``."""
-        if self.low is None or self.high is None:
-            return f"{self.estimate:.{digits}f}"
-        return f"{self.estimate:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+    def text(self, digits: int = 2, kind: str = "f") -> str:
+        """``1.52 [1.40, 1.66]``; digits after the point, or of kind ``"g"`` in all."""
+        numbers = [f"{number:.{digits}{kind}}" for number in self if number is not None]
+        return numbers[0] if len(numbers) < 3 else f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
     @property
     def above_0(self) -> bool:
@@ -75,17 +74,11 @@ def band(curves: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.f
     return curves.mean(0), low, high
 
 
-def shown(mean: float | None, low: float | None, high: float | None) -> str:
-    """``1.52 [1.40, 1.66]``, to four digits of the mean."""
-    if mean is None:
-        return "none"
-    return f"{mean:.4g}" if low is None or high is None else f"{mean:.4g} [{low:.4g}, {high:.4g}]"
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table with columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
-    lines = [headers, ["-" * width for width in widths], *rows]
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """A markdown table of rows that have the same keys, with columns of equal width."""
+    texts = [list(rows[0]), *([str(cell) for cell in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    lines = [texts[0], ["-" * width for width in widths], *texts[1:]]
     return "\n".join(
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
     )

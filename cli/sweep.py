@@ -17,16 +17,16 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Literal
 
 from ..envs.mdp.checks import check_size, require
-from . import catalogue
-from .logs import require_folder, write_text
+from .logs import Extras, require_folder, write_text
 from .processes import THREADS, run_all
-from .run import LEADER, RESULT, Extras, RunFailed, load, read_result, resume, score, settings_in, train
-from .settings import KWARGS, Settings, settings_of
-from .statistics import interval, shown
+from .run import LEADER, RESULT, RunFailed, load, read_result, resume, score, settings_in, train
+from .settings import KWARGS, Settings
+from .statistics import Interval, interval
 from .values import literal
 
 Backend = Literal["processes", "serial", "ray"]
@@ -91,35 +91,6 @@ def changed(settings: Settings, changes: Mapping[tuple[str, str], Any]) -> Setti
     return replace(settings, **kwargs)
 
 
-def bases(
-    envs: Sequence[str],
-    leaders: Sequence[str],
-    followers: Sequence[str],
-    given: Mapping[str, Any],
-    conf: Mapping[str, Any] | None = None,
-    trust_code: bool = False,
-) -> list[Settings]:
-    """Settings of every environment, leader and follower, seed 0; a leader that solves its follower stands once.
-
-    Args:
-        envs: names.
-        leaders: names.
-        followers: names; of the leaders that take one.
-        given: other fields of :class:`Settings`, the same for all.
-        conf: as ``settings_of`` takes it.
-        trust_code: the same.
-    """
-    found: list[Settings] = []
-    for env, leader in itertools.product(envs, leaders):
-        takes = catalogue.takes_follower(catalogue.leader(leader))
-        for follower in followers if takes else [None]:
-            mine = {**given, "env": env, "leader": leader, "follower": follower}
-            if not takes:
-                mine.pop("follower_kwargs", None)
-            found.append(settings_of(mine, conf, trust_code))
-    return found
-
-
 def grid(texts: Sequence[str]) -> list[dict[tuple[str, str], Any]]:
     """Every combination of the values of ``leader.learning_rate:0.05,0.1`` texts; one empty one of none."""
     axes = [[(key, item) for item in split_values(text)] for key, text in keyed(texts, "--grid").items()]
@@ -140,8 +111,8 @@ def folder_of(settings: Settings, root: Path) -> Path:
     return root / f"{settings.env_name}__{settings.name}__{settings.seed}__{settings.hash}"
 
 
-def run_one(settings: Settings, root: Path, save_freq: int | None = None, search_path: str | None = None) -> Outcome:
-    """Run these settings in their folder, unless it holds their result; whatever goes wrong is in the outcome.
+def run_one(settings: Settings, root: Path, save_freq: int | None, search_path: str) -> Outcome:
+    """Run these settings in their folder; whatever goes wrong is in the outcome.
 
     Args:
         settings: of the run.
@@ -149,16 +120,13 @@ def run_one(settings: Settings, root: Path, save_freq: int | None = None, search
         save_freq: see :class:`Extras`.
         search_path: a folder in which modules are looked for, too.
     """
-    if search_path is not None and search_path not in sys.path:
+    if search_path not in sys.path:
         sys.path.append(search_path)
     folder = folder_of(settings, root)
-    held = read_result(folder)
-    if held is not None:
-        return Outcome(settings, held, None, repeated=False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = _go_on(folder, settings) or train(settings, folder, Extras(save_freq=save_freq))
+            result = _go_on(folder, settings) or train(settings, lambda: folder, Extras(save_freq=save_freq))
     except Exception as error:
         text = " ".join(str(error if isinstance(error, (ValueError, RunFailed)) else repr(error)).split())
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,17 +144,18 @@ def _go_on(folder: Path, settings: Settings) -> dict[str, Any] | None:
         load(folder, trust_code=True)  # the code that these settings name was named by the user
     except ValueError:
         return None
-    return resume(folder, trust_code=True)
+    return resume(folder, Extras(), None, trust_code=True)
 
 
 # --- many runs ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass
 class Pool:
     """What runs many runs.
 
-    Args:
-        root: the sweep's folder.
+    Attributes:
+        log_folder: the sweep's folder.
         backend: processes on this machine, one after another in this process, or the workers of a Ray cluster.
         jobs: runs side by side.
         address: of a running cluster; None starts one on this machine.
@@ -197,43 +166,41 @@ class Pool:
         ValueError: Ray is not installed.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        backend: Backend = "processes",
-        jobs: int = 1,
-        address: str | None = None,
-        save_freq: int | None = None,
-        report: Callable[[Outcome], None] | None = None,
-    ) -> None:
-        self.root, self._given = root.resolve(), root
-        self.backend, self.jobs, self.address = backend, check_size(jobs, "--jobs"), address
-        self.save_freq, self._report = save_freq, report or (lambda _: None)
-        if backend == "ray" and importlib.util.find_spec("ray") is None:
+    log_folder: Path
+    backend: Backend = "processes"
+    jobs: int = 1
+    address: str | None = None
+    save_freq: int | None = None
+    report: Callable[[Outcome], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.log_folder, self.jobs = self.log_folder.resolve(), check_size(self.jobs, "--jobs")
+        if self.backend == "ray" and importlib.util.find_spec("ray") is None:
             raise ValueError('--backend: expected ray, pip install "bilevel-gym[ray]", got none')
 
     def run(self, runs: Sequence[Settings]) -> list[Outcome]:
         """The outcomes of these runs, in their order; raises ``ValueError`` for a folder that cannot be written to."""
-        require_folder(self._given, "--log-folder")  # here: what is asked for wrongly leaves no folder
+        require_folder(self.log_folder, "--log-folder")  # here: what is asked for wrongly leaves no folder
         outcomes: dict[str, Outcome] = {}
         todo: list[Settings] = []
 
         def note(number: int, answer: Any) -> None:
             outcome = answer if isinstance(answer, Outcome) else Outcome(todo[number], None, str(answer), repeated=True)
-            folder = folder_of(outcome.settings, self.root)
+            folder = folder_of(outcome.settings, self.log_folder)
             if outcome.result is not None and read_result(folder) is None:  # a worker of Ray's had another disk
                 folder.mkdir(parents=True, exist_ok=True)
                 write_text(folder / RESULT, json.dumps(outcome.result, indent=1) + "\n")
             outcomes[outcome.settings.hash] = outcome
-            self._report(outcome)
+            if self.report is not None:
+                self.report(outcome)
 
         for settings in {s.hash: s for s in runs}.values():
-            held = read_result(folder_of(settings, self.root))
+            held = read_result(folder_of(settings, self.log_folder))
             if held is None:
                 todo.append(settings)
             else:
                 note(-1, Outcome(settings, held, None, repeated=False))
-        tasks = [(settings, self.root, self.save_freq, os.getcwd()) for settings in todo]
+        tasks = [(settings, self.log_folder, self.save_freq, os.getcwd()) for settings in todo]
         if self.backend == "serial":
             for number, task in enumerate(tasks):
                 note(number, run_one(*task))
@@ -279,30 +246,25 @@ def space(texts: Sequence[str]) -> dict[tuple[str, str], Callable[[Any], Any]]:
     Raises:
         ValueError: another form.
     """
-    return {(part, key): _drawn(f"{part}.{key}", text) for (part, key), text in keyed(texts, "--space").items()}
-
-
-def _drawn(label: str, text: str) -> Callable[[Any], Any]:
-    name, _, rest = text.partition("(")
-    values = split_values(rest.removesuffix(")")) if rest.endswith(")") else []
-    numbers = len(values) == 2 and all(isinstance(v, (int, float)) for v in values)
-    fits = bool(values) if name == "choice" else name in ("log", "float", "int") and numbers
-    require(fits, "--space", "KEY:log(a, b), float(a, b), int(a, b) or choice(a, b, ...)", repr(text))
-    if name == "choice":
-        return lambda trial: trial.suggest_categorical(label, values)
-    if name == "int":
-        return lambda trial: trial.suggest_int(label, int(values[0]), int(values[1]))
-    return lambda trial: trial.suggest_float(label, float(values[0]), float(values[1]), log=name == "log")
+    found: dict[tuple[str, str], Callable[[Any], Any]] = {}
+    for (part, key), text in keyed(texts, "--space").items():
+        name, _, rest = text.partition("(")
+        values = split_values(rest.removesuffix(")")) if rest.endswith(")") else []
+        numbers = len(values) == 2 and all(isinstance(v, (int, float)) for v in values)
+        fits = bool(values) if name == "choice" else name in ("log", "float", "int") and numbers
+        require(fits, "--space", "KEY:log(a, b), float(a, b), int(a, b) or choice(a, b, ...)", repr(text))
+        if name == "choice":
+            drawn = methodcaller("suggest_categorical", f"{part}.{key}", values)
+        elif name == "int":
+            drawn = methodcaller("suggest_int", f"{part}.{key}", *map(int, values))
+        else:
+            drawn = methodcaller("suggest_float", f"{part}.{key}", *map(float, values), log=name == "log")
+        found[part, key] = drawn
+    return found
 
 
 def search(
-    base: Settings,
-    texts: Sequence[str],
-    trials: int,
-    seeds: Sequence[int],
-    env_seeds: bool,
-    pool: Pool,
-    seed: int = 0,
+    base: Settings, texts: Sequence[str], trials: int, seeds: Sequence[int], env_seeds: bool, pool: Pool, seed: int = 0
 ) -> list[Outcome]:
     """Optuna's search for the settings of the highest mean score over the seeds; all its runs.
 
@@ -363,16 +325,20 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -1e300 if row["score"] is None else row["score"], reverse=True)
 
 
-def columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """A table's columns: the settings in which the rows are not all alike, environment and leader always, and what came of it."""
+def differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A table's rows: the settings in which they are not all alike, environment and leader always, and what came of it."""
     flat: list[dict[str, Any]] = []
     for row in rows:
         own = {name: row[name] for name in ("env", "leader", "follower", "n_timesteps")}
         for part, name in _PARTS.items():
             own |= {f"{part}.{key}": item for key, item in row[name].items() if (part, key) != ("env", "seed")}
         flat.append(own)
-    names = list(dict.fromkeys(name for own in flat for name in own))
-    texts = {name: ["" if own.get(name) is None else str(own[name]) for own in flat] for name in names}
-    found = {name: text for name, text in texts.items() if name in ("env", "leader") or len(set(text)) > 1}
-    found["return"] = [shown(r["score"], r["low"], r["high"]) for r in rows]
-    return found | {name: [str(len(r[key])) for r in rows] for name, key in (("runs", "seeds"), ("failed", "failed"))}
+    names = dict.fromkeys(name for own in flat for name in own)
+    kept = [name for name in names if name in ("env", "leader") or len({str(own.get(name)) for own in flat}) > 1]
+    found = []
+    for own, row in zip(flat, rows, strict=True):
+        settings = {name: "" if own.get(name) is None else own[name] for name in kept}
+        mean = "none" if row["score"] is None else Interval(row["score"], row["low"], row["high"]).text(4, "g")
+        came = {"return": mean}
+        found.append(settings | came | {"runs": len(row["seeds"]), "failed": len(row["failed"])})
+    return found

@@ -12,31 +12,30 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
+from torch import nn
 
-from .mdp.checks import check_size, require
+from .mdp.checks import as_float64, check_size, require
+from .render import Drawn
 
-if TYPE_CHECKING:
-    import torch
-
+T = TypeVar("T")
 ObsType = TypeVar("ObsType")
 ActType = TypeVar("ActType")
 Flags = NDArray[np.bool_]
+Info = dict[str, Any]
 
 _NEVER = np.iinfo(np.int64).max
 
 
-class LeaderEnv(gym.Env[ObsType, ActType], ABC):
-    """Base class of environments with a leader.
-
-    ``step`` returns the follower's reward; ``info`` has ``leader_reward``, a float, undiscounted, and
-    ``leader_draw``, what x made the environment draw.
+class HasLeader(ABC):
+    """The leader's side of an environment, the same for one and for several in parallel, and for games.
 
     Attributes:
         leader_space: Box of x, float64; where x also has a budget (see ``LeaderSet``), the Box around X. None where x
@@ -44,26 +43,26 @@ class LeaderEnv(gym.Env[ObsType, ActType], ABC):
         gamma: the discount of both players.
         commitment_size: number of entries of ``commitment``.
         commitment_is_distribution: whether those entries are non-negative and sum to one.
-        draws_once: whether x makes one draw an episode, which rules all of it and does not show in the observations: no
-            critic of them then knows what the draw is worth.
     """
 
     leader_space: gym.spaces.Box | None
     gamma: float
     commitment_size: int
     commitment_is_distribution: bool = False
-    draws_once: bool = False
 
     @property
     @abstractmethod
     def leader_x(self) -> NDArray[np.float64]:
-        """A copy of the leader's current parameter."""
+        """A copy of the leader's current parameter, ``[dim]``, or ``[num_envs, dim]`` where each environment has its own."""
 
     @abstractmethod
     def set_leader(self, x: Any) -> None:
         """Set the leader's parameter, from the next step on; what an episode draws from x, from the next reset on.
 
         x is copied.
+
+        Args:
+            x: a point of X, ``[dim]``; parallel environments also take ``[num_envs, dim]``, one row each.
 
         Raises:
             ValueError: wrong shape, an entry that is not finite, or a point outside X.
@@ -74,19 +73,36 @@ class LeaderEnv(gym.Env[ObsType, ActType], ABC):
         """A module with one Parameter ``x``, which starts at the current leader's, float64.
 
         Called with batched tensors ``(obs, action, draw, next_obs)`` it returns ``(r_follower, r_leader, log_p)``:
-        the rewards of that step and the log-probability of what depends on x in it, each differentiable in x.
+        the rewards of that step and the log-probability of what depends on x in it, each differentiable in x. Parallel
+        environments have one where all have one x.
         """
 
     @abstractmethod
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """What a follower may be shown of x at an observation, ``[commitment_size]``."""
+        """What a follower may be shown of x at an observation, ``[commitment_size]``; a row for each parallel environment."""
+
+
+class LeaderEnv(HasLeader, gym.Env[ObsType, ActType]):
+    """Base class of environments with a leader.
+
+    ``step`` returns the follower's reward; ``info`` has ``leader_reward``, a float, undiscounted, and
+    ``leader_draw``, what x made the environment draw.
+
+    Attributes:
+        draws_once: whether x makes one draw an episode, which rules all of it and does not show in the observations: no
+            critic of them then knows what the draw is worth.
+
+    The others are those of ``HasLeader``.
+    """
+
+    draws_once: bool = False
 
     def vectorised(self, num_envs: int, max_episode_steps: int | None) -> LeaderVectorEnv | None:
         """Parallel environments like this one, stepped together; None where there is no such simulator."""
         return None
 
 
-class LeaderVectorEnv(VectorEnv[Any, Any, Any], ABC):
+class LeaderVectorEnv(HasLeader, VectorEnv[Any, Any, Any]):
     """``LeaderEnv`` in parallel: environments that are stepped together, each under an x of its own if need be.
 
     ``leader_x`` and ``set_leader`` also take ``[num_envs, dim]``, one row an environment. Environments that end are reset in
@@ -106,10 +122,6 @@ class LeaderVectorEnv(VectorEnv[Any, Any, Any], ABC):
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
-    leader_space: gym.spaces.Box | None
-    gamma: float
-    commitment_size: int
-    commitment_is_distribution: bool = False
 
     def __init__(
         self,
@@ -129,49 +141,63 @@ class LeaderVectorEnv(VectorEnv[Any, Any, Any], ABC):
         self._everyone = np.ones(self.num_envs, dtype=np.bool_)
         self._everyone.flags.writeable = False
 
-    @property
     @abstractmethod
-    def leader_x(self) -> NDArray[np.float64]:
-        """A copy of the leader's current parameter, ``[dim]``, or ``[num_envs, dim]`` where each environment has its own."""
+    def _start(self) -> NDArray[Any]:
+        """A start state for each environment."""
 
-    @abstractmethod
-    def set_leader(self, x: Any) -> None:
-        """Set the leader's parameter, from the next step on; raises as ``LeaderEnv.set_leader``."""
+    def _masks(self) -> dict[str, Any]:
+        """What the infos say of the actions that exist; nothing where all do."""
+        return {}
 
-    @abstractmethod
-    def leader_model(self) -> torch.nn.Module:
-        """As ``LeaderEnv.leader_model``, where all environments have one x."""
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[NDArray[Any], Info]:
+        """Start every environment anew; ``options`` are not used."""
+        super().reset(seed=seed)
+        self._elapsed[:] = 0
+        self._state = self._start()
+        return self._state.copy(), self._masks()
 
-    @abstractmethod
-    def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """What each environment's follower may be shown of its own x, ``[num_envs, commitment_size]``."""
+    def _end_step(
+        self,
+        following: NDArray[Any],
+        rewards: NDArray[np.float64],
+        leader: tuple[NDArray[Any], NDArray[Any]],
+        terminated: Flags,
+        start: Callable[[], NDArray[Any]],
+    ) -> tuple[NDArray[Any], NDArray[np.float64], Flags, Flags, dict[str, Any]]:
+        """What ``step`` returns, once the environments whose episodes end have begun anew.
 
-    def _restart(
-        self, infos: dict[str, Any], done: Flags, following: NDArray[Any], start: NDArray[Any]
-    ) -> NDArray[Any]:
-        """Let the environments that are done begin at ``start``; their last step is told in ``infos``, their states answered."""
-        many = done.reshape(-1, *[1] * (following.ndim - 1))
-        final: dict[str, Any] = {}
-        for name in ("leader_reward", "leader_draw"):
-            value = infos[name]
-            final[name] = np.where(done.reshape(-1, *[1] * (value.ndim - 1)), value, np.zeros((), value.dtype))
-            final[f"_{name}"] = done.copy()
-        last: NDArray[Any] = following.copy()
-        if not done.all():
-            last = last.astype(object)
+        Args:
+            following: the states that the step led to.
+            rewards: the follower's.
+            leader: its reward and its draw.
+            terminated: which episodes have come to their end.
+            start: start states, asked for where an episode ends.
+        """
+        infos: dict[str, Any] = {}
+        for name, values in zip(("leader_reward", "leader_draw"), leader, strict=True):
+            infos |= {name: values, f"_{name}": self._everyone}
+        self._elapsed += 1
+        truncated = self._elapsed >= self._limit
+        done = terminated | truncated
+        if done.any():  # what the step led to is told in the infos
+            last, final = following.astype(object), dict[str, Any]()
             last[~done] = None
-        infos |= {"final_obs": last, "_final_obs": done.copy(), "final_info": final, "_final_info": done.copy()}
-        self._elapsed[done] = 0
-        return np.where(many, start, following)
-
-    _place: ClassVar[tuple[str, ...]] = ("_state", "_elapsed")
+            for name in ("leader_reward", "leader_draw"):
+                own = done.reshape(-1, *[1] * (infos[name].ndim - 1))
+                final |= {name: np.where(own, infos[name], np.zeros((), infos[name].dtype)), f"_{name}": done.copy()}
+            last = following.copy() if done.all() else last
+            infos |= {"final_obs": last, "_final_obs": done.copy(), "final_info": final, "_final_info": done.copy()}
+            self._elapsed[done] = 0
+            following = np.where(done.reshape(-1, *[1] * (following.ndim - 1)), start(), following)
+        self._state = following
+        return following.copy(), rewards, terminated, truncated, infos | self._masks()
 
     def place(self) -> dict[str, Any] | None:
         """Where the environments stand, arrays by name and the generator's state; None before a reset."""
-        found = {name: getattr(self, name, None) for name in self._place}
-        if any(value is None for value in found.values()):
+        if self._state is None:
             return None
-        return {"generator": self.np_random.bit_generator.state, **{name: np.array(found[name]) for name in found}}
+        arrays = {"_state": self._state.copy(), "_elapsed": self._elapsed.copy()}
+        return {"generator": self.np_random.bit_generator.state, **arrays}
 
     def stand(self, place: dict[str, Any]) -> None:
         """Go on from where :meth:`place` was called.
@@ -179,38 +205,112 @@ class LeaderVectorEnv(VectorEnv[Any, Any, Any], ABC):
         Raises:
             ValueError: the place of another environment.
         """
-        now = self.place()
-        fits = now is not None and all(
-            np.shape(place[name]) == now[name].shape and np.asarray(place[name]).dtype == now[name].dtype
-            for name in self._place
-        )
-        require(fits, "place", "that of such environments, after a reset", "another")
+        now, then = self.place() or {}, {name: np.array(place[name]) for name in ("_state", "_elapsed")}
+        fits = now and all(a.shape == now[name].shape and a.dtype == now[name].dtype for name, a in then.items())
+        require(bool(fits), "place", "that of such environments, after a reset", "another")
         self.np_random.bit_generator.state = place["generator"]
-        for name in self._place:
-            setattr(self, name, np.array(place[name]))
+        self._state, self._elapsed = then["_state"], then["_elapsed"]
 
 
-class OfProblem:
+def standing(state: T | None, what: str) -> T:
+    """Where an environment stands; raises ``ResetNeeded`` before the first reset."""
+    if state is None:
+        raise gym.error.ResetNeeded(f"{what} was called before reset")
+    return state
+
+
+class LeaderModel(nn.Module):
+    """A step of a problem as a function of x; subclasses say how.
+
+    Args:
+        problem: the problem.
+        x: where the parameter starts, ``[dim]``.
+    """
+
+    def __init__(self, problem: Any, x: torch.Tensor) -> None:
+        super().__init__()
+        self.problem = problem
+        self.x = nn.Parameter(x.detach().to(torch.float64).clone())
+
+
+class OfProblem(HasLeader):
     """What the environments that simulate a problem share, scalar and vectorised.
 
     Attributes:
         problem: the model itself.
+        model_class: what ``leader_model`` makes.
+        _x: the leader's parameter.
+        _spaces: of observations and of actions.
     """
 
-    leader_space: gym.spaces.Box | None
-    gamma: float
+    model_class: ClassVar[type[LeaderModel]]
+    _x: torch.Tensor
+    _spaces: tuple[gym.Space[Any], gym.Space[Any]]
 
     def _set_up(self, problem: Any, n_envs: int) -> None:
         """Keep the problem, and read X and x from it; n_envs is 1 for a scalar environment."""
         self.problem, self._n_envs = problem, n_envs
         low, high = problem.leader_set.low.numpy(), problem.leader_set.high.numpy()
         self.leader_space = gym.spaces.Box(low, high, dtype=np.float64)
-        self._x: torch.Tensor = problem.start_x()
+        self._load(problem.start_x())
+
+    @abstractmethod
+    def _load(self, x: torch.Tensor) -> None:
+        """Keep a checked x as ``_x``, and work out what depends on it."""
 
     @property
     def leader_x(self) -> NDArray[np.float64]:
-        """A copy of the leader's current parameter, ``[dim]``; ``[num_envs, dim]`` where each environment has its own."""
         return np.array(self._x.numpy())
+
+    def set_leader(self, x: Any) -> None:
+        point, leader_set = as_float64(x, "x").detach(), self.problem.leader_set
+        many = point.ndim == 2 and isinstance(self, VectorEnv)
+        self._load((leader_set.check_rows(point, self._n_envs) if many else leader_set.check(point)).clone())
+
+    def leader_model(self) -> Any:
+        """The step as a function of x; see ``HasLeader``.
+
+        Raises:
+            ValueError: if the environments have different x.
+        """
+        require(self._x.ndim == 1, "x", "one x for all environments", f"shape {tuple(self._x.shape)}")
+        return self.model_class(self.problem, self._x)
+
+
+class ProblemVectorEnv(OfProblem, LeaderVectorEnv):
+    """A problem's environments in parallel.
+
+    Args:
+        problem: the problem.
+        num_envs: number of parallel environments.
+        max_episode_steps: steps after which an episode is truncated; None for never.
+    """
+
+    def __init__(self, problem: Any, num_envs: int, max_episode_steps: int | None = None) -> None:
+        self._set_up(problem, check_size(num_envs, "num_envs"))
+        super().__init__(num_envs, max_episode_steps, *self._spaces)
+
+
+class ProblemEnv(Drawn, OfProblem, LeaderEnv[Any, Any]):
+    """A problem's environment.
+
+    Args:
+        problem: the problem.
+        render_mode: None, ``"ansi"`` for one line of text, ``"rgb_array"`` for a picture; another draws nothing.
+    """
+
+    vector_class: ClassVar[type[ProblemVectorEnv]]
+
+    def __init__(self, problem: Any, render_mode: str | None = None) -> None:
+        # Gymnasium has warned of a mode that is none of ours.
+        self.render_mode = render_mode if render_mode in self.metadata["render_modes"] else None
+        self._set_up(problem, 1)
+        self.observation_space, self.action_space = self._spaces
+        self._state: Any = None
+        self._last = ""
+
+    def vectorised(self, num_envs: int, max_episode_steps: int | None) -> LeaderVectorEnv:
+        return self.vector_class(self.problem, num_envs, max_episode_steps)
 
 
 class FromArguments:
@@ -245,5 +345,5 @@ class FromArguments:
     @classmethod
     def vector(cls, num_envs: int, *args: Any, max_episode_steps: int | None = None, **kwargs: Any) -> LeaderVectorEnv:
         """``num_envs`` of them, stepped together; further arguments are the problem's."""
-        made: LeaderVectorEnv = cls.vector_class(cls.make_problem(*args, **kwargs), num_envs, max_episode_steps)
-        return made
+        problem = cls.make_problem(*args, **kwargs)
+        return cls.vector_class(problem, num_envs, max_episode_steps)  # type: ignore[no-any-return]

@@ -79,8 +79,7 @@ class FourRoomsProblem(TabularProblem):
         self.leader_set = LeaderSet.box(n + 1, -LOGIT_BOUND, LOGIT_BOUND)
         self.context_probs = torch.full((len(GOALS),), 0.5, dtype=torch.float64)
         self._P = self.grid.transition(INTENDED)
-        self._rho = torch.zeros(n, dtype=torch.float64)
-        self._rho[self.grid.index(*START)] = 1.0
+        self._rho = torch.nn.functional.one_hot(torch.tensor(self.grid.index(*START)), n).to(torch.float64)
         self._at_goal = torch.nn.functional.one_hot(torch.tensor(self.goals), n).to(torch.float64)
         self._ends, self._elsewhere = self._at_goal.bool(), 1.0 - self._at_goal
         self._at_leader_cell = torch.nn.functional.one_hot(torch.tensor(self.leader_cell), n).to(torch.float64)
@@ -96,13 +95,7 @@ class FourRoomsProblem(TabularProblem):
         """M(x), one goal a context, ``[..., 2]`` for x ``[..., 105]``."""
         r = self._at_goal + self.penalty(x).unsqueeze(-2) * self._elsewhere
         return TabularMDP(
-            self._P,
-            self._per_action(r),
-            self._rho,
-            GAMMA,
-            self._ends,
-            terminal_entropy=True,
-            validate=False,
+            self._P, self._per_action(r), self._rho, GAMMA, self._ends, terminal_entropy=True, validate=False
         )
 
     def leader_reward(self, x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ as wide as a blob, so that a miss by one cell counts.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -40,8 +40,9 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from .core import FromArguments
-from .mdp import GridMap, LeaderSet, Optimum, TabularMDP, TabularProblem, solve_soft, visitation
-from .mdp.checks import check_gamma, check_number, check_seed, check_size, check_tau, require
+from .mdp import GridMap, Optimum, TabularMDP, solve_soft, visitation
+from .mdp.checks import check_number, check_seed, check_tau, require
+from .mdp.grid import GridProblem
 from .render import FOLLOWER, draw_grid
 from .tabular import TabularEnv
 
@@ -58,7 +59,7 @@ OPTIMUM_GAP = 1e-12
 """Bound on f(m) - f(m*) at which the Frank-Wolfe method stops."""
 
 
-class GoalPlacementProblem(TabularProblem):
+class GoalPlacementProblem(GridProblem):
     """The problem above.
 
     Args:
@@ -81,8 +82,6 @@ class GoalPlacementProblem(TabularProblem):
             interval, a width that is not positive, a negative seed.
     """
 
-    batched_kernel: ClassVar[bool] = True
-
     def __init__(
         self,
         size: int = 10,
@@ -93,30 +92,18 @@ class GoalPlacementProblem(TabularProblem):
         width: float = 1.0,
         seed: int | None = 0,
     ) -> None:
-        require(check_size(size, "size") >= 2, "size", "a whole number >= 2", size)
-        self.gamma, self.tau = check_gamma(gamma), check_tau(tau)
-        check_number(intended, "intended", low=0.0, high=1.0)
+        super().__init__(size, gamma, tau, intended, low=0.0)
         self._roughness = check_number(roughness, "roughness", low=0.0, high=1.0, open_high=True)
-        check_number(width, "width", low=0.0, high=float(size), open_low=True)
+        width = check_number(width, "width", low=0.0, high=float(size), open_low=True)
         check_seed(seed)
-        self.grid = GridMap.open(size, size)
-        n = self.grid.n_cells
         rng = np.random.default_rng(seed)
-        self.ground = torch.from_numpy(-self._roughness * rng.uniform(size=n))
+        self.ground = torch.from_numpy(-self._roughness * rng.uniform(size=self.leader_dim))
         self.goals = _goals(self.grid, rng)
-        self.leader_set = LeaderSet.box(n, 0.0, 1.0)
-        self._P = self.grid.transition(intended)
-        self._rho = torch.full((n,), 1.0 / n, dtype=torch.float64)
-        blobs = _gaussian(self.grid, BLOB_WIDTH)[list(self.goals)]
+        blobs = self.grid.nearness(BLOB_WIDTH)[list(self.goals)]
         self.target = torch.tensor(SHARES, dtype=torch.float64) @ (blobs / blobs.sum(-1, keepdim=True))
-        kernel, apart = _gaussian(self.grid, width), self._rho - self.target
+        kernel, apart = self.grid.nearness(width), self._rho - self.target
         self._kernel = kernel / (apart @ kernel @ apart)
         self._solution: tuple[Tensor, Tensor] | None = None
-
-    def follower_mdp(self, x: Tensor) -> TabularMDP:
-        """M(x) for x ``[..., S]``."""
-        r = (self.ground + x).unsqueeze(-1).expand(*x.shape, 4)
-        return TabularMDP(self._P, r, self._rho, self.gamma, validate=False)
 
     def leader_reward(self, x: Tensor) -> None:
         """None: J_L is no return."""
@@ -187,12 +174,6 @@ def _goals(grid: GridMap, rng: np.random.Generator) -> tuple[int, ...]:
         steps = (places.unsqueeze(1) - places).abs().sum(-1)
         if int(steps[~torch.eye(len(SHARES), dtype=torch.bool)].min()) >= grid.shape[0] // 2:
             return tuple(int(goal) for goal in goals)
-
-
-def _gaussian(grid: GridMap, width: float) -> Tensor:
-    """exp(-distance^2 / (2 width^2)) between cells, ``[S, S]``."""
-    places = grid.cells.to(torch.float64)
-    return torch.exp(-(places.unsqueeze(1) - places).square().sum(-1) / (2.0 * width**2))
 
 
 class GoalPlacementEnv(FromArguments, TabularEnv, problem=GoalPlacementProblem):

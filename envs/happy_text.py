@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from .mdp.checks import check_size, require
-from .render import new_panel, to_rgb
+from .render import Drawn
 from .text import MESSAGES, SentimentRule, Tokeniser, WordTokeniser
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Obs = NDArray[np.int64]
 
 
-class HappyTextEnv(gym.Env[Obs, np.int64]):
+class HappyTextEnv(Drawn, gym.Env[Obs, np.int64]):
     """A follower goes on writing a short message; what is to be learned is that happy ones are liked.
 
     ## Description
@@ -57,7 +60,7 @@ class HappyTextEnv(gym.Env[Obs, np.int64]):
     this library's own.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # type: ignore[misc]
+    size: ClassVar[tuple[float, float]] = (4.0, 1.2)
 
     def __init__(
         self,
@@ -110,12 +113,9 @@ class HappyTextEnv(gym.Env[Obs, np.int64]):
             return self._observation(), 0.0, False, False, {}
         return self._observation(), self.sentiment(self.text), True, False, {"text": self.text}
 
-    def render(self) -> str | NDArray[np.uint8] | None:
-        if self.render_mode is None:
-            return None
-        if self.render_mode == "ansi":
-            return self.text
-        figure, panel = new_panel(4.0, 1.2)
+    def _text(self) -> str:
+        return self.text
+
+    def _draw(self, panel: Axes) -> None:
         panel.axis("off")
         panel.text(0.0, 0.5, textwrap.fill(self.text, 48), family="monospace", fontsize=9, va="center")
-        return to_rgb(figure)

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils import wrappers
 from pettingzoo.utils.conversions import parallel_to_aec_wrapper
+from torch import Tensor
 
-from .core import OfProblem
+from .core import LeaderModel, OfProblem
 from .mdp import IncentiveDesignProblem, random_incentive_design
 from .mdp.checks import check_size, require
 from .player import GameLeaderModel
-from .render import FOLLOWER, draw_table, new_panel, to_rgb
+from .render import FOLLOWER, Drawn, draw_table
 from .tabular import AliasSampler
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ Observations = dict[str, np.int64]
 Infos = dict[str, dict[str, Any]]
 
 
-class IncentiveDesignEnv(OfProblem, ParallelEnv[str, np.int64, Any]):
+class IncentiveDesignEnv(Drawn, OfProblem, ParallelEnv[str, np.int64, Any]):
     """Two players meet in a random zero-sum game; a designer, who lives in another world, adds incentives to it.
 
     ## Description
@@ -90,11 +91,12 @@ class IncentiveDesignEnv(OfProblem, ParallelEnv[str, np.int64, Any]):
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        **Drawn.metadata,
         "name": "incentive_design_v0",
-        "render_modes": ["ansi", "rgb_array"],
-        "render_fps": 4,
         "is_parallelizable": True,
     }
+    size: ClassVar[tuple[float, float]] = (7.0, 4.0)
+    model_class: ClassVar[type[LeaderModel]] = GameLeaderModel
 
     problem: IncentiveDesignProblem
     leader_space: gym.spaces.Box
@@ -120,20 +122,10 @@ class IncentiveDesignEnv(OfProblem, ParallelEnv[str, np.int64, Any]):
         self._random = seeding.np_random(None)[0]
         self._designer_world, self._state, self._elapsed = False, 0, 0
         self._last: tuple[int, int, int, float, float] | None = None  # state, both actions, payoff, leader's reward
-        self.set_leader(problem.start_x())
 
-    def set_leader(self, x: Any) -> None:
-        """Set the designer's parameter, from the next step on; x is copied.
-
-        Raises:
-            ValueError: wrong shape, an entry that is not finite, or a point outside X.
-        """
-        self._x = self.problem.leader_set.check(x).detach().clone()
-        self._payoffs = self.problem.game(self._x).r.reshape(-1).numpy()
-
-    def leader_model(self) -> GameLeaderModel:
-        """The step as a function of x: see ``GameLeaderModel``."""
-        return GameLeaderModel(self.problem, self._x)
+    def _load(self, x: Tensor) -> None:
+        self._x = x
+        self._payoffs = self.problem.game(x).r.reshape(-1).numpy()
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
         """The incentives of a state, ``[A1 * A2]``: what the players may be shown of x in it."""
@@ -188,14 +180,9 @@ class IncentiveDesignEnv(OfProblem, ParallelEnv[str, np.int64, Any]):
             {agent: {"leader_reward": leader_reward, "leader_draw": 0} for agent in PLAYERS},
         )
 
-    def render(self) -> Any:
-        """The last step and the state in one line, or a picture, uint8 ``[height, width, 3]``; None without a mode."""
-        if self.render_mode == "rgb_array":
-            figure, panel = new_panel(7.0, 4.0)
-            self._draw(panel)
-            return to_rgb(figure)
-        if self.render_mode is None or self._last is None:
-            return None if self.render_mode is None else f"state {self._state}"
+    def _text(self) -> str:
+        if self._last is None:
+            return f"state {self._state}"
         state, a1, a2, payoff, leader = self._last
         moves = f"{PLAYERS[0]} {a1}, {PLAYERS[1]} {a2}"
         return f"state {state}, {moves}: payoff {payoff:g}, leader {leader:g}; state {self._state}"
@@ -212,9 +199,6 @@ class IncentiveDesignEnv(OfProblem, ParallelEnv[str, np.int64, Any]):
         if self._last is not None:
             state, a1, a2, _, _ = self._last
             panel.plot(a1 * A2 + a2, state, "X", color=FOLLOWER, markersize=9, markeredgecolor="white")
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 class _TurnByTurn(parallel_to_aec_wrapper):  # type: ignore[type-arg]

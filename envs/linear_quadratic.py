@@ -13,15 +13,14 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from .core import Flags, LeaderEnv, LeaderVectorEnv, OfProblem
-from .mdp.checks import as_float64, check_size, require
+from .core import Flags, LeaderModel, OfProblem, ProblemEnv, ProblemVectorEnv, standing
 from .mdp.linear_quadratic import LinearQuadraticProblem, QuadraticCost
-from .render import FOLLOWER, draw_heat, new_panel, to_rgb
+from .render import FOLLOWER, draw_heat
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 Floats = NDArray[np.float64]
 
@@ -69,18 +68,13 @@ class _Plant:
         return u_l, r_f, r_l, following
 
 
-class LinearQuadraticLeaderModel(nn.Module):
+class LinearQuadraticLeaderModel(LeaderModel):
     r"""Rewards and log-probability of steps as functions of x: :math:`\log p_x = \log N(u_l; -K s, \sigma^2 I)`.
 
     Args:
         problem: the game.
         x: where the parameter starts, ``[dim]``.
     """
-
-    def __init__(self, problem: LinearQuadraticProblem, x: Tensor) -> None:
-        super().__init__()
-        self.problem = problem
-        self.x = nn.Parameter(x.detach().to(torch.float64).clone())
 
     def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate a batch of steps.
@@ -112,43 +106,19 @@ class _LinearLeader(OfProblem):
     """What both simulators share: the plant, and the leader's side of the contract."""
 
     problem: LinearQuadraticProblem
-    commitment_size: int
+    model_class: ClassVar[type[LeaderModel]] = LinearQuadraticLeaderModel
 
     def _set_up(self, problem: LinearQuadraticProblem, n_envs: int) -> None:
         super()._set_up(problem, n_envs)
         self._plant, self.gamma, self.commitment_size = _Plant(problem), problem.gamma, problem.leader_dim
-        self._K: Floats = problem.gain(self._x).numpy()
-
-    def _spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
-        """Of observations and of actions."""
         observations = gym.spaces.Box(-np.inf, np.inf, (self._plant.n,), np.float64)
-        return observations, gym.spaces.Box(-1.0, 1.0, (self._plant.m_f,), np.float32)
+        self._spaces = observations, gym.spaces.Box(-1.0, 1.0, (self._plant.m_f,), np.float32)
 
-    def set_leader(self, x: Any) -> None:
-        """Set the leader's parameter, from the next step on; x is copied.
-
-        Args:
-            x: a point of X, ``[dim]``; parallel environments also take ``[num_envs, dim]``, one row each.
-
-        Raises:
-            ValueError: wrong shape, an entry that is not finite, a point outside X, or one where the follower has no best
-                response of finite cost (naming the eigenvalue).
-        """
-        point, leader_set = as_float64(x, "x").detach(), self.problem.leader_set
-        many = point.ndim == 2 and isinstance(self, LeaderVectorEnv)
-        point = leader_set.check_rows(point, self._n_envs) if many else leader_set.check(point)
-        self.problem.check_stable(point)
-        self._x = point.clone()
-        self._K = self.problem.gain(self._x).numpy()
-
-    def leader_model(self) -> LinearQuadraticLeaderModel:
-        """The step as a function of x.
-
-        Raises:
-            ValueError: if the environments have different x.
-        """
-        require(self._x.ndim == 1, "x", "one x for all environments", f"shape {tuple(self._x.shape)}")
-        return LinearQuadraticLeaderModel(self.problem, self._x)
+    def _load(self, x: Tensor) -> None:
+        """Keep x; raises ``ValueError`` where the follower has no best response of finite cost (naming the eigenvalue)."""
+        self.problem.check_stable(x)
+        self._x = x
+        self._K: Floats = self.problem.gain(x).numpy()
 
 
 def _numbers(values: Floats) -> str:
@@ -164,7 +134,7 @@ def _check_actions(actions: Any, shape: tuple[int, ...], name: str) -> Floats:
     return a
 
 
-class LinearQuadraticVectorEnv(_LinearLeader, LeaderVectorEnv):
+class LinearQuadraticVectorEnv(_LinearLeader, ProblemVectorEnv):
     """``LinearQuadraticEnv`` in parallel, stepped together in numpy.
 
     All environments start and are truncated together, and are reset in the same step. Each step draws m_l + n normal numbers
@@ -179,41 +149,17 @@ class LinearQuadraticVectorEnv(_LinearLeader, LeaderVectorEnv):
         ValueError: a size under one; in ``step``, actions of the wrong shape or that are not finite.
     """
 
-    def __init__(self, problem: LinearQuadraticProblem, num_envs: int, max_episode_steps: int | None = None) -> None:
-        self._set_up(problem, check_size(num_envs, "num_envs"))
-        super().__init__(num_envs, max_episode_steps, *self._spaces())
-
     def _start(self) -> Floats:
         start: Floats = self.np_random.standard_normal((self.num_envs, self._plant.n)) @ self._plant.start_T
         return start
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
-        """Start every environment anew; ``options`` are not used."""
-        super().reset(seed=seed)
-        self._elapsed[:] = 0
-        self._state = self._start()
-        return self._state.copy(), {}
-
     def step(self, actions: Any) -> tuple[Floats, Floats, Flags, Flags, dict[str, Any]]:
         """One step of every environment; see the class."""
-        plant, N = self._plant, self.num_envs
-        if self._state is None:
-            raise gym.error.ResetNeeded("step was called before reset")
+        plant, N, s = self._plant, self.num_envs, standing(self._state, "step")
         a = _check_actions(actions, (N, plant.m_f), "actions")
         normal = self.np_random.standard_normal((N, plant.m_l + plant.n))
-        u_l, r_f, r_l, following = plant.step(self._state, self._K, a, normal)
-        infos: dict[str, Any] = {
-            "leader_reward": r_l,
-            "_leader_reward": self._everyone,
-            "leader_draw": u_l,
-            "_leader_draw": self._everyone,
-        }
-        self._elapsed += 1
-        truncated = self._elapsed >= self._limit
-        if truncated.any():
-            following = self._restart(infos, truncated, following, self._start())
-        self._state = following
-        return following.copy(), r_f, np.zeros(N, dtype=np.bool_), truncated, infos
+        u_l, r_f, r_l, following = plant.step(s, self._K, a, normal)
+        return self._end_step(following, r_f, (r_l, u_l), np.zeros(N, dtype=np.bool_), self._start)
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
         """Each environment's x, ``[num_envs, commitment_size]``."""
@@ -221,7 +167,7 @@ class LinearQuadraticVectorEnv(_LinearLeader, LeaderVectorEnv):
         return shown.astype(np.float32)
 
 
-class LinearQuadraticEnv(_LinearLeader, LeaderEnv[Any, Any]):
+class LinearQuadraticEnv(_LinearLeader, ProblemEnv):
     """The follower's side of a linear-quadratic Stackelberg game, under the leader's current K.
 
     ``step`` returns the follower's reward and, in ``info``, ``leader_reward`` and ``leader_draw`` (u_l). It neither terminates
@@ -235,18 +181,13 @@ class LinearQuadraticEnv(_LinearLeader, LeaderEnv[Any, Any]):
         ValueError: in ``step``, an action of the wrong shape or that is not finite.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # type: ignore[misc]
-    vector_class: ClassVar[Any] = LinearQuadraticVectorEnv
+    vector_class: ClassVar[type[ProblemVectorEnv]] = LinearQuadraticVectorEnv
+    size: ClassVar[tuple[float, float]] = (10.0, 3.2)
 
     def __init__(self, problem: LinearQuadraticProblem, render_mode: str | None = None) -> None:
-        # Gymnasium has warned of a mode that is none of ours.
-        self.render_mode = render_mode if render_mode in self.metadata["render_modes"] else None
-        self._set_up(problem, 1)
-        self.observation_space, self.action_space = self._spaces()
-        self._state: Floats | None = None
+        super().__init__(problem, render_mode)
         self._path: list[Floats] = []
         self._inputs: list[Floats] = []
-        self._last = ""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         """Draw a start state; ``options`` are not used."""
@@ -257,9 +198,7 @@ class LinearQuadraticEnv(_LinearLeader, LeaderEnv[Any, Any]):
 
     def step(self, action: Any) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
         """One step of the follower; m_l + n normal numbers, whatever the action."""
-        plant, s = self._plant, self._state
-        if s is None:
-            raise gym.error.ResetNeeded("step was called before reset")
+        plant, s = self._plant, standing(self._state, "step")
         a = _check_actions(action, (plant.m_f,), "action")
         normal = self.np_random.standard_normal((1, plant.m_l + plant.n))
         u_l, r_f, r_l, self._state = plant.step(s, self._K, a[None], normal)
@@ -277,20 +216,13 @@ class LinearQuadraticEnv(_LinearLeader, LeaderEnv[Any, Any]):
         """x, in every state, ``[commitment_size]``."""
         return self._x.numpy().astype(np.float32)
 
-    def vectorised(self, num_envs: int, max_episode_steps: int | None) -> LinearQuadraticVectorEnv:
-        return LinearQuadraticVectorEnv(self.problem, num_envs, max_episode_steps)
+    def _text(self) -> str:
+        return self._last + ("" if self._state is None else f"state {_numbers(self._state[0])}")
 
-    def render(self) -> Any:
-        """The last step and the state in one line, or a picture, uint8 ``[height, width, 3]``; None without a mode."""
-        if self.render_mode != "rgb_array":
-            state = "" if self._state is None else f"state {_numbers(self._state[0])}"
-            return None if self.render_mode is None else f"{self._last}{state}"
-        figure, _ = new_panel(10.0, 3.2)
-        self._draw(figure)
-        return to_rgb(figure)
-
-    def _draw(self, figure: Figure) -> None:
+    def _draw(self, panel: Axes) -> None:
         """The path of the first two coordinates of the state, K as a heat map, the follower's inputs so far."""
+        figure = panel.get_figure(root=True)
+        assert figure is not None
         figure.clear()
         path_panel, gain_panel, input_panel = figure.subplots(1, 3)
         path = np.reshape(self._path, (-1, self._plant.n))

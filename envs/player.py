@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .core import LeaderModel
 from .mdp import GameProblem, TabularKernel, TabularMDP, TabularProblem, ZeroSumGame, player_mdp
 from .mdp.checks import require
 from .tabular import Floats, TabularVectorEnv
 
 
-class GameLeaderModel(nn.Module):
+class GameLeaderModel(LeaderModel):
     """Rewards and log-probability of steps of a zero-sum game, as functions of x.
 
     Args:
@@ -25,9 +26,7 @@ class GameLeaderModel(nn.Module):
     """
 
     def __init__(self, problem: GameProblem, x: Tensor) -> None:
-        super().__init__()
-        self.problem = problem
-        self.x = nn.Parameter(x.detach().to(torch.float64).clone())
+        super().__init__(problem, x)
         paid = problem.leader_game(self.x) is not None
         require(paid, "problem", "a leader whose objective is a return", type(problem).__name__)
 
@@ -90,15 +89,11 @@ class PlayersProblem(TabularProblem):
     def leader_reward(self, x: Tensor) -> None:
         """None: it depends on both actions, see :meth:`kernel`."""
 
-    def _leader_game(self, x: Tensor) -> ZeroSumGame:
-        game = self.game_problem.leader_game(x)
-        assert game is not None
-        return game
-
     def kernel(self, x: Tensor) -> TabularKernel:
         """w is the other player's action; x may be ``[num_envs, dim]``, one row an environment."""
         rows = [x] if x.ndim == 1 else list(x)
-        games, leaders = [self.game_problem.game(row) for row in rows], [self._leader_game(row) for row in rows]
+        games: list[ZeroSumGame] = [self.game_problem.game(row) for row in rows]
+        leaders: list[Any] = [self.game_problem.leader_game(row) for row in rows]  # never None: see the constructor
 
         def stacked(tables: list[Tensor], axis: int) -> Tensor:
             """One table for all or one each; the player's own actions come first, ``axis`` is player 1's."""
@@ -150,7 +145,7 @@ class PlayerVectorEnv(TabularVectorEnv):
         super().__init__(PlayersProblem(problem, player, leaders_world), num_envs, max_episode_steps)
         self.player = player
 
-    def leader_model(self) -> GameLeaderModel:  # type: ignore[override]
+    def leader_model(self) -> GameLeaderModel:
         """The joint step as a function of x: see ``GameLeaderModel``.
 
         Raises:

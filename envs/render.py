@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
@@ -17,6 +18,34 @@ if TYPE_CHECKING:
 
 WALL, FOLLOWER = "0.25", "tab:orange"
 """Colours of walls and of the follower."""
+
+
+class Drawn:
+    """An environment that draws itself: ``render_mode`` None, ``"ansi"`` for one line of text, ``"rgb_array"`` for a picture.
+
+    Attributes:
+        size: of the picture, in inches.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+    size: ClassVar[tuple[float, float]] = (5.0, 4.0)
+    render_mode: str | None
+
+    @abstractmethod
+    def _text(self) -> str:
+        """What ``"ansi"`` shows."""
+
+    @abstractmethod
+    def _draw(self, panel: Axes) -> None:
+        """Draw x and the follower."""
+
+    def render(self) -> Any:
+        """The last step and the state in one line, or a picture, uint8 ``[height, width, 3]``; None without a mode."""
+        if self.render_mode != "rgb_array":
+            return None if self.render_mode is None else self._text()
+        figure, panel = new_panel(*self.size)
+        self._draw(panel)
+        return to_rgb(figure)
 
 
 def new_panel(width: float = 5.0, height: float = 4.0) -> tuple[Figure, Axes]:

@@ -16,15 +16,16 @@ model is known. The problem is this library's own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .core import FromArguments
-from .mdp import GridMap, LeaderSet, Optimum, TabularMDP, TabularProblem, solve_soft
-from .mdp.checks import check_gamma, check_number, check_seed, check_size, check_tau, require
+from .mdp import Optimum, solve_soft
+from .mdp.checks import check_number, check_seed, check_tau, require
+from .mdp.grid import GridProblem
 from .render import draw_grid
 from .tabular import TabularEnv
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class RewardGridProblem(TabularProblem):
+class RewardGridProblem(GridProblem):
     """The problem above.
 
     Args:
@@ -52,8 +53,6 @@ class RewardGridProblem(TabularProblem):
             positive, a negative seed.
     """
 
-    batched_kernel: ClassVar[bool] = True
-
     def __init__(
         self,
         size: int = 6,
@@ -63,25 +62,14 @@ class RewardGridProblem(TabularProblem):
         width: float = 1.0,
         seed: int | None = 0,
     ) -> None:
-        require(check_size(size, "size") >= 2, "size", "a whole number >= 2", size)
-        self.gamma, self.tau = check_gamma(gamma), check_tau(tau)
-        check_number(intended, "intended", low=0.0, high=1.0)
-        check_number(width, "width", low=0.0, open_low=True)
+        super().__init__(size, gamma, tau, intended, low=-1.0)
+        width = check_number(width, "width", low=0.0, open_low=True)
         check_seed(seed)
-        self.grid = GridMap.open(size, size)
-        n = self.grid.n_cells
-        self.leader_set = LeaderSet.box(n, -1.0, 1.0)
-        self._P = self.grid.transition(intended)
-        self._rho = torch.full((n,), 1.0 / n, dtype=torch.float64)
-        places = self.grid.cells.to(torch.float64)
-        near = torch.exp(-(places.unsqueeze(1) - places).square().sum(-1) / (2.0 * float(width) * float(width)))
-        field = near @ torch.from_numpy(np.random.default_rng(seed).standard_normal(n))
+        field = self.grid.nearness(width) @ torch.from_numpy(
+            np.random.default_rng(seed).standard_normal(self.leader_dim)
+        )
         require(bool(field.max() > field.min()), "width", "a width by which cells differ", repr(width))
         self.true_reward = (field - field.min()) / (field.max() - field.min())
-
-    def follower_mdp(self, x: Tensor) -> TabularMDP:
-        """M(x) for x ``[..., S]``."""
-        return TabularMDP(self._P, x.unsqueeze(-1).expand(*x.shape, 4), self._rho, self.gamma, validate=False)
 
     def leader_reward(self, x: Tensor) -> Tensor:
         """u in every cell, for x ``[..., S]``: ``[..., S, 4]``."""

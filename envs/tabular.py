@@ -21,14 +21,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from .core import Flags, LeaderEnv, LeaderVectorEnv, OfProblem
+from .core import Flags, Info, LeaderModel, OfProblem, ProblemEnv, ProblemVectorEnv, standing
 from .mdp import TabularKernel, TabularProblem
-from .mdp.checks import as_float64, check_size, require
-from .render import draw_table, new_panel, to_rgb
+from .render import draw_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -157,7 +155,7 @@ def moves_transitions(problem: TabularProblem) -> bool:
         return bool(problem.kernel(problem.start_x().requires_grad_()).P.requires_grad)
 
 
-class TabularLeaderModel(nn.Module):
+class TabularLeaderModel(LeaderModel):
     r"""Rewards and log-probability of steps of a tabular problem, as functions of x.
 
     .. math:: \log p_x = \log p_x(w|s,a) + \log P_x(s'|s,a,w), the second term only where P depends on x.
@@ -168,10 +166,8 @@ class TabularLeaderModel(nn.Module):
     """
 
     def __init__(self, problem: TabularProblem, x: Tensor) -> None:
-        super().__init__()
-        self.problem = problem
+        super().__init__(problem, x)
         self._moves_transitions = moves_transitions(problem)
-        self.x = nn.Parameter(x.detach().to(torch.float64).clone())
 
     def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate a batch of steps.
@@ -311,47 +307,20 @@ class _TabularLeader(OfProblem):
     """What both simulators share: the tables, and the leader's side of the contract."""
 
     problem: TabularProblem
-    commitment_size: int
-    commitment_is_distribution: bool
+    model_class: ClassVar[type[LeaderModel]] = TabularLeaderModel
 
     def _set_up(self, problem: TabularProblem, n_envs: int) -> None:
-        super()._set_up(problem, n_envs)
         self._tables = _Tables(problem, n_envs)
-        self.gamma = self._tables.gamma
-        self._load(self._x)
+        t, self.gamma = self._tables, self._tables.gamma
+        self._spaces = gym.spaces.Discrete(t.n_contexts * t.S), gym.spaces.Discrete(t.A)
+        super()._set_up(problem, n_envs)
         self.commitment_size = int(problem.commitment(self._x).shape[-1])
         self.commitment_is_distribution = problem.commitment_is_distribution
-
-    def _spaces(self) -> tuple[gym.spaces.Discrete, gym.spaces.Discrete]:
-        """Of observations and of actions."""
-        return gym.spaces.Discrete(self._tables.n_contexts * self._tables.S), gym.spaces.Discrete(self._tables.A)
 
     def _load(self, x: Tensor) -> None:
         self._tables.load(x)
         self._x = x
         self._shown: NDArray[np.float32] | None = None
-
-    def set_leader(self, x: Any) -> None:
-        """Set the leader's parameter, from the next step on; x is copied.
-
-        Args:
-            x: a point of X, ``[dim]``; parallel environments also take ``[num_envs, dim]``, one row each.
-
-        Raises:
-            ValueError: wrong shape, an entry that is not finite, or a point outside X.
-        """
-        point, leader_set = as_float64(x, "x").detach(), self.problem.leader_set
-        many = point.ndim == 2 and isinstance(self, VectorEnv)
-        self._load((leader_set.check_rows(point, self._n_envs) if many else leader_set.check(point)).clone())
-
-    def leader_model(self) -> TabularLeaderModel:
-        """The step as a function of x: see ``TabularLeaderModel``.
-
-        Raises:
-            ValueError: if the environments have different x.
-        """
-        require(self._x.ndim == 1, "x", "one x for all environments", f"shape {tuple(self._x.shape)}")
-        return TabularLeaderModel(self.problem, self._x)
 
     def _commitments(self) -> NDArray[np.float32]:
         """``[num_envs or 1, S or 1, size]``; worked out on first use after x changed."""
@@ -370,7 +339,7 @@ class _TabularLeader(OfProblem):
         self._tables.load(self._x)
 
 
-class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
+class TabularVectorEnv(_TabularLeader, ProblemVectorEnv):
     """``TabularEnv`` in parallel, stepped together in numpy.
 
     Environments may have different x: ``set_leader`` takes ``[dim]`` or ``[num_envs, dim]``. Those that end are reset in
@@ -392,30 +361,21 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
     _state: Integers | None
 
     def __init__(self, problem: TabularProblem, num_envs: int, max_episode_steps: int | None = None) -> None:
-        self._set_up(problem, check_size(num_envs, "num_envs"))
-        super().__init__(num_envs, max_episode_steps, *self._spaces())
+        super().__init__(problem, num_envs, max_episode_steps)
         self._uniforms = np.empty((3, self.num_envs))
         self._first_row = np.zeros(self.num_envs, dtype=np.int64)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Integers, dict[str, Any]]:
-        """Start every environment anew; ``options`` are not used."""
-        super().reset(seed=seed)
-        self._elapsed[:] = 0
-        self._state = self._tables.start.draw(self._first_row, self.np_random.random(self.num_envs))
-        return self._state.copy(), self._mask_infos()
+    def _start(self) -> Integers:
+        return self._tables.start.draw(self._first_row, self.np_random.random(self.num_envs))
 
-    def _mask_infos(self) -> dict[str, Any]:
+    def _masks(self) -> dict[str, Any]:
         if self._tables.mask is None:
             return {}
         return {"action_mask": self.action_masks().astype(np.int8), "_action_mask": self._everyone}
 
     def action_masks(self) -> Flags:
         """Which actions exist in each environment's current state, ``[num_envs, A]``."""
-        if self._state is None:
-            raise gym.error.ResetNeeded("action_masks was called before reset")
-        return self._tables.masks(self._state)
+        return self._tables.masks(standing(self._state, "action_masks"))
 
     def _check(self, actions: Any, state: Integers) -> Integers:
         """The rows ``z * A + a``."""
@@ -435,9 +395,7 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
 
     def step(self, actions: Any) -> tuple[Integers, Floats, Flags, Flags, dict[str, Any]]:
         """One step of every environment; see the class."""
-        t, z = self._tables, self._state
-        if z is None:
-            raise gym.error.ResetNeeded("step was called before reset")
+        t, z = self._tables, standing(self._state, "step")
         row = pair = self._check(actions, z)
         u = self.np_random.random(out=self._uniforms)
         # What x makes each environment draw, then where it moves.
@@ -453,22 +411,12 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
             following += z - z % t.S
         # What both are paid, by the states and actions of the step.
         rewards = t.r_follower.values.take(row + t.r_follower.offset)
-        infos: dict[str, Any] = {
-            "leader_reward": t.r_leader.values.take(row + t.r_leader.offset),
-            "_leader_reward": self._everyone,
-            "leader_draw": w,
-            "_leader_draw": self._everyone,
-        }
-        # Which episodes end: those begin anew in the same step, with a random number that is drawn in any case.
+        leader_rewards = t.r_leader.values.take(row + t.r_leader.offset)
         terminated = np.zeros(self.num_envs, dtype=np.bool_) if t.terminal is None else t.terminal.take(z)
-        self._elapsed += 1
-        truncated = self._elapsed >= self._limit
-        done = terminated | truncated
-        if done.any():
-            following = self._restart(infos, done, following, t.start.draw(self._first_row, u[2]))
-        self._state = following
-        infos |= self._mask_infos()
-        return following.copy(), rewards, terminated, truncated, infos
+        # Episodes that end begin anew in the same step, with a random number that is drawn in any case.
+        return self._end_step(
+            following, rewards, (leader_rewards, w), terminated, lambda: t.start.draw(self._first_row, u[2])
+        )
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
         """What each environment's follower may be shown of x, ``[num_envs, commitment_size]`` for obs ``[num_envs]``."""
@@ -483,7 +431,7 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
         return answer
 
 
-class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
+class TabularEnv(_TabularLeader, ProblemEnv):
     """The follower's MDP of a tabular problem, under the leader's current x.
 
     Observations are states, Discrete(S); actions Discrete(A). ``step`` returns the follower's reward and, in ``info``,
@@ -499,20 +447,9 @@ class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
             ``takes_missing_actions``.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # type: ignore[misc]
-    vector_class: ClassVar[Any] = TabularVectorEnv
+    vector_class: ClassVar[type[ProblemVectorEnv]] = TabularVectorEnv
 
-    def __init__(self, problem: TabularProblem, render_mode: str | None = None) -> None:
-        # Gymnasium has warned of a mode that is none of ours.
-        self.render_mode = render_mode if render_mode in self.metadata["render_modes"] else None
-        self._set_up(problem, 1)
-        self.observation_space, self.action_space = self._spaces()
-        self._state: int | None = None
-        self._last = ""
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.int64, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.int64, Info]:
         """Draw a start state; ``options`` are not used."""
         super().reset(seed=seed)
         self._state, self._last = self._tables.start.draw_one(0, self.np_random.random()), ""
@@ -523,15 +460,11 @@ class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
 
     def action_masks(self) -> Flags:
         """Which actions exist in the current state, ``[A]``: what sb3-contrib's ``MaskablePPO`` asks for."""
-        if self._state is None:
-            raise gym.error.ResetNeeded("action_masks was called before reset")
-        return self._tables.masks(self._state).copy()
+        return self._tables.masks(standing(self._state, "action_masks")).copy()
 
     def step(self, action: Any) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
         """One step of the follower; two random numbers, whatever the action."""
-        t, z, a = self._tables, self._state, int(action)
-        if z is None:
-            raise gym.error.ResetNeeded("step was called before reset")
+        t, z, a = self._tables, standing(self._state, "step"), int(action)
         if not 0 <= a < t.A or (t.refused is not None and t.refused[z * t.A + a]):
             raise ValueError(f"action: expected one that exists in state {z}, got {action}")
         u, v = self.np_random.random(), self.np_random.random()
@@ -549,13 +482,8 @@ class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
             info |= self._mask_info()
         return np.int64(self._state), reward, terminated, False, info
 
-    def render(self) -> Any:
-        """The last step and the state in one line, or a picture, uint8 ``[height, width, 3]``; None without a mode."""
-        if self.render_mode != "rgb_array":
-            return None if self.render_mode is None else f"{self._last}state {self._state}"
-        figure, panel = new_panel()
-        self._draw(panel)
-        return to_rgb(figure)
+    def _text(self) -> str:
+        return f"{self._last}state {self._state}"
 
     def _draw(self, panel: Axes) -> None:
         """Draw x and the follower; here the table of the follower's expected reward at x, with its state marked."""
@@ -568,6 +496,3 @@ class TabularEnv(_TabularLeader, LeaderEnv[np.int64, np.int64]):
         shown = self._commitments()[0]
         row: NDArray[np.float32] = shown[int(obs) if len(shown) > 1 else 0].copy()
         return row
-
-    def vectorised(self, num_envs: int, max_episode_steps: int | None) -> TabularVectorEnv:
-        return TabularVectorEnv(self.problem, num_envs, max_episode_steps)

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .core import FromArguments
-from .mdp import RoadNetwork, TollDesignProblem, random_city, read_tntp, solve_soft
+from .mdp import RoadNetwork, TollDesignProblem, solve_soft
 from .render import FOLLOWER
 from .tabular import TabularEnv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-NetworkSource = RoadNetwork | str | PathLike[str] | None
-"""A network, the path of a ``*_net.tntp`` file, or None for a random city."""
-
-
-def toll_design(
-    network: NetworkSource = None,
-    n_nodes: int = 25,
-    seed: int | None = 0,
-    gamma: float = 0.999,
-    tau: float = 0.5,
-    max_toll: float = 5.0,
-    revenue_weight: float = 0.0,
-) -> TollDesignProblem:
-    """The problem of a network, of a file of one, or of a random city; arguments as ``TollDesignEnv``."""
-    if network is None:
-        network = random_city(n_nodes, seed)
-    elif not isinstance(network, RoadNetwork):
-        network = read_tntp(network)
-    return TollDesignProblem(network, gamma, tau, max_toll, revenue_weight)
 
 
 def draw_network(panel: Axes, network: RoadNetwork, width: Tensor, colour: Tensor, label: str, **kwargs: Any) -> None:
@@ -83,7 +62,7 @@ def draw_before_and_after(before: Axes, after: Axes, problem: TollDesignProblem,
         panel.set_title(f"{title}: external cost {trip.external_cost:.2f}, {trip.time:.1f} min a trip", fontsize=9)
 
 
-class TollDesignEnv(FromArguments, TabularEnv, problem=toll_design):
+class TollDesignEnv(FromArguments, TabularEnv, problem=TollDesignProblem):
     """A driver finds the way through a city in which every link has a toll.
 
     ## Description

@@ -7,6 +7,7 @@ import importlib.util
 import math
 import operator
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,11 +45,8 @@ def require_imported(value: Any, name: str, otherwise: str) -> None:
         name: for the error.
         otherwise: what is expected beside an import by the user.
     """
-    parts = [value]
-    while parts:
-        part = parts.pop()
-        parts += [*part, *part.values()] if isinstance(part, dict) else part if isinstance(part, list) else []
-        module, colon, _ = part.partition(":") if isinstance(part, str) else ("", "", "")
+    for part in texts_within(value):
+        module, colon, _ = part.partition(":")
         if colon and module not in sys.modules:
             top = module.partition(".")[0]
             try:
@@ -58,12 +56,30 @@ def require_imported(value: Any, name: str, otherwise: str) -> None:
             require(not found, name, f"{otherwise}, or {module} to be imported: no file makes an import", repr(part))
 
 
+def texts_within(value: Any) -> Iterator[str]:
+    """Every text in what a file holds, keys among them, however deep."""
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        parts += [*part, *part.values()] if isinstance(part, Mapping) else part if isinstance(part, list) else []
+        if isinstance(part, str):
+            yield part
+
+
 def as_float64(value: Any, name: str) -> Tensor:
     """Return ``value`` as a float64 tensor (a float64 tensor is passed through with its graph)."""
     try:
         return torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: expected numbers, got {type(value).__name__} ({error})") from error
+
+
+def keep(record: Any, *names: str) -> None:
+    """Make fields of a frozen dataclass float64 tensors; raises ``ValueError`` for one that is not finite."""
+    for name in names:
+        value = as_float64(getattr(record, name), name)
+        check_finite(value, name)
+        object.__setattr__(record, name, value)
 
 
 def check_finite(tensor: Tensor, name: str) -> None:

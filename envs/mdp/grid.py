@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from .checks import check_number, require
+from .checks import check_gamma, check_number, check_size, check_tau, require
+from .problem import LeaderSet, TabularProblem
+from .tabular import TabularMDP
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
 """Row and column of up, right, down, left."""
@@ -60,6 +63,11 @@ class GridMap:
         """Number of free cells."""
         return len(self.cells)
 
+    def nearness(self, width: float) -> Tensor:
+        """exp(-distance^2 / (2 width^2)) between cells, ``[n, n]``."""
+        places = self.cells.to(torch.float64)
+        return torch.exp(-(places.unsqueeze(1) - places).square().sum(-1) / (2.0 * width * width))
+
     def index(self, row: int, column: int) -> int:
         """The number of a free cell.
 
@@ -91,3 +99,36 @@ def _slip(intended: float) -> Tensor:
     """The probability that each move, ``[4, 4]``, is made when another is meant."""
     check_number(intended, "intended", low=0.0, high=1.0)
     return torch.full((4, 4), (1.0 - intended) / 3.0, dtype=torch.float64).fill_diagonal_(intended)
+
+
+class GridProblem(TabularProblem):
+    """A square grid in whose cells the follower is paid, whatever it does there; x is a number a cell, the start uniform.
+
+    Args:
+        size: rows and columns, at least two.
+        gamma: discount in [0, 1).
+        tau: default temperature.
+        intended: probability of the move meant; each other one has a third of the rest.
+        low: lower bound of x; the upper one is 1.
+
+    Attributes:
+        grid: the map.
+        ground: what a cell pays beside x, ``[S]``; 0 at first.
+    """
+
+    batched_kernel: ClassVar[bool] = True
+
+    def __init__(self, size: int, gamma: float, tau: float, intended: float, low: float) -> None:
+        require(check_size(size, "size") >= 2, "size", "a whole number >= 2", size)
+        self.gamma, self.tau = check_gamma(gamma), check_tau(tau)
+        self.grid = GridMap.open(size, size)
+        n = self.grid.n_cells
+        self.leader_set = LeaderSet.box(n, low, 1.0)
+        self.ground = torch.zeros(n, dtype=torch.float64)
+        self._P = self.grid.transition(intended)
+        self._rho = torch.full((n,), 1.0 / n, dtype=torch.float64)
+
+    def follower_mdp(self, x: Tensor) -> TabularMDP:
+        """M(x) for x ``[..., S]``."""
+        r = (self.ground + x).unsqueeze(-1).expand(*x.shape, 4)
+        return TabularMDP(self._P, r, self._rho, self.gamma, validate=False)

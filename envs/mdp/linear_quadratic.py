@@ -79,11 +79,9 @@ class LinearDynamics:
 
     def __post_init__(self) -> None:
         n = len(_matrix(self, "A", None, None))
-        _matrix(self, "A", n, n)
-        for name in ("B_leader", "B_follower"):
-            _matrix(self, name, n, None)
+        for name, columns in {"A": n, "B_leader": None, "B_follower": None, "noise": n, "start": n}.items():
+            _matrix(self, name, n, columns)
         for name in ("noise", "start"):
-            _matrix(self, name, n, n)
             _check_semidefinite(getattr(self, name), name)
 
 
@@ -259,8 +257,7 @@ class LinearQuadraticProblem(BilevelProblem):
     def gain(self, x: Tensor) -> Tensor:
         """K, ``[..., m_l, n]``, of x ``[..., dim]``."""
         n, m_l, _ = self.sizes
-        K: Tensor = x.unflatten(-1, (m_l, n))
-        return K
+        return x.unflatten(-1, (m_l, n))  # type: ignore[no-any-return]
 
     # --- what is solved ------------------------------------------------------------------------------------------
 
@@ -321,35 +318,23 @@ class LinearQuadraticProblem(BilevelProblem):
         """F of the formula, ``[m_f, n]``."""
         B = self.dynamics.B_follower
         S = cost.R_follower + self.gamma * B.T @ V @ B
-        F: Tensor = torch.linalg.solve(S, self.gamma * B.T @ V @ A_K)
-        return F
+        return torch.linalg.solve(S, self.gamma * B.T @ V @ A_K)  # type: ignore[no-any-return]
 
     def _lyapunov(self, M: Tensor, Q: Tensor) -> Tensor:
         """P = Q + gamma M^T P M, ``[n, n]``, by one linear solve in n^2 unknowns; differentiable."""
         n = len(M)
         operator = torch.eye(n * n, dtype=torch.float64) - self.gamma * torch.kron(M.T.contiguous(), M.T.contiguous())
-        P: Tensor = torch.linalg.solve(operator, Q.reshape(-1))
-        return P.reshape(n, n)
+        return torch.linalg.solve(operator, Q.reshape(-1)).reshape(n, n)  # type: ignore[no-any-return]
 
-    def _closed_loop(self, x: Tensor, F: Tensor) -> Tensor:
-        """M = A - B_l K - B_f F.
-
-        Raises:
-            ValueError: F of a wrong shape; an eigenvalue of sqrt(gamma) M of modulus >= 1.
-        """
+    def _return(self, cost: QuadraticCost, x: Tensor, F: Tensor) -> Tensor:
         n, _, m_f = self.sizes
         require(tuple(F.shape) == (m_f, n), "F", f"shape {(m_f, n)}", f"shape {tuple(F.shape)}")
-        d = self.dynamics
-        M = d.A - d.B_leader @ self.gain(x) - d.B_follower @ F
-        eigenvalues = math.sqrt(self.gamma) * torch.linalg.eigvals(M.detach())
+        K, d, gamma = self.gain(x), self.dynamics, self.gamma
+        M = d.A - d.B_leader @ K - d.B_follower @ F
+        eigenvalues = math.sqrt(gamma) * torch.linalg.eigvals(M.detach())
         worst = complex(eigenvalues[eigenvalues.abs().argmax()])
         where = f"{_eigenvalue(worst)} of sqrt(gamma) (A - B_leader K - B_follower F)"
         require(abs(worst) < 1.0, "F", "a closed loop with eigenvalues of modulus under 1", where)
-        return M
-
-    def _return(self, cost: QuadraticCost, x: Tensor, F: Tensor) -> Tensor:
-        K, d, gamma = self.gain(x), self.dynamics, self.gamma
-        M = self._closed_loop(x, F)
         P = self._lyapunov(M, cost.Q + K.T @ cost.R_leader @ K + F.T @ cost.R_follower @ F)
         paid = (P * d.start).sum() + gamma / (1.0 - gamma) * (P * self.step_noise).sum()
         return -(paid + self.sigma**2 / (1.0 - gamma) * cost.R_leader.trace())
@@ -435,28 +420,28 @@ class LinearQuadraticProblem(BilevelProblem):
         """
         require(tau is None or tau == 0.0, "tau", "0: the follower is not regularised", tau)
         require(self.leader_set.budget == math.inf, "leader_set", "a box", f"a budget of {self.leader_set.budget:g}")
-        if self._optimum is None:
-            low, high = self.leader_set.low.numpy(), self.leader_set.high.numpy()
-            starts = [self.start_x().numpy(), *np.random.default_rng(0).uniform(low, high, (8, len(low)))]
-            best = min((self._ascend(start) for start in starts), key=lambda found: float(found.fun))
-            self._optimum = self._polish(torch.from_numpy(best.x))
-        return self._optimum
+        if self._optimum is not None:
+            return self._optimum
+        low, high = self.leader_set.low, self.leader_set.high
 
-    def _ascend(self, start: Floats) -> Any:
         def objective(z: Floats) -> tuple[float, Floats]:
             x = torch.tensor(z, requires_grad=True)
             value = -self.return_at_best_response(x)
             (gradient,) = torch.autograd.grad(value, [x])
             return float(value.detach()), gradient.numpy()
 
-        bounds = list(zip(self.leader_set.low.tolist(), self.leader_set.high.tolist(), strict=True))
-        return minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 0.0})
-
-    def _polish(self, x: Tensor) -> LinearOptimum:
+        # Quasi-Newton ascent from each start.
+        bounds, draws = list(zip(low.tolist(), high.tolist(), strict=True)), np.random.default_rng(0)
+        starts = [self.start_x().numpy(), *draws.uniform(low.numpy(), high.numpy(), (8, len(low)))]
+        found = [
+            minimize(objective, z, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 0.0}) for z in starts
+        ]
+        x = torch.from_numpy(min(found, key=lambda end: float(end.fun)).x)
+        # Newton's method from the best of the ends, while it brings the gradient down.
         gradient, norm_now = self._stationarity(x)
         for _ in range(20):
             moved = self.project(x + gradient)
-            free = ((moved > self.leader_set.low) & (moved < self.leader_set.high)).nonzero().flatten()
+            free = ((moved > low) & (moved < high)).nonzero().flatten()
             if norm_now < 1e-12 or not len(free):
                 break
             step = torch.zeros_like(x)
@@ -467,7 +452,8 @@ class LinearQuadraticProblem(BilevelProblem):
                 break
             x, gradient, norm_now = candidate, following, norm_then
         F = self.best_response(x).F
-        return LinearOptimum(x, F, float(self.leader_return(x, F)), norm_now)
+        self._optimum = LinearOptimum(x, F, float(self.leader_return(x, F)), norm_now)
+        return self._optimum
 
     def _stationarity(self, x: Tensor) -> tuple[Tensor, float]:
         gradient = self.leader_return_gradient(x)
@@ -476,8 +462,8 @@ class LinearQuadraticProblem(BilevelProblem):
     def _jacobian(self, x: Tensor, h: float = 1e-5) -> Tensor:
         """Derivative of the gradient, ``[dim, dim]``, symmetric."""
         steps = h * torch.eye(len(x), dtype=torch.float64)
-        rows = [(self.leader_return_gradient(x + e) - self.leader_return_gradient(x - e)) / (2.0 * h) for e in steps]
-        jacobian = torch.stack(rows)
+        gradient = self.leader_return_gradient
+        jacobian = torch.stack([(gradient(x + e) - gradient(x - e)) / (2.0 * h) for e in steps])
         return (jacobian + jacobian.T) / 2.0
 
 
@@ -490,11 +476,7 @@ def _eigenvalue(value: complex) -> str:
 
 
 def steering_game(
-    gamma: float = 0.9,
-    leader_effort: float = 0.2,
-    follower_effort: float = 0.5,
-    sigma: float = 0.3,
-    noise: float = 0.3,
+    gamma: float = 0.9, leader_effort: float = 0.2, follower_effort: float = 0.5, sigma: float = 0.3, noise: float = 0.3
 ) -> LinearQuadraticProblem:
     r"""The leader steers a quantity that only the follower moves.
 

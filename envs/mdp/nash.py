@@ -175,12 +175,6 @@ def _bounds(A: Tensor, p: Tensor, q: Tensor, tau: float) -> tuple[Tensor, Tensor
     return low, up
 
 
-def _saddle(A: Tensor, tau: float, near: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    if tau == 0.0:
-        return matrix_game(A)
-    return regularised_matrix_game(A, tau, None if near is None else -_times(A.mT, near[0]) / tau)
-
-
 @torch.no_grad()
 def solve_nash(
     game: ZeroSumGame, tau: float, V: Tensor | None = None, tol: float = TOLERANCE, max_iterations: int = 500
@@ -203,11 +197,13 @@ def solve_nash(
     check_size(max_iterations, "max_iterations")
     game = game.detach()
     V = torch.zeros((*game.batch_shape, game.n_states), dtype=game.r.dtype) if V is None else V
-    best, least, near = None, math.inf, None
+    best, least, p = None, math.inf, None
     for iteration in range(1, max_iterations + 1):
         A = _payoffs(game, V).expand(*game.batch_shape, *game.r.shape[-3:])
-        near = _saddle(A, tau, near)
-        p, q = near
+        if tau == 0.0:
+            p, q = matrix_game(A)
+        else:  # from what answers the last p
+            p, q = regularised_matrix_game(A, tau, None if p is None else -_times(A.mT, p) / tau)
         low, up = _bounds(A, p, q, tau)
         T_V = 0.5 * (low + up)
         change = float((T_V - V).abs().max())

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .checks import as_float64, check_distribution, check_finite, check_number, check_size, check_tau, require
+from .checks import as_float64, check_distribution, check_finite, check_number, check_size, check_tau, keep, require
 from .tabular import TabularKernel, TabularMDP, policy_return
 from .zero_sum import ZeroSumGame
 
@@ -49,15 +49,12 @@ class LeaderSet:
     budget: float = math.inf
 
     def __post_init__(self) -> None:
-        low, high = as_float64(self.low, "low"), as_float64(self.high, "high")
+        keep(self, "low", "high")
+        low, high = self.low, self.high
         fits = low.ndim == 1 and low.shape[0] >= 1
         require(fits, "low", "a vector of at least one bound", f"shape {tuple(low.shape)}")
         require(high.shape == low.shape, "high", f"shape {tuple(low.shape)}, as low has", f"shape {tuple(high.shape)}")
-        check_finite(low, "low")
-        check_finite(high, "high")
         require(bool((low <= high).all()), "low", "low <= high in every coordinate", "bounds that cross")
-        object.__setattr__(self, "low", low)
-        object.__setattr__(self, "high", high)
         object.__setattr__(self, "budget", check_number(self.budget, "budget", low=0.0))
         least = float(self._clip(torch.zeros_like(low)).abs().sum())
         require(least <= self.budget, "budget", f"at least {least:g}, the smallest sum |x_i| in the box", self.budget)
@@ -128,12 +125,11 @@ class LeaderSet:
         expected = f"shape ({self.dim},) or ({n}, {self.dim})"
         require(tuple(points.shape) == (n, self.dim), name, expected, f"shape {tuple(points.shape)}")
         low, high = self.low - MEMBERSHIP_ATOL, self.high + MEMBERSHIP_ATOL
-        if self.budget == math.inf and bool(((points.amin(0) >= low) & (points.amax(0) <= high)).all()):
-            return points  # the common case, in two passes; a NaN is not among them
-        inside = (points >= low) & (points <= high)
-        inside = inside.all(-1) & (points.abs().sum(-1) <= self.budget + MEMBERSHIP_ATOL * self.dim)
-        for i in (~inside).nonzero().flatten().tolist():
-            self.check(points[i], f"{name}[{i}]")
+        inside = bool(((points.amin(0) >= low) & (points.amax(0) <= high)).all())  # a NaN is not
+        spent = 0.0 if self.budget == math.inf else points.abs().sum(-1).max()
+        if not (inside and spent <= self.budget + MEMBERSHIP_ATOL * self.dim):
+            for i, point in enumerate(points):
+                self.check(point, f"{name}[{i}]")
         return points
 
     def intersect(self, low: Any = -math.inf, high: Any = math.inf, budget: float = math.inf) -> LeaderSet:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .checks import as_float64, check_finite, check_seed, check_size, require
+from .checks import check_seed, check_size, keep, require
 
 RING_SPEED, AVENUE_SPEED, STREET_SPEEDS = 50.0, 50.0, (30.0, 45.0)
 """Speeds in a random city, km/h; a street's is uniform between the two."""
@@ -57,10 +57,7 @@ class RoadNetwork:
         shaped = links.ndim == 2 and links.shape[0] >= 1 and links.shape[1] == 2
         require(whole and shaped, "links", "whole numbers [L, 2], L >= 1", f"{links.dtype} {tuple(links.shape)}")
         object.__setattr__(self, "links", links.long())
-        for name in ("time", "external_cost", "demand", "coordinates"):
-            value = as_float64(getattr(self, name), name)
-            check_finite(value, name)
-            object.__setattr__(self, name, value)
+        keep(self, "time", "external_cost", "demand", "coordinates")
         L, N = len(links), len(self.coordinates)
         Z = len(self.demand)
         require(1 <= Z <= N, "demand", f"zones among the {N} nodes", f"shape {tuple(self.demand.shape)}")

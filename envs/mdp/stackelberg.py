@@ -15,17 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import (
-    as_float64,
-    check_distribution,
-    check_finite,
-    check_gamma,
-    check_number,
-    check_seed,
-    check_size,
-    check_tau,
-    require,
-)
+from .checks import check_distribution, check_gamma, check_number, check_seed, check_size, check_tau, keep, require
 from .problem import EVALUATION_TAU, LeaderSet, TabularProblem
 from .tabular import TabularKernel, TabularMDP
 
@@ -59,8 +49,7 @@ class StackelbergProblem(TabularProblem):
     commitment_is_distribution: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("P", "r_leader", "r_follower", "rho"):
-            object.__setattr__(self, name, as_float64(getattr(self, name), name))
+        keep(self, "P", "r_leader", "r_follower", "rho")
         P = self.P
         sized = P.ndim in (4, 5) and P.shape[-4] == P.shape[-1] and min(P.shape) >= 1
         expected = "shape [S, A_l, A_f, S] or [N, S, A_l, A_f, S] with sizes >= 1"
@@ -69,7 +58,6 @@ class StackelbergProblem(TabularProblem):
         for name, shape in (("r_leader", P.shape[:-1]), ("r_follower", P.shape[:-1]), ("rho", P.shape[:-3])):
             found = getattr(self, name)
             require(found.shape == shape, name, f"shape {tuple(shape)}", f"shape {tuple(found.shape)}")
-            check_finite(found, name)
         check_distribution(self.P, "P")
         check_distribution(self.rho, "rho")
         check_gamma(self.gamma)

@@ -39,16 +39,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from .checks import (
-    as_float64,
-    broadcast_batch,
-    check_distribution,
-    check_finite,
-    check_gamma,
-    check_size,
-    check_tau,
-    require,
-)
+from .checks import as_float64, broadcast_batch, check_distribution, check_gamma, check_size, check_tau, keep, require
 
 Model = TypeVar("Model", bound="TabularMDP")
 
@@ -64,8 +55,62 @@ LOOSEST = 0.1
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
+class MarkovModel:
+    """What MDPs and games share: tables P ``[..., S, actions, S]``, r ``[..., S, actions]`` and rho ``[..., S]``, and gamma."""
+
+    P: Tensor
+    r: Tensor
+    rho: Tensor
+    gamma: float
+    rank: ClassVar[int] = 2
+    """Axes of r without the batch's."""
+    action_axes: ClassVar[str] = "A"
+
+    def __post_init__(self, validate: bool) -> None:
+        if not validate:
+            return
+        keep(self, "r", "rho")
+        object.__setattr__(self, "gamma", check_gamma(self.gamma))
+        r, rho = self.r, self.rho
+        sized = r.ndim >= self.rank and min(r.shape) >= 1
+        require(sized, "r", f"shape [..., S, {self.action_axes}] with sizes >= 1", f"shape {tuple(r.shape)}")
+        expected = f"shape [..., {self.n_states}], as r has"
+        require(rho.shape[-1:] == (self.n_states,), "rho", expected, f"shape {tuple(rho.shape)}")
+        check_distribution(rho, "rho")
+        self._check_flags()
+        self._check_transitions()
+        try:
+            _ = self.batch_shape
+        except RuntimeError as error:
+            raise ValueError(
+                f"P: expected batch axes that broadcast with those of the other fields ({error})"
+            ) from error
+
+    def _check_flags(self) -> None:
+        """Check what a model has beside its tables; here nothing."""
+
+    def _check_transitions(self) -> None:
+        """Check P and keep it as float64."""
+        P, axes = as_float64(self.P, "P"), (*self.r.shape[-self.rank :], self.n_states)
+        expected = f"shape [..., {', '.join(map(str, axes))}], as r has"
+        require(P.shape[-len(axes) :] == axes, "P", expected, f"shape {tuple(P.shape)}")
+        check_distribution(P, "P")
+        object.__setattr__(self, "P", P)
+
+    @property
+    def n_states(self) -> int:
+        """S."""
+        return int(self.r.shape[-self.rank])
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The leading batch axes, broadcast over the fields."""
+        n = self.rank
+        return torch.broadcast_shapes(self.P.shape[: -n - 1], self.r.shape[:-n], self.rho.shape[:-1])  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True, eq=False)
-class TabularMDP:
+class TabularMDP(MarkovModel):
     """A finite discounted MDP, or a batch of them.
 
     Attributes:
@@ -93,49 +138,19 @@ class TabularMDP:
     validate: InitVar[bool] = True
     sparse: ClassVar[bool] = False
 
-    def __post_init__(self, validate: bool) -> None:
-        if not validate:
-            return
-        for name in ("r", "rho"):
-            object.__setattr__(self, name, as_float64(getattr(self, name), name))
-        object.__setattr__(self, "gamma", check_gamma(self.gamma))
-        r, rho = self.r, self.rho
-        require(r.ndim >= 2 and min(r.shape) >= 1, "r", "shape [..., S, A] with sizes >= 1", f"shape {tuple(r.shape)}")
-        S, A = r.shape[-2:]
-        require(rho.shape[-1:] == (S,), "rho", f"shape [..., {S}], as r has", f"shape {tuple(rho.shape)}")
-        check_distribution(rho, "rho")
-        check_finite(r, "r")
-        for name, shape in (("terminal", (S,)), ("mask", (S, A))):
+    def _check_flags(self) -> None:
+        for name, shape in (("terminal", self.r.shape[-2:-1]), ("mask", self.r.shape[-2:])):
             flags = getattr(self, name)
             if flags is None:
                 continue
             flags = torch.as_tensor(flags)
             require(flags.dtype == torch.bool, name, "booleans", str(flags.dtype))
-            require(flags.shape[-len(shape) :] == shape, name, f"shape [..., {shape}]", f"shape {tuple(flags.shape)}")
+            expected = f"shape [..., {tuple(shape)}]"
+            require(flags.shape[-len(shape) :] == shape, name, expected, f"shape {tuple(flags.shape)}")
             object.__setattr__(self, name, flags)
-        self._check_transitions()
-        try:
-            _ = self.batch_shape
-        except RuntimeError as error:
-            raise ValueError(
-                f"P: expected batch axes that broadcast with those of the other fields ({error})"
-            ) from error
         if self.mask is not None and not bool(self.mask.any(-1).all()):
             where = tuple(int(i) for i in (~self.mask.any(-1)).nonzero()[0])
             raise ValueError(f"mask: expected at least one action in every state, got none in state {where}")
-
-    def _check_transitions(self) -> None:
-        """Check P and keep it as float64."""
-        S, A = self.n_states, self.n_actions
-        P = as_float64(self.P, "P")
-        require(P.shape[-3:] == (S, A, S), "P", f"shape [..., {S}, {A}, {S}], as r has", f"shape {tuple(P.shape)}")
-        check_distribution(P, "P")
-        object.__setattr__(self, "P", P)
-
-    @property
-    def n_states(self) -> int:
-        """S."""
-        return int(self.r.shape[-2])
 
     @property
     def n_actions(self) -> int:
@@ -146,8 +161,7 @@ class TabularMDP:
     def batch_shape(self) -> torch.Size:
         """The leading batch axes, broadcast over the fields."""
         flags = [f.shape[:-n] for f, n in ((self.terminal, 1), (self.mask, 2)) if f is not None]
-        shape: torch.Size = torch.broadcast_shapes(self.P.shape[:-3], self.r.shape[:-2], self.rho.shape[:-1], *flags)
-        return shape
+        return torch.broadcast_shapes(super().batch_shape, *flags)  # type: ignore[no-any-return]
 
     def detach(self: Model) -> Model:
         """The same model without its graph."""
@@ -325,7 +339,7 @@ def action_value(mdp: TabularMDP, V: Tensor) -> Tensor:
     return mdp.r + mdp.gamma * following
 
 
-def start_value(mdp: TabularMDP, V: Tensor) -> Tensor:
+def start_value(mdp: MarkovModel, V: Tensor) -> Tensor:
     """V(rho) = sum_s rho(s) V(s), ``[...]``."""
     return (mdp.rho * V).sum(-1)
 

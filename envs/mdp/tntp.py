@@ -37,22 +37,19 @@ class _Reader:
         if not self.path.is_file():
             raise FileNotFoundError(f"{name}: no such file: {str(self.path)!r}")
         text = self.path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        self._lines = [(i, line.strip()) for i, line in enumerate(text, 1)]
-        self._lines = [(i, line) for i, line in self._lines if line and not line.startswith("~")]
+        lines = ((i, line.strip()) for i, line in enumerate(text, 1))
+        self.lines = [(i, line) for i, line in lines if line and not line.startswith("~")]
         self.metadata: dict[str, tuple[int, str]] = {}
-        if metadata:
-            self._read_metadata()
-
-    def _read_metadata(self) -> None:
-        for k, (i, line) in enumerate(self._lines):
+        for k, (i, line) in enumerate(self.lines if metadata else []):
             found = re.match(r"<([^>]*)>\s*(\S*)", line)
             if found is None:
                 raise self.error(i, f"a line <KEY> value or {_END}", line)
             if found[0].startswith(_END):
-                self._lines = self._lines[k + 1 :]
+                self.lines = self.lines[k + 1 :]
                 return
             self.metadata[found[1].strip().upper()] = (i, found[2])
-        raise ValueError(f"{self.path}: expected a line {_END}, got none")
+        if metadata:
+            raise ValueError(f"{self.path}: expected a line {_END}, got none")
 
     def error(self, line: int, expected: str, got: object) -> ValueError:
         """What is wrong with a line."""
@@ -73,9 +70,9 @@ class _Reader:
 
     def count(self, key: str, default: int | None = None) -> int:
         """A whole number of the metadata."""
-        if key not in self.metadata and default is not None:
-            return default
         if key not in self.metadata:
+            if default is not None:
+                return default
             raise ValueError(f"{self.path}: expected a line <{key}> with a number, got none")
         line, text = self.metadata[key]
         if not text.isdecimal() or int(text) < 1:
@@ -84,14 +81,10 @@ class _Reader:
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """The number and the words of each line, up to its semicolon."""
-        for i, line in self._lines:
+        for i, line in self.lines:
             words = line.split(";")[0].split()
             if words:
                 yield i, words
-
-    def text(self) -> Iterator[tuple[int, str]]:
-        """Lines below the metadata."""
-        return iter(self._lines)
 
 
 def _beside(net: Path, kind: str) -> Path | None:
@@ -118,7 +111,7 @@ def _read_trips(path: PathName, n_zones: int) -> NDArray[np.float64]:
     zones = reader.count("NUMBER OF ZONES", n_zones)
     require(zones == n_zones, str(reader.path), f"{n_zones} zones, as the network has", zones)
     demand, origin = np.zeros((n_zones, n_zones)), -1
-    for i, line in reader.text():
+    for i, line in reader.lines:
         start = re.match(r"origin\s+(\S+)\s*(.*)", line, re.IGNORECASE)
         if start is not None:
             origin, line = reader.node(i, start[1], "an origin", n_zones), start[2]

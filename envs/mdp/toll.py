@@ -23,6 +23,7 @@ spectral radius under 1. Tolls are not negative and so only lower it. Since M >=
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from typing import ClassVar
 
 import torch
@@ -30,8 +31,9 @@ from torch import Tensor
 
 from .checks import check_gamma, check_number, check_tau, require
 from .problem import LeaderSet, TabularProblem
-from .road_network import RoadNetwork
+from .road_network import RoadNetwork, random_city
 from .tabular import TabularKernel, TabularMDP, visitation
+from .tntp import read_tntp
 
 TIME_FACTORS = (0.7, 0.8, 0.9, 1.1, 1.5)
 """A link takes its mean time times one of these, equally likely: late more seriously than early, 1 on average."""
@@ -61,11 +63,13 @@ class TollDesignProblem(TabularProblem):
     """Tolls on a road network: x holds every link's, in ``[0, max_toll]``.
 
     Args:
-        network: the network.
+        network: the network, the path of a ``*_net.tntp`` file, or None for a random city.
         gamma: discount of both players, in [0, 1), a link.
         tau: default temperature of the driver, in minutes: the scale of a logit route choice.
         max_toll: largest toll, in minutes of the driver's time.
         revenue_weight: w, what a minute of toll is worth to the leader, in [-1, 1]; negative where tolls are a burden.
+        n_nodes: of the random city.
+        seed: of the random city; None draws one anew.
 
     Attributes:
         destinations: the node of each context, ``[C]``.
@@ -81,21 +85,24 @@ class TollDesignProblem(TabularProblem):
 
     def __init__(
         self,
-        network: RoadNetwork,
+        network: RoadNetwork | str | PathLike[str] | None = None,
         gamma: float = 0.999,
         tau: float = 0.5,
         max_toll: float = 5.0,
         revenue_weight: float = 0.0,
+        n_nodes: int = 25,
+        seed: int | None = 0,
     ) -> None:
+        if network is None:
+            network = random_city(n_nodes, seed)
+        elif not isinstance(network, RoadNetwork):
+            network = read_tntp(network)
         self.network, self.gamma, self.tau = network, check_gamma(gamma), check_tau(tau)
         self.max_toll = check_number(max_toll, "max_toll", low=0.0, open_low=True, open_high=True)
         self.revenue_weight = check_number(revenue_weight, "revenue_weight", low=-1.0, high=1.0)
         self.leader_set = LeaderSet.box(network.n_links, 0.0, self.max_toll)
-        self._lay_out()
-
-    def _lay_out(self) -> None:
-        """Destinations, slots of outgoing links, who may use which on the way to which destination."""
-        network, N = self.network, self.network.n_nodes
+        # Destinations, slots of outgoing links, who may use which on the way to which destination.
+        N = network.n_nodes
         tail, head = network.links.unbind(-1)
         trips = network.demand.sum(0)
         self.destinations = trips.nonzero().flatten()

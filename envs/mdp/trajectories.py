@@ -106,16 +106,8 @@ class TabularWorld:
 def mdp_world(mdp: TabularMDP) -> TabularWorld:
     """An MDP's world: it draws the next state only."""
     draw = torch.ones((mdp.n_states, 1, 1), dtype=mdp.r.dtype)
-    return TabularWorld(
-        mdp.rho,
-        draw,
-        mdp.dense_P.unsqueeze(-2),
-        mdp.r.unsqueeze(-1),
-        mdp.gamma,
-        None,
-        mdp.terminal,
-        mdp.terminal_entropy,
-    )
+    kernel = TabularKernel(draw, mdp.dense_P.unsqueeze(-2), mdp.r.unsqueeze(-1), mdp.r.unsqueeze(-1))
+    return kernel_world(kernel, mdp)
 
 
 def kernel_world(kernel: TabularKernel, mdp: TabularMDP) -> TabularWorld:

@@ -18,20 +18,20 @@ needs two such MDPs solved and no equilibrium; with a rho of full support it is 
 from __future__ import annotations
 
 from dataclasses import InitVar, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .checks import as_float64, broadcast_batch, check_distribution, check_finite, check_gamma, check_tau, require
-from .tabular import SoftOptimum, TabularMDP, negative_entropy, policy_value, solve_soft, start_value
+from .checks import as_float64, broadcast_batch, check_finite, check_tau, require
+from .tabular import MarkovModel, SoftOptimum, TabularMDP, negative_entropy, policy_value, solve_soft, start_value
 
 ZERO_SUM_ATOL = 1e-10
 """How far from 0 the two players' payoffs may add up to (rounding)."""
 
 
 @dataclass(frozen=True, eq=False)
-class ZeroSumGame:
+class ZeroSumGame(MarkovModel):
     """A finite discounted zero-sum Markov game, or a batch of them.
 
     Attributes:
@@ -57,29 +57,8 @@ class ZeroSumGame:
     rho: Tensor
     gamma: float
     validate: InitVar[bool] = True
-
-    def __post_init__(self, validate: bool) -> None:
-        if not validate:
-            return
-        for name in ("P", "r", "rho"):
-            object.__setattr__(self, name, as_float64(getattr(self, name), name))
-        object.__setattr__(self, "gamma", check_gamma(self.gamma))
-        P, r, rho = self.P, self.r, self.rho
-        sized = r.ndim >= 3 and min(r.shape) >= 1
-        require(sized, "r", "shape [..., S, A1, A2] with sizes >= 1", f"shape {tuple(r.shape)}")
-        S, A1, A2 = r.shape[-3:]
-        expected = f"shape [..., {S}, {A1}, {A2}, {S}], as r has"
-        require(P.shape[-4:] == (S, A1, A2, S), "P", expected, f"shape {tuple(P.shape)}")
-        require(rho.shape[-1:] == (S,), "rho", f"shape [..., {S}], as r has", f"shape {tuple(rho.shape)}")
-        check_distribution(P, "P")
-        check_distribution(rho, "rho")
-        check_finite(r, "r")
-        try:
-            _ = self.batch_shape
-        except RuntimeError as error:
-            raise ValueError(
-                f"P: expected batch axes that broadcast with those of the other fields ({error})"
-            ) from error
+    rank: ClassVar[int] = 3
+    action_axes: ClassVar[str] = "A1, A2"
 
     @staticmethod
     def from_payoffs(r1: Any, r2: Any, P: Any = None, rho: Any = None, gamma: float = 0.0) -> ZeroSumGame:
@@ -112,20 +91,9 @@ class ZeroSumGame:
         return ZeroSumGame(stay if P is None else P, r, uniform if rho is None else rho, gamma)
 
     @property
-    def n_states(self) -> int:
-        """S."""
-        return int(self.r.shape[-3])
-
-    @property
     def n_actions(self) -> tuple[int, int]:
         """A1, A2."""
         return int(self.r.shape[-2]), int(self.r.shape[-1])
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """The leading batch axes, broadcast over the fields."""
-        shape: torch.Size = torch.broadcast_shapes(self.P.shape[:-4], self.r.shape[:-3], self.rho.shape[:-1])
-        return shape
 
     def detach(self) -> ZeroSumGame:
         """The same game without its graph."""
@@ -166,16 +134,12 @@ def joint_value(game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float = 0.0) -
 
 def joint_return(game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float = 0.0) -> Tensor:
     """V(rho) of the pair of policies, ``[...]``."""
-    return (game.rho * joint_value(game, pi1, pi2, tau)).sum(-1)
+    return start_value(game, joint_value(game, pi1, pi2, tau))
 
 
 @torch.no_grad()
 def best_responses(
-    game: ZeroSumGame,
-    pi1: Tensor,
-    pi2: Tensor,
-    tau: float,
-    warm: tuple[SoftOptimum, SoftOptimum] | None = None,
+    game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float, warm: tuple[SoftOptimum, SoftOptimum] | None = None
 ) -> tuple[SoftOptimum, SoftOptimum]:
     """Player 1's best response to pi2 and player 2's to pi1, each an MDP's optimum; the second one's V is -V."""
     starts = (None, None) if warm is None else (warm[0].V, warm[1].V)

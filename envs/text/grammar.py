@@ -12,6 +12,7 @@ import math
 import re
 from bisect import bisect_right
 from functools import cached_property
+from importlib.resources import files
 from itertools import accumulate
 
 import numpy as np
@@ -93,41 +94,5 @@ class Grammar:
         return tuple(words), log_p
 
 
-MESSAGES = Grammar("""
-MESSAGE: 3 HAPPY | 4 PLAIN | 3 SAD
-HAPPY: 6 GOOD STOP | 2 GOOD and GOOD STOP | 1 FACT and GOOD STOP | 1 BAD but GOOD STOP
-PLAIN: 6 FACT . | 2 FACT and FACT .
-SAD: 6 BAD STOP | 2 BAD and BAD STOP | 1 FACT and BAD STOP | 1 GOOD but BAD STOP
-STOP: 3 . | 1 !
-GOOD: 4 THING BE PRAISE | 3 SELF GLAD | 3 WE LIKING THING | 1 PERSON made me GLAD | 1 thank you for THING
-BAD: 4 THING BE BLAME | 3 SELF GLOOMY | 3 WE DISLIKING THING | 1 PERSON made me GLOOMY | 1 sorry about THING
-FACT: 3 THING BE STATE | 2 I_AM PLACE | 2 PERSON BE PLACE | 4 WHO DID | 2 WHO DID WHEN
-PRAISE: 5 NICE | 3 MUCH NICE | 1 not POOR
-BLAME: 5 POOR | 3 MUCH POOR | 2 not NICE | 1 not MUCH NICE
-GLAD: 5 JOY | 3 MUCH JOY | 1 not GLOOM
-GLOOMY: 5 GLOOM | 3 MUCH GLOOM | 2 not JOY | 1 not MUCH JOY
-LIKING: 2 love | 2 like | 2 enjoy | 1 really love | 1 really like
-DISLIKING: 3 hate | 1 really hate | 1 do not like | 1 do not enjoy | 1 do not love
-NICE: 2 great | 3 good | 2 lovely | 1 wonderful | 2 nice | 1 perfect | 2 fun | 1 amazing | 1 sweet | 1 beautiful
-POOR: 3 bad | 2 awful | 1 terrible | 2 boring | 1 horrible | 1 ugly | 1 dirty | 2 annoying
-JOY: 3 happy | 2 glad | 1 proud | 2 excited | 1 grateful | 1 calm
-GLOOM: 3 sad | 2 angry | 1 lonely | 2 worried | 1 upset | 2 tired
-MUCH: 3 very | 2 really | 2 so | 1 quite
-BE: 3 is | 2 was
-SELF: 4 i am | 2 i feel | 2 we are | 1 we feel
-I_AM: 3 i am | 1 we are
-WE: 3 i | 1 we
-WHO: 2 i | 1 we | 2 PERSON
-PERSON: 2 my sister | 2 my brother | 2 my mother | 1 my father | 2 my friend | 1 my neighbour | 1 the teacher | 1 the doctor
-THING: 6 the NOUN | 3 my NOUN | 2 the KIND NOUN | 1 this NOUN
-KIND: 1 old | 1 new | 1 little | 1 red | 1 green | 1 big
-NOUN: 3 coffee | 2 weather | 1 garden | 2 book | 2 movie | 2 music | 2 dinner | 1 soup | 1 walk | 1 party | 1 game | 1 house
-| 1 office | 1 lesson | 2 trip | 1 song | 1 bread | 1 cake | 1 picture | 1 city | 1 train
-STATE: 1 late | 1 early | 1 open | 1 closed | 1 long | 1 short | 1 over | 1 here
-PLACE: 3 at home | 2 at work | 1 in town | 1 on the train | 1 in the garden | 1 in the office
-DID: 2 went to the GOAL | 1 took the train | 1 read the book | 1 made the soup | 1 heard the song
-| 1 saw the movie | 1 had dinner at home
-GOAL: 1 office | 1 market | 1 river | 1 school | 1 station
-WHEN: 2 today | 2 yesterday | 1 this morning | 1 this evening
-""")
+MESSAGES = Grammar(files(__package__).joinpath("messages.txt").read_text(encoding="utf-8"))
 """The corpus that language models of this project are trained on."""

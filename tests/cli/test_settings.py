@@ -11,8 +11,7 @@ import yaml
 from bilevel_gym.agents import BellmanPenalty, PBRLConfig
 from bilevel_gym.cli import catalogue
 from bilevel_gym.cli.evidence import chosen, runs_of
-from bilevel_gym.cli.listing import entries
-from bilevel_gym.cli.settings import EXACT, Settings, build, config_class, read, settings_of, tuned
+from bilevel_gym.cli.settings import EXACT, Settings, build, config_class, entries, read, settings_of, tuned
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRIES = [pytest.param(*names, entry, id="-".join(names)) for *names, entry in entries()]

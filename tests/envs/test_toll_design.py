@@ -9,8 +9,8 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from bilevel_gym.envs.mdp import RoadNetwork, policy_return, random_city, solve_soft
-from bilevel_gym.envs.toll_design import TollDesignEnv, toll_design
+from bilevel_gym.envs.mdp import RoadNetwork, TollDesignProblem, policy_return, random_city, solve_soft
+from bilevel_gym.envs.toll_design import TollDesignEnv
 from bilevel_gym.wrappers import VectorEnvAdapter
 
 SMALL: dict[str, Any] = {"n_nodes": 9, "seed": 1}
@@ -145,7 +145,7 @@ def test_maskable_ppo_never_waits(native: bool) -> None:
     if native:
         venv = VectorEnvAdapter(TollDesignEnv.vector(num_envs=2, max_episode_steps=100, **SMALL))
     driver = contrib.MaskablePPO("MlpPolicy", venv, n_steps=64, batch_size=64, n_epochs=1, seed=0).learn(256)
-    problem = toll_design(**SMALL)
+    problem = TollDesignProblem(**SMALL)
     obs, wait = venv.reset(), float(problem.network.time.max()) + problem.max_toll
     for _ in range(50):
         masks = masking.get_action_masks(venv)
