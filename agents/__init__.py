@@ -9,33 +9,48 @@ if __name__ != "bilevel_gym.agents":
     raise ImportError(f"import bilevel_gym.agents, not {__name__}: second copies of its classes would be strangers")
 
 if TYPE_CHECKING:
-    from .advice import leader_for
-    from .baselines.cma_es import CMAES, CMAESConfig, TabularCMAES
-    from .baselines.drlhf import DRLHF
-    from .baselines.independent_policy_gradient import IndependentPolicyGradient
-    from .baselines.meta_gradient import MetaGradient
-    from .baselines.true_reward import TrueReward
-    from .baselines.zero_order import ZeroOrder
-    from .callbacks import Checkpoint, LeaderEvalCallback
-    from .estimators.known_model import KnownModel
-    from .estimators.rollouts import Rollouts
-    from .evaluation import Evaluation, leader_return_at_best_response
-    from .followers import MirrorDescent, PolicyGradient, SoftPolicyIteration
-    from .leader import Leader
-    from .leaders.hpgd import HPGD, HPGDConfig
-    from .leaders.hypergradient import Hypergradient, HypergradientConfig
-    from .leaders.pbrl import PBRL, PBRLConfig
-    from .leaders.preference_pbrl import PreferencePBRL
-    from .leaders.single_loop import SingleLoop, SingleLoopConfig
-    from .leaders.sobirl import SoBiRL, SoBiRLConfig
-    from .leaders.tabular_pbrl import TabularPBRL, TabularPBRLConfig
-    from .monte_carlo import MonteCarlo
-    from .penalties import BellmanPenalty, NikaidoIsodaPenalty, ValuePenalty
-    from .preferences.config import PreferenceConfig
-    from .preferences.files import FileLabeller
-    from .preferences.labels import TrueReturnLabeller
-    from .responses import robustness
-    from .schedules import Geometric, Linear
+    from .advice import leader_for as leader_for
+    from .baselines.cma_es import CMAES as CMAES
+    from .baselines.cma_es import CMAESConfig as CMAESConfig
+    from .baselines.cma_es import TabularCMAES as TabularCMAES
+    from .baselines.drlhf import DRLHF as DRLHF
+    from .baselines.independent_policy_gradient import IndependentPolicyGradient as IndependentPolicyGradient
+    from .baselines.meta_gradient import MetaGradient as MetaGradient
+    from .baselines.true_reward import TrueReward as TrueReward
+    from .baselines.zero_order import ZeroOrder as ZeroOrder
+    from .callbacks import Checkpoint as Checkpoint
+    from .callbacks import LeaderEvalCallback as LeaderEvalCallback
+    from .estimators.known_model import KnownModel as KnownModel
+    from .estimators.rollouts import Rollouts as Rollouts
+    from .evaluation import Evaluation as Evaluation
+    from .evaluation import leader_return_at_best_response as leader_return_at_best_response
+    from .followers import MirrorDescent as MirrorDescent
+    from .followers import PolicyGradient as PolicyGradient
+    from .followers import SoftPolicyIteration as SoftPolicyIteration
+    from .leader import Leader as Leader
+    from .leaders.hpgd import HPGD as HPGD
+    from .leaders.hpgd import HPGDConfig as HPGDConfig
+    from .leaders.hypergradient import Hypergradient as Hypergradient
+    from .leaders.hypergradient import HypergradientConfig as HypergradientConfig
+    from .leaders.pbrl import PBRL as PBRL
+    from .leaders.pbrl import PBRLConfig as PBRLConfig
+    from .leaders.preference_pbrl import PreferencePBRL as PreferencePBRL
+    from .leaders.single_loop import SingleLoop as SingleLoop
+    from .leaders.single_loop import SingleLoopConfig as SingleLoopConfig
+    from .leaders.sobirl import SoBiRL as SoBiRL
+    from .leaders.sobirl import SoBiRLConfig as SoBiRLConfig
+    from .leaders.tabular_pbrl import TabularPBRL as TabularPBRL
+    from .leaders.tabular_pbrl import TabularPBRLConfig as TabularPBRLConfig
+    from .monte_carlo import MonteCarlo as MonteCarlo
+    from .penalties import BellmanPenalty as BellmanPenalty
+    from .penalties import NikaidoIsodaPenalty as NikaidoIsodaPenalty
+    from .penalties import ValuePenalty as ValuePenalty
+    from .preferences.config import PreferenceConfig as PreferenceConfig
+    from .preferences.files import FileLabeller as FileLabeller
+    from .preferences.labels import TrueReturnLabeller as TrueReturnLabeller
+    from .responses import robustness as robustness
+    from .schedules import Geometric as Geometric
+    from .schedules import Linear as Linear
 
 _NAMES = {
     "advice": "leader_for",
@@ -61,8 +76,8 @@ _NAMES = {
     "monte_carlo": "MonteCarlo",
     "penalties": "BellmanPenalty NikaidoIsodaPenalty ValuePenalty",
     "preferences.config": "PreferenceConfig",
-    "preferences.files": "FileLabeller",
     "preferences.labels": "TrueReturnLabeller",
+    "preferences.files": "FileLabeller",
     "responses": "robustness",
     "schedules": "Geometric Linear",
 }
