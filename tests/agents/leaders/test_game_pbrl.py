@@ -27,6 +27,7 @@ from bilevel_gym.agents import (
     ValuePenalty,
     leader_return_at_best_response,
 )
+from bilevel_gym.agents.estimators.game_rollouts import linearised_reward
 from bilevel_gym.agents.model_card import followers_of, write_model_card, write_zoo_folder
 from bilevel_gym.envs.incentive_design_v0 import IncentiveDesignEnv
 from bilevel_gym.envs.incentive_design_v0 import env as turn_by_turn
@@ -114,6 +115,24 @@ def test_a_player_is_paid_its_payoff_its_entropy_and_the_others_and_the_leaders_
         assert np.array_equal(policy, other)
         expected = tau * (other * np.log(other)).sum(-1)[..., None] - tau * np.log(trained[k])
         assert np.allclose(bonus, expected + (pay[k - 2] if k >= 2 else 0.0), atol=1e-12)
+
+
+def test_the_leaders_return_is_linearised_at_the_policies_that_are_trained_not_at_their_averages() -> None:
+    leader = small(config=replace(SMALL, follower_steps=64))
+    for _ in range(2):  # after one iteration the average is the newest
+        leader.learn(1, reset_num_timesteps=False)
+    gain = leader.state.gain
+    assert gain is not None
+    averaged, trained = tables(leader), tables(leader, trained=True)
+    for i, (name, paid) in enumerate(owed(leader).items()):
+        k = list(leader.followers).index(name)
+        rewards = [
+            linearised_reward(gain.advantages[i], torch.from_numpy(pi[k][0]), gain.d_leader, gain.d[i]) / leader.lam
+            for pi in (trained, averaged)
+        ]
+        sign = leader.method.level.roles[name].share
+        np.testing.assert_allclose(paid, sign * rewards[0].numpy(), atol=1e-12)
+        assert np.abs(paid - sign * rewards[1].numpy()).max() > 1e-6
 
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
