@@ -31,7 +31,7 @@ from bilevel_gym.agents.held_policies import Softmax, Solved
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.four_rooms import FourRoomsProblem
 from bilevel_gym.envs.mdp import GameProblem, TabularProblem, random_incentive_design, random_stackelberg
-from bilevel_gym.envs.toll_design import toll_design
+from bilevel_gym.envs.mdp.toll import TollDesignProblem
 
 from .figures import draw_band, new_figure, save_figure
 from .runs import Data, run_all
@@ -71,7 +71,7 @@ def game(n_states: int, n_actions: int) -> Case:
 CASES = {
     "stackelberg": Case("Stackelberg, 20 states", lambda seed: random_stackelberg(20, seed=seed), 0.1, "Stackelberg"),
     "four_rooms": Case("Four Rooms, beta 3", lambda _: FourRoomsProblem(0.05, 3.0), 0.05, "Four Rooms", True),
-    "tolls": Case("tolls, 12 nodes", lambda seed: toll_design(n_nodes=12, seed=seed), 0.5, "tolls"),
+    "tolls": Case("tolls, 12 nodes", lambda seed: TollDesignProblem(n_nodes=12, seed=seed), 0.5, "tolls"),
     "game_1": game(1, 3),
     "game_5": game(5, 3),
     "game_10": game(10, 5),

@@ -111,8 +111,8 @@ def folder_of(settings: Settings, root: Path) -> Path:
     return root / f"{settings.env_name}__{settings.name}__{settings.seed}__{settings.hash}"
 
 
-def run_one(settings: Settings, root: Path, save_freq: int | None = None, search_path: str | None = None) -> Outcome:
-    """Run these settings in their folder, unless it holds their result; whatever goes wrong is in the outcome.
+def run_one(settings: Settings, root: Path, save_freq: int | None, search_path: str) -> Outcome:
+    """Run these settings in their folder; whatever goes wrong is in the outcome.
 
     Args:
         settings: of the run.
@@ -120,12 +120,9 @@ def run_one(settings: Settings, root: Path, save_freq: int | None = None, search
         save_freq: see :class:`Extras`.
         search_path: a folder in which modules are looked for, too.
     """
-    if search_path is not None and search_path not in sys.path:
+    if search_path not in sys.path:
         sys.path.append(search_path)
     folder = folder_of(settings, root)
-    held = read_result(folder)
-    if held is not None:
-        return Outcome(settings, held, None, repeated=False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
