@@ -29,13 +29,8 @@ from bilevel_gym.agents import (
 from bilevel_gym.agents.held_policies import Softmax, Solved
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.four_rooms import FourRoomsProblem
-from bilevel_gym.envs.mdp import (
-    GameProblem,
-    TabularProblem,
-    TollDesignProblem,
-    random_incentive_design,
-    random_stackelberg,
-)
+from bilevel_gym.envs.mdp import GameProblem, TabularProblem, random_incentive_design, random_stackelberg
+from bilevel_gym.envs.mdp.toll import TollDesignProblem
 
 from .figures import draw_band, panels
 from .runs import Data, grid, run_all
