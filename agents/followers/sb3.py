@@ -267,7 +267,7 @@ class SB3Follower:
         if not self.recurrent and self.takes_masks and venv.has_attr("action_masks"):
             return lambda obs: self.act(obs, greedily, np.stack(venv.env_method("action_masks")))
         if not self.recurrent:
-            return partial(self.act, greedily=greedily)
+            return partial(self.act, greedily=True) if greedily else self.act
         hidden: Any = None
         starts = np.ones(venv.num_envs, dtype=bool)
 
