@@ -132,8 +132,11 @@ class KLReward(StepWrapper):
         """Whose actions are to come: pi."""
         self._policy = policy
 
-    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
+    def step_async(self, actions: NDArray[Any]) -> None:
         require(self._policy is not None, "policy", "a policy to watch (KLReward.watch)", "none")
+        super().step_async(actions)
+
+    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
         with torch.no_grad():
             texts, _ = self._policy.obs_to_tensor(self.now)
             taken = torch.as_tensor(self.taken, device=texts.device)
