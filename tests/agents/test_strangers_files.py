@@ -108,19 +108,24 @@ def test_a_worlds_file_imports_no_module(text: str, beside: Path) -> None:
 
 def test_what_the_user_imported_is_made_again(beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By an id with its module, in a leader's file and in a world's; paths and addresses are no ids."""
-    (beside / "mine.py").write_text(
+    (beside / "my_two_states.py").write_text(
         "import gymnasium as gym\nfrom bilevel_gym.envs.two_state import TwoStateEnv\n"
         "gym.register('MyTwoState-v0', entry_point=TwoStateEnv)\n"
     )
-    path = Hypergradient("mine:MyTwoState-v0").learn(2).save(beside / "leader.zip")
+    path = Hypergradient("my_two_states:MyTwoState-v0").learn(2).save(beside / "leader.zip")
     assert Hypergradient.load(path).iteration == 2
-    world: dict[str, Any] = {"env_id": "mine:MyTwoState-v0", "env_kwargs": {}, "x": None, "observe_commitment": False}
+    world: dict[str, Any] = {
+        "env_id": "my_two_states:MyTwoState-v0",
+        "env_kwargs": {},
+        "x": None,
+        "observe_commitment": False,
+    }
     (beside / "world.json").write_text(json.dumps(world))
     assert gym.make(UNDER, world=str(beside / "world.json")).reset(seed=0)
-    monkeypatch.delitem(sys.modules, "mine")
-    with pytest.raises(ValueError, match="problem: expected the problem again, or mine to be imported"):
+    monkeypatch.delitem(sys.modules, "my_two_states")
+    with pytest.raises(ValueError, match="problem: expected the problem again, or my_two_states to be imported"):
         Hypergradient.load(path)
-    assert Hypergradient.load(path, gym.make("mine:MyTwoState-v0")).iteration == 2
+    assert Hypergradient.load(path, gym.make("my_two_states:MyTwoState-v0")).iteration == 2
 
 
 def test_a_file_names_no_class_to_make(tabular: dict[str, bytes], beside: Path) -> None:
