@@ -34,7 +34,8 @@ from bilevel_gym.agents import (
 from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
 from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.agents.held_policies import Softmax
-from bilevel_gym.envs.mdp import StackelbergProblem, random_stackelberg
+from bilevel_gym.envs.mdp import random_stackelberg
+from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
 
 from .figures import draw_band, panels, share_limits
 from .runs import Data, Runs, cpu_seconds, grid, history, run_all

@@ -29,7 +29,8 @@ from bilevel_gym.agents import (
 from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
 from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.cli.statistics import Interval
-from bilevel_gym.envs.mdp import StackelbergProblem, random_stackelberg
+from bilevel_gym.envs.mdp import random_stackelberg
+from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
 
 from .figures import draw_band, new_figure, on_grid, save_figure, share_limits
 from .runs import Data, Runs, cpu_seconds, grid, history, outcome, run_all, spent

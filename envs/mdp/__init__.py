@@ -12,20 +12,12 @@ from .linear_quadratic import (
     steering_game,
 )
 from .nash import NashEquilibrium, attach_nash, matrix_game, regularised_matrix_game, solve_nash
-from .problem import (
-    ArrayProblem,
-    BilevelProblem,
-    GameProblem,
-    LeaderSet,
-    Optimum,
-    StackelbergProblem,
-    TabularProblem,
-    random_stackelberg,
-)
+from .problem import ArrayProblem, BilevelProblem, GameProblem, LeaderSet, Optimum, TabularProblem
 from .road_network import RoadNetwork, random_city
 from .sampled_return import sampled_return
 from .sparse import SparseMDP
 from .stack import stack_problems
+from .stackelberg import StackelbergProblem, random_stackelberg
 from .tabular import (
     SoftOptimum,
     TabularKernel,

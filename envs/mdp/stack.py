@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .checks import require
 from .incentive import IncentiveDesignProblem
-from .problem import StackelbergProblem
+from .stackelberg import StackelbergProblem
 
 StackableT = TypeVar("StackableT", StackelbergProblem, IncentiveDesignProblem)
 
