@@ -146,7 +146,7 @@ class PlayerVectorEnv(TabularVectorEnv):
         super().__init__(PlayersProblem(problem, player, leaders_world), num_envs, max_episode_steps)
         self.player = player
 
-    def leader_model(self) -> GameLeaderModel:
+    def leader_model(self) -> GameLeaderModel:  # type: ignore[override]
         """The joint step as a function of x: see ``GameLeaderModel``.
 
         Raises:
