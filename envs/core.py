@@ -20,9 +20,8 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
-from torch import nn
 
-from .mdp.checks import as_float64, check_size, require
+from .mdp.checks import check_size, require
 from .render import Drawn
 
 T = TypeVar("T")
@@ -141,56 +140,23 @@ class LeaderVectorEnv(HasLeader, VectorEnv[Any, Any, Any]):
         self._everyone = np.ones(self.num_envs, dtype=np.bool_)
         self._everyone.flags.writeable = False
 
-    @abstractmethod
-    def _start(self) -> NDArray[Any]:
-        """A start state for each environment."""
-
-    def _masks(self) -> dict[str, Any]:
-        """What the infos say of the actions that exist; nothing where all do."""
-        return {}
-
-    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[NDArray[Any], Info]:
-        """Start every environment anew; ``options`` are not used."""
-        super().reset(seed=seed)
-        self._elapsed[:] = 0
-        self._state = self._start()
-        return self._state.copy(), self._masks()
-
-    def _end_step(
-        self,
-        following: NDArray[Any],
-        rewards: NDArray[np.float64],
-        leader: tuple[NDArray[Any], NDArray[Any]],
-        terminated: Flags,
-        start: Callable[[], NDArray[Any]],
-    ) -> tuple[NDArray[Any], NDArray[np.float64], Flags, Flags, dict[str, Any]]:
-        """What ``step`` returns, once the environments whose episodes end have begun anew.
-
-        Args:
-            following: the states that the step led to.
-            rewards: the follower's.
-            leader: its reward and its draw.
-            terminated: which episodes have come to their end.
-            start: start states, asked for where an episode ends.
-        """
-        infos: dict[str, Any] = {}
-        for name, values in zip(("leader_reward", "leader_draw"), leader, strict=True):
-            infos |= {name: values, f"_{name}": self._everyone}
-        self._elapsed += 1
-        truncated = self._elapsed >= self._limit
-        done = terminated | truncated
-        if done.any():  # what the step led to is told in the infos
-            last, final = following.astype(object), dict[str, Any]()
+    def _restart(
+        self, infos: dict[str, Any], done: Flags, following: NDArray[Any], start: NDArray[Any]
+    ) -> NDArray[Any]:
+        """Let the environments that are done begin at ``start``; their last step is told in ``infos``, their states answered."""
+        many = done.reshape(-1, *[1] * (following.ndim - 1))
+        final: dict[str, Any] = {}
+        for name in ("leader_reward", "leader_draw"):
+            value = infos[name]
+            final[name] = np.where(done.reshape(-1, *[1] * (value.ndim - 1)), value, np.zeros((), value.dtype))
+            final[f"_{name}"] = done.copy()
+        last: NDArray[Any] = following.copy()
+        if not done.all():
+            last = last.astype(object)
             last[~done] = None
-            for name in ("leader_reward", "leader_draw"):
-                own = done.reshape(-1, *[1] * (infos[name].ndim - 1))
-                final |= {name: np.where(own, infos[name], np.zeros((), infos[name].dtype)), f"_{name}": done.copy()}
-            last = following.copy() if done.all() else last
-            infos |= {"final_obs": last, "_final_obs": done.copy(), "final_info": final, "_final_info": done.copy()}
-            self._elapsed[done] = 0
-            following = np.where(done.reshape(-1, *[1] * (following.ndim - 1)), start(), following)
-        self._state = following
-        return following.copy(), rewards, terminated, truncated, infos | self._masks()
+        infos |= {"final_obs": last, "_final_obs": done.copy(), "final_info": final, "_final_info": done.copy()}
+        self._elapsed[done] = 0
+        return np.where(many, start, following)
 
     def place(self) -> dict[str, Any] | None:
         """Where the environments stand, arrays by name and the generator's state; None before a reset."""
@@ -212,38 +178,15 @@ class LeaderVectorEnv(HasLeader, VectorEnv[Any, Any, Any]):
         self._state, self._elapsed = then["_state"], then["_elapsed"]
 
 
-def standing(state: T | None, what: str) -> T:
-    """Where an environment stands; raises ``ResetNeeded`` before the first reset."""
-    if state is None:
-        raise gym.error.ResetNeeded(f"{what} was called before reset")
-    return state
-
-
-class LeaderModel(nn.Module):
-    """A step of a problem as a function of x; subclasses say how.
-
-    Args:
-        problem: the problem.
-        x: where the parameter starts, ``[dim]``.
-    """
-
-    def __init__(self, problem: Any, x: torch.Tensor) -> None:
-        super().__init__()
-        self.problem = problem
-        self.x = nn.Parameter(x.detach().to(torch.float64).clone())
-
-
 class OfProblem(HasLeader):
     """What the environments that simulate a problem share, scalar and vectorised.
 
     Attributes:
         problem: the model itself.
-        model_class: what ``leader_model`` makes.
         _x: the leader's parameter.
         _spaces: of observations and of actions.
     """
 
-    model_class: ClassVar[type[LeaderModel]]
     _x: torch.Tensor
     _spaces: tuple[gym.Space[Any], gym.Space[Any]]
 
@@ -262,34 +205,6 @@ class OfProblem(HasLeader):
     def leader_x(self) -> NDArray[np.float64]:
         return np.array(self._x.numpy())
 
-    def set_leader(self, x: Any) -> None:
-        point, leader_set = as_float64(x, "x").detach(), self.problem.leader_set
-        many = point.ndim == 2 and isinstance(self, VectorEnv)
-        self._load((leader_set.check_rows(point, self._n_envs) if many else leader_set.check(point)).clone())
-
-    def leader_model(self) -> Any:
-        """The step as a function of x; see ``HasLeader``.
-
-        Raises:
-            ValueError: if the environments have different x.
-        """
-        require(self._x.ndim == 1, "x", "one x for all environments", f"shape {tuple(self._x.shape)}")
-        return self.model_class(self.problem, self._x)
-
-
-class ProblemVectorEnv(OfProblem, LeaderVectorEnv):
-    """A problem's environments in parallel.
-
-    Args:
-        problem: the problem.
-        num_envs: number of parallel environments.
-        max_episode_steps: steps after which an episode is truncated; None for never.
-    """
-
-    def __init__(self, problem: Any, num_envs: int, max_episode_steps: int | None = None) -> None:
-        self._set_up(problem, check_size(num_envs, "num_envs"))
-        super().__init__(num_envs, max_episode_steps, *self._spaces)
-
 
 class ProblemEnv(Drawn, OfProblem, LeaderEnv[Any, Any]):
     """A problem's environment.
@@ -299,7 +214,7 @@ class ProblemEnv(Drawn, OfProblem, LeaderEnv[Any, Any]):
         render_mode: None, ``"ansi"`` for one line of text, ``"rgb_array"`` for a picture; another draws nothing.
     """
 
-    vector_class: ClassVar[type[ProblemVectorEnv]]
+    vector_class: ClassVar[type[Any]]
 
     def __init__(self, problem: Any, render_mode: str | None = None) -> None:
         # Gymnasium has warned of a mode that is none of ours.
@@ -310,7 +225,8 @@ class ProblemEnv(Drawn, OfProblem, LeaderEnv[Any, Any]):
         self._last = ""
 
     def vectorised(self, num_envs: int, max_episode_steps: int | None) -> LeaderVectorEnv:
-        return self.vector_class(self.problem, num_envs, max_episode_steps)
+        made: LeaderVectorEnv = self.vector_class(self.problem, num_envs, max_episode_steps)
+        return made
 
 
 class FromArguments:

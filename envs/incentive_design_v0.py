@@ -14,7 +14,7 @@ from pettingzoo.utils import wrappers
 from pettingzoo.utils.conversions import parallel_to_aec_wrapper
 from torch import Tensor
 
-from .core import LeaderModel, OfProblem
+from .core import OfProblem
 from .mdp import IncentiveDesignProblem, random_incentive_design
 from .mdp.checks import check_size, require
 from .player import GameLeaderModel
@@ -96,7 +96,6 @@ class IncentiveDesignEnv(Drawn, OfProblem, ParallelEnv[str, np.int64, Any]):
         "is_parallelizable": True,
     }
     size: ClassVar[tuple[float, float]] = (7.0, 4.0)
-    model_class: ClassVar[type[LeaderModel]] = GameLeaderModel
 
     problem: IncentiveDesignProblem
     leader_space: gym.spaces.Box
@@ -126,6 +125,13 @@ class IncentiveDesignEnv(Drawn, OfProblem, ParallelEnv[str, np.int64, Any]):
     def _load(self, x: Tensor) -> None:
         self._x = x
         self._payoffs = self.problem.game(x).r.reshape(-1).numpy()
+
+    def set_leader(self, x: Any) -> None:
+        self._load(self.problem.leader_set.check(x).detach().clone())
+
+    def leader_model(self) -> GameLeaderModel:
+        """The step as a function of x: see ``GameLeaderModel``."""
+        return GameLeaderModel(self.problem, self._x)
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
         """The incentives of a state, ``[A1 * A2]``: what the players may be shown of x in it."""

@@ -13,9 +13,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from .core import Flags, LeaderModel, OfProblem, ProblemEnv, ProblemVectorEnv, standing
+from .core import Flags, LeaderVectorEnv, OfProblem, ProblemEnv
+from .mdp.checks import as_float64, check_size, require
 from .mdp.linear_quadratic import LinearQuadraticProblem, QuadraticCost
 from .render import FOLLOWER, draw_heat
 
@@ -68,13 +69,18 @@ class _Plant:
         return u_l, r_f, r_l, following
 
 
-class LinearQuadraticLeaderModel(LeaderModel):
+class LinearQuadraticLeaderModel(nn.Module):
     r"""Rewards and log-probability of steps as functions of x: :math:`\log p_x = \log N(u_l; -K s, \sigma^2 I)`.
 
     Args:
         problem: the game.
         x: where the parameter starts, ``[dim]``.
     """
+
+    def __init__(self, problem: LinearQuadraticProblem, x: Tensor) -> None:
+        super().__init__()
+        self.problem = problem
+        self.x = nn.Parameter(x.detach().to(torch.float64).clone())
 
     def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate a batch of steps.
@@ -106,7 +112,6 @@ class _LinearLeader(OfProblem):
     """What both simulators share: the plant, and the leader's side of the contract."""
 
     problem: LinearQuadraticProblem
-    model_class: ClassVar[type[LeaderModel]] = LinearQuadraticLeaderModel
 
     def _set_up(self, problem: LinearQuadraticProblem, n_envs: int) -> None:
         super()._set_up(problem, n_envs)
@@ -115,10 +120,33 @@ class _LinearLeader(OfProblem):
         self._spaces = observations, gym.spaces.Box(-1.0, 1.0, (self._plant.m_f,), np.float32)
 
     def _load(self, x: Tensor) -> None:
-        """Keep x; raises ``ValueError`` where the follower has no best response of finite cost (naming the eigenvalue)."""
-        self.problem.check_stable(x)
         self._x = x
         self._K: Floats = self.problem.gain(x).numpy()
+
+    def set_leader(self, x: Any) -> None:
+        """Set the leader's parameter, from the next step on; x is copied.
+
+        Args:
+            x: a point of X, ``[dim]``; parallel environments also take ``[num_envs, dim]``, one row each.
+
+        Raises:
+            ValueError: wrong shape, an entry that is not finite, a point outside X, or one where the follower has no best
+                response of finite cost (naming the eigenvalue).
+        """
+        point, leader_set = as_float64(x, "x").detach(), self.problem.leader_set
+        many = point.ndim == 2 and isinstance(self, LeaderVectorEnv)
+        point = leader_set.check_rows(point, self._n_envs) if many else leader_set.check(point)
+        self.problem.check_stable(point)
+        self._load(point.clone())
+
+    def leader_model(self) -> LinearQuadraticLeaderModel:
+        """The step as a function of x.
+
+        Raises:
+            ValueError: if the environments have different x.
+        """
+        require(self._x.ndim == 1, "x", "one x for all environments", f"shape {tuple(self._x.shape)}")
+        return LinearQuadraticLeaderModel(self.problem, self._x)
 
 
 def _numbers(values: Floats) -> str:
@@ -134,7 +162,7 @@ def _check_actions(actions: Any, shape: tuple[int, ...], name: str) -> Floats:
     return a
 
 
-class LinearQuadraticVectorEnv(_LinearLeader, ProblemVectorEnv):
+class LinearQuadraticVectorEnv(_LinearLeader, LeaderVectorEnv):
     """``LinearQuadraticEnv`` in parallel, stepped together in numpy.
 
     All environments start and are truncated together, and are reset in the same step. Each step draws m_l + n normal numbers
@@ -149,17 +177,41 @@ class LinearQuadraticVectorEnv(_LinearLeader, ProblemVectorEnv):
         ValueError: a size under one; in ``step``, actions of the wrong shape or that are not finite.
     """
 
+    def __init__(self, problem: LinearQuadraticProblem, num_envs: int, max_episode_steps: int | None = None) -> None:
+        self._set_up(problem, check_size(num_envs, "num_envs"))
+        super().__init__(num_envs, max_episode_steps, *self._spaces)
+
     def _start(self) -> Floats:
         start: Floats = self.np_random.standard_normal((self.num_envs, self._plant.n)) @ self._plant.start_T
         return start
 
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
+        """Start every environment anew; ``options`` are not used."""
+        super().reset(seed=seed)
+        self._elapsed[:] = 0
+        self._state = self._start()
+        return self._state.copy(), {}
+
     def step(self, actions: Any) -> tuple[Floats, Floats, Flags, Flags, dict[str, Any]]:
         """One step of every environment; see the class."""
-        plant, N, s = self._plant, self.num_envs, standing(self._state, "step")
+        plant, N = self._plant, self.num_envs
+        if self._state is None:
+            raise gym.error.ResetNeeded("step was called before reset")
         a = _check_actions(actions, (N, plant.m_f), "actions")
         normal = self.np_random.standard_normal((N, plant.m_l + plant.n))
-        u_l, r_f, r_l, following = plant.step(s, self._K, a, normal)
-        return self._end_step(following, r_f, (r_l, u_l), np.zeros(N, dtype=np.bool_), self._start)
+        u_l, r_f, r_l, following = plant.step(self._state, self._K, a, normal)
+        infos: dict[str, Any] = {
+            "leader_reward": r_l,
+            "_leader_reward": self._everyone,
+            "leader_draw": u_l,
+            "_leader_draw": self._everyone,
+        }
+        self._elapsed += 1
+        truncated = self._elapsed >= self._limit
+        if truncated.any():
+            following = self._restart(infos, truncated, following, self._start())
+        self._state = following
+        return following.copy(), r_f, np.zeros(N, dtype=np.bool_), truncated, infos
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
         """Each environment's x, ``[num_envs, commitment_size]``."""
@@ -181,7 +233,7 @@ class LinearQuadraticEnv(_LinearLeader, ProblemEnv):
         ValueError: in ``step``, an action of the wrong shape or that is not finite.
     """
 
-    vector_class: ClassVar[type[ProblemVectorEnv]] = LinearQuadraticVectorEnv
+    vector_class: ClassVar[type[Any]] = LinearQuadraticVectorEnv
     size: ClassVar[tuple[float, float]] = (10.0, 3.2)
 
     def __init__(self, problem: LinearQuadraticProblem, render_mode: str | None = None) -> None:
@@ -198,7 +250,9 @@ class LinearQuadraticEnv(_LinearLeader, ProblemEnv):
 
     def step(self, action: Any) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
         """One step of the follower; m_l + n normal numbers, whatever the action."""
-        plant, s = self._plant, standing(self._state, "step")
+        plant, s = self._plant, self._state
+        if s is None:
+            raise gym.error.ResetNeeded("step was called before reset")
         a = _check_actions(action, (plant.m_f,), "action")
         normal = self.np_random.standard_normal((1, plant.m_l + plant.n))
         u_l, r_f, r_l, self._state = plant.step(s, self._K, a[None], normal)

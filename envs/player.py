@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .core import LeaderModel
 from .mdp import GameProblem, TabularKernel, TabularMDP, TabularProblem, ZeroSumGame, player_mdp
 from .mdp.checks import require
 from .tabular import Floats, TabularVectorEnv
 
 
-class GameLeaderModel(LeaderModel):
+class GameLeaderModel(nn.Module):
     """Rewards and log-probability of steps of a zero-sum game, as functions of x.
 
     Args:
@@ -26,7 +25,9 @@ class GameLeaderModel(LeaderModel):
     """
 
     def __init__(self, problem: GameProblem, x: Tensor) -> None:
-        super().__init__(problem, x)
+        super().__init__()
+        self.problem = problem
+        self.x = nn.Parameter(x.detach().to(torch.float64).clone())
         paid = problem.leader_game(self.x) is not None
         require(paid, "problem", "a leader whose objective is a return", type(problem).__name__)
 
@@ -145,7 +146,7 @@ class PlayerVectorEnv(TabularVectorEnv):
         super().__init__(PlayersProblem(problem, player, leaders_world), num_envs, max_episode_steps)
         self.player = player
 
-    def leader_model(self) -> GameLeaderModel:
+    def leader_model(self) -> GameLeaderModel:  # type: ignore[override]
         """The joint step as a function of x: see ``GameLeaderModel``.
 
         Raises:

@@ -22,10 +22,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from .core import Flags, Info, LeaderModel, OfProblem, ProblemEnv, ProblemVectorEnv, standing
+from .core import Flags, Info, LeaderVectorEnv, OfProblem, ProblemEnv
 from .mdp import TabularKernel, TabularProblem
+from .mdp.checks import as_float64, check_size, require
 from .render import draw_table
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def moves_transitions(problem: TabularProblem) -> bool:
         return bool(problem.kernel(problem.start_x().requires_grad_()).P.requires_grad)
 
 
-class TabularLeaderModel(LeaderModel):
+class TabularLeaderModel(nn.Module):
     r"""Rewards and log-probability of steps of a tabular problem, as functions of x.
 
     .. math:: \log p_x = \log p_x(w|s,a) + \log P_x(s'|s,a,w), the second term only where P depends on x.
@@ -166,8 +167,10 @@ class TabularLeaderModel(LeaderModel):
     """
 
     def __init__(self, problem: TabularProblem, x: Tensor) -> None:
-        super().__init__(problem, x)
+        super().__init__()
+        self.problem = problem
         self._moves_transitions = moves_transitions(problem)
+        self.x = nn.Parameter(x.detach().to(torch.float64).clone())
 
     def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate a batch of steps.
@@ -307,7 +310,6 @@ class _TabularLeader(OfProblem):
     """What both simulators share: the tables, and the leader's side of the contract."""
 
     problem: TabularProblem
-    model_class: ClassVar[type[LeaderModel]] = TabularLeaderModel
 
     def _set_up(self, problem: TabularProblem, n_envs: int) -> None:
         self._tables = _Tables(problem, n_envs)
@@ -321,6 +323,28 @@ class _TabularLeader(OfProblem):
         self._tables.load(x)
         self._x = x
         self._shown: NDArray[np.float32] | None = None
+
+    def set_leader(self, x: Any) -> None:
+        """Set the leader's parameter, from the next step on; x is copied.
+
+        Args:
+            x: a point of X, ``[dim]``; parallel environments also take ``[num_envs, dim]``, one row each.
+
+        Raises:
+            ValueError: wrong shape, an entry that is not finite, or a point outside X.
+        """
+        point, leader_set = as_float64(x, "x").detach(), self.problem.leader_set
+        many = point.ndim == 2 and isinstance(self, LeaderVectorEnv)
+        self._load((leader_set.check_rows(point, self._n_envs) if many else leader_set.check(point)).clone())
+
+    def leader_model(self) -> TabularLeaderModel:
+        """The step as a function of x: see ``TabularLeaderModel``.
+
+        Raises:
+            ValueError: if the environments have different x.
+        """
+        require(self._x.ndim == 1, "x", "one x for all environments", f"shape {tuple(self._x.shape)}")
+        return TabularLeaderModel(self.problem, self._x)
 
     def _commitments(self) -> NDArray[np.float32]:
         """``[num_envs or 1, S or 1, size]``; worked out on first use after x changed."""
@@ -339,7 +363,7 @@ class _TabularLeader(OfProblem):
         self._tables.load(self._x)
 
 
-class TabularVectorEnv(_TabularLeader, ProblemVectorEnv):
+class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
     """``TabularEnv`` in parallel, stepped together in numpy.
 
     Environments may have different x: ``set_leader`` takes ``[dim]`` or ``[num_envs, dim]``. Those that end are reset in
@@ -361,21 +385,28 @@ class TabularVectorEnv(_TabularLeader, ProblemVectorEnv):
     _state: Integers | None
 
     def __init__(self, problem: TabularProblem, num_envs: int, max_episode_steps: int | None = None) -> None:
-        super().__init__(problem, num_envs, max_episode_steps)
+        self._set_up(problem, check_size(num_envs, "num_envs"))
+        super().__init__(num_envs, max_episode_steps, *self._spaces)
         self._uniforms = np.empty((3, self.num_envs))
         self._first_row = np.zeros(self.num_envs, dtype=np.int64)
 
-    def _start(self) -> Integers:
-        return self._tables.start.draw(self._first_row, self.np_random.random(self.num_envs))
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Integers, Info]:
+        """Start every environment anew; ``options`` are not used."""
+        super().reset(seed=seed)
+        self._elapsed[:] = 0
+        self._state = self._tables.start.draw(self._first_row, self.np_random.random(self.num_envs))
+        return self._state.copy(), self._mask_infos()
 
-    def _masks(self) -> dict[str, Any]:
+    def _mask_infos(self) -> dict[str, Any]:
         if self._tables.mask is None:
             return {}
         return {"action_mask": self.action_masks().astype(np.int8), "_action_mask": self._everyone}
 
     def action_masks(self) -> Flags:
         """Which actions exist in each environment's current state, ``[num_envs, A]``."""
-        return self._tables.masks(standing(self._state, "action_masks"))
+        if self._state is None:
+            raise gym.error.ResetNeeded("action_masks was called before reset")
+        return self._tables.masks(self._state)
 
     def _check(self, actions: Any, state: Integers) -> Integers:
         """The rows ``z * A + a``."""
@@ -395,7 +426,9 @@ class TabularVectorEnv(_TabularLeader, ProblemVectorEnv):
 
     def step(self, actions: Any) -> tuple[Integers, Floats, Flags, Flags, dict[str, Any]]:
         """One step of every environment; see the class."""
-        t, z = self._tables, standing(self._state, "step")
+        t, z = self._tables, self._state
+        if z is None:
+            raise gym.error.ResetNeeded("step was called before reset")
         row = pair = self._check(actions, z)
         u = self.np_random.random(out=self._uniforms)
         # What x makes each environment draw, then where it moves.
@@ -411,12 +444,22 @@ class TabularVectorEnv(_TabularLeader, ProblemVectorEnv):
             following += z - z % t.S
         # What both are paid, by the states and actions of the step.
         rewards = t.r_follower.values.take(row + t.r_follower.offset)
-        leader_rewards = t.r_leader.values.take(row + t.r_leader.offset)
+        infos: dict[str, Any] = {
+            "leader_reward": t.r_leader.values.take(row + t.r_leader.offset),
+            "_leader_reward": self._everyone,
+            "leader_draw": w,
+            "_leader_draw": self._everyone,
+        }
+        # Which episodes end: those begin anew in the same step, with a random number that is drawn in any case.
         terminated = np.zeros(self.num_envs, dtype=np.bool_) if t.terminal is None else t.terminal.take(z)
-        # Episodes that end begin anew in the same step, with a random number that is drawn in any case.
-        return self._end_step(
-            following, rewards, (leader_rewards, w), terminated, lambda: t.start.draw(self._first_row, u[2])
-        )
+        self._elapsed += 1
+        truncated = self._elapsed >= self._limit
+        done = terminated | truncated
+        if done.any():
+            following = self._restart(infos, done, following, t.start.draw(self._first_row, u[2]))
+        self._state = following
+        infos |= self._mask_infos()
+        return following.copy(), rewards, terminated, truncated, infos
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
         """What each environment's follower may be shown of x, ``[num_envs, commitment_size]`` for obs ``[num_envs]``."""
@@ -447,7 +490,7 @@ class TabularEnv(_TabularLeader, ProblemEnv):
             ``takes_missing_actions``.
     """
 
-    vector_class: ClassVar[type[ProblemVectorEnv]] = TabularVectorEnv
+    vector_class: ClassVar[type[Any]] = TabularVectorEnv
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.int64, Info]:
         """Draw a start state; ``options`` are not used."""
@@ -460,11 +503,15 @@ class TabularEnv(_TabularLeader, ProblemEnv):
 
     def action_masks(self) -> Flags:
         """Which actions exist in the current state, ``[A]``: what sb3-contrib's ``MaskablePPO`` asks for."""
-        return self._tables.masks(standing(self._state, "action_masks")).copy()
+        if self._state is None:
+            raise gym.error.ResetNeeded("action_masks was called before reset")
+        return self._tables.masks(self._state).copy()
 
     def step(self, action: Any) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
         """One step of the follower; two random numbers, whatever the action."""
-        t, z, a = self._tables, standing(self._state, "step"), int(action)
+        t, z, a = self._tables, self._state, int(action)
+        if z is None:
+            raise gym.error.ResetNeeded("step was called before reset")
         if not 0 <= a < t.A or (t.refused is not None and t.refused[z * t.A + a]):
             raise ValueError(f"action: expected one that exists in state {z}, got {action}")
         u, v = self.np_random.random(), self.np_random.random()
