@@ -275,7 +275,7 @@ class Leader:
             raise ArgumentError(f"{wrong}: expected {word}, which is what {type(self).__name__} counts, got {wrong}")
         given = [value for value in (total, *named.values()) if value is not None]
         if len(given) != 1:
-            raise ArgumentError(f"{word}: expected one number, got {'none' if not given else given}")
+            raise ArgumentError(f"{word}: expected one number, got {given if given else 'none'}")
         return self._learn(check_size(given[0], word), callback, progress_bar, reset_num_timesteps)
 
     def resume(self: Self, callback: Callback | None = None, progress_bar: bool = False) -> Self:

@@ -49,12 +49,12 @@ def test_only_the_world_and_the_follower_are_positional(cls: type) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: PBRL(TWO, PPO, None, PBRLConfig()),  # type: ignore[misc]
-        lambda: Hypergradient(TWO, None),  # type: ignore[misc]
-        lambda: DRLHF(TWO, PPO, None),  # type: ignore[misc]
-        lambda: LeaderConfig(0.1),  # type: ignore[misc]
-        lambda: PBRLConfig(0.1),  # type: ignore[misc]
-        lambda: leader_for(TWO, None, {}),  # type: ignore[misc]
+        lambda: PBRL(TWO, PPO, None, PBRLConfig()),  # type: ignore[call-arg]
+        lambda: Hypergradient(TWO, None),  # type: ignore[call-arg]
+        lambda: DRLHF(TWO, PPO, None),  # type: ignore[call-arg]
+        lambda: LeaderConfig(0.1),  # type: ignore[call-arg]
+        lambda: PBRLConfig(0.1),  # type: ignore[call-arg]
+        lambda: leader_for(TWO, None, {}),  # type: ignore[call-arg]
     ],
 )
 def test_what_follows_is_by_name(make: Callable[[], Any]) -> None:
@@ -213,5 +213,5 @@ def test_neither_word_means_the_other(make: Callable[[], Any], word: str, other:
 @pytest.mark.parametrize("word", ["num_iterations", None])
 def test_a_budget_is_given_first_or_by_name(word: str | None) -> None:
     leader = Hypergradient(TWO)
-    leader.learn(3) if word is None else leader.learn(**{word: 3})
+    assert leader.learn(3) if word is None else leader.learn(num_iterations=3)
     assert (leader.num_timesteps, leader.iteration) == (3, 3)
