@@ -162,7 +162,7 @@ def leader_of(make: Callable[[], Any]) -> PBRL:
     config = PBRLConfig(
         n_envs=2, follower_steps=64, warmup_steps=64, evaluation_steps=128, estimator=Rollouts(n_envs=2), x_noise=0.1
     )
-    settings = {"gamma": GAMMA, "n_steps": 32, "batch_size": 32, "n_epochs": 1}
+    settings: dict[str, Any] = {"gamma": GAMMA, "n_steps": 32, "batch_size": 32, "n_epochs": 1}
     return PBRL(make, lambda venv: PPO("MlpPolicy", venv, **settings), config=config, seed=0)
 
 
