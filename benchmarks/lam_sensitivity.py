@@ -33,7 +33,7 @@ from bilevel_gym.envs.mdp import GameProblem, TabularProblem, random_incentive_d
 from bilevel_gym.envs.mdp.toll import TollDesignProblem
 
 from .figures import draw_band, panels
-from .runs import Data, grid, run_all
+from .runs import Data, grid, run_all, shortfall
 from .statistics import mean_interval
 
 SEEDS = tuple(range(5))
@@ -116,7 +116,7 @@ def run_one(case: str, method: str, seed: int, lam: float, iterations: int) -> D
         "start": first,
         "leader_return": last,
         "at_pi_y": evaluation.leader_return_at_pi_y,
-        "gap": evaluation.gap,
+        "gap": shortfall(evaluation),
         "stationarity": log.record["leader/stationarity"],
     }
 

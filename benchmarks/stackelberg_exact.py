@@ -38,7 +38,7 @@ from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
 
 from .figures import draw_band, panels, share_limits
-from .runs import Data, Runs, cpu_seconds, grid, history, run_all
+from .runs import Data, Runs, cpu_seconds, grid, history, run_all, shortfall
 
 SEEDS = tuple(range(10))
 SIZES = (20, 100)
@@ -114,7 +114,7 @@ def point(problem: StackelbergProblem, x: Any, evaluation: Evaluation) -> Data:
         "leader_return": leader_return_at_best_response(problem, tensor, TAU0),
         "leader_return_against": leader_return_at_best_response(problem, tensor, TAU0, tie=AGAINST),
         "at_pi_y": evaluation.leader_return_at_pi_y,
-        "gap": evaluation.gap,
+        "gap": shortfall(evaluation),
     }
 
 
