@@ -23,7 +23,7 @@ from ...envs.mdp import LeaderSet
 from ...envs.mdp.checks import check_number, check_size, require
 from ...wrappers import set_leader
 from ..checkpoint import size_of
-from ..config import LeaderConfig
+from ..config import LeaderConfig, configured
 from ..estimators.rollouts import collect, episode_returns
 from ..evaluation import Evaluation, leader_return_at_best_response
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
@@ -35,7 +35,7 @@ from ..learned.worlds import EnvSpec, Worlds
 from ..records import snapshot, storable
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _SearchConfig(LeaderConfig):
     sigma: float = 0.1
     population: int | None = None
@@ -52,7 +52,7 @@ class _SearchConfig(LeaderConfig):
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TabularCMAESConfig(ExactConfig, _SearchConfig):
     """How :class:`TabularCMAES` searches; the optimiser's settings of other leaders are not used.
 
@@ -65,7 +65,7 @@ class TabularCMAESConfig(ExactConfig, _SearchConfig):
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CMAESConfig(_SearchConfig):
     """How :class:`CMAES` searches; the optimiser's settings of other leaders are not used.
 
@@ -265,9 +265,8 @@ class CMAESMethod(Method):
 
     counts = "total_timesteps"
 
-    def __init__(self, env: EnvSpec, follower: FollowerSpec, config: CMAESConfig | None, env_kwargs: Any) -> None:
-        self.config = CMAESConfig() if config is None else config
-        require(isinstance(self.config, CMAESConfig), "config", "a CMAESConfig", repr(config))
+    def __init__(self, env: EnvSpec, follower: FollowerSpec, config: CMAESConfig, env_kwargs: Any) -> None:
+        self.config = config
         self.worlds, self.follower_spec = Worlds(env, env_kwargs, observe_commitment=False), follower
         self.source, self.leader_set = self.worlds.source, self.config.cut(self.worlds.leader_set)
 
@@ -358,12 +357,13 @@ class CMAES(Leader):
     """CMA-ES on the leader's return at an SB3 follower, trained from scratch for every trial.
 
     Args:
-        env: a leader environment: its id, an environment (it is copied), or a callable that makes one.
+        env: a leader environment: its id, an environment (it is copied), a callable that makes one, or a problem.
         follower: an SB3 class, or a callable ``VecEnv -> BaseAlgorithm``.
         config: the search, the trials, bounds.
         seed: of the search, the followers and their worlds.
         env_kwargs: arguments of an id.
         x0: start, ``[dim]``; by default the environment's own.
+        settings: fields of the config by name, e.g. ``population=8``; none beside ``config``.
 
     Attributes:
         trials: followers trained so far.
@@ -380,9 +380,12 @@ class CMAES(Leader):
         self,
         env: EnvSpec,
         follower: FollowerSpec,
+        *,
         config: CMAESConfig | None = None,
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
         x0: Any = None,
+        **settings: Any,
     ) -> None:
+        config = configured(type(self), CMAESConfig, config, settings)
         super().__init__(CMAESMethod(env, follower, config, env_kwargs), seed, x0)
