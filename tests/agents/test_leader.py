@@ -112,7 +112,7 @@ def test_learning_is_deterministic_and_returns_the_leader(name: str) -> None:
 @pytest.mark.parametrize("iterations", [0, -3, 1.5, True])
 @pytest.mark.parametrize("name", LEADERS)
 def test_a_bad_number_of_iterations_is_named(name: str, iterations: Any) -> None:
-    with pytest.raises(ValueError, match=r"^iterations: expected a whole number >= 1"):
+    with pytest.raises(ValueError, match=r"^num_iterations: expected a whole number >= 1"):
         make(name).learn(iterations)
 
 
@@ -275,7 +275,7 @@ def test_logs(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
     np.testing.assert_allclose([line["leader/leader_return"] for line in lines], expected, rtol=1e-12)
     assert [line["leader/iteration"] for line in lines] == [0, 2, 4, 5]
-    assert {"leader/gap", "leader/tau", "leader/lam", "leader/penalty", "leader/stationarity"} <= set(lines[1])
+    assert {"leader/follower_regret", "leader/tau", "leader/lam", "leader/penalty", "leader/stationarity"} <= set(lines[1])
     assert any(path.name.startswith("events.out.tfevents") for path in tmp_path.iterdir())
 
 
