@@ -275,7 +275,9 @@ def test_logs(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
     np.testing.assert_allclose([line["leader/leader_return"] for line in lines], expected, rtol=1e-12)
     assert [line["leader/iteration"] for line in lines] == [0, 2, 4, 5]
-    assert {"leader/follower_regret", "leader/tau", "leader/lam", "leader/penalty", "leader/stationarity"} <= set(lines[1])
+    assert {"leader/follower_regret", "leader/tau", "leader/lam", "leader/penalty", "leader/stationarity"} <= set(
+        lines[1]
+    )
     assert any(path.name.startswith("events.out.tfevents") for path in tmp_path.iterdir())
 
 

@@ -179,9 +179,13 @@ def test_records_are_logged(tmp_path: Path) -> None:
     leader.learn(5000)
     leader.logger.close()
     table = (tmp_path / "progress.csv").read_text().splitlines()
-    assert {"leader/leader_return", "leader/follower_regret", "leader/lam", "leader/steps", "leader/penalty_estimate"} <= set(
-        table[0].split(",")
-    )
+    assert {
+        "leader/leader_return",
+        "leader/follower_regret",
+        "leader/lam",
+        "leader/steps",
+        "leader/penalty_estimate",
+    } <= set(table[0].split(","))
     assert len(table) == len(leader.history) + 1
     assert list(tmp_path.glob("events*"))
 

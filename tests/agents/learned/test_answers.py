@@ -54,7 +54,9 @@ def test_the_best_answer_is_what_the_follower_likes_best() -> None:
     found = best_answer(given, np.random.default_rng(0))
     assert found.best.name == "1"
     assert found.leader_return == pytest.approx(2.0, abs=0.05)
-    assert found.leader_return_stderr == pytest.approx(0.2, abs=0.05)  # by the second, which the leader gets 0.2 more from
+    assert found.leader_return_stderr == pytest.approx(
+        0.2, abs=0.05
+    )  # by the second, which the leader gets 0.2 more from
     for k, short in enumerate([2.0, 0.0, 0.1]):
         regret, stderr = found.regret(given[k])
         assert regret == pytest.approx(short, abs=0.05)
