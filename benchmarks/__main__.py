@@ -27,6 +27,7 @@ import bilevel_gym
 from . import pages, runs
 
 BENCHMARKS = (
+    "references",
     "stackelberg_exact",
     "stackelberg_sampled",
     "four_rooms",

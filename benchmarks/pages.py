@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,10 +17,13 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined
 
+from bilevel_gym.cli.statistics import Interval
+
 from . import statistics
 from .runs import Data, Runs
 
 FOLDER = Path(__file__).parent / "pages"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
 def _environment() -> Environment:
@@ -42,6 +46,7 @@ def _environment() -> Environment:
         "paired_ratio": statistics.paired_ratio,
         "mean_interval": statistics.mean_interval,
         "wins": statistics.wins,
+        "stored": stored,
         "zip": zip,
         "enumerate": enumerate,
     }
@@ -53,9 +58,43 @@ def _formatted(value: Any, form: str) -> str:
     return str(value) if isinstance(value, Undefined) else format(value, form)
 
 
-def verdict(met: Any) -> str:
-    """The word of a table for a target."""
-    return "met" if met else "**missed**"
+WORDS = ("met", "**missed**", "unknown")
+"""Verdicts on a target."""
+
+
+def verdict(found: Any, target: float = 0.0, below: bool = False) -> str:
+    """The word of a table for a target; one rule for all tables.
+
+    *Met* where all of the 95% interval is at the target or beyond it, *missed* where none of it is, *unknown* where the
+    interval holds the target and where a single run has none. A figure without an interval (a worst case, a count, a time) is
+    compared as it is.
+
+    Args:
+        found: an interval; a number; or whether a condition holds.
+        target: at least this is asked.
+        below: at most the target is asked.
+    """
+    if isinstance(found, (bool, np.bool_)):
+        return "met" if found else "**missed**"
+    if not isinstance(found, Interval):
+        found = Interval(float(found), None, None, 2)
+    if found.low is None and found.n < 2:
+        return "unknown"
+    met = [(end <= target if below else end >= target) for end in found.ends]
+    return "met" if all(met) else "unknown" if any(met) else "**missed**"
+
+
+@cache
+def stored(name: str) -> Data:
+    """The data that a benchmark's page was written from, of :data:`RESULTS`.
+
+    Raises:
+        FileNotFoundError: it has none; the message says how to make it.
+    """
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: make it with `python -m benchmarks {name}`")
+    return json.loads(path.read_text(encoding="utf-8"))["data"]  # type: ignore[no-any-return]
 
 
 def module_of(name: str) -> ModuleType:

@@ -30,7 +30,7 @@ from bilevel_gym.agents import (
 )
 from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.cli.processes import WorkerError, run_all
-from bilevel_gym.cli.statistics import student
+from bilevel_gym.cli.statistics import interval
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -83,10 +83,12 @@ def sampled_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     returns, at_pi_y, gaps = (
         [run["best"][key] for run in runs] for key in ("leader_return", "leader_return_at_pi_y", "gap")
     )
-    mean, low, high = student(returns)
-    interval = None if low is None or high is None else [low, high]
+    mean, *ends = interval(returns).ends
     steps = int(np.mean([run["steps"] for run in runs]))
-    return as_row(SAMPLED, mean, float(np.mean(at_pi_y)), float(np.mean(gaps))) | {"interval": interval, "steps": steps}
+    return as_row(SAMPLED, mean, float(np.mean(at_pi_y)), float(np.mean(gaps))) | {
+        "interval": ends or None,
+        "steps": steps,
+    }
 
 
 def show_table(rows: list[dict[str, Any]], n_seeds: int) -> None:
