@@ -10,7 +10,6 @@ no share is above 1.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable

@@ -26,7 +26,7 @@ def paired_ratio(a: ArrayLike, b: ArrayLike) -> Interval:
 
 
 def stratified_interval(values: ArrayLike) -> Interval:
-    """The mean over tasks and seeds, ``[tasks, seeds]``: the spread of the seeds within each task counts, not that between tasks."""
+    """The mean over tasks and seeds, ``[tasks, seeds]``: the seeds' spread within each task counts, not the tasks' own."""
     return interval(*np.asarray(values, dtype=np.float64), statistic=_mean_of_means, paired=False)
 
 

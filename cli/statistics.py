@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap, sem, t
 
 BOOTSTRAP_FROM = 20
-"""Runs from which intervals are made by the bootstrap; of fewer it covers too little (three runs: 76%), and Student's t stands."""
+"""Runs from which intervals are made by the bootstrap; of fewer it covers too little (of three 76%), and Student's t is taken."""
 
 
 class Interval(NamedTuple):
