@@ -29,9 +29,11 @@ from . import pages, runs
 BENCHMARKS = (
     "references",
     "stackelberg_exact",
+    "ties",
     "stackelberg_sampled",
     "four_rooms",
     "monte_carlo",
+    "paper_order",
     "monte_carlo_gradients",
     "incentive_design",
     "sampled_penalties",

@@ -47,6 +47,7 @@ def _environment() -> Environment:
         "mean_interval": statistics.mean_interval,
         "wins": statistics.wins,
         "stored": stored,
+        "all_of": all_of,
         "zip": zip,
         "enumerate": enumerate,
     }
@@ -82,6 +83,11 @@ def verdict(found: Any, target: float = 0.0, below: bool = False) -> str:
         return "unknown"
     met = [(end <= target if below else end >= target) for end in found.ends]
     return "met" if all(met) else "unknown" if any(met) else "**missed**"
+
+
+def all_of(*words: str) -> str:
+    """The verdict on several targets that are asked together, from the verdict on each."""
+    return next((word for word in ("**missed**", "unknown") if word in words), "met")
 
 
 @cache

@@ -2,7 +2,8 @@
 
 Random instances of incentive design (10 states, 5 x 5 actions, gamma 0.9, tau 0.1) under three million steps, those of the four
 followers and of the leader's own episodes. Beside it, on the same instances, exact PBRL and the hypergradient through the
-equilibrium, which know the model. Shares are of the improvement of the best exact answer known (``references``). The settings were tuned on instance 0.
+equilibrium, which know the model. Shares are of the improvement of the best exact answer known (``references``). The settings
+were tuned on instance 0.
 """
 
 from __future__ import annotations
