@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined
 
-from bilevel_gym.cli.statistics import Interval
+from bilevel_gym.cli.statistics import BOOTSTRAP_FROM, Interval
 
 from . import statistics
 from .runs import Data, Runs
@@ -90,17 +89,10 @@ def all_of(*words: str) -> str:
     return next((word for word in ("**missed**", "unknown") if word in words), "met")
 
 
-@cache
-def stored(name: str) -> Data:
-    """The data that a benchmark's page was written from, of :data:`RESULTS`.
-
-    Raises:
-        FileNotFoundError: it has none; the message says how to make it.
-    """
+def stored(name: str) -> Data | None:
+    """The data that another benchmark's page was written from, of :data:`RESULTS`; None where it has not been run."""
     path = RESULTS / f"{name}.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: make it with `python -m benchmarks {name}`")
-    return json.loads(path.read_text(encoding="utf-8"))["data"]  # type: ignore[no-any-return]
+    return json.loads(path.read_text(encoding="utf-8"))["data"] if path.is_file() else None
 
 
 def module_of(name: str) -> ModuleType:
@@ -136,12 +128,26 @@ def _ruled(found: re.Match[str]) -> str:
     return f"{found[1]}\n| --- |{' ---: |' * found[1].count(' | ')}"
 
 
-def standing(record: Data) -> str:
-    """The rows that a benchmark sets beside figures from elsewhere; nothing where it sets none."""
+def standing(record: Data) -> list[list[str]]:
+    """The rows that a benchmark holds against figures from elsewhere, targets and our own methods; none where it has none.
+
+    Returns:
+        Of each row: the quantity, what it is held against, what was measured, and the verdict.
+
+    Raises:
+        ValueError: a row whose last cell is no verdict.
+    """
     name = record["benchmark"]
     template = _template(name)
     block = template.blocks.get("standing")
-    return "" if block is None else "".join(block(template.new_context(_context(name, record)))).strip()
+    text = "" if block is None else "".join(block(template.new_context(_context(name, record))))
+    rows = [
+        [cell.strip() for cell in line.strip().strip("|").split(" | ")] for line in text.splitlines() if line.strip()
+    ]
+    for row in rows:
+        if len(row) != 4 or row[3] not in WORDS:
+            raise ValueError(f"standing rows of {name}: expected four cells, the last one of {WORDS}, got {row}")
+    return rows
 
 
 def write_lists(out: Path, names: tuple[str, ...]) -> None:
@@ -149,8 +155,10 @@ def write_lists(out: Path, names: tuple[str, ...]) -> None:
     paths = {name: out / f"{name}.json" for name in names}
     records = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
     rows = {name: standing(record) for name, record in records.items()}
+    words = [row[3] for lines in rows.values() for row in lines]
+    about = {"records": records, "rows": rows, "words": words, "title": title, "BOOTSTRAP_FROM": BOOTSTRAP_FROM}
     for file, template in (("README.md", "_list.md"), ("standing.md", "_standing.md")):
-        text = ENVIRONMENT.get_template(template).render(records=records, rows=rows, title=title)
+        text = ENVIRONMENT.get_template(template).render(about)
         (out / file).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
 

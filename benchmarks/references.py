@@ -203,7 +203,8 @@ LEADERS = {
 
 @cache
 def _known() -> dict[tuple[str, int], Data]:
-    return {(r["kind"], r["seed"]): r for r in stored("references")["runs"]}
+    data = stored("references")
+    return {} if data is None else {(r["kind"], r["seed"]): r for r in data["runs"]}
 
 
 def reference(kind: str, seed: int, *found: float) -> float:
@@ -213,18 +214,32 @@ def reference(kind: str, seed: int, *found: float) -> float:
         kind: of :data:`KINDS`.
         seed: the instance.
         found: returns that a page's own methods have on it, at the follower's best response.
+
+    Returns:
+        The stored reference, or what was found where that is more or none is stored.
+
+    Raises:
+        ValueError: neither a stored reference nor anything found.
     """
-    return max(float(_known()[kind, seed]["best"]), *found, -math.inf)
-
-
-def start(kind: str, seed: int) -> float:
-    """The untrained leader's return on an instance, at the follower's best response."""
-    return float(_known()[kind, seed]["start"])
+    own = [float(_known()[kind, seed]["best"])] if known(kind, seed) else []
+    if not (own or found):
+        raise ValueError(f"no reference of {kind}, seed {seed}: run `python -m benchmarks references`")
+    return max(*own, *found, -math.inf)
 
 
 def known(kind: str, seed: int) -> bool:
     """Whether an instance has a reference."""
     return (kind, seed) in _known()
+
+
+def coverage(kind: str, seeds: Iterable[int]) -> str:
+    """A sentence of a page: of how many of its instances references are stored."""
+    asked = list(seeds)
+    stored_of = sum(known(kind, seed) for seed in asked)
+    return (
+        f"[References](references.md) are stored of {stored_of} of {len(asked)} instances; where a method of this page is better, or "
+        "none is stored, the best return on this page is the reference, so that no share is above 1."
+    )
 
 
 def won(runs: Runs, kind: str, leader: str) -> int:

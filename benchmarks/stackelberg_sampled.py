@@ -10,6 +10,7 @@ and of its improvement over the untrained leader.
 from __future__ import annotations
 
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from bilevel_gym.agents import (
     Rollouts,
     TabularPBRL,
     ValuePenalty,
+    leader_return_at_best_response,
 )
 from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
 from bilevel_gym.agents.exact import ExactLeader
@@ -120,6 +122,13 @@ def run(quick: bool, jobs: int) -> Data:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
+@cache
+def untrained(size: int, seed: int) -> float:
+    """The untrained leader's return on a game, exact."""
+    problem = random_stackelberg(size, seed=seed)
+    return leader_return_at_best_response(problem, problem.start_x())
+
+
 def best_known(runs: Runs, size: int, seed: int) -> float:
     """The best return known on a game."""
     found = [value for r in runs(size=size, seed=seed) for value in (r["last"], r["best"])]
@@ -141,7 +150,7 @@ def share(runs: Runs, method: str, size: int, of: str = "level", against: str = 
         best = [best_known(runs, size, seed) for seed in own["seed"]]
     else:
         best = [runs(method=against, size=size, seed=seed).one["last"] for seed in own["seed"]]
-    low = np.array(own["start"]) if of == "improvement" else 0.0
+    low = np.array([untrained(size, seed) for seed in own["seed"]]) if of == "improvement" else 0.0
     return paired_ratio(np.array(own["last"]) - low, np.array(best) - low)
 
 
