@@ -237,8 +237,8 @@ def coverage(kind: str, seeds: Iterable[int]) -> str:
     asked = list(seeds)
     stored_of = sum(known(kind, seed) for seed in asked)
     return (
-        f"[References](references.md) are stored of {stored_of} of {len(asked)} instances; where a method of this page is better, or "
-        "none is stored, the best return on this page is the reference, so that no share is above 1."
+        f"[References](references.md) are stored of {stored_of} of {len(asked)} instances; where a method of this page is "
+        "better, or none is stored, the best return on this page is the reference, so that no share is above 1."
     )
 
 
