@@ -34,7 +34,7 @@ from bilevel_gym.envs.mdp.toll import TollDesignProblem
 
 from .figures import draw_band, panels
 from .pages import all_of, verdict
-from .runs import Data, grid, run_all
+from .runs import Data, grid, run_all, shortfall
 from .statistics import mean_interval
 
 SEEDS = tuple(range(5))
@@ -108,7 +108,7 @@ def run_one(case: str, method: str, seed: int, lam: float, iterations: int) -> D
     problem, tau = chosen.make(seed), chosen.tau
     x0 = np.random.default_rng(seed).standard_normal(problem.leader_dim) if chosen.random_start else None
     config = TabularPBRLConfig(follower=follower, tau=tau, learning_rate=RATE, eval_every=iterations, keep_best=False)
-    leader, log = TabularPBRL(problem, penalty(lam=lam), config=config, x0=x0), LastRecord()
+    leader, log = TabularPBRL(problem, penalty=penalty(lam=lam), config=config, x0=x0), LastRecord()
     leader.set_logger(Logger(None, [log]))
     start = leader.last_x
     evaluation = leader.learn(iterations).evaluate()
@@ -117,7 +117,7 @@ def run_one(case: str, method: str, seed: int, lam: float, iterations: int) -> D
         "start": first,
         "leader_return": last,
         "at_pi_y": evaluation.leader_return_at_pi_y,
-        "gap": evaluation.gap,
+        "gap": shortfall(evaluation),
         "stationarity": log.record["leader/stationarity"],
     }
 
