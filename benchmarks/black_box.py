@@ -184,7 +184,7 @@ def run_one(method: str, setting: int, seed: int, quick: bool) -> Data:
 
 def best_setting(searched: Runs, method: str) -> int:
     """The setting whose best x has the best mean return over the games of the search."""
-    tried = sorted(set(searched(method=method)["setting"]))
+    tried: list[int] = sorted(set(searched(method=method)["setting"]))
     return max(tried, key=lambda number: float(np.mean(searched(method=method, setting=number)["best"])))
 
 
