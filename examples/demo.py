@@ -30,7 +30,7 @@ from bilevel_gym.agents import (
 )
 from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.cli.processes import WorkerError, run_all
-from bilevel_gym.cli.statistics import student
+from bilevel_gym.cli.statistics import interval
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -83,11 +83,10 @@ def sampled_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     returns, at_pi_y, penalties = (
         [run["best"][key] for run in runs] for key in ("leader_return", "leader_return_at_pi_y", "penalty")
     )
-    mean, low, high = student(returns)
-    interval = None if low is None or high is None else [low, high]
+    mean, *ends = interval(returns).ends
     steps = int(np.mean([run["steps"] for run in runs]))
     return as_row(SAMPLED, mean, float(np.mean(at_pi_y)), float(np.mean(penalties))) | {
-        "interval": interval,
+        "interval": ends or None,
         "steps": steps,
     }
 
