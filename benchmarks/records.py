@@ -136,6 +136,7 @@ class Problem:
         truth: ``F_0(x)``.
         follower: of which algorithm.
         best: the best point known, ``[dim]``, from the start.
+        steps: that each fresh follower trains.
     """
 
     label: str
@@ -143,6 +144,7 @@ class Problem:
     truth: Callable[[Floats], float]
     follower: Any
     best: Callable[[Floats], Floats]
+    steps: int = 50_000
 
 
 def hidden(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
@@ -176,7 +178,7 @@ def lq() -> Problem:
         return float(problem.leader_return(point, problem.best_response(point).F))
 
     make = partial(hidden, "bilevel_gym/LQStackelberg-v0")
-    return Problem("linear-quadratic", make, truth, SAC, partial(ascended, problem))
+    return Problem("linear-quadratic", make, truth, SAC, partial(ascended, problem), steps=10_000)
 
 
 def pendulum(unit: tuple[float, float], follower: Any, label: str) -> Problem:
@@ -203,7 +205,7 @@ def problems() -> dict[str, Problem]:
         "table_30": table(game, PPO, "Stackelberg game, 30 states", n_states=30, seed=3),
         "random_mdp": table("bilevel_gym/RandomMDP-v0", A2C, "random MDP, 10 states"),
         "lq": lq(),
-        "steering": pendulum(TORQUE, SAC, "pendulum, torque"),
+        "steering": pendulum(TORQUE, PPO, "pendulum, torque"),
         "notches": pendulum(NOTCHES, DQN, "pendulum, five notches"),
         "cliff": Problem(
             "CliffWalking with a fee", cliff, partial(table_truth, cliff_problem()), A2C, lambda x: np.array([-0.6])
@@ -238,7 +240,7 @@ def point(name: str, number: int) -> Floats:
 def run_one(name: str, number: int, followers: int, quick: bool) -> Data:
     """One record."""
     problem, x = problems()[name], point(name, number)
-    steps = 2_000 if quick else 50_000
+    steps = 2_000 if quick else problem.steps
     config = PBRLConfig(n_envs=16, evaluation_followers=followers, evaluation_steps=steps)
     leader = PBRL(problem.make(), problem.follower, config=config, x0=x, seed=100 * number + followers)
     record = leader.method.final(leader.state, leader.state.x.detach(), None, 0)

@@ -19,7 +19,7 @@ from .mdp.checks import require
 Floats = NDArray[np.float64]
 
 RTOL = 1e-4
-"""How far a step's reward may be from the leader model's, per unit of ``max(1, |reward|)``: room for float32 rewards."""
+"""How far a step's reward may be from the leader model's, per unit of it: room for float32 rewards."""
 
 
 @dataclass(frozen=True)
@@ -185,9 +185,17 @@ class World:
         require(bool(np.isfinite(paid).all()), "reward", "finite numbers in every step", paid)
         number = paid_leader.size == 1 and paid_leader.dtype.kind in "fiub" and math.isfinite(paid_leader.item())
         require(number, "info['leader_reward']", "one finite number in every step", repr(info["leader_reward"]))
+        draw = info["leader_draw"]
+        drawn = isinstance(draw, (dict, tuple)) or np.asarray(draw).dtype.kind in "fiub"
+        require(
+            drawn,
+            "info['leader_draw']",
+            "numbers: what x made the environment draw, 0 where it draws nothing",
+            repr(draw),
+        )
         after = self._joint(after)
         played = Played(
-            self._obs, action, info["leader_draw"], after, paid, float(paid_leader.item()),
+            self._obs, action, draw, after, paid, float(paid_leader.item()),
             bool(terminated or truncated), bool(terminated), self._first, mask,
         )  # fmt: skip
         self._obs, self._first = after, False
@@ -201,9 +209,18 @@ def same(one: Any, two: Any, rtol: float = 1e-6) -> bool:
     if isinstance(one, tuple):
         return isinstance(two, tuple) and len(one) == len(two) and all(map(same, one, two))
     a, b = np.asarray(one), np.asarray(two)
-    if a.dtype.kind not in "fiub" or b.dtype.kind not in "fiub":
+    if a.dtype.kind not in "fiub" or b.dtype.kind not in "fiub" or a.size == 0 or a.shape != b.shape:
         return a.shape == b.shape and bool((a == b).all())
-    return a.shape == b.shape and bool(np.allclose(a, b, rtol=rtol, atol=rtol, equal_nan=True))
+    small = 0.01 * rtol * float(np.abs(np.nan_to_num(a, posinf=0.0, neginf=0.0)).max())  # in no unit of its own
+    return bool(np.allclose(a, b, rtol=rtol, atol=small, equal_nan=True))
+
+
+def apart(modelled: Any, paid: Any) -> Floats:
+    """How far rewards are from one another, in shares of the larger, or of a hundredth of the largest of all."""
+    modelled, paid = np.asarray(modelled, dtype=np.float64), np.asarray(paid, dtype=np.float64)
+    larger = np.maximum(np.abs(modelled), np.abs(paid))
+    distance: Floats = np.abs(modelled - paid) / np.maximum(larger, max(0.01 * float(larger.max()), 1e-300))
+    return np.where(np.isnan(distance), np.inf, distance)
 
 
 def stacked(parts: Sequence[Any]) -> Any:

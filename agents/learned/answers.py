@@ -227,7 +227,7 @@ def judge(
     seed, answers = int(rng.integers(2**31)), []
     sharp = [True] if worlds.continuous_actions else [False, True]
     for name, follower in (trained | dict(held) | others).items():
-        for greedily in sharp if name not in held else [False]:
+        for greedily in sharp if name not in held else [False, True]:
             state = follower.generators.state
             with follower.generators.active():
                 player = follower.player(episodes, greedily)

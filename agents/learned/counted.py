@@ -310,6 +310,7 @@ def seek(venv: Counting, steps: int, rng: np.random.Generator) -> int:
     """
     counts, n, masked = venv.counts, venv.num_envs, venv.has_attr("action_masks")
     length = max(1, -(-steps // (STAGES * n)))
+    venv.seed(int(rng.integers(2**31)))  # copies of one environment would draw alike
     obs, spent = venv.reset(), 0
     policies = rng.integers(counts.A, size=(n, counts.S))
     for stage in range(STAGES):
