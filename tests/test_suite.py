@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,13 @@ def entered(frozen: dict[str, Any], *leaders: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["game", "sharp game", "city", "warm city"])
 def test_the_judge_agrees_with_the_library(name: str) -> None:
-    problem: Any = {
+    make: dict[str, Callable[[], Any]] = {
         "game": lambda: random_stackelberg(12, seed=3),
         "sharp game": lambda: random_stackelberg(7, 3, 4, gamma=0.99, seed=4),
         "city": lambda: TollDesignProblem(random_city(9, 2), 0.999, 0.1),
         "warm city": lambda: TollDesignProblem(random_city(9, 1), 0.999, 0.5),
-    }[name]()
+    }
+    problem = make[name]()
     drawn = problem.start_x() + torch.rand(problem.leader_dim, generator=torch.Generator().manual_seed(0)).double()
     x = problem.project(drawn)
     assert suite.judge(problem, x.numpy(), problem.tau0) == pytest.approx(
