@@ -165,11 +165,14 @@ def test_the_judge_refuses_a_point_outside_x() -> None:
 # --- what is frozen -------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_was_changed_is_refused(frozen: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    assert frozen["checksum"] == suite.checksum(frozen)
+def test_a_file_that_was_changed_is_refused(
+    frozen: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.undo()  # the reader, too
+    file = tmp_path / "suite.json"
+    file.write_text(json.dumps(frozen), encoding="utf-8")
+    assert suite.read(file) == frozen
     frozen["problems"]["games"]["budget"] += 1
-    file = Path("suite.json")
     file.write_text(json.dumps(frozen), encoding="utf-8")
     with pytest.raises(ValueError, match="it is not what was frozen"):
         suite.read(file)
