@@ -35,6 +35,7 @@ from torch import Tensor
 from ...envs.mdp import TabularMDP, policy_return
 from ...envs.mdp.checks import require
 from ...wrappers import LearnedReward, SegmentRecorder
+from ...wrappers.vec_env import legal_actions
 from ..followers.sb3 import Generators, SB3Follower
 from ..followers.spec import Answering, FollowerSpec
 from ..leader import Leader, Method, Progress, State
@@ -181,9 +182,8 @@ class PreferenceMethod(Method):
         if config.follower_plays_first:
             play = observed.follower.player(recorder)
         else:
-            space = recorder.action_space
-            space.seed(seed)
-            play = lambda _: np.stack([space.sample() for _ in range(n)])  # noqa: E731
+            recorder.action_space.seed(seed)
+            play = lambda _: legal_actions(recorder)  # noqa: E731
         # The follower's draws and episodes are then those that it would have had without this.
         held = observed.follower.generators.state
         for _ in range(-(-config.first_steps // n)):
