@@ -257,7 +257,9 @@ class PreferenceMethod(Method):
         self.collect(state)
         credit = self.credit(state, steps - rollout, steps)
         if credit is not None:
-            model.rollout_buffer.rewards += credit.astype(np.float32)
+            scaling = model.get_vec_normalize_env()  # the rollout's rewards are scaled by it, and clipped
+            scaled = credit if scaling is None else scaling.normalize_reward(credit)
+            model.rollout_buffer.rewards += scaled.astype(np.float32)
             model.rollout_buffer.compute_returns_and_advantage(last_values=found["values"], dones=found["dones"])
 
     def due(self, state: Any, progress: Progress, done: float = 1.0) -> int:
