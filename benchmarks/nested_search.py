@@ -1,4 +1,4 @@
-"""Nested search with ten times the steps: CMA-ES over x, a PPO follower retrained for every trial, against PBRL.
+"""Nested search with ten times the steps: CMA-ES, its PPO follower retrained for every trial, and PBRL, one run an instance.
 
 The method that a user would reach for today: a black-box optimiser proposes x, an SB3 follower learns from nothing to live
 under it, the leader's return is measured, and so on. All steps of training and of judging are counted for both methods, and
@@ -68,7 +68,7 @@ def run_one(method: str, problem: str, seed: int, quick: bool) -> Data:
         leader.learn(steps)
     else:
         config = CMAESConfig(follower_steps=chosen.trial_steps, eval_every=1)
-        leader = CMAES(env, chosen.trial_follower, config, seed=seed, env_kwargs=kwargs)
+        leader = CMAES(env, chosen.trial_follower, config=config, seed=seed, env_kwargs=kwargs)
         leader.learn(TIMES * steps)
     about = {"dim": len(leader.x), "cpu_seconds": round(time.process_time() - start, 1)}
     return outcome(leader) | about | history(leader, "steps", "leader_return", digits=5)

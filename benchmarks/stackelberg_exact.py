@@ -13,7 +13,7 @@ the method's own follower, ``J_L(x, pi_y)``, which is what the paper plots.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,16 +37,15 @@ from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
 
+from . import ties as ties  # of the page
 from .figures import draw_band, panels, share_limits
-from .runs import Data, Runs, cpu_seconds, grid, history, run_all
+from .runs import Data, Runs, cpu_seconds, grid, history, run_all, shortfall
 
 SEEDS = tuple(range(10))
 SIZES = (20, 100)
 ITERATIONS = 300
 PUBLISHED_ITERATIONS = 10_000
 TAU0 = 0.002
-AGAINST = -0.01
-"""Weight of the leader's reward in the follower's that breaks ties against the leader."""
 CURVE_POINTS = 100
 
 
@@ -61,7 +60,7 @@ class Method:
         label: its name in tables and pictures.
         leader: its class.
         config: its settings.
-        arguments: what follows the problem: the penalty and the inner solver.
+        arguments: further arguments: the penalty and the inner solver.
         published: whether it is one of the published settings.
         colour: in the picture.
     """
@@ -69,18 +68,18 @@ class Method:
     label: str
     leader: Callable[..., ExactLeader]
     config: Any
-    arguments: tuple[Any, ...] = ()
+    arguments: dict[str, Any] = field(default_factory=dict)
     published: bool = False
     colour: str = "black"
 
     def build(self, problem: StackelbergProblem, eval_every: int) -> ExactLeader:
         """The leader."""
-        return self.leader(problem, *self.arguments, config=replace(self.config, eval_every=eval_every))
+        return self.leader(problem, **self.arguments, config=replace(self.config, eval_every=eval_every))
 
 
 JOINT = TabularPBRLConfig(follower=Softmax(), **PUBLISHED)
-VALUE = (ValuePenalty(lam=2.0), MirrorDescent(iterations=1))
-BELLMAN = (BellmanPenalty(lam=7.0), MirrorDescent(iterations=10))
+VALUE = {"penalty": ValuePenalty(lam=2.0), "oracle": MirrorDescent(iterations=1)}
+BELLMAN = {"penalty": BellmanPenalty(lam=7.0), "oracle": MirrorDescent(iterations=10)}
 # Keeping the best x seen leaves the independent gradient's path as it is.
 NAIVE = IndependentPolicyGradientConfig(keep_best=True)
 NAIVE_PUBLISHED = IndependentPolicyGradientConfig(keep_best=True, **PUBLISHED)
@@ -112,9 +111,8 @@ def point(problem: StackelbergProblem, x: Any, evaluation: Evaluation) -> Data:
     tensor = torch.from_numpy(x)
     return {
         "leader_return": leader_return_at_best_response(problem, tensor, TAU0),
-        "leader_return_against": leader_return_at_best_response(problem, tensor, TAU0, tie=AGAINST),
         "at_pi_y": evaluation.leader_return_at_pi_y,
-        "gap": evaluation.gap,
+        "gap": shortfall(evaluation),
     }
 
 
@@ -165,7 +163,6 @@ PAIRS = (
 KINDS = {
     "last x": "last.leader_return",
     "best x": "best.leader_return",
-    "last x, ties against the leader": "last.leader_return_against",
 }
 
 

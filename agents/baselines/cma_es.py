@@ -22,18 +22,20 @@ from torch import Tensor
 from ...envs.mdp import LeaderSet
 from ...envs.mdp.checks import check_number, check_size, require
 from ...wrappers import set_leader
-from ..config import LeaderConfig
+from ..checkpoint import size_of
+from ..config import LeaderConfig, configured
 from ..estimators.rollouts import collect, episode_returns
 from ..evaluation import Evaluation, leader_return_at_best_response
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
 from ..followers.sb3 import SB3Follower
 from ..followers.spec import Answering, FollowerSpec
 from ..leader import Leader, Method, Progress, State
+from ..learned.answers import Evaluating, judge
 from ..learned.worlds import EnvSpec, Worlds
-from ..records import storable
+from ..records import snapshot, storable
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _SearchConfig(LeaderConfig):
     sigma: float = 0.1
     population: int | None = None
@@ -50,7 +52,7 @@ class _SearchConfig(LeaderConfig):
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TabularCMAESConfig(ExactConfig, _SearchConfig):
     """How :class:`TabularCMAES` searches; the optimiser's settings of other leaders are not used.
 
@@ -63,7 +65,7 @@ class TabularCMAESConfig(ExactConfig, _SearchConfig):
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CMAESConfig(_SearchConfig):
     """How :class:`CMAES` searches; the optimiser's settings of other leaders are not used.
 
@@ -75,18 +77,21 @@ class CMAESConfig(_SearchConfig):
         n_envs: copies of the world that it trains in.
         rollout_envs: episodes by which a trial's leader return is measured.
         rollout_tail: discount at which they are cut; a critic of these episodes stands for the rest.
-        evaluation_steps: steps of honest evaluation's follower, where the environment is not tabular.
+        evaluation_followers: followers that ``evaluate()`` trains afresh, where no model is known; a record in ``learn`` trains
+            one.
+        evaluation_steps: steps that each of them trains.
     """
 
     follower_steps: int = 20_000
     n_envs: int = 64
     rollout_envs: int = 64
     rollout_tail: float = 0.05
+    evaluation_followers: int = 3
     evaluation_steps: int = 50_000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("follower_steps", "n_envs", "rollout_envs", "evaluation_steps"):
+        for name in ("follower_steps", "n_envs", "rollout_envs", "evaluation_followers", "evaluation_steps"):
             check_size(getattr(self, name), name)
         check_number(self.rollout_tail, "rollout_tail", low=0.0, high=1.0, open_low=True, open_high=True)
 
@@ -244,11 +249,15 @@ class CMAESState(State):
         search: the search itself.
         words: that seed the trials.
         trials: followers trained so far.
+        evaluations: records so far; they seed what a record draws.
+        earlier: the weights of the best answer in the last record, where no model is known.
     """
 
     search: Any = None
     words: list[int] = field(default_factory=list)
     trials: int = 0
+    evaluations: int = 0
+    earlier: dict[str, Any] = field(default_factory=dict)
 
 
 class CMAESMethod(Method):
@@ -256,9 +265,8 @@ class CMAESMethod(Method):
 
     counts = "total_timesteps"
 
-    def __init__(self, env: EnvSpec, follower: FollowerSpec, config: CMAESConfig | None, env_kwargs: Any) -> None:
-        self.config = CMAESConfig() if config is None else config
-        require(isinstance(self.config, CMAESConfig), "config", "a CMAESConfig", repr(config))
+    def __init__(self, env: EnvSpec, follower: FollowerSpec, config: CMAESConfig, env_kwargs: Any) -> None:
+        self.config = config
         self.worlds, self.follower_spec = Worlds(env, env_kwargs, observe_commitment=False), follower
         self.source, self.leader_set = self.worlds.source, self.config.cut(self.worlds.leader_set)
 
@@ -311,15 +319,35 @@ class CMAESMethod(Method):
         _, leader = episode_returns(episodes, w.base_space, w.gamma)
         return leader
 
-    def evaluate(self, state: CMAESState, x: Tensor, iteration: int) -> Evaluation:
-        """Exact where the environment is tabular; else by one more trial, whose steps count."""
-        stderr = 0.0
-        if self.worlds.problem is not None:
-            value = leader_return_at_best_response(self.worlds.problem, x)
-        else:
-            returns = self.trial(state, x.numpy(), self.config.evaluation_steps, iteration, 1)
-            value, stderr = float(returns.mean()), float(returns.std(ddof=1) / np.sqrt(len(returns)))
-        return Evaluation(value, None, None, None, None, 0.0, state.num_timesteps, iteration, stderr)
+    def evaluate(self, state: CMAESState, x: Tensor, iteration: int, n_followers: int = 1) -> Evaluation:
+        """Exact where a model is known; else by the best answer that is found, whose steps count."""
+        known = self.worlds.model
+        if known is not None:
+            value = leader_return_at_best_response(known, x)
+            return Evaluation(value, None, None, None, None, 0.0, state.num_timesteps, iteration)
+        c, seeds = self.config, np.random.SeedSequence([*state.words, state.evaluations, 1])
+        state.evaluations += 1
+        earlier = [("the best answer of an earlier record", state.earlier)] if state.earlier else []
+        sizes = Evaluating(n_followers, c.evaluation_steps, c.n_envs, c.rollout_envs)
+        found = judge(self.worlds, self.follower_spec, x.numpy(), {}, earlier, sizes, seeds)
+        state.earlier = found.policy
+        state.num_timesteps += found.steps
+        value, stderr = found.leader_return
+        cost = {"evaluation_followers": found.followers, "evaluation_steps": found.steps}
+        steps = state.num_timesteps
+        return Evaluation(
+            value, None, None, None, None, 0.0, steps, iteration, stderr, best_answer=found.best_answer, **cost
+        )
+
+    def final(self, state: CMAESState, x: Tensor, record: Evaluation, iteration: int) -> Evaluation:
+        """Where no model is known, by ``evaluation_followers`` trained anew: not the record that x was chosen by."""
+        if self.worlds.model is not None:
+            return record
+        return self.evaluate(state, x, iteration, self.config.evaluation_followers)
+
+    def room(self, state: CMAESState) -> int:
+        """Of the earlier answer's weights."""
+        return size_of(snapshot(self.new_follower(0).policy_state()))
 
     def fingerprint(self) -> list[float]:
         return self.worlds.fingerprint()
@@ -329,12 +357,13 @@ class CMAES(Leader):
     """CMA-ES on the leader's return at an SB3 follower, trained from scratch for every trial.
 
     Args:
-        env: a leader environment: its id, an environment (it is copied), or a callable that makes one.
+        env: a leader environment: its id, an environment (it is copied), a callable that makes one, or a problem.
         follower: an SB3 class, or a callable ``VecEnv -> BaseAlgorithm``.
         config: the search, the trials, bounds.
         seed: of the search, the followers and their worlds.
         env_kwargs: arguments of an id.
         x0: start, ``[dim]``; by default the environment's own.
+        settings: fields of the config by name, e.g. ``population=8``; none beside ``config``.
 
     Attributes:
         trials: followers trained so far.
@@ -351,9 +380,12 @@ class CMAES(Leader):
         self,
         env: EnvSpec,
         follower: FollowerSpec,
+        *,
         config: CMAESConfig | None = None,
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
         x0: Any = None,
+        **settings: Any,
     ) -> None:
+        config = configured(type(self), CMAESConfig, config, settings)
         super().__init__(CMAESMethod(env, follower, config, env_kwargs), seed, x0)

@@ -26,7 +26,7 @@ from ..schedules import Quench, Schedule
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class HypergradientConfig(ExactConfig):
     """How :class:`Hypergradient` learns.
 

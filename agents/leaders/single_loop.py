@@ -49,7 +49,6 @@ from ...envs.tabular import AliasSampler, Floats, Integers
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
 from ..leader import Progress, projected_step
 from ..lower_levels import Policies
-from ..penalties import Penalty, ValuePenalty
 from ..records import storable
 from ..schedules import Power, Schedule, as_schedule
 
@@ -300,7 +299,7 @@ TAU, W, OCCUPANCY_RATE = Power(0.289, 0.0242, 0.8), Power(5.28, 2.69, 0.15), Pow
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SingleLoopConfig(ExactConfig):
     """How :class:`SingleLoop` learns. Every schedule runs over the budget of ``learn``.
 
@@ -343,7 +342,7 @@ class SingleLoopConfig(ExactConfig):
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class NestedLoopConfig(SingleLoopConfig):
     """The nested loop: x rests while its followers learn, then steps by the mean gradient of the block's last part."""
 
@@ -353,7 +352,7 @@ class NestedLoopConfig(SingleLoopConfig):
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class FiniteDifferencesConfig(NestedLoopConfig):
     """How :class:`FiniteDifferences` learns: in blocks as long as the nested loop's.
 
@@ -434,8 +433,12 @@ class SingleLoopMethod(ExactMethod):
         assert state.followers is not None
         return (torch.from_numpy(state.followers.policies[-1, 0]),)
 
-    def penalty_and_lam(self, state: SingleLoopState) -> tuple[Penalty, float] | None:
-        return ValuePenalty(), 1.0 / state.w
+    def lam_now(self, state: SingleLoopState) -> float | None:
+        return 1.0 / state.w
+
+    def response(self, state: SingleLoopState, own: Policies) -> Policies | None:
+        assert state.followers is not None
+        return own if self.lam_now(state) is None else (torch.from_numpy(state.followers.policies[0, 0]),)
 
     def sampled_steps(self, state: SingleLoopState) -> int:
         return state.num_timesteps
@@ -444,10 +447,11 @@ class SingleLoopMethod(ExactMethod):
 class SingleLoop(ExactLeader):
     """Single-loop actor-critic: x and two followers move together, a transition each an iterate.
 
-    The model serves to draw from, and for honest evaluation.
+    The model serves to draw from, and for evaluation at the best response.
 
-    ``evaluate()``: ``leader_return`` is that at the exact best response; ``leader_return_at_pi_y``, ``gap`` and ``penalty``
-    are those of the penalised follower, lam = 1/w. ``num_timesteps`` counts transitions of all followers.
+    ``evaluate()``: ``leader_return`` is that at the exact best response; ``leader_return_at_pi_y`` and ``penalty`` are those of
+    the penalised follower, lam = 1/w; ``follower_regret`` is that of the follower that stands for the best response.
+    ``num_timesteps`` counts transitions of all followers.
 
     Args:
         problem: a tabular problem, an environment that has one, or its id. x must enter the follower's reward only, there
@@ -466,7 +470,7 @@ class SingleLoop(ExactLeader):
     Example:
         >>> from bilevel_gym.agents import SingleLoop, SingleLoopConfig
         >>> config = SingleLoopConfig(learning_rate=3e-4, tau=0.3, w=0.5)
-        >>> leader = SingleLoop("bilevel_gym/TwoState-v0", config, env_kwargs={"tau": 0.3}, x0=[0.0]).learn(20_000)
+        >>> leader = SingleLoop("bilevel_gym/TwoState-v0", config=config, env_kwargs={"tau": 0.3}, x0=[0.0]).learn(20_000)
         >>> leader.evaluate().leader_return > 2.0 * leader.history[0].leader_return
         True
     """
@@ -482,7 +486,7 @@ class PartialSGDMethod(SingleLoopMethod):
     def advance(self, block: Block, state: SingleLoopState) -> Step:
         return partial_sgd(block)
 
-    def penalty_and_lam(self, state: SingleLoopState) -> None:
+    def lam_now(self, state: SingleLoopState) -> None:
         return None
 
 
@@ -504,7 +508,7 @@ class FiniteDifferencesMethod(SingleLoopMethod):
         direction = torch.randn(block.x.shape, dtype=torch.float64, generator=state.generator)
         return finite_differences(block, direction, self.config.h)
 
-    def penalty_and_lam(self, state: SingleLoopState) -> None:
+    def lam_now(self, state: SingleLoopState) -> None:
         return None
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...envs.mdp.checks import require
+from ..config import configured
 from ..exact import ExactLeader
 from ..followers.oracles import Oracle, OracleAnswer, SoftPolicyIteration
 from ..held_policies import Direct, HeldConfig, HeldMethod, HeldState, Softmax, Solved
@@ -32,7 +33,7 @@ from ..sources import ProblemSource
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TabularPBRLConfig(HeldConfig):
     """How :class:`TabularPBRL` learns.
 
@@ -152,8 +153,12 @@ class TabularPBRLMethod(HeldMethod):
         gradients = [projected_gradient(group["params"][0], group["lr"], project) for group, project in pairs]
         return math.sqrt(sum(float(g.square().sum()) for g in gradients))
 
-    def penalty_and_lam(self, state: TabularPBRLState) -> tuple[Penalty, float]:
-        return self.penalty, state.lam
+    def lam_now(self, state: TabularPBRLState) -> float:
+        return state.lam
+
+    def response(self, state: TabularPBRLState, own: Policies) -> Policies | None:
+        """The oracle's last answer, which was to the x before; None over a game, whose players answer each other."""
+        return (state.answers[0].pi,) if len(state.answers) == 1 else None
 
     def arguments(self) -> dict[str, Any]:
         return {"config": self.config, "penalty": self.penalty, "oracle": self.oracle}
@@ -162,7 +167,7 @@ class TabularPBRLMethod(HeldMethod):
 class TabularPBRL(ExactLeader):
     """The penalty method with the model known.
 
-    Over a zero-sum game ``evaluate().leader_return`` is that at the Nash equilibrium of x, ``gap`` and ``penalty`` are the
+    Over a zero-sum game ``evaluate().leader_return`` is that at the Nash equilibrium of x, ``penalty`` is the
     Nikaido-Isoda gap of the method's own policies.
 
     Args:
@@ -185,7 +190,7 @@ class TabularPBRL(ExactLeader):
         >>> leader = TabularPBRL("bilevel_gym/StackelbergGame-v0", env_kwargs={"n_states": 10}).learn(20)
         >>> leader.evaluate().leader_return > leader.evaluate().gap
         True
-        >>> leader = TabularPBRL("bilevel_gym/incentive_design_v0", NikaidoIsodaPenalty(lam=10.0)).learn(100)
+        >>> leader = TabularPBRL("bilevel_gym/incentive_design_v0", penalty=NikaidoIsodaPenalty(lam=10.0)).learn(100)
         >>> leader.evaluate().gap < 0.2
         True
     """
@@ -193,11 +198,14 @@ class TabularPBRL(ExactLeader):
     def __init__(
         self,
         problem: ProblemSource,
+        *,
         penalty: Penalty | None = None,
         oracle: Oracle | None = None,
         config: TabularPBRLConfig | None = None,
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
         x0: Any = None,
+        **settings: Any,
     ) -> None:
+        config = configured(type(self), TabularPBRLConfig, config, settings)
         Leader.__init__(self, TabularPBRLMethod(problem, penalty, oracle, config, env_kwargs), seed, x0)

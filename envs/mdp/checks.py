@@ -18,6 +18,10 @@ DISTRIBUTION_ATOL = 1e-6
 """Largest distance from 1 that the sum of a distribution may have: what rounding to float32 leaves."""
 
 
+class ArgumentError(TypeError, ValueError):
+    """An argument by a name that is not taken: Python's ``TypeError``, and a ``ValueError`` like every other refused argument."""
+
+
 def require(condition: bool, name: str, expected: str, got: object) -> None:
     """Raise ``ValueError`` naming the argument unless ``condition`` holds."""
     if not condition:

@@ -117,7 +117,7 @@ class LakesProblem(BilevelProblem):
 def leader() -> TabularPBRL:
     """The penalty method over the three."""
     config = TabularPBRLConfig(follower=Softmax(0.5))
-    return TabularPBRL(LakesProblem(), NikaidoIsodaPenalty(lam=10.0), config=config, x0=[0.2])
+    return TabularPBRL(LakesProblem(), penalty=NikaidoIsodaPenalty(lam=10.0), config=config, x0=[0.2])
 
 
 if __name__ == "__main__":
@@ -127,4 +127,4 @@ if __name__ == "__main__":
     print(
         f"leader's return at the fishers' best responses: {before:.3f} before, {record.leader_return:.3f} after, x = {made.x}"
     )
-    print(f"what the fishers fall short of theirs by, together: {record.gap:.4f}")
+    print(f"what the fishers fall short of theirs by, together: {record.penalty:.4f}")

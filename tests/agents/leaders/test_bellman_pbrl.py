@@ -77,7 +77,7 @@ PROBLEMS: dict[str, Any] = {
 def held_policies(name: str, config: PBRLConfig) -> tuple[PBRL, TabularProblem, list[Tensor]]:
     """A leader whose two followers answer with fixed random policies of unlike entropy."""
     x0 = None if name == "Stackelberg" else 0.3 * np.arange(1, 4)
-    leader = PBRL(PROBLEMS[name](), DQN, BellmanPenalty(lam=LAM), config, x0=x0)
+    leader = PBRL(PROBLEMS[name](), DQN, penalty=BellmanPenalty(lam=LAM), config=config, x0=x0)
     problem = leader.worlds.problem
     assert problem is not None
     shape, rng = problem.follower_mdp(problem.start_x()).r.shape, torch.Generator().manual_seed(1)
@@ -169,7 +169,9 @@ def test_near_policies_are_compared_on_near_episodes() -> None:
 
 def test_followers_train_on_their_own_rewards_at_the_x_and_lam_of_now() -> None:
     config = replace(SMALL, noisy_share=0.0)
-    leader = PBRL(TabularEnv(moved_problem(dynamics=False)), DQN, BellmanPenalty(lam=Geometric(2.0, 8.0)), config)
+    leader = PBRL(
+        TabularEnv(moved_problem(dynamics=False)), DQN, penalty=BellmanPenalty(lam=Geometric(2.0, 8.0)), config=config
+    )
     problem, checked, train = leader.worlds.problem, [], type(leader.best_response).train
     assert problem is not None
 
@@ -226,10 +228,10 @@ def test_the_record_is_of_the_regularised_problem() -> None:
     mdp, pi_y = problem.follower_mdp(x), leader.level.table(leader.penalised, x)
     last = leader.history[-1]
     if np.array_equal(leader.x, leader.last_x):
-        assert last.gap == pytest.approx(float(true_value_penalty(mdp, pi_y, TAU)), rel=1e-9)
+        assert last.penalty == pytest.approx(float(true_value_penalty(mdp, pi_y, TAU)), rel=1e-9)
     assert record.tau == TAU
-    assert record.gap is not None
-    assert record.gap > 0.0
+    assert record.penalty is not None
+    assert record.penalty > 0.0
     assert record.leader_return == leader_return_at_best_response(problem, x)
 
 
@@ -265,9 +267,9 @@ def test_missing_actions_that_simulators_take_are_actions() -> None:
     assert problem.follower_mdp(x).mask is not None
     pi_y = leader.level.table(leader.penalised, x).reshape(mdp.r.shape)
     assert bool((pi_y > 0).all())
-    assert record.gap == pytest.approx(float(problem.over_contexts(true_value_penalty(mdp, pi_y, 0.5))), rel=1e-9)
-    assert record.gap is not None
-    assert record.gap > 0.0
+    assert record.penalty == pytest.approx(float(problem.over_contexts(true_value_penalty(mdp, pi_y, 0.5))), rel=1e-9)
+    assert record.penalty is not None
+    assert record.penalty > 0.0
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -327,7 +329,7 @@ def test_over_a_game_it_is_refused() -> None:
     with pytest.raises(
         ValueError, match="penalty: expected a NikaidoIsodaPenalty over a zero-sum game, got BellmanPen"
     ):
-        PBRL("bilevel_gym/incentive_design_v0", DQN, BellmanPenalty())
+        PBRL("bilevel_gym/incentive_design_v0", DQN, penalty=BellmanPenalty())
 
 
 def test_another_temperature_than_the_environments_is_told() -> None:
