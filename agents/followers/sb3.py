@@ -383,7 +383,7 @@ class SB3Follower:
         path = path if path.suffix else path.with_suffix(".zip")
         scaling, statistics = model.get_vec_normalize_env(), statistics_beside(path)
         if scaling is not None:
-            write_whole(statistics, lambda file: pickle.dump(scaling, file))  # type: ignore[arg-type]
+            write_whole(statistics, lambda file: pickle.dump(scaling, file))
         elif statistics.is_file():
             statistics.unlink()
         return write_whole(path, lambda file: file.write(blob.getbuffer()))  # type: ignore[arg-type]

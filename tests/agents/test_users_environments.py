@@ -13,7 +13,7 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO
 
 from bilevel_gym.agents import DRLHF, PBRL, PreferencePBRL
-from tests.agents.users import GAMMA, Charged, Masked, Users, led, pbrl, preferences
+from tests.agents.users import GAMMA, Charged, Masked, Users, led, once, pbrl, preferences
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:the best response was certified", "ignore:follower. expected rollouts", "ignore:.*queries are still without"
@@ -37,7 +37,7 @@ def test_a_leader_that_is_paid_by_the_action_is_paid_by_the_true_one(
     algorithm: Any, obs: Any, actions: Any, most: int
 ) -> None:
     """``Users`` takes legal actions alone; ten steps can pay the leader no more than ten times the largest."""
-    leader = pbrl(led(Users(obs, actions)), algorithm).learn(600)
+    leader = once(pbrl(led(Users(obs, actions)), algorithm))
     assert leader.iteration >= 1
     bound = most * (1.0 - GAMMA**10) / (1.0 - GAMMA)
     least = min(-1, most - 3) * (1.0 - GAMMA**10) / (1.0 - GAMMA)
@@ -55,7 +55,7 @@ def test_x_is_shown_beside_observations_that_are_not_counted_from_0() -> None:
     step = tuple(np.array([part]) for part in (0, 0, 0, 1))  # state 7, action -1
     _, _, r_follower, r_leader = worlds.relabelled(np.array([0.5]), *step)
     assert (float(r_follower[0]), float(r_leader[0])) == (7.5, -1.0)
-    leader.learn(600)
+    once(leader)
     assert leader.iteration >= 1
     leader.close()
 
@@ -93,7 +93,7 @@ def test_a_reward_that_is_no_number_is_named_and_the_leader_can_be_saved(algorit
     path = leader.save(tmp_path / "leader.zip")
     kept = PBRL.load(path, algorithm, led(Users()))
     np.testing.assert_array_equal(kept.last_x, leader.last_x)
-    kept.learn(400)
+    once(kept)
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
@@ -103,7 +103,7 @@ def test_a_reward_beyond_float32_is_named() -> None:
 
 
 def test_large_rewards_that_float32_bears_leave_everything_finite() -> None:
-    leader = pbrl(led(Users(paid=lambda step, action: 1e12 * float(action))), A2C).learn(600)
+    leader = once(pbrl(led(Users(paid=lambda step, action: 1e12 * float(action))), A2C))
     assert leader.iteration >= 1
     assert np.isfinite([leader.last_x[0], *(record.leader_return for record in leader.history)]).all()
 
@@ -145,12 +145,12 @@ def test_preferences_are_not_learned_from_what_is_no_number(learner: Any) -> Non
 @pytest.mark.parametrize("vec_env", ["dummy", "subproc"])
 def test_rewards_of_shape_1_are_numbers(vec_env: Any) -> None:
     """The follower's and, of an environment of the user's own, the leader's: the same as numbers would lead to."""
-    leader = pbrl(Charged(), A2C, vec_env=vec_env).learn(400)
+    leader = once(pbrl(Charged(), A2C, vec_env=vec_env))
     assert leader.iteration >= 1
     leader.close()
     if vec_env == "dummy":
         one, other = (
-            pbrl(led(Users(paid=paid)), A2C).learn(400)
+            once(pbrl(led(Users(paid=paid)), A2C))
             for paid in (lambda step, a: np.array([float(a)]), lambda step, a: float(a))
         )
         assert [r.as_dict() for r in one.history] == [r.as_dict() for r in other.history]
@@ -170,7 +170,7 @@ def test_vector_rewards_are_refused_by_name_with_the_way_out() -> None:
         with pytest.raises(ValueError, match=r"^reward: expected one number a step, .*TransformReward.*LinearReward"):
             make()
     scalar: Any = gym.wrappers.TransformReward(Users(paid=many), lambda r: float(r @ np.array([1.0, 2.0])))
-    assert pbrl(led(scalar), A2C).learn(400).iteration >= 1
+    assert once(pbrl(led(scalar), A2C)).iteration >= 1
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ MASKED = [spaces.Discrete(3), spaces.MultiDiscrete([3, 2]), spaces.MultiBinary(3
 @pytest.mark.parametrize("actions", MASKED, ids=str)
 def test_illegal_moves_are_not_made(actions: Any) -> None:
     """An illegal move is an error of the environment's: where a step is tried, in the first plays, and by followers."""
-    leader = pbrl(led(Masked(action_space=actions)), MaskablePPO).learn(600)
+    leader = once(pbrl(led(Masked(action_space=actions)), MaskablePPO))
     assert leader.iteration >= 1
     record = preferences(Masked(action_space=actions), MaskablePPO).learn(160).evaluate()
     assert record.true_return >= 0.0

@@ -153,9 +153,20 @@ def led(env: gym.Env[Any, Any], **kwargs: Any) -> ShapedReward:
 
 def pbrl(env: Any, follower: Any, **kwargs: Any) -> PBRL:
     """PBRL with the least of everything."""
-    small: dict[str, Any] = {"n_envs": 2, "follower_steps": 16, "warmup_steps": 16, "evaluation_steps": 32}
+    small: dict[str, Any] = {
+        "n_envs": 2,
+        "follower_steps": 16,
+        "warmup_steps": 16,
+        "evaluation_steps": 16,
+        "evaluation_followers": 1,
+    }
     estimator = {"estimator": Rollouts(2), "observe_commitment": False}
     return PBRL(env, follower, config=PBRLConfig(**(small | estimator | kwargs)))
+
+
+def once(leader: PBRL) -> PBRL:
+    """One iteration and its record, whatever they cost."""
+    return leader.learn(10**6, callback=lambda _: False)
 
 
 def preferences(env: Any, follower: Any, leader: Any = DRLHF, **kwargs: Any) -> DRLHF | PreferencePBRL:

@@ -30,9 +30,14 @@ def plain(venv: VecEnv) -> A2C:
 @pytest.fixture(scope="module")
 def leader() -> PBRL:
     config = PBRLConfig(
-        n_envs=4, warmup_steps=64, follower_steps=64, estimator=Rollouts(n_envs=2, tail=0.9), evaluation_steps=64
+        n_envs=4,
+        warmup_steps=64,
+        follower_steps=64,
+        estimator=Rollouts(n_envs=2, tail=0.9),
+        evaluation_steps=32,
+        evaluation_followers=1,
     )
-    return PBRL(ENV, scaled, config=config).learn(4_000)
+    return PBRL(ENV, scaled, config=config).learn(10**6, callback=lambda _: False)
 
 
 def same_policy(follower: Any, model: Any) -> None:
@@ -57,8 +62,8 @@ def test_save_leaves_the_statistics_beside_the_model(leader: PBRL, tmp_path: Pat
     statistics = tmp_path / "follower" / "vecnormalize.pkl"
     assert statistics.is_file()
     own: Any = leader.follower.model.get_vec_normalize_env()
-    kept = VecNormalize.load(str(statistics), DummyVecEnv([leader.follower_env]))
-    np.testing.assert_array_equal(kept.obs_rms.mean, own.obs_rms.mean)  # type: ignore[union-attr]
+    kept: Any = VecNormalize.load(str(statistics), DummyVecEnv([leader.follower_env]))
+    np.testing.assert_array_equal(kept.obs_rms.mean, own.obs_rms.mean)
     assert kept.ret_rms.var == own.ret_rms.var
     for env in (leader.follower_env(), DummyVecEnv([leader.follower_env])):
         same_policy(leader.follower, load_follower(path, A2C, env, trust_pickle=True))

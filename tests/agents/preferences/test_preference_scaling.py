@@ -43,9 +43,14 @@ def test_the_credit_is_scaled_as_rewards_are(kwargs: dict[str, Any], how: Any, m
     original = PreferencePBRLMethod.rollout_ended
 
     def watched(self: Any, state: Any, f: Any, progress: Any, begun: int, found: Any) -> None:
-        model, credits = f.follower.model, []
+        model, credits = f.follower.model, list[Any]()
         own = type(self).credit
-        monkeypatch.setattr(type(self), "credit", lambda *a: credits.append(own(*a)) or credits[-1])
+
+        def credit(*arguments: Any) -> Any:
+            credits.append(own(*arguments))
+            return credits[-1]
+
+        monkeypatch.setattr(type(self), "credit", credit)
         before = model.rollout_buffer.rewards.copy()
         original(self, state, f, progress, begun, found)
         monkeypatch.setattr(type(self), "credit", own)
