@@ -24,12 +24,12 @@ from .check_contract import (
     check_timing,
     drawn_points,
 )
-from .check_copies import check_copies
+from .check_copies import check_copies, check_simulator
 from .check_draws import check_log_p
 from .check_model import Model, check_dependence, check_gradients, check_own_parameter, check_rewards
 from .check_play import Floats, World, trace
 from .check_problem import check_problem
-from .mdp.checks import check_count
+from .mdp.checks import check_count, require
 
 EXEMPT = {
     "bilevel_gym/HappyText-v0": "the leader is a reward model, and none is in the environment",
@@ -38,7 +38,7 @@ EXEMPT = {
 """Environments of this library that have no parameter to set, and why."""
 
 
-def check_leader_env(env: Any, steps: int = 2000) -> None:
+def check_leader_env(env: Any, steps: int = 2000, env_kwargs: dict[str, Any] | None = None) -> None:
     """Check that an environment keeps the contract of ``LeaderEnv``: x arrives, and model and problem are the step.
 
     The environment is reset, stepped with random actions and given other x; afterwards it stands at the x that it had. What is
@@ -50,6 +50,7 @@ def check_leader_env(env: Any, steps: int = 2000) -> None:
             one. With an id or a callable it is also checked that x does not leak into other environments of the process.
         steps: steps of each statistical test, and at most so many until x must have arrived (2000). An environment with slow
             steps can be given fewer; the tests then notice less, and refuse no right environment more often.
+        env_kwargs: arguments of the environment, by name, where ``env`` is an id (none).
 
     Raises:
         ValueError: what is missing or wrong, and what to do about it.
@@ -66,7 +67,7 @@ def check_leader_env(env: Any, steps: int = 2000) -> None:
     if name in EXEMPT:
         warnings.warn(f"check_leader_env: {name} has no parameter to set, for {EXEMPT[name]}", stacklevel=2)
         return
-    made, make = _opened(env)
+    made, make = _opened(env, env_kwargs)
     world = World(made)
     check_names(world)
     start, generators = world.x, torch.get_rng_state()
@@ -107,10 +108,12 @@ def _check(world: World, make: Callable[[], Any] | None, start: Floats, steps: i
     if not silent:
         check_log_p(world, points[1], points[0], steps)
     check_problem(world, points[1], points[0], steps)
+    check_simulator(world, points[:3])
 
 
-def _opened(env: Any) -> tuple[Any, Callable[[], Any] | None]:
+def _opened(env: Any, env_kwargs: dict[str, Any] | None) -> tuple[Any, Callable[[], Any] | None]:
     """The environment, and what makes another like it; None where that is not known."""
+    require(not env_kwargs or isinstance(env, str), "env_kwargs", "none where env is no id", env_kwargs)
     if isinstance(env, gym.Env):
         again: Any = getattr(env.spec, "make", None)
         try:
@@ -119,20 +122,20 @@ def _opened(env: Any) -> tuple[Any, Callable[[], Any] | None]:
             return env, None
     if isinstance(env, (pettingzoo.ParallelEnv, pettingzoo.AECEnv)):
         return env, None
-    make = _maker(env) if isinstance(env, str) else env
+    make = _maker(env, env_kwargs or {}) if isinstance(env, str) else env
     return (make(), make) if callable(make) else (make, None)
 
 
-def _maker(name: str) -> Callable[[], Any]:
+def _maker(name: str, kwargs: dict[str, Any]) -> Callable[[], Any]:
     """What makes an environment of an id, Gymnasium's or PettingZoo's."""
     for kind in ("parallel", "aec"):
         try:
             pettingzoo.spec(kind, name)
         except PettingZooRegistryError:
             continue
-        return lambda: pettingzoo.make(kind, name)
+        return lambda: pettingzoo.make(kind, name, **kwargs)
     try:
         gym.spec(name)
     except gym.error.Error as error:
         raise ValueError(f"env: expected a registered id, got {name!r} ({error})") from error
-    return lambda: gym.make(name)
+    return lambda: gym.make(name, **kwargs)

@@ -198,7 +198,7 @@ def check_context(world: World, points: list[Floats]) -> None:
     if world.find("commitment_is_distribution"):
         fits = all(bool((rows >= 0.0).all()) and np.allclose(rows.sum(-1), 1.0, atol=1e-4) for rows in seen)
         require(fits, "commitment", "rows that are distributions, as commitment_is_distribution says", seen[0][0])
-    moved = size == 0 or any(not np.allclose(rows, seen[0], rtol=1e-6, atol=1e-7) for rows in seen[1:])
+    moved = size == 0 or any(not np.array_equal(rows, seen[0]) for rows in seen[1:])
     expected = "entries that depend on x, from set_leader on (or commitment_size = 0 where followers are shown nothing)"
     require(moved, "commitment", expected, f"{seen[0][0]} under each x tried")
 

@@ -19,7 +19,7 @@ from .mdp.checks import require
 Floats = NDArray[np.float64]
 
 RTOL = 1e-4
-"""How far a step's reward may be from the leader model's, per unit of ``max(1, |reward|)``: room for float32 rewards."""
+"""How far a step's reward may be from the leader model's, per unit of it: room for float32 rewards."""
 
 
 @dataclass(frozen=True)
@@ -176,18 +176,23 @@ class World:
         else:
             after, reward, terminated, truncated, info = self.env.step(action)
         for key in ("leader_reward", "leader_draw"):
-            require(key in info, "info", f"the key {key!r} after every step", sorted(info))
-        paid, paid_leader = np.asarray(reward, dtype=np.float64), np.asarray(info["leader_reward"])
+            require(key in info, "info", f"the key {key!r} after every step", list(info))
+        paid, draw, paid_leader = np.asarray(reward, dtype=np.float64), info["leader_draw"], info["leader_reward"]
         if not self.game:
             way_out = "one number a step (of several objectives make one, e.g. by mo_gymnasium's LinearReward)"
             require(paid.size == 1, "reward", way_out, f"shape {paid.shape}")
             paid = paid.reshape(())
-        require(bool(np.isfinite(paid).all()), "reward", "finite numbers in every step", paid)
-        number = paid_leader.size == 1 and paid_leader.dtype.kind in "fiub" and math.isfinite(paid_leader.item())
-        require(number, "info['leader_reward']", "one finite number in every step", repr(info["leader_reward"]))
+        if not np.isfinite(paid).all():
+            raise ValueError(f"reward: expected finite numbers in every step, got {paid}")
+        number = np.asarray(paid_leader)
+        if number.size != 1 or number.dtype.kind not in "fiub" or not math.isfinite(number.item()):
+            raise ValueError(f"info['leader_reward']: expected one finite number in every step, got {paid_leader!r}")
+        if not isinstance(draw, (dict, tuple)) and np.asarray(draw).dtype.kind not in "fiub":
+            told = "numbers: what x made the environment draw, 0 where it draws nothing"
+            raise ValueError(f"info['leader_draw']: expected {told}, got {draw!r}")
         after = self._joint(after)
         played = Played(
-            self._obs, action, info["leader_draw"], after, paid, float(paid_leader.item()),
+            self._obs, action, draw, after, paid, float(number.item()),
             bool(terminated or truncated), bool(terminated), self._first, mask,
         )  # fmt: skip
         self._obs, self._first = after, False
@@ -201,9 +206,18 @@ def same(one: Any, two: Any, rtol: float = 1e-6) -> bool:
     if isinstance(one, tuple):
         return isinstance(two, tuple) and len(one) == len(two) and all(map(same, one, two))
     a, b = np.asarray(one), np.asarray(two)
-    if a.dtype.kind not in "fiub" or b.dtype.kind not in "fiub":
+    if a.dtype.kind not in "fiub" or b.dtype.kind not in "fiub" or a.size == 0 or a.shape != b.shape:
         return a.shape == b.shape and bool((a == b).all())
-    return a.shape == b.shape and bool(np.allclose(a, b, rtol=rtol, atol=rtol, equal_nan=True))
+    small = 0.01 * rtol * float(np.abs(np.nan_to_num(a, posinf=0.0, neginf=0.0)).max())  # in no unit of its own
+    return bool(np.allclose(a, b, rtol=rtol, atol=small, equal_nan=True))
+
+
+def apart(modelled: Any, paid: Any) -> Floats:
+    """How far rewards are from one another, in shares of the larger, or of a hundredth of the largest of all."""
+    modelled, paid = np.asarray(modelled, dtype=np.float64), np.asarray(paid, dtype=np.float64)
+    larger = np.maximum(np.abs(modelled), np.abs(paid))
+    distance: Floats = np.abs(modelled - paid) / np.maximum(larger, max(0.01 * float(larger.max()), 1e-300))
+    return np.where(np.isnan(distance), np.inf, distance)
 
 
 def stacked(parts: Sequence[Any]) -> Any:

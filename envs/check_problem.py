@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .check_contract import SEED
 from .check_draws import ALPHA, check_table, rate, steps_at
-from .check_play import RTOL, Floats, Played, World
+from .check_play import RTOL, Floats, Played, World, apart
 from .mdp import GameProblem, TabularProblem
 from .mdp.checks import require
 from .mdp.linear_quadratic import LinearQuadraticProblem
@@ -64,10 +64,10 @@ def check_problem(world: World, x: Floats, before: Floats, steps: int) -> None:
 def _agree(name: str, whose: str, modelled: Any, paid: Any) -> None:
     """What the problem says of each step is what was paid."""
     modelled, paid = np.asarray(modelled), np.asarray(paid)
-    apart = np.abs(modelled - paid) / np.maximum(1.0, np.abs(paid))
-    i = int(apart.argmax())
+    distance = apart(modelled, paid)
+    i = int(distance.argmax())
     expected = f"{whose} of a step to be {modelled[i]:g} (step and problem must pay alike)"
-    require(bool(apart[i] <= RTOL), name, expected, f"{paid[i]:g}")
+    require(bool(distance[i] <= RTOL), name, expected, f"{paid[i]:g}")
 
 
 def _check_gamma(world: World, gamma: float) -> None:
@@ -151,7 +151,7 @@ def _check_tabular(
         [] if reward is None else [("leader_reward", rows(reward, 2, 2), (p * rows(kernel.r_leader, 3, 2)).sum(-1))]
     )
     for name, one, two in pairs:
-        near = np.allclose(one, two, rtol=RTOL, atol=RTOL)
+        near = bool(apart(one, two).max() <= RTOL)
         require(near, "problem", f"{name} of follower_mdp to be the mean of the kernel's over its draws", "another")
 
 

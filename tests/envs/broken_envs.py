@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from bilevel_gym.envs.mdp import LeaderSet
+from bilevel_gym.envs.tabular import TabularVectorEnv
+from bilevel_gym.envs.two_state import TwoStateEnv
 from tests.envs.leader_envs import Lottery, LotteryModel, Toll, TollModel, Wind, WindModel
 
 
@@ -389,7 +391,71 @@ class TwiceAsStrong(Wind):
             return r_f, r_l, -0.5 * draw[..., 0] * (draw[..., 1] - 0.8 * self.x[0]) ** 2
 
 
+class OneWind(Wind):
+    """The wind of all instances stands in the class."""
+
+    shared: ClassVar[float] = 0.0
+
+    def reset(self, **kwargs: Any) -> Any:
+        answer = super().reset(**kwargs)
+        OneWind.shared = self._wind
+        return answer
+
+    def step(self, action: Any) -> Any:
+        self._wind = OneWind.shared
+        return super().step(action)
+
+
+class Wordy(Toll):
+    def step(self, action: Any) -> Any:
+        return (*super().step(action)[:4], {"leader_reward": 0.0, "leader_draw": None})
+
+
+class Raises(Toll):
+    class model(TollModel):  # noqa: N801
+        def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> Any:
+            if len(obs) > 1:
+                raise KeyError(len(obs))
+            return super().forward(obs, action, draw, next_obs)
+
+
+class DearInSmallUnits(Toll):
+    """Rewards in units of a millionth, of which the model is wrong by a tenth."""
+
+    class model(TollModel):  # noqa: N801
+        def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> Any:
+            r_f, r_l, log_p = super().forward(obs, action, draw, next_obs)
+            return 1.1e-6 * r_f, 1e-6 * r_l, log_p
+
+    def step(self, action: Any) -> Any:
+        obs, reward, *rest, info = super().step(action)
+        return (obs, 1e-6 * reward, *rest, {**info, "leader_reward": 1e-6 * info["leader_reward"]})
+
+
+class OneXForAll(TwoStateEnv):
+    """A simulator in parallel whose environments all have the first one's x."""
+
+    class vector_class(TabularVectorEnv):  # noqa: N801
+        def _load(self, x: Any) -> None:
+            super()._load(x if x.ndim == 1 else x[:1].expand_as(x).contiguous())
+
+
+class PaysAllAlike(TwoStateEnv):
+    """A simulator in parallel that tells each its x, and pays by the first one's."""
+
+    class vector_class(TabularVectorEnv):  # noqa: N801
+        def _load(self, x: Any) -> None:
+            super()._load(x)
+            self._tables.load(x if x.ndim == 1 else x[:1].expand_as(x).contiguous())
+
+
 BROKEN = [
+    (OneWind, "^set_leader: expected the x of other parallel environments left alone .*got another observation"),
+    (Wordy, r"^info\['leader_draw'\]: expected numbers"),
+    (Raises, "^leader_model: expected .* for a batch of 20 steps, got KeyError"),
+    (DearInSmallUnits, "^leader_model: expected the follower's reward that a step pays"),
+    (OneXForAll, "^vectorised: expected parallel environments that keep the x of each"),
+    (PaysAllAlike, "^vectorised: expected parallel environments that pay by the x of each"),
     (Deaf, "^set_leader: expected leader_x = .* after it"),
     (Constant, "^set_leader: expected a follower's reward, an observation or a draw that depends on x"),
     (OnlyTheLeader, "^set_leader: expected a follower's reward, an observation or a draw that depends on x"),

@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -22,7 +22,7 @@ from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP
 from bilevel_gym.envs.tabular import TabularEnv
 from bilevel_gym.wrappers import Attribute, DrawnAttribute, EventPayments, LinearReward, ObserveCommitment, ShapedReward
 from tests.envs.broken_envs import BROKEN
-from tests.envs.leader_envs import Lottery, Toll, Wind
+from tests.envs.leader_envs import Lottery, Toll, TollModel, Wind
 
 assert bilevel_gym.__version__
 GAME = "bilevel_gym/incentive_design_v0"
@@ -111,6 +111,83 @@ def test_a_leader_over_an_environment_that_has_one_is_checked_alone() -> None:
     """The problem inside is that of the leader inside."""
     both = LinearReward(lambda s, a, z: [float(a), float(z)], size=2)
     check(lambda: ShapedReward(gym.make("bilevel_gym/TwoState-v0"), both))
+
+
+class SmallUnits(Toll):
+    """Rewards in units of a billionth."""
+
+    class model(TollModel):  # noqa: N801
+        def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> Any:
+            return tuple(1e-9 * part for part in super().forward(obs, action, draw, next_obs))
+
+    def step(self, action: Any) -> Any:
+        obs, reward, *rest, info = super().step(action)
+        return (obs, 1e-9 * reward, *rest, {**info, "leader_reward": 1e-9 * info["leader_reward"]})
+
+
+class Parameters(Toll):
+    """x is no vector of a Box."""
+
+    leader_space = None  # type: ignore[assignment]
+
+    def check(self, x: Any) -> Any:
+        x = np.array(x, dtype=np.float64)
+        if x.shape != (1,) or not np.isfinite(x).all():
+            raise ValueError("x: expected a finite number")
+        return x
+
+
+class TollWrapper(gym.Wrapper[Any, Any, Any, Any]):
+    """A leader environment that a wrapper makes, with no base class of this library's."""
+
+    leader_space, gamma, commitment_size = gym.spaces.Box(-1.0, 1.0, (2,), np.float64), 0.9, 2
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self._x = np.zeros(2)
+
+    @property
+    def leader_x(self) -> Any:
+        return self._x.copy()
+
+    def set_leader(self, x: Any) -> None:
+        x = np.array(x, dtype=np.float64)
+        if x.shape != (2,) or not self.leader_space.contains(x):
+            raise ValueError("x: expected a point of X")
+        self._x = x
+
+    def leader_model(self) -> Any:
+        class Module(TollModel):
+            def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> Any:
+                paid = self.x[action]
+                return draw - paid, draw + paid, 0.0 * paid
+
+        return Module(self._x)
+
+    def commitment(self, obs: Any) -> Any:
+        return self._x.astype(np.float32)
+
+    def step(self, action: Any) -> Any:
+        obs, r, *rest, info = self.env.step(action)
+        paid = self._x[action]
+        return (obs, float(r) - paid, *rest, {**info, "leader_reward": float(r) + paid, "leader_draw": float(r)})
+
+
+def test_a_wrapper_of_a_user_s_passes() -> None:
+    for env in (TollWrapper(gym.make("CartPole-v1")), gym.wrappers.TimeLimit(TollWrapper(gym.make("CartPole-v1")), 9)):
+        check(env)
+
+
+def test_units_are_no_matter_and_x_may_be_a_module_s() -> None:
+    check(SmallUnits)
+    with pytest.warns(UserWarning, match="could not check membership in X, for leader_space is None"):
+        check_leader_env(Parameters)
+
+
+def test_an_id_takes_arguments() -> None:
+    check("bilevel_gym/StackelbergGame-v0", env_kwargs={"n_states": 4})
+    with pytest.raises(ValueError, match=r"^env_kwargs: expected none where env is no id"):
+        check_leader_env(Toll, env_kwargs={"n_states": 4})
 
 
 def test_what_could_not_be_checked_is_said() -> None:
@@ -266,6 +343,43 @@ def test_a_game_that_is_another_is_named(field: str, message: str) -> None:
     env.problem = replace(env.problem, **{field: values})
     with pytest.raises(ValueError, match=message):
         check_leader_env(env)
+
+
+class DeafGame(incentive_design_v0.IncentiveDesignEnv):
+    def _load(self, x: Any) -> None:
+        super()._load(x)
+        self._payoffs = self.problem.game(0.0 * x).r.reshape(-1).numpy()
+
+
+class SharedGame(incentive_design_v0.IncentiveDesignEnv):
+    table: ClassVar[Any] = None
+
+    def _load(self, x: Any) -> None:
+        super()._load(x)
+        SharedGame.table = self._payoffs
+
+    def step(self, actions: Any) -> Any:
+        self._payoffs = SharedGame.table
+        return super().step(actions)
+
+
+class UnfairGame(incentive_design_v0.IncentiveDesignEnv):
+    def step(self, actions: Any) -> Any:
+        obs, rewards, *rest = super().step(actions)
+        return (obs, {**rewards, "player_2": 0.5 * rewards["player_2"]}, *rest)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (DeafGame, "^leader_model: expected the follower's reward that a step pays"),
+        (SharedGame, "^set_leader: expected the x of other parallel environments left alone"),
+        (UnfairGame, "^leader_model: expected the follower's reward that a step pays"),
+    ],
+)
+def test_a_broken_game_is_named(broken: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_leader_env(lambda: broken(incentive_design_v0.parallel_env(n_states=3).problem))
 
 
 def test_false_alarms_are_as_rare_as_is_said() -> None:

@@ -1,4 +1,4 @@
-"""Any leader environment under a leader that has already decided."""
+"""A leader environment at a fixed x."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEYS = ("env_id", "env_kwargs", "x", "observe_commitment")
 
 
 class UnderLeaderEnv(gym.Wrapper[Any, Any, Any, Any]):
-    """A world in which the leader has already decided: what a trained follower is watched, evaluated and trained on in.
+    """A leader environment at a fixed x, in which a trained follower is shown, evaluated and trained on.
 
     ## Description
     Another environment, under an x that is given with it. With it the tools of Stable-Baselines3 and rl-baselines3-zoo, which
