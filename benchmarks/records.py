@@ -23,7 +23,7 @@ from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP
 from bilevel_gym.wrappers import EventPayments, RewardModule, ShapedReward
 from examples.extending.environment import FisheryEnv
 
-from .runs import Data
+from .runs import Data, Runs, grid, run_all
 
 Floats = NDArray[np.float64]
 POINTS = 5
@@ -256,3 +256,24 @@ def run_one(name: str, number: int, followers: int, quick: bool) -> Data:
         "answer": record.best_answer,
         "steps": record.evaluation_steps,
     }
+
+
+def run(quick: bool, jobs: int) -> Data:
+    """Fifty records by three followers, and some of them by one and by six."""
+    three = grid(name=problems(), number=range(2 if quick else POINTS), followers=[FOLLOWERS[1]])
+    others = grid(name=SHRINKS[:1] if quick else SHRINKS, number=range(1, 4), followers=[FOLLOWERS[0], FOLLOWERS[2]])
+    return {"runs": run_all(run_one, three + others, jobs, "records", quick=quick)}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def within(rows: Runs) -> list[bool]:
+    """Whether the truth lies within two standard errors of each record."""
+    return [abs(r["found"] - r["truth"]) <= 2.0 * r["stderr"] for r in rows]
+
+
+def shares(rows: Runs, of: str) -> list[float]:
+    """Of each record its standard error or its error, as a share of what can be gained on the problem."""
+    values = [r["stderr"] if of == "stderr" else abs(r["found"] - r["truth"]) for r in rows]
+    return [value / abs(r["gain"]) for value, r in zip(values, rows, strict=True)]

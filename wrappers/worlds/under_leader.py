@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import gymnasium as gym
 
 from ...envs.mdp.checks import as_float64, require, require_imported
-from .. import ObserveCommitment
+from .. import ForSB3, ObserveCommitment
 
 KEYS = ("env_id", "env_kwargs", "x", "observe_commitment")
 
@@ -70,4 +70,5 @@ class UnderLeaderEnv(gym.Wrapper[Any, Any, Any, Any]):
         require(env.has_wrapper_attr("set_leader"), "env_id", expected, repr(env_id))
         if x is not None:
             env.get_wrapper_attr("set_leader")(as_float64(x, "x").numpy())
+        env = ForSB3(env)
         super().__init__(ObserveCommitment(env) if observe_commitment else env)
