@@ -307,7 +307,8 @@ class ShapedReward(LeaderWrapper):
 
     def _rewards(self, r: float, r_l: float, c: Floats) -> tuple[float, float]:
         paid = self.shaping.paid_once(self._x, c)
-        require(math.isfinite(paid), "shaping", "a finite payment in every step", f"{paid} at x = {self._x}")
+        if not math.isfinite(paid):  # the text of an array costs more than the step
+            require(False, "shaping", "a finite payment in every step", f"{paid} at x = {self._x}")
         return r + paid, r_l - self._share * paid
 
     def _answer(self, x: Tensor, r: Tensor, r_l: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
