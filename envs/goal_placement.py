@@ -140,7 +140,7 @@ class GoalPlacementProblem(GridProblem):
 
     @torch.no_grad()
     def _best_occupancy(self) -> tuple[Tensor, Tensor]:
-        """The best occupancy m*, ``[S, A]``, and its multipliers c, ``[S]``."""
+        """The best occupancy m*, ``[S, A]``, and the gradient c = df/dm there, ``[S]``."""
         values, vectors = torch.linalg.eigh(self._kernel)
         root = values.clamp_min(0.0).sqrt() * vectors  # |e|^2_k = |e root|^2
         mdp = self.follower_mdp(torch.zeros_like(self.target))

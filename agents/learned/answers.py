@@ -29,15 +29,13 @@ from ..estimators.rollouts import Rollout, collect, episode_returns, start_value
 from ..followers.sb3 import SB3Follower
 from ..followers.spec import Answering, FollowerSpec
 from ..schedules import Geometric
-from .counted import LARGEST, Counting, Counts, Planned, plan, seek
+from .counted import FLOOR, LARGEST, Counting, Counts, Planned, plan, seek
 from .worlds import Worlds
 
 Floats = NDArray[np.float64]
 
 RESAMPLES = 256
 """Times that episodes are drawn anew."""
-FLOOR = 1e-6
-"""Least relative standard error of what was sampled: rewards are float32."""
 
 
 @dataclass(frozen=True, eq=False)

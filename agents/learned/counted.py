@@ -35,6 +35,8 @@ STAGES = 20
 """Policies that a seeker plays, one after the other."""
 DRAWN = 8
 """Policies that its environments play at once in the second half of them."""
+FLOOR = 1e-6
+"""Least relative standard error of what was sampled: rewards are float32."""
 RESAMPLES = 16
 """Tables with disturbed rewards that are solved for the error of the best policy."""
 
@@ -257,8 +259,9 @@ def plan(table: Table, rng: np.random.Generator) -> Planned:
     # What the leader gets by it, as far as the counts can tell.
     rows = float(((table.occupancy(one_hot[pi]) * table.spread(V_l, 1)) ** 2).sum())
     began = float(table.rho @ (V_l - table.rho @ V_l) ** 2) / float(table.starts.sum())
-    stderr = float(np.sqrt(rows + began + np.var(found, ddof=1)))
-    return Planned(pi, table, float(np.mean(found)), stderr, V_f, V_l)
+    mean = float(np.mean(found))
+    stderr = float(np.sqrt(rows + began + np.var(found, ddof=1) + (FLOOR * mean) ** 2))
+    return Planned(pi, table, mean, stderr, V_f, V_l)
 
 
 class Counting(StepWrapper):
