@@ -11,6 +11,7 @@ import inspect
 import io
 import pickle
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -36,9 +37,18 @@ from .model_state import explorations, load_model_state, model_state
 from .replay import TrueReplay, buffer_arrays, require_playable
 from .spec import FALLING_ENTROPY, AlgorithmSpec, Answering, FollowerSpec, build_model
 
+_IN_USE = threading.RLock()
+
 
 class Generators:
+<<<<<<< HEAD
     """Private states of the three global random generators (Python, numpy, torch)."""
+=======
+    """Private states of the three global generators.
+
+    Threads take turns: there is one set of global generators, and what runs under its private states has them alone.
+    """
+>>>>>>> main
 
     def __init__(self, seed: int) -> None:
         self.state: tuple[Any, Any, Tensor] = (
@@ -58,6 +68,7 @@ class Generators:
 
     @contextmanager
     def active(self) -> Iterator[None]:
+<<<<<<< HEAD
         """Run under the private states, and restore the caller's in any case. Nested calls do nothing."""
         if self._active:
             yield
@@ -67,6 +78,18 @@ class Generators:
             yield
         finally:
             self.state, self._active = self._swap(held), False
+=======
+        """Run under the private states; the caller's come back whatever happens. Inside itself it does nothing."""
+        with _IN_USE:
+            if self._active:
+                yield
+                return
+            held, self._active = self._swap(self.state), True
+            try:
+                yield
+            finally:
+                self.state, self._active = self._swap(held), False
+>>>>>>> main
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states as tensors and numbers."""

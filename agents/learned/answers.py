@@ -28,15 +28,19 @@ from ..estimators.rollouts import Rollout, collect, episode_returns, start_value
 from ..followers.sb3 import SB3Follower
 from ..followers.spec import Answering, FollowerSpec
 from ..schedules import Geometric
-from .counted import LARGEST, Counting, Counts, Planned, plan, seek
+from .counted import FLOOR, LARGEST, Counting, Counts, Planned, plan, seek
 from .worlds import Worlds
 
 Floats = NDArray[np.float64]
 
 RESAMPLES = 256
+<<<<<<< HEAD
 """Number of bootstrap resamples of the episodes."""
 FLOOR = 1e-6
 """Smallest relative standard error of a sampled return, since rewards are float32."""
+=======
+"""Times that episodes are drawn anew."""
+>>>>>>> main
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,13 @@ LARGEST = 20_000
 STAGES = 20
 """Number of policies that the exploration plays, one after the other."""
 DRAWN = 8
+<<<<<<< HEAD
 """Number of policies that its environments play at once, in the second half of the exploration."""
+=======
+"""Policies that its environments play at once in the second half of them."""
+FLOOR = 1e-6
+"""Least relative standard error of what was sampled: rewards are float32."""
+>>>>>>> main
 RESAMPLES = 16
 """Number of tables with perturbed rewards that are solved for the error of the best policy."""
 
@@ -257,8 +263,9 @@ def plan(table: Table, rng: np.random.Generator) -> Planned:
     # The leader's return at it, within the counts' uncertainty.
     rows = float(((table.occupancy(one_hot[pi]) * table.spread(V_l, 1)) ** 2).sum())
     began = float(table.rho @ (V_l - table.rho @ V_l) ** 2) / float(table.starts.sum())
-    stderr = float(np.sqrt(rows + began + np.var(found, ddof=1)))
-    return Planned(pi, table, float(np.mean(found)), stderr, V_f, V_l)
+    mean = float(np.mean(found))
+    stderr = float(np.sqrt(rows + began + np.var(found, ddof=1) + (FLOOR * mean) ** 2))
+    return Planned(pi, table, mean, stderr, V_f, V_l)
 
 
 class Counting(StepWrapper):

@@ -117,6 +117,13 @@ class NotANumber(Toll):
         return (obs, reward if obs else float("nan"), *rest)
 
 
+class Blind(Toll):
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)  # type: ignore[assignment]
+
+    def step(self, action: Any) -> Any:
+        return (np.full(1, np.nan, dtype=np.float32), *super().step(action)[1:])
+
+
 class Dearer(Toll):
     class model(TollModel):  # noqa: N801
         def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> Any:
@@ -466,7 +473,8 @@ BROKEN = [
     (NextBegins, "^leader_x: expected a new environment to begin at"),
     (Silent, "^info: expected the key 'leader_draw'"),
     (Unpaid, "^info: expected the key 'leader_reward'"),
-    (Vectors, r"^reward: expected one number a step .*got shape \(2,\)"),
+    (Vectors, r"^reward: expected one number a step, got an array of shape \(2,\); make one number of it"),
+    (Blind, "^observation: expected numbers in every step"),
     (NotANumber, "^reward: expected finite numbers in every step, got nan"),
     (Dearer, "^leader_model: expected the follower's reward that a step pays"),
     (LeaderDearer, "^leader_model: expected the leader's reward that a step pays"),
