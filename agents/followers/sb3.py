@@ -41,14 +41,10 @@ _IN_USE = threading.RLock()
 
 
 class Generators:
-<<<<<<< HEAD
-    """Private states of the three global random generators (Python, numpy, torch)."""
-=======
-    """Private states of the three global generators.
+    """Private states of the three global random generators (Python, numpy, torch).
 
-    Threads take turns: there is one set of global generators, and what runs under its private states has them alone.
+    Threads take turns: while one runs under its private states, the others wait, since the global generators are shared.
     """
->>>>>>> main
 
     def __init__(self, seed: int) -> None:
         self.state: tuple[Any, Any, Tensor] = (
@@ -68,18 +64,7 @@ class Generators:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-<<<<<<< HEAD
         """Run under the private states, and restore the caller's in any case. Nested calls do nothing."""
-        if self._active:
-            yield
-            return
-        held, self._active = self._swap(self.state), True
-        try:
-            yield
-        finally:
-            self.state, self._active = self._swap(held), False
-=======
-        """Run under the private states; the caller's come back whatever happens. Inside itself it does nothing."""
         with _IN_USE:
             if self._active:
                 yield
@@ -89,7 +74,6 @@ class Generators:
                 yield
             finally:
                 self.state, self._active = self._swap(held), False
->>>>>>> main
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states as tensors and numbers."""

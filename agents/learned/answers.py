@@ -34,13 +34,7 @@ from .worlds import Worlds
 Floats = NDArray[np.float64]
 
 RESAMPLES = 256
-<<<<<<< HEAD
 """Number of bootstrap resamples of the episodes."""
-FLOOR = 1e-6
-"""Smallest relative standard error of a sampled return, since rewards are float32."""
-=======
-"""Times that episodes are drawn anew."""
->>>>>>> main
 
 
 @dataclass(frozen=True, eq=False)

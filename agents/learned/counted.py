@@ -34,13 +34,9 @@ LARGEST = 20_000
 STAGES = 20
 """Number of policies that the exploration plays, one after the other."""
 DRAWN = 8
-<<<<<<< HEAD
 """Number of policies that its environments play at once, in the second half of the exploration."""
-=======
-"""Policies that its environments play at once in the second half of them."""
 FLOOR = 1e-6
-"""Least relative standard error of what was sampled: rewards are float32."""
->>>>>>> main
+"""Smallest relative standard error of a sampled return, since rewards are float32."""
 RESAMPLES = 16
 """Number of tables with perturbed rewards that are solved for the error of the best policy."""
 
