@@ -217,7 +217,7 @@ def check_timing(world: World, a: Floats, b: Floats) -> Trace:
         differs = before.differs(moved, world.base, "obs", "draw")
         way_out = "an episode that keeps what it drew from x until the next reset (draws_once is True)"
         require(
-            differs is None, "set_leader", way_out, f"another {differs} after it was called in the midst of the episode"
+            differs is None, "set_leader", way_out, f"another {differs} after it was called in the middle of the episode"
         )
     after, fresh = trace(world, None, SEED, SHORT), trace(world, b, SEED, SHORT)
     differs = after.differs(fresh, lambda obs: obs, "obs", "reward", "leader_reward", "draw", "ended")
