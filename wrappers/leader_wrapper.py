@@ -202,6 +202,7 @@ class LeaderWrapper(LeaderEnv[Any, Any]):
 
 
 def check_base(env: Any) -> None:
+    """Raise ``ValueError`` for what is no environment, or has Dict or Tuple spaces or others that are no arrays."""
     require(isinstance(env, gym.Env), "env", "a Gymnasium environment", repr(env))
     spaces = gym.spaces
     for name in ("observation_space", "action_space"):

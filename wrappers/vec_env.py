@@ -35,6 +35,8 @@ from ..envs.core import LeaderVectorEnv
 from ..envs.mdp.checks import as_float64, check_number, require
 
 Features = NDArray[np.float32]
+MOST_SEEN = 2**16
+"""Numbers that a follower may see where x is shown: beside Discrete states they are the product of both sizes."""
 
 # --- x shown to the follower ------------------------------------------------------------------------------------------
 
@@ -63,6 +65,9 @@ class Layout:
             "observations Discrete (from 0) or Box with one axis to show x in (observe_commitment=False shows none)"
         )
         require(discrete or vector, "env", expected, self.base)
+        seen = int(self.base.n) * self.width if discrete else self.base.shape[0] + self.size
+        fits = f"False where a follower would see more than {MOST_SEEN} numbers"
+        require(seen <= MOST_SEEN, "observe_commitment", fits, f"True with {seen}, of {self.base} and {self.size} of x")
 
     @property
     def width(self) -> int:

@@ -31,7 +31,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from ...envs.mdp import negative_entropy
-from ...envs.mdp.checks import check_number, check_size, plain_fields
+from ...envs.mdp.checks import check_number, check_size, plain_fields, require
 from ...wrappers.vec_env import info_column, leader_model, set_leader
 from ..penalties import Term
 from ..records import storable
@@ -241,6 +241,24 @@ class LinearCritic:
         """Values of ``[n, ...]`` observations, ``[n, R]``."""
         values: Floats = self.features(obs) @ self.theta
         return values
+
+
+MOST_FEATURES = 2048
+"""Features that a linear critic may have: its cost grows with their square."""
+
+
+def require_linear_critic(space: gym.spaces.Space[Any]) -> None:
+    """Raise ``ValueError`` where a linear critic would have more than ``MOST_FEATURES`` features of these observations."""
+    shape = tuple(space.shape or ())
+    n = (
+        int(space.n)
+        if isinstance(space, gym.spaces.Discrete)
+        else state_features(space)(np.zeros((1, *shape))).shape[1]
+    )
+    expected = (
+        f"observations of which the leader's linear critic has at most {MOST_FEATURES} features (make them smaller)"
+    )
+    require(n <= MOST_FEATURES, "env", expected, f"{n} features of {space}")
 
 
 def state_features(space: gym.spaces.Space[Any]) -> Callable[[NDArray[Any]], Floats]:

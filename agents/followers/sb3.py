@@ -11,6 +11,7 @@ import inspect
 import io
 import pickle
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -36,9 +37,14 @@ from .model_state import explorations, load_model_state, model_state
 from .replay import TrueReplay, buffer_arrays, require_playable
 from .spec import FALLING_ENTROPY, AlgorithmSpec, Answering, FollowerSpec, build_model
 
+_IN_USE = threading.RLock()
+
 
 class Generators:
-    """Private states of the three global generators."""
+    """Private states of the three global generators.
+
+    Threads take turns: there is one set of global generators, and what runs under its private states has them alone.
+    """
 
     def __init__(self, seed: int) -> None:
         self.state: tuple[Any, Any, Tensor] = (
@@ -59,14 +65,15 @@ class Generators:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Run under the private states; the caller's come back whatever happens. Inside itself it does nothing."""
-        if self._active:
-            yield
-            return
-        held, self._active = self._swap(self.state), True
-        try:
-            yield
-        finally:
-            self.state, self._active = self._swap(held), False
+        with _IN_USE:
+            if self._active:
+                yield
+                return
+            held, self._active = self._swap(self.state), True
+            try:
+                yield
+            finally:
+                self.state, self._active = self._swap(held), False
 
     def state_dict(self) -> dict[str, Any]:
         """The states as tensors and numbers."""

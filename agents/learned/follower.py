@@ -35,7 +35,7 @@ from ...envs.mdp.problem import EVALUATION_TAU
 from ...wrappers import RewardMixing, set_leader
 from ..estimators.base import Estimator
 from ..estimators.known_model import ModelEstimator
-from ..estimators.rollouts import Act, RolloutEstimator, Rollouts, collect, episode_returns
+from ..estimators.rollouts import Act, RolloutEstimator, Rollouts, collect, episode_returns, require_linear_critic
 from ..evaluation import Evaluation
 from ..followers.replay import TrueReplay
 from ..followers.sb3 import SB3Follower
@@ -79,6 +79,8 @@ class LearnedFollower:
         self.config, self.penalty, self.soft = config, penalty, penalty.soft
         self.roles = {role.name: role for role in penalty.roles(1)}
         self.worlds = Worlds(env, env_kwargs, config.observe_commitment, config.vec_env)
+        if self.worlds.problem is None or isinstance(config.estimator, Rollouts):
+            require_linear_critic(self.worlds.base_space)
         self.exact: Any = None if self.worlds.problem is None else lower_level(self.worlds.problem)
         self.every_observation = (self.worlds.native or self.worlds).every_observation
 

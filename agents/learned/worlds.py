@@ -28,6 +28,7 @@ from ...wrappers import (
     WorkerVecEnv,
     make_copy,
 )
+from ...wrappers.leader_wrapper import check_base
 from ...wrappers.vec_env import leader_model, require_tame_step
 from ..followers.sb3 import SB3Follower
 from ..lower_levels import lower_level
@@ -93,6 +94,7 @@ class Worlds:
         self.leader_set = LeaderSet(torch.as_tensor(space.low), torch.as_tensor(space.high))
         if self.problem is not None:
             self.leader_set = self.problem.leader_set
+        check_base(self.env)
         self.name = self.source.env_id or str(self.env)
         # From here on the environment is as SB3 takes it; where that is another one, its native simulator does not fit.
         told = ForSB3(self.env)

@@ -35,6 +35,7 @@ from torch import Tensor
 from ...envs.mdp import TabularMDP, policy_return
 from ...envs.mdp.checks import require
 from ...wrappers import LearnedReward, SegmentRecorder
+from ...wrappers.segments import RUNNING
 from ...wrappers.vec_env import legal_actions
 from ..config import configured
 from ..followers.sb3 import Generators, SB3Follower
@@ -194,7 +195,10 @@ class PreferenceMethod(Method):
         recorder.seed(own_seed)
         state.model.fit_inputs(recorder.sample(0, STEPS_SEEN)[0])
         # Wait for the first answers, all that come within the labeller's time.
-        self.ask(state, config.first_labels - state.asked, 0)
+        wanted = state.asking.allowed(config.first_labels - state.asked)
+        self.ask(state, wanted, 0)
+        if wanted and state.asked == 0:
+            self._require_segments(recorder)
         deadline = time.monotonic() + config.patience
         while self.collect(state) or (state.pending and time.monotonic() < deadline):
             if state.pending:
@@ -206,6 +210,15 @@ class PreferenceMethod(Method):
             )
         self.fit(state, config.first_epochs, None, progress)
         state.begun = True
+
+    def _require_segments(self, recorder: SegmentRecorder) -> None:
+        """Raise ``ValueError`` for what kept two segments from lying in what was played first."""
+        config, played = self.config, recorder.window(0)
+        longest, ended = int(played.age.max()) + 1, bool((played.ended != RUNNING).any())
+        most = f"at most {longest} steps, the longest episode of the first play"
+        require(not ended or longest >= config.length, "length", most, config.length)
+        enough = f"two segments or more, of length={config.length}, in {config.n_envs} parallel environments"
+        require(False, "first_steps", f"steps for {enough}", config.first_steps)
 
     def step(self, state: Any, progress: Progress) -> tuple[Any, dict[str, float]]:
         config, observed = self.config, state.followers[self.observed]

@@ -63,7 +63,8 @@ class MLPReward(nn.Module):
         super().__init__()
         seen = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
         for name, space in (("observation_space", observation_space), ("action_space", action_space)):
-            require(isinstance(space, seen), name, "no Dict or Tuple", repr(space))
+            way_out = " (gymnasium.wrappers.FlattenObservation makes a Box)" if name == "observation_space" else ""
+            require(isinstance(space, seen), name, f"no Dict or Tuple{way_out}", repr(space))
         self.observation_space, self.action_space = observation_space, action_space
         # The net sees the observation's numbers, then those of a continuous action, each shifted and scaled.
         width = get_flattened_obs_dim(observation_space)
@@ -81,6 +82,7 @@ class MLPReward(nn.Module):
             mean, std = torch.cat([mean, torch.zeros(width)]), torch.cat([std, torch.ones(width)])
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+        self.width = len(mean)
         widths = [check_size(n, "hidden") for n in hidden]
         self.layers = nn.Sequential(*create_mlp(len(mean), _n_outputs(action_space), widths, nn.LeakyReLU))
 
@@ -210,10 +212,15 @@ class RewardModel(nn.Module):
         r = self(obs.flatten(0, 1), actions.flatten(0, 1)).reshape(-1, *mask.shape)
         return (r * mask).sum(-1)  # type: ignore[no-any-return]
 
+    def numbers(self, obs: NDArray[Any]) -> int:
+        """Numbers that a net makes of observations ``[n, ...]``, at least: one-hot states are many more than the states."""
+        width = max(int(getattr(member, "width", 1)) for member in self.members)
+        return max(1, obs.size, len(obs) * width)
+
     @torch.no_grad()
     def raw(self, obs: NDArray[Any], actions: NDArray[Any], batch: int = 8192) -> NDArray[np.float64]:
         """r_x without dropout, mean over members, not normalised, ``[n]``; at most ``batch`` steps at a time."""
-        batch = max(1, min(batch, NUMBERS // max(1, int(np.prod(np.shape(obs)[1:])))))
+        batch = max(1, min(batch, NUMBERS // self.numbers(obs[:1])))
         held, parts = self.training, [np.zeros(0)]
         if held:
             self.eval()

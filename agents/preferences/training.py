@@ -178,7 +178,7 @@ class RewardTrainer:
         require(len(buffer) > 0, "buffer", "at least one labelled pair", "none")
         most = min(len(buffer), self.config.assessed or len(buffer))
         chosen = np.linspace(0, len(buffer) - 1, most).astype(int).tolist()
-        at_once = max(self.config.batch_size, min(256, NUMBERS // max(1, buffer[0].pair.left.observations.size)))
+        at_once = max(self.config.batch_size, min(256, NUMBERS // self.model.numbers(buffer[0].pair.left.observations)))
         for batch in ([buffer[j] for j in chosen[i : i + at_once]] for i in range(0, most, at_once)):
             loss, margins = pair_losses(self.model, batch, self.config.error)
             _require_tame(margins)

@@ -30,7 +30,7 @@ from ..sources import Source, as_env, make_env
 from .files import Signature
 
 Play = Callable[[Any], NDArray[Any]]
-_TRIED = 10_000  # random steps within which an episode has to end where no time limit is known
+_TRIED = 5_000  # random steps within which an episode has to end where no time limit is known
 _TOO_LONG = 30_000  # steps of an episode that is not waited for
 
 
