@@ -373,7 +373,7 @@ class Impossible(Lottery):
 
 
 class Midway(Wind):
-    """The wind turns when x is set, in the midst of an episode."""
+    """The wind turns when x is set, in the middle of an episode."""
 
     def set_leader(self, x: Any) -> None:
         super().set_leader(x)
