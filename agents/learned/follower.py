@@ -204,6 +204,17 @@ class LearnedFollower:
         """What the leader gains by pi_y over pihat."""
         return float(earned - self.exact.leader_return(x, best)), None
 
+    def record_steps(self, state: Any) -> int:
+        """Environment steps of :meth:`evaluate`: none where a model is known, but those of paired episodes."""
+        remembers = state.followers["penalised"].recurrent
+        if self.worlds.problem is not None and not remembers:
+            return 0
+        paired = 2 * state.estimator.venv.num_envs * self.worlds.horizon(0.01)
+        if self.worlds.model is not None:
+            return int(paired)
+        alone = state.followers["best_response"].cost_alone(self.config.evaluation_steps)
+        return int(paired + alone.followers)
+
     # --- evaluation -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()

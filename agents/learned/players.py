@@ -203,6 +203,10 @@ class LearnedPlayers:
         gain = LeaderGain(leader_advantages(leaders, *own), pair_visitation(leaders, *own), d)
         return gain.at_stake, gain
 
+    def record_steps(self, state: Any) -> int:
+        """Environment steps of :meth:`evaluate`: none, for the model is known."""
+        return 0
+
     # --- evaluation -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()

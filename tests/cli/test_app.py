@@ -98,8 +98,8 @@ def test_a_run_is_resumed_to_its_own_length(call: Call) -> None:
     run = json.loads(call("train", *EXACT, "-n", "20", "--json").out)["run"]
     Path(run, "result.json").unlink()
     settings = yaml.safe_load(Path(run, "settings.yml").read_text())
-    assert settings["n_timesteps"] == 20
-    answer = call("train", "--resume", run, "--n-timesteps", "40", "--json")
+    assert settings["n_iterations"] == 20
+    answer = call("train", "--resume", run, "--n-iterations", "40", "--json")
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)
     assert found["num_timesteps"] == whole["num_timesteps"] == 40
@@ -223,7 +223,7 @@ def test_weights_and_biases(call: Call, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Error=OSError, init=init))
     assert call("train", *EXACT, "-n", "10", "--track", "--wandb-project-name", "mine").code == 0
     assert (sent[0]["project"], sent[0]["name"]) == ("mine", "TwoState-v0__TabularPBRL__0")
-    assert sent[0]["config"]["n_timesteps"] == 10
+    assert sent[0]["config"]["n_iterations"] == 10
     assert [item[0] for item in sent[1:-1]] == [0, 10]
     assert "leader/leader_return" in sent[1][1]
     assert sent[-1] == "finished"
@@ -286,8 +286,15 @@ def test_list_names_everything_with_a_line(call: Call) -> None:
         (("train", "--env", "TowState-v0"), "--env: expected one of DesignedHopper-v0, "),
         (("train", "--env", "nothing_here:world"), "--env: expected module:callable, got 'nothing_here:world'"),
         (("train", *EXACT), None),
-        (("train", *EXACT, "-n", "0"), "-n/--n-timesteps: expected a whole number, at least 1, got '0'"),
-        (("train", *EXACT, "-n", "many"), "-n/--n-timesteps: expected a whole number, at least 1, got 'many'"),
+        (("train", *EXACT, "-n", "0"), "-n: expected a whole number, at least 1, got '0'"),
+        (("train", *EXACT, "-n", "many"), "-n: expected a whole number, at least 1, got 'many'"),
+        (("train", *EXACT, "--n-timesteps", "9"), "--n-timesteps: expected --n-iterations: TabularPBRL counts outer "),
+        (("train", *SAMPLED, "--n-iterations", "9"), "--n-iterations: expected --n-timesteps: PBRL counts steps, got "),
+        (
+            ("train", "--env", "TwoState-v0", "--leader", "SingleLoop", "--n-iterations", "9"),
+            "--n-iterations: expected --n-timesteps: SingleLoop counts steps, got ",
+        ),
+        (("train", *EXACT, "-n", "9", "--n-iterations", "9"), "-n: expected one budget, got --n-iterations too"),
         (("train", *EXACT, "--seed", "-1"), "--seed: expected a whole number, at least 0, got '-1'"),
         (("train", "--env", "TwoState-v0", "--leader", "PBLR", "-n", "9"), "--leader: expected one of CMAES, "),
         (("train", "--env", "TwoState-v0", "--follower", "PPP", "-n", "9"), "--follower: expected one of A2C, "),
@@ -303,7 +310,7 @@ def test_list_names_everything_with_a_line(call: Call) -> None:
         (("train", "--foo"), "--foo: expected an option that --help lists, got --foo"),
         (("train", "--conf-file", "none.yml"), "--conf-file: expected a file, got 'none.yml'"),
         (("train", "--resume", "nowhere"), "--resume: expected a run's folder, with settings.yml, got 'nowhere'"),
-        (("train", "--resume", "r", "--seed", "1"), "--resume: expected no other setting than --n-timesteps beside it, got "),
+        (("train", "--resume", "r", "--seed", "1"), "--resume: expected no other setting than a budget beside it, got "),
         (("evaluate",), "RUN: expected a value, got none"),
         (("evaluate", "nowhere"), "RUN: expected a run's folder, with settings.yml, got 'nowhere'"),
         (("list", "cars"), "what: expected one of environments, leaders, followers, tuned, all, got 'cars'"),
