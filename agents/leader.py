@@ -24,10 +24,11 @@ from tqdm.auto import tqdm
 from ..envs.mdp import LeaderSet
 from ..envs.mdp.checks import check_seed, require
 from .checkpoint import read_arrays, read_header, read_state, size_of, write_leader
+from .evaluation import Evaluation
 from .files import reading
-from .plan import Cost, Plan, budget, plan_of, warn_of_end, warn_of_reach
+from .plan import Cost, Plan, RecordCost, budget, plan_of, warn_of_end, warn_of_reach
 from .records import decode, encode, restore, snapshot
-from .run import Callback, Kept, Run, entered
+from .run import Callback, Gradients, Kept, Run, entered
 from .sources import Source, source_of_file
 
 if TYPE_CHECKING:
@@ -114,8 +115,6 @@ class Method(ABC):
     def begin(self, state: Any, progress: Progress, afresh: bool) -> None:  # noqa: B027
         """What precedes the first iteration of a call of ``learn``; ``afresh``: counting begins anew."""
 
-    # What a call of ``learn`` will spend, for :class:`~.plan.Plan`: environment steps, as SB3 rounds them.
-
     def first_steps(self, state: Any) -> int:
         """Environment steps of :meth:`begin`."""
         return 0
@@ -131,9 +130,9 @@ class Method(ABC):
         """
         return Cost()
 
-    def record_steps(self, state: Any) -> int:
+    def record_steps(self, state: Any) -> RecordCost:
         """Environment steps of :meth:`evaluate`."""
-        return 0
+        return RecordCost()
 
     def reach(self, iterations: int) -> float:
         """How far so many iterations can take a coordinate of x; infinite where nothing tells."""
@@ -310,7 +309,8 @@ class Leader:
                 while self.state.num_timesteps < run.total - run.cadence.reserved:
                     self.state, found = method.step(self.state, Progress(self.state.num_timesteps, run.total))
                     run.iteration += 1
-                    self._weigh()
+                    if method.estimates and self.state.x.grad is not None:
+                        self._weigh(self.state.x.grad, run.gradients)
                     bar.n = min(self.state.num_timesteps, run.total) - done
                     bar.update(0)
                     every = run.cadence.every
@@ -335,54 +335,47 @@ class Leader:
         return self
 
     def _judge(self, found: dict[str, float] | None = None) -> None:
-        """Evaluate the last x at the best response, log it, keep it if it is the best."""
+        """Evaluate the last x at the best response, log it, keep it if it is the best by its return less one standard error."""
         run, x = self.run, self.state.x.detach()
         evaluation = self.method.evaluate(self.state, x, run.iteration)
         run.evaluated_at = run.iteration
         run.history.append(evaluation)
-        better = run.kept is None or evaluation.leader_return > run.kept.evaluation.leader_return
-        if better or not self.config.keep_best:
+        # Of two records that differ by rounding the earlier is kept.
+        tie, held = 1e-12 * abs(evaluation.leader_return), run.kept
+        if held is None or not self.config.keep_best or _score(evaluation) > _score(held.evaluation) + tie:
             run.kept = Kept(x.clone(), evaluation)
-        self.record(
-            dataclasses.asdict(evaluation)
-            | (found or {})
-            | {"moved": self.moved, "gradient_signal": self.gradient_signal}
-        )
+        told = {"moved": self.moved, "gradient_signal": self.gradient_signal}
+        self.record(dataclasses.asdict(evaluation) | (found or {}) | told)
 
     @property
     def moved(self) -> float:
         """How far the last x is from where the run began: the largest distance of a coordinate, as a share of X's width in it."""
-        X, start = self.method.leader_set, self.run.start
-        if start is None:
-            return 0.0
-        width = torch.where(X.high > X.low, X.high - X.low, 1.0)
-        return float(((self.state.x.detach() - start).abs() / width).max())
+        X, x = self.method.leader_set, self.state.x.detach()
+        start = x if self.run.start is None else self.run.start
+        return float(((x - start).abs() / torch.where(X.high > X.low, X.high - X.low, 1.0)).max())
 
     @property
     def gradient_signal(self) -> float | None:
-        """The mean of x's gradient over the run, in standard errors: about 1 where the estimates are noise.
+        """The mean of x's estimated gradients over the run, in standard errors: about 1 where they are noise.
 
-        The largest that it was after 4, 8, 16, ... iterations; None where the gradient is no estimate, or before 4 iterations.
+        The largest that it was after 4, 8, 16, ... iterations; None before, and where the gradient is no estimate.
         """
         return self.run.gradients.signal if self.run.gradients.n >= 4 else None
 
-    def _weigh(self) -> None:
-        """Follow the mean of x's gradient over the run and its spread, where it is an estimate."""
-        gradient, held = self.state.x.grad, self.run.gradients
-        if gradient is None or not self.method.estimates:
-            return
-        held.n += 1
-        mean = torch.zeros_like(gradient) if held.mean is None else held.mean
-        held.mean = mean + (gradient - mean) / held.n
-        squares = (gradient - mean) * (gradient - held.mean)
-        held.squares = squares if held.squares is None else held.squares + squares
+    def _weigh(self, gradient: Tensor, held: Gradients) -> None:
+        """Follow the mean of x's gradient over the run and its spread."""
+        before = torch.zeros_like(gradient) if held.mean is None else held.mean
+        held.n, held.mean = held.n + 1, before + (gradient - before) / (held.n + 1)
+        held.squares += float((gradient - before) @ (gradient - held.mean))
         if held.n >= 4 and held.n & (held.n - 1) == 0:
-            stderr = float((held.squares.sum() / (held.n * (held.n - 1))).sqrt())
-            size = float(held.mean.norm())
-            held.signal = max(held.signal, size / stderr if stderr > 0.0 else math.inf if size > 0.0 else 0.0)
+            stderr, size = math.sqrt(held.squares / held.n / (held.n - 1)), float(held.mean.norm())
+            held.signal = max(held.signal, size / stderr if stderr > 0.0 else float(size > 0.0) * 1e9)
 
     def evaluate(self) -> Any:
-        """The record of :attr:`x`: return at the best response, return at pi_y, gap, penalty, lam, tau, steps."""
+        """The record of :attr:`x`: return at the best response, return at pi_y, follower regret, penalty, lam, tau, steps.
+
+        Where no model is known each call trains followers anew, none of which x was chosen by; their steps count.
+        """
         run = self.run
         if not self.method.judges:
             return self.method.evaluate(self.state, self.state.x, run.iteration)
@@ -555,6 +548,12 @@ class Leader:
             self.method.leader_set.check(self.state.x.detach(), "x")
         if self.run.kept is not None:
             self.method.leader_set.check(self.run.kept.x, "kept")
+
+
+def _score(record: Evaluation) -> float:
+    """What records of x are compared by: the return less one standard error, so that none is kept for its luck."""
+    error = record.leader_return_stderr
+    return record.leader_return - (error if math.isfinite(error) else 0.0)
 
 
 # --- a step of x --------------------------------------------------------------------------------------------------------

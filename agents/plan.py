@@ -52,6 +52,24 @@ class Cost(NamedTuple):
         return self.followers + self.leader
 
 
+class RecordCost(NamedTuple):
+    """Environment steps of a record, i.e. of an evaluation at the best response.
+
+    Attributes:
+        first: of the next one.
+        later: of those after it, for which there are more policies to compare with.
+        certain: whether these are exact numbers.
+    """
+
+    first: int = 0
+    later: int = 0
+    certain: bool = True
+
+    def steps(self, n: int) -> int:
+        """Of n records."""
+        return self.first + (n - 1) * self.later if n > 0 else 0
+
+
 @dataclass(frozen=True)
 class Cadence:
     """When a run makes records.
@@ -85,7 +103,7 @@ class Plan:
         first_steps: environment steps before the first iteration, e.g. random play.
         follower_steps: environment steps of the followers' training, a warm-up among them.
         leader_steps: environment steps of the leader's own episodes.
-        record_steps: environment steps of one record, an evaluation at the best response.
+        record: what a record costs.
         records: how many there are.
         cadence: when.
         least: the smallest budget that buys an iteration: what the first one costs, and what precedes it.
@@ -99,7 +117,7 @@ class Plan:
     first_steps: int = 0
     follower_steps: int = 0
     leader_steps: int = 0
-    record_steps: int = 0
+    record: RecordCost = field(default_factory=lambda: RecordCost())
     records: int = 0
     cadence: Cadence = field(default_factory=lambda: Cadence())
     least: int = 1
@@ -108,7 +126,7 @@ class Plan:
     @property
     def evaluation_steps(self) -> int:
         """Environment steps of all records."""
-        return self.records * self.record_steps
+        return self.record.steps(self.records)
 
     @property
     def spent(self) -> int:
@@ -130,10 +148,10 @@ class Plan:
         if self.records:
             each = f"{self.records:,} record{'s' if self.records > 1 else ''}"
             records = (
-                f"{each} of {self.record_steps:,}" if self.record_steps else f"{each} from the model, which cost none"
+                f"{each} of {self.record.later:,}" if self.record.later else f"{each} from the model, which cost none"
             )
-        elif self.record_steps:
-            records = f"no record: one costs {self.record_steps:,}, more than a third of the budget"
+        elif self.record.later:
+            records = f"no record: one costs {self.record.later:,}, more than a third of the budget"
         else:
             records = "no records"
         parts = {
@@ -181,12 +199,12 @@ def plan_of(leader: Any, total: int, afresh: bool) -> Plan:
     method, state, run = leader.method, leader.state, leader.run
     done, gone = (0, 0) if afresh else (state.num_timesteps, run.iteration)
     limit, first = done + total, method.first_steps(state)
-    steps, record = method.counts == "total_timesteps", method.record_steps(state) if method.judges else 0
+    steps, record = method.counts == "total_timesteps", method.record_steps(state) if method.judges else RecordCost()
     # What an iteration takes of the budget: its steps, or one.
     cost: Callable[..., Cost] = partial(method.iteration_steps, state) if steps else lambda *_: Cost(1)
     wanted = method.config.eval_every if method.judges else None
     cadence = Cadence(wanted or CADENCE) if method.judges else SILENT
-    plan = Plan(type(leader).__name__, method.counts, total, None, first, record_steps=record, cadence=cadence)
+    plan = Plan(type(leader).__name__, method.counts, total, None, first, record=record, cadence=cadence)
     if cost(limit, True).steps == 0:  # a method that does not say
         return plan
 
@@ -198,16 +216,16 @@ def plan_of(leader: Any, total: int, afresh: bool) -> Plan:
             """Records that follow the first n iterations."""
             return (gone + n) // every - gone // every if every else 0
 
-        at, records, spent = done + first + begins * record, int(begins), list[Cost]()
+        at, records, spent = done + first + record.steps(begins), int(begins), list[Cost]()
         enough, every = limit - cadence.reserved, cadence.every
         if at < enough:
             spent.append(cost(limit, True, limit - at))
-            at += spent[0].steps + made(1) * record
+            at = done + first + spent[0].steps + record.steps(begins + made(1))
         one = cost(limit, False)
         if at < enough:
             # So many more, each with the records that follow it; the last one may end before it is whole.
             def spends(m: int) -> int:
-                return m * one.steps + (made(1 + m) - made(1)) * record
+                return m * one.steps + record.steps(begins + made(1 + m)) - record.steps(begins + made(1))
 
             n = 1 + bisect_left(range(1 + -(-(enough - at) // one.steps)), enough - at, key=spends)
             last = cost(limit, False, limit - at - spends(n - 2))
@@ -217,15 +235,15 @@ def plan_of(leader: Any, total: int, afresh: bool) -> Plan:
         records += made(n) + (cadence.end and not (n and every and (gone + n) % every == 0))
         whole = n - (n > 0 and not spent[-1].whole)
         steps = {"follower_steps": sum(c.followers for c in spent), "leader_steps": sum(c.leader for c in spent)}
-        return {"iterations": whole, "records": records, **steps, "certain": all(c.certain for c in spent)}
+        return {"iterations": whole, "records": records, **steps, "certain": all(c.certain for c in (record, *spent))}
 
     # Records: as the config says; every ten iterations where they cost nothing; else as many as a third of the budget allows.
-    if method.judges and wanted is None and record > 0:
-        k = total // SHARE // record
-        n = looped(replace(SILENT, reserved=k * record))["iterations"]
-        cadence = SILENT if k == 0 else Cadence(math.ceil(n / (k - 1)) if k > 1 else 0, k > 1, True, record)
+    if method.judges and wanted is None and record.later > 0:
+        k = total // SHARE // record.later
+        n = looped(replace(SILENT, reserved=k * record.later))["iterations"]
+        cadence = SILENT if k == 0 else Cadence(math.ceil(n / (k - 1)) if k > 1 else 0, k > 1, True, record.later)
     # The smallest budget that holds what precedes the first iteration, and that one; a smaller one has a shorter warm-up.
-    before = first + (record if cadence.start and wanted is not None else 0)
+    before = first + (record.first if cadence.start and wanted is not None else 0)
     least = before + cost(0, True).steps
     while least < (longer := before + cost(least, True).steps):
         least = longer
@@ -242,7 +260,7 @@ def warn_of_reach(leader: Any, plan: Plan) -> None:
     farthest = float(torch.maximum(X.high - x, x - X.low).clamp(max=2.0 * X.budget).max())
     if reach < FAR * farthest:
         warnings.warn(
-            f"x cannot cross X: {plan.iterations:,} iterations move it by {reach:.3g} at most, and X reaches {farthest:.3g} from "
+            f"x cannot cross X: {plan.iterations:,} steps of x move it by {reach:.3g} at most, and X reaches {farthest:.3g} from "
             f"where it starts. Raise learning_rate ({leader.config.learning_rate}) or the budget, or bound X by low and high",
             stacklevel=4,
         )

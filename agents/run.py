@@ -35,13 +35,13 @@ class Gradients:
     Attributes:
         n: how many estimates.
         mean: their mean, ``[dim]``.
-        squares: the sum of their squared distances from it, ``[dim]``.
+        squares: the sum of their squared distances from it.
         signal: the largest ``|mean| / stderr`` after 4, 8, 16, ... of them.
     """
 
     n: int = 0
     mean: Tensor | None = None
-    squares: Tensor | None = None
+    squares: float = 0.0
     signal: float = 0.0
 
 
