@@ -141,9 +141,9 @@ class Plan:
         require(self.iterations is None or self.total >= self.least, self.unit, expected, self.total)
 
     def __str__(self) -> str:
-        unit = "steps" if self.unit == "total_timesteps" else "iterations"
-        if self.iterations is None or unit == "iterations":
-            return f"{self.leader}: {self.total:,} {unit}"
+        unit = "step" if self.unit == "total_timesteps" else "iteration"
+        if self.iterations is None or unit == "iteration":
+            return f"{self.leader}: {self.total:,} {unit}{'' if self.total == 1 else 's'}"
         about = "" if self.certain else "about "
         if self.records:
             each = f"{self.records:,} record{'s' if self.records > 1 else ''}"

@@ -25,7 +25,7 @@ from ..envs.mdp.checks import require
 from . import catalogue
 from .logs import Extras, new_logger, require_folder, require_writers, write_text
 from .processes import stop_asked
-from .settings import BUDGETS, Settings, build, checked, follower_of, read, require_no_code, world_of
+from .settings import BUDGETS, Settings, build, checked, follower_of, in_its_unit, read, require_no_code, world_of
 
 SETTINGS, LEADER, RESULT = "settings.yml", "leader.zip", "result.json"
 NEVER = 10**12
@@ -92,10 +92,12 @@ def resume(folder: Path, extras: Extras, budget: dict[str, int | None], trust_co
     settings = settings_in(folder, "--resume")
     given = {name: number for name, number in budget.items() if number is not None}
     if given:
+        if not trust_code:
+            require_no_code(asdict(settings), "--resume")
         unit = catalogue.counts(catalogue.leader(settings.leader))
         require(len(given) == 1, "--resume", "one budget", ", ".join(given))
         changes = {unit if name == "budget" else name: number for name, number in given.items()}
-        settings = checked(replace(settings, **{unit: None} | changes))  # type: ignore[arg-type]
+        settings = in_its_unit(checked(replace(settings, **{unit: None} | changes)))  # type: ignore[arg-type]
         write_text(folder / SETTINGS, settings.as_yaml())
     leader = load(folder, "--resume", trust_code)
     done = leader.num_timesteps

@@ -222,7 +222,7 @@ def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None,
         for key, item in layer.items():
             merged[key] = {**merged.get(key, {}), **item} if key in KWARGS and isinstance(item, Mapping) else item
     merged |= {"env": env, "leader": leader, "follower": follower}
-    return checked(Settings(**merged))
+    return in_its_unit(checked(Settings(**merged)))
 
 
 def checked(settings: Settings) -> Settings:
@@ -231,20 +231,23 @@ def checked(settings: Settings) -> Settings:
         held = getattr(settings, name)
         require(isinstance(held, str) or (held is None and name == "follower"), f"--{name}", "a name", repr(held))
     check_count(settings.seed, "--seed")
-    unit = catalogue.counts(catalogue.leader(settings.leader))
-    (other,) = (name for name in BUDGETS if name != unit)
-    expected = f"{_option(unit)}: {settings.leader} counts {'outer iterations' if unit == 'n_iterations' else 'steps'}"
-    require(getattr(settings, other) is None, _option(other), expected, _option(other))
-    steps = getattr(settings, unit)
     known = f"a number: there are no tuned settings for {settings.env}, {settings.leader}, {settings.follower or EXACT}"
-    require(steps is not None, _option(unit), known, None)
-    steps = check_size(steps, _option(unit))
-    if settings.eval_freq is not None:
-        check_size(settings.eval_freq, "--eval-freq")
-    for name in KWARGS:
-        held = getattr(settings, name)
-        require(isinstance(held, Mapping), _option(name), "keys and values", repr(held))
-    return replace(settings, **{unit: steps})  # type: ignore[arg-type]
+    given = [name for name in BUDGETS if getattr(settings, name) is not None]
+    require(bool(given), "-n", known, None)
+    steps = {name: check_size(getattr(settings, name), _option(name)) for name in given}
+    return replace(settings, **steps)  # type: ignore[arg-type]
+
+
+def in_its_unit(settings: Settings) -> Settings:
+    """The settings, if their budget is in what the leader counts, whose class is looked up; raises ``ValueError``."""
+    unit = catalogue.counts(catalogue.leader(settings.leader))
+    counted = "outer iterations" if unit == "n_iterations" else "steps"
+    for name in BUDGETS:
+        if name != unit and getattr(settings, name) is not None:
+            raise ValueError(
+                f"{_option(name)}: expected {_option(unit)}: {settings.leader} counts {counted}, got {_option(name)}"
+            )
+    return settings
 
 
 def _option(field: str) -> str:

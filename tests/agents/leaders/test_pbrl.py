@@ -481,7 +481,7 @@ def test_rollouts_far_longer_than_asked_are_reported() -> None:
         return PPO("MlpPolicy", venv, gamma=0.9, n_epochs=1, batch_size=2048, device="cpu")
 
     with pytest.warns(UserWarning, match="follower: expected rollouts of about follower_steps=128 steps, got 16384"):
-        small(default_ppo).learn(1)
+        small(default_ppo).learn(40_000)
 
 
 class Unpaid(Chase):
@@ -537,7 +537,7 @@ def test_arguments_of_another_type_are_named(changes: dict[str, Any], message: s
     with pytest.raises(ValueError, match=message):
         small(**changes)
     with pytest.raises(ValueError, match="callback: expected a callable"):
-        small().learn(100, callback=3)
+        small().learn(10_000, callback=3)
 
 
 def test_sb3_makes_our_environments_by_id() -> None:
