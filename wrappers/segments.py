@@ -1,4 +1,4 @@
-"""A recorder of what a follower does: segments of its behaviour, with the true reward kept apart from any learned one.
+"""Records segments of a follower's behaviour with their true rewards, and pays followers a learned reward.
 
 A segment is ``length`` steps of one environment, cut from one episode. Where the episode ends by itself within it, the rest is
 padding: its mask is 0 and it is worth nothing, as what follows a terminal state is worth nothing. So two segments have the same
@@ -8,25 +8,29 @@ segment never reaches over a time limit or a reset.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from ..envs.mdp.checks import check_size, require
-from .vec_env import StepWrapper, info_column
+from .vec_env import add_info_column, info_column
 
 Floats = NDArray[np.float64]
+RewardFunction = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+"""From observations and actions, ``[n, ...]`` each, rewards ``[n]``."""
 RUNNING, TERMINATED, CUT = 0, 1, 2
 """What a step did to its episode: nothing, ended it by itself, cut it (a time limit or a reset)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """``H`` steps of one environment.
+    """A segment of ``H`` successive steps of one environment.
 
     Attributes:
         obs: observations before each step, ``[H, ...]``; of stacks of k frames, channels first, the single frames
@@ -89,7 +93,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """Steps in the order in which they were taken; what was observed before them, ``SegmentRecorder.observations`` tells.
+    """Steps in time order; ``SegmentRecorder.observations`` returns the observations before them.
 
     Attributes:
         time: the recorder's number of each, ``[T]``.
@@ -106,8 +110,63 @@ class Steps:
     ended: NDArray[np.int8]
 
 
+class StepWrapper(VecEnvWrapper):
+    """Base class of VecEnv wrappers that compute the reward from the observation before a step and the action.
+
+    Attributes:
+        now: the last observations, ``[n, ...]``; None before a reset.
+        taken: the last actions, ``[n, ...]``.
+    """
+
+    now: Any = None
+    taken: Any = None
+
+    def reset(self) -> VecEnvObs:
+        obs = self.venv.reset()
+        self.now = np.array(obs)
+        return obs
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        self.taken = np.array(actions)
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        paid = self.paid(rewards, dones, infos)
+        self.now = np.array(obs)
+        return obs, paid, dones, infos
+
+    @abstractmethod
+    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
+        """The rewards, ``[n]``, of the step from :attr:`now` by :attr:`taken`, for which the VecEnv paid ``rewards``."""
+
+
+class LearnedReward(StepWrapper):
+    """Replaces the reward by ``reward(obs, actions)``; ``info["true_reward"]`` keeps the environment's own.
+
+    Args:
+        venv: parallel environments of any kind.
+        reward: called once a step for all of them, with the observations before it and the actions taken.
+
+    Raises:
+        ValueError: a reward that is no function; in ``step``, rewards of another shape than ``[n]`` or that are not finite.
+    """
+
+    def __init__(self, venv: VecEnv, reward: RewardFunction) -> None:
+        require(callable(reward), "reward", "a function of observations and actions", repr(reward))
+        super().__init__(venv)
+        self.reward = reward
+
+    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
+        paid = np.asarray(self.reward(self.now, self.taken), dtype=np.float32)
+        require(paid.shape == rewards.shape, "reward", f"shape {rewards.shape}", f"shape {paid.shape}")
+        require(bool(np.isfinite(paid).all()), "reward", "finite numbers", paid)
+        add_info_column(self.venv, infos, "true_reward", rewards)
+        return paid
+
+
 class SegmentRecorder(StepWrapper):
-    """Records every step of a VecEnv, passes all of it on unchanged, and cuts segments from the newest steps.
+    """Records every step of a VecEnv without changing it, and cuts segments from the newest steps.
 
     It belongs below any wrapper that pays another reward: what it records is then the environment's own.
 
@@ -210,7 +269,7 @@ class SegmentRecorder(StepWrapper):
     # --- files --------------------------------------------------------------------------------------------------------
 
     def arrays(self, whole: bool = False) -> dict[str, NDArray[Any]]:
-        """What has been recorded, by name, without a copy.
+        """The recorded arrays by name, not copied.
 
         Args:
             whole: all of each array, to be read into; else what has been filled.
@@ -220,14 +279,14 @@ class SegmentRecorder(StepWrapper):
         return {name: array if whole else array[: self.steps] for name, array in held.items() if array is not None}
 
     def state(self) -> dict[str, Any]:
-        """The rest of the recorder, as arrays and numbers."""
+        """The recorder's other state, as arrays and numbers."""
         heads = [(*key, frames) for key, frames in self._heads.items()]
         images = None if self._images is None else list(self._images.shape[1:])
         counts = {"steps": self.steps, "terminations": self.terminations}
         return {**counts, "now": self.now, "age": self._episode_age, "heads": heads, "images": images}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state` gave, with room for the arrays; the VecEnv below stands where it stood then.
+        """Restore what :meth:`state` returned and allocate the arrays; the wrapped VecEnv must be restored too.
 
         Raises:
             ValueError: the state of another recorder.
@@ -247,11 +306,11 @@ class SegmentRecorder(StepWrapper):
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def _order(self, since: int) -> NDArray[np.int64]:
-        """Numbers of the steps that are still held, from ``since`` on."""
+        """Indices of the steps from ``since`` on that are still held."""
         return np.arange(max(since, self.steps - self.capacity, 0), self.steps)
 
     def starts(self, since: int = 0) -> NDArray[np.int64]:
-        """Where segments begin that lie whole in the steps held from ``since`` on: (time, copy), ``[k, 2]``."""
+        """Starts (time, environment), ``[k, 2]``, of all segments that lie within the steps held from ``since`` on."""
         times = self._order(since)
         T, H = len(times), self.length
         ended = self._ended[times % self.capacity]
@@ -296,13 +355,13 @@ class SegmentRecorder(StepWrapper):
         return Segment(obs, actions, mask, rewards, pictures, self._stack, int(time), int(copy))
 
     def window(self, since: int = 0) -> Steps:
-        """The steps held from ``since`` on, in order."""
+        """The steps held from ``since`` on, in time order."""
         times = self._order(since)
         at = times % self.capacity
         return Steps(times, self._actions[at], self._rewards[at], self._age[at], self._ended[at])
 
     def observations(self, times: NDArray[np.int64], copies: NDArray[np.int64]) -> NDArray[Any]:
-        """What was observed before these steps, which have to be held: ``[B, ...]`` for times and copies ``[B]``."""
+        """The observations before these steps, ``[B, ...]`` for times and environments ``[B]``; the steps must still be held."""
         k = self._stack
         if k == 1:
             return self._obs[times % self._span, copies]
@@ -315,7 +374,7 @@ class SegmentRecorder(StepWrapper):
         return frames
 
     def sample(self, since: int, most: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Observations and actions of the steps held from ``since`` on, ``[B, ...]``; at most ``most``, evenly spread."""
+        """Observations and actions of at most ``most`` of the steps held from ``since`` on, evenly spread, ``[B, ...]``."""
         times = self._order(since)
         n = len(times) * self.num_envs
         which = np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(np.int64)

@@ -1,4 +1,4 @@
-r"""x shown to the follower; leader environments in parallel, as SB3's VecEnvs: each step as arrays, mixed and learned rewards.
+r"""Shows x to the follower; makes parallel leader environments SB3 VecEnvs; checks and mixes their rewards.
 
 **x shown to the follower.** A follower that learns across many x answers each of them only if it can tell them apart. The
 feature map for a discrete state is the product
@@ -17,7 +17,6 @@ of a dict an environment; of other VecEnvs the same is read from their infos. :f
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,19 +30,20 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from torch import Tensor, nn
 
+from ..envs.actions import draw_action
 from ..envs.core import LeaderVectorEnv
 from ..envs.mdp.checks import as_float64, check_number, require
 
 Features = NDArray[np.float32]
-RewardFunction = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
-"""From observations and actions, ``[n, ...]`` each, rewards ``[n]``."""
+MOST_SEEN = 2**16
+"""Numbers that a follower may see where x is shown: beside Discrete states they are the product of both sizes."""
 
 # --- x shown to the follower ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How an observation and a commitment become one vector, and back.
+    """Joins an observation and a leader context into one vector, and splits it again.
 
     Attributes:
         base: the observation space: Discrete, or a Box of one axis.
@@ -61,11 +61,17 @@ class Layout:
     def __post_init__(self) -> None:
         discrete = isinstance(self.base, gym.spaces.Discrete) and self.base.start == 0
         vector = isinstance(self.base, gym.spaces.Box) and len(self.base.shape) == 1
-        require(discrete or vector, "env", "observations Discrete (from 0) or Box with one axis", self.base)
+        expected = (
+            "observations Discrete (from 0) or Box with one axis to show x in (observe_commitment=False shows none)"
+        )
+        require(discrete or vector, "env", expected, self.base)
+        seen = int(self.base.n) * self.width if discrete else self.base.shape[0] + self.size
+        fits = f"False where a follower would see more than {MOST_SEEN} numbers"
+        require(seen <= MOST_SEEN, "observe_commitment", fits, f"True with {seen}, of {self.base} and {self.size} of x")
 
     @property
     def width(self) -> int:
-        """Entries a state takes: the commitment, with a leading 1 unless it is a distribution."""
+        """Entries for one state: the leader context, with a leading 1 unless it is a distribution."""
         return self.size + (not self.is_distribution)
 
     @property
@@ -79,7 +85,7 @@ class Layout:
         return gym.spaces.Box(low, high, dtype=np.float32)
 
     def join(self, obs: NDArray[Any], shown: Features) -> Features:
-        """Vectors ``[n, ...]`` of observations ``[n]`` or ``[n, d]`` and commitments ``[n, size]``."""
+        """Join observations ``[n]`` or ``[n, d]`` and leader contexts ``[n, size]`` into vectors ``[n, ...]``."""
         if isinstance(self.base, gym.spaces.Box):
             return np.concatenate([obs.astype(np.float32), shown], axis=1)
         n, S = len(obs), int(self.base.n)
@@ -107,26 +113,38 @@ class Layout:
 
 
 class CommitmentLeaderModel(nn.Module):
-    """A leader model that reads observations with commitments: what it sees of them is the environment's own part.
+    """A leader model for the observations and actions of followers, which it converts to the environment's own.
+
+    Args:
+        inner: the environment's leader model.
+        base_obs: from observations ``[..., D]`` to the environment's own; None where they are the same.
+        base_action: the same of actions.
 
     Attributes:
         x: the parameter of the inner model.
     """
 
-    def __init__(self, inner: nn.Module, base_tensor: Callable[[Any], Tensor]) -> None:
+    def __init__(
+        self,
+        inner: nn.Module,
+        base_obs: Callable[[Any], Any] | None,
+        base_action: Callable[[Any], Any] | None = None,
+    ) -> None:
         super().__init__()
         self.x = inner.get_parameter("x")
         self.inner = inner
-        self._base_tensor = base_tensor
+        self._base_obs, self._base_action = base_obs, base_action
 
     def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """``(r_follower, r_leader, log_p)`` for observations ``[..., D]``; see ``LeaderEnv.leader_model``."""
-        before, after = self._base_tensor(obs), self._base_tensor(next_obs)
-        return self.inner(before, action, draw, after)  # type: ignore[no-any-return]
+        if self._base_obs is not None:
+            obs, next_obs = self._base_obs(obs), self._base_obs(next_obs)
+        action = action if self._base_action is None else self._base_action(action)
+        return self.inner(obs, action, draw, next_obs)  # type: ignore[no-any-return]
 
 
 class ObserveCommitment(gym.Wrapper[Features, Any, Any, Any], RecordConstructorArgs):
-    """An environment whose observations show the leader's commitment.
+    """An environment whose observations also show the leader context.
 
     ``info`` has ``base_obs`` and ``base_next_obs``, the environment's own observations before the step and after it, as they
     stand in the vectors.
@@ -149,7 +167,7 @@ class ObserveCommitment(gym.Wrapper[Features, Any, Any, Any], RecordConstructorA
         self._base: Any = None
 
     def observation(self, obs: Any) -> Features:
-        """What the follower sees where the environment observes ``obs``, ``[D]``."""
+        """The follower's observation, ``[D]``, for the environment's observation ``obs``."""
         return self._layout.join(np.asarray(obs)[None], self._commitment(obs)[None])[0]  # type: ignore[no-any-return]
 
     def reset(
@@ -178,7 +196,7 @@ class ObserveCommitment(gym.Wrapper[Features, Any, Any, Any], RecordConstructorA
 
 
 class VectorEnvAdapter(VecEnv):
-    """A ``LeaderVectorEnv`` as the VecEnv that SB3 algorithms train on.
+    """Makes a ``LeaderVectorEnv`` a VecEnv, on which SB3 algorithms train.
 
     Infos are one dict an environment, with ``leader_reward`` (float), ``leader_draw`` (int, or an array), ``TimeLimit.truncated``
     and, at an episode's end, ``terminal_observation``. The same stands in :attr:`arrays`: where nobody reads infos in the midst
@@ -218,7 +236,7 @@ class VectorEnvAdapter(VecEnv):
         self._actions: NDArray[Any] | None = None
 
     def _shown(self, obs: NDArray[Any]) -> NDArray[Any]:
-        """What followers see where the environments observe ``obs``, ``[n, ...]``."""
+        """The followers' observations, ``[n, ...]``, for the environments' observations ``obs``."""
         return obs if self._layout is None else self._layout.join(obs, self.env.commitment(obs))
 
     def reset(self) -> NDArray[Any]:
@@ -262,15 +280,15 @@ class VectorEnvAdapter(VecEnv):
         return self._shown(obs), rewards.astype(np.float32), dones, infos
 
     def set_leader(self, x: Any) -> None:
-        """Set x, ``[dim]`` for all or ``[n, dim]``, one row an environment; raises as the simulator's ``set_leader``."""
+        """Set x, ``[dim]`` for all or ``[n, dim]``, one row for each environment; raises as the simulator's ``set_leader``."""
         self.env.set_leader(x)
 
     def commitment(self, obs: Any) -> Features:
-        """What each environment's follower may be shown of its own x, ``[n, size]`` for the simulator's obs ``[n, ...]``."""
+        """The leader context of each environment, ``[n, size]``, for the simulator's obs ``[n, ...]``."""
         return self.env.commitment(obs)
 
     def every_observation(self, x: Any, states: Any = None) -> NDArray[Any]:
-        """What a follower sees in each state of a tabular problem under x, whatever x the environments are under.
+        """The follower's observation in each state of a tabular problem at any x, which need not be the environments' own.
 
         Args:
             x: ``[dim]``, or several, ``[k, dim]``.
@@ -311,7 +329,7 @@ class VectorEnvAdapter(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method for the environments in ``indices``, by default all; one answer an environment.
+        """Call a method for the environments in ``indices`` (default: all), and return one answer for each.
 
         ``set_leader`` with ``indices`` changes the x of those alone. ``commitment`` takes one observation of the simulator's, or
         one an environment of ``indices``; ``action_masks`` gives each its own row. Other methods belong to the simulator as a
@@ -335,7 +353,7 @@ class VectorEnvAdapter(VecEnv):
         return list(answer[chosen]) if method_name == "action_masks" else [answer] * len(chosen)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of the simulator, once an environment; ``leader_x`` is each one's own."""
+        """Return an attribute of the simulator once for each environment; ``leader_x`` is each one's own."""
         chosen = list(self._get_indices(indices))
         if attr_name == "leader_x":
             return [row.copy() for row in self._rows()[chosen]]
@@ -367,7 +385,7 @@ class VectorEnvAdapter(VecEnv):
 
 
 def set_leader(venv: VecEnv, x: Any) -> None:
-    """Set the leader's parameter in every environment of a VecEnv, through any wrappers.
+    """Set x in every environment of a VecEnv, through any wrappers.
 
     It goes through ``env_method``: ``venv.set_attr`` would write to the outermost wrapper of each environment and leave the
     environment as it was.
@@ -390,13 +408,13 @@ def set_leader(venv: VecEnv, x: Any) -> None:
 
 
 def leader_model(env: gym.Env[Any, Any], x: NDArray[np.float64]) -> nn.Module:
-    """A leader environment's model of a step at x, ``[dim]``, through any wrappers; x is its environment's from then on."""
+    """Set x, ``[dim]``, in a leader environment, through any wrappers, and return its leader model."""
     env.get_wrapper_attr("set_leader")(x)
     return env.get_wrapper_attr("leader_model")()  # type: ignore[no-any-return]
 
 
 def info_column(venv: VecEnv, infos: Sequence[dict[str, Any]], name: str, optional: bool = False) -> Any:
-    """What stands under a name in the infos of a VecEnv's last step, ``[n, ...]``.
+    """The values of one key in the infos of a VecEnv's last step, ``[n, ...]``.
 
     Args:
         venv: parallel environments.
@@ -416,7 +434,7 @@ def info_column(venv: VecEnv, infos: Sequence[dict[str, Any]], name: str, option
 
 
 def add_info_column(venv: VecEnv, infos: Sequence[dict[str, Any]], name: str, values: NDArray[Any]) -> None:
-    """Add to the infos of a VecEnv's last step: a number an environment, ``[n]``."""
+    """Add a key to the infos of a VecEnv's last step, with one number for each environment, ``[n]``."""
     inner = venv.unwrapped
     if isinstance(inner, VectorEnvAdapter):
         inner.arrays[name] = values
@@ -425,8 +443,92 @@ def add_info_column(venv: VecEnv, infos: Sequence[dict[str, Any]], name: str, va
             info[name] = value
 
 
+LARGEST_REWARD = 1e15
+"""Rewards beyond this cannot be learned from: an algorithm's loss is a square in float32."""
+_LARGEST_OBSERVATION = float(np.finfo(np.float32).max)
+
+
+def require_tame(what: str, values: NDArray[Any], limit: float, where: Callable[[int], str]) -> None:
+    """Raise ``ValueError`` where a number of ``values``, ``[n, ...]``, is not finite or too large, and say of which row it is."""
+    if values.dtype.kind == "f":
+        tame = np.abs(values) <= limit
+        if not tame.all():
+            at = tuple(np.argwhere(~tame)[0])
+            raise ValueError(
+                f"{what}: expected finite numbers within {limit:g}, got {values[at]:g} {where(int(at[0]))}"
+            )
+
+
+def require_tame_observation(obs: Any, where: Callable[[int], str]) -> None:
+    """:func:`require_tame` of observations ``[n, ...]``, of a Dict space too."""
+    for part in obs.values() if isinstance(obs, dict) else (obs,):
+        require_tame("observation", part, _LARGEST_OBSERVATION, where)
+
+
+def require_tame_step(obs: Any, reward: float, where: str) -> None:
+    """Raise ``ValueError`` as :class:`FiniteSteps` does, for one step of one environment."""
+    require_tame("reward", np.array([reward], dtype=np.float64), LARGEST_REWARD, lambda _: where)
+    require_tame_observation(_rows(obs), lambda _: where)
+
+
+def _rows(obs: Any) -> Any:
+    """One observation, of a Dict space or another, as a batch of one."""
+    if isinstance(obs, dict):
+        return {key: np.asarray(part)[None] for key, part in obs.items()}
+    return np.asarray(obs)[None]
+
+
+class FiniteSteps(VecEnvWrapper):
+    """Raises an error at the first step whose reward or observation is not finite or is too large.
+
+    Args:
+        venv: parallel environments of any kind.
+        name: the environment's, for the error.
+
+    Raises:
+        ValueError: in ``reset`` and ``step``, a reward or an observation that is NaN or infinite (in float32, or a reward beyond
+            ``LARGEST_REWARD``); it names the environment, which of the parallel ones, the step, and x.
+    """
+
+    def __init__(self, venv: VecEnv, name: str) -> None:
+        super().__init__(venv)
+        self._name, self._steps = name, 0
+
+    def reset(self) -> VecEnvObs:
+        obs = self.venv.reset()
+        require_tame_observation(obs, self._where)
+        return obs
+
+    def step_wait(self) -> VecEnvStepReturn:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        self._steps += 1
+        require_tame("reward", rewards, LARGEST_REWARD, self._where)
+        leader_rewards = info_column(self.venv, infos, "leader_reward", optional=True)
+        if leader_rewards is not None:
+            require_tame("leader_reward", leader_rewards, LARGEST_REWARD, self._where)
+        require_tame_observation(obs, self._where)
+        for i in dones.nonzero()[0]:
+            last = _rows(infos[i]["terminal_observation"])
+            require_tame_observation(last, lambda _, i=i: self._where(i))  # type: ignore[misc]
+        return obs, rewards, dones, infos
+
+    def _where(self, i: int) -> str:
+        """Where something came from: the environment, which of them, when, under which x."""
+        where = f"from {self._name}, parallel environment {i}, in step {self._steps}"
+        if not self.venv.has_attr("leader_x"):
+            return where
+        return f"{where}, at x = {np.array2string(np.asarray(self.venv.get_attr('leader_x', i)[0]), threshold=20)}"
+
+
+def legal_actions(venv: VecEnv) -> NDArray[Any]:
+    """A random action for each environment, ``[n, ...]``, of those that its ``action_masks`` tells, where it has them."""
+    space, n = venv.action_space, venv.num_envs
+    masks = venv.env_method("action_masks") if venv.has_attr("action_masks") else [None] * n
+    return np.stack([draw_action(space, mask) for mask in masks])
+
+
 class RewardMixing(VecEnvWrapper):
-    """Pays own_weight * r_f + weight * r_l; ``info["follower_reward"]`` keeps r_f, ``info["leader_reward"]`` r_l.
+    """Replaces the reward by own_weight * r_f + weight * r_l; ``info`` keeps ``follower_reward`` r_f and ``leader_reward`` r_l.
 
     With weight 1/lam, the follower that maximises this return is the lower variable of the penalised problem divided
     by lam.
@@ -463,58 +565,3 @@ class RewardMixing(VecEnvWrapper):
         add_info_column(self.venv, infos, "follower_reward", rewards)
         mixed = self.own_weight * rewards + self._weight * leader_rewards
         return obs, mixed.astype(np.float32), dones, infos
-
-
-class StepWrapper(VecEnvWrapper):
-    """Knows in each step of a VecEnv what was observed before it and what was done, and says what is paid.
-
-    Attributes:
-        now: the last observations, ``[n, ...]``; None before a reset.
-        taken: the last actions, ``[n, ...]``.
-    """
-
-    now: Any = None
-    taken: Any = None
-
-    def reset(self) -> VecEnvObs:
-        obs = self.venv.reset()
-        self.now = np.array(obs)
-        return obs
-
-    def step_async(self, actions: NDArray[Any]) -> None:
-        self.taken = np.array(actions)
-        self.venv.step_async(actions)
-
-    def step_wait(self) -> VecEnvStepReturn:
-        obs, rewards, dones, infos = self.venv.step_wait()
-        paid = self.paid(rewards, dones, infos)
-        self.now = np.array(obs)
-        return obs, paid, dones, infos
-
-    @abstractmethod
-    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
-        """What is paid for the step from :attr:`now` by :attr:`taken`, ``[n]``, where the VecEnv pays ``rewards``."""
-
-
-class LearnedReward(StepWrapper):
-    """Pays ``reward(obs, actions)`` for each step; ``info["true_reward"]`` keeps what the environment paid.
-
-    Args:
-        venv: parallel environments of any kind.
-        reward: called once a step for all of them, with the observations before it and the actions taken.
-
-    Raises:
-        ValueError: a reward that is no function; in ``step``, rewards of another shape than ``[n]`` or that are not finite.
-    """
-
-    def __init__(self, venv: VecEnv, reward: RewardFunction) -> None:
-        require(callable(reward), "reward", "a function of observations and actions", repr(reward))
-        super().__init__(venv)
-        self.reward = reward
-
-    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
-        paid = np.asarray(self.reward(self.now, self.taken), dtype=np.float32)
-        require(paid.shape == rewards.shape, "reward", f"shape {rewards.shape}", f"shape {paid.shape}")
-        require(bool(np.isfinite(paid).all()), "reward", "finite numbers", paid)
-        add_info_column(self.venv, infos, "true_reward", rewards)
-        return paid
