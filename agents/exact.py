@@ -25,13 +25,18 @@ from .schedules import Geometric, Quench, Schedule, as_schedule
 from .sources import ProblemSource, resolve_problem
 
 
+LEAST_TAU = 0.003
+"""Reward units: where an annealed temperature ends if the problem has none of its own."""
+
+
 @storable
 @dataclass(frozen=True, eq=False)
 class ExactConfig(LeaderConfig):
     """Options shared by all exact leaders.
 
     Attributes:
-        tau: temperature, a number or a schedule; None takes the leader's default for the problem.
+        tau: temperature, a number or a schedule in the unit of the follower's rewards; None takes the leader's default, a
+            number of the problem's ``reward_unit``.
     """
 
     tau: float | Schedule | None = None
@@ -63,6 +68,8 @@ class ExactMethod(Method):
     Attributes:
         problem: the bilevel problem.
         level: its lower level.
+        unit: the problem's ``reward_unit``, of which default temperatures are multiples.
+        leader_unit: its ``leader_reward_unit``, by which gradients are divided before the optimiser takes its step.
 
     Raises:
         ValueError: an unknown id, a problem whose lower level is none of ``levels``, a tau that the method cannot take.
@@ -89,6 +96,7 @@ class ExactMethod(Method):
         require(fits, "problem", f"a {wanted}, an environment that has one, or its id", repr(problem))
         self.level: LowerLevel = lower_level(self.problem)
         self.leader_set = self.config.cut(self.problem.leader_set)
+        self.unit, self.leader_unit = self.problem.reward_unit, self.problem.leader_reward_unit
         tau = self.default_tau() if self.config.tau is None else self.config.tau
         self.schedule = as_schedule(tau, "tau", positive=self.positive_tau and self.level.takes_tau)
         zero = self.schedule(1.0) == self.schedule(0.0) == 0.0
@@ -135,14 +143,14 @@ class ExactMethod(Method):
     # --- what all share -------------------------------------------------------------------------------------------------
 
     def final_tau(self) -> float:
-        """The temperature of evaluation; 0.003 where that is lower and no part of the problem."""
+        """The temperature of evaluation; 0.003 reward units where that is lower and no part of the problem."""
         tau0 = float(self.problem.tau0)
-        return tau0 if tau0 == self.problem.tau else max(tau0, 0.003)
+        return tau0 if tau0 == self.problem.tau else max(tau0, LEAST_TAU * self.unit)
 
     def annealed(self, start: float) -> Schedule:
-        """From ``start`` down to the final temperature in equal ratios."""
+        """From ``start`` reward units down to the final temperature in equal ratios."""
         end = self.final_tau()
-        return Geometric(max(start, end), end)
+        return Geometric(max(start * self.unit, end), end)
 
     def start_x(self) -> Tensor:
         return self.problem.start_x()  # type: ignore[no-any-return]
@@ -161,9 +169,17 @@ class ExactMethod(Method):
         state.optimizer.param_groups[0]["lr"] = self._rate(progress.remaining)
         state.optimizer.zero_grad(set_to_none=True)
         found = self.descend(state, progress)
-        projected_step(state.optimizer, self.projections(state))
+        self.move(state)
         state.num_timesteps += 1
         return state, found
+
+    def move(self, state: Any) -> None:
+        """One projected step along the gradients, divided by the unit of the leader's rewards."""
+        for group in state.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad /= self.leader_unit
+        projected_step(state.optimizer, self.projections(state))
 
     @torch.no_grad()
     def evaluate(self, state: Any, x: Tensor, iteration: int) -> Evaluation:

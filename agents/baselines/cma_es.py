@@ -209,7 +209,7 @@ class TabularCMAESMethod(ExactMethod):
         points = state.search.ask()
         values, V = self.level.leader_returns(points, state.tau, state.V)
         state.V = V.mean(0)
-        state.search.tell(values.tolist())
+        state.search.tell((values / self.leader_unit).tolist())
         state.evaluations += len(points)
         with torch.no_grad():
             state.x.copy_(state.search.mean)  # no gradient: the step that follows leaves it there

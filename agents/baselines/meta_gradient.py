@@ -34,7 +34,7 @@ class MetaGradientConfig(ExactConfig):
 
     Attributes:
         learning_rate: eta, the step of x.
-        inner_rate: alpha, the followers' plain gradient step; a number or a schedule.
+        inner_rate: alpha, the followers' plain gradient step, per ``reward_unit``; a number or a schedule.
         inner_steps: K, steps of the followers in an iteration.
         keep_best: by default the last x is the answer, as the method is published.
     """
@@ -92,7 +92,8 @@ class MetaGradientMethod(ExactMethod):
         state.thetas = tuple(Softmax().start(view) for view in self.level.views)
 
     def descend(self, state: MetaGradientState, progress: Progress) -> dict[str, float]:
-        level, alpha = self.level, as_schedule(self.config.inner_rate, "inner_rate", positive=True)(progress.remaining)
+        rate = as_schedule(self.config.inner_rate, "inner_rate", positive=True)(progress.remaining)
+        level, alpha = self.level, rate / self.unit
         model, thetas = level.model(state.x), tuple(theta.requires_grad_() for theta in state.thetas)
         for _ in range(self.config.inner_steps):
             thetas = followers_step(level, model, thetas, state.tau, alpha)

@@ -42,7 +42,7 @@ class HPGDConfig(ExactConfig):
         learning_rate: step of x.
         optimizer_class: plain gradient descent, as the method is published.
         tau: temperature, positive; None takes the problem's own, and that of honest evaluation where it has none.
-        max_gradient_norm: longer gradients are cut to this norm.
+        max_gradient_norm: longer gradients are cut to this norm, in units of the leader's reward.
         episodes: n, episodes an iteration.
         points: steps kept of each; four more episodes go from every one.
         tail: episodes are cut once gamma^T is no more than this.
@@ -173,7 +173,7 @@ class HPGDMethod(ExactMethod):
         value, steps = sampled_advantage_return(mdp, reward, optimum.pi, state.tau, *how)
         state.steps += steps
         (-value).backward()
-        norm = torch.nn.utils.clip_grad_norm_([state.x], self.config.max_gradient_norm)
+        norm = torch.nn.utils.clip_grad_norm_([state.x], self.config.max_gradient_norm * self.leader_unit)
         return {"oracle_residual": optimum.residual, "gradient_norm": float(norm), "steps": float(state.steps)}
 
     def sampled_steps(self, state: HPGDState) -> int:

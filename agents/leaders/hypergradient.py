@@ -25,14 +25,19 @@ from ..records import storable
 from ..schedules import Quench, Schedule
 
 
+HOT = 0.07
+"""Reward units: the temperature of the first sixth of training."""
+
+
 @storable
 @dataclass(frozen=True, eq=False)
 class HypergradientConfig(ExactConfig):
     """How :class:`Hypergradient` learns.
 
     Attributes:
-        tau: temperature, positive; None takes 0.07 for a sixth of training, and then the problem's own, or 0.003. Over a game
-            None anneals it from 0.2 to the problem's own. Over a linear-quadratic problem it is 0.
+        tau: temperature, positive; None takes 0.07 reward units for a sixth of training, and then the problem's own, or
+            0.003 reward units. Over a game None anneals it from 0.2 reward units to the problem's own. Over a
+            linear-quadratic problem it is 0.
     """
 
 
@@ -145,7 +150,7 @@ class HypergradientMethod(ExactMethod):
         if self.level.n_players > 1:
             return self.annealed(0.2)
         end = self.final_tau()
-        return Quench(max(0.07, end), end)
+        return Quench(max(HOT * self.unit, end), end)
 
     def descend(self, state: HypergradientState, progress: Progress) -> dict[str, float]:
         _, gradient, solution = hypergradient(self.problem, state.x, state.tau, state)

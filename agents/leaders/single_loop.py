@@ -30,6 +30,9 @@ The publication compares with four methods, which are known here by name alone; 
 - **finite differences** (:class:`FiniteDifferences`): two followers, at x + h u and x - h u, u standard normal, and the
   difference of their f.
 
+- **Units.** The followers' rewards and tau are divided by the problem's ``reward_unit``, f by its ``leader_reward_unit``, so
+  that steps, temperatures and w mean the same whatever unit the rewards come in.
+
 The exponents 9/10 (zeta), 1/2 (alpha, beta), 3/20 (w) and 1/20 (tau) of the publication are remembered, not read (unverified).
 """
 
@@ -51,7 +54,7 @@ from ..leader import Progress, projected_step
 from ..lower_levels import Policies
 from ..penalties import Penalty, ValuePenalty
 from ..records import storable
-from ..schedules import Power, Schedule, as_schedule
+from ..schedules import Power, Schedule, as_schedule, scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,17 +223,12 @@ def _cost(problem: TabularProblem, x: Tensor, occupancy: Tensor) -> Tensor:
     return -problem.occupancy_return(x, occupancy)
 
 
-def _slopes(problem: TabularProblem, x: Tensor, occupancy: Floats) -> tuple[Tensor, Tensor]:
+def _slopes(block: Block, occupancy: Floats) -> tuple[Tensor, Tensor]:
     """d_x f, ``[n, dim]``, and c = df/dm, ``[n, S, A]``."""
-    x, m = x.detach().requires_grad_(), torch.from_numpy(occupancy).requires_grad_()
-    f = _cost(problem, x, m).sum()
+    x, m = block.x.detach().requires_grad_(), torch.from_numpy(occupancy).requires_grad_()
+    f = block.cost(x, m).sum()
     direct, c = torch.autograd.grad(f, (x, m), allow_unused=True, materialize_grads=True)
     return direct, c
-
-
-def _reward(problem: TabularProblem, x: Tensor) -> Tensor:
-    """r_x, ``[n, S, A]``."""
-    return problem.follower_mdp(x[0]).r.unsqueeze(0) if len(x) == 1 else problem.follower_mdp(x).r
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,6 +243,8 @@ class Block:
         rates: the schedules' values.
         u: uniform numbers, ``[K, 3, n]``.
         burn_in: how many of the first transitions do not enter x's gradient.
+        unit: by which the followers' rewards are divided.
+        leader_unit: by which f is divided.
     """
 
     problem: TabularProblem
@@ -254,6 +254,17 @@ class Block:
     rates: Rates
     u: Floats
     burn_in: int = 0
+    unit: float = 1.0
+    leader_unit: float = 1.0
+
+    def reward(self, x: Tensor) -> Tensor:
+        """r_x in its unit, ``[n, S, A]``, at x ``[n, dim]``."""
+        r = self.problem.follower_mdp(x[0]).r.unsqueeze(0) if len(x) == 1 else self.problem.follower_mdp(x).r
+        return r / self.unit
+
+    def cost(self, x: Tensor, occupancy: Tensor) -> Tensor:
+        """f in its unit, ``[n]``, at x ``[n, dim]`` and occupancies ``[n, S, A]``."""
+        return _cost(self.problem, x, occupancy) / self.leader_unit
 
 
 Step = tuple[Followers, Tensor]
@@ -263,8 +274,8 @@ Step = tuple[Followers, Tensor]
 def single_loop(block: Block) -> Step:
     """K iterates of the method above; two followers, the best response and the penalised one."""
     x, scale = block.x.detach().requires_grad_(), block.rates.w * (1.0 - block.world.gamma)
-    direct, c = _slopes(block.problem, x, block.followers.occupancy[1])
-    r = _reward(block.problem, x)
+    direct, c = _slopes(block, block.followers.occupancy[1])
+    r = block.reward(x)
     paid = r.detach().numpy()
     rewards = np.stack([paid, paid - scale[:, None, None] * c.numpy()])
     followers, pairs = track(block.world, block.followers, rewards, block.rates, block.u)
@@ -276,9 +287,9 @@ def single_loop(block: Block) -> Step:
 
 def partial_sgd(block: Block) -> Step:
     """d_x f at the tracked best response; one follower."""
-    direct, _ = _slopes(block.problem, block.x, block.followers.occupancy[0])
+    direct, _ = _slopes(block, block.followers.occupancy[0])
     with torch.no_grad():
-        paid = _reward(block.problem, block.x).numpy()
+        paid = block.reward(block.x).numpy()
     followers, _ = track(block.world, block.followers, paid[None], block.rates, block.u)
     return followers, direct
 
@@ -287,16 +298,22 @@ def partial_sgd(block: Block) -> Step:
 def finite_differences(block: Block, direction: Tensor, h: float) -> Step:
     """(f(x + h u) - f(x - h u)) / 2h times u, ``direction``, at the occupancies of two followers, one at each point."""
     points = [block.problem.project(block.x + sign * h * direction) for sign in (1.0, -1.0)]
-    paid = np.stack([_reward(block.problem, point).numpy() for point in points])
+    paid = np.stack([block.reward(point).numpy() for point in points])
     followers, pairs = track(block.world, block.followers, paid, block.rates, block.u)
     seen = torch.from_numpy(frequencies(block.world, pairs[block.burn_in :]))
-    above, below = (_cost(block.problem, point, m) for point, m in zip(points, seen, strict=True))
+    above, below = (block.cost(point, m) for point, m in zip(points, seen, strict=True))
     return followers, ((above - below) / (2.0 * h)).unsqueeze(-1) * direction
 
 
-ZETA, ALPHA, BETA = Power(9.65e-5, 6.54e-6, 0.9), Power(0.877, 0.192, 0.5), Power(0.354, 0.0471, 0.5)
-TAU, W, OCCUPANCY_RATE = Power(0.289, 0.0242, 0.8), Power(5.28, 2.69, 0.15), Power(0.0166, 0.00171, 0.5)
-"""Found by random search on goal placement (``benchmarks/single_loop.py``); other problems need their own."""
+GOAL_PLACEMENT_UNIT = 0.1526
+"""``reward_unit`` of goal placement, on which the schedules below were found (``benchmarks/single_loop.py``)."""
+ZETA, ALPHA, TAU = (
+    scaled(Power(9.65e-5, 6.54e-6, 0.9), GOAL_PLACEMENT_UNIT),
+    scaled(Power(0.877, 0.192, 0.5), GOAL_PLACEMENT_UNIT),
+    scaled(Power(0.289, 0.0242, 0.8), 1.0 / GOAL_PLACEMENT_UNIT),
+)
+BETA, W, OCCUPANCY_RATE = Power(0.354, 0.0471, 0.5), Power(5.28, 2.69, 0.15), Power(0.0166, 0.00171, 0.5)
+"""Found by random search; other problems may need their own. Per unit of reward: zeta and alpha; in units: tau."""
 
 
 @storable
@@ -305,12 +322,12 @@ class SingleLoopConfig(ExactConfig):
     """How :class:`SingleLoop` learns. Every schedule runs over the budget of ``learn``.
 
     Attributes:
-        learning_rate: zeta, the step of x an iterate; a block moves x by ``block`` times it.
+        learning_rate: zeta, the step of x an iterate, per unit of the leader's reward; a block moves x by ``block`` times it.
         optimizer_class: plain gradient descent, as the method is published.
-        tau: temperature.
-        alpha: step of the policies.
+        tau: temperature; None takes the schedule found, in units of reward.
+        alpha: step of the policies, per unit of reward.
         beta: step of the critics.
-        w: weight 1/lam of the penalty, positive.
+        w: weight of the penalty, positive: 1/lam, in units of the follower's reward per unit of the leader's.
         occupancy_rate: step of the occupancies' averages, at most 1.
         block: iterates between two steps of x.
         burn_in: how many of a block's first iterates do not enter x's gradient.
@@ -320,7 +337,6 @@ class SingleLoopConfig(ExactConfig):
 
     learning_rate: float | Schedule = ZETA
     optimizer_class: type[torch.optim.Optimizer] = torch.optim.SGD
-    tau: float | Schedule | None = TAU
     alpha: float | Schedule = ALPHA
     beta: float | Schedule = BETA
     w: float | Schedule = W
@@ -402,6 +418,9 @@ class SingleLoopMethod(ExactMethod):
         except NotImplementedError as error:
             raise ValueError(f"problem: expected a J_L that is a function of x and the occupancy ({error})") from error
 
+    def default_tau(self) -> Schedule:
+        return scaled(TAU, self.unit)
+
     def prepare(self, state: SingleLoopState, seed: int | None) -> None:
         state.generator, state.w = generator(seed), self.schedules[3](1.0)
         u = torch.rand(1, dtype=torch.float64, generator=state.generator).numpy()
@@ -417,11 +436,12 @@ class SingleLoopMethod(ExactMethod):
 
     def descend(self, state: SingleLoopState, progress: Progress) -> dict[str, float]:
         alpha, beta, occupancy, state.w = (schedule(progress.remaining) for schedule in self.schedules)
-        rates = Rates(*(np.array([rate]) for rate in (alpha, beta, occupancy, state.w, state.tau)))
+        rates = Rates(*(np.array([rate]) for rate in (alpha, beta, occupancy, state.w, state.tau / self.unit)))
         u = torch.rand(self.config.block, 3, 1, dtype=torch.float64, generator=state.generator).numpy()
         assert state.followers is not None
         x = state.x.detach().clone()[None]
-        block = Block(self.problem, self.world, state.followers, x, rates, u, self.config.burn_in)
+        units = self.unit, self.leader_unit
+        block = Block(self.problem, self.world, state.followers, x, rates, u, self.config.burn_in, *units)
         state.followers, gradient = self.advance(block, state)
         state.x.grad = gradient[0]
         return {"gradient_norm": float(gradient.norm()), "w": state.w}
@@ -435,7 +455,7 @@ class SingleLoopMethod(ExactMethod):
         return (torch.from_numpy(state.followers.policies[-1, 0]),)
 
     def penalty_and_lam(self, state: SingleLoopState) -> tuple[Penalty, float] | None:
-        return ValuePenalty(), 1.0 / state.w
+        return ValuePenalty(), self.leader_unit / (state.w * self.unit)
 
     def sampled_steps(self, state: SingleLoopState) -> int:
         return state.num_timesteps
@@ -447,7 +467,7 @@ class SingleLoop(ExactLeader):
     The model serves to draw from, and for honest evaluation.
 
     ``evaluate()``: ``leader_return`` is that at the exact best response; ``leader_return_at_pi_y``, ``gap`` and ``penalty``
-    are those of the penalised follower, lam = 1/w. ``num_timesteps`` counts transitions of all followers.
+    are those of the penalised follower, lam = 1/w in units of the rewards. ``num_timesteps`` counts transitions of all followers.
 
     Args:
         problem: a tabular problem, an environment that has one, or its id. x must enter the follower's reward only, there

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...envs.mdp.checks import require
 from ..exact import ExactLeader
-from ..followers.oracles import Oracle, OracleAnswer, SoftPolicyIteration
+from ..followers.oracles import Oracle, OracleAnswer, SoftPolicyIteration, in_unit
 from ..held_policies import Direct, HeldConfig, HeldMethod, HeldState, Softmax, Solved
 from ..leader import Leader, Progress, projected_gradient
 from ..lower_levels import Policies
@@ -40,7 +40,8 @@ class TabularPBRLConfig(HeldConfig):
         follower: how pi_y is held: :class:`Softmax` or :class:`Direct` (joint steps in x and y, the paper's), or
             :class:`Solved`. None takes the best found: ``Solved`` where it applies, ``Softmax(0.2)`` over a game, whose two
             players are held alike, and ``Softmax`` elsewhere.
-        tau: temperature; None anneals it from 0.2 to that of honest evaluation (``problem.tau0``, at least 0.003).
+        tau: temperature; None anneals it from 0.2 reward units to that of evaluation (``problem.tau0``, at least 0.003 reward
+            units).
         learning_rate: step of x.
         estimator: ``MonteCarlo(...)`` takes gradients from episodes; None, the default, takes exact ones.
     """
@@ -84,8 +85,9 @@ class TabularPBRLMethod(HeldMethod):
         known = penalty is None or isinstance(penalty, Penalty)
         require(known, "penalty", "a penalty such as ValuePenalty()", repr(penalty))
         self.given_penalty = penalty
-        self.oracle: Oracle = SoftPolicyIteration() if oracle is None else oracle
+        self.given_oracle: Oracle = SoftPolicyIteration() if oracle is None else oracle
         super().__init__(problem, config, env_kwargs)
+        self.oracle: Oracle = in_unit(self.given_oracle, self.unit)
         self.penalty.check(self.level.n_players, self.level.views[0].n_states)
         # pi_y is solved for every x where it can be, unless another way is asked for.
         solvable = self.penalty.solvable and self.level.leader_reward(self.start_x()) is not None
@@ -95,9 +97,9 @@ class TabularPBRLMethod(HeldMethod):
 
     @cached_property
     def penalty(self) -> Penalty:
-        """The penalty, by default the lower level's, lam 2 to 20."""
-        given = self.given_penalty
-        return self.level.default_penalty(Geometric(2.0, 20.0)) if given is None else given
+        """The penalty, by default the lower level's, lam 2 to 20 units of the leader's reward per unit of the followers'."""
+        given, ratio = self.given_penalty, self.leader_unit / self.unit
+        return self.level.default_penalty(Geometric(2.0 * ratio, 20.0 * ratio)) if given is None else given
 
     @property
     def positive_tau(self) -> bool:  # type: ignore[override]
@@ -156,7 +158,7 @@ class TabularPBRLMethod(HeldMethod):
         return self.penalty, state.lam
 
     def arguments(self) -> dict[str, Any]:
-        return {"config": self.config, "penalty": self.penalty, "oracle": self.oracle}
+        return {"config": self.config, "penalty": self.penalty, "oracle": self.given_oracle}
 
 
 class TabularPBRL(ExactLeader):
@@ -167,8 +169,10 @@ class TabularPBRL(ExactLeader):
 
     Args:
         problem: a tabular problem or one over a zero-sum game, an environment that has one, or its id.
-        penalty: :class:`ValuePenalty` or :class:`BellmanPenalty`; by default the value penalty, lam 2 to 20. Over a
-            zero-sum game :class:`NikaidoIsodaPenalty`, by default lam 2 to 20.
+        penalty: :class:`ValuePenalty` or :class:`BellmanPenalty`; by default the value penalty. Over a zero-sum game
+            :class:`NikaidoIsodaPenalty`. lam weighs the follower's reward against the leader's, so it is measured in the
+            unit of the leader's reward per unit of the follower's; the default rises from 2 to 20 times
+            ``problem.leader_reward_unit / problem.reward_unit``.
         oracle: how best responses are found; by default soft policy iteration.
         config: steps, schedules, bounds.
         seed: of a Monte Carlo estimator; exact gradients draw nothing.

@@ -60,7 +60,7 @@ class StackelbergProblem(TabularProblem):
             require(found.shape == shape, name, f"shape {tuple(shape)}", f"shape {tuple(found.shape)}")
         check_distribution(self.P, "P")
         check_distribution(self.rho, "rho")
-        check_gamma(self.gamma)
+        check_gamma(self.gamma, endless=True)
         check_tau(self.tau)
         object.__setattr__(self, "leader_set", LeaderSet.box(stack.numel() * S * A_l, -LOGIT_BOUND, LOGIT_BOUND))
         if stack:
@@ -71,8 +71,8 @@ class StackelbergProblem(TabularProblem):
 
     @property
     def tau0(self) -> float:
-        """0.002 whatever tau is: here tau smooths the method and is no part of the game."""
-        return EVALUATION_TAU
+        """0.002 reward units whatever tau is: here tau smooths the method and is no part of the game."""
+        return EVALUATION_TAU * self.reward_unit
 
     def leader_policy(self, x: Tensor) -> Tensor:
         """pi_x(a_l|s) = softmax of the logits, ``[..., (N,) S, A_l]`` for x ``[..., (N *) S * A_l]``."""

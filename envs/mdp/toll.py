@@ -142,6 +142,7 @@ class TollDesignProblem(TabularProblem):
         # Waiting is dearer than the dearest link, hence strictly worse than going on, whatever gamma.
         idle = ~self._drives & ~self._terminal.unsqueeze(-1)
         self._idle = -(float(network.time.max()) + self.max_toll) * idle.to(torch.float64)
+        self.follower_mdp(self.start_x()).check_discount()
 
     def _reach(self, tail: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
         """Which nodes have a way to each destination, ``[C, N]``, and which links lie on one, ``[C, L]``."""
