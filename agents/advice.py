@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium as gym
 import pettingzoo
-from pettingzoo import AECEnv, ParallelEnv
 
-from ..envs.mdp import BilevelProblem
 from .leader import Leader
 from .leaders.hypergradient import Hypergradient
 from .leaders.pbrl import PBRL
 from .leaders.tabular_pbrl import TabularPBRL
 from .lower_levels import lower_level
-from .sources import is_game, make_env, problem_of
+from .sources import is_game, make_env, makes_one, problem_of
 
 
-def leader_for(env: Any, follower: Any = None, env_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Leader:
+def leader_for(env: Any, follower: Any = None, *, env_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Leader:
     """The leader that the docs advise for what is known of an environment.
 
     ==============================  ===============  =====================================================================
@@ -33,7 +30,7 @@ def leader_for(env: Any, follower: Any = None, env_kwargs: dict[str, Any] | None
         env: an environment's id, an environment of Gymnasium's or PettingZoo's, a problem, or a callable that makes one.
         follower: an SB3 class or a callable ``VecEnv -> BaseAlgorithm``; None lets an exact leader solve the followers.
         env_kwargs: arguments of an id.
-        kwargs: further arguments of the leader, e.g. ``seed``, ``config``.
+        kwargs: further arguments of the leader, e.g. ``seed``, and fields of its config, e.g. ``learning_rate``.
 
     Raises:
         ValueError: what the leader refuses, e.g. an unknown id, or an environment without a leader.
@@ -46,7 +43,7 @@ def leader_for(env: Any, follower: Any = None, env_kwargs: dict[str, Any] | None
     if isinstance(env, str):
         game = is_game(env)
         made = pettingzoo.make("parallel", env, **(env_kwargs or {})) if game else make_env(env, env_kwargs)
-    elif callable(env) and not isinstance(env, (gym.Env, ParallelEnv, AECEnv, BilevelProblem)):
+    elif makes_one(env):
         made = env()
     problem = problem_of(made)
     if follower is None and problem is not None:
@@ -56,5 +53,4 @@ def leader_for(env: Any, follower: Any = None, env_kwargs: dict[str, Any] | None
         from stable_baselines3 import PPO
 
         follower = PPO
-    # A callable game is made here: PBRL tells a game by looking at it.
-    return PBRL(made if is_game(made) and not isinstance(env, str) else env, follower, env_kwargs=env_kwargs, **kwargs)
+    return PBRL(env, follower, env_kwargs=env_kwargs, **kwargs)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +12,45 @@ import numpy as np
 import torch
 
 from ..envs.mdp import LeaderSet
-from ..envs.mdp.checks import check_number, check_size, plain_fields, require
+from ..envs.mdp.checks import ArgumentError, check_number, check_size, plain_fields, require
 from .schedules import Schedule, as_schedule
 
 
-@dataclass(frozen=True, eq=False)
+def keywords(cls: type) -> list[str]:
+    """The names of a constructor's keyword arguments, without those that only gather others (``*args``, ``**kwargs``)."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [name for name, parameter in inspect.signature(cls).parameters.items() if parameter.kind in named]
+
+
+def configured(
+    leader: type, config_class: type[Any], config: Any, settings: dict[str, Any], make: Callable[..., Any] | None = None
+) -> Any:
+    """The config of a leader, which is given whole or by its fields as keyword arguments.
+
+    Args:
+        leader: the leader's class.
+        config_class: the class of its config.
+        config: a config, or None.
+        settings: fields of a config by name; none beside a config.
+        make: what makes a config of settings; None takes ``config_class``.
+
+    Raises:
+        ArgumentError: a name that is neither an argument of the leader nor a field of its config.
+        ValueError: a config of another class, or both a config and settings.
+    """
+    fields = [field.name for field in dataclasses.fields(config_class)]
+    unknown = [name for name in settings if name not in fields]
+    if unknown:
+        known = ", ".join(dict.fromkeys([*keywords(leader), *fields]))
+        raise ArgumentError(f"{leader.__name__}: expected arguments named {known}, got {', '.join(map(repr, unknown))}")
+    both = f"None beside {', '.join(settings)}: give the config whole, or its fields as keywords"
+    require(config is None or not settings, "config", both, type(config).__name__)
+    fits = config is None or isinstance(config, config_class)
+    require(fits, "config", f"a {config_class.__name__}", repr(config))
+    return (make or config_class)(**settings) if config is None else config
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LeaderConfig:
     """Options shared by all leaders.
 

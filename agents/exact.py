@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..envs.mdp.checks import require
-from .config import LeaderConfig
+from .config import LeaderConfig, configured
 from .evaluation import Evaluation
 from .leader import Leader, Method, Progress, Projection, State, projected_step
 from .lower_levels import Policies, lower_level
@@ -30,7 +30,7 @@ LEAST_TAU = 0.003
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ExactConfig(LeaderConfig):
     """Options shared by all exact leaders.
 
@@ -249,10 +249,11 @@ class ExactLeader(Leader):
 
     Args:
         problem: a problem, an environment that has one, or its id.
-        config: the method's settings.
+        config: the method's settings; None takes those of the keyword arguments.
         seed: of all that is drawn.
         env_kwargs: arguments of an id.
         x0: start, ``[dim]``; by default the problem's own, projected on X.
+        settings: fields of the config by name, e.g. ``learning_rate=0.1``; none beside ``config``.
 
     Raises:
         ValueError: an unknown id, an x0 outside X, a problem or a config that the method does not take.
@@ -263,11 +264,14 @@ class ExactLeader(Leader):
     def __init__(
         self,
         problem: ProblemSource,
+        *,
         config: Any = None,
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
         x0: Any = None,
+        **settings: Any,
     ) -> None:
+        config = configured(type(self), self.method_class.config_class, config, settings)
         super().__init__(self.method_class(problem, config, env_kwargs), seed, x0)
 
     @torch.no_grad()

@@ -141,7 +141,7 @@ class HeldPolicies:
                 group["lr"] = rate
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class HeldConfig(ExactConfig):
     """Options of methods that move the players' policies beside x.
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..envs.mdp import LeaderSet
-from ..envs.mdp.checks import check_seed, check_size, require
+from ..envs.mdp.checks import ArgumentError, check_seed, check_size, require
 from .checkpoint import read_arrays, read_header, read_state, size_of, write_leader
 from .evaluation import Evaluation
 from .files import reading
@@ -75,7 +75,7 @@ class Method(ABC):
     Attributes:
         config: its settings.
         leader_set: X, cut by the config's bounds and budget.
-        counts: what ``learn`` counts, ``"iterations"`` or ``"total_timesteps"``.
+        counts: what ``learn`` counts, ``"num_iterations"`` or ``"total_timesteps"``: the name of its argument.
         judges: whether x is evaluated as it goes and the best kept.
         source: where the world came from.
         follower_spec: what the user gave as follower; only of methods over learned followers.
@@ -83,7 +83,7 @@ class Method(ABC):
 
     config: Any
     leader_set: LeaderSet
-    counts: ClassVar[str] = "iterations"
+    counts: ClassVar[str] = "num_iterations"
     judges: ClassVar[bool] = True
     source: Source
 
@@ -243,21 +243,40 @@ class Leader:
 
     def learn(
         self: Self,
-        total_timesteps: int,
+        total: int | None = None,
         callback: Callback | None = None,
         progress_bar: bool = False,
         reset_num_timesteps: bool = True,
+        *,
+        total_timesteps: int | None = None,
+        num_iterations: int | None = None,
     ) -> Self:
         """Learn x; the last iteration is finished.
 
+        The budget is given first, or by the name of its unit: ``learn(300_000)`` or ``learn(total_timesteps=300_000)`` of a
+        sampled leader, ``learn(60)`` or ``learn(num_iterations=60)`` of an exact one.
+
         Args:
-            total_timesteps: what :attr:`num_timesteps` counts: outer iterations of exact leaders; of sampled ones environment
-                steps, those of all followers and of the leader's own episodes together.
+            total: the budget, in the unit that :attr:`num_timesteps` counts.
             callback: called with the leader after every iteration; False stops.
             progress_bar: show one.
             reset_num_timesteps: False goes on counting; schedules then run over the sum, as SB3's do.
+            total_timesteps: the budget of a sampled leader: environment steps of all followers and of the leader's own episodes.
+            num_iterations: the budget of an exact leader: outer iterations.
+
+        Raises:
+            ValueError: no budget, one that is no whole number of at least 1, or one in the unit of other leaders.
         """
-        return self._learn(check_size(total_timesteps, self.method.counts), callback, progress_bar, reset_num_timesteps)
+        word = self.method.counts
+        words = {"total_timesteps": total_timesteps, "num_iterations": num_iterations}
+        named = {name: value for name, value in words.items() if value is not None}
+        wrong = ", ".join(name for name in named if name != word)
+        if wrong:
+            raise ArgumentError(f"{wrong}: expected {word}, which is what {type(self).__name__} counts, got {wrong}")
+        given = [value for value in (total, *named.values()) if value is not None]
+        if len(given) != 1:
+            raise ArgumentError(f"{word}: expected one number, got {given if given else 'none'}")
+        return self._learn(check_size(given[0], word), callback, progress_bar, reset_num_timesteps)
 
     def resume(self: Self, callback: Callback | None = None, progress_bar: bool = False) -> Self:
         """Finish the call of ``learn`` that ended early: the one that a file's leader was saved in.
@@ -278,7 +297,7 @@ class Leader:
         done, before = self.state.num_timesteps, run.iteration
         if total:  # none is asked for where a run that had come to its end is resumed
             run.total = done + total
-        unit = "it" if method.counts == "iterations" else "step"
+        unit = "step" if method.counts == "total_timesteps" else "it"
         try:
             with _entered(callback, self) as called, tqdm(total=total, disable=not progress_bar, unit=unit) as bar:
                 method.begin(self.state, Progress(done, run.total), afresh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,14 @@ from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.env_registry.exceptions import PettingZooRegistryError
 from torch import Tensor
 
-from ..envs.mdp import BilevelProblem
+from ..envs.linear_quadratic import LinearQuadraticEnv
+from ..envs.mdp import BilevelProblem, GameProblem, LinearQuadraticProblem, TabularProblem
 from ..envs.mdp.checks import require, require_imported
+from ..envs.tabular import TabularEnv
 from .records import decode
 
-ProblemSource = BilevelProblem | gym.Env[Any, Any] | ParallelEnv[Any, Any, Any] | str
-"""A problem, an environment that has one, or its id."""
+ProblemSource = BilevelProblem | gym.Env[Any, Any] | ParallelEnv[Any, Any, Any] | str | Callable[[], Any]
+"""A problem, an environment that has one, its id, or a callable that makes either."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,9 @@ def make_env(env_id: str, env_kwargs: dict[str, Any] | None, name: str = "env") 
 
 
 def is_game(env: Any) -> bool:
-    """Whether an environment or an id is PettingZoo's."""
+    """Whether an environment or an id is PettingZoo's, or a problem is one over a game."""
     if not isinstance(env, str):
-        return isinstance(env, (ParallelEnv, AECEnv))
+        return isinstance(env, (ParallelEnv, AECEnv, GameProblem))
     try:
         pettingzoo.spec("parallel", env)
     except PettingZooRegistryError:
@@ -76,13 +79,31 @@ def problem_of(source: Any) -> Any:
     return source if isinstance(source, BilevelProblem) else getattr(source, "problem", None)
 
 
+def makes_one(given: Any) -> bool:
+    """Whether what a user gives is a callable that makes an environment or a problem, and neither of them."""
+    return callable(given) and not isinstance(given, (gym.Env, ParallelEnv, AECEnv, BilevelProblem))
+
+
+def as_env(given: Any) -> Any:
+    """The environment of the follower's under a problem; anything else as it stands.
+
+    A problem over a game stays one: the players' environments are made from it.
+    """
+    if isinstance(given, TabularProblem):
+        return TabularEnv(given)
+    return LinearQuadraticEnv(given) if isinstance(given, LinearQuadraticProblem) else given
+
+
 def resolve_problem(problem: Any, env_kwargs: dict[str, Any] | None) -> tuple[Any, Source]:
-    """A problem from itself, from an environment that has one, or from an environment's id.
+    """A problem from itself, from an environment that has one, from an environment's id, or from a callable that makes either.
 
     Raises:
         ValueError: an unknown id, or an environment without a problem.
     """
     source = Source.of(problem, env_kwargs)
+    if makes_one(problem):
+        require(not env_kwargs, "env_kwargs", "none beside a callable, which takes its own arguments", env_kwargs)
+        problem = problem()
     if isinstance(problem, str):
         made = pettingzoo.make("parallel", problem, **(env_kwargs or {})) if is_game(problem) else None
         problem = make_env(problem, env_kwargs, "problem") if made is None else made

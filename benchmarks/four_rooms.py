@@ -101,19 +101,21 @@ class Method:
 
 def fixed(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
     """The prototype's setting: tau fixed, Adam 0.05."""
-    return Hypergradient(problem, HypergradientConfig(tau=problem.tau, learning_rate=0.05, eval_every=100), x0=x0)
+    return Hypergradient(
+        problem, config=HypergradientConfig(tau=problem.tau, learning_rate=0.05, eval_every=100), x0=x0
+    )
 
 
 def annealed(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
     """tau from ten times the cell's, in equal ratios, Adam 0.05."""
     tau = Geometric(10.0 * problem.tau, problem.tau)
-    return Hypergradient(problem, HypergradientConfig(tau=tau, learning_rate=0.05, eval_every=100), x0=x0)
+    return Hypergradient(problem, config=HypergradientConfig(tau=tau, learning_rate=0.05, eval_every=100), x0=x0)
 
 
 def penalised(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
     """PBRL, value penalty, lam = 100, the temperatures and steps of the hypergradient."""
     config = TabularPBRLConfig(tau=Quench(0.07, problem.tau), learning_rate=0.1)
-    return TabularPBRL(problem, ValuePenalty(lam=100.0), config=config, x0=x0)
+    return TabularPBRL(problem, penalty=ValuePenalty(lam=100.0), config=config, x0=x0)
 
 
 METHODS = {
@@ -149,7 +151,7 @@ def run_one(cell: str, method: str, seed: int, shorten: int) -> Data:
 def cost(cell: str, iterations: int) -> Data:
     """Median CPU milliseconds of an outer iteration from one callback to the next, nothing evaluated between."""
     stamps: list[float] = []
-    leader = Hypergradient(problem_of(cell), HypergradientConfig(eval_every=10**9))
+    leader = Hypergradient(problem_of(cell), config=HypergradientConfig(eval_every=10**9))
     leader.learn(iterations, callback=lambda _: stamps.append(time.process_time()))
     return {"milliseconds": 1e3 * float(np.median(np.diff(stamps)))}
 

@@ -38,11 +38,11 @@ GAP = 0.01
 def pbrl(lam: Any) -> Callable[[GameProblem], ExactLeader]:
     """Joint steps with the Nikaido-Isoda penalty at the problem's own temperature."""
     config = TabularPBRLConfig(tau=0.1, eval_every=EVERY, keep_best=False)
-    return lambda problem: TabularPBRL(problem, NikaidoIsodaPenalty(lam=lam), config=config)
+    return lambda problem: TabularPBRL(problem, penalty=NikaidoIsodaPenalty(lam=lam), config=config)
 
 
 METHODS: dict[str, tuple[str, str, Callable[[GameProblem], ExactLeader]]] = {
-    "meta": ("meta-gradient", "tab:green", lambda p: MetaGradient(p, MetaGradientConfig(eval_every=EVERY))),
+    "meta": ("meta-gradient", "tab:green", lambda p: MetaGradient(p, config=MetaGradientConfig(eval_every=EVERY))),
     "pbrl_1": ("PBRL, lam 1", "0.6", pbrl(1.0)),
     "pbrl_4": ("PBRL, lam 4 (as published)", "tab:blue", pbrl(4.0)),
     "pbrl_10": ("PBRL, lam 10", "tab:cyan", pbrl(10.0)),
@@ -51,7 +51,7 @@ METHODS: dict[str, tuple[str, str, Callable[[GameProblem], ExactLeader]]] = {
     "hypergradient": (
         "hypergradient through the equilibrium",
         "tab:red",
-        lambda p: Hypergradient(p, HypergradientConfig(eval_every=EVERY, keep_best=False)),
+        lambda p: Hypergradient(p, config=HypergradientConfig(eval_every=EVERY, keep_best=False)),
     ),
 }
 """Label, colour, and how to make the leader."""

@@ -107,7 +107,7 @@ def run_one(case: str, method: str, seed: int, lam: float, iterations: int) -> D
     problem, tau = chosen.make(seed), chosen.tau
     x0 = np.random.default_rng(seed).standard_normal(problem.leader_dim) if chosen.random_start else None
     config = TabularPBRLConfig(follower=follower, tau=tau, learning_rate=RATE, eval_every=iterations, keep_best=False)
-    leader, log = TabularPBRL(problem, penalty(lam=lam), config=config, x0=x0), LastRecord()
+    leader, log = TabularPBRL(problem, penalty=penalty(lam=lam), config=config, x0=x0), LastRecord()
     leader.set_logger(Logger(None, [log]))
     start = leader.last_x
     evaluation = leader.learn(iterations).evaluate()

@@ -90,9 +90,9 @@ def run_exact(game: str, iterations: int) -> Data:
         norms.append(stationarity(problem, x))
 
     config = HypergradientConfig(learning_rate=RATE, eval_every=iterations, keep_best=False)
-    Hypergradient(problem, config).learn(1)  # loads what is loaded lazily
-    seconds = cpu_seconds(Hypergradient(problem, config).learn, iterations)
-    leader = Hypergradient(problem, config).learn(iterations, callback=follow)
+    Hypergradient(problem, config=config).learn(1)  # loads what is loaded lazily
+    seconds = cpu_seconds(Hypergradient(problem, config=config).learn, iterations)
+    leader = Hypergradient(problem, config=config).learn(iterations, callback=follow)
     others = [float(problem.return_at_best_response(torch.from_numpy(x))) for x in quasi_newton(problem, None)]
     x, start = torch.from_numpy(leader.last_x), problem.start_x()
     return {
@@ -114,7 +114,7 @@ def run_sampled(method: str, seed: int, quick: bool) -> Data:
     """PBRL with one algorithm and one seed."""
     follower, problem = getattr(stable_baselines3, method), steering_game()
     start = time.process_time()
-    leader = PBRL(f"bilevel_gym/{STEERING}", follower, ValuePenalty(lam=LAM), CONFIG, seed=seed)
+    leader = PBRL(f"bilevel_gym/{STEERING}", follower, penalty=ValuePenalty(lam=LAM), config=CONFIG, seed=seed)
     leader.learn(8_000 if quick else ASKED[method])
     seconds = time.process_time() - start
     assert leader.num_timesteps <= BUDGET, f"{method}: {leader.num_timesteps} steps"

@@ -98,8 +98,9 @@ class Method:
         """The leader of the stacked problem."""
         chosen = settings(problem, self.estimator)
         if self.penalty is None:
-            return IndependentPolicyGradient(problem, IndependentPolicyGradientConfig(**chosen))
-        return TabularPBRL(problem, *self.penalty, config=TabularPBRLConfig(**chosen))
+            return IndependentPolicyGradient(problem, config=IndependentPolicyGradientConfig(**chosen))
+        penalty, oracle = self.penalty
+        return TabularPBRL(problem, penalty=penalty, oracle=oracle, config=TabularPBRLConfig(**chosen))
 
 
 VALUE = (ValuePenalty(2.0), MirrorDescent(iterations=1))

@@ -65,7 +65,7 @@ def games(n: int, world: str) -> list[StackelbergProblem]:
 def trained(problem: TabularProblem, tau: float, iterations: int) -> tuple[Tensor, Tensor]:
     """x and the follower's logits after some learning with exact gradients."""
     config = TabularPBRLConfig(follower=Softmax(), learning_rate=0.05, tau=tau, keep_best=False, eval_every=10**9)
-    leader = TabularPBRL(problem, ValuePenalty(LAM["value"]), config=config).learn(iterations)
+    leader = TabularPBRL(problem, penalty=ValuePenalty(LAM["value"]), config=config).learn(iterations)
     return torch.from_numpy(leader.last_x), leader.policies()[0].log()
 
 

@@ -68,7 +68,7 @@ def run_one(method: str, problem: str, seed: int, quick: bool) -> Data:
         leader.learn(steps)
     else:
         config = CMAESConfig(follower_steps=chosen.trial_steps, eval_every=1)
-        leader = CMAES(env, chosen.trial_follower, config, seed=seed, env_kwargs=kwargs)
+        leader = CMAES(env, chosen.trial_follower, config=config, seed=seed, env_kwargs=kwargs)
         leader.learn(TIMES * steps)
     about = {"dim": len(leader.x), "cpu_seconds": round(time.process_time() - start, 1)}
     return outcome(leader) | about | history(leader, "steps", "leader_return", digits=5)

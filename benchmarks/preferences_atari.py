@@ -113,7 +113,7 @@ class Watch:
 
 def random_play(game: str, quick: bool) -> Data:
     """Scores of whole games, every action as likely as any other."""
-    learner = DRLHF(atari_copies(game), partial(follower, rate=RATES[game]), config(1, quick))
+    learner = DRLHF(atari_copies(game), partial(follower, rate=RATES[game]), config=config(1, quick))
     space = learner.worlds.action_space
     space.seed(0)
     n = learner.config.evaluation_episodes
@@ -126,9 +126,9 @@ def learn(game: str, method: str, quick: bool) -> Data:
     world, build = atari_copies(game), partial(follower, rate=RATES[game])
     learner: PreferencePBRL | DRLHF
     if method in LAMS:
-        learner = PreferencePBRL(world, build, ValuePenalty(LAMS[method]), config(2, quick), seed=0)
+        learner = PreferencePBRL(world, build, penalty=ValuePenalty(LAMS[method]), config=config(2, quick), seed=0)
     else:
-        learner = (TrueReward if method == "true" else DRLHF)(world, build, config(1, quick), seed=0)
+        learner = (TrueReward if method == "true" else DRLHF)(world, build, config=config(1, quick), seed=0)
     watch = Watch()
     watch.on(learner.method, "begin", "begin")
     watch.on(learner.trainer, "fit", "fit")

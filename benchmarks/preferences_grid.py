@@ -94,10 +94,10 @@ def learn(method: str, asked: int, lam: float, seed: int, draw: int, quick: bool
     learner: PreferencePBRL | DRLHF
     if method.startswith("pbrl"):
         followers = a2c if method == "pbrl_a2c" else Tracked(partial(best, followers=2), partial(slow, followers=2))
-        learner = PreferencePBRL(world, followers, ValuePenalty(lam), config(asked, 2, quick), **kwargs)
+        learner = PreferencePBRL(world, followers, penalty=ValuePenalty(lam), config=config(asked, 2, quick), **kwargs)
     else:
         follower = {"drlhf": partial(best, followers=1), "drlhf_slow": partial(slow, followers=1)}.get(method, a2c)
-        learner = DRLHF(world, follower, config(asked, 1, quick), **kwargs)
+        learner = DRLHF(world, follower, config=config(asked, 1, quick), **kwargs)
     record = learner.learn(12_000 if quick else STEPS).evaluate()
     return record.as_dict() | {"cpu_seconds": time.process_time() - start}
 

@@ -85,14 +85,16 @@ def learn(method: str, lam: float, seed: int, quick: bool) -> Data:
     """One run: speed, true returns of the fresh agent."""
     found: Data = {}
     if method == "true":
-        returns = TrueReward(scaled_pendulum, follower, config(1, quick), seed=seed).true_returns()
+        returns = TrueReward(scaled_pendulum, follower, config=config(1, quick), seed=seed).true_returns()
         returns = UNIT * returns + LEVEL * HORIZON
     else:
         learner: PreferencePBRL | DRLHF
         if method == "pbrl":
-            learner = PreferencePBRL("Pendulum-v1", follower, ValuePenalty(lam), config(2, quick), seed=seed)
+            learner = PreferencePBRL(
+                "Pendulum-v1", follower, penalty=ValuePenalty(lam), config=config(2, quick), seed=seed
+            )
         else:
-            learner = DRLHF("Pendulum-v1", follower, config(1, quick), seed=seed)
+            learner = DRLHF("Pendulum-v1", follower, config=config(1, quick), seed=seed)
         cpu, wall = time.process_time(), time.perf_counter()
         learner.learn(6_000 if quick else STEPS)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall

@@ -69,10 +69,10 @@ def config(quick: bool) -> PreferenceConfig:
 def learner(method: str, seed: int, quick: bool) -> Any:
     """One of the methods, with the same follower."""
     if method == "pbrl":
-        return PreferencePBRL(WORLD, writer(KL_LEARNED), ValuePenalty(lam=LAM), config(quick), seed=seed)
+        return PreferencePBRL(WORLD, writer(KL_LEARNED), penalty=ValuePenalty(lam=LAM), config=config(quick), seed=seed)
     if method == "drlhf":
-        return DRLHF(WORLD, writer(KL_LEARNED), config(quick), seed=seed)
-    return TrueReward(WORLD, writer(KL_TRUE), config(quick), seed=seed)
+        return DRLHF(WORLD, writer(KL_LEARNED), config=config(quick), seed=seed)
+    return TrueReward(WORLD, writer(KL_TRUE), config=config(quick), seed=seed)
 
 
 def one(method: str, seed: int, quick: bool) -> Data:

@@ -66,7 +66,7 @@ def descend(problem: RandomMDPProblem, method: Method) -> tuple[list[float], lis
     assert method.leader is not None
     settings: dict[str, Any] = {"optimizer_class": torch.optim.SGD, "eval_every": 10**9, "keep_best": False}
     config = HypergradientConfig if method.leader is Hypergradient else SoBiRLConfig
-    leader = method.leader(problem, config(learning_rate=method.step, tau=problem.tau, **settings))  # type: ignore[arg-type]
+    leader = method.leader(problem, config=config(learning_rate=method.step, tau=problem.tau, **settings))  # type: ignore[arg-type]
     norms, seconds, x, start = [], [], leader.last_x, time.process_time()
 
     def note(_: Any) -> bool:

@@ -46,8 +46,8 @@ def run_one(leader: str, game: int, quick: bool) -> Data:
     if leader == "pbrl":
         x = PBRL(ENV, stable_baselines3.PPO, env_kwargs=kwargs).learn(30_000 if quick else BUDGET).x
     else:
-        config = HypergradientConfig(Geometric(0.3, 0.003))
-        x = Hypergradient(ENV, config, env_kwargs=kwargs).learn(30 if quick else 300).x
+        config = HypergradientConfig(learning_rate=Geometric(0.3, 0.003))
+        x = Hypergradient(ENV, config=config, env_kwargs=kwargs).learn(30 if quick else 300).x
     rows = []
     for follower, spec in followers().items():
         start = time.process_time()

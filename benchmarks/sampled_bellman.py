@@ -71,7 +71,7 @@ def run_exact(kind: str, seed: int) -> Data:
     """The untrained leader and the hypergradient's, on one instance."""
     chosen = PROBLEMS[kind]
     problem: Any = gym.make(chosen["id"], seed=seed, **chosen["kwargs"]).get_wrapper_attr("problem")
-    leader = Hypergradient(problem, chosen["exact"])
+    leader = Hypergradient(problem, config=chosen["exact"])
     seconds = round(cpu_seconds(leader.learn, 300), 1)
     untrained = leader_return_at_best_response(problem, problem.start_x())
     return {"start": untrained, "exact": leader.evaluate().leader_return, "seconds": seconds}
@@ -83,7 +83,9 @@ def run_sampled(kind: str, seed: int, penalty: str, quick: bool) -> Data:
     kwargs = chosen["kwargs"] | {"seed": seed}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*regularised at tau")  # of the value penalty: said on the page
-        leader = PBRL(chosen["id"], DQN, PENALTIES[penalty], chosen["config"], seed=seed, env_kwargs=kwargs)
+        leader = PBRL(
+            chosen["id"], DQN, penalty=PENALTIES[penalty], config=chosen["config"], seed=seed, env_kwargs=kwargs
+        )
     seconds = round(cpu_seconds(leader.learn, QUICK_STEPS if quick else chosen["steps"]), 1)
     curves = history(leader, "steps", "leader_return", "leader_return_at_pi_y")
     took = spent(leader) | {"seconds": seconds, "tau": leader.history[-1].tau}

@@ -39,12 +39,12 @@ def run_method(seed: int, method: str, steps: int, iterations: int) -> Data:
     problem = random_incentive_design(seed=seed)
     leader: Any
     if method == "sampled":
-        leader = PBRL(IncentiveDesignEnv(problem), PPO, NikaidoIsodaPenalty(), seed=seed)
+        leader = PBRL(IncentiveDesignEnv(problem), PPO, penalty=NikaidoIsodaPenalty(), seed=seed)
     elif method == "pbrl":
         config = TabularPBRLConfig(tau=0.1, eval_every=50, keep_best=False)
-        leader = TabularPBRL(problem, NikaidoIsodaPenalty(lam=Geometric(2.0, 20.0)), config=config)
+        leader = TabularPBRL(problem, penalty=NikaidoIsodaPenalty(lam=Geometric(2.0, 20.0)), config=config)
     else:
-        leader = Hypergradient(problem, HypergradientConfig(eval_every=50, keep_best=False))
+        leader = Hypergradient(problem, config=HypergradientConfig(eval_every=50, keep_best=False))
     seconds = cpu_seconds(leader.learn, steps if method == "sampled" else iterations)
     last = leader.history[-1]
     row: Data = {"leader_return": last.leader_return, "at_pi_y": last.leader_return_at_pi_y, "gap": last.gap}

@@ -69,7 +69,9 @@ def search(quick: bool) -> Data:
         eval_every=10**6,
         keep_best=False,
     )
-    leader = CMAES("bilevel_gym/ShapedMountainCar-v0", tuned_dqn, config, SEARCH_SEED, {"gamma": GAMMA})
+    leader = CMAES(
+        "bilevel_gym/ShapedMountainCar-v0", tuned_dqn, config=config, seed=SEARCH_SEED, env_kwargs={"gamma": GAMMA}
+    )
     path: list[list[float]] = []
 
     def note(_: Any) -> bool:

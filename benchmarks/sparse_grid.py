@@ -134,7 +134,7 @@ def measure(side: int, kind: str) -> Data:
     record["gradient_error"] = gradient_error(problem, x, gradient, follower) if checked else None
     if side == CHECKED_SIDE:
         config = HypergradientConfig(learning_rate=0.02, tau=TAU, eval_every=1000, keep_best=False)
-        leader = Hypergradient(problem, config)
+        leader = Hypergradient(problem, config=config)
         before = leader.evaluate().leader_return
         _, learn_cpu, _ = timed(lambda: leader.learn(20))
         record |= {"leader": [before, leader.history[-1].leader_return], "leader_cpu": learn_cpu / 20}

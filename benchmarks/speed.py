@@ -168,7 +168,7 @@ def simulator_speed() -> dict[str, float]:
 EXACT: dict[str, Callable[[Any], ExactLeader]] = {
     "value, follower solved (default)": TabularPBRL,
     "value, joint softmax steps": lambda problem: TabularPBRL(problem, config=TabularPBRLConfig(follower=Softmax())),
-    "Bellman, joint softmax steps (default)": lambda problem: TabularPBRL(problem, BellmanPenalty()),
+    "Bellman, joint softmax steps (default)": lambda problem: TabularPBRL(problem, penalty=BellmanPenalty()),
 }
 
 

@@ -13,7 +13,7 @@ the method's own follower, ``J_L(x, pi_y)``, which is what the paper plots.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ class Method:
         label: its name in tables and pictures.
         leader: its class.
         config: its settings.
-        arguments: what follows the problem: the penalty and the inner solver.
+        arguments: further arguments: the penalty and the inner solver.
         published: whether it is one of the published settings.
         colour: in the picture.
     """
@@ -69,18 +69,18 @@ class Method:
     label: str
     leader: Callable[..., ExactLeader]
     config: Any
-    arguments: tuple[Any, ...] = ()
+    arguments: dict[str, Any] = field(default_factory=dict)
     published: bool = False
     colour: str = "black"
 
     def build(self, problem: StackelbergProblem, eval_every: int) -> ExactLeader:
         """The leader."""
-        return self.leader(problem, *self.arguments, config=replace(self.config, eval_every=eval_every))
+        return self.leader(problem, **self.arguments, config=replace(self.config, eval_every=eval_every))
 
 
 JOINT = TabularPBRLConfig(follower=Softmax(), **PUBLISHED)
-VALUE = (ValuePenalty(lam=2.0), MirrorDescent(iterations=1))
-BELLMAN = (BellmanPenalty(lam=7.0), MirrorDescent(iterations=10))
+VALUE = {"penalty": ValuePenalty(lam=2.0), "oracle": MirrorDescent(iterations=1)}
+BELLMAN = {"penalty": BellmanPenalty(lam=7.0), "oracle": MirrorDescent(iterations=10)}
 # Keeping the best x seen leaves the independent gradient's path as it is.
 NAIVE = IndependentPolicyGradientConfig(keep_best=True)
 NAIVE_PUBLISHED = IndependentPolicyGradientConfig(keep_best=True, **PUBLISHED)

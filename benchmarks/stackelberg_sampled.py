@@ -64,9 +64,11 @@ SHORTFALL = 0.03
 def exact_leader(name: str, problem: StackelbergProblem) -> ExactLeader:
     """A method that knows the model; tau is annealed."""
     if name == "independent":  # keeping the best x seen leaves its path as it is
-        return IndependentPolicyGradient(problem, IndependentPolicyGradientConfig(keep_best=True))
+        return IndependentPolicyGradient(problem, config=IndependentPolicyGradientConfig(keep_best=True))
     return (
-        TabularPBRL(problem) if name == "pbrl" else Hypergradient(problem, HypergradientConfig(Geometric(0.3, 0.003)))
+        TabularPBRL(problem)
+        if name == "pbrl"
+        else Hypergradient(problem, config=HypergradientConfig(learning_rate=Geometric(0.3, 0.003)))
     )
 
 
@@ -75,7 +77,14 @@ def sampled_leader(method: str, size: int, seed: int) -> PBRL:
     kwargs = {"n_states": size, "seed": seed}
     if method == "naive":
         penalty = ValuePenalty(lam=3.0)
-        return PBRL("bilevel_gym/StackelbergGame-v0", stable_baselines3.PPO, penalty, NAIVE, seed, kwargs)
+        return PBRL(
+            "bilevel_gym/StackelbergGame-v0",
+            stable_baselines3.PPO,
+            penalty=penalty,
+            config=NAIVE,
+            seed=seed,
+            env_kwargs=kwargs,
+        )
     algorithm, source = method.split("/")
     config = PBRLConfig(estimator=KnownModel() if source == "model" else Rollouts())
     follower = getattr(stable_baselines3, algorithm)

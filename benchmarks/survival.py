@@ -95,12 +95,12 @@ RUNS: dict[str, Run] = {
     "Hypergradient": Run(Hypergradient, (GAME,), GAME_20, 100, 3),
     "PBRL, A2C": Run(PBRL, (GAME, A2C), GAME_5, 20_000, 2),
     "PBRL, DQN": Run(PBRL, (GAME, DQN_9), GAME_5, 12_000, 2),
-    "PBRL, DQN, Bellman penalty": Run(PBRL, (GAME, DQN_9, BellmanPenalty(lam=4.0)), GAME_5, 12_000, 2),
+    "PBRL, DQN, Bellman penalty": Run(PBRL, (GAME, DQN_9), GAME_5 | {"penalty": BellmanPenalty(lam=4.0)}, 12_000, 2),
     "PBRL, SAC": Run(PBRL, (LQ, SAC_95), {"config": SMALL, "env_kwargs": {"gamma": 0.95}}, 12_000, 1),
     "PBRL, PPO in worker processes": Run(PBRL, (GAME, PPO), GAME_5 | {"config": IN_PROCESSES}, 6_000, 1),
     "PBRL over a game, A2C": Run(PBRL, ("bilevel_gym/incentive_design_v0", A2C), {"config": OF_A_GAME}, 30_000, 2),
     "PreferencePBRL, A2C": Run(PreferencePBRL, ("bilevel_gym/RewardGrid-v0", A2C), {"config": ASKED}, 4_000, 1),
-    "CMAES, A2C": Run(CMAES, ("bilevel_gym/TwoState-v0", A2C, SEARCH), {}, 40_000, 1),
+    "CMAES, A2C": Run(CMAES, ("bilevel_gym/TwoState-v0", A2C), {"config": SEARCH}, 40_000, 1),
 }
 
 

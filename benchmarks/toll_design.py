@@ -69,7 +69,7 @@ def learned(make: Callable[[TollDesignProblem], ExactLeader]) -> Tolls:
 
 def annealed(problem: TollDesignProblem) -> Hypergradient:
     """The hypergradient with a temperature that falls from 1 minute to the drivers' own."""
-    return Hypergradient(problem, HypergradientConfig(tau=Geometric(HOT_TAU, problem.tau0)))
+    return Hypergradient(problem, config=HypergradientConfig(tau=Geometric(HOT_TAU, problem.tau0)))
 
 
 def many_starts(problem: TollDesignProblem, quick: bool) -> Tensor:

@@ -81,7 +81,7 @@ def run_exact(seed: int, iterations: int) -> Data:
     """The leader's return without tolls and under those of each exact method."""
     problem = city(seed)
     hot = HypergradientConfig(tau=Geometric(HOT_TAU, TAU))
-    leaders = (Hypergradient(problem), TabularPBRL(problem), Hypergradient(problem, hot))
+    leaders = (Hypergradient(problem), TabularPBRL(problem), Hypergradient(problem, config=hot))
     tolls = {name: torch.from_numpy(leader.learn(iterations).x) for name, leader in zip(EXACT, leaders, strict=True)}
     tolls["none"] = problem.start_x()
     returns = {name: leader_return_at_best_response(problem, x) for name, x in tolls.items()}

@@ -76,7 +76,7 @@ def learn(game: str, method: str, settings: dict[str, Any], folder: Path, resume
         learner = METHODS[method].load(saved, follower, world, labeller)
     elif method == "pbrl":
         penalty = ValuePenalty(Geometric(*settings["lam"]))
-        learner = PreferencePBRL(world, follower, penalty, config, labeller)
+        learner = PreferencePBRL(world, follower, penalty=penalty, config=config, labeller=labeller)
     else:
         learner = METHODS[method](world, follower, config, labeller)
     print(f"{game}, {method}: begins at step {learner.num_timesteps:,} with {len(learner.buffer)} labels", flush=True)

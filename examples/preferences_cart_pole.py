@@ -29,9 +29,15 @@ def main() -> None:
     )
     steps = 8_000 if QUICK else 60_000
     learners = {
-        "PBRL": PreferencePBRL("CartPole-v1", follower, ValuePenalty(lam=10.0), config, TrueReturnLabeller(noise=0.05)),
-        "DRLHF": DRLHF("CartPole-v1", follower, config, TrueReturnLabeller(noise=0.05)),
-        "true reward": TrueReward("CartPole-v1", follower, config),
+        "PBRL": PreferencePBRL(
+            "CartPole-v1",
+            follower,
+            penalty=ValuePenalty(lam=10.0),
+            config=config,
+            labeller=TrueReturnLabeller(noise=0.05),
+        ),
+        "DRLHF": DRLHF("CartPole-v1", follower, config=config, labeller=TrueReturnLabeller(noise=0.05)),
+        "true reward": TrueReward("CartPole-v1", follower, config=config),
     }
     for name, learner in learners.items():
         record = learner.learn(steps, progress_bar=not QUICK).evaluate()

@@ -41,7 +41,9 @@ def main() -> None:
         evaluation_episodes=5 if QUICK else 100,
         device="cpu",
     )
-    leader = PreferencePBRL("Pendulum-v1", follower, ValuePenalty(lam=10.0), config, TrueReturnLabeller(), seed=0)
+    leader = PreferencePBRL(
+        "Pendulum-v1", follower, penalty=ValuePenalty(lam=10.0), config=config, labeller=TrueReturnLabeller(), seed=0
+    )
     leader.learn(STEPS, progress_bar=not QUICK)
     path = leader.save("runs/pendulum.zip")
     record = leader.evaluate()

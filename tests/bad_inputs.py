@@ -307,7 +307,7 @@ def _() -> str:
 
 @case(PREFERENCES, "a reward model whose output explodes", "the last good state, saved; it can be gone on from")
 def _() -> str:
-    learner = DRLHF(GRID, A2C, replace(ASKED, checkpoint="good.zip"))
+    learner = DRLHF(GRID, A2C, config=replace(ASKED, checkpoint="good.zip"))
 
     def spoil(found: Any) -> None:
         found.trainer.optimizer.param_groups[0]["lr"] = 1e9
@@ -323,7 +323,7 @@ def _() -> str:
 
 @case(PREFERENCES, "a labeller that never answers", "the learner as it was, its questions still open")
 def _() -> str:
-    learner = DRLHF(GRID, A2C, replace(ASKED, patience=0.1), Silent())
+    learner = DRLHF(GRID, A2C, config=replace(ASKED, patience=0.1), labeller=Silent())
     said = error(lambda: learner.learn(500))
     assert len(learner.pending) == 6
     return said
@@ -331,7 +331,7 @@ def _() -> str:
 
 @case(PREFERENCES, "a labeller that answers what nobody asked", "")
 def _() -> str:
-    return error(lambda: DRLHF(GRID, A2C, ASKED, Confused()).learn(500))
+    return error(lambda: DRLHF(GRID, A2C, config=ASKED, labeller=Confused()).learn(500))
 
 
 @case(PREFERENCES, "a program that answers with another word", "")

@@ -22,7 +22,7 @@ from torch import Tensor
 from ...envs.mdp import LeaderSet
 from ...envs.mdp.checks import check_number, check_size, require
 from ...wrappers import set_leader
-from ..config import LeaderConfig
+from ..config import LeaderConfig, configured
 from ..estimators.rollouts import collect, episode_returns
 from ..evaluation import Evaluation, leader_return_at_best_response
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
@@ -33,7 +33,7 @@ from ..learned.worlds import EnvSpec, Worlds
 from ..records import storable
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _SearchConfig(LeaderConfig):
     sigma: float = 0.1
     population: int | None = None
@@ -50,7 +50,7 @@ class _SearchConfig(LeaderConfig):
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TabularCMAESConfig(ExactConfig, _SearchConfig):
     """How :class:`TabularCMAES` searches; the optimiser's settings of other leaders are not used.
 
@@ -63,7 +63,7 @@ class TabularCMAESConfig(ExactConfig, _SearchConfig):
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CMAESConfig(_SearchConfig):
     """How :class:`CMAES` searches; the optimiser's settings of other leaders are not used.
 
@@ -256,9 +256,8 @@ class CMAESMethod(Method):
 
     counts = "total_timesteps"
 
-    def __init__(self, env: EnvSpec, follower: FollowerSpec, config: CMAESConfig | None, env_kwargs: Any) -> None:
-        self.config = CMAESConfig() if config is None else config
-        require(isinstance(self.config, CMAESConfig), "config", "a CMAESConfig", repr(config))
+    def __init__(self, env: EnvSpec, follower: FollowerSpec, config: CMAESConfig, env_kwargs: Any) -> None:
+        self.config = config
         self.worlds, self.follower_spec = Worlds(env, env_kwargs, observe_commitment=False), follower
         self.source, self.leader_set = self.worlds.source, self.config.cut(self.worlds.leader_set)
 
@@ -329,12 +328,13 @@ class CMAES(Leader):
     """CMA-ES on the leader's return at an SB3 follower, trained from scratch for every trial.
 
     Args:
-        env: a leader environment: its id, an environment (it is copied), or a callable that makes one.
+        env: a leader environment: its id, an environment (it is copied), a callable that makes one, or a problem.
         follower: an SB3 class, or a callable ``VecEnv -> BaseAlgorithm``.
         config: the search, the trials, bounds.
         seed: of the search, the followers and their worlds.
         env_kwargs: arguments of an id.
         x0: start, ``[dim]``; by default the environment's own.
+        settings: fields of the config by name, e.g. ``population=8``; none beside ``config``.
 
     Attributes:
         trials: followers trained so far.
@@ -351,9 +351,12 @@ class CMAES(Leader):
         self,
         env: EnvSpec,
         follower: FollowerSpec,
+        *,
         config: CMAESConfig | None = None,
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
         x0: Any = None,
+        **settings: Any,
     ) -> None:
+        config = configured(type(self), CMAESConfig, config, settings)
         super().__init__(CMAESMethod(env, follower, config, env_kwargs), seed, x0)

@@ -21,7 +21,7 @@ from ..records import storable
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class IndependentPolicyGradientConfig(HeldConfig):
     """How :class:`IndependentPolicyGradient` learns.
 

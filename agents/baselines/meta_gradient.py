@@ -28,7 +28,7 @@ from ..schedules import Geometric, Schedule, as_schedule
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class MetaGradientConfig(ExactConfig):
     """How :class:`MetaGradient` learns.
 

@@ -23,7 +23,7 @@ from ..schedules import Schedule, as_schedule
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ZeroOrderConfig(ExactConfig):
     """How :class:`ZeroOrder` learns.
 

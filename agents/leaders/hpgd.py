@@ -34,7 +34,7 @@ from ..schedules import Schedule
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class HPGDConfig(ExactConfig):
     """How :class:`HPGD` learns.
 
@@ -198,7 +198,7 @@ class HPGD(ExactLeader):
 
     Example:
         >>> from bilevel_gym.agents import HPGD, HPGDConfig
-        >>> leader = HPGD("bilevel_gym/TwoState-v0", HPGDConfig(learning_rate=0.1), x0=[0.5]).learn(100)
+        >>> leader = HPGD("bilevel_gym/TwoState-v0", config=HPGDConfig(learning_rate=0.1), x0=[0.5]).learn(100)
         >>> leader.evaluate().leader_return > 2.0
         True
     """

@@ -30,7 +30,7 @@ HOT = 0.07
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class HypergradientConfig(ExactConfig):
     """How :class:`Hypergradient` learns.
 

@@ -47,7 +47,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from ...envs.mdp.checks import check_number, check_size, require
-from ..config import LeaderConfig
+from ..config import LeaderConfig, configured
 from ..estimators.base import GradientEstimate, PenaltyEstimate
 from ..estimators.game_rollouts import LeaderGain
 from ..estimators.known_model import KnownModel
@@ -64,11 +64,11 @@ from ..learned.worlds import EnvSpec, Vectorisation
 from ..penalties import Penalty
 from ..records import storable
 from ..schedules import Linear, Schedule, as_schedule
-from ..sources import is_game
+from ..sources import is_game, makes_one
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PBRLConfig(LeaderConfig):
     """How :class:`PBRL` learns.
 
@@ -183,13 +183,10 @@ class PBRLMethod(Method):
     counts = "total_timesteps"
 
     def __init__(
-        self, env: Any, follower: FollowerSpec, penalty: Penalty | None, config: PBRLConfig | None, env_kwargs: Any
+        self, env: Any, follower: FollowerSpec, penalty: Penalty | None, config: PBRLConfig, env_kwargs: Any
     ) -> None:
         # Over a PettingZoo game, or with a penalty of several players, the players are learned; else one follower.
-        several = is_game(env) or getattr(penalty, "several", False)
-        config = (PBRLConfig.for_a_game() if several else PBRLConfig()) if config is None else config
-        require(isinstance(config, PBRLConfig), "config", "a PBRLConfig", repr(config))
-        learned = LearnedPlayers if several else LearnedFollower
+        learned = LearnedPlayers if is_game(env) or getattr(penalty, "several", False) else LearnedFollower
         self.config, self.env, self.env_kwargs, self.follower_spec = config, env, env_kwargs, follower
         self.penalty = learned.default_penalty() if penalty is None else penalty
         known = isinstance(self.penalty, Penalty)
@@ -214,7 +211,8 @@ class PBRLMethod(Method):
         state.estimator = self.level.estimator(state.followers, state.rng)
         state.optimizer = self.config.optimizer([{"params": [x]}], self._rate(1.0))
         alone = replace(self.config, side_by_side=False)
-        self._recipe = partial(_twin, (self.env, self.follower_spec, self.penalty, alone, seed, self.env_kwargs))
+        arguments = {"penalty": self.penalty, "config": alone, "seed": seed, "env_kwargs": self.env_kwargs}
+        self._recipe = partial(_twin, self.env, self.follower_spec, arguments)
         return state
 
     # --- learning -------------------------------------------------------------------------------------------------------
@@ -331,16 +329,17 @@ class PBRL(Leader):
     """The penalty method over any Stable-Baselines3 algorithm.
 
     Args:
-        env: a leader environment: its id, an environment (it is copied), or a callable that makes one. A PettingZoo game
-            likewise, for four on-policy followers (a callable that makes one with the penalty given).
+        env: a leader environment: its id, an environment (it is copied), a callable that makes one, or a problem (whose
+            environment is then simulated without a time limit). A PettingZoo game likewise, for four on-policy followers.
         follower: an SB3 class, built with settings that suit a moving x, or a callable ``VecEnv -> BaseAlgorithm``
             (its discount has to be the environment's).
         penalty: a :class:`ValuePenalty`, by default lam 2 to 8; a :class:`BellmanPenalty` for followers with a Q-network over
             discrete actions; over a game a :class:`NikaidoIsodaPenalty`.
-        config: steps, copies, bounds; over a game by default :meth:`PBRLConfig.for_a_game`.
+        config: steps, parallel environments, bounds; over a game by default :meth:`PBRLConfig.for_a_game`.
         seed: of the followers, their worlds, and the leader's episodes.
         env_kwargs: arguments of an id.
         x0: start, ``[dim]``; by default the environment's own.
+        settings: fields of the config by name, e.g. ``learning_rate=0.1``; none beside ``config``.
 
     Attributes:
         best_response: the follower that stands for pihat; its ``model`` is the SB3 model. Over a game a dict by player.
@@ -370,12 +369,20 @@ class PBRL(Leader):
         self,
         env: EnvSpec | GameSpec,
         follower: FollowerSpec,
+        *,
         penalty: Penalty | None = None,
         config: PBRLConfig | None = None,
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
         x0: Any = None,
+        **settings: Any,
     ) -> None:
+        # Over a PettingZoo game, or with a penalty of several players, other settings suit. One that a callable makes is made.
+        if makes_one(env) and is_game(made := env()):  # type: ignore[operator]
+            env = made
+        several = is_game(env) or getattr(penalty, "several", False)
+        make = PBRLConfig.for_a_game if several else PBRLConfig
+        config = configured(type(self), PBRLConfig, config, settings, make)
         super().__init__(PBRLMethod(env, follower, penalty, config, env_kwargs), seed, x0)
 
     @property
@@ -413,11 +420,11 @@ class PBRL(Leader):
         return self.method.level.alone(self.state.followers, point.numpy(), render_mode)  # type: ignore[no-any-return]
 
 
-def _twin(arguments: tuple[Any, ...]) -> tuple[SB3Follower, Callable[[Any], int]]:
+def _twin(env: Any, follower: Any, arguments: dict[str, Any]) -> tuple[SB3Follower, Callable[[Any], int]]:
     """In the penalised follower's process: it, and what trains it by ``(lam, points, asked, planned)``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said by the leader
-        leader = PBRL(*arguments)
+        leader = PBRL(env, follower, **arguments)
 
     def train(task: tuple[float, NDArray[np.float64], int, int]) -> int:
         leader.state.lam, points, asked, planned = task

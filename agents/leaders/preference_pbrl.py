@@ -59,6 +59,7 @@ from torch import Tensor
 from ...envs.mdp.checks import check_number, require
 from ...wrappers import Segment
 from ...wrappers.segments import TERMINATED, SegmentRecorder, Steps
+from ..config import configured
 from ..followers.spec import FollowerSpec
 from ..leader import Leader, Progress
 from ..learned.worlds import EnvSpec
@@ -249,13 +250,14 @@ class PreferencePBRL(PreferenceLeader):
     """The penalty method for learning a reward from preferences.
 
     Args:
-        env: an id, an environment (copied), a callable that makes one, or ``Copies``.
+        env: an id, an environment (copied), a callable that makes one, a problem, or ``Copies``.
         follower: an SB3 class, or a callable ``VecEnv -> BaseAlgorithm``; or two of them, :class:`Tracked`.
         penalty: a :class:`ValuePenalty`; lam is in nats (of a pair's cross-entropy) per unit of learned reward a step.
         config: how.
         labeller: who answers; None takes the true return's sign.
         seed: of the nets, the followers, their worlds and the choice of pairs.
         env_kwargs: arguments of an id.
+        settings: fields of the config by name, e.g. ``labels=400``; none beside ``config``.
 
     Attributes:
         best_response: the follower that stands for pihat.
@@ -284,12 +286,15 @@ class PreferencePBRL(PreferenceLeader):
         self,
         env: EnvSpec | Copies,
         follower: FollowerSpec | Tracked,
+        *,
         penalty: ValuePenalty | None = None,
         config: PreferenceConfig | None = None,
         labeller: Labeller | None = None,
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> None:
+        config = configured(type(self), PreferenceConfig, config, settings)
         Leader.__init__(self, self.method_class(penalty, env, follower, config, labeller, env_kwargs), seed)
 
     penalised = PreferenceLeader.observed

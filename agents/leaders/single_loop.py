@@ -317,7 +317,7 @@ BETA, W, OCCUPANCY_RATE = Power(0.354, 0.0471, 0.5), Power(5.28, 2.69, 0.15), Po
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SingleLoopConfig(ExactConfig):
     """How :class:`SingleLoop` learns. Every schedule runs over the budget of ``learn``.
 
@@ -359,7 +359,7 @@ class SingleLoopConfig(ExactConfig):
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class NestedLoopConfig(SingleLoopConfig):
     """The nested loop: x rests while its followers learn, then steps by the mean gradient of the block's last part."""
 
@@ -369,7 +369,7 @@ class NestedLoopConfig(SingleLoopConfig):
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class FiniteDifferencesConfig(NestedLoopConfig):
     """How :class:`FiniteDifferences` learns: in blocks as long as the nested loop's.
 
@@ -486,7 +486,7 @@ class SingleLoop(ExactLeader):
     Example:
         >>> from bilevel_gym.agents import SingleLoop, SingleLoopConfig
         >>> config = SingleLoopConfig(learning_rate=3e-4, tau=0.3, w=0.5)
-        >>> leader = SingleLoop("bilevel_gym/TwoState-v0", config, env_kwargs={"tau": 0.3}, x0=[0.0]).learn(20_000)
+        >>> leader = SingleLoop("bilevel_gym/TwoState-v0", config=config, env_kwargs={"tau": 0.3}, x0=[0.0]).learn(20_000)
         >>> leader.evaluate().leader_return > 2.0 * leader.history[0].leader_return
         True
     """

@@ -33,7 +33,7 @@ from ..schedules import Schedule
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SoBiRLConfig(ExactConfig):
     """How :class:`SoBiRL` learns; tau is positive, and None anneals it as :class:`Hypergradient` does.
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...envs.mdp.checks import require
+from ..config import configured
 from ..exact import ExactLeader
 from ..followers.oracles import Oracle, OracleAnswer, SoftPolicyIteration, in_unit
 from ..held_policies import Direct, HeldConfig, HeldMethod, HeldState, Softmax, Solved
@@ -32,7 +33,7 @@ from ..sources import ProblemSource
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TabularPBRLConfig(HeldConfig):
     """How :class:`TabularPBRL` learns.
 
@@ -189,7 +190,7 @@ class TabularPBRL(ExactLeader):
         >>> leader = TabularPBRL("bilevel_gym/StackelbergGame-v0", env_kwargs={"n_states": 10}).learn(20)
         >>> leader.evaluate().leader_return > leader.evaluate().gap
         True
-        >>> leader = TabularPBRL("bilevel_gym/incentive_design_v0", NikaidoIsodaPenalty(lam=10.0)).learn(100)
+        >>> leader = TabularPBRL("bilevel_gym/incentive_design_v0", penalty=NikaidoIsodaPenalty(lam=10.0)).learn(100)
         >>> leader.evaluate().gap < 0.2
         True
     """
@@ -197,11 +198,14 @@ class TabularPBRL(ExactLeader):
     def __init__(
         self,
         problem: ProblemSource,
+        *,
         penalty: Penalty | None = None,
         oracle: Oracle | None = None,
         config: TabularPBRLConfig | None = None,
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
         x0: Any = None,
+        **settings: Any,
     ) -> None:
+        config = configured(type(self), TabularPBRLConfig, config, settings)
         Leader.__init__(self, TabularPBRLMethod(problem, penalty, oracle, config, env_kwargs), seed, x0)

@@ -19,12 +19,12 @@ from ...envs.mdp.checks import check_gamma, require
 from ...envs.player import PlayerVectorEnv
 from ...wrappers import VectorEnvAdapter
 from ..lower_levels import lower_level
-from ..sources import Source
+from ..sources import Source, problem_of
 from .worlds import steps_to
 
 Game = ParallelEnv[Any, Any, Any] | AECEnv[Any, Any, Any]
-GameSpec = str | Game | Callable[[], Game]
-"""What a user gives as game: an id of PettingZoo's registry, a PettingZoo environment, or a callable that makes one."""
+GameSpec = str | Game | GameProblem | Callable[[], Game]
+"""What a user gives as game: an id of PettingZoo's registry, a PettingZoo environment, a problem, or a callable."""
 
 Floats = NDArray[np.float64]
 
@@ -33,7 +33,7 @@ class GameWorlds:
     """A leader's zero-sum game of two players, and as many copies of each player's world as are asked for.
 
     Args:
-        env: an id, a PettingZoo environment, or one that a callable made.
+        env: an id, a PettingZoo environment, or one that a callable made; or the problem of a game.
         env_kwargs: arguments of an id.
         observe_commitment: whether the players see the leader's commitment in their observation.
 
@@ -62,7 +62,7 @@ class GameWorlds:
             require(not env_kwargs, "env_kwargs", "none beside an environment that is already made", env_kwargs)
             self.env = env
         inner = getattr(self.env, "unwrapped", self.env)
-        problem: Any = getattr(inner, "problem", None)
+        problem: Any = problem_of(inner)
         single = isinstance(problem, GameProblem) and problem.context_probs is None
         expected = "a game with a leader, whose `problem` is a single GameProblem (its copies are simulated from it)"
         require(single, "env", expected, repr(env))

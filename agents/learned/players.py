@@ -49,7 +49,7 @@ from ..followers.spec import Answering, FollowerSpec
 from ..lower_levels import lower_level
 from ..penalties import NikaidoIsodaPenalty, Penalty
 from ..schedules import as_schedule
-from ..sources import is_game
+from ..sources import is_game, makes_one
 from .game_worlds import Floats, GameWorlds, PlayerEnv
 
 NIMBLE = 0.7
@@ -77,7 +77,7 @@ class LearnedPlayers:
         return NikaidoIsodaPenalty()
 
     def __init__(self, env: Any, env_kwargs: dict[str, Any] | None, config: Any, penalty: Penalty) -> None:
-        made = env() if callable(env) and not is_game(env) and not isinstance(env, gym.Env) else env
+        made = env() if makes_one(env) else env
         require(is_game(made), "env", "a PettingZoo game for a NikaidoIsodaPenalty", repr(env))
         native = config.vec_env in (None, "native")
         require(native, "vec_env", "None or 'native' over a game, whose worlds are simulated", repr(config.vec_env))

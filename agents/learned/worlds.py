@@ -15,22 +15,22 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from ...envs.core import LeaderEnv
-from ...envs.mdp import LeaderSet, LinearQuadraticProblem, TabularProblem
+from ...envs.mdp import BilevelProblem, LeaderSet, LinearQuadraticProblem, TabularProblem
 from ...envs.mdp.checks import check_gamma, require
 from ...envs.tabular import moves_transitions
 from ...wrappers import LeaderWrapper, ObserveCommitment, VectorEnvAdapter, WorkerVecEnv, make_copy
 from ...wrappers.vec_env import leader_model
 from ..followers.sb3 import SB3Follower
 from ..lower_levels import lower_level
-from ..sources import Source, make_env
+from ..sources import Source, as_env, make_env
 
-EnvSpec = str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]]
-"""What a user gives as environment: an id, an environment (copied), or a callable that makes one."""
+EnvSpec = str | gym.Env[Any, Any] | BilevelProblem | Callable[[], gym.Env[Any, Any]]
+"""What a user gives as environment: an id, an environment (copied), a problem, or a callable that makes an environment."""
 
 Vectorisation = Literal["native", "dummy", "subproc"]
 """How copies are stepped: all at once by the environment's own simulator, in turn, or each in a process of its own."""
 
-_ENV = "an environment, its id, or a callable that makes one"
+_ENV = "an environment, its id, a problem, or a callable that makes an environment"
 
 
 class Worlds:
@@ -46,7 +46,7 @@ class Worlds:
     Attributes:
         env: one copy, for reading.
         source: id and arguments, for leader files.
-        spec: what was given.
+        spec: what was given; of a problem, its environment.
         gamma: the discount.
         leader_set: X.
         problem: the tabular problem, or None where there is none or a wrapper lies around it.
@@ -61,15 +61,14 @@ class Worlds:
         observe_commitment: bool,
         vec_env: Vectorisation | None = None,
     ) -> None:
-        self.source = Source.of(env, env_kwargs)
+        self.source, self.spec = Source.of(env, env_kwargs), as_env(env)
         if isinstance(env, str):
             self.env = make_env(env, env_kwargs)
         else:
             require(not env_kwargs, "env_kwargs", "none beside an environment that is already made", env_kwargs)
-            require(isinstance(env, gym.Env) or callable(env), "env", _ENV, repr(env))
-            self.env = env if isinstance(env, gym.Env) else env()
+            require(isinstance(self.spec, gym.Env) or callable(self.spec), "env", _ENV, repr(env))
+            self.env = self.spec if isinstance(self.spec, gym.Env) else self.spec()
         require(isinstance(self.env, gym.Env), "env", _ENV, repr(env))
-        self.spec = env
         shown = ("commitment", "commitment_size", "commitment_is_distribution") if observe_commitment else ()
         for name in ("set_leader", "leader_model", "leader_space", "gamma", "leader_x", *shown):
             require(self.env.has_wrapper_attr(name), "env", f"a leader environment (it has {name})", repr(self.env))

@@ -19,7 +19,7 @@ for _cls in (FitConfig, RandomFragmenter, WholeEpisodes, ActiveFragmenter):
 
 
 @storable
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PreferenceConfig:
     """How a reward is learned from preferences.
 

@@ -35,6 +35,7 @@ from torch import Tensor
 from ...envs.mdp import TabularMDP, policy_return
 from ...envs.mdp.checks import require
 from ...wrappers import LearnedReward, SegmentRecorder
+from ..config import configured
 from ..followers.sb3 import Generators, SB3Follower
 from ..followers.spec import Answering, FollowerSpec
 from ..leader import Leader, Method, Progress, State
@@ -110,8 +111,6 @@ class PreferenceMethod(Method):
     state_class: ClassVar[type[PreferenceState]] = PreferenceState
 
     def __init__(self, env: Any, follower: Any, config: Any, labeller: Any, env_kwargs: Any) -> None:
-        config = PreferenceConfig() if config is None else config
-        require(isinstance(config, PreferenceConfig), "config", "a PreferenceConfig", repr(config))
         require(labeller is None or isinstance(labeller, Labeller), "labeller", "a Labeller", repr(labeller))
         self.config, self.follower_spec, self.labeller = config, follower, labeller
         self.specs: dict[str, FollowerSpec] = {"best_response": follower}
@@ -400,11 +399,14 @@ class PreferenceLeader(Leader):
         self,
         env: EnvSpec | Copies,
         follower: FollowerSpec,
+        *,
         config: PreferenceConfig | None = None,
         labeller: Labeller | None = None,
         seed: int | None = 0,
         env_kwargs: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> None:
+        config = configured(type(self), PreferenceConfig, config, settings)
         super().__init__(self.method_class(env, follower, config, labeller, env_kwargs), seed)
 
     @property

@@ -44,7 +44,7 @@ class Fit:
     accuracy: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """How a reward model is fitted.
 

@@ -24,7 +24,7 @@ from ...envs.mdp.problem import EVALUATION_TAU
 from ...wrappers import WorkerVecEnv, make_copy
 from ...wrappers.vec_env import info_column
 from ..learned.worlds import EnvSpec, Vectorisation, Worlds
-from ..sources import Source, make_env
+from ..sources import Source, as_env, make_env
 from .files import Signature
 
 Play = Callable[[Any], NDArray[Any]]
@@ -78,8 +78,8 @@ class PreferenceWorlds:
         vec_env: Vectorisation | None = None,
         gamma: float | None = None,
     ) -> None:
+        self.source, env = Source.of(env, env_kwargs), as_env(env)
         self._env, self._vec_env = env, vec_env
-        self.source = Source.of(env, env_kwargs)
         self.problem: TabularProblem | None = None
         self.true_reward: str | None = None
         self._worlds: Worlds | None = None
@@ -93,7 +93,7 @@ class PreferenceWorlds:
             else:
                 require(not env_kwargs, "env_kwargs", "none beside an environment that is already made", env_kwargs)
                 probe = env if isinstance(env, gym.Env) else env() if callable(env) else None
-                expected = "an environment, its id, a callable that makes one, or Copies"
+                expected = "an environment, its id, a problem, a callable that makes an environment, or Copies"
                 require(isinstance(probe, gym.Env), "env", expected, repr(env))
             self.name = env if isinstance(env, str) else str(getattr(probe.spec, "id", None) or type(probe).__name__)
             if probe.has_wrapper_attr("leader_space") and probe.get_wrapper_attr("leader_space") is not None:

@@ -17,9 +17,12 @@ from torch import Tensor
 DISTRIBUTION_ATOL = 1e-6
 """Largest distance from 1 that the sum of a distribution may have: what rounding to float32 leaves."""
 
-
 LONGEST_EPISODE = 1.000001e9
 """Most discounted steps of an episode, 1/(1 - gamma) where it does not end: values are then found to six digits."""
+
+
+class ArgumentError(TypeError, ValueError):
+    """An argument by a name that is not taken: Python's ``TypeError``, and a ``ValueError`` like every other refused argument."""
 
 
 def require(condition: bool, name: str, expected: str, got: object) -> None:

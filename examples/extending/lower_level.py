@@ -117,7 +117,7 @@ class LakesProblem(BilevelProblem):
 def leader() -> TabularPBRL:
     """The penalty method over the three."""
     config = TabularPBRLConfig(follower=Softmax(0.5))
-    return TabularPBRL(LakesProblem(), NikaidoIsodaPenalty(lam=10.0), config=config, x0=[0.2])
+    return TabularPBRL(LakesProblem(), penalty=NikaidoIsodaPenalty(lam=10.0), config=config, x0=[0.2])
 
 
 if __name__ == "__main__":

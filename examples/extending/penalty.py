@@ -41,9 +41,9 @@ def learned(slack: float, iterations: int = 120) -> TabularPBRL:
     """A leader of the game below who counts on this slack."""
     penalty = ContentPenalty(lam=20.0, slack=slack)
     config = TabularPBRLConfig(follower=Softmax(0.2), tau=0.01)
-    return TabularPBRL("bilevel_gym/StackelbergGame-v0", penalty, config=config, env_kwargs={"n_states": 10}).learn(
-        iterations
-    )
+    return TabularPBRL(
+        "bilevel_gym/StackelbergGame-v0", penalty=penalty, config=config, env_kwargs={"n_states": 10}
+    ).learn(iterations)
 
 
 if __name__ == "__main__":

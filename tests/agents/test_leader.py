@@ -76,7 +76,7 @@ def make(name: str, problem: Any = None, x0: Any = None, env_kwargs: Any = None,
 def test_schedules_run_over_the_iterations_and_over_the_sum_when_learning_goes_on() -> None:
     tau, rate, lam = Geometric(0.5, 0.01), Linear(0.1, 0.01), Geometric(1.0, 10.0)
     config = TabularPBRLConfig(tau=tau, learning_rate=rate)
-    leader, seen = TabularPBRL(TwoStateProblem(), ValuePenalty(lam), config=config), []
+    leader, seen = TabularPBRL(TwoStateProblem(), penalty=ValuePenalty(lam), config=config), []
 
     def watch(_: Any) -> None:
         seen.append((leader.num_timesteps, leader.tau, leader.optimizer.param_groups[0]["lr"], leader.lam))
@@ -185,7 +185,7 @@ def test_within_a_budget_the_leader_arrives_at_the_optimum(optimizer: type[torch
     config = HypergradientConfig(
         budget=1.0, learning_rate=Geometric(0.05, 1e-4), tau=0.1, optimizer_class=optimizer, keep_best=False
     )
-    leader = Hypergradient(problem, config).learn(400)
+    leader = Hypergradient(problem, config=config).learn(400)
     np.testing.assert_allclose(leader.last_x, [10 / 13, 3 / 13, 0.0], atol=1e-3)
 
 
@@ -221,7 +221,7 @@ def test_the_optimiser_is_an_argument() -> None:
 def test_the_record_is_what_it_says(name: str, penalty: ValuePenalty | BellmanPenalty) -> None:
     problem = PROBLEMS[name](2)
     config = TabularPBRLConfig(follower=Direct(), tau=Geometric(0.3, 0.1), keep_best=False)
-    leader = TabularPBRL(problem, penalty, config=config).learn(7)
+    leader = TabularPBRL(problem, penalty=penalty, config=config).learn(7)
     record, x = leader.evaluate(), torch.from_numpy(leader.x)
     assert (record.iteration, record.lam, record.tau, record.steps) == (7, 5.0, leader.tau, 0)
     mdp = problem.follower_mdp(x)

@@ -43,18 +43,30 @@ BETAS: dict[str, Any] = {"optimizer_kwargs": {"betas": (0.8, 0.99)}}
 LEADERS: dict[str, Callable[[Any], ExactLeader]] = {
     "default": TabularPBRL,
     "solved": lambda p: TabularPBRL(
-        p, ValuePenalty(Linear(1.0, 9.0)), config=TabularPBRLConfig(follower=Solved(), learning_rate=0.01, **SGD)
+        p,
+        penalty=ValuePenalty(Linear(1.0, 9.0)),
+        config=TabularPBRLConfig(follower=Solved(), learning_rate=0.01, **SGD),
     ),
     "softmax": lambda p: TabularPBRL(
-        p, ValuePenalty(4.0), MirrorDescent(5.0, 4), TabularPBRLConfig(follower=Softmax(0.2), **BETAS)
+        p,
+        penalty=ValuePenalty(4.0),
+        oracle=MirrorDescent(5.0, 4),
+        config=TabularPBRLConfig(follower=Softmax(0.2), **BETAS),
     ),
     "direct": lambda p: TabularPBRL(
-        p, BellmanPenalty(4.0), PolicyGradient(2.0, 3), TabularPBRLConfig(follower=Direct(), tau=0.1, high=1.5)
+        p,
+        penalty=BellmanPenalty(4.0),
+        oracle=PolicyGradient(2.0, 3),
+        config=TabularPBRLConfig(follower=Direct(), tau=0.1, high=1.5),
     ),
-    "hypergradient": lambda p: Hypergradient(p, HypergradientConfig(learning_rate=Geometric(0.2, 0.01), eval_every=3)),
-    "tracked hypergradient": lambda p: SoBiRL(p, SoBiRLConfig(learning_rate=0.05, sweeps=3, tau=Linear(0.3, 0.1))),
-    "quenched": lambda p: Hypergradient(p, HypergradientConfig(tau=Quench(0.5, 0.1, 0.6), eval_every=3)),
-    "independent": lambda p: IndependentPolicyGradient(p, IndependentPolicyGradientConfig(tau=0.1, budget=0.75)),
+    "hypergradient": lambda p: Hypergradient(
+        p, config=HypergradientConfig(learning_rate=Geometric(0.2, 0.01), eval_every=3)
+    ),
+    "tracked hypergradient": lambda p: SoBiRL(
+        p, config=SoBiRLConfig(learning_rate=0.05, sweeps=3, tau=Linear(0.3, 0.1))
+    ),
+    "quenched": lambda p: Hypergradient(p, config=HypergradientConfig(tau=Quench(0.5, 0.1, 0.6), eval_every=3)),
+    "independent": lambda p: IndependentPolicyGradient(p, config=IndependentPolicyGradientConfig(tau=0.1, budget=0.75)),
 }
 
 

@@ -164,7 +164,7 @@ def test_an_exact_leader_has_no_followers(tmp_path: Path) -> None:
 
 def test_a_learned_reward(tmp_path: Path) -> None:
     config = PreferenceConfig(labels=4, first_labels=2, length=5, first_steps=64, follower_steps=64, first_epochs=2)
-    folder = write_model_card(DRLHF("bilevel_gym/RewardGrid-v0", A2C, config).learn(200), tmp_path)
+    folder = write_model_card(DRLHF("bilevel_gym/RewardGrid-v0", A2C, config=config).learn(200), tmp_path)
     assert (folder / "followers" / "best_response.zip").is_file()
     assert metadata(folder)["model-index"][0]["results"][0]["metrics"][0]["name"].startswith("true return")
 

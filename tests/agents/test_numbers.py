@@ -66,7 +66,7 @@ def test_what_is_no_seed(seed: Any) -> None:
 def exact(kind: Kind) -> TabularPBRL:
     oracle = MirrorDescent(eta=kind(8.0), iterations=kind(4))
     config = TabularPBRLConfig(learning_rate=kind(0.125), eval_every=kind(2), low=kind(-0.5))
-    return TabularPBRL(TWO, ValuePenalty(lam=kind(5.0)), oracle, config, seed=kind(3))
+    return TabularPBRL(TWO, penalty=ValuePenalty(lam=kind(5.0)), oracle=oracle, config=config, seed=kind(3))
 
 
 def sampled(kind: Kind) -> PBRL:
@@ -80,19 +80,26 @@ def sampled(kind: Kind) -> PBRL:
         averaging=kind(0.5),
         eval_every=kind(2),
     )
-    return PBRL(GAME, A2C, ValuePenalty(lam=Geometric(kind(2.0), kind(8.0))), config, kind(7), {"n_states": kind(4)})
+    return PBRL(
+        GAME,
+        A2C,
+        penalty=ValuePenalty(lam=Geometric(kind(2.0), kind(8.0))),
+        config=config,
+        seed=kind(7),
+        env_kwargs={"n_states": kind(4)},
+    )
 
 
 def searching(kind: Kind) -> CMAES:
     config = CMAESConfig(sigma=kind(0.5), population=kind(4), follower_steps=kind(256), n_envs=kind(4))
-    return CMAES(TWO, A2C, config, seed=kind(5))
+    return CMAES(TWO, A2C, config=config, seed=kind(5))
 
 
 def asking(kind: Kind) -> DRLHF:
     sizes = {"labels": 4, "first_labels": 2, "length": 5, "first_steps": 64, "follower_steps": 64, "first_epochs": 2}
     config = PreferenceConfig(**{name: kind(value) for name, value in sizes.items()}, n_envs=kind(4))
     labeller = TrueReturnLabeller(noise=kind(0.25), budget=kind(20), seed=kind(1))
-    return DRLHF("bilevel_gym/RewardGrid-v0", A2C, config, labeller, seed=kind(2))
+    return DRLHF("bilevel_gym/RewardGrid-v0", A2C, config=config, labeller=labeller, seed=kind(2))
 
 
 @kinds

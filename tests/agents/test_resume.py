@@ -86,18 +86,20 @@ EXACT: dict[str, tuple[Callable[[], Any], int, int]] = {
         25,
         13,
     ),
-    "PBRL over a game": (lambda: TabularPBRL(INCENTIVE, NikaidoIsodaPenalty(lam=Linear(1.0, 5.0))), 12, 7),
-    "hypergradient": (lambda: Hypergradient(TWO, HypergradientConfig(tau=Quench(0.5, 0.1, 0.6))), 25, 17),
+    "PBRL over a game": (lambda: TabularPBRL(INCENTIVE, penalty=NikaidoIsodaPenalty(lam=Linear(1.0, 5.0))), 12, 7),
+    "hypergradient": (lambda: Hypergradient(TWO, config=HypergradientConfig(tau=Quench(0.5, 0.1, 0.6))), 25, 17),
     "hypergradient, LQ": (lambda: Hypergradient(LQ), 12, 5),
     "tracked": (lambda: SoBiRL(GAME, env_kwargs={"n_states": 4}), 25, 13),
     "independent": (lambda: IndependentPolicyGradient(TWO), 25, 13),
     "meta-gradient": (lambda: MetaGradient(INCENTIVE), 12, 5),
-    "HPGD": (lambda: HPGD(TWO, HPGDConfig(learning_rate=0.1), seed=None), 12, 5),
+    "HPGD": (lambda: HPGD(TWO, config=HPGDConfig(learning_rate=0.1), seed=None), 12, 5),
     "zero order": (lambda: ZeroOrder(TWO), 12, 5),
     "CMA-ES": (lambda: TabularCMAES(GAME, env_kwargs={"n_states": 3}), 12, 5),
-    "single loop": (lambda: SingleLoop(TWO, SingleLoopConfig(tau=0.3), env_kwargs={"tau": 0.3}), 2000, 7),
+    "single loop": (lambda: SingleLoop(TWO, config=SingleLoopConfig(tau=0.3), env_kwargs={"tau": 0.3}), 2000, 7),
     "finite differences": (
-        lambda: FiniteDifferences(TWO, FiniteDifferencesConfig(block=50, burn_in=10, tau=0.3), env_kwargs={"tau": 0.3}),
+        lambda: FiniteDifferences(
+            TWO, config=FiniteDifferencesConfig(block=50, burn_in=10, tau=0.3), env_kwargs={"tau": 0.3}
+        ),
         2000,
         7,
     ),
@@ -178,7 +180,7 @@ def test_sampled_leaders_go_on_to_the_bit(name: str, tmp_path: Path) -> None:
     again = None if isinstance(follower, type) else follower
 
     def make() -> PBRL:
-        return PBRL(env, follower, penalty, config, seed=1, env_kwargs=kwargs)
+        return PBRL(env, follower, penalty=penalty, config=config, seed=1, env_kwargs=kwargs)
 
     resumed(make, lambda path: PBRL.load(path, again), total, 3, tmp_path)
 
@@ -212,7 +214,7 @@ def test_worlds_that_keep_their_state_to_themselves(vec_env: Any, tmp_path: Path
 
 def test_a_black_box_over_sampled_followers_goes_on_to_the_bit(tmp_path: Path) -> None:
     config = CMAESConfig(follower_steps=64, n_envs=4, rollout_envs=4, population=3, eval_every=2)
-    resumed(lambda: CMAES(TWO, A2C, config), CMAES.load, 3000, 2, tmp_path)
+    resumed(lambda: CMAES(TWO, A2C, config=config), CMAES.load, 3000, 2, tmp_path)
 
 
 ASKED = PreferenceConfig(
@@ -229,13 +231,17 @@ ASKED = PreferenceConfig(
 PREFERENCES: dict[str, Callable[[], Any]] = {
     "PBRL": lambda: PreferencePBRL("bilevel_gym/RewardGrid-v0", A2C, config=ASKED),
     "PBRL, DQN, noisy answers": lambda: PreferencePBRL(
-        "bilevel_gym/RewardGrid-v0", built(DQN, **OFF), None, ASKED, TrueReturnLabeller(noise=0.2)
+        "bilevel_gym/RewardGrid-v0",
+        built(DQN, **OFF),
+        penalty=None,
+        config=ASKED,
+        labeller=TrueReturnLabeller(noise=0.2),
     ),
     "DRLHF, by disagreement": lambda: DRLHF(
-        "bilevel_gym/RewardGrid-v0", A2C, replace(ASKED, fragmenter=ActiveFragmenter(3), memory=40)
+        "bilevel_gym/RewardGrid-v0", A2C, config=replace(ASKED, fragmenter=ActiveFragmenter(3), memory=40)
     ),
-    "DRLHF, recurrent, scaled": lambda: DRLHF("bilevel_gym/RewardGrid-v0", remembering, ASKED),
-    "true reward, DQN": lambda: TrueReward("bilevel_gym/RewardGrid-v0", built(DQN, **OFF), ASKED),
+    "DRLHF, recurrent, scaled": lambda: DRLHF("bilevel_gym/RewardGrid-v0", remembering, config=ASKED),
+    "true reward, DQN": lambda: TrueReward("bilevel_gym/RewardGrid-v0", built(DQN, **OFF), config=ASKED),
 }
 
 
@@ -267,7 +273,7 @@ def test_learning_from_preferences_goes_on_to_the_bit(name: str, tmp_path: Path)
 def test_a_world_that_keeps_its_state_to_itself_begins_new_episodes_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "learner.zip"
     config = replace(ASKED, vec_env="dummy")
-    DRLHF("CartPole-v1", A2C, config).learn(700, [Checkpoint(path, every=2), lambda one: one.iteration < 4])
+    DRLHF("CartPole-v1", A2C, config=config).learn(700, [Checkpoint(path, every=2), lambda one: one.iteration < 4])
     with pytest.warns(UserWarning, match="the world keeps its state to itself"):
         learner = DRLHF.load(path)
     assert learner.resume().remaining_timesteps == 0

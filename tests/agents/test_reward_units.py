@@ -141,10 +141,10 @@ EVERY = {"eval_every": 5}
 LEADERS: dict[str, tuple[Make, tuple[str, ...], int]] = {
     "PBRL": (TabularPBRL, (*ONE, *GAMES, "goal"), 15),
     "PBRL, value, softmax": (
-        lambda p: TabularPBRL(p, ValuePenalty(), config=TabularPBRLConfig(follower=Softmax())), ("fishery", "Stackelberg"), 15
+        lambda p: TabularPBRL(p, penalty=ValuePenalty(), config=TabularPBRLConfig(follower=Softmax())), ("fishery", "Stackelberg"), 15
     ),
-    "PBRL, Bellman": (lambda p: TabularPBRL(p, BellmanPenalty()), ("fishery", "Stackelberg", "toll", "goal"), 15),
-    "PBRL, Nikaido-Isoda": (lambda p: TabularPBRL(p, NikaidoIsodaPenalty()), GAMES, 15),
+    "PBRL, Bellman": (lambda p: TabularPBRL(p, penalty=BellmanPenalty()), ("fishery", "Stackelberg", "toll", "goal"), 15),
+    "PBRL, Nikaido-Isoda": (lambda p: TabularPBRL(p, penalty=NikaidoIsodaPenalty()), GAMES, 15),
     "PBRL, mirror descent": (lambda p: TabularPBRL(p, oracle=MirrorDescent()), ("fishery", "toll"), 10),
     "PBRL, policy gradient": (lambda p: TabularPBRL(p, oracle=PolicyGradient()), ("fishery", "Stackelberg"), 10),
     "PBRL, Monte Carlo": (
@@ -157,10 +157,10 @@ LEADERS: dict[str, tuple[Make, tuple[str, ...], int]] = {
     "SoBiRL": (SoBiRL, ("fishery", "Stackelberg", "toll"), 15),
     "independent": (IndependentPolicyGradient, ("fishery", "Stackelberg", "game"), 15),
     "meta-gradient": (MetaGradient, ("fishery", "Stackelberg", "game"), 10),
-    "HPGD": (lambda p: HPGD(p, HPGDConfig(episodes=4)), ("fishery", "Stackelberg", "toll"), 10),
+    "HPGD": (lambda p: HPGD(p, config=HPGDConfig(episodes=4)), ("fishery", "Stackelberg", "toll"), 10),
     "zero order": (ZeroOrder, ("fishery", "Stackelberg", "toll"), 10),
     "CMA-ES": (TabularCMAES, ("fishery", "Stackelberg"), 5),
-    "single loop": (lambda p: SingleLoop(p, SingleLoopConfig(eval_every=5)), ("goal", "fishery"), 1500),
+    "single loop": (lambda p: SingleLoop(p, config=SingleLoopConfig(eval_every=5)), ("goal", "fishery"), 1500),
 }  # fmt: skip
 CASES = [(leader, problem) for leader, (_, problems, _) in LEADERS.items() for problem in problems]
 

@@ -121,7 +121,7 @@ def test_an_evaluation_is_not_made_twice() -> None:
 def test_evaluations_of_a_learned_reward() -> None:
     config = PreferenceConfig(labels=4, first_labels=2, length=5, first_steps=64, follower_steps=64, first_epochs=2)
     judge = LeaderEvalCallback(1)
-    leader = DRLHF("bilevel_gym/RewardGrid-v0", A2C, config).learn(300, callback=judge)
+    leader = DRLHF("bilevel_gym/RewardGrid-v0", A2C, config=config).learn(300, callback=judge)
     assert judge.last_mean_reward == leader.evaluate().true_return
     assert len(judge.evaluations_results) == leader.iteration
 

@@ -168,7 +168,7 @@ def in_the_diary(
 ) -> PBRL:
     """A leader over two followers, of which the best response takes the action that x > 0 pays for more often."""
     made = world or (lambda: Diary(entries))
-    leader = PBRL(made, still(diary=entries), penalty, PBRLConfig(**(SMALL | changes)))
+    leader = PBRL(made, still(diary=entries), penalty=penalty, config=PBRLConfig(**(SMALL | changes)))
     for role, logits in (("best_response", [0.0, 2.0]), ("penalised", [2.0, 0.0])):
         play(followers_of(leader)[role], logits)
     return leader
@@ -176,7 +176,9 @@ def in_the_diary(
 
 def over_a_game(penalty: Any = None, follower: Any = None, **changes: Any) -> PBRL:
     config = PBRLConfig.for_a_game(**(SMALL | changes))
-    return PBRL(INCENTIVE, still(0.9) if follower is None else follower, penalty, config, env_kwargs=SIZES)
+    return PBRL(
+        INCENTIVE, still(0.9) if follower is None else follower, penalty=penalty, config=config, env_kwargs=SIZES
+    )
 
 
 def iterations(n: int, seen: list[Any] | None = None, look: Callable[[Any], Any] = lambda leader: None) -> Any:
@@ -264,7 +266,12 @@ def test_with_the_bellman_penalty_the_penalised_follower_is_paid_the_leaders_rew
     def dqn(venv: Any) -> DQN:
         return DQN("MlpPolicy", venv, gamma=0.5, learning_starts=10_000, buffer_size=1000, device="cpu", seed=3)
 
-    leader = PBRL(lambda: Diary([]), dqn, BellmanPenalty(lam=2.0), PBRLConfig(**(SMALL | {"learning_rate": 0.2} | SGD)))
+    leader = PBRL(
+        lambda: Diary([]),
+        dqn,
+        penalty=BellmanPenalty(lam=2.0),
+        config=PBRLConfig(**(SMALL | {"learning_rate": 0.2} | SGD)),
+    )
     found: list[float] = []
 
     leader.learn(1000, iterations(3, found, lambda one: one.last_x[0]))
@@ -382,8 +389,8 @@ def test_what_follows_an_episodes_end_counts_neither_in_the_penalty_nor_in_the_g
     leader = PBRL(
         TabularEnv(problem),
         still(0.8),
-        ValuePenalty(lam=lam),
-        PBRLConfig(**(SMALL | SGD | {"estimator": Rollouts(500, 3e-3, gae_lambda), "learning_rate": lr})),
+        penalty=ValuePenalty(lam=lam),
+        config=PBRLConfig(**(SMALL | SGD | {"estimator": Rollouts(500, 3e-3, gae_lambda), "learning_rate": lr})),
         x0=x.detach().numpy(),
     )
     mdp = problem.follower_mdp(x)
@@ -434,7 +441,7 @@ def test_returns_and_advantages_of_episodes_that_end_are_cut_or_go_on_by_hand(ga
 
 def test_the_record_judges_the_penalised_follower_where_the_model_is_known() -> None:
     config = PBRLConfig(**(SMALL | {"observe_commitment": False}))
-    leader = PBRL(TabularEnv(ending_problem()), still(0.8), None, config, x0=[0.3, 0.6, 0.9])
+    leader = PBRL(TabularEnv(ending_problem()), still(0.8), penalty=None, config=config, x0=[0.3, 0.6, 0.9])
     problem, x = ending_problem(), torch.tensor([0.3, 0.6, 0.9], dtype=F64)
     mdp = problem.follower_mdp(x)
     policies = {"best_response": [0.0, 5.0, 0.0], "penalised": [2.0, 0.0, -1.0]}
@@ -455,7 +462,7 @@ def test_the_record_judges_the_penalised_follower_of_the_bellman_penalty() -> No
         return DQN("MlpPolicy", venv, gamma=0.9, policy_kwargs={"net_arch": []}, device="cpu", seed=3)
 
     lam, tau = 2.0, 0.5
-    leader = PBRL(TWO, dqn, BellmanPenalty(lam=lam), PBRLConfig(**SMALL, q_temperature=tau), x0=[0.4])
+    leader = PBRL(TWO, dqn, penalty=BellmanPenalty(lam=lam), config=PBRLConfig(**SMALL, q_temperature=tau), x0=[0.4])
     for role, values in (("best_response", [1.0, 0.2]), ("penalised", [-1.0, 2.0])):
         with torch.no_grad():
             head = followers_of(leader)[role].model.policy.q_net.q_net[-1]
@@ -478,7 +485,7 @@ def test_the_record_judges_the_penalised_follower_where_no_model_is_known() -> N
         play(SimpleNamespace(model=model), [-50.0, 50.0])
         return model
 
-    leader = PBRL(lambda: Diary([]), follower, None, PBRLConfig(**SMALL))
+    leader = PBRL(lambda: Diary([]), follower, penalty=None, config=PBRLConfig(**SMALL))
     play(followers_of(leader)["penalised"], [50.0, -50.0])
     record = leader.evaluate()
     assert record.gap == pytest.approx(0.5 / (1.0 - 0.5), rel=1e-3)
@@ -492,8 +499,8 @@ def test_the_record_judges_the_penalised_follower_of_a_linear_quadratic_game() -
     leader = PBRL(
         "bilevel_gym/LQStackelberg-v0",
         still(game.gamma, policy_kwargs={"net_arch": [], "log_std_init": -20.0}),
-        None,
-        PBRLConfig(**(SMALL | {"estimator": Rollouts(1000, TAIL)})),
+        penalty=None,
+        config=PBRLConfig(**(SMALL | {"estimator": Rollouts(1000, TAIL)})),
         x0=x.numpy(),
     )
     for role, F in (("best_response", best), ("penalised", best + 0.2)):
@@ -544,7 +551,9 @@ def test_the_penalised_followers_credit_is_divided_by_lam_which_follows_its_sche
     total, schedule = 1200, Linear(1.0, 5.0)
 
     def run(lam: Any) -> tuple[list[Any], list[Any], list[float]]:
-        learner = PreferencePBRL(GRID, still(0.9, 16), ValuePenalty(lam=lam), PreferenceConfig(**ASKED), seed=1)
+        learner = PreferencePBRL(
+            GRID, still(0.9, 16), penalty=ValuePenalty(lam=lam), config=PreferenceConfig(**ASKED), seed=1
+        )
         seen: list[Any] = []
         learner.learn(total, iterations(5, seen, lambda one: (one.lam, one.num_timesteps)))
         for lam_then, steps in seen:

@@ -124,7 +124,7 @@ def test_the_hypergradient(tau: float, beta: float) -> None:
 def test_it_ends_where_a_second_implementation_did() -> None:
     """Exact ascent from x = 0 at fixed tau: a script written apart from this code came to 1.347 at beta 1."""
     config = HypergradientConfig(learning_rate=0.2, tau=0.005, eval_every=1000, keep_best=False)
-    leader = Hypergradient("bilevel_gym/FourRooms-v0", config, env_kwargs={"tau": 0.005, "beta": 1.0}).learn(450)
+    leader = Hypergradient("bilevel_gym/FourRooms-v0", config=config, env_kwargs={"tau": 0.005, "beta": 1.0}).learn(450)
     assert leader.evaluate().leader_return == pytest.approx(1.347, abs=0.002)
 
 
@@ -199,7 +199,7 @@ def test_sampled_returns_are_the_exact_ones() -> None:
 def test_penalties_meet_it_as_it_is(penalty: Any) -> None:
     problem = FourRoomsProblem(0.005, 1.0)
     start = leader_return_at_best_response(problem, problem.start_x())
-    leader = TabularPBRL(problem, penalty, config=TabularPBRLConfig(tau=0.005, eval_every=100)).learn(30)
+    leader = TabularPBRL(problem, penalty=penalty, config=TabularPBRLConfig(tau=0.005, eval_every=100)).learn(30)
     record = leader.evaluate()
     assert record.gap is not None
     assert record.gap >= -1e-12

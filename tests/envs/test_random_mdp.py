@@ -75,8 +75,10 @@ def test_the_hypergradient(seed: int) -> None:
 @pytest.mark.parametrize("alpha", [0.05, 0.2])
 def test_descent_ends_at_the_rate_of_an_identity_hessian(alpha: float) -> None:
     problem, norms = RandomMDPProblem(seed=2), []
-    config = HypergradientConfig(alpha, torch.optim.SGD, eval_every=10_000, keep_best=False, tau=1.0)
-    leader = Hypergradient(problem, config)
+    config = HypergradientConfig(
+        learning_rate=alpha, optimizer_class=torch.optim.SGD, eval_every=10_000, keep_best=False, tau=1.0
+    )
+    leader = Hypergradient(problem, config=config)
 
     def note(_: Any) -> bool:
         norms.append(float(np.linalg.norm(leader.last_x)))

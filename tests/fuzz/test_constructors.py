@@ -106,7 +106,7 @@ def preferred(config: PreferenceConfig) -> None:
         "first_epochs": 1, "ensemble": 2, "evaluation_steps": 8, "evaluation_episodes": 2, "patience": 1.0,
     }  # fmt: skip
     small = {name: value for name, value in tiny.items() if getattr(config, name) > 50}
-    learner = DRLHF(GRID, A2C, dataclasses.replace(config, **small))
+    learner = DRLHF(GRID, A2C, config=dataclasses.replace(config, **small))
     learner.learn(60).evaluate()
 
 
@@ -125,7 +125,7 @@ def tracked(config: Any) -> None:
 
 def penalised(penalty: Any) -> None:
     over_game = type(penalty).__name__.startswith("Nikaido")
-    TabularPBRL(GAME if over_game else TwoStateProblem(), penalty).learn(2)
+    TabularPBRL(GAME if over_game else TwoStateProblem(), penalty=penalty).learn(2)
 
 
 def scheduled(schedule: Any) -> None:
@@ -162,7 +162,7 @@ RECORDS: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
     "TabularCMAESConfig": ({}, tabular(TabularCMAES)),
     "CMAESConfig": (
         {"follower_steps": 8, "n_envs": 2, "rollout_envs": 2, "population": 2},
-        lambda config: CMAES(TWO, A2C, config).learn(10),
+        lambda config: CMAES(TWO, A2C, config=config).learn(10),
     ),
     "PBRLConfig": ({"n_envs": 2, "follower_steps": 8, "warmup_steps": 8}, sampled),
     "PreferenceConfig": ({"labels": 4, "first_labels": 2, "length": 4}, preferred),
@@ -185,7 +185,7 @@ RECORDS: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
     "Geometric": ({"start": 0.1, "end": 0.01}, scheduled),
     "Power": ({"start": 0.1, "end": 0.01, "exponent": 0.5}, scheduled),
     "Quench": ({"start": 0.1, "end": 0.01}, scheduled),
-    "TrueReturnLabeller": ({}, lambda labeller: DRLHF(GRID, A2C, PreferenceConfig(), labeller)),
+    "TrueReturnLabeller": ({}, lambda labeller: DRLHF(GRID, A2C, config=PreferenceConfig(), labeller=labeller)),
 }
 
 

@@ -75,10 +75,10 @@ class Kind:
 KINDS = {
     "PBRL": Kind(lambda: TabularPBRL(TWO, config=TabularPBRLConfig(follower=Softmax(0.2))), 3, TabularPBRL.load),
     "hypergradient": Kind(lambda: Hypergradient(TWO), 3, Hypergradient.load),
-    "HPGD": Kind(lambda: HPGD(TWO, HPGDConfig(episodes=2)), 3, HPGD.load),
+    "HPGD": Kind(lambda: HPGD(TWO, config=HPGDConfig(episodes=2)), 3, HPGD.load),
     "CMA-ES": Kind(lambda: TabularCMAES(TWO), 3, TabularCMAES.load),
     "single loop": Kind(
-        lambda: SingleLoop(TWO, SingleLoopConfig(tau=0.3, block=5), env_kwargs={"tau": 0.3}), 30, SingleLoop.load
+        lambda: SingleLoop(TWO, config=SingleLoopConfig(tau=0.3, block=5), env_kwargs={"tau": 0.3}), 30, SingleLoop.load
     ),
     "sampled PBRL": Kind(lambda: PBRL(TWO, A2C, config=SMALL), 200, PBRL.load),
     "sampled PBRL, replay": Kind(
@@ -87,9 +87,11 @@ KINDS = {
         lambda path: PBRL.load(path, tiny_dqn),
     ),
     "sampled CMA-ES": Kind(
-        lambda: CMAES(TWO, A2C, CMAESConfig(follower_steps=16, n_envs=2, rollout_envs=2, population=2)), 60, CMAES.load
+        lambda: CMAES(TWO, A2C, config=CMAESConfig(follower_steps=16, n_envs=2, rollout_envs=2, population=2)),
+        60,
+        CMAES.load,
     ),
-    "DRLHF": Kind(lambda: DRLHF("bilevel_gym/RewardGrid-v0", A2C, ASKED), 64, DRLHF.load),
+    "DRLHF": Kind(lambda: DRLHF("bilevel_gym/RewardGrid-v0", A2C, config=ASKED), 64, DRLHF.load),
     "preference PBRL": Kind(
         lambda: PreferencePBRL("bilevel_gym/RewardGrid-v0", A2C, config=ASKED), 64, PreferencePBRL.load
     ),
@@ -213,7 +215,7 @@ def test_no_part_of_a_state_is_taken_on_trust(name: str) -> None:
 
 @cache
 def preferences() -> bytes:
-    learner = DRLHF("bilevel_gym/RewardGrid-v0", A2C, ASKED)
+    learner = DRLHF("bilevel_gym/RewardGrid-v0", A2C, config=ASKED)
     learner.learn(32)
     pairs = {100 + i: preference.pair for i, preference in enumerate(learner.buffer)}
     return preferences_as_bytes(learner.buffer, pairs, learner.worlds.signature(ASKED.length))

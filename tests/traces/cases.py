@@ -193,48 +193,63 @@ CASES |= {
         partial(TabularPBRL, TWO, config=tabular(estimator=MonteCarlo(), follower=Softmax(0.2))), 12
     ),
     "file, PBRL exact, game": file(partial(TabularPBRL, INCENTIVE, env_kwargs=PLAYERS), 12),
-    "file, hypergradient": file(partial(Hypergradient, TWO, HypergradientConfig(tau=Quench(0.5, 0.1, 0.6))), 12),
+    "file, hypergradient": file(partial(Hypergradient, TWO, config=HypergradientConfig(tau=Quench(0.5, 0.1, 0.6))), 12),
     "file, hypergradient, LQ": file(partial(Hypergradient, LQ), 12),
     "file, SoBiRL": file(partial(SoBiRL, GAME, env_kwargs=SMALL_GAME), 12),
     "file, independent": file(partial(IndependentPolicyGradient, TWO), 12),
     "file, meta-gradient": file(partial(MetaGradient, INCENTIVE, env_kwargs=PLAYERS), 12),
-    "file, HPGD": file(partial(HPGD, TWO, HPGDConfig(learning_rate=0.1)), 12),
+    "file, HPGD": file(partial(HPGD, TWO, config=HPGDConfig(learning_rate=0.1)), 12),
     "file, zero order": file(partial(ZeroOrder, TWO), 12),
     "file, CMA-ES exact": file(partial(TabularCMAES, GAME, env_kwargs={"n_states": 3}), 12),
-    "file, single loop": file(partial(SingleLoop, TWO, SingleLoopConfig(**LOOP), env_kwargs=LOOP), 2000),
+    "file, single loop": file(partial(SingleLoop, TWO, config=SingleLoopConfig(**LOOP), env_kwargs=LOOP), 2000),
     "file, finite differences": file(
-        partial(FiniteDifferences, TWO, FiniteDifferencesConfig(block=50, burn_in=10, **LOOP), env_kwargs=LOOP), 2000
+        partial(FiniteDifferences, TWO, config=FiniteDifferencesConfig(block=50, burn_in=10, **LOOP), env_kwargs=LOOP),
+        2000,
     ),
-    "file, CMA-ES": file(partial(CMAES, TWO, A2C, CMAESConfig(**BOX)), 6000, at=1, further=1),
-    "file, PBRL, A2C": file(partial(PBRL, GAME, A2C, None, SMALL, 1, SMALL_GAME), 6000),
+    "file, CMA-ES": file(partial(CMAES, TWO, A2C, config=CMAESConfig(**BOX)), 6000, at=1, further=1),
+    "file, PBRL, A2C": file(partial(PBRL, GAME, A2C, penalty=None, config=SMALL, seed=1, env_kwargs=SMALL_GAME), 6000),
     "file, PBRL, DQN with replay": file(
-        partial(PBRL, GAME, DQN_BUILT, None, SMALL, 1, SMALL_GAME), 4000, follower=DQN_BUILT
+        partial(PBRL, GAME, DQN_BUILT, penalty=None, config=SMALL, seed=1, env_kwargs=SMALL_GAME),
+        4000,
+        follower=DQN_BUILT,
     ),
     "file, PBRL, DQN with replay, x unseen": file(
-        partial(PBRL, TWO, DQN_BUILT, None, replace(SMALL, **UNSEEN), 1), 4000, follower=DQN_BUILT
+        partial(PBRL, TWO, DQN_BUILT, penalty=None, config=replace(SMALL, **UNSEEN), seed=1), 4000, follower=DQN_BUILT
     ),
     "file, PBRL, Bellman": file(
-        partial(PBRL, GAME, QUANTILES, BellmanPenalty(), SMALL, 1, SMALL_GAME), 4000, follower=QUANTILES
+        partial(PBRL, GAME, QUANTILES, penalty=BellmanPenalty(), config=SMALL, seed=1, env_kwargs=SMALL_GAME),
+        4000,
+        follower=QUANTILES,
     ),
     "file, PBRL, LQ, SAC": file(
-        partial(PBRL, LQ, SAC_BUILT, None, SMALL, 1, {"gamma": 0.95}), 6000, follower=SAC_BUILT, further=1
+        partial(PBRL, LQ, SAC_BUILT, penalty=None, config=SMALL, seed=1, env_kwargs={"gamma": 0.95}),
+        6000,
+        follower=SAC_BUILT,
+        further=1,
     ),
-    "file, PBRL, game": file(partial(PBRL, INCENTIVE, A2C, None, PBRLConfig.for_a_game(**FOUR), 1, PLAYERS), 4000),
-    "file, PBRL, VecNormalize": file(partial(PBRL, GAME, scaled, None, SMALL, 1, SMALL_GAME), 4000, follower=scaled),
+    "file, PBRL, game": file(
+        partial(PBRL, INCENTIVE, A2C, penalty=None, config=PBRLConfig.for_a_game(**FOUR), seed=1, env_kwargs=PLAYERS),
+        4000,
+    ),
+    "file, PBRL, VecNormalize": file(
+        partial(PBRL, GAME, scaled, penalty=None, config=SMALL, seed=1, env_kwargs=SMALL_GAME), 4000, follower=scaled
+    ),
     "file, preferences": file(partial(PreferencePBRL, GRID, A2C, config=ASKED), 1300),
     "file, preferences, DQN": file(
-        partial(PreferencePBRL, GRID, DQN_BUILT, None, ASKED, TrueReturnLabeller(noise=0.2)),
+        partial(PreferencePBRL, GRID, DQN_BUILT, penalty=None, config=ASKED, labeller=TrueReturnLabeller(noise=0.2)),
         1300,
         follower=DQN_BUILT,
         labeller=TrueReturnLabeller(noise=0.2),
     ),
     "file, preferences, tracked": file(
-        partial(PreferencePBRL, GRID, Tracked(PLAN, SLOW), ValuePenalty(lam=2.0), ASKED),
+        partial(PreferencePBRL, GRID, Tracked(PLAN, SLOW), penalty=ValuePenalty(lam=2.0), config=ASKED),
         1300,
         follower=Tracked(PLAN, SLOW),
     ),
-    "file, DRLHF": file(partial(DRLHF, GRID, A2C, replace(ASKED, fragmenter=ActiveFragmenter(3), memory=40)), 1300),
-    "file, true reward": file(partial(TrueReward, GRID, A2C, ASKED), 1300),
+    "file, DRLHF": file(
+        partial(DRLHF, GRID, A2C, config=replace(ASKED, fragmenter=ActiveFragmenter(3), memory=40)), 1300
+    ),
+    "file, true reward": file(partial(TrueReward, GRID, A2C, config=ASKED), 1300),
 }
 
 # --- what other followers make of an x --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
+from bilevel_gym.agents.config import LeaderConfig
 from tests.traces.names import (
     HPGD,
     ArrayProblem,
@@ -109,12 +110,18 @@ SOURCES: dict[str, Callable[[], tuple[Any, dict[str, Any] | None]]] = {
 }
 
 
+def named(arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """A leader's arguments by name: the config, and of others the penalty, then the oracle."""
+    parts = iter(("penalty", "oracle"))
+    return {"config" if isinstance(given, LeaderConfig) else next(parts): given for given in arguments}
+
+
 def exact(cls: Any, source: str, *arguments: Any, total: int = 12, iterations: int = 4, **options: Any) -> Trace:
     """A leader that knows the model, for a few iterations."""
 
     def make() -> Any:
         problem, kwargs = SOURCES[source]()
-        return cls(problem, *arguments, env_kwargs=kwargs, **options)
+        return cls(problem, **named(arguments), env_kwargs=kwargs, **options)
 
     return learned(make, total, iterations)
 
@@ -208,14 +215,14 @@ for name, (cls, config) in SINGLE.items():
         "GoalPlacement": (GOAL, {"size": 3, "tau": 0.3}),
     }.items():
         CASES[f"{name}, {world}"] = partial(
-            learned, partial(cls, env, config, seed=2, env_kwargs=kwargs), 2000 if config else 20_000, 4
+            learned, partial(cls, env, config=config, seed=2, env_kwargs=kwargs), 2000 if config else 20_000, 4
         )
 
 # --- exact leaders over games of two players and over linear-quadratic games ------------------------------------------
 
 
 def over_players(cls: Any, *arguments: Any, **options: Any) -> Callable[[], Trace]:
-    return partial(learned, partial(cls, INCENTIVE, *arguments, env_kwargs=PLAYERS, **options), 12, 4)
+    return partial(learned, partial(cls, INCENTIVE, **named(arguments), env_kwargs=PLAYERS, **options), 12, 4)
 
 
 CASES |= {
@@ -233,6 +240,9 @@ CASES |= {
     "meta-gradient, game": over_players(MetaGradient),
     "hypergradient, LQ": partial(learned, partial(Hypergradient, LQ), 12, 4),
     "hypergradient, LQ, far-sighted": partial(
-        learned, partial(Hypergradient, LQ, HypergradientConfig(learning_rate=0.02), env_kwargs={"gamma": 0.97}), 12, 4
+        learned,
+        partial(Hypergradient, LQ, config=HypergradientConfig(learning_rate=0.02), env_kwargs={"gamma": 0.97}),
+        12,
+        4,
     ),
 }

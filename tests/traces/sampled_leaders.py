@@ -101,7 +101,7 @@ def sampled(
     def make() -> Any:
         space = gym.make(env, **(kwargs or {})).unwrapped.leader_space if start is not None else None  # type: ignore[attr-defined]
         x0 = None if space is None else start * np.linspace(0.2, 1.0, *space.shape)
-        return PBRL(env, follower, penalty, config, 1, kwargs, x0)
+        return PBRL(env, follower, penalty=penalty, config=config, seed=1, env_kwargs=kwargs, x0=x0)
 
     return partial(learned, make, max(total, 8 * int(config.warmup_steps)), iterations=iterations)
 
@@ -207,7 +207,10 @@ for title, spec in {"PPO": PPO, "A2C": A2C, "PPO built": built(PPO, **ON)}.items
     }.items():
         config = PBRLConfig.for_a_game(**(FOUR | changes))
         CASES[f"PBRL, game, {title}{name}"] = partial(
-            learned, partial(PBRL, INCENTIVE, spec, None, config, 1, PLAYERS), 4000, iterations=3
+            learned,
+            partial(PBRL, INCENTIVE, spec, penalty=None, config=config, seed=1, env_kwargs=PLAYERS),
+            4000,
+            iterations=3,
         )
 CASES["PBRL, game, entropy, lam falls"] = partial(
     learned,
@@ -215,8 +218,8 @@ CASES["PBRL, game, entropy, lam falls"] = partial(
         PBRL,
         INCENTIVE,
         A2C,
-        NikaidoIsodaPenalty(lam=Linear(5.0, 1.0)),
-        PBRLConfig.for_a_game(**FOUR, entropy=Linear(0.2, 0.0), averaging=0.5, **NARROW),
+        penalty=NikaidoIsodaPenalty(lam=Linear(5.0, 1.0)),
+        config=PBRLConfig.for_a_game(**FOUR, entropy=Linear(0.2, 0.0), averaging=0.5, **NARROW),
         env_kwargs=PLAYERS,
     ),
     4000,
@@ -224,11 +227,15 @@ CASES["PBRL, game, entropy, lam falls"] = partial(
 )
 BOX: dict[str, Any] = {"follower_steps": 200, "n_envs": 4, "rollout_envs": 4, "population": 3, "eval_every": 2}
 CASES |= {
-    "CMA-ES, TwoState, A2C": partial(learned, partial(CMAES, TWO, A2C, CMAESConfig(**BOX)), 6000, iterations=2),
+    "CMA-ES, TwoState, A2C": partial(learned, partial(CMAES, TWO, A2C, config=CMAESConfig(**BOX)), 6000, iterations=2),
     "CMA-ES, LQ, PPO": partial(
         learned,
         partial(
-            CMAES, LQ, built(PPO, gamma=0.95, **ON), CMAESConfig(**BOX, evaluation_steps=64), env_kwargs={"gamma": 0.95}
+            CMAES,
+            LQ,
+            built(PPO, gamma=0.95, **ON),
+            config=CMAESConfig(**BOX, evaluation_steps=64),
+            env_kwargs={"gamma": 0.95},
         ),
         9000,
         iterations=2,
@@ -282,7 +289,7 @@ CASES |= {
             CMAES,
             CART,
             built(PPO, gamma=0.99, **ON),
-            CMAESConfig(**BOX | {"rollout_envs": 2, "rollout_tail": 0.5}, evaluation_steps=64),
+            config=CMAESConfig(**BOX | {"rollout_envs": 2, "rollout_tail": 0.5}, evaluation_steps=64),
             env_kwargs=SHORT,
         ),
         9000,

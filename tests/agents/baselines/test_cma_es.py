@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {"follower_steps": 256, "n_envs": 16, "rollout_envs": 8,
 
 
 def small(follower: Any = A2C, env: Any = "bilevel_gym/TwoState-v0", seed: int | None = 0, **changes: Any) -> CMAES:
-    return CMAES(env, follower, CMAESConfig(**(SMALL | changes)), seed)
+    return CMAES(env, follower, config=CMAESConfig(**(SMALL | changes)), seed=seed)
 
 
 # --- the search ------------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def assert_same_search(one: Search, other: Search) -> None:
 @pytest.mark.parametrize("gamma", [0.0, 0.9])
 def test_it_arrives_at_the_two_state_optimum(gamma: float) -> None:
     problem = TwoStateProblem(gamma=gamma, tau=0.1)
-    leader = TabularCMAES(problem, TabularCMAESConfig(keep_best=False), x0=[-1.0]).learn(60)
+    leader = TabularCMAES(problem, config=TabularCMAESConfig(keep_best=False), x0=[-1.0]).learn(60)
     best = problem.optimum(0.1)
     assert leader.x[0] == pytest.approx(float(best.x[0]), abs=1e-5)
     assert leader.evaluate().leader_return == pytest.approx(best.leader_return, rel=1e-9)
@@ -78,7 +78,7 @@ def test_it_arrives_at_the_two_state_optimum(gamma: float) -> None:
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_leader_learns(name: str) -> None:
     problem = PROBLEMS[name](2)
-    leader = TabularCMAES(problem, TabularCMAESConfig(keep_best=False, eval_every=1000, tau=0.05)).learn(25)
+    leader = TabularCMAES(problem, config=TabularCMAESConfig(keep_best=False, eval_every=1000, tau=0.05)).learn(25)
     mean, rng = torch.from_numpy(leader.x), torch.Generator().manual_seed(0)
     assert problem.leader_set.contains(mean)
     others = problem.project(torch.rand((30, problem.leader_dim), generator=rng, dtype=F64) * 2.0 - 1.0)
@@ -88,7 +88,7 @@ def test_the_leader_learns(name: str) -> None:
 
 def test_files_hold_the_mean_and_the_deviations(tmp_path: Path) -> None:
     game = random_stackelberg(3, 2, 2, gamma=0.5)
-    leader = TabularCMAES(game, TabularCMAESConfig(population=6), seed=3).learn(10)
+    leader = TabularCMAES(game, config=TabularCMAESConfig(population=6), seed=3).learn(10)
     path = leader.save(tmp_path / "search")
     loaded = TabularCMAES.load(path, game)
     assert loaded.evaluate() == leader.evaluate()
@@ -140,7 +140,7 @@ def test_a_trial_s_follower_knows_nothing_of_earlier_ones() -> None:
 def test_it_climbs(seed: int) -> None:
     """From a price of 1.3, at which the leader keeps 2, towards the best (6.6 at 0.77)."""
     config = CMAESConfig(**(SMALL | {"follower_steps": 1024, "low": 0.0, "keep_best": False}))
-    leader = CMAES("bilevel_gym/TwoState-v0", A2C, config, seed, x0=[1.3]).learn(20_000)
+    leader = CMAES("bilevel_gym/TwoState-v0", A2C, config=config, seed=seed, x0=[1.3]).learn(20_000)
     assert leader.history[-1].leader_return > 4.0 > 2.5 > leader.history[0].leader_return
 
 
@@ -215,7 +215,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"^follower: expected an algorithm for"):
         small(SAC)
     with pytest.raises(ValueError, match=r"^config: "):
-        CMAES("bilevel_gym/TwoState-v0", A2C, TabularCMAESConfig())  # type: ignore[arg-type]
+        CMAES("bilevel_gym/TwoState-v0", A2C, config=TabularCMAESConfig())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^env: expected actions that exist in every state"):
         small(env=TabularEnv(PROBLEMS["terminal, masked"](0)))
     with pytest.raises(ValueError, match=r"^total_timesteps: "):

@@ -26,7 +26,7 @@ def test_each_level_steps_up_its_own_value(name: str, follower: Softmax | Direct
     config = IndependentPolicyGradientConfig(
         follower=follower, learning_rate=alpha, tau=tau, optimizer_class=torch.optim.SGD
     )
-    leader = IndependentPolicyGradient(problem, config, x0=x_0.numpy()).learn(1)
+    leader = IndependentPolicyGradient(problem, config=config, x0=x_0.numpy()).learn(1)
     pi_0 = follower.policy(y_0, mdp_0)
     assert_gradient(
         (torch.from_numpy(leader.last_x) - x_0) / alpha,
@@ -56,14 +56,16 @@ def test_the_last_x_is_the_answer() -> None:
     leader = IndependentPolicyGradient(TwoStateProblem(), x0=[0.7]).learn(25)
     np.testing.assert_array_equal(leader.x, leader.last_x)
     assert leader.evaluate().leader_return < max(record.leader_return for record in leader.history)
-    best = IndependentPolicyGradient(TwoStateProblem(), IndependentPolicyGradientConfig(keep_best=True), x0=[0.7])
+    best = IndependentPolicyGradient(
+        TwoStateProblem(), config=IndependentPolicyGradientConfig(keep_best=True), x0=[0.7]
+    )
     assert best.learn(25).evaluate().leader_return == max(record.leader_return for record in leader.history)
 
 
 def test_the_follower_takes_the_leader_s_step_where_it_has_none_of_its_own() -> None:
     rates = []
     config = IndependentPolicyGradientConfig(learning_rate=Geometric(0.1, 0.001))
-    IndependentPolicyGradient(TwoStateProblem(), config).learn(
+    IndependentPolicyGradient(TwoStateProblem(), config=config).learn(
         4,
         callback=lambda leader: rates.append([g["lr"] for g in leader.optimizer.param_groups]),
     )
@@ -74,7 +76,7 @@ def test_the_follower_takes_the_leader_s_step_where_it_has_none_of_its_own() -> 
 def test_over_a_game_each_player_steps_up_its_own_value() -> None:
     problem, tau, alpha = random_incentive_design(3, 2, 3, gamma=0.8, seed=1), 0.2, 1e-3
     config = IndependentPolicyGradientConfig(learning_rate=alpha, tau=tau, optimizer_class=torch.optim.SGD)
-    leader = IndependentPolicyGradient(problem, config)
+    leader = IndependentPolicyGradient(problem, config=config)
     assert leader.held is not None
     ys = [torch.randn(y.shape, generator=generator(i), dtype=F64) for i, y in enumerate(leader.held.ys)]
     with torch.no_grad():

@@ -37,7 +37,7 @@ def one_step(problem: BilevelProblem, x_0: Tensor, inner_steps: int) -> tuple[Me
     config = MetaGradientConfig(
         tau=TAU, learning_rate=ETA, inner_rate=ALPHA, inner_steps=inner_steps, optimizer_class=torch.optim.SGD
     )
-    leader = MetaGradient(problem, config, x0=x_0.numpy())
+    leader = MetaGradient(problem, config=config, x0=x_0.numpy())
     logits = [torch.randn(t.shape, generator=generator(5 + i), dtype=F64) for i, t in enumerate(leader.thetas)]
     leader.state.thetas = tuple(theta.clone() for theta in logits)
     return leader.learn(1), tuple(logits)
@@ -99,7 +99,7 @@ def test_over_a_game_both_players_step_at_once(inner_steps: int) -> None:
 def test_the_players_stay_with_a_held_x_and_find_its_equilibrium() -> None:
     """Each theta' is the next theta: with x held by its bounds the gap goes to 0."""
     problem = random_incentive_design(3, 2, 3, gamma=0.8, seed=2)
-    leader = MetaGradient(problem, MetaGradientConfig(low=0.0, high=0.0, tau=0.3, inner_rate=2.0)).learn(400)
+    leader = MetaGradient(problem, config=MetaGradientConfig(low=0.0, high=0.0, tau=0.3, inner_rate=2.0)).learn(400)
     assert leader.history[0].gap is not None
     assert leader.history[0].gap > 0.1
     assert leader.history[-1].gap == pytest.approx(0.0, abs=1e-9)
@@ -113,7 +113,7 @@ def test_it_learns_over_games_and_over_one_follower() -> None:
         leader = MetaGradient(random_incentive_design(seed=seed)).learn(150)
         assert leader.history[-1].leader_return > leader.history[0].leader_return + 1.0
         game = random_stackelberg(5, 3, 3, gamma=0.8, sparsity=0.3, seed=seed)
-        over_one = MetaGradient(game, MetaGradientConfig(tau=0.05)).learn(100)
+        over_one = MetaGradient(game, config=MetaGradientConfig(tau=0.05)).learn(100)
         assert over_one.history[-1].leader_return > 1.1 * over_one.history[0].leader_return
 
 
@@ -122,15 +122,15 @@ def test_a_stack_takes_each_problem_s_own_steps() -> None:
     one, all_at_once = (
         MetaGradientConfig(learning_rate=rate, optimizer_class=torch.optim.SGD) for rate in (0.5, 0.5 * len(problems))
     )
-    alone = [MetaGradient(problem, one).learn(5).last_x for problem in problems]
-    stacked = MetaGradient(stack_problems(problems), all_at_once).learn(5).last_x
+    alone = [MetaGradient(problem, config=one).learn(5).last_x for problem in problems]
+    stacked = MetaGradient(stack_problems(problems), config=all_at_once).learn(5).last_x
     np.testing.assert_allclose(stacked, np.concatenate(alone), rtol=1e-9)
 
 
 def test_learning_on_from_a_file_is_learning_on(tmp_path: Path) -> None:
     config = MetaGradientConfig(inner_rate=Geometric(1.0, 0.5), inner_steps=2, eval_every=3)
     problem = random_incentive_design(3, 2, 3, seed=4)
-    twin, broken = (MetaGradient(problem, config).learn(7) for _ in range(2))
+    twin, broken = (MetaGradient(problem, config=config).learn(7) for _ in range(2))
     loaded = MetaGradient.load(broken.save(tmp_path / "leader"), problem)
     assert loaded.evaluate() == broken.evaluate()
     for leader in (twin, loaded):

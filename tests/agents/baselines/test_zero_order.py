@@ -29,7 +29,7 @@ def bandit(objective: Any, dim: int) -> ArrayProblem:
 def gradients(problem: TabularProblem, x: Tensor, u: float, directions: int, n: int, **kwargs: Any) -> Tensor:
     """n estimates at x, ``[n, dim]``."""
     config = ZeroOrderConfig(directions=directions, smoothing=u, **kwargs)
-    leader, rows = ZeroOrder(problem, config, x0=x.numpy()), []
+    leader, rows = ZeroOrder(problem, config=config, x0=x.numpy()), []
     for _ in range(n):
         leader.method.descend(leader.state, Progress(0, 1))
         assert leader.state.x.grad is not None
@@ -78,12 +78,12 @@ def test_points_outside_x_are_projected() -> None:
 
     base = random_mdp(0, n_states=1, n_actions=1, gamma=0.0)
     problem = ArrayProblem(base, LeaderSet.box(2, -1.0, 1.0), lambda x: base.r, lambda x: objective(x).view(1, 1))
-    leader = ZeroOrder(problem, ZeroOrderConfig(smoothing=2.0, budget=1.5)).learn(40)
+    leader = ZeroOrder(problem, config=ZeroOrderConfig(smoothing=2.0, budget=1.5)).learn(40)
     assert float(np.abs(leader.last_x).sum()) == pytest.approx(1.5)
 
 
 def test_it_counts_what_it_asks_for() -> None:
-    leader = ZeroOrder(TwoStateProblem(), ZeroOrderConfig(directions=3, eval_every=2)).learn(5)
+    leader = ZeroOrder(TwoStateProblem(), config=ZeroOrderConfig(directions=3, eval_every=2)).learn(5)
     assert leader.evaluations == 5 * 2 * 3
     assert leader.learn(2, reset_num_timesteps=False).evaluations == 7 * 2 * 3
 
@@ -91,13 +91,13 @@ def test_it_counts_what_it_asks_for() -> None:
 def test_it_arrives_at_the_two_state_optimum() -> None:
     problem = TwoStateProblem(gamma=0.5, tau=0.3)
     config = ZeroOrderConfig(learning_rate=Geometric(0.2, 1e-3), smoothing=Linear(0.1, 0.01), eval_every=1000)
-    leader = ZeroOrder(problem, config, x0=[0.0]).learn(150)
+    leader = ZeroOrder(problem, config=config, x0=[0.0]).learn(150)
     assert leader.x[0] == pytest.approx(float(problem.optimum(0.3).x[0]), abs=5e-3)
 
 
 def test_the_leader_learns() -> None:
     games = [random_stackelberg(4, 3, 3, gamma=0.8, sparsity=0.3, tau=0.05, seed=seed) for seed in range(4)]
-    xs = [torch.from_numpy(ZeroOrder(game, ZeroOrderConfig(eval_every=1000)).learn(60).x) for game in games]
+    xs = [torch.from_numpy(ZeroOrder(game, config=ZeroOrderConfig(eval_every=1000)).learn(60).x) for game in games]
     learned = np.array([leader_return_at_best_response(game, x) for game, x in zip(games, xs, strict=True)])
     start = np.array([leader_return_at_best_response(game, game.start_x()) for game in games])
     others = np.array([leader_return_at_best_response(game, xs[k - 1]) for k, game in enumerate(games)])
@@ -107,7 +107,7 @@ def test_the_leader_learns() -> None:
 
 def test_seeds_and_files(tmp_path: Path) -> None:
     def made(seed: int | None) -> ZeroOrder:
-        return ZeroOrder(TwoStateProblem(), ZeroOrderConfig(directions=2, eval_every=2), seed=seed)
+        return ZeroOrder(TwoStateProblem(), config=ZeroOrderConfig(directions=2, eval_every=2), seed=seed)
 
     whole, other = made(3).learn(6), made(4).learn(6)
     assert bool((whole.x != other.x).any())

@@ -59,7 +59,7 @@ def fixed_policy(problem: TabularProblem, seed: int) -> Tensor:
 def test_sampled_gradient_is_the_exact_one_within_its_standard_error(name: str, gae_lambda: float) -> None:
     config = PBRLConfig(estimator=Rollouts(512, 1e-4, gae_lambda, 0.9), n_envs=4)
     x0 = 0.3 * np.arange(1, 4) if name == "dynamics" else None
-    leader = PBRL(ENVS[name](), A2C, ValuePenalty(lam=3.0), config, x0=x0)
+    leader = PBRL(ENVS[name](), A2C, penalty=ValuePenalty(lam=3.0), config=config, x0=x0)
     problem = leader.worlds.problem
     assert problem is not None
     rng = np.random.default_rng(0)
@@ -91,7 +91,9 @@ def test_sampled_gradient_is_the_exact_one_within_its_standard_error(name: str, 
 @pytest.mark.parametrize("name", list(ENVS))
 def test_the_known_models_gradient_is_that_of_central_differences(name: str) -> None:
     x0 = 0.3 * np.arange(1, 4) if name == "dynamics" else None
-    leader = PBRL(ENVS[name](), A2C, ValuePenalty(lam=3.0), PBRLConfig(estimator=KnownModel(), n_envs=4), x0=x0)
+    leader = PBRL(
+        ENVS[name](), A2C, penalty=ValuePenalty(lam=3.0), config=PBRLConfig(estimator=KnownModel(), n_envs=4), x0=x0
+    )
     problem = leader.worlds.problem
     assert problem is not None
     hat, pi_y = policies = [fixed_policy(problem, seed) for seed in (1, 2)]

@@ -94,7 +94,7 @@ def test_the_file_needs_sb3_alone(tmp_path: Path) -> None:
 
 def test_the_follower_of_a_learned_reward(tmp_path: Path) -> None:
     config = PreferenceConfig(labels=4, first_labels=2, length=5, first_steps=64, follower_steps=64, first_epochs=2)
-    leader = DRLHF("bilevel_gym/RewardGrid-v0", algorithm("A2C"), config).learn(200)
+    leader = DRLHF("bilevel_gym/RewardGrid-v0", algorithm("A2C"), config=config).learn(200)
     loaded: Any = algorithm("A2C").load(leader.follower.save(tmp_path / "follower.zip"), device="cpu")
     states = np.arange(5)
     expected = leader.follower.policy.predict(states, deterministic=True)[0]

@@ -77,7 +77,7 @@ PROBLEMS: dict[str, Any] = {
 def held_policies(name: str, config: PBRLConfig) -> tuple[PBRL, TabularProblem, list[Tensor]]:
     """A leader whose two followers answer with fixed random policies of unlike entropy."""
     x0 = None if name == "Stackelberg" else 0.3 * np.arange(1, 4)
-    leader = PBRL(PROBLEMS[name](), DQN, BellmanPenalty(lam=LAM), config, x0=x0)
+    leader = PBRL(PROBLEMS[name](), DQN, penalty=BellmanPenalty(lam=LAM), config=config, x0=x0)
     problem = leader.worlds.problem
     assert problem is not None
     shape, rng = problem.follower_mdp(problem.start_x()).r.shape, torch.Generator().manual_seed(1)
@@ -169,7 +169,9 @@ def test_near_policies_are_compared_on_near_episodes() -> None:
 
 def test_followers_train_on_their_own_rewards_at_the_x_and_lam_of_now() -> None:
     config = replace(SMALL, noisy_share=0.0)
-    leader = PBRL(TabularEnv(moved_problem(dynamics=False)), DQN, BellmanPenalty(lam=Geometric(2.0, 8.0)), config)
+    leader = PBRL(
+        TabularEnv(moved_problem(dynamics=False)), DQN, penalty=BellmanPenalty(lam=Geometric(2.0, 8.0)), config=config
+    )
     problem, checked, train = leader.worlds.problem, [], type(leader.best_response).train
     assert problem is not None
 
@@ -327,7 +329,7 @@ def test_over_a_game_it_is_refused() -> None:
     with pytest.raises(
         ValueError, match="penalty: expected a NikaidoIsodaPenalty over a zero-sum game, got BellmanPen"
     ):
-        PBRL("bilevel_gym/incentive_design_v0", DQN, BellmanPenalty())
+        PBRL("bilevel_gym/incentive_design_v0", DQN, penalty=BellmanPenalty())
 
 
 def test_another_temperature_than_the_environments_is_told() -> None:

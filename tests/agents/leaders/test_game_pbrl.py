@@ -182,7 +182,7 @@ def test_games_come_as_ids_environments_and_callables() -> None:
 
 def test_the_designer_learns() -> None:
     problem = random_incentive_design(3, 3, 2, seed=1)
-    exact = TabularPBRL(problem, NikaidoIsodaPenalty(lam=4.0)).learn(200).evaluate().leader_return
+    exact = TabularPBRL(problem, penalty=NikaidoIsodaPenalty(lam=4.0)).learn(200).evaluate().leader_return
     config = PBRLConfig.for_a_game(
         n_envs=32, follower_steps=512, warmup_steps=2048, estimator=Rollouts(16), learning_rate=0.1
     )

@@ -89,14 +89,14 @@ def test_it_arrives_near_the_two_state_optimum() -> None:
     problem = TwoStateProblem(gamma=0.5, tau=0.5)
     best = problem.optimum(0.5)
     config = HPGDConfig(learning_rate=Linear(0.2, 0.005), eval_every=1000)
-    ends = [float(HPGD(problem, config, seed=seed, x0=[-0.5]).learn(60).x[0]) for seed in range(2)]
+    ends = [float(HPGD(problem, config=config, seed=seed, x0=[-0.5]).learn(60).x[0]) for seed in range(2)]
     np.testing.assert_allclose(ends, float(best.x), atol=0.15)
 
 
 def test_the_leader_learns() -> None:
     games = [random_stackelberg(4, 2, 3, gamma=0.6, sparsity=0.3, tau=0.1, seed=seed) for seed in range(4)]
     config = HPGDConfig(eval_every=1000)
-    xs = [torch.from_numpy(HPGD(game, config).learn(30).x) for game in games]
+    xs = [torch.from_numpy(HPGD(game, config=config).learn(30).x) for game in games]
     learned = np.array([leader_return_at_best_response(game, x) for game, x in zip(games, xs, strict=True)])
     start = np.array([leader_return_at_best_response(game, game.start_x()) for game in games])
     others = np.array([leader_return_at_best_response(game, xs[k - 1]) for k, game in enumerate(games)])
@@ -107,18 +107,18 @@ def test_the_leader_learns() -> None:
 def test_gradients_are_cut_and_steps_counted() -> None:
     problem = SHORT["terminal, masked"]
     config = HPGDConfig(tau=0.1, learning_rate=0.25, max_gradient_norm=0.5, episodes=3, tail=0.1)
-    leader, x = HPGD(problem, config), random_x(problem, 0)
-    leader = HPGD(problem, config, x0=x.numpy()).learn(1)
+    leader, x = HPGD(problem, config=config), random_x(problem, 0)
+    leader = HPGD(problem, config=config, x0=x.numpy()).learn(1)
     assert float(np.linalg.norm(leader.last_x - x.numpy())) == pytest.approx(0.125, rel=1e-5)
     assert leader.length == 5  # 0.6^5 < 0.1 < 0.6^4
     assert 5 * 3 <= leader.evaluate().steps <= 5 * 3 * 5  # fifteen episodes of one to five steps
-    never_ends = HPGD(SHORT["dynamics"], HPGDConfig(tau=0.1, episodes=3, tail=0.1)).learn(2)
+    never_ends = HPGD(SHORT["dynamics"], config=HPGDConfig(tau=0.1, episodes=3, tail=0.1)).learn(2)
     assert never_ends.evaluate().steps == 2 * 5 * 3 * never_ends.length
 
 
 def test_the_contexts_drawn_have_their_probabilities() -> None:
     problem = SHORT["contexts"]
-    leader = HPGD(problem, HPGDConfig(tau=0.5, episodes=1, tail=0.9, eval_every=1000), seed=1)
+    leader = HPGD(problem, config=HPGDConfig(tau=0.5, episodes=1, tail=0.9, eval_every=1000), seed=1)
     drawn = []
 
     def watch(one: Any) -> None:
@@ -135,7 +135,7 @@ def test_seeds_and_files(tmp_path: Path) -> None:
     problem = SHORT["contexts"]
 
     def made(seed: int | None) -> HPGD:
-        return HPGD(problem, HPGDConfig(tau=0.3, episodes=4, eval_every=2), seed=seed)
+        return HPGD(problem, config=HPGDConfig(tau=0.3, episodes=4, eval_every=2), seed=seed)
 
     whole, again, other = made(3).learn(6), made(3).learn(6), made(4).learn(6)
     np.testing.assert_array_equal(whole.x, again.x)
@@ -150,7 +150,7 @@ def test_seeds_and_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tau", [0.0, -0.1, float("nan")])
 def test_it_needs_entropy(tau: float) -> None:
     with pytest.raises(ValueError, match=r"^tau: expected a number in "):
-        HPGD(TwoStateProblem(), HPGDConfig(tau=tau))
+        HPGD(TwoStateProblem(), config=HPGDConfig(tau=tau))
 
 
 @pytest.mark.parametrize(("tau", "expected"), [(0.3, 0.3), (0.0, 0.002)])
@@ -180,6 +180,6 @@ def test_one_step_problems() -> None:
     """gamma = 0: the leader's bandit, one step an episode."""
     base = random_mdp(2, n_states=2, gamma=0.0)
     problem = ArrayProblem(base, LeaderSet.box(2, -1.0, 1.0), lambda x: base.r + x[0], lambda x: base.r * x[1])
-    leader = HPGD(problem, HPGDConfig(tau=0.2)).learn(3)
+    leader = HPGD(problem, config=HPGDConfig(tau=0.2)).learn(3)
     assert leader.length == 1
     assert relative_error(torch.from_numpy(leader.last_x), torch.tensor([0.0, 1.0], dtype=F64)) < 1.0

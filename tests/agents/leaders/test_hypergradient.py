@@ -105,7 +105,7 @@ def test_without_the_adjoint_solve_it_is_wrong(name: str) -> None:
 def test_it_arrives_at_the_two_state_optimum(gamma: float, tau: float) -> None:
     problem = TwoStateProblem(gamma=gamma, tau=tau)
     config = HypergradientConfig(tau=tau, learning_rate=Geometric(0.2, 1e-3), eval_every=1000, keep_best=False)
-    leader = Hypergradient(problem, config, x0=[0.5]).learn(300)
+    leader = Hypergradient(problem, config=config, x0=[0.5]).learn(300)
     optimum = problem.optimum(tau)
     assert leader.last_x[0] == pytest.approx(float(optimum.x), abs=1e-6)
     assert leader.evaluate().leader_return == pytest.approx(optimum.leader_return, rel=1e-9)
@@ -156,7 +156,9 @@ def test_a_quench_is_one_leader_after_another() -> None:
     problem = PROBLEMS["dynamics"](1)
 
     def learned(tau: Any, iterations: int, x0: Any = None) -> Hypergradient:
-        return Hypergradient(problem, HypergradientConfig(0.1, tau=tau, eval_every=1000), x0=x0).learn(iterations)
+        return Hypergradient(
+            problem, config=HypergradientConfig(learning_rate=0.1, tau=tau, eval_every=1000), x0=x0
+        ).learn(iterations)
 
     hot = learned(0.5, 10).last_x
     cold = learned(0.05, 15, hot).last_x
@@ -170,7 +172,7 @@ def test_a_quench_is_one_leader_after_another() -> None:
 def test_the_leader_learns() -> None:
     games = [random_stackelberg(5, 3, 3, gamma=0.8, sparsity=0.3, seed=seed) for seed in range(5)]
     config = HypergradientConfig(keep_best=False, eval_every=1000)
-    xs = [torch.from_numpy(Hypergradient(game, config).learn(80).last_x) for game in games]
+    xs = [torch.from_numpy(Hypergradient(game, config=config).learn(80).last_x) for game in games]
     learned = np.array([leader_return_at_best_response(game, x) for game, x in zip(games, xs, strict=True)])
     start = np.array([leader_return_at_best_response(game, game.start_x()) for game in games])
     others = np.array([leader_return_at_best_response(game, xs[k - 1]) for k, game in enumerate(games)])
@@ -179,7 +181,7 @@ def test_the_leader_learns() -> None:
 
 
 def test_its_own_follower_is_the_best_response() -> None:
-    record = Hypergradient(TwoStateProblem(), HypergradientConfig(tau=0.1)).learn(3).evaluate()
+    record = Hypergradient(TwoStateProblem(), config=HypergradientConfig(tau=0.1)).learn(3).evaluate()
     assert record.gap == pytest.approx(0.0, abs=1e-11)
     assert record.leader_return_at_pi_y == pytest.approx(record.leader_return, rel=1e-11)
     assert record.penalty is None
@@ -212,7 +214,7 @@ def test_over_a_game_it_is_the_derivative_through_the_equilibrium(seed: int, tau
 def test_over_games_it_learns_and_its_players_are_at_equilibrium(tmp_path: Path) -> None:
     for seed in range(2):
         problem = random_incentive_design(seed=seed)
-        leader = Hypergradient(problem, HypergradientConfig(tau=problem.tau)).learn(100)
+        leader = Hypergradient(problem, config=HypergradientConfig(tau=problem.tau)).learn(100)
         assert leader.history[-1].leader_return > leader.history[0].leader_return + 2.0
         record = leader.evaluate()
         assert record.gap == pytest.approx(0.0, abs=1e-9)
@@ -226,9 +228,9 @@ def test_over_games_it_learns_and_its_players_are_at_equilibrium(tmp_path: Path)
 @pytest.mark.parametrize("tau", [0.0, -0.1, float("nan"), Linear(0.1, 0.0), Constant(0.0)])
 def test_it_needs_entropy(tau: Any) -> None:
     with pytest.raises(ValueError, match=r"^tau: expected a number in \("):
-        Hypergradient(TwoStateProblem(), HypergradientConfig(tau=tau))
+        Hypergradient(TwoStateProblem(), config=HypergradientConfig(tau=tau))
     with pytest.raises(ValueError, match=r"^tau: "):
-        Hypergradient(TwoStateProblem(tau=0.0), HypergradientConfig(tau=0.0))
+        Hypergradient(TwoStateProblem(tau=0.0), config=HypergradientConfig(tau=0.0))
 
 
 @pytest.mark.parametrize(("tau", "end"), [(0.5, 0.5), (0.1, 0.1), (0.001, 0.001), (0.0, 0.003)])

@@ -57,7 +57,7 @@ def test_the_hypergradient_is_the_gradient(name: str) -> None:
 def test_ascent_arrives_at_a_stationary_point(name: str) -> None:
     problem = GAMES[name]()
     config = HypergradientConfig(learning_rate=Linear(0.1, 1e-6), eval_every=100, keep_best=False)
-    leader = Hypergradient(problem, config).learn(400)
+    leader = Hypergradient(problem, config=config).learn(400)
     x = torch.from_numpy(leader.last_x)
     step = problem.project(x + problem.leader_return_gradient(x)) - x
     assert float(step.norm()) < 1e-8
@@ -99,7 +99,7 @@ def test_the_gap_is_the_followers_loss() -> None:
 @pytest.mark.parametrize("source", ["id", "environment", "problem"])
 def test_a_leader_comes_back_from_its_file(source: str, tmp_path: Path) -> None:
     given: dict[str, Any] = {"id": ID, "environment": gym.make(ID), "problem": steering_game()}
-    leader = Hypergradient(given[source], HypergradientConfig(learning_rate=Linear(0.1, 0.01))).learn(10)
+    leader = Hypergradient(given[source], config=HypergradientConfig(learning_rate=Linear(0.1, 0.01))).learn(10)
     path = leader.save(tmp_path / "leader")
     again = Hypergradient.load(path, None if source == "id" else given[source])
     np.testing.assert_array_equal(again.last_x, leader.last_x)
@@ -129,8 +129,8 @@ def test_a_file_of_another_game_is_refused(other: LinearQuadraticProblem, tmp_pa
 @pytest.mark.parametrize("tau", [0.1, Linear(0.1, 0.0), Linear(0.0, 0.1)])
 def test_there_is_no_temperature(tau: Any) -> None:
     with pytest.raises(ValueError, match=r"^tau: expected 0: this problem's follower is not regularised, got"):
-        Hypergradient(ID, HypergradientConfig(tau=tau))
-    assert Hypergradient(ID, HypergradientConfig(tau=0.0)).tau == 0.0
+        Hypergradient(ID, config=HypergradientConfig(tau=tau))
+    assert Hypergradient(ID, config=HypergradientConfig(tau=0.0)).tau == 0.0
 
 
 @pytest.mark.parametrize("method", [TabularPBRL, IndependentPolicyGradient, MetaGradient])

@@ -111,11 +111,11 @@ def test_a_step_on_a_follower_is_unbiased(kind: str) -> None:
 
     stack, start = stack_problems([problem] * COPIES), x_0.repeat(COPIES).numpy()
     if kind == "independent":
-        leader: Any = IndependentPolicyGradient(stack, IndependentPolicyGradientConfig(**common()), x0=start)
+        leader: Any = IndependentPolicyGradient(stack, config=IndependentPolicyGradientConfig(**common()), x0=start)
         expected = autograd(lambda x: leaders(x, y_0), x_0), autograd(own, y_0)
     else:
         penalty = ValuePenalty(LAM) if kind == "value" else BellmanPenalty(LAM)
-        leader = TabularPBRL(stack, penalty, config=TabularPBRLConfig(**common()), x0=start)
+        leader = TabularPBRL(stack, penalty=penalty, config=TabularPBRLConfig(**common()), x0=start)
         expected = autograd(lambda x: objective(x, y_0), x_0), autograd(lambda y: objective(x_0, y), y_0)
     for got, gradient in zip(steps_of(leader, [y_0.view(3, 2).expand(COPIES, 3, 2)], x_0), expected, strict=True):
         assert_unbiased(got, gradient)
@@ -142,7 +142,7 @@ def test_a_step_on_a_game_is_unbiased(kind: str) -> None:
 
     stack, start = stack_problems([problem] * COPIES), x_0.repeat(COPIES).numpy()
     if kind == "independent":
-        leader: Any = IndependentPolicyGradient(stack, IndependentPolicyGradientConfig(**common()), x0=start)
+        leader: Any = IndependentPolicyGradient(stack, config=IndependentPolicyGradientConfig(**common()), x0=start)
         at = problem.game(x_0)
         expected = [
             torch.zeros(12, dtype=F64),  # the designer's return does not hold x
@@ -150,7 +150,7 @@ def test_a_step_on_a_game_is_unbiased(kind: str) -> None:
             -autograd(lambda y: value(at, pair(ys[0], y), TAU), ys[1]),
         ]
     else:
-        leader = TabularPBRL(stack, NikaidoIsodaPenalty(LAM), config=TabularPBRLConfig(**common()), x0=start)
+        leader = TabularPBRL(stack, penalty=NikaidoIsodaPenalty(LAM), config=TabularPBRLConfig(**common()), x0=start)
         expected = [
             autograd(lambda x: objective(x, *ys), x_0),
             autograd(lambda y: objective(x_0, y, ys[1]), ys[0]),
@@ -182,7 +182,7 @@ def test_a_step_is_unbiased_where_x_moves_the_dynamics(name: str) -> None:
     config = TabularPBRLConfig(**common(eval_every=100, estimator=MonteCarlo(LENGTH, 400)))
     steps = []
     for seed in range(100):
-        leader = TabularPBRL(problem, ValuePenalty(LAM), config=config, seed=seed, x0=x_0.numpy()).learn(1)
+        leader = TabularPBRL(problem, penalty=ValuePenalty(LAM), config=config, seed=seed, x0=x_0.numpy()).learn(1)
         steps.append((torch.from_numpy(leader.last_x) - x_0) / ALPHA)
     assert_unbiased(torch.stack(steps), autograd(objective, x_0))
 
@@ -201,7 +201,7 @@ def test_a_solved_follower_s_step_in_x_is_unbiased() -> None:
 
     config = TabularPBRLConfig(**common(follower=Solved()))
     stack = stack_problems([problem] * COPIES)
-    leader = TabularPBRL(stack, ValuePenalty(LAM), config=config, x0=x_0.repeat(COPIES).numpy()).learn(1)
+    leader = TabularPBRL(stack, penalty=ValuePenalty(LAM), config=config, x0=x_0.repeat(COPIES).numpy()).learn(1)
     got = COPIES * (torch.from_numpy(leader.last_x).view(COPIES, -1) - x_0) / ALPHA
     assert_unbiased(got, autograd(objective, x_0))
 
@@ -212,7 +212,7 @@ def test_it_learns_as_exact_gradients_do() -> None:
     gains = {}
     for name, estimator in (("exact", None), ("sampled", MonteCarlo(20, 64))):
         config = TabularPBRLConfig(follower=Softmax(), estimator=estimator, keep_best=False, eval_every=100)
-        leader = TabularPBRL(stack, ValuePenalty(5.0), config=config).learn(200)
+        leader = TabularPBRL(stack, penalty=ValuePenalty(5.0), config=config).learn(200)
         gains[name] = leader.history[-1].leader_return - leader.history[0].leader_return
     assert gains["exact"] > 1.0
     assert gains["sampled"] > 0.5 * gains["exact"]
@@ -223,15 +223,15 @@ def leader_of(kind: str, problem: Any = None, seed: int | None = 0, **kwargs: An
     if kind == "game":
         return TabularPBRL(
             design() if problem is None else problem,
-            NikaidoIsodaPenalty(3.0),
-            MirrorDescent(5.0, 2),
-            TabularPBRLConfig(follower=Direct(), **options),
-            seed,
+            penalty=NikaidoIsodaPenalty(3.0),
+            oracle=MirrorDescent(5.0, 2),
+            config=TabularPBRLConfig(follower=Direct(), **options),
+            seed=seed,
         )
     problem = game() if problem is None else problem
     if kind == "independent":
-        return IndependentPolicyGradient(problem, IndependentPolicyGradientConfig(**options), seed)
-    return TabularPBRL(problem, BellmanPenalty(3.0), config=TabularPBRLConfig(**options), seed=seed)
+        return IndependentPolicyGradient(problem, config=IndependentPolicyGradientConfig(**options), seed=seed)
+    return TabularPBRL(problem, penalty=BellmanPenalty(3.0), config=TabularPBRLConfig(**options), seed=seed)
 
 
 KINDS = ["follower", "game", "independent"]

@@ -248,7 +248,7 @@ def test_any_environment_without_a_model() -> None:
         evaluation_steps=5000,
         x_noise=0.2,
     )
-    leader = PBRL(Chase, ppo_for_chase, ValuePenalty(lam=2.0), config, seed=0)
+    leader = PBRL(Chase, ppo_for_chase, penalty=ValuePenalty(lam=2.0), config=config, seed=0)
     leader.learn(24_000)
     record = leader.history[-1]
     assert leader.worlds.problem is None

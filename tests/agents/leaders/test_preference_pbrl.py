@@ -107,7 +107,9 @@ def labelled_rollout(lam: float) -> tuple[PreferencePBRL, dict[str, Any]]:
     class Watched(PreferencePBRL):
         method_class = Watching
 
-    learner = Watched(GRID, short_ppo, ValuePenalty(lam), SMALL, TrueReturnLabeller(temperature=0.5))
+    learner = Watched(
+        GRID, short_ppo, penalty=ValuePenalty(lam), config=SMALL, labeller=TrueReturnLabeller(temperature=0.5)
+    )
     learner.learn(64 + 2 * 64)
     return learner, seen
 
@@ -138,7 +140,9 @@ def test_a_labelled_segment_carries_its_cross_entropy_and_nothing_else_does() ->
 
 def test_the_penalty_enters_the_loss_where_exact_followers_could_have_it() -> None:
     """lam p where 0 < p < f/lam, p by hand from the recorded steps; elsewhere nothing."""
-    learner = PreferencePBRL(GRID, short_ppo, ValuePenalty(3.0), replace(SMALL, ensemble=1, n_envs=2), seed=1)
+    learner = PreferencePBRL(
+        GRID, short_ppo, penalty=ValuePenalty(3.0), config=replace(SMALL, ensemble=1, n_envs=2), seed=1
+    )
     learner.learn(300)
     rng = np.random.default_rng(0)
     state, method = learner.state, learner.method
@@ -256,7 +260,9 @@ def test_lam_follows_its_schedule_in_the_loss_and_in_the_reward() -> None:
     plan = partial(Planner, "MlpPolicy", tau=0.3, n_steps=16)
     followers = Tracked(plan, partial(plan, oracle=MirrorDescent(eta=0.5, iterations=1)))
     config = replace(SMALL, ensemble=1, labels=40)
-    leader = Watched(GRID, followers, ValuePenalty(lam), config, TrueReturnLabeller(temperature=0.5))
+    leader = Watched(
+        GRID, followers, penalty=ValuePenalty(lam), config=config, labeller=TrueReturnLabeller(temperature=0.5)
+    )
     leader.learn(total, lambda found: told.append(found.lam))
     assert told[-1] == pytest.approx(4.0)
     assert len({round(value, 3) for value in told}) == leader.iteration + 1
@@ -314,7 +320,7 @@ def test_the_upper_bound_is_paid_the_true_reward() -> None:
     def dqn(venv: VecEnv) -> DQN:
         return DQN("MlpPolicy", venv, gamma=0.9, buffer_size=4000, learning_starts=10, seed=0)
 
-    learner = TrueReward(GRID, dqn, SMALL, env_kwargs={"size": 3}).learn(300)
+    learner = TrueReward(GRID, dqn, config=SMALL, env_kwargs={"size": 3}).learn(300)
     buffer, steps = learner.best_response.replay, learner.best_response.recorder.window()
     assert buffer is not None
     np.testing.assert_allclose(buffer.rewards[: len(steps.age)], steps.true_rewards, rtol=1e-6)
@@ -349,7 +355,7 @@ def test_late_answers_are_taken_when_they_come() -> None:
 
 
 def test_a_labeller_that_never_answers_is_not_waited_for_in_vain() -> None:
-    learner = DRLHF(GRID, A2C, replace(SMALL, patience=0.1), Slow(10**9))
+    learner = DRLHF(GRID, A2C, config=replace(SMALL, patience=0.1), labeller=Slow(10**9))
     with pytest.raises(TimeoutError, match=r"labeller: expected an answer within 0.1 s, got none .* to 6 queries"):
         learner.learn(500)
     assert len(learner.pending) == 6
@@ -360,7 +366,7 @@ def test_one_that_stops_answering_is_asked_no_more_than_may_be_open() -> None:
         def answers(self) -> list[Answer]:
             return super().answers() if len(self.open) > 5 else []
 
-    learner = DRLHF(GRID, A2C, replace(SMALL, max_pending=6, labels=40), Tired(0))
+    learner = DRLHF(GRID, A2C, config=replace(SMALL, max_pending=6, labels=40), labeller=Tired(0))
     with pytest.warns(UserWarning, match=r"\d queries are still without an answer"):
         learner.learn(1000)
     assert 0 < len(learner.pending) <= 6
@@ -372,13 +378,13 @@ def test_a_wrong_answer_is_refused() -> None:
             return [Answer(99, "left")]
 
     with pytest.raises(ValueError, match="labeller: expected an answer to a query, got one to number 99"):
-        DRLHF(GRID, A2C, SMALL, Wrong(0)).learn(500)
+        DRLHF(GRID, A2C, config=SMALL, labeller=Wrong(0)).learn(500)
 
 
 def test_a_person_answers_in_a_file_and_a_second_session_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "asked.prefs"
     config = replace(SMALL, patience=5.0)
-    first = DRLHF(GRID, A2C, config)
+    first = DRLHF(GRID, A2C, config=config)
     labeller = FileLabeller(path, first.worlds.signature(config.length))
     person = PreferenceLog(path)
 
@@ -389,9 +395,9 @@ def test_a_person_answers_in_a_file_and_a_second_session_goes_on(tmp_path: Path)
                 person.answer(number, "right")
             return super().answers()
 
-    asked = DRLHF(GRID, A2C, config, Person(path)).learn(600)
+    asked = DRLHF(GRID, A2C, config=config, labeller=Person(path)).learn(600)
     assert len(asked.buffer) == 12
-    again = DRLHF(GRID, A2C, config, FileLabeller(path))
+    again = DRLHF(GRID, A2C, config=config, labeller=FileLabeller(path))
     assert (len(again.buffer), again.asked) == (12, 12)
     again.learn(300)  # nothing is left to ask
     assert again.evaluate().labels == 12
@@ -401,7 +407,7 @@ def test_a_person_answers_in_a_file_and_a_second_session_goes_on(tmp_path: Path)
 def test_what_is_answered_is_in_the_file_before_the_learner_has_it(tmp_path: Path) -> None:
     """And no more: queries without an answer are asked anew."""
     path, config = tmp_path / "kept.prefs", replace(SMALL, patience=0.1)
-    signature = DRLHF(GRID, A2C, config).worlds.signature(config.length)
+    signature = DRLHF(GRID, A2C, config=config).worlds.signature(config.length)
 
     class Killed(LoggedLabeller):
         def answers(self) -> list[Answer]:
@@ -409,14 +415,14 @@ def test_what_is_answered_is_in_the_file_before_the_learner_has_it(tmp_path: Pat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        DRLHF(GRID, A2C, config, Killed(TrueReturnLabeller(), path, signature)).learn(500)
+        DRLHF(GRID, A2C, config=config, labeller=Killed(TrueReturnLabeller(), path, signature)).learn(500)
     kept = read_preferences(path)
     assert len(kept.answered) == 6
-    again = DRLHF(GRID, A2C, config, LoggedLabeller(TrueReturnLabeller(), path))
+    again = DRLHF(GRID, A2C, config=config, labeller=LoggedLabeller(TrueReturnLabeller(), path))
     assert ([p.label for p in again.buffer], again.asked) == ([label for _, label in kept.answered], 6)
     again.learn(500)
     assert again.buffer.seen == again.asked == len(read_preferences(path).answered) == 12
-    slow = DRLHF(GRID, A2C, replace(config, labels=20), LoggedLabeller(Slow(10**9), path))
+    slow = DRLHF(GRID, A2C, config=replace(config, labels=20), labeller=LoggedLabeller(Slow(10**9), path))
     assert slow.asked == 12
     with pytest.warns(UserWarning, match=r"\d queries are still without an answer"):
         slow.learn(500)
@@ -442,15 +448,15 @@ def test_continuous_followers(method: Any) -> None:
 
 def test_the_level_of_the_reward_is_kept_where_episodes_end() -> None:
     config = replace(SMALL, length=20, first_steps=200, evaluation_episodes=3)
-    learner = DRLHF("CartPole-v1", A2C, config).learn(400)
+    learner = DRLHF("CartPole-v1", A2C, config=config).learn(400)
     assert float(learner.model.shift) == 0.0
     assert any(p.label != "equal" for p in learner.buffer)  # who fell within a segment
-    assert float(DRLHF("Pendulum-v1", A2C, config).learn(300).model.shift) != 0.0
+    assert float(DRLHF("Pendulum-v1", A2C, config=config).learn(300).model.shift) != 0.0
 
 
 def test_a_world_that_makes_its_own_copies() -> None:
     made = Copies(lambda n: DummyVecEnv([lambda: gym.make("Pendulum-v1")] * n), "swing")
-    learner = DRLHF(made, A2C, replace(SMALL, evaluation_steps=100, evaluation_episodes=2)).learn(300)
+    learner = DRLHF(made, A2C, config=replace(SMALL, evaluation_steps=100, evaluation_episodes=2)).learn(300)
     assert learner.worlds.name == "swing"
     before = learner.x
     assert learner.evaluate() == learner.evaluate()  # with a fresh follower, which disturbs nothing
@@ -468,7 +474,7 @@ def test_a_seed_fixes_everything(method: Any) -> None:
 def test_questions_may_come_evenly() -> None:
     asked: list[int] = []
     config = replace(SMALL, labels=40, first_labels=10, early=0.0)
-    DRLHF(GRID, A2C, config).learn(64 * 20, callback=lambda found: asked.append(found.asked))
+    DRLHF(GRID, A2C, config=config).learn(64 * 20, callback=lambda found: asked.append(found.asked))
     np.testing.assert_allclose(asked, 10 + 30 * np.minimum(1.0, np.arange(2, 2 + len(asked)) / 20), atol=0.51)
 
 
@@ -494,14 +500,14 @@ def test_rollouts_shorter_than_a_segment_ask_about_those_that_end_in_them() -> N
 
     asked, paid = list[int](), list[float]()
     config = replace(SMALL, labels=30, early=0.0, n_envs=8)
-    Noted(GRID, hasty, ValuePenalty(1.0), config).learn(64 + 4 * 128)
+    Noted(GRID, hasty, penalty=ValuePenalty(1.0), config=config).learn(64 + 4 * 128)
     assert (sum(asked), max(asked) < 10) == (24, True)
     assert sum(n > 0 for n in asked) > 10
     assert np.count_nonzero(paid) > 40
 
 
 def test_the_unit_of_the_paid_reward() -> None:
-    learner = DRLHF(GRID, A2C, replace(SMALL, unit=0.05, centre=True)).learn(300)
+    learner = DRLHF(GRID, A2C, config=replace(SMALL, unit=0.05, centre=True)).learn(300)
     paid = learner.model.reward(*learner.observed.recorder.sample(0, 10**6))
     assert (paid.mean(), paid.std()) == pytest.approx((0.0, 0.05), abs=1e-6)
 
@@ -509,11 +515,11 @@ def test_the_unit_of_the_paid_reward() -> None:
 def test_questions_come_early_and_the_budget_is_kept() -> None:
     asked: list[int] = []
     config = replace(SMALL, labels=40, first_labels=10)
-    learner = DRLHF(GRID, A2C, config).learn(64 * 20, callback=lambda found: asked.append(found.asked))
+    learner = DRLHF(GRID, A2C, config=config).learn(64 * 20, callback=lambda found: asked.append(found.asked))
     assert asked[0] > 10
     assert np.diff(asked)[:5].sum() > np.diff(asked)[-5:].sum()
     assert asked[-1] == learner.asked == 40
-    stingy = DRLHF(GRID, A2C, config, TrueReturnLabeller(budget=15)).learn(64 * 20)
+    stingy = DRLHF(GRID, A2C, config=config, labeller=TrueReturnLabeller(budget=15)).learn(64 * 20)
     assert stingy.asked == 15
 
 
@@ -522,7 +528,7 @@ def test_questions_come_early_and_the_budget_is_kept() -> None:
 
 def test_an_explosion_stops_learning_with_the_last_good_state_saved(tmp_path: Path) -> None:
     config = replace(SMALL, checkpoint=str(tmp_path / "good.zip"))
-    learner = DRLHF(GRID, A2C, config)
+    learner = DRLHF(GRID, A2C, config=config)
 
     def spoil(found: Any) -> None:
         found.trainer.optimizer.param_groups[0]["lr"] = 1e9
@@ -551,7 +557,7 @@ def test_saved_in_the_middle_no_label_is_lost(method: Any, tmp_path: Path) -> No
 
 
 def test_a_file_of_another_method_or_environment_is_refused(tmp_path: Path) -> None:
-    path = DRLHF(GRID, A2C, SMALL).learn(100).save(tmp_path / "leader.zip")
+    path = DRLHF(GRID, A2C, config=SMALL).learn(100).save(tmp_path / "leader.zip")
     with pytest.raises(ValueError, match="expected the file of a PreferencePBRL, got that of a DRLHF"):
         PreferencePBRL.load(path)
     with pytest.raises(ValueError, match="path: expected preferences of CartPole-v1"):

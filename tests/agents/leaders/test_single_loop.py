@@ -272,8 +272,8 @@ def test_nothing_passed_in_is_changed() -> None:
 
 def test_a_fixed_tau_is_a_schedule_that_stands_still() -> None:
     problem = TwoStateProblem()
-    one = SingleLoop(problem, SingleLoopConfig(tau=0.2), x0=[0.5]).learn(2000)
-    two = SingleLoop(problem, SingleLoopConfig(tau=Power(0.2, 0.2, 0.05)), x0=[0.5]).learn(2000)
+    one = SingleLoop(problem, config=SingleLoopConfig(tau=0.2), x0=[0.5]).learn(2000)
+    two = SingleLoop(problem, config=SingleLoopConfig(tau=Power(0.2, 0.2, 0.05)), x0=[0.5]).learn(2000)
     np.testing.assert_array_equal(one.x, two.x)
     assert one.tau == two.tau == 0.2
 
@@ -309,7 +309,7 @@ def test_it_arrives_at_the_two_state_optimum(seed: int) -> None:
         beta=Power(0.3, 0.04, 0.5),
         eval_every=5000,
     )
-    leader = SingleLoop(problem, config, seed=seed, x0=[0.0]).learn(60_000)
+    leader = SingleLoop(problem, config=config, seed=seed, x0=[0.0]).learn(60_000)
     optimum = problem.optimum(0.3)
     assert leader.x[0] == pytest.approx(float(optimum.x), abs=0.15)
     assert leader.evaluate().leader_return > 0.95 * optimum.leader_return
@@ -321,7 +321,7 @@ def test_it_learns_where_to_place_reward() -> None:
         learning_rate=Power(1e-4, 1e-5, 0.9), tau=Power(0.3, 0.1, 0.5), w=Power(2.0, 0.7, 0.15), eval_every=5000
     )
     for seed in range(3):
-        leader = SingleLoop(GoalPlacementProblem(size=5, tau=0.1, seed=seed), config, seed=seed).learn(60_000)
+        leader = SingleLoop(GoalPlacementProblem(size=5, tau=0.1, seed=seed), config=config, seed=seed).learn(60_000)
         assert leader.evaluate().leader_return > 0.4 * leader.history[0].leader_return  # both below 0
 
 
@@ -344,7 +344,7 @@ def test_transitions_are_counted_and_a_file_goes_on_bit_for_bit(
     method: type[SingleLoop], config: SingleLoopConfig, spent: int, tmp_path: Path
 ) -> None:
     config = replace(config, eval_every=5, learning_rate=1e-3)
-    leader = method("bilevel_gym/GoalPlacement-v0", config, seed=3, env_kwargs={"size": 3}, x0=[0.5] * 9)
+    leader = method("bilevel_gym/GoalPlacement-v0", config=config, seed=3, env_kwargs={"size": 3}, x0=[0.5] * 9)
     leader.learn(8 * spent - 1)
     assert (leader.num_timesteps, leader.iteration) == (8 * spent, 8)
     assert [record.steps for record in leader.history] == [0, 5 * spent, 8 * spent]
@@ -358,12 +358,12 @@ def test_transitions_are_counted_and_a_file_goes_on_bit_for_bit(
     assert twin.history == leader.history
     for name, value in vars(leader.followers).items():
         np.testing.assert_array_equal(vars(twin.followers)[name], value)
-    moved = method(SMALL, config, seed=4, x0=[0.5] * 9).learn(13 * spent)
+    moved = method(SMALL, config=config, seed=4, x0=[0.5] * 9).learn(13 * spent)
     assert np.array_equal(moved.x, leader.x) == (method is PartialSGD)  # d_x f = 0 in this problem
 
 
 def test_evaluation_is_that_of_the_penalised_follower() -> None:
-    leader = SingleLoop(SMALL, SingleLoopConfig(w=Power(2.0, 0.5, 0.15))).learn(400)
+    leader = SingleLoop(SMALL, config=SingleLoopConfig(w=Power(2.0, 0.5, 0.15))).learn(400)
     record = leader.evaluate()
     pi_L = torch.from_numpy(leader.followers.policies[1, 0])
     x = torch.from_numpy(leader.x)
@@ -418,9 +418,9 @@ def test_wrong_settings_are_named(kwargs: dict[str, Any], message: str) -> None:
 
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"^tau: expected"):
-        SingleLoop(SMALL, SingleLoopConfig(tau=-0.1))
+        SingleLoop(SMALL, config=SingleLoopConfig(tau=-0.1))
     with pytest.raises(ValueError, match=r"^config: expected a FiniteDifferencesConfig"):
-        FiniteDifferences(SMALL, SingleLoopConfig())
+        FiniteDifferences(SMALL, config=SingleLoopConfig())
     with pytest.raises(ValueError, match=r"^h: expected"):
         FiniteDifferencesConfig(h=0.0)
     with pytest.raises(ValueError, match=r"^total_timesteps: expected"):

@@ -68,9 +68,14 @@ def test_at_a_fixed_x_it_is_tracked_at_the_rate_gamma(name: str) -> None:
 def test_it_arrives_where_the_exact_hypergradient_does(sweeps: int, steps: int) -> None:
     problem, tau = TwoStateProblem(gamma=0.7), 0.1
     config = SoBiRLConfig(
-        Geometric(0.1, 1e-3), eval_every=1000, keep_best=False, tau=tau, sweeps=sweeps, adjoint_steps=steps
+        learning_rate=Geometric(0.1, 1e-3),
+        eval_every=1000,
+        keep_best=False,
+        tau=tau,
+        sweeps=sweeps,
+        adjoint_steps=steps,
     )
-    leader = SoBiRL(problem, config, x0=[0.5]).learn(600)
+    leader = SoBiRL(problem, config=config, x0=[0.5]).learn(600)
     assert leader.last_x[0] == pytest.approx(float(problem.optimum(tau).x), abs=1e-6)
     assert leader.evaluate().leader_return == pytest.approx(problem.optimum(tau).leader_return, rel=1e-9)
     assert leader.evaluate().gap == pytest.approx(0.0, abs=1e-6)
@@ -79,9 +84,11 @@ def test_it_arrives_where_the_exact_hypergradient_does(sweeps: int, steps: int) 
 def test_its_path_nears_the_exact_one_with_more_inner_steps() -> None:
     problem = PROBLEMS["Stackelberg"](1)
     kwargs: dict[str, Any] = {"learning_rate": 0.5, "optimizer_class": torch.optim.SGD, "tau": 0.1, "keep_best": False}
-    exactly = Hypergradient(problem, HypergradientConfig(**kwargs)).learn(40).last_x
+    exactly = Hypergradient(problem, config=HypergradientConfig(**kwargs)).learn(40).last_x
     away = [
-        np.linalg.norm(SoBiRL(problem, SoBiRLConfig(sweeps=n, adjoint_steps=n, **kwargs)).learn(40).last_x - exactly)
+        np.linalg.norm(
+            SoBiRL(problem, config=SoBiRLConfig(sweeps=n, adjoint_steps=n, **kwargs)).learn(40).last_x - exactly
+        )
         for n in (1, 3, 10, 150)
     ]
     assert np.linalg.norm(exactly) > 0.1
@@ -92,8 +99,10 @@ def test_its_path_nears_the_exact_one_with_more_inner_steps() -> None:
 def test_the_published_problem_at_the_published_step() -> None:
     """One adjoint step and ten sweeps a turn; descent ends at the rate of the exact hypergradient, log(1 - step)."""
     step = 0.05
-    config = SoBiRLConfig(step, torch.optim.SGD, eval_every=10_000, keep_best=False, tau=1.0)
-    leader, norms = SoBiRL(RandomMDPProblem(seed=1), config), []
+    config = SoBiRLConfig(
+        learning_rate=step, optimizer_class=torch.optim.SGD, eval_every=10_000, keep_best=False, tau=1.0
+    )
+    leader, norms = SoBiRL(RandomMDPProblem(seed=1), config=config), []
     leader.learn(500, lambda _: norms.append(float(np.linalg.norm(leader.last_x))))
     assert norms[-1] < 1e-9
     assert slope(range(250), np.log(norms[250:])) == pytest.approx(math.log(1 - step), rel=1e-3)
@@ -101,7 +110,7 @@ def test_the_published_problem_at_the_published_step() -> None:
 
 def test_a_file_keeps_what_is_tracked(tmp_path: Path) -> None:
     problem = PROBLEMS["contexts"](0)
-    whole, broken = (SoBiRL(problem, SoBiRLConfig(sweeps=2)) for _ in range(2))
+    whole, broken = (SoBiRL(problem, config=SoBiRLConfig(sweeps=2)) for _ in range(2))
     whole.learn(5).learn(5, reset_num_timesteps=False)
     loaded = SoBiRL.load(broken.learn(5).save(tmp_path / "leader"), problem)
     assert loaded.evaluate() == broken.evaluate()
@@ -114,4 +123,4 @@ def test_wrong_arguments_are_named(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^{name}: expected a whole number >= 1"):
         SoBiRLConfig(**{name: value})
     with pytest.raises(ValueError, match=r"^tau: expected a number in \("):
-        SoBiRL(TwoStateProblem(), SoBiRLConfig(tau=0.0))
+        SoBiRL(TwoStateProblem(), config=SoBiRLConfig(tau=0.0))

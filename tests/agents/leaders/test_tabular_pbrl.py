@@ -64,7 +64,7 @@ def one_step(problem: TabularProblem, penalty: Penalty, follower: Any, alpha: fl
     config = TabularPBRLConfig(
         follower=follower, learning_rate=alpha, tau=TAU, optimizer_class=torch.optim.SGD, keep_best=False
     )
-    return TabularPBRL(problem, penalty, config=config, x0=x0.numpy()).learn(1)
+    return TabularPBRL(problem, penalty=penalty, config=config, x0=x0.numpy()).learn(1)
 
 
 @pytest.mark.parametrize("kind", ["value", "Bellman"])
@@ -134,7 +134,7 @@ def test_logged_stationarity_is_the_projected_gradient(tmp_path: Path) -> None:
         follower=Direct(learning_rate=0.02), learning_rate=0.05, tau=TAU, optimizer_class=torch.optim.SGD, eval_every=1
     )
     x_0 = np.array([2.0, -2.0, 2.0, 0.5])  # on the boundary: some of the gradient is projected away
-    leader = TabularPBRL(problem, ValuePenalty(LAM), config=config, x0=x_0)
+    leader = TabularPBRL(problem, penalty=ValuePenalty(LAM), config=config, x0=x_0)
     leader.set_logger(configure(str(tmp_path), ["csv"]))
     y_0 = Direct().start(problem.follower_mdp(torch.from_numpy(x_0)))
     leader.learn(1)
@@ -182,7 +182,7 @@ def test_the_penalised_optimum_nears_the_optimum_as_one_over_lam() -> None:
     x_star, errors, lams = float(problem.optimum(tau).x), [], [20.0, 40.0, 80.0, 160.0]
     for lam in lams:
         config = TabularPBRLConfig(tau=tau, learning_rate=Geometric(0.1, 1e-4), keep_best=False, eval_every=1000)
-        leader = TabularPBRL(problem, ValuePenalty(lam), config=config).learn(250)
+        leader = TabularPBRL(problem, penalty=ValuePenalty(lam), config=config).learn(250)
         errors.append(abs(float(leader.last_x[0]) - x_star))
     assert errors[-1] < 0.02
     assert slope(np.log(lams), np.log(errors)) == pytest.approx(-1.0, abs=0.1)
@@ -206,7 +206,7 @@ def test_the_fixed_point_is_the_penalised_optimum(penalty: Penalty, follower: So
     config = TabularPBRLConfig(
         follower=follower, tau=tau, learning_rate=Geometric(0.1, 0.01), keep_best=False, eval_every=1000
     )
-    leader = TabularPBRL(problem, penalty, config=config).learn(800)
+    leader = TabularPBRL(problem, penalty=penalty, config=config).learn(800)
     assert leader.last_x[0] == pytest.approx(best.x[0], abs=1e-5)
     (pi_y,) = leader.method.policies(leader.state, problem.follower_mdp(leader.state.x.detach()))
     torch.testing.assert_close(pi_y.detach()[:, 1], torch.sigmoid(torch.tensor(best.x[1:])), rtol=0.0, atol=1e-5)
@@ -229,7 +229,10 @@ def test_the_leader_learns(method: str) -> None:
     penalty, oracle, follower = METHODS[method]
     games = [random_stackelberg(5, 3, 3, gamma=0.8, sparsity=0.3, seed=seed) for seed in range(5)]
     config = TabularPBRLConfig(follower=follower, keep_best=False, eval_every=1000)
-    xs = [torch.from_numpy(TabularPBRL(game, penalty, oracle, config).learn(80).last_x) for game in games]
+    xs = [
+        torch.from_numpy(TabularPBRL(game, penalty=penalty, oracle=oracle, config=config).learn(80).last_x)
+        for game in games
+    ]
     learned = np.array([leader_return_at_best_response(game, x) for game, x in zip(games, xs, strict=True)])
     start = np.array([leader_return_at_best_response(game, game.start_x()) for game in games])
     others = np.array([leader_return_at_best_response(game, xs[k - 1]) for k, game in enumerate(games)])
@@ -251,7 +254,7 @@ def test_a_direct_follower_stays_on_the_simplex(floor: float) -> None:
         assert float(y[~mask].abs().max()) == 0.0
         torch.testing.assert_close(y.sum(-1), torch.ones(5, dtype=F64), rtol=0.0, atol=1e-12)
 
-    TabularPBRL(problem, ValuePenalty(2.0), config=config).learn(30, callback=on_the_simplex)
+    TabularPBRL(problem, penalty=ValuePenalty(2.0), config=config).learn(30, callback=on_the_simplex)
 
 
 def test_contexts_have_a_follower_s_policy_each() -> None:
@@ -267,7 +270,9 @@ def test_contexts_have_a_follower_s_policy_each() -> None:
 def test_a_value_penalty_needs_no_entropy() -> None:
     game = random_stackelberg(4, 3, 3, gamma=0.8, sparsity=0.3)
     for follower in (Softmax(), Direct(), Solved()):
-        leader = TabularPBRL(game, ValuePenalty(5.0), config=TabularPBRLConfig(follower=follower, tau=0.0)).learn(20)
+        leader = TabularPBRL(
+            game, penalty=ValuePenalty(5.0), config=TabularPBRLConfig(follower=follower, tau=0.0)
+        ).learn(20)
         record = leader.evaluate()
         assert record.tau == 0.0
         assert record.gap is not None

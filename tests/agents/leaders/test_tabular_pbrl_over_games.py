@@ -55,7 +55,7 @@ def test_a_step_is_algorithm_1(follower: Softmax | Direct) -> None:
     config = TabularPBRLConfig(
         follower=follower, learning_rate=alpha, tau=TAU, optimizer_class=torch.optim.SGD, keep_best=False
     )
-    leader = TabularPBRL(problem, NikaidoIsodaPenalty(lam=LAM), config=config, x0=x_0.numpy())
+    leader = TabularPBRL(problem, penalty=NikaidoIsodaPenalty(lam=LAM), config=config, x0=x_0.numpy())
     assert leader.held is not None
     ys = [torch.randn(y.shape, generator=generator(2 + i), dtype=F64) for i, y in enumerate(leader.held.ys)]
     if isinstance(follower, Direct):
@@ -93,7 +93,7 @@ def test_it_learns_on_every_instance_and_a_larger_lam_leaves_a_smaller_gap() -> 
         nash = solve_nash(problem.game(problem.start_x()), problem.tau)
         start = float(problem.leader_return(problem.start_x(), (nash.pi1, nash.pi2)))
         lams = (NikaidoIsodaPenalty(4.0), NikaidoIsodaPenalty(10.0), None)
-        at_4, at_10, by_default = (TabularPBRL(problem, lam).learn(200).evaluate() for lam in lams)
+        at_4, at_10, by_default = (TabularPBRL(problem, penalty=lam).learn(200).evaluate() for lam in lams)
         returns.append([record.leader_return - start for record in (at_4, at_10, by_default)])
         assert min(returns[-1]) > 1.5
         assert at_4.gap is not None
@@ -110,7 +110,7 @@ def test_it_learns_on_every_instance_and_a_larger_lam_leaves_a_smaller_gap() -> 
 def test_the_record_is_the_problem_s() -> None:
     problem = small()
     config = TabularPBRLConfig(eval_every=5, keep_best=False, tau=problem.tau)
-    leader = TabularPBRL(problem, NikaidoIsodaPenalty(4.0), config=config).learn(20)
+    leader = TabularPBRL(problem, penalty=NikaidoIsodaPenalty(4.0), config=config).learn(20)
     record, game = leader.evaluate(), problem.game(torch.from_numpy(leader.x))
     assert (record.lam, record.tau, record.steps, record.iteration) == (4.0, problem.tau, 0, 20)
     assert [entry.iteration for entry in leader.history] == [0, 5, 10, 15, 20]
@@ -140,7 +140,7 @@ def test_the_record_is_the_problem_s() -> None:
 def test_learning_on_from_a_file_is_learning_on(config: TabularPBRLConfig, tmp_path: Path) -> None:
     """Bit for bit as an unbroken twin that made the same calls of learn."""
     penalty, oracle = NikaidoIsodaPenalty(Geometric(2.0, 8.0)), MirrorDescent(5.0, 4)
-    twin, broken = (TabularPBRL(small(), penalty, oracle, config).learn(7) for _ in range(2))
+    twin, broken = (TabularPBRL(small(), penalty=penalty, oracle=oracle, config=config).learn(7) for _ in range(2))
     loaded = TabularPBRL.load(broken.save(tmp_path / "leader"), small())
     assert loaded.evaluate() == broken.evaluate()
     assert loaded.lam == broken.lam
@@ -177,9 +177,9 @@ def test_what_does_not_fit_is_refused() -> None:
     problem = small()
     for penalty in (ValuePenalty(), BellmanPenalty()):
         with pytest.raises(ValueError, match=r"^penalty: expected"):
-            TabularPBRL(problem, penalty)
+            TabularPBRL(problem, penalty=penalty)
     with pytest.raises(ValueError, match=r"^penalty: expected"):
-        TabularPBRL(random_stackelberg(3, 2, 2), NikaidoIsodaPenalty())
+        TabularPBRL(random_stackelberg(3, 2, 2), penalty=NikaidoIsodaPenalty())
     with pytest.raises(ValueError, match=r"^config.follower: expected"):
         TabularPBRL(problem, config=TabularPBRLConfig(follower=Solved()))
     with pytest.raises(ValueError, match=r"^problem: expected a TabularProblem"):

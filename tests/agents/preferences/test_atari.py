@@ -125,7 +125,7 @@ def test_frames_are_kept_once_and_stacked_again() -> None:
 
 def test_followers_are_paid_signs_and_judged_by_scores_of_whole_games() -> None:
     needs_atari()
-    learner = TrueReward(atari_copies("MsPacman"), follower, SMALL).learn(80)
+    learner = TrueReward(atari_copies("MsPacman"), follower, config=SMALL).learn(80)
     assert learner.observed.follower.venv is learner.observed.recorder
     returns = learner.true_returns()
     assert returns[0] >= 60.0  # ten points a pill, three lives

@@ -46,7 +46,7 @@ def forged(path: Path, change: Callable[[Any, dict[str, bytes]], Any]) -> Path:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     config = replace(SMALL, checkpoint=str(tmp_path / "good.zip"))
-    return DRLHF(GRID, A2C, config).learn(300).save(tmp_path / "leader.zip")
+    return DRLHF(GRID, A2C, config=config).learn(300).save(tmp_path / "leader.zip")
 
 
 # --- no path to write -------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def small_net(observations: Any, actions: Any) -> MLPReward:
 
 
 def test_a_net_of_ones_own_is_given_again(tmp_path: Path) -> None:
-    leader = DRLHF(GRID, A2C, replace(SMALL, net=small_net)).learn(100)
+    leader = DRLHF(GRID, A2C, config=replace(SMALL, net=small_net)).learn(100)
     path = leader.save(tmp_path / "leader")
     with pytest.raises(ValueError, match=r"^net: expected the net of the config, if it had one, got None"):
         DRLHF.load(path)
@@ -114,7 +114,7 @@ def test_a_net_of_ones_own_is_given_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.x, leader.x)
     with pytest.raises(ValueError, match=r"leader\.zip"):
         DRLHF.load(path, net=lambda o, a: MLPReward(o, a, (9,)))
-    plain = DRLHF(GRID, A2C, SMALL).learn(100).save(tmp_path / "plain")
+    plain = DRLHF(GRID, A2C, config=SMALL).learn(100).save(tmp_path / "plain")
     with pytest.raises(ValueError, match=r"^net: expected"):
         DRLHF.load(plain, net=small_net)
 

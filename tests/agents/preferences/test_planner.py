@@ -101,7 +101,7 @@ def test_its_occupancy_is_exact(reward: np.ndarray) -> None:
 def test_the_penaltys_gradient_is_that_of_exact_values() -> None:
     """lam (V^{pihat} - V^{pi_y})(1 - gamma), the policies held, by central differences in the weights of each net."""
     lam = 0.7
-    learner = PreferencePBRL(GRID, Tracked(best, slow), ValuePenalty(lam), SMALL, env_kwargs=WORLD)
+    learner = PreferencePBRL(GRID, Tracked(best, slow), penalty=ValuePenalty(lam), config=SMALL, env_kwargs=WORLD)
     learner.learn(1_000)
     mdp = learner.worlds.true_mdp()
     assert mdp is not None
@@ -151,7 +151,7 @@ def test_two_algorithms_learn_and_go_on_to_the_bit(tmp_path: Path) -> None:
 
 def test_it_is_an_sb3_model(tmp_path: Path, reward: np.ndarray) -> None:
     """The class itself is a follower; a saved one is read back to act with."""
-    learner = DRLHF(GRID, Planner, replace(SMALL, labels=6), env_kwargs=WORLD).learn(600)
+    learner = DRLHF(GRID, Planner, config=replace(SMALL, labels=6), env_kwargs=WORLD).learn(600)
     planner = learner.best_response.follower.model
     assert isinstance(planner, Planner)
     planner.save(tmp_path / "planner")
@@ -165,7 +165,7 @@ def test_other_worlds_and_wrong_arguments_are_refused(reward: np.ndarray) -> Non
     with pytest.raises(ValueError, match="env: expected a native tabular world"):
         best(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
     with pytest.raises(ValueError, match="env: expected a native tabular world"):
-        DRLHF("CartPole-v1", Planner, SMALL)
+        DRLHF("CartPole-v1", Planner, config=SMALL)
     with pytest.raises(ValueError, match="tau"):
         Planner("MlpPolicy", paid(reward), tau=0.0)
     with pytest.raises(ValueError, match="oracle"):

@@ -61,7 +61,7 @@ def what_was_written(segment: Segment) -> list[int]:
 def test_whole_messages_are_compared() -> None:
     """They begin after their two given words, end as the environment ends them, and are worth their sentiment."""
     env = text_env(gym.make(WORLD))
-    learner = DRLHF(WORLD, follower, SMALL)
+    learner = DRLHF(WORLD, follower, config=SMALL)
     learner.method.begin(learner.state, Progress(0, 1), afresh=True)
     recorder, rng = learner.observed.recorder, np.random.default_rng(0)
     pairs = WholeEpisodes().pairs(recorder, learner.model, 20, 0, rng)
@@ -84,7 +84,7 @@ def test_the_untrained_follower_plays_first() -> None:
     """The first pairs are the language model's messages; random ones without; the follower's own draws go on as if not."""
     model, likelihood = load_word_model(), {}
     for first in (True, False):
-        learner = DRLHF(WORLD, follower, replace(SMALL, follower_plays_first=first))
+        learner = DRLHF(WORLD, follower, config=replace(SMALL, follower_plays_first=first))
         before = learner.observed.follower.generators.state[2].clone()
         learner.method.begin(learner.state, Progress(0, 1), afresh=True)
         assert torch.equal(learner.observed.follower.generators.state[2], before)

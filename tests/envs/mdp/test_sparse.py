@@ -283,13 +283,13 @@ def test_the_hypergradient_of_a_grid() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda p: Hypergradient(p, HypergradientConfig(tau=0.2, eval_every=4)),
-        lambda p: SoBiRL(p, SoBiRLConfig(tau=0.2, eval_every=4)),
-        lambda p: TabularPBRL(p, ValuePenalty(3.0), config=TabularPBRLConfig(tau=0.2)),
-        lambda p: TabularPBRL(p, ValuePenalty(3.0), config=TabularPBRLConfig(follower=Softmax(), tau=0.2)),
-        lambda p: TabularPBRL(p, BellmanPenalty(3.0), config=TabularPBRLConfig(follower=Direct(), tau=0.2)),
-        lambda p: IndependentPolicyGradient(p, IndependentPolicyGradientConfig(tau=0.2)),
-        lambda p: ZeroOrder(p, ZeroOrderConfig(tau=0.2, directions=2)),
+        lambda p: Hypergradient(p, config=HypergradientConfig(tau=0.2, eval_every=4)),
+        lambda p: SoBiRL(p, config=SoBiRLConfig(tau=0.2, eval_every=4)),
+        lambda p: TabularPBRL(p, penalty=ValuePenalty(3.0), config=TabularPBRLConfig(tau=0.2)),
+        lambda p: TabularPBRL(p, penalty=ValuePenalty(3.0), config=TabularPBRLConfig(follower=Softmax(), tau=0.2)),
+        lambda p: TabularPBRL(p, penalty=BellmanPenalty(3.0), config=TabularPBRLConfig(follower=Direct(), tau=0.2)),
+        lambda p: IndependentPolicyGradient(p, config=IndependentPolicyGradientConfig(tau=0.2)),
+        lambda p: ZeroOrder(p, config=ZeroOrderConfig(tau=0.2, directions=2)),
     ],
     ids=["hypergradient", "SoBiRL", "PBRL, solved", "PBRL, softmax", "PBRL, Bellman", "independent", "zero order"],
 )

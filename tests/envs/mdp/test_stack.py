@@ -79,7 +79,7 @@ def test_learning_on_a_stack_is_learning_on_each(kind: str) -> None:
         config = TabularPBRLConfig(
             follower=Softmax(), learning_rate=rate, tau=0.2, optimizer_class=torch.optim.SGD, keep_best=False
         )
-        return TabularPBRL(problem, penalty, config=config).learn(20)
+        return TabularPBRL(problem, penalty=penalty, config=config).learn(20)
 
     together = learned(stack_problems(alone), 0.3)
     each = [learned(problem, 0.1) for problem in alone]
