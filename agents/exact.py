@@ -24,7 +24,6 @@ from .records import storable
 from .schedules import Geometric, Quench, Schedule, as_schedule
 from .sources import ProblemSource, resolve_problem
 
-
 LEAST_TAU = 0.003
 """Reward units: where an annealed temperature ends if the problem has none of its own."""
 

@@ -29,7 +29,6 @@ from ...envs.mdp.checks import check_number, check_size, plain_fields
 from ...envs.mdp.tabular import LOG_FLOOR, entropy_weight, largest_reward
 from ..records import storable
 
-
 DEFAULT_STEP = 10.0
 """Step size of the iterative oracles, per ``reward_unit``."""
 

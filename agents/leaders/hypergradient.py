@@ -24,8 +24,7 @@ from ..lower_levels import Policies, lower_level
 from ..records import storable
 from ..schedules import Quench, Schedule
 
-
-HOT = 0.07
+HOT = 0.4
 """Reward units: the temperature of the first sixth of training."""
 
 
@@ -35,7 +34,7 @@ class HypergradientConfig(ExactConfig):
     """How :class:`Hypergradient` learns.
 
     Attributes:
-        tau: temperature, positive; None takes 0.07 reward units for a sixth of training, and then the problem's own, or
+        tau: temperature, positive; None takes 0.4 reward units for a sixth of training, and then the problem's own, or
             0.003 reward units. Over a game None anneals it from 0.2 reward units to the problem's own. Over a
             linear-quadratic problem it is 0.
     """

@@ -109,10 +109,14 @@ def random_stackelberg(
     tau: float = 0.001,
     sparsity: float = 0.7,
     seed: int | None = 0,
+    reward_unit: float | None = None,
 ) -> StackelbergProblem:
     """The paper's random game (section 6.1).
 
     Rewards are U[0,1], those under ``sparsity`` set to 0; transitions U[0,1], normalised; rho is uniform.
+
+    ``reward_unit`` states the unit of both players' rewards, of which ``tau0`` and default temperatures are numbers; None
+    measures it.
 
     The sizes, ``sparsity`` and ``tau`` of the published experiment are remembered, not read: unverified defaults.
 
@@ -130,4 +134,5 @@ def random_stackelberg(
     P /= P.sum(-1, keepdims=True)
     r_leader, r_follower = torch.from_numpy(rewards)
     rho = torch.full((S,), 1.0 / S, dtype=torch.float64)
-    return StackelbergProblem(torch.from_numpy(P), r_leader, r_follower, rho, check_gamma(gamma), check_tau(tau))
+    game = StackelbergProblem(torch.from_numpy(P), r_leader, r_follower, rho, check_gamma(gamma), check_tau(tau))
+    return game if reward_unit is None else game.in_units(reward_unit)

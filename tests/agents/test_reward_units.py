@@ -27,13 +27,15 @@ from bilevel_gym.agents import (
     SingleLoop,
     SingleLoopConfig,
     SoBiRL,
-
     TabularCMAES,
     TabularPBRL,
     TabularPBRLConfig,
     ValuePenalty,
     ZeroOrder,
 )
+from bilevel_gym.agents.held_policies import Softmax
+from bilevel_gym.envs.four_rooms import FourRoomsProblem
+from bilevel_gym.envs.goal_placement import GoalPlacementProblem
 from bilevel_gym.envs.mdp import (
     ArrayProblem,
     GameProblem,
@@ -48,11 +50,9 @@ from bilevel_gym.envs.mdp import (
     random_stackelberg,
     solve_soft,
 )
-from bilevel_gym.agents.held_policies import Softmax
-from bilevel_gym.envs.four_rooms import FourRoomsProblem
-from bilevel_gym.envs.goal_placement import GoalPlacementProblem
 from bilevel_gym.envs.reward_grid import RewardGridProblem
 from tests.problems import F64, fishery
+
 UNITS = (1e-3, 7.0, 1e3)
 
 
@@ -140,7 +140,7 @@ EVERY = {"eval_every": 5}
 LEADERS: dict[str, tuple[Make, tuple[str, ...], int]] = {
     "PBRL": (TabularPBRL, (*ONE, *GAMES, "goal", "rewards that x alone pays"), 6),
     "PBRL, value, softmax": (
-        lambda p: TabularPBRL(p, penalty=ValuePenalty(), config=TabularPBRLConfig(follower=Softmax())), ("fishery", "Stackelberg"), 6
+        lambda p: TabularPBRL(p, penalty=ValuePenalty(), follower=Softmax()), ("fishery", "Stackelberg"), 6
     ),
     "PBRL, Bellman": (lambda p: TabularPBRL(p, penalty=BellmanPenalty()), ("Stackelberg", "toll", "goal"), 6),
     "PBRL, Nikaido-Isoda": (lambda p: TabularPBRL(p, penalty=NikaidoIsodaPenalty()), GAMES[:1], 6),
@@ -173,7 +173,9 @@ def learned(leader: str, problem: str, unit: float) -> tuple[np.ndarray, np.ndar
     return made.last_x, made.x, made.evaluate()
 
 
-@pytest.mark.parametrize(("leader", "problem", "unit"), [(*case, UNITS[i % 3]) for i, case in enumerate(CASES)] + ALL_UNITS)
+@pytest.mark.parametrize(
+    ("leader", "problem", "unit"), [(*case, UNITS[i % 3]) for i, case in enumerate(CASES)] + ALL_UNITS
+)
 def test_the_unit_of_rewards_moves_no_x(leader: str, problem: str, unit: float) -> None:
     last, x, record = learned(leader, problem, 1.0)
     last_in_unit, x_in_unit, in_unit = learned(leader, problem, unit)
@@ -201,7 +203,9 @@ def test_the_fishery_learns_and_records_the_truth_in_any_unit(leader: Any, unit:
 def test_units_by_hand() -> None:
     # One state, two actions, rewards 3 and 1: Q differs by 2 whatever gamma. The leader's differ by 5.
     base = TabularMDP(torch.ones(1, 2, 1, dtype=F64), torch.tensor([[3.0, 1.0]]), torch.ones(1), 0.9)
-    problem = ArrayProblem(base, LeaderSet.box(1, -1, 1), lambda x: base.r + x, lambda x: torch.tensor([[-2.0, 3.0]]) * (1 + x))
+    problem = ArrayProblem(
+        base, LeaderSet.box(1, -1, 1), lambda x: base.r + x, lambda x: torch.tensor([[-2.0, 3.0]]) * (1 + x)
+    )
     assert problem.reward_unit == pytest.approx(2.5 * 2.0, rel=1e-12)
     assert problem.leader_reward_unit == pytest.approx(2.5 * 5.0, rel=1e-12)
     assert problem.tau0 == pytest.approx(0.002 * 5.0, rel=1e-12)
@@ -238,7 +242,7 @@ def test_a_stated_unit_stands_in_a_copy() -> None:
     assert TabularPBRL(stated).schedule(1.0) == 0.2
     assert problem.in_units(2.0, 8.0).leader_reward_unit == 8.0
     for wrong in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="^reward_unit: "):
+        with pytest.raises(ValueError, match=r"^reward_unit: "):
             problem.in_units(wrong)
 
 

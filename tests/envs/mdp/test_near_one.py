@@ -59,7 +59,9 @@ def never_ending(gamma: float) -> TabularMDP:
 
 
 def never_ending_sparse(gamma: float) -> SparseMDP:
-    return SparseMDP(csr_array(np.eye(2).repeat(2, 0)), torch.rand(2, 2), [1.0, 0.0], gamma, torch.tensor([False, True]))
+    return SparseMDP(
+        csr_array(np.eye(2).repeat(2, 0)), torch.rand(2, 2), [1.0, 0.0], gamma, torch.tensor([False, True])
+    )
 
 
 def game(gamma: float) -> ZeroSumGame:
@@ -72,7 +74,9 @@ def array_problem(gamma: float) -> ArrayProblem:
 
 
 def stackelberg(gamma: float) -> StackelbergProblem:
-    return StackelbergProblem(torch.full((2, 2, 2, 2), 0.5), torch.rand(2, 2, 2), torch.rand(2, 2, 2), [0.5, 0.5], gamma)
+    return StackelbergProblem(
+        torch.full((2, 2, 2, 2), 0.5), torch.rand(2, 2, 2), torch.rand(2, 2, 2), [0.5, 0.5], gamma
+    )
 
 
 def environment(name: str) -> Callable[[float], Any]:
@@ -109,7 +113,9 @@ def test_values_near_one_are_accurate() -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 optimum = solve_soft(mdp, tau)
-            assert float(optimum.V[0]) == pytest.approx(value + tau * np.log(4.0) / (3 * left), rel=1e-6 if tau == 0.0 else 1e-5)
+            assert float(optimum.V[0]) == pytest.approx(
+                value + tau * np.log(4.0) / (3 * left), rel=1e-6 if tau == 0.0 else 1e-5
+            )
             assert float(optimum.pi[0, 0]) == pytest.approx(1.0, abs=1e-12)
         worse = policy_value(mdp, torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]], dtype=F64))
         lost = 1e-3 / (left * (1.0 + gamma + gamma**2))
@@ -155,7 +161,7 @@ def test_a_best_policy_that_avoids_the_end_is_said(gamma: float) -> None:
 
 @pytest.mark.parametrize("make", [masked, sparse, batch])
 def test_random_models_near_one_are_solved(make: Callable[[float], Any]) -> None:
-    """(1 - gamma) V is nearly the same everywhere: the mean reward of the best policy, found here by its stationary distribution."""
+    """(1 - gamma) V is nearly the same everywhere: the best policy's mean reward in its stationary distribution."""
     mdp = make(NEAR)
     optimum = solve_soft(mdp, 0.0)
     dense = mdp.dense() if mdp.sparse else mdp
@@ -175,7 +181,9 @@ def test_a_city_is_solved_at_any_discount() -> None:
     """Its trips end: the values at 1 - 1e-13 are those at 1 - 1e-9."""
     city = random_city(8)
     x = torch.zeros(city.n_links, dtype=F64)
-    values = [solve_soft(TollDesignProblem(city, gamma, 0.3).follower_mdp(x), 0.3).V for gamma in (1.0 - 1e-9, 1.0 - 1e-13)]
+    values = [
+        solve_soft(TollDesignProblem(city, gamma, 0.3).follower_mdp(x), 0.3).V for gamma in (1.0 - 1e-9, 1.0 - 1e-13)
+    ]
     torch.testing.assert_close(values[1], values[0], rtol=1e-6, atol=1e-6)
 
 
