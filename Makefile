@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 EXAMPLES ?= 2000
+EXTRA ?= dev
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test long lint types fuzz benchmark docs linkcheck clean
+.PHONY: help demo test long third-party third-party-tests lint types fuzz benchmark docs linkcheck clean
 
 help: ## List what can be made
 	@echo "make demo, make test, ... (variables: PYTHON=$(PYTHON) VENV=$(VENV) JOBS=$(JOBS))"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-17s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-19s %s\n", $$1, $$2 }'
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) > /dev/null || { echo "No '$(PYTHON)' here: name a Python 3.10 or later with make PYTHON=..."; exit 1; }
@@ -21,8 +22,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; } # the second where Python comes without ensurepip
 	@echo "==> Installing torch (the largest download)"
 	@$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	@echo "==> Installing bilevel-gym, editable, with its development tools"
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@echo "==> Installing bilevel-gym, editable, with the extra $(EXTRA)"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRA)]"
 	@touch $@
 
 demo: $(VENV)/.installed ## Watch four leaders learn, in under two minutes
@@ -35,6 +36,13 @@ test: lint types ## Check style and types, then run the tests
 
 long: $(VENV)/.installed ## Run the tests that learn for long, which make test leaves out
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m long
+
+third-party: ## Put a leader over environments of other projects, in a virtual environment of its own
+	@$(MAKE) --no-print-directory VENV=$(VENV)-third-party EXTRA=third-party third-party-tests
+
+third-party-tests: $(VENV)/.installed
+	@echo "==> Checking and training environments of other projects"
+	@OMP_NUM_THREADS=1 SDL_VIDEODRIVER=dummy $(BIN)/python -m pytest -q -rs tests/third_party
 
 lint: $(VENV)/.installed ## Check style, and which package imports which
 	@echo "==> Checking style and imports"
@@ -64,6 +72,6 @@ linkcheck: $(VENV)/.installed ## Ask the web whether the documentation's links t
 
 clean: ## Remove the virtual environment, caches and build outputs
 	@echo "==> Removing the virtual environment, caches and build outputs"
-	@if [ -f $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
+	@for venv in $(VENV) $(VENV)-third-party; do if [ -f $$venv/pyvenv.cfg ]; then rm -rf $$venv; fi; done
 	@rm -rf build dist docs/_build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

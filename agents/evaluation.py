@@ -1,9 +1,9 @@
-r"""Honest evaluation: the leader's return at the follower's *best response*.
+r"""Evaluation at the follower's *best response*.
 
     F_0(x) = J_L(x, pi*_{tau0}(x)),      over a zero-sum game pi* = (pi1, pi2) is the Nash equilibrium,
 
-beside ``J_L(x, pi_y)``, which at finite lam counts the follower's slack as the leader's gain. Near indifference of the
-follower ties decide: a small tau0 breaks them evenly; ``tie`` > 0 breaks them for the leader, ``tie`` < 0 against it.
+beside ``J_L(x, pi_y)``, which at finite lam counts the penalised follower's shortfall as the leader's gain. Near indifference
+of the follower ties decide: a small tau0 breaks them evenly; ``tie`` > 0 breaks them for the leader, ``tie`` < 0 against it.
 """
 
 from __future__ import annotations
@@ -23,26 +23,43 @@ class Evaluation:
     """A leader's record at one x.
 
     Attributes:
-        leader_return: ``F_0(x)``, the leader's return at the follower's best response; in a game at the Nash equilibrium.
+        leader_return: ``F_0(x)``, the leader's return at the follower's best response; in a game at the Nash equilibrium. Where
+            no model is known, at the best answer that was found.
         leader_return_at_pi_y: ``J_L(x, pi_y)`` at the method's own follower; None where it has none.
-        gap: the follower's gap ``V*(rho) - V^{pi_y}(rho)`` at temperature tau; in a game the Nikaido-Isoda gap.
-        penalty: p(x, y), without lam; None where the method has none.
+        follower_regret: ``V_f`` of the best answer known at x less ``V_f`` of the method's best response pihat, at temperature
+            tau; None where the method has none. Of a method without a penalty, that of its follower, in a game the
+            Nikaido-Isoda gap of its players.
+        penalty: pi_y's shortfall ``V*(rho) - V^{pi_y}(rho)`` at temperature tau, without lam; in a game the Nikaido-Isoda gap
+            of the method's own policies; None where the method has no penalty.
         lam: penalty coefficient; None where the method has none.
         tau: the method's temperature.
-        steps: environment steps of followers spent so far; 0 for exact methods.
+        steps: environment steps of followers spent so far, this record's included; 0 for exact methods.
         iteration: outer iterations so far.
         leader_return_stderr: standard error of ``leader_return`` where it was sampled, 0 where it is exact.
+        follower_regret_stderr: likewise of ``follower_regret``.
+        evaluation_followers: followers that were trained afresh for this record; 0 where the best response is exact.
+        evaluation_steps: environment steps that this record cost.
+        best_answer: which policy was the best answer, ``"exact"`` where a model tells.
     """
 
     leader_return: float
     leader_return_at_pi_y: float | None
-    gap: float | None
+    follower_regret: float | None
     penalty: float | None
     lam: float | None
     tau: float
     steps: int
     iteration: int
     leader_return_stderr: float = 0.0
+    follower_regret_stderr: float = 0.0
+    evaluation_followers: int = 0
+    evaluation_steps: int = 0
+    best_answer: str = "exact"
+
+    @property
+    def gap(self) -> float | None:
+        """Another name of ``follower_regret``; in a game with a penalty, of ``penalty``."""
+        return self.penalty if self.follower_regret is None else self.follower_regret
 
     def as_dict(self) -> dict[str, float | int | None]:
         """The record as plain numbers."""

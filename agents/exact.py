@@ -19,7 +19,6 @@ from .evaluation import Evaluation
 from .leader import Leader, Method, Progress, Projection, State, projected_step
 from .lower_levels import Policies, lower_level
 from .lower_levels.base import LowerLevel
-from .penalties import Penalty
 from .records import storable
 from .schedules import Geometric, Quench, Schedule, as_schedule
 from .sources import ProblemSource, resolve_problem
@@ -112,9 +111,13 @@ class ExactMethod(Method):
         """The method's own policies at x, one a player, ``[..., S, A_i]``, without graph; by default the level's solution."""
         return self.level.policies(self.level.solve(model, state.tau))  # type: ignore[no-any-return]
 
-    def penalty_and_lam(self, state: Any) -> tuple[Penalty, float] | None:
-        """The method's penalty and current lam, or None."""
+    def lam_now(self, state: Any) -> float | None:
+        """The penalty's coefficient now; None of a method without a penalty."""
         return None
+
+    def response(self, state: Any, own: Policies) -> Policies | None:
+        """What stands for the best response; None for nothing yet. Without a penalty, by default, the method's own policies."""
+        return own
 
     def sampled_steps(self, state: Any) -> int:
         """Environment steps drawn so far."""
@@ -189,16 +192,19 @@ class ExactMethod(Method):
         state.evaluation_V = solution.V
         own = self.policies(state, model)
         best = level.best_responses(model, own, tau, solution)
-        penalised, penalty = self.penalty_and_lam(state), None
-        if penalised is not None:
-            answers = tuple(response.pi for response in best)
-            penalty = float(problem.over_contexts(penalised[0].value(level, model, own, answers, tau)))
+        lam, response = self.lam_now(state), self.response(state, own)
+
+        shortfall = float(problem.over_contexts(level.gap(model, own, tau, best)))
+        regret = None if response is None else shortfall
+        if response is not None and response is not own:
+            gap = level.gap(model, response, tau, level.best_responses(model, response, tau, solution))
+            regret = float(problem.over_contexts(gap))
         return Evaluation(
             leader_return=float(level.leader_return(x, level.policies(solution))),
             leader_return_at_pi_y=float(level.leader_return(x, own)),
-            gap=float(problem.over_contexts(level.gap(model, own, tau, best))),
-            penalty=penalty,
-            lam=None if penalised is None else penalised[1],
+            follower_regret=regret,
+            penalty=None if lam is None else shortfall,
+            lam=lam,
             tau=tau,
             steps=self.sampled_steps(state),
             iteration=iteration,

@@ -7,6 +7,7 @@ nothing else. What stands in its state and in the method is read from the leader
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -327,18 +328,24 @@ class Leader:
         return self
 
     def _judge(self, found: dict[str, float] | None = None) -> None:
-        """Evaluate the last x at the best response, log it, keep it if it is the best."""
+        """Evaluate the last x at the best response, log it, keep it if it is the best by its return less one standard error."""
         run, x = self.run, self.state.x.detach()
         evaluation = self.method.evaluate(self.state, x, run.iteration)
         run.evaluated_at = run.iteration
         run.history.append(evaluation)
-        better = run.kept is None or evaluation.leader_return > run.kept.evaluation.leader_return
-        if better or not self.config.keep_best:
+        if (
+            run.kept is None
+            or _score(evaluation) > _score(run.kept.evaluation) + _TIE * abs(evaluation.leader_return)
+            or not self.config.keep_best
+        ):
             run.kept = Kept(x.clone(), evaluation)
         self.record(dataclasses.asdict(evaluation) | (found or {}))
 
     def evaluate(self) -> Any:
-        """The record of :attr:`x`: return at the best response, return at pi_y, gap, penalty, lam, tau, steps."""
+        """The record of :attr:`x`: return at the best response, return at pi_y, follower regret, penalty, lam, tau, steps.
+
+        Where no model is known each call trains followers anew, none of which x was chosen by; their steps count.
+        """
         run = self.run
         if not self.method.judges:
             return self.method.evaluate(self.state, self.state.x, run.iteration)
@@ -511,6 +518,16 @@ class Leader:
             self.method.leader_set.check(self.state.x.detach(), "x")
         if self.run.kept is not None:
             self.method.leader_set.check(self.run.kept.x, "kept")
+
+
+_TIE = 1e-12
+"""Relative difference of returns that is rounding: of two records so near each other the earlier is kept."""
+
+
+def _score(record: Evaluation) -> float:
+    """What records of x are compared by: the return less one standard error, so that none is kept for its luck."""
+    error = record.leader_return_stderr
+    return record.leader_return - (error if math.isfinite(error) else 0.0)
 
 
 @contextmanager

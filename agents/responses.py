@@ -24,15 +24,10 @@ from ..envs.mdp.checks import check_count, check_size, require
 from ..wrappers import set_leader
 from .estimators.rollouts import collect, episode_returns
 from .evaluation import leader_return_at_best_response
-from .followers.sb3 import SB3Follower
-from .followers.spec import Answering, FollowerSpec
+from .followers.spec import FollowerSpec
+from .learned.answers import TAIL, fresh_follower
 from .learned.worlds import EnvSpec, Worlds
-from .schedules import Geometric
 
-SETTLING = Answering(q_temperature=Geometric(0.2, 0.01), entropy=Geometric(0.2, 0.002))
-"""Followers given as a class, whose settings are the library's, end far less soft at an x that stays than at one that moves."""
-TAIL = 0.01
-"""Discount at which sampled episodes are cut; a critic of them stands for the rest."""
 EPISODES = 256
 """Of them, how many."""
 
@@ -114,8 +109,7 @@ def robustness(
 def _response(worlds: Worlds, x: Tensor, name: str, spec: FollowerSpec, seed: int, steps: int, n_envs: int) -> Response:
     venv, problem, linear = worlds.make(n_envs), worlds.problem, worlds.linear_quadratic
     set_leader(venv, x.numpy())
-    answering = SETTLING if isinstance(spec, type) and worlds.linear else Answering()
-    follower = SB3Follower(spec, venv, worlds.gamma, seed, worlds.linear, answering)
+    follower = fresh_follower(worlds, spec, venv, seed)
     worlds.require_every_action(x, follower)
     spent = follower.train_alone(steps)
     venv.close()

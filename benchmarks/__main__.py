@@ -1,9 +1,10 @@
-"""Run benchmarks: ``python -m benchmarks [NAME ...] [--quick] [--cell CELL ...] [--out DIR] [--jobs N]``.
+"""Run benchmarks: ``python -m benchmarks [NAME ...] [--quick] [--cell CELL ...] [--out DIR] [--jobs N] [--pages]``.
 
 Each writes ``NAME.json`` (data, command, versions, seconds), ``NAME.md`` and, where it has one, ``NAME.png``; the folder's
 ``README.md`` lists them and ``standing.md`` sets them beside figures from elsewhere. ``--quick`` is a smoke test of minutes,
 written elsewhere; so are the results of single cells of a table. A benchmark that was stopped goes on where it was: what
-has ended of it is kept in ``runs/benchmarks`` until its page is written.
+has ended of it is kept in ``runs/benchmarks`` until its page is written. ``--pages`` runs nothing: pages and pictures are written
+anew from the data beside them.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ import bilevel_gym
 from . import pages, runs
 
 BENCHMARKS = (
+    "references",
     "stackelberg_exact",
+    "ties",
     "stackelberg_sampled",
     "four_rooms",
     "monte_carlo",
+    "paper_order",
     "monte_carlo_gradients",
     "incentive_design",
     "sampled_penalties",
@@ -73,6 +77,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cell", action="append", default=[], dest="cells", help="a cell of a table; may be repeated")
     parser.add_argument("--out", type=Path, help=f"folder of the results (default: {FULL}; of a part {QUICK})")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument(
+        "--pages", action="store_true", help="run nothing: write pages and pictures anew from their data"
+    )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
@@ -112,6 +119,19 @@ def to_json(record: dict[str, Any]) -> str:
     return re.sub(r"\[[^][{}\"]*\]", lambda found: re.sub(r"\s+", " ", found.group()), text) + "\n"
 
 
+def rewrite(name: str, options: argparse.Namespace) -> None:
+    """Write the page and the picture of one benchmark anew, from the data that is kept beside them."""
+    path = options.out / f"{name}.json"
+    if not path.is_file():
+        tqdm.write(f"{name}: no {path}, so no page")
+        return
+    record = json.loads(path.read_text(encoding="utf-8"))
+    module = pages.module_of(name)
+    if hasattr(module, "picture"):
+        module.picture(record["data"], options.out / f"{name}.png")
+    (options.out / f"{name}.md").write_text(pages.page(record), encoding="utf-8")
+
+
 def run_one(name: str, options: argparse.Namespace) -> None:
     """Run one benchmark and write its files."""
     module = pages.module_of(name)
@@ -133,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in tqdm(options.names, desc="benchmarks", disable=len(options.names) == 1):
-        run_one(name, options)
+        (rewrite if options.pages else run_one)(name, options)
         pages.write_lists(options.out, BENCHMARKS)
 
 

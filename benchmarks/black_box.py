@@ -1,16 +1,21 @@
 """What a gradient is worth: black-box search and rival gradients against ours, on the same games.
 
 Ten random Stackelberg games of 20 states (seeds 5 to 14; x has 100 coordinates), the model known to every method. CMA-ES and the
-zero-order leader see the leader's return alone, and a follower solved exactly for every value; the meta-gradient looks one
-step of the follower ahead; HPGD solves the follower and estimates the gradient from its trajectories; SoBiRL tracks the
-follower and the adjoint. Ours are the exact hypergradient and PBRL, as they come. Black-box search, HPGD and the meta-gradient
-are given several times our CPU time. Where followers are learned, see ``nested_search``.
+zero-order leader see the leader's return alone, and a follower solved exactly for every value; the meta-gradient looks some
+steps of the follower ahead; HPGD solves the follower and estimates the gradient from its trajectories; SoBiRL tracks the
+follower and the adjoint. Ours are the exact hypergradient and PBRL.
+
+Every method's settings, ours among them, were searched in the same way: a grid of nine, three values each of the two settings
+that matter most to it, on games 0 and 1; the setting with the best mean return of the best x is the one that is run. Every
+method has 300 iterations, CMA-ES and the zero-order leader, whose iterations see values alone, 600. Where followers are
+learned, see ``nested_search``.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,12 +32,14 @@ from bilevel_gym.agents import (
     TabularCMAES,
     TabularPBRL,
     TabularPBRLConfig,
+    ValuePenalty,
     ZeroOrder,
 )
 from bilevel_gym.agents.baselines.cma_es import TabularCMAESConfig
 from bilevel_gym.agents.baselines.meta_gradient import MetaGradientConfig
 from bilevel_gym.agents.baselines.zero_order import ZeroOrderConfig
 from bilevel_gym.agents.exact import ExactLeader
+from bilevel_gym.agents.schedules import Quench
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.mdp import random_stackelberg
 
@@ -40,10 +47,11 @@ from .figures import draw_band, panels
 from .runs import Data, Runs, grid, history, outcome, run_all
 from .statistics import paired_difference
 
-SEEDS = tuple(range(5, 15))  # settings of the rivals were chosen on games 0 and 1
+SEEDS = tuple(range(5, 15))
+SEARCHED = (0, 1)
+"""Games on which settings are chosen."""
 SIZE = 20
-ANNEALED: dict[str, Any] = {"tau": Geometric(0.3, 0.003), "keep_best": True}
-"""Settings of the rivals that can anneal their temperature."""
+ITERATIONS = 300
 MARKS = (0.1, 0.3, 1.0, 3.0)
 """CPU seconds at which returns are compared."""
 SHARE = 0.95
@@ -51,34 +59,118 @@ SHARE = 0.95
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: the leader, its iterations, the followers it solves in each (None: none), how often it is judged."""
+    """A row of the table.
+
+    Attributes:
+        label: in tables.
+        colour: in the picture.
+        make: the leader of a problem, of one setting of the grid, judged every so many iterations.
+        axes: names of the two settings that are searched, and three values each.
+        solves: followers solved in an iteration, given the setting; None for none.
+        iterations: how many.
+        every: iterations between evaluations.
+    """
 
     label: str
     colour: str
-    leader: type[ExactLeader]
-    config: Any
-    iterations: int
-    solves: int | None
+    make: Callable[..., ExactLeader]
+    axes: dict[str, tuple[Any, Any, Any]]
+    solves: Callable[[Data], int] | None
+    iterations: int = ITERATIONS
     every: int = 5
 
+    def grid(self) -> list[Data]:
+        """The nine settings."""
+        return grid(**self.axes)
 
+
+def annealed(start: float) -> dict[str, Any]:
+    """A temperature that falls to 0.003, and the best x kept: of every method that can."""
+    return {"tau": Geometric(start, 0.003), "keep_best": True}
+
+
+def hypergradient(problem: Any, every: int, rate: float, hot: float) -> ExactLeader:
+    """A sixth of the iterations at a high temperature, then cold, as the library's default."""
+    config = HypergradientConfig(tau=Quench(hot, 0.003), learning_rate=rate, eval_every=every)
+    return Hypergradient(problem, config=config)
+
+
+def pbrl(problem: Any, every: int, rate: float, lam: float) -> ExactLeader:
+    """lam rises tenfold to its last value, as in the library's default."""
+    config = TabularPBRLConfig(tau=Geometric(0.2, 0.003), learning_rate=rate, eval_every=every)
+    return TabularPBRL(problem, penalty=ValuePenalty(lam=Geometric(lam / 10.0, lam)), config=config)
+
+
+def sobirl(problem: Any, every: int, rate: float, hot: float) -> ExactLeader:
+    """Ten sweeps a turn."""
+    return SoBiRL(problem, config=SoBiRLConfig(**annealed(hot), learning_rate=rate, eval_every=every))
+
+
+def hpgd(problem: Any, every: int, rate: float, episodes: int) -> ExactLeader:
+    """SGD steps cut at norm 1, as published."""
+    config = HPGDConfig(**annealed(0.3), learning_rate=rate, episodes=episodes, eval_every=every)
+    return HPGD(problem, config=config)
+
+
+def meta(problem: Any, every: int, inner_steps: int, inner_rate: float) -> ExactLeader:
+    """Adam steps of x from 0.1 to 0.01."""
+    chosen: dict[str, Any] = {
+        "inner_steps": inner_steps,
+        "inner_rate": inner_rate,
+        "learning_rate": Geometric(0.1, 0.01),
+    }
+    return MetaGradient(problem, config=MetaGradientConfig(**annealed(0.3), **chosen, eval_every=every))
+
+
+def cma_es(problem: Any, every: int, sigma: float, population: int) -> ExactLeader:
+    """From x = 0, followers at temperature 0.002."""
+    config = TabularCMAESConfig(tau=0.002, sigma=sigma, population=population, eval_every=every)
+    return TabularCMAES(problem, config=config)
+
+
+def zero_order(problem: Any, every: int, rate: float, smoothing: float) -> ExactLeader:
+    """Eight directions an iteration."""
+    chosen: dict[str, Any] = {"learning_rate": rate, "smoothing": smoothing, "directions": 8}
+    return ZeroOrder(problem, config=ZeroOrderConfig(**annealed(0.3), **chosen, eval_every=every))
+
+
+RATES = (0.03, 0.1, 0.3)
 METHODS = {
-    "hypergradient": Method("hypergradient (ours)", "tab:green", Hypergradient, HypergradientConfig(), 300, 1),
-    "pbrl": Method("PBRL (ours)", "tab:blue", TabularPBRL, TabularPBRLConfig(), 300, 2),
-    "sobirl": Method("SoBiRL", "tab:cyan", SoBiRL, SoBiRLConfig(), 300, None),
-    "hpgd": Method("HPGD", "tab:purple", HPGD, HPGDConfig(**ANNEALED), 400, 1),
-    "meta": Method("meta-gradient", "tab:olive", MetaGradient, MetaGradientConfig(**ANNEALED), 3000, None, 20),
-    "cma_es": Method("CMA-ES", "tab:red", TabularCMAES, TabularCMAESConfig(), 600, 17),
-    "zero_order": Method("zero-order", "tab:orange", ZeroOrder, ZeroOrderConfig(**ANNEALED), 600, 16),
+    "hypergradient": Method(
+        "hypergradient (ours)", "tab:green", hypergradient, {"rate": RATES, "hot": (0.03, 0.07, 0.2)}, lambda _: 1
+    ),
+    "pbrl": Method("PBRL (ours)", "tab:blue", pbrl, {"rate": RATES, "lam": (10.0, 20.0, 40.0)}, lambda _: 2),
+    "sobirl": Method("SoBiRL", "tab:cyan", sobirl, {"rate": RATES, "hot": (0.1, 0.3, 1.0)}, None),
+    "hpgd": Method("HPGD", "tab:purple", hpgd, {"rate": (0.5, 1.5, 5.0), "episodes": (4, 16, 64)}, lambda _: 1),
+    "meta": Method(
+        "meta-gradient", "tab:olive", meta, {"inner_steps": (1, 3, 10), "inner_rate": (3.0, 10.0, 30.0)}, None
+    ),
+    "cma_es": Method(
+        "CMA-ES",
+        "tab:red",
+        cma_es,
+        {"sigma": (0.03, 0.1, 0.3), "population": (17, 34, 68)},
+        lambda setting: int(setting.get("population", 17)),
+        2 * ITERATIONS,
+    ),
+    "zero_order": Method(
+        "zero-order",
+        "tab:orange",
+        zero_order,
+        {"rate": RATES, "smoothing": (0.03, 0.1, 0.3)},
+        lambda _: 16,
+        2 * ITERATIONS,
+    ),
 }
 OURS = ("hypergradient", "pbrl")
 RIVALS = tuple(name for name in METHODS if name not in OURS)
 
 
-def run_one(method: str, seed: int, quick: bool) -> Data:
-    """One method on one game."""
+def run_one(method: str, setting: int, seed: int, quick: bool) -> Data:
+    """One method with one of its settings on one game."""
     row = METHODS[method]
-    leader = row.leader(random_stackelberg(SIZE, seed=seed), config=replace(row.config, eval_every=row.every))
+    chosen = row.grid()[setting]
+    leader = row.make(random_stackelberg(SIZE, seed=seed), row.every, **chosen)
     seconds, start = [0.0], time.process_time()
 
     def note(_: Any) -> None:
@@ -86,16 +178,26 @@ def run_one(method: str, seed: int, quick: bool) -> Data:
             seconds.append(time.process_time() - start)
 
     leader.learn(2 * row.every if quick else row.iterations, note)
-    if isinstance(leader, TabularCMAES):
-        assert len(leader.search.ask()) == row.solves
     curves = {"cpu_seconds": [round(at, 4) for at in seconds], "iteration": [e.iteration for e in leader.history]}
-    return outcome(leader) | curves | history(leader, "leader_return", digits=5)
+    return outcome(leader) | {"chosen": chosen} | curves | history(leader, "leader_return", digits=5)
+
+
+def best_setting(searched: Runs, method: str) -> int:
+    """The setting whose best x has the best mean return over the games of the search."""
+    tried: list[int] = sorted(set(searched(method=method)["setting"]))
+    return max(tried, key=lambda number: float(np.mean(searched(method=method, setting=number)["best"])))
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every method on every game."""
-    seeds = SEEDS[:2] if quick else SEEDS
-    return {"seeds": list(seeds), "runs": run_all(run_one, grid(method=METHODS, seed=seeds), jobs, "runs", quick=quick)}
+    """The search, then every method at its best setting on every game."""
+    seeds, settings = (SEEDS[:2], range(0, 9, 4)) if quick else (SEEDS, range(9))
+    cells = grid(method=METHODS, setting=settings, seed=SEARCHED)
+    searched = run_all(run_one, cells, jobs, "search", quick=quick)
+    table = Runs(searched)
+    cells = [cell for name in METHODS for cell in grid(method=[name], setting=[best_setting(table, name)], seed=seeds)]
+    runs = run_all(run_one, cells, jobs, "runs", quick=quick)
+    kept = [{key: r[key] for key in ("method", "setting", "seed", "chosen", "best")} for r in searched]
+    return {"seeds": list(seeds), "searched": kept, "runs": runs}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -103,7 +205,8 @@ def run(quick: bool, jobs: int) -> Data:
 
 def solved(run: Data) -> list[int]:
     """Followers solved by each evaluation, which is not counted."""
-    return [(METHODS[run["method"]].solves or 0) * k for k in run["iteration"]]
+    solves = METHODS[run["method"]].solves
+    return [(0 if solves is None else solves(run.get("chosen", {}))) * k for k in run["iteration"]]
 
 
 def best_by(run: Data, spent: list[Any], mark: float) -> float:
@@ -117,7 +220,7 @@ def advantage(runs: Runs, ours: str, rival: str) -> Interval:
 
 
 def seconds(runs: Runs) -> float:
-    """CPU seconds of a run, the median."""
+    """CPU seconds of a run, evaluations included, the median."""
     return float(np.median([at[-1] for at in runs["cpu_seconds"]]))
 
 
@@ -134,6 +237,13 @@ def reaching(runs: Runs, name: str) -> tuple[list[float], int]:
         points = zip(r["leader_return"], r["cpu_seconds"], strict=True)
         found += [at for value, at in points if value >= SHARE * best][:1]
     return found, len(games)
+
+
+def setting(runs: Runs, name: str) -> str:
+    """The chosen setting in words."""
+    if "chosen" not in runs.frame:
+        return "not searched"
+    return ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in runs(method=name).one["chosen"].items())
 
 
 @panels(1, 2, 12.0, 4.8)

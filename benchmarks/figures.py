@@ -47,7 +47,7 @@ def panels(
 
 
 def draw_band(panel: Axes, xs: ArrayLike, curves: ArrayLike, colour: str, label: str | None, style: str = "-") -> None:
-    """The mean of curves ``[games, points]`` and the 95% bootstrap band of that mean."""
+    """The mean of curves ``[games, points]`` and the 95% band of that mean."""
     values = np.asarray(curves, dtype=np.float64)
     mean, low, high = band(values)
     panel.plot(np.asarray(xs), mean, color=colour, linestyle=style, linewidth=1.6, label=label)

@@ -100,7 +100,7 @@ class Method:
 
 
 def fixed(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
-    """The prototype's setting: tau fixed, Adam 0.05."""
+    """tau fixed, Adam 0.05."""
     return Hypergradient(
         problem, config=HypergradientConfig(tau=problem.tau, learning_rate=0.05, eval_every=100), x0=x0
     )

@@ -33,7 +33,8 @@ from bilevel_gym.envs.mdp import GameProblem, TabularProblem, random_incentive_d
 from bilevel_gym.envs.mdp.toll import TollDesignProblem
 
 from .figures import draw_band, panels
-from .runs import Data, grid, run_all
+from .pages import all_of, verdict
+from .runs import Data, grid, run_all, shortfall
 from .statistics import mean_interval
 
 SEEDS = tuple(range(5))
@@ -116,7 +117,7 @@ def run_one(case: str, method: str, seed: int, lam: float, iterations: int) -> D
         "start": first,
         "leader_return": last,
         "at_pi_y": evaluation.leader_return_at_pi_y,
-        "gap": evaluation.gap,
+        "gap": shortfall(evaluation),
         "stationarity": log.record["leader/stationarity"],
     }
 
@@ -142,6 +143,12 @@ def slope(data: Data, series: tuple[str, str]) -> Interval:
     """Of log gap against log lam over the last two decades, mean over instances."""
     gaps = np.maximum(curves(data, series, "gap")[:, -FITTED:], 1e-15)
     return mean_interval([float(np.polyfit(np.log(data["lams"][-FITTED:]), np.log(one), 1)[0]) for one in gaps])
+
+
+def near_theory(data: Data, series: tuple[str, str]) -> str:
+    """The verdict on a slope of -2, within the tolerance."""
+    found = slope(data, series)
+    return all_of(verdict(found, -2.0 - SLOPE_TOLERANCE), verdict(found, -2.0 + SLOPE_TOLERANCE, below=True))
 
 
 def flat_range(data: Data, series: tuple[str, str]) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""Nested search with ten times the steps: CMA-ES over x, a PPO follower retrained for every trial, against PBRL.
+"""Nested search with ten times the steps: CMA-ES, its PPO follower retrained for every trial, and PBRL, one run an instance.
 
 The method that a user would reach for today: a black-box optimiser proposes x, an SB3 follower learns from nothing to live
 under it, the leader's return is measured, and so on. All steps of training and of judging are counted for both methods, and

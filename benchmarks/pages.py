@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined
 
+from bilevel_gym.cli.statistics import BOOTSTRAP_FROM, Interval
+
 from . import statistics
 from .runs import Data, Runs
 
 FOLDER = Path(__file__).parent / "pages"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
 def _environment() -> Environment:
@@ -42,6 +45,8 @@ def _environment() -> Environment:
         "paired_ratio": statistics.paired_ratio,
         "mean_interval": statistics.mean_interval,
         "wins": statistics.wins,
+        "stored": stored,
+        "all_of": all_of,
         "zip": zip,
         "enumerate": enumerate,
     }
@@ -53,9 +58,41 @@ def _formatted(value: Any, form: str) -> str:
     return str(value) if isinstance(value, Undefined) else format(value, form)
 
 
-def verdict(met: Any) -> str:
-    """The word of a table for a target."""
-    return "met" if met else "**missed**"
+WORDS = ("met", "**missed**", "unknown")
+"""Verdicts on a target."""
+
+
+def verdict(found: Any, target: float = 0.0, below: bool = False) -> str:
+    """The word of a table for a target; one rule for all tables.
+
+    *Met* where all of the 95% interval is at the target or beyond it, *missed* where none of it is, *unknown* where the
+    interval holds the target and where a single run has none. A figure without an interval (a worst case, a count, a time) is
+    compared as it is.
+
+    Args:
+        found: an interval; a number; or whether a condition holds.
+        target: at least this is asked.
+        below: at most the target is asked.
+    """
+    if isinstance(found, (bool, np.bool_)):
+        return "met" if found else "**missed**"
+    if not isinstance(found, Interval):
+        found = Interval(float(found), None, None, 2)
+    if found.low is None and found.n < 2:
+        return "unknown"
+    met = [(end <= target if below else end >= target) for end in found.ends]
+    return "met" if all(met) else "unknown" if any(met) else "**missed**"
+
+
+def all_of(*words: str) -> str:
+    """The verdict on several targets that are asked together, from the verdict on each."""
+    return next((word for word in ("**missed**", "unknown") if word in words), "met")
+
+
+def stored(name: str) -> Data | None:
+    """The data that another benchmark's page was written from, of :data:`RESULTS`; None where it has not been run."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["data"] if path.is_file() else None
 
 
 def module_of(name: str) -> ModuleType:
@@ -91,12 +128,26 @@ def _ruled(found: re.Match[str]) -> str:
     return f"{found[1]}\n| --- |{' ---: |' * found[1].count(' | ')}"
 
 
-def standing(record: Data) -> str:
-    """The rows that a benchmark sets beside figures from elsewhere; nothing where it sets none."""
+def standing(record: Data) -> list[list[str]]:
+    """The rows that a benchmark holds against figures from elsewhere, targets and our own methods; none where it has none.
+
+    Returns:
+        Of each row: the quantity, what it is held against, what was measured, and the verdict.
+
+    Raises:
+        ValueError: a row whose last cell is no verdict.
+    """
     name = record["benchmark"]
     template = _template(name)
     block = template.blocks.get("standing")
-    return "" if block is None else "".join(block(template.new_context(_context(name, record)))).strip()
+    text = "" if block is None else "".join(block(template.new_context(_context(name, record))))
+    rows = [
+        [cell.strip() for cell in line.strip().strip("|").split(" | ")] for line in text.splitlines() if line.strip()
+    ]
+    for row in rows:
+        if len(row) != 4 or row[3] not in WORDS:
+            raise ValueError(f"standing rows of {name}: expected four cells, the last one of {WORDS}, got {row}")
+    return rows
 
 
 def write_lists(out: Path, names: tuple[str, ...]) -> None:
@@ -104,8 +155,10 @@ def write_lists(out: Path, names: tuple[str, ...]) -> None:
     paths = {name: out / f"{name}.json" for name in names}
     records = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
     rows = {name: standing(record) for name, record in records.items()}
+    words = [row[3] for lines in rows.values() for row in lines]
+    about = {"records": records, "rows": rows, "words": words, "title": title, "BOOTSTRAP_FROM": BOOTSTRAP_FROM}
     for file, template in (("README.md", "_list.md"), ("standing.md", "_standing.md")):
-        text = ENVIRONMENT.get_template(template).render(records=records, rows=rows, title=title)
+        text = ENVIRONMENT.get_template(template).render(about)
         (out / file).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
 

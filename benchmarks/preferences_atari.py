@@ -167,7 +167,7 @@ def learn(game: str, method: str, quick: bool) -> Data:
         "parts": watch.seconds,
         "peak_gib": peak,
         "curve": curve,
-        "final": final.tolist(),
+        "final": final[0].tolist(),
     }
 
 

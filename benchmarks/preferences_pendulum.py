@@ -76,6 +76,7 @@ def config(followers: int, quick: bool) -> PreferenceConfig:
         fit=FitConfig(learning_rate=2e-3, batch_size=64),
         gamma=GAMMA,
         evaluation_steps=4096 if quick else STEPS,
+        evaluation_followers=1,  # seeds are what varies here
         evaluation_episodes=5 if quick else EPISODES,
         device="cpu",
     )

@@ -24,8 +24,9 @@ from bilevel_gym.agents.text.quality import assess, text_env, write
 from bilevel_gym.agents.text.reward_net import WordsReward
 
 from .figures import draw_band, panels
+from .pages import verdict
 from .runs import Data, Runs, grid, run_all
-from .statistics import mean_interval, paired_difference
+from .statistics import mean_interval, paired_difference, paired_ratio
 
 WORLD = "bilevel_gym/HappyText-v0"
 SEEDS = tuple(range(1, 6))
@@ -119,18 +120,17 @@ def gained(runs: Runs, method: str) -> float:
     return float((own - before) / (true - before))
 
 
-def targets(runs: Runs, method: str) -> list[tuple[str, str, str, bool]]:
-    """What was asked of a method, and what came of it."""
+def targets(runs: Runs, method: str) -> list[tuple[str, str, str, str]]:
+    """What was asked of a method, what came of it, and the verdict."""
     gain = paired_difference(final(runs, method, "sentiment"), final(runs, "pretrained", "sentiment"))
     loss = paired_difference(final(runs, "pretrained", "log_likelihood"), final(runs, method, "log_likelihood"))
-    variety = float(np.mean(final(runs, method, "distinct_2")) / np.mean(final(runs, "pretrained", "distinct_2")))
+    variety = paired_ratio(final(runs, method, "distinct_2"), final(runs, "pretrained", "distinct_2"))
     different = mean_interval(final(runs, method, "distinct_messages"))
-    low = gain.estimate if gain.low is None else gain.low
     return [
-        ("sentiment gained", f"interval above {GAIN:g}", gain.text(), low > GAIN),
-        ("nats a token lost", f"at most {LOSS:g}", loss.text(), loss.estimate <= LOSS),
-        ("distinct-2, of the pretrained model's", f"at least {VARIETY:g}", f"{variety:.2f}", variety >= VARIETY),
-        ("share of different messages", f"at least {DIFFERENT:g}", different.text(3), different.estimate >= DIFFERENT),
+        ("sentiment gained", f"at least {GAIN:g}", gain.text(), verdict(gain, GAIN)),
+        ("nats a token lost", f"at most {LOSS:g}", loss.text(), verdict(loss, LOSS, below=True)),
+        ("distinct-2, of the pretrained model's", f"at least {VARIETY:g}", variety.text(), verdict(variety, VARIETY)),
+        ("share of different messages", f"at least {DIFFERENT:g}", different.text(3), verdict(different, DIFFERENT)),
     ]
 
 

@@ -95,22 +95,31 @@ def cpu_seconds(function: Callable[..., Any], *args: Any, **kwargs: Any) -> floa
     return time.process_time() - start
 
 
+def shortfall(record: Any) -> float:
+    """What a method's own follower falls short of its best response by: pages call it the gap."""
+    return float(record.follower_regret if record.penalty is None else record.penalty)
+
+
 def history(leader: Any, *keys: str, digits: int | None = None, **names: str) -> dict[str, list[float]]:
-    """What a leader recorded on its way, by key (``names``: of another name there); 0 where a record has none."""
+    """What a leader recorded on its way, by key (``names``: of another name there; ``gap``: :func:`shortfall`); 0 for None."""
+
+    def read(record: Any, name: str) -> float:
+        return shortfall(record) if name == "gap" else float(getattr(record, name) or 0.0)
+
     found = dict(zip(keys, keys, strict=True)) | names
-    columns = {key: [float(getattr(record, name) or 0.0) for record in leader.history] for key, name in found.items()}
+    columns = {key: [read(record, name) for record in leader.history] for key, name in found.items()}
     return columns if digits is None else {k: [round(v, digits) for v in column] for k, column in columns.items()}
 
 
 def outcome(leader: Any) -> Data:
-    """Returns at the best response: where a leader started, of its last x and of the best; and its last record's gap."""
+    """Returns at the best response: where a leader started, of its last x and of the best; its last record's shortfall."""
     last = leader.history[-1]
     return {
         "start": leader.history[0].leader_return,
         "last": last.leader_return,
         "best": leader.evaluate().leader_return,
         "at_pi_y": last.leader_return_at_pi_y,
-        "gap": last.gap,
+        "gap": shortfall(last),
         "iterations": leader.iteration,
     }
 

@@ -32,6 +32,7 @@ from bilevel_gym.agents.leaders.single_loop import (
     single_loop,
 )
 from bilevel_gym.agents.schedules import Power, as_schedule
+from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.goal_placement import GoalPlacementProblem
 from bilevel_gym.envs.mdp import solve_soft, suboptimality
 
@@ -226,12 +227,12 @@ def last(data: Data, name: str, tau0: float = TAU0S[0]) -> list[float]:
     return [float(np.mean(grid["last"][str(tau0)])) for grid in data["methods"][name]["grids"]]
 
 
-def nearer(data: Data, name: str, tau0: float = TAU0S[0]) -> tuple[str, bool]:
-    """By how much the attenuating method ends nearer than another, in words, and whether the interval says so."""
+def nearer(data: Data, name: str, tau0: float = TAU0S[0]) -> tuple[str, Interval]:
+    """By how much the attenuating method ends nearer than another, in words and as an interval."""
     other, own = last(data, name, tau0), last(data, REFERENCE, tau0)
     difference = paired_difference(other, own)
     text = f"{difference.text(3)}, on {wins(other, own)} of {len(own)} grids"
-    return text, difference.above_0
+    return text, difference
 
 
 @panels(1, 2, 11.0, 4.2)

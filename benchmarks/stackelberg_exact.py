@@ -37,16 +37,15 @@ from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
 
+from . import ties as ties  # of the page
 from .figures import draw_band, panels, share_limits
-from .runs import Data, Runs, cpu_seconds, grid, history, run_all
+from .runs import Data, Runs, cpu_seconds, grid, history, run_all, shortfall
 
 SEEDS = tuple(range(10))
 SIZES = (20, 100)
 ITERATIONS = 300
 PUBLISHED_ITERATIONS = 10_000
 TAU0 = 0.002
-AGAINST = -0.01
-"""Weight of the leader's reward in the follower's that breaks ties against the leader."""
 CURVE_POINTS = 100
 
 
@@ -112,9 +111,8 @@ def point(problem: StackelbergProblem, x: Any, evaluation: Evaluation) -> Data:
     tensor = torch.from_numpy(x)
     return {
         "leader_return": leader_return_at_best_response(problem, tensor, TAU0),
-        "leader_return_against": leader_return_at_best_response(problem, tensor, TAU0, tie=AGAINST),
         "at_pi_y": evaluation.leader_return_at_pi_y,
-        "gap": evaluation.gap,
+        "gap": shortfall(evaluation),
     }
 
 
@@ -165,7 +163,6 @@ PAIRS = (
 KINDS = {
     "last x": "last.leader_return",
     "best x": "best.leader_return",
-    "last x, ties against the leader": "last.leader_return_against",
 }
 
 

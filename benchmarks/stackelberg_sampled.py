@@ -1,14 +1,16 @@
-"""Random Stackelberg games, learned followers: PBRL with PPO, A2C and DQN in two million steps, from rollouts or with the model.
+"""Random Stackelberg games, learned followers: PBRL with PPO, A2C and DQN in two million steps, one run a game.
 
 Five random games each of 20 and of 100 states (seeds 5 to 9). Two followers of one algorithm are trained, the best response
 and the penalised follower, and x's gradient comes from rollouts alone or goes through the known model at the followers'
 policies. All steps count, those of both followers and of the leader's own episodes. Beside it, on the same games, the naive
-sampled method and exact methods that know the model.
+sampled method and exact methods that know the model. Shares are of the best exact answer known (``references``), of its return
+and of its improvement over the untrained leader.
 """
 
 from __future__ import annotations
 
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from bilevel_gym.agents import (
     Rollouts,
     TabularPBRL,
     ValuePenalty,
+    leader_return_at_best_response,
 )
 from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
 from bilevel_gym.agents.exact import ExactLeader
@@ -32,6 +35,7 @@ from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
 
+from . import references
 from .figures import draw_band, new_figure, on_grid, save_figure, share_limits
 from .runs import Data, Runs, cpu_seconds, grid, history, outcome, run_all, spent
 from .statistics import paired_ratio
@@ -46,12 +50,12 @@ EXACT_ITERATIONS = 300
 ALGORITHMS = {"PPO": "#1f77b4", "A2C": "#ff7f0e", "DQN": "#2ca02c"}
 SOURCES = {"rollouts": "rollouts alone", "model": "through the known model"}
 TARGETS = {("rollouts", 20): 0.80, ("rollouts", 100): None, ("model", 20): 0.90, ("model", 100): 0.85}
-"""Share of the annealed exact hypergradient's return, any algorithm; DQN from rollouts alone has its own."""
+"""Share of the best exact answer's return, any algorithm; DQN from rollouts alone has its own."""
 DQN_TARGETS = {20: 0.92, 100: 0.85}
 EXACT = {
     "independent": "independent gradient, exact",
     "pbrl": "PBRL, exact",
-    "hypergradient": "hypergradient, exact, annealed",
+    "hypergradient": "hypergradient, exact, steps from 0.3 to 0.003",
 }
 NAIVE = PBRLConfig(
     estimator=KnownModel(), observe_commitment=False, averaging=0.0, entropy=0.01, learning_rate=0.05, eval_every=10
@@ -62,7 +66,7 @@ SHORTFALL = 0.03
 
 
 def exact_leader(name: str, problem: StackelbergProblem) -> ExactLeader:
-    """A method that knows the model; tau is annealed."""
+    """A method that knows the model."""
     if name == "independent":  # keeping the best x seen leaves its path as it is
         return IndependentPolicyGradient(problem, config=IndependentPolicyGradientConfig(keep_best=True))
     return (
@@ -127,10 +131,36 @@ def run(quick: bool, jobs: int) -> Data:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def share(runs: Runs, method: str, size: int, key: str = "last") -> Interval:
-    """The return as a share of the annealed hypergradient's on the same games."""
-    own, exact = (runs(method=name, size=size) for name in (method, "hypergradient"))
-    return paired_ratio(own[key], exact["last"])
+@cache
+def untrained(size: int, seed: int) -> float:
+    """The untrained leader's return on a game, exact."""
+    problem = random_stackelberg(size, seed=seed)
+    return leader_return_at_best_response(problem, problem.start_x())
+
+
+def best_known(runs: Runs, size: int, seed: int) -> float:
+    """The best return known on a game."""
+    found = [value for r in runs(size=size, seed=seed) for value in (r["last"], r["best"])]
+    return references.reference(f"game_{size}", seed, *found)
+
+
+def share(runs: Runs, method: str, size: int, of: str = "level", against: str = "reference") -> Interval:
+    """The last x's return as a share of the best known, or of another method's last x, paired by game.
+
+    Args:
+        runs: all runs.
+        method: whose.
+        size: of the games.
+        of: ``"level"``, the return itself, or ``"improvement"``, what it has more than the untrained leader.
+        against: a method, or ``"reference"``.
+    """
+    own = runs(method=method, size=size)
+    if against == "reference":
+        best = [best_known(runs, size, seed) for seed in own["seed"]]
+    else:
+        best = [runs(method=against, size=size, seed=seed).one["last"] for seed in own["seed"]]
+    low = np.array([untrained(size, seed) for seed in own["seed"]]) if of == "improvement" else 0.0
+    return paired_ratio(np.array(own["last"]) - low, np.array(best) - low)
 
 
 def label(method: str) -> str:

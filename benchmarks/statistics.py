@@ -1,4 +1,4 @@
-"""Intervals over games and seeds, by the bootstrap."""
+"""Intervals over games and seeds: Student's t below 20 runs, the bootstrap from there on (see ``cli.statistics``)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def mean_interval(values: ArrayLike) -> Interval:
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike) -> Interval:
-    """Mean of a less mean of b, the same games on both sides of every resample."""
+    """Mean of a less mean of b, over the same games."""
     return interval(a, b, statistic=_difference)
 
 
 def paired_ratio(a: ArrayLike, b: ArrayLike) -> Interval:
-    """Mean of a over mean of b, the same games on both sides of every resample."""
+    """Mean of a over mean of b, over the same games."""
     return interval(a, b, statistic=_ratio)
 
 
 def stratified_interval(values: ArrayLike) -> Interval:
-    """The mean over tasks and seeds, ``[tasks, seeds]``; seeds are resampled within each task (as rliable does)."""
+    """The mean over tasks and seeds, ``[tasks, seeds]``: the seeds' spread within each task counts, not the tasks' own."""
     return interval(*np.asarray(values, dtype=np.float64), statistic=_mean_of_means, paired=False)
 
 

@@ -148,7 +148,7 @@ def card(run: Path, output: Path | None, push: str | None, private: bool, trust_
 def plot(runs: tuple[Path, ...], output: Path, x: str, y: str) -> None:
     """Draw learning curves of runs' folders, and of all below them: a panel an environment, a line a leader.
 
-    Lines are means over runs that differ by anything else, seeds for one, with their 95% bootstrap bands.
+    Lines are means over runs that differ by anything else, seeds for one, with their 95% bands (Student's t below 20 runs).
     """
     from .pictures import plot as draw
     from .pictures import run_folders

@@ -66,7 +66,7 @@ def curves(folders: Sequence[Path], x: str, y: str) -> dict[str, dict[str, list[
 
 
 def plot(folders: Sequence[Path], path: Path, x: str = STEPS, y: str = "leader_return") -> Path:
-    """A panel an environment, a line a leader: the mean over its runs with its 95% bootstrap band.
+    """A panel an environment, a line a leader: the mean over its runs with its 95% band.
 
     Raises:
         ValueError: folders without runs, a record that no run has, a file name without a picture's suffix, no matplotlib.

@@ -9,18 +9,34 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap, sem, t
 
+BOOTSTRAP_FROM = 20
+"""Runs from which intervals are made by the bootstrap; of fewer it covers too little (of three 76%), and Student's t is taken."""
+
 
 class Interval(NamedTuple):
-    """An estimate and its 95% interval; the ends are None for a single run, and for runs that are all alike."""
+    """An estimate and its 95% interval; the ends are None for a single run, and for runs that are all alike.
+
+    Attributes:
+        estimate: the statistic of the runs.
+        low: lower end.
+        high: upper end.
+        n: number of runs.
+    """
 
     estimate: float
     low: float | None
     high: float | None
+    n: int = 1
 
     def text(self, digits: int = 2, kind: str = "f") -> str:
         """``1.52 [1.40, 1.66]``; digits after the point, or of kind ``"g"`` in all."""
-        numbers = [f"{number:.{digits}{kind}}" for number in self if number is not None]
+        numbers = [f"{number:.{digits}{kind}}" for number in self.ends]
         return numbers[0] if len(numbers) < 3 else f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
+
+    @property
+    def ends(self) -> list[float]:
+        """The estimate, and the lower and upper end where there are any."""
+        return [number for number in self[:3] if number is not None]
 
     @property
     def above_0(self) -> bool:
@@ -34,17 +50,26 @@ class Interval(NamedTuple):
 
 
 def interval(*samples: ArrayLike, statistic: Callable[..., Any] = np.mean, paired: bool = True) -> Interval:
-    """A statistic of samples and its interval by the percentile bootstrap.
+    """A statistic of runs and its 95% interval: Student's t below 20 runs, the percentile bootstrap from there on.
+
+    Below 20 runs the standard error is the jackknife's, which for means and differences of means is the usual one. The degrees of
+    freedom are the runs less 1; of samples that are not paired, those of Welch and Satterthwaite.
 
     Args:
         samples: numbers of runs, ``[runs]`` each.
         statistic: of the samples along an ``axis``.
-        paired: whether samples are of the same runs, and resampled together.
+        paired: whether samples are of the same runs: their runs are then left out, and resampled, together.
+
+    Returns:
+        The interval; its ``n`` is the number of runs, of samples that are not paired the smallest one.
     """
     arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
-    estimate = float(statistic(*arrays, axis=-1))
-    if len(arrays[0]) < 2 or all(np.ptp(array) == 0.0 for array in arrays):
-        return Interval(estimate, None, None)
+    estimate, n = float(statistic(*arrays, axis=-1)), min(map(len, arrays))
+    if n < 2 or all(np.ptp(array) == 0.0 for array in arrays):
+        return Interval(estimate, None, None, n)
+    if n < BOOTSTRAP_FROM:
+        half = _half_width(arrays, statistic, paired)
+        return Interval(estimate, estimate - half, estimate + half, n)
     found = bootstrap(
         arrays,
         statistic,
@@ -53,25 +78,40 @@ def interval(*samples: ArrayLike, statistic: Callable[..., Any] = np.mean, paire
         method="percentile",
         random_state=np.random.default_rng(0),
     ).confidence_interval
-    return Interval(estimate, float(found.low), float(found.high))
+    return Interval(estimate, float(found.low), float(found.high), n)
 
 
-def student(values: ArrayLike) -> Interval:
-    """The mean and its interval by Student's t."""
-    sample = np.asarray(values, dtype=np.float64)
-    mean = float(sample.mean())
-    if len(sample) < 2:
-        return Interval(mean, None, None)
-    half = float(t.ppf(0.975, len(sample) - 1) * sem(sample))
-    return Interval(mean, mean - half, mean + half)
+def _half_width(arrays: list[NDArray[np.float64]], statistic: Callable[..., Any], paired: bool) -> float:
+    """Half of the interval by Student's t, from the jackknife's variance of the statistic."""
+    groups = [list(range(len(arrays)))] if paired else [[k] for k in range(len(arrays))]
+    parts, freedom = [], []
+    for group in groups:
+        n = len(arrays[group[0]])
+        without = np.array(
+            [
+                statistic(*[np.delete(a, i) if k in group else a for k, a in enumerate(arrays)], axis=-1)
+                for i in range(n)
+            ]
+        )
+        parts.append((n - 1) / n * float(np.sum((without - without.mean()) ** 2)))
+        freedom.append(n - 1)
+    variance = sum(parts)
+    if variance == 0.0:
+        return 0.0
+    degrees = variance**2 / sum(part**2 / k for part, k in zip(parts, freedom, strict=True))
+    return float(t.ppf(0.975, degrees) * np.sqrt(variance))
 
 
 def band(curves: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and 95% bootstrap band of curves ``[runs, points]``."""
+    """Mean of curves ``[runs, points]`` and its 95% band: Student's t below 20 runs, the bootstrap from there on."""
+    n, mean = len(curves), curves.mean(0)
+    if n < BOOTSTRAP_FROM:
+        half = np.zeros_like(mean) if n < 2 else t.ppf(0.975, n - 1) * sem(curves, axis=0)
+        return mean, mean - half, mean + half
     rng = np.random.default_rng(0)
-    means = curves[rng.integers(len(curves), size=(2000, len(curves)))].mean(1)
+    means = curves[rng.integers(n, size=(2000, n))].mean(1)
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    return curves.mean(0), low, high
+    return mean, low, high
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:

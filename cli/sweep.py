@@ -310,7 +310,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     rows = []
     for found in groups.values():
         scores = [score(o.result["evaluation"]) for o in found if o.result is not None]
-        mean, low, high = interval(scores) if scores else (None, None, None)
+        mean, low, high = interval(scores)[:3] if scores else (None, None, None)
         settings = asdict(found[0].settings)
         rows.append(
             {
@@ -338,7 +338,11 @@ def differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for own, row in zip(flat, rows, strict=True):
         settings = {name: "" if own.get(name) is None else own[name] for name in kept}
-        mean = "none" if row["score"] is None else Interval(row["score"], row["low"], row["high"]).text(4, "g")
+        mean = (
+            "none"
+            if row["score"] is None
+            else Interval(row["score"], row["low"], row["high"], len(row["seeds"])).text(4, "g")
+        )
         came = {"return": mean}
         found.append(settings | came | {"runs": len(row["seeds"]), "failed": len(row["failed"])})
     return found

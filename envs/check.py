@@ -2,125 +2,140 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pettingzoo
 import torch
+from pettingzoo.env_registry.exceptions import PettingZooRegistryError
 
-from .mdp.checks import check_gamma, require
+from .check_contract import (
+    PAIRS,
+    SEED,
+    SHORT,
+    check_arrival,
+    check_context,
+    check_names,
+    check_set_leader,
+    check_steps,
+    check_timing,
+    drawn_points,
+)
+from .check_copies import check_copies, check_simulator
+from .check_draws import check_log_p
+from .check_model import Model, check_dependence, check_gradients, check_own_parameter, check_rewards
+from .check_play import Floats, World, trace
+from .check_problem import check_problem
+from .mdp.checks import check_count, require
 
-STEPS = 20
-"""Steps that are taken at each x, with random actions."""
+EXEMPT = {
+    "bilevel_gym/HappyText-v0": "the leader is a reward model, and none is in the environment",
+    "bilevel_gym/UnderLeader-v0": "its leader has decided",
+}
+"""Environments of this library that have no parameter to set, and why."""
 
-RTOL = 1e-4
-"""How far the leader model may be from what a step paid, per unit of ``max(1, |paid|)``: float32 rewards are close enough."""
 
+def check_leader_env(env: Any, steps: int = 2000, env_kwargs: dict[str, Any] | None = None) -> None:
+    """Check that an environment keeps the contract of ``LeaderEnv``: x arrives, and model and problem are the step.
 
-def check_leader_env(env: gym.Env[Any, Any]) -> None:
-    """Check that an environment keeps the contract of ``LeaderEnv``: that x arrives, and that the leader model is the step.
-
-    The environment is reset, stepped with random actions and given other x; afterwards it stands at the x that it had.
-    Gymnasium's and Stable-Baselines3's own checks are apart: call them too.
+    The environment is reset, stepped with random actions and given other x; afterwards it stands at the x that it had. What is
+    drawn is held against ``log_p`` and against the problem's tables by tests with a seed, each of which refuses a right
+    environment with probability 1e-6. Gymnasium's and Stable-Baselines3's own checks are apart: call them too.
 
     Args:
-        env: the environment, wrapped or not; its ``leader_space`` is a Box.
+        env: a Gymnasium environment, wrapped or not, or a PettingZoo game; its id; or a callable without arguments that makes
+            one. With an id or a callable it is also checked that x does not leak into other environments of the process.
+        steps: steps of each statistical test, and at most so many until x must have arrived (2000). An environment with slow
+            steps can be given fewer; the tests then notice less, and refuse no right environment more often.
+        env_kwargs: arguments of the environment, by name, where ``env`` is an id (none).
 
     Raises:
         ValueError: what is missing or wrong, and what to do about it.
 
+    Warns:
+        UserWarning: what could not be checked, and why.
+
     Example:
-        >>> import gymnasium as gym
         >>> from bilevel_gym.envs import check_leader_env
-        >>> check_leader_env(gym.make("bilevel_gym/TwoState-v0"))
+        >>> check_leader_env("bilevel_gym/TwoState-v0")
     """
-    require(isinstance(env, gym.Env), "env", "a Gymnasium environment", repr(env))
-    for name in ("leader_space", "set_leader", "leader_x", "leader_model", "gamma", "commitment", "commitment_size"):
-        require(env.has_wrapper_attr(name), "env", f"a leader environment, with the attribute {name}", repr(env))
-    check_gamma(env.get_wrapper_attr("gamma"))
-    space = env.get_wrapper_attr("leader_space")
-    fits = isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.dtype == np.float64
-    require(fits, "leader_space", "a Box of one axis, float64", repr(space))
-    twin, start = copy.deepcopy(env), _leader_x(env, space)
-    for point in _points(env, space, start):
-        _check_point(env, space, point)
-        # The twin was copied before x was set: what is held in a class or a module would show here.
-        leaked = not np.array_equal(_leader_x(twin, space), start)
-        require(not leaked, "set_leader", "the x of other copies of the environment left alone", "an x that they share")
-    env.get_wrapper_attr("set_leader")(start)
+    check_count(steps, "steps", 2 * SHORT)
+    name = env if isinstance(env, str) else getattr(getattr(env, "spec", None), "id", None)
+    if name in EXEMPT:
+        warnings.warn(f"check_leader_env: {name} has no parameter to set, for {EXEMPT[name]}", stacklevel=2)
+        return
+    made, make = _opened(env, env_kwargs)
+    world = World(made)
+    check_names(world)
+    start, generators = world.x, torch.get_rng_state()
+    try:
+        _check(world, make, start, steps)
+    finally:
+        torch.set_rng_state(generators)
+        world.get("set_leader")(start)
+    if world.unchecked:
+        warnings.warn(f"check_leader_env could not check {'; '.join(dict.fromkeys(world.unchecked))}", stacklevel=2)
 
 
-def _leader_x(env: gym.Env[Any, Any], space: gym.spaces.Box) -> Any:
-    x = np.asarray(env.get_wrapper_attr("leader_x"))
-    require(x.shape == space.shape, "leader_x", f"shape {space.shape}, as leader_space has", f"shape {x.shape}")
-    return x
+def _check(world: World, make: Callable[[], Any] | None, start: Floats, steps: int) -> None:
+    """Every check, the simplest first, so that an error names the cause and not what follows from it."""
+    rng = np.random.default_rng(SEED)
+    points = drawn_points(world, rng, PAIRS)
+    check_set_leader(world, points)
+    check_steps(world, points[0])
+    check_context(world, points)
+    # The leader model, at the start and at two points inside X.
+    models = []
+    for x in (start, *points[:2]):
+        played = trace(world, x, SEED, SHORT).steps
+        models.append(Model(world, played))
+        check_rewards(models[-1])
+    silent = check_dependence(models)
+    check_arrival(world, points, silent, steps)
+    check_own_parameter(models[1], world, points[1])
+    box = world.box
+    width = np.ones_like(start) if box is None else np.asarray(box.high - box.low, dtype=np.float64)
+    check_gradients(models[1], rng, width)
+    # When x takes effect, and where.
+    moved = check_timing(world, points[0], points[1])
+    world.set_leader(points[1])
+    check_rewards(Model(world, moved.steps), " after set_leader in the midst of an episode", points[0])
+    check_copies(world, make, points[0], points[1])
+    # What is drawn.
+    if not silent:
+        check_log_p(world, points[1], points[0], steps)
+    check_problem(world, points[1], points[0], steps)
+    check_simulator(world, points[:3])
 
 
-def _points(env: gym.Env[Any, Any], space: gym.spaces.Box, start: Any) -> list[Any]:
-    """The start and two points drawn from X; from the Box around it, and towards the start where X is less than its Box."""
-    rng, points = np.random.default_rng(0), [start]
-    low, high = np.maximum(space.low, -1e3), np.minimum(space.high, 1e3)
-    for _ in range(2):
-        share, drawn, refused = 1.0, rng.uniform(low, high), ""
-        while share > 1e-3:
-            point = start + share * (drawn - start)
-            try:
-                env.get_wrapper_attr("set_leader")(point)
-                break
-            except ValueError as error:
-                share, refused = 0.5 * share, str(error)
-        require(share > 1e-3, "set_leader", "points near the start taken, which lie in leader_space", refused)
-        points.append(point)
-    return points
+def _opened(env: Any, env_kwargs: dict[str, Any] | None) -> tuple[Any, Callable[[], Any] | None]:
+    """The environment, and what makes another like it; None where that is not known."""
+    require(not env_kwargs or isinstance(env, str), "env_kwargs", "none where env is no id", env_kwargs)
+    if isinstance(env, gym.Env):
+        again: Any = getattr(env.spec, "make", None)
+        try:
+            return env, None if again is None else again().close() or again
+        except Exception:  # a spec is no promise: a user's wrappers may not be in it
+            return env, None
+    if isinstance(env, (pettingzoo.ParallelEnv, pettingzoo.AECEnv)):
+        return env, None
+    make = _maker(env, env_kwargs or {}) if isinstance(env, str) else env
+    return (make(), make) if callable(make) else (make, None)
 
 
-def _check_point(env: gym.Env[Any, Any], space: gym.spaces.Box, x: Any) -> None:
-    """Set x, and hold some steps against the leader model."""
-    given = x.copy()
-    env.get_wrapper_attr("set_leader")(given)
-    given += 1.0
-    kept = np.allclose(_leader_x(env, space), x, rtol=0.0, atol=1e-9)
-    require(kept, "set_leader", f"leader_x = {x} after it (copy x)", env.get_wrapper_attr("leader_x"))
-    obs, _ = env.reset(seed=0)
-    env.action_space.seed(0)
-    size = env.get_wrapper_attr("commitment_size")
-    steps: list[tuple[Any, ...]] = []
-    for _ in range(STEPS):
-        shown = np.asarray(env.get_wrapper_attr("commitment")(obs))
-        require(shown.shape == (size,), "commitment", f"shape ({size},), its commitment_size", f"shape {shown.shape}")
-        action = env.action_space.sample(mask=_mask(env))
-        after, reward, terminated, truncated, info = env.step(action)
-        for key in ("leader_reward", "leader_draw"):
-            require(key in info, "info", f"the key {key!r} after every step", sorted(info))
-        steps.append((obs, action, info["leader_draw"], after, reward, info["leader_reward"]))
-        obs = env.reset()[0] if terminated or truncated else after
-    *batch, paid, paid_leader = (np.stack([np.asarray(part) for part in column]) for column in zip(*steps, strict=True))
-    model = env.get_wrapper_attr("leader_model")()
-    parameter = dict(model.named_parameters()).get("x") if isinstance(model, torch.nn.Module) else None
-    require(parameter is not None, "leader_model", "a torch module with a Parameter x", repr(model))
-    assert parameter is not None
-    held = np.allclose(parameter.detach().numpy().ravel(), x, rtol=0.0, atol=1e-9)
-    require(held, "leader_model", "its Parameter x at the leader's x", parameter)
-    answer = model(*(torch.as_tensor(part) for part in batch))
-    form = f"(r_follower, r_leader, log_p), each of shape ({STEPS},), for a batch of {STEPS} steps"
-    fits = isinstance(answer, tuple) and len(answer) == 3 and all(getattr(a, "shape", None) == (STEPS,) for a in answer)
-    require(fits, "leader_model", form, repr(answer))
-    for whose, modelled, value in (("follower", answer[0], paid), ("leader", answer[1], paid_leader)):
-        apart = np.abs(modelled.detach().numpy() - value) / np.maximum(1.0, np.abs(value))
-        i = int(apart.argmax())
-        same = f"the {whose}'s reward that a step pays, {value[i]:g} (let step pay what the model says)"
-        require(bool(apart[i] <= RTOL), "leader_model", same, f"{float(modelled[i].detach()):g}")
-    finite, log_p = bool(torch.isfinite(answer[2]).all()), answer[2].tolist()
-    require(finite, "leader_model", "a finite log_p of what was drawn", log_p)
-    attached = [a.sum() for a in answer if a.requires_grad]
-    require(len(attached) > 0, "leader_model", "an answer that is differentiable in x", "three that are not")
-    (slope,) = torch.autograd.grad(torch.stack(attached).sum(), [parameter])
-    require(bool(torch.isfinite(slope).all()), "leader_model", "a finite gradient in x", slope.tolist())
-
-
-def _mask(env: gym.Env[Any, Any]) -> Any:
-    """Which actions exist, as ``Discrete.sample`` takes it; None where all do, or the environment does not tell."""
-    if not env.has_wrapper_attr("action_masks"):
-        return None
-    return np.asarray(env.get_wrapper_attr("action_masks")(), dtype=np.int8)
+def _maker(name: str, kwargs: dict[str, Any]) -> Callable[[], Any]:
+    """What makes an environment of an id, Gymnasium's or PettingZoo's."""
+    for kind in ("parallel", "aec"):
+        try:
+            pettingzoo.spec(kind, name)
+        except PettingZooRegistryError:
+            continue
+        return lambda: pettingzoo.make(kind, name, **kwargs)
+    try:
+        gym.spec(name)
+    except gym.error.Error as error:
+        raise ValueError(f"env: expected a registered id, got {name!r} ({error})") from error
+    return lambda: gym.make(name, **kwargs)

@@ -30,7 +30,7 @@ from bilevel_gym.agents import (
 )
 from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.cli.processes import WorkerError, run_all
-from bilevel_gym.cli.statistics import student
+from bilevel_gym.cli.statistics import interval
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -60,14 +60,14 @@ def train_sampled(seed: int, env_kwargs: dict[str, Any], timesteps: int, folder:
     }
 
 
-def as_row(method: str, value: float, at_pi_y: float | None = None, gap: float | None = None) -> dict[str, Any]:
+def as_row(method: str, value: float, at_pi_y: float | None = None, penalty: float | None = None) -> dict[str, Any]:
     """A row of what is exact: it draws nothing, so it has no interval and takes no steps."""
     return {
         "method": method,
         "leader_return": value,
         "interval": None,
         "leader_return_at_pi_y": at_pi_y,
-        "gap": gap,
+        "penalty": penalty,
         "steps": 0,
     }
 
@@ -75,29 +75,32 @@ def as_row(method: str, value: float, at_pi_y: float | None = None, gap: float |
 def exact_row(name: str, leader: ExactLeader) -> dict[str, Any]:
     """The row of a leader that knows the game."""
     record = leader.learn(300).evaluate()
-    return as_row(name, record.leader_return, record.leader_return_at_pi_y, record.gap)
+    return as_row(name, record.leader_return, record.leader_return_at_pi_y, record.penalty)
 
 
 def sampled_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The row of the sampled leader: mean over seeds with a 95% t-interval."""
-    returns, at_pi_y, gaps = (
-        [run["best"][key] for run in runs] for key in ("leader_return", "leader_return_at_pi_y", "gap")
+    returns, at_pi_y, penalties = (
+        [run["best"][key] for run in runs] for key in ("leader_return", "leader_return_at_pi_y", "penalty")
     )
-    mean, low, high = student(returns)
-    interval = None if low is None or high is None else [low, high]
+    mean, *ends = interval(returns).ends
     steps = int(np.mean([run["steps"] for run in runs]))
-    return as_row(SAMPLED, mean, float(np.mean(at_pi_y)), float(np.mean(gaps))) | {"interval": interval, "steps": steps}
+    return as_row(SAMPLED, mean, float(np.mean(at_pi_y)), float(np.mean(penalties))) | {
+        "interval": ends or None,
+        "steps": steps,
+    }
 
 
 def show_table(rows: list[dict[str, Any]], n_seeds: int) -> None:
     """Print the rows."""
     table = Table(title=f"Leader's return at the follower's best response ({n_seeds} seeds where sampled)")
-    for name in ("method", "at best response", "95% interval", "at pi_y", "gap", "steps"):
+    for name in ("method", "at best response", "95% interval", "at pi_y", "penalty", "steps"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name == "method")
     for row in rows:
         interval = "exact" if row["interval"] is None else "{:.2f}-{:.2f}".format(*row["interval"])
         rest = [
-            "-" if row[key] is None else f"{round(row[key], 3) + 0.0:.3f}" for key in ("leader_return_at_pi_y", "gap")
+            "-" if row[key] is None else f"{round(row[key], 3) + 0.0:.3f}"
+            for key in ("leader_return_at_pi_y", "penalty")
         ]
         table.add_row(row["method"], f"{row['leader_return']:.3f}", interval, *rest, f"{row['steps']:,}")
     Console().print(table)

@@ -38,6 +38,7 @@ def main() -> None:
         gamma=GAMMA,
         fit=FitConfig(learning_rate=2e-3, batch_size=64),
         evaluation_steps=STEPS,  # of the fresh agent
+        evaluation_followers=1,
         evaluation_episodes=5 if QUICK else 100,
         device="cpu",
     )

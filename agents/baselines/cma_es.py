@@ -22,6 +22,7 @@ from torch import Tensor
 from ...envs.mdp import LeaderSet
 from ...envs.mdp.checks import check_number, check_size, require
 from ...wrappers import set_leader
+from ..checkpoint import size_of
 from ..config import LeaderConfig, configured
 from ..estimators.rollouts import collect, episode_returns
 from ..evaluation import Evaluation, leader_return_at_best_response
@@ -29,8 +30,9 @@ from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
 from ..followers.sb3 import SB3Follower
 from ..followers.spec import Answering, FollowerSpec
 from ..leader import Leader, Method, Progress, State
+from ..learned.answers import Evaluating, judge
 from ..learned.worlds import EnvSpec, Worlds
-from ..records import storable
+from ..records import snapshot, storable
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -75,18 +77,21 @@ class CMAESConfig(_SearchConfig):
         n_envs: copies of the world that it trains in.
         rollout_envs: episodes by which a trial's leader return is measured.
         rollout_tail: discount at which they are cut; a critic of these episodes stands for the rest.
-        evaluation_steps: steps of honest evaluation's follower, where the environment is not tabular.
+        evaluation_followers: followers that ``evaluate()`` trains afresh, where no model is known; a record in ``learn`` trains
+            one.
+        evaluation_steps: steps that each of them trains.
     """
 
     follower_steps: int = 20_000
     n_envs: int = 64
     rollout_envs: int = 64
     rollout_tail: float = 0.05
+    evaluation_followers: int = 3
     evaluation_steps: int = 50_000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("follower_steps", "n_envs", "rollout_envs", "evaluation_steps"):
+        for name in ("follower_steps", "n_envs", "rollout_envs", "evaluation_followers", "evaluation_steps"):
             check_size(getattr(self, name), name)
         check_number(self.rollout_tail, "rollout_tail", low=0.0, high=1.0, open_low=True, open_high=True)
 
@@ -244,11 +249,15 @@ class CMAESState(State):
         search: the search itself.
         words: that seed the trials.
         trials: followers trained so far.
+        evaluations: records so far; they seed what a record draws.
+        earlier: the weights of the best answer in the last record, where no model is known.
     """
 
     search: Any = None
     words: list[int] = field(default_factory=list)
     trials: int = 0
+    evaluations: int = 0
+    earlier: dict[str, Any] = field(default_factory=dict)
 
 
 class CMAESMethod(Method):
@@ -310,15 +319,35 @@ class CMAESMethod(Method):
         _, leader = episode_returns(episodes, w.base_space, w.gamma)
         return leader
 
-    def evaluate(self, state: CMAESState, x: Tensor, iteration: int) -> Evaluation:
-        """Exact where the environment is tabular; else by one more trial, whose steps count."""
-        stderr = 0.0
-        if self.worlds.problem is not None:
-            value = leader_return_at_best_response(self.worlds.problem, x)
-        else:
-            returns = self.trial(state, x.numpy(), self.config.evaluation_steps, iteration, 1)
-            value, stderr = float(returns.mean()), float(returns.std(ddof=1) / np.sqrt(len(returns)))
-        return Evaluation(value, None, None, None, None, 0.0, state.num_timesteps, iteration, stderr)
+    def evaluate(self, state: CMAESState, x: Tensor, iteration: int, n_followers: int = 1) -> Evaluation:
+        """Exact where a model is known; else by the best answer that is found, whose steps count."""
+        known = self.worlds.model
+        if known is not None:
+            value = leader_return_at_best_response(known, x)
+            return Evaluation(value, None, None, None, None, 0.0, state.num_timesteps, iteration)
+        c, seeds = self.config, np.random.SeedSequence([*state.words, state.evaluations, 1])
+        state.evaluations += 1
+        earlier = [("the best answer of an earlier record", state.earlier)] if state.earlier else []
+        sizes = Evaluating(n_followers, c.evaluation_steps, c.n_envs, c.rollout_envs)
+        found = judge(self.worlds, self.follower_spec, x.numpy(), {}, earlier, sizes, seeds)
+        state.earlier = found.policy
+        state.num_timesteps += found.steps
+        value, stderr = found.leader_return
+        cost = {"evaluation_followers": found.followers, "evaluation_steps": found.steps}
+        steps = state.num_timesteps
+        return Evaluation(
+            value, None, None, None, None, 0.0, steps, iteration, stderr, best_answer=found.best_answer, **cost
+        )
+
+    def final(self, state: CMAESState, x: Tensor, record: Evaluation, iteration: int) -> Evaluation:
+        """Where no model is known, by ``evaluation_followers`` trained anew: not the record that x was chosen by."""
+        if self.worlds.model is not None:
+            return record
+        return self.evaluate(state, x, iteration, self.config.evaluation_followers)
+
+    def room(self, state: CMAESState) -> int:
+        """Of the earlier answer's weights."""
+        return size_of(snapshot(self.new_follower(0).policy_state()))
 
     def fingerprint(self) -> list[float]:
         return self.worlds.fingerprint()

@@ -234,6 +234,33 @@ class SB3Follower:
             return []
         return [*([scaling.obs_rms] if scaling.norm_obs else []), scaling.ret_rms]
 
+    def _moments(self) -> list[tuple[Tensor, Tensor, float]]:
+        return [(torch.tensor(s.mean), torch.tensor(s.var), float(s.count)) for s in self._statistics()]
+
+    def _take_moments(self, moments: Any) -> None:
+        for statistics, (mean, var, count) in zip(self._statistics(), moments, strict=True):
+            fits = mean.shape == torch.as_tensor(statistics.mean).shape == var.shape
+            fits = fits and bool((var >= 0.0).all())
+            require(fits, "moments", f"shape {np.shape(statistics.mean)}, variances >= 0", tuple(mean.shape))
+            statistics.mean, statistics.var = (part.double().numpy().copy() for part in (mean, var))
+            statistics.count = check_number(count, "count", low=0.0)
+
+    def policy_state(self) -> dict[str, Any]:
+        """What answers, as tensors: the weights of :attr:`policy`, and the moments by which its observations are scaled."""
+        weights = {name: tensor.clone() for name, tensor in self.policy.state_dict().items()}
+        return {"weights": weights, "moments": self._moments()}
+
+    def take_policy(self, state: dict[str, Any]) -> None:
+        """Take the weights and moments of another follower of the same kind; training goes on from them.
+
+        Raises:
+            RuntimeError: the weights of another network.
+        """
+        self.model.policy.load_state_dict(state["weights"])
+        if self._average is not None:
+            self._average.module.load_state_dict(state["weights"])
+        self._take_moments(state["moments"])
+
     # --- answers -------------------------------------------------------------------------------------------------
 
     def act(self, obs: Any, greedily: bool = False, masks: Any = None) -> NDArray[Any]:
@@ -363,7 +390,7 @@ class SB3Follower:
             **model_state(self.model),
             "average": None if self._average is None else self._average.state_dict(),
             "q_temperature": self.q_temperature,
-            "moments": [(torch.as_tensor(s.mean), torch.as_tensor(s.var), float(s.count)) for s in self._statistics()],
+            "moments": self._moments(),
             "generators": self.generators.state_dict(),
             "seed": self.seed,
         }
@@ -374,12 +401,7 @@ class SB3Follower:
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         self.q_temperature = check_number(state["q_temperature"], "q_temperature", low=0.0, open_low=True)
-        for statistics, (mean, var, count) in zip(self._statistics(), state["moments"], strict=True):
-            fits = mean.shape == torch.as_tensor(statistics.mean).shape == var.shape
-            fits = fits and bool((var >= 0.0).all())
-            require(fits, "moments", f"shape {np.shape(statistics.mean)}, variances >= 0", tuple(mean.shape))
-            statistics.mean, statistics.var = (part.double().numpy().copy() for part in (mean, var))
-            statistics.count = check_number(count, "count", low=0.0)
+        self._take_moments(state["moments"])
         self.generators.load_state_dict(state["generators"])
         self.seed = check_count(state["seed"], "seed")
 

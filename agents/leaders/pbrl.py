@@ -47,6 +47,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from ...envs.mdp.checks import check_number, check_size, require
+from ..checkpoint import size_of
 from ..config import LeaderConfig, configured
 from ..estimators.base import GradientEstimate, PenaltyEstimate
 from ..estimators.game_rollouts import LeaderGain
@@ -62,7 +63,7 @@ from ..learned.game_worlds import GameSpec
 from ..learned.players import LearnedPlayers
 from ..learned.worlds import EnvSpec, Vectorisation
 from ..penalties import Penalty
-from ..records import storable
+from ..records import snapshot, storable
 from ..schedules import Linear, Schedule, as_schedule
 from ..sources import is_game, makes_one
 
@@ -88,7 +89,9 @@ class PBRLConfig(LeaderConfig):
             [0, 1); what is trained is not averaged.
         entropy: entropy bonus of followers that have a fixed one; None takes what suits an algorithm given as a class, and
             the model's own from a callable.
-        evaluation_steps: steps of the freshly trained best response, where no model is known.
+        evaluation_followers: followers that ``evaluate()`` trains afresh, where no model is known; a record in ``learn`` trains
+            one.
+        evaluation_steps: steps that each of them trains.
         vec_env: ``"native"``, the environment's own simulator of many copies; ``"dummy"``, SB3's ``DummyVecEnv``; ``"subproc"``,
             a process for each copy (2 ``n_envs``, and those of the estimator); None: native where there is one, else dummy.
         relabel: whether replay buffers are kept true when x and lam move (see ``agents.followers.replay``). None does all that
@@ -108,6 +111,7 @@ class PBRLConfig(LeaderConfig):
     q_temperature: float | Schedule = FALLING_Q_TEMPERATURE
     averaging: float = 0.9
     entropy: float | Schedule | None = None
+    evaluation_followers: int = 3
     evaluation_steps: int = 50_000
     vec_env: Vectorisation | None = None
     relabel: bool | None = None
@@ -128,7 +132,7 @@ class PBRLConfig(LeaderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("n_envs", "follower_steps", "evaluation_steps"):
+        for name in ("n_envs", "follower_steps", "evaluation_followers", "evaluation_steps"):
             check_size(getattr(self, name), name)
         require(isinstance(self.side_by_side, bool), "side_by_side", "True or False", repr(self.side_by_side))
         alone = "False with vec_env='subproc', which has processes of its own"
@@ -162,6 +166,8 @@ class PBRLState(State):
         warm: whether the warm-up is over.
         oracle_failures: iterations in which p^ was certified negative and x was not moved.
         penalty_estimate: the last p^.
+        evaluations: records so far; they seed what a record draws.
+        earlier: the weights of the best answer in the last record, where no model is known.
         gain: over a game, what the players' policies owe to the leader.
     """
 
@@ -174,6 +180,8 @@ class PBRLState(State):
     warm: bool = False
     oracle_failures: int = 0
     penalty_estimate: PenaltyEstimate | None = None
+    evaluations: int = 0
+    earlier: dict[str, Any] = field(default_factory=dict)
     gain: LeaderGain | None = None
 
 
@@ -289,11 +297,14 @@ class PBRLMethod(Method):
     # --- evaluation -----------------------------------------------------------------------------------------------------
 
     def evaluate(self, state: PBRLState, x: Tensor, iteration: int) -> Evaluation:
-        return self.level.evaluate(state, x, iteration, self.follower_spec)  # type: ignore[no-any-return]
+        return self.level.evaluate(state, x, iteration, self.follower_spec, 1)  # type: ignore[no-any-return]
 
     def final(self, state: PBRLState, x: Tensor, record: Evaluation, iteration: int) -> Evaluation:
-        """Where it is sampled, by a best response trained afresh: not the one x was chosen by."""
-        return record if self.worlds.model is not None else self.evaluate(state, x, iteration)
+        """Where no model is known, by ``evaluation_followers`` trained anew: not the record that x was chosen by."""
+        if self.worlds.model is not None:
+            return record
+        n = self.config.evaluation_followers
+        return self.level.evaluate(state, x, iteration, self.follower_spec, n)  # type: ignore[no-any-return]
 
     def close(self, state: PBRLState) -> None:
         if self._worker is not None:
@@ -310,6 +321,11 @@ class PBRLMethod(Method):
 
     def fingerprint(self) -> list[float]:
         return self.worlds.fingerprint()
+
+    def room(self, state: PBRLState) -> int:
+        """Of the earlier answer's weights."""
+        first = next(iter(state.followers.values()))
+        return size_of(snapshot(first.policy_state()))
 
     def replay(self, state: PBRLState, whole: bool = False) -> dict[str, NDArray[Any]]:
         if self._worker is not None and not whole:

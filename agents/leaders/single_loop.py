@@ -52,7 +52,6 @@ from ...envs.tabular import AliasSampler, Floats, Integers
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
 from ..leader import Progress, projected_step
 from ..lower_levels import Policies
-from ..penalties import Penalty, ValuePenalty
 from ..records import storable
 from ..schedules import Power, Schedule, as_schedule, scaled
 
@@ -454,8 +453,12 @@ class SingleLoopMethod(ExactMethod):
         assert state.followers is not None
         return (torch.from_numpy(state.followers.policies[-1, 0]),)
 
-    def penalty_and_lam(self, state: SingleLoopState) -> tuple[Penalty, float] | None:
-        return ValuePenalty(), self.leader_unit / (state.w * self.unit)
+    def lam_now(self, state: SingleLoopState) -> float | None:
+        return self.leader_unit / (state.w * self.unit)
+
+    def response(self, state: SingleLoopState, own: Policies) -> Policies | None:
+        assert state.followers is not None
+        return own if self.lam_now(state) is None else (torch.from_numpy(state.followers.policies[0, 0]),)
 
     def sampled_steps(self, state: SingleLoopState) -> int:
         return state.num_timesteps
@@ -464,10 +467,11 @@ class SingleLoopMethod(ExactMethod):
 class SingleLoop(ExactLeader):
     """Single-loop actor-critic: x and two followers move together, a transition each an iterate.
 
-    The model serves to draw from, and for honest evaluation.
+    The model serves to draw from, and for evaluation at the best response.
 
-    ``evaluate()``: ``leader_return`` is that at the exact best response; ``leader_return_at_pi_y``, ``gap`` and ``penalty``
-    are those of the penalised follower, lam = 1/w in units of the rewards. ``num_timesteps`` counts transitions of all followers.
+    ``evaluate()``: ``leader_return`` is that at the exact best response; ``leader_return_at_pi_y`` and ``penalty`` are those of
+    the penalised follower, lam = 1/w in units of the rewards; ``follower_regret`` is that of the follower that stands for the best response.
+    ``num_timesteps`` counts transitions of all followers.
 
     Args:
         problem: a tabular problem, an environment that has one, or its id. x must enter the follower's reward only, there
@@ -502,7 +506,7 @@ class PartialSGDMethod(SingleLoopMethod):
     def advance(self, block: Block, state: SingleLoopState) -> Step:
         return partial_sgd(block)
 
-    def penalty_and_lam(self, state: SingleLoopState) -> None:
+    def lam_now(self, state: SingleLoopState) -> None:
         return None
 
 
@@ -524,7 +528,7 @@ class FiniteDifferencesMethod(SingleLoopMethod):
         direction = torch.randn(block.x.shape, dtype=torch.float64, generator=state.generator)
         return finite_differences(block, direction, self.config.h)
 
-    def penalty_and_lam(self, state: SingleLoopState) -> None:
+    def lam_now(self, state: SingleLoopState) -> None:
         return None
 
 

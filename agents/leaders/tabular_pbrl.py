@@ -155,8 +155,12 @@ class TabularPBRLMethod(HeldMethod):
         gradients = [projected_gradient(group["params"][0], group["lr"], project) for group, project in pairs]
         return math.sqrt(sum(float(g.square().sum()) for g in gradients))
 
-    def penalty_and_lam(self, state: TabularPBRLState) -> tuple[Penalty, float]:
-        return self.penalty, state.lam
+    def lam_now(self, state: TabularPBRLState) -> float:
+        return state.lam
+
+    def response(self, state: TabularPBRLState, own: Policies) -> Policies | None:
+        """The oracle's last answer, which was to the x before; None over a game, whose players answer each other."""
+        return (state.answers[0].pi,) if len(state.answers) == 1 else None
 
     def arguments(self) -> dict[str, Any]:
         return {"config": self.config, "penalty": self.penalty, "oracle": self.given_oracle}
@@ -165,7 +169,7 @@ class TabularPBRLMethod(HeldMethod):
 class TabularPBRL(ExactLeader):
     """The penalty method with the model known.
 
-    Over a zero-sum game ``evaluate().leader_return`` is that at the Nash equilibrium of x, ``gap`` and ``penalty`` are the
+    Over a zero-sum game ``evaluate().leader_return`` is that at the Nash equilibrium of x, ``penalty`` is the
     Nikaido-Isoda gap of the method's own policies.
 
     Args:

@@ -44,6 +44,7 @@ from ..followers.spec import Answering, FollowerSpec
 from ..lower_levels import lower_level
 from ..penalties import Penalty, Role, ValuePenalty
 from ..schedules import Geometric, as_schedule
+from .answers import TAIL, Evaluating, Judged, judge
 from .worlds import Worlds
 
 Floats = NDArray[np.float64]
@@ -207,77 +208,87 @@ class LearnedFollower:
     # --- evaluation -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def evaluate(self, state: Any, x: Tensor, iteration: int, spec: FollowerSpec) -> Evaluation:
-        """The record of x: exact where a model is known, by Riccati, or by a best response trained afresh."""
-        rng, remembers = np.random.default_rng([*state.words, iteration]), state.followers["penalised"].recurrent
-        p, stderr = None if state.penalty_estimate is None else state.penalty_estimate.mean, 0.0
+    def evaluate(self, state: Any, x: Tensor, iteration: int, spec: FollowerSpec, n_followers: int) -> Evaluation:
+        """The record of x: exact where a model is known, by Riccati, or by the best answer that is found."""
+        seeds = np.random.SeedSequence([*state.words, state.evaluations])
+        state.evaluations += 1
+        tau, before = self.temperature(state.followers), state.num_timesteps
+        common: dict[str, Any] = {"lam": state.lam, "tau": tau, "iteration": iteration}
         problem, linear = self.worlds.problem, self.worlds.linear_quadratic
+        hat, pi_y = state.followers["best_response"], state.followers["penalised"]
+        if problem is None and linear is None:
+            found = self._by_answers(state, x, spec, n_followers, seeds)
+            state.num_timesteps += found.steps
+            return Evaluation(
+                leader_return=found.leader_return[0],
+                leader_return_stderr=found.leader_return[1],
+                leader_return_at_pi_y=found.leader_returns["penalised"],
+                follower_regret=found.regrets["best_response"][0],
+                follower_regret_stderr=found.regrets["best_response"][1],
+                penalty=found.regrets["penalised"][0],
+                evaluation_followers=found.followers,
+                evaluation_steps=found.steps,
+                best_answer=found.best_answer,
+                steps=state.num_timesteps,
+                **common,
+            )
         if problem is not None:
-            mdp, tau = self.lived(x), self.temperature(state.followers)
+            mdp = self.lived(x)
             best = float(problem.leader_return(x, solve_soft(problem.follower_mdp(x).detach(), problem.tau0).pi))
-            if remembers:
-                table = solve_soft(mdp, 0.0).pi.reshape(-1, mdp.n_actions).numpy()
-                act: Act = lambda obs: table[self.worlds.base_observation(obs)].argmax(-1)  # noqa: E731
-                gap, at_pi_y = self._in_pairs(state, x, best, act, rng)
-            else:
-                pi_y = self.table(state.followers["penalised"], x)
-                gap = p = float(problem.over_contexts(suboptimality(mdp, pi_y, tau, solve_soft(mdp, tau))))
-                at_pi_y = float(problem.leader_return(x, pi_y))
-        elif linear is not None:
-            F = linear.best_response(x).F
-            best = float(linear.leader_return(x, F))
+            if not pi_y.recurrent:
+                optimum = solve_soft(mdp, tau)
+                tables = [self.table(follower, x) for follower in (hat, pi_y)]
+                short = [float(problem.over_contexts(suboptimality(mdp, pi, tau, optimum))) for pi in tables]
+                at_pi_y = float(problem.leader_return(x, tables[1]))
+                return Evaluation(best, at_pi_y, short[0], short[1], steps=before, **common)
+            table = solve_soft(mdp, 0.0).pi.reshape(-1, mdp.n_actions).numpy()
+            act: Act = lambda obs: table[self.worlds.base_observation(obs)].argmax(-1)  # noqa: E731
+        else:
+            F = linear.best_response(x).F  # type: ignore[union-attr]
+            best = float(linear.leader_return(x, F))  # type: ignore[union-attr]
+            bound = linear.action_bound  # type: ignore[union-attr]
 
             def act(obs: NDArray[Any]) -> NDArray[Any]:
                 s = torch.from_numpy(self.worlds.base_observation(obs)).double()
-                return (-(s @ F.T) / linear.action_bound).clamp(-1.0, 1.0).numpy()
+                return (-(s @ F.T) / bound).clamp(-1.0, 1.0).numpy()
 
-            gap, at_pi_y = self._in_pairs(state, x, best, act, rng)
-        else:
-            best, stderr, gap, at_pi_y = self._afresh(state, x, spec, rng)
+        # A follower without a table plays the same episodes as the exact best response.
+        (follower, leader), (follower_hat, _), (follower_y, leader_y) = self._played(state, x, (act, hat, pi_y), seeds)
+        apart = follower - follower_hat
         return Evaluation(
             leader_return=best,
-            leader_return_at_pi_y=at_pi_y,
-            gap=gap,
-            penalty=p,
-            lam=state.lam,
-            tau=self.temperature(state.followers),
+            leader_return_at_pi_y=best + float((leader_y - leader).mean()),
+            follower_regret=float(apart.mean()),
+            follower_regret_stderr=float(apart.std(ddof=1) / np.sqrt(len(apart))) if len(apart) > 1 else float("nan"),
+            penalty=float((follower - follower_y).mean()),
+            evaluation_steps=state.num_timesteps - before,
             steps=state.num_timesteps,
-            iteration=iteration,
-            leader_return_stderr=stderr,
+            **common,
         )
 
-    def _in_pairs(
-        self, state: Any, x: Tensor, best: float, best_response: Act, rng: np.random.Generator
-    ) -> tuple[float, float]:
-        """The gap, and J_L at pi_y by what sets it apart from an exact best response in paired episodes; their steps count."""
-        (follower, leader), (follower_y, leader_y) = self._paired(state, x, best_response, int(rng.integers(2**31)))
-        return float((follower - follower_y).mean()), best + float((leader_y - leader).mean())
+    def _by_answers(self, state: Any, x: Tensor, spec: FollowerSpec, n: int, seeds: np.random.SeedSequence) -> Judged:
+        """x at the best answer that is found; it disturbs no generator of training."""
+        c, trained = self.config, state.warm
+        known = [("best_response", state.followers["best_response"].policy_state())] if trained else []
+        known += [("the best answer of an earlier record", state.earlier)] if state.earlier else []
+        sizes = Evaluating(n, c.evaluation_steps, c.n_envs, state.estimator.venv.num_envs)
+        found = judge(self.worlds, spec, x.numpy(), dict(state.followers), known, sizes, seeds)
+        state.earlier = found.policy
+        return found
 
-    def _afresh(
-        self, state: Any, x: Tensor, spec: FollowerSpec, rng: np.random.Generator
-    ) -> tuple[float, float, float, float]:
-        """J_L and its standard error, the gap and J_L at pi_y, by a best response trained afresh; its steps count.
-
-        It disturbs no generator of training.
-        """
-        with torch.enable_grad():
-            fresh = self.new(spec, x, int(rng.integers(2**31)), Role("fresh"))
-            state.num_timesteps += fresh.train_alone(self.config.evaluation_steps)
-        act = fresh.player(state.estimator.venv, greedily=self.worlds.continuous_actions)
-        (follower, leader), (follower_y, leader_y) = self._paired(state, x, act, int(rng.integers(2**31)))
-        fresh.venv.close()
-        stderr = float(leader.std(ddof=1) / np.sqrt(len(leader))) if len(leader) > 1 else float("nan")
-        return float(leader.mean()), stderr, float((follower - follower_y).mean()), float(leader_y.mean())
-
-    def _paired(
-        self, state: Any, x: Tensor, best_response: Act, seed: int
-    ) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
-        """The follower's and the leader's return of each episode under a best response and under pi_y, at x."""
-        w, venv, own = self.worlds, state.estimator.venv, state.followers["penalised"]
-        held = own.generators.state
+    def _played(
+        self, state: Any, x: Tensor, policies: Sequence[Act | SB3Follower], seeds: np.random.SeedSequence
+    ) -> list[tuple[Floats, Floats]]:
+        """The follower's and the leader's return of each episode under each policy at x; their steps count."""
+        w, venv, seed = self.worlds, state.estimator.venv, int(np.random.default_rng(seeds).integers(2**31))
         set_leader(venv, x.numpy())
-        best, pi_y = (collect(venv, act, w.horizon(0.01), seed) for act in (best_response, own.player(venv)))
-        own.generators.state = held
-        state.num_timesteps += best.steps + pi_y.steps
-        returns = [episode_returns(rollout, w.base_space, w.gamma) for rollout in (best, pi_y)]
-        return returns[0], returns[1]
+        returns = []
+        for policy in policies:
+            follower = policy if isinstance(policy, SB3Follower) else None
+            held = None if follower is None else follower.generators.state
+            rollout = collect(venv, policy if follower is None else follower.player(venv), w.horizon(TAIL), seed)  # type: ignore[arg-type]
+            if follower is not None and held is not None:
+                follower.generators.state = held
+            state.num_timesteps += rollout.steps
+            returns.append(episode_returns(rollout, w.base_space, w.gamma))
+        return returns

@@ -16,7 +16,8 @@ as it was, then both best responses, which so answer the policies that the leade
 
 Only on-policy algorithms are taken: the linearised reward is right at the policy in hand, and no bootstrapped Q.
 
-Records are exact, at the game's own tau: the leader's return at the Nash equilibrium of x, the gap of pi1 and pi2.
+Records are exact, at the game's own tau: the leader's return at the Nash equilibrium of x,
+the Nikaido-Isoda gap of pi1 and pi2.
 """
 
 from __future__ import annotations
@@ -206,15 +207,15 @@ class LearnedPlayers:
     # --- evaluation -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def evaluate(self, state: Any, x: Tensor, iteration: int, spec: FollowerSpec) -> Evaluation:
+    def evaluate(self, state: Any, x: Tensor, iteration: int, spec: FollowerSpec, n_followers: int) -> Evaluation:
         """The record of x, exact."""
         problem = self.worlds.problem
         pi, _ = self.policies(state.followers, x)
         return Evaluation(
             leader_return=self.exact.at_best_response(x, problem.tau0),
             leader_return_at_pi_y=float(self.exact.leader_return(x, pi)),
-            gap=float(nikaido_isoda_gap(problem.game(x), pi[0], pi[1], problem.tau)),
-            penalty=None if state.penalty_estimate is None else state.penalty_estimate.mean,
+            follower_regret=None,
+            penalty=float(nikaido_isoda_gap(problem.game(x), pi[0], pi[1], problem.tau)),
             lam=state.lam,
             tau=problem.tau,
             steps=state.num_timesteps,

@@ -46,8 +46,9 @@ class PreferenceConfig:
         gamma: the discount; None takes a leader environment's own, else 0.99.
         discounted: whether steps weigh gamma^t, t the step's number in its episode, in values of the learned reward; False
             weighs all alike, for episodes far longer than 1/(1-gamma) (the penalty is then that of the mean reward).
-        evaluation_steps: steps of the fresh follower whose true return ``evaluate`` reports; 0 takes the one trained.
-        evaluation_episodes: episodes of it.
+        evaluation_steps: steps of each fresh follower whose true return ``evaluate`` reports; 0 takes the one trained.
+        evaluation_followers: how many fresh followers.
+        evaluation_episodes: episodes of each.
         patience: seconds that a labeller is given for its first answers.
         penalty_steps: steps of each follower that a penalty's gradient is estimated from; where there are more, a draw of them.
         max_pending: queries that may be open at a time.
@@ -80,6 +81,7 @@ class PreferenceConfig:
     gamma: float | None = None
     discounted: bool = True
     evaluation_steps: int = 0
+    evaluation_followers: int = 3
     evaluation_episodes: int = 20
     patience: float = 60.0
     penalty_steps: int = 2048
@@ -93,7 +95,8 @@ class PreferenceConfig:
     def __post_init__(self) -> None:
         plain_fields(self)
         sizes = ("labels", "first_labels", "length", "n_envs", "follower_steps", "epochs", "first_epochs", "ensemble")
-        for name in (*sizes, "first_steps", "capacity", "evaluation_episodes", "max_pending", "penalty_steps"):
+        judging = ("evaluation_followers", "evaluation_episodes")
+        for name in (*sizes, *judging, "first_steps", "capacity", "max_pending", "penalty_steps"):
             check_size(getattr(self, name), name)
         require(isinstance(self.pictures, bool), "pictures", "True or False", repr(self.pictures))
         require(self.first_labels <= self.labels, "first_labels", f"at most labels={self.labels}", self.first_labels)
@@ -127,8 +130,9 @@ class PreferenceEvaluation:
     Attributes:
         labels: answers so far that say left, right or equal.
         true_return: true return of the best response to the learned reward. In a tabular world discounted and exact, of the
-            exact best response; elsewhere the undiscounted mean of episodes of a trained follower.
-        true_return_stderr: its standard error; 0 where it is exact.
+            exact best response; elsewhere the undiscounted mean of episodes, of followers that learned from the reward afresh
+            for this record, or of the one that was trained (``evaluation_steps``).
+        true_return_stderr: its standard error, between followers where there are several; 0 where it is exact.
         regret: what the best response to the learned reward falls short of the true optimum; None where no model is known.
         regret_at_pi_y: the same of the follower that is asked about.
         cross_entropy: the reward model's loss on the labelled pairs held.
@@ -137,6 +141,8 @@ class PreferenceEvaluation:
         lam: its coefficient; None without one.
         steps: environment steps of learning.
         iteration: iterations so far.
+        evaluation_followers: followers that were trained afresh for this record.
+        evaluation_steps: environment steps that this record cost; they are not among ``steps``.
     """
 
     labels: int
@@ -150,6 +156,8 @@ class PreferenceEvaluation:
     lam: float | None
     steps: int
     iteration: int
+    evaluation_followers: int = 0
+    evaluation_steps: int = 0
 
     def as_dict(self) -> dict[str, float | int | None]:
         """The record as plain numbers."""

@@ -65,6 +65,7 @@ class PreferenceState(State):
         rng: of the choice of pairs.
         seeds: of the followers, and of random play and evaluations.
         begun: whether the first pairs are labelled and fitted.
+        evaluations: records so far; they seed what a record draws.
     """
 
     x: Tensor = field(metadata={"kept": False})
@@ -75,6 +76,7 @@ class PreferenceState(State):
     rng: np.random.Generator
     seeds: list[int]
     begun: bool = False
+    evaluations: int = 0
 
     @property
     def model(self) -> RewardModel:
@@ -296,7 +298,7 @@ class PreferenceMethod(Method):
 
     def evaluate(self, state: Any, x: Tensor, iteration: int) -> PreferenceEvaluation:
         """The record of the learned reward; what a fresh follower's training and the episodes cost is not counted."""
-        mdp, short, short_y = self.worlds.true_mdp(), None, None
+        mdp, short, short_y, cost = self.worlds.true_mdp(), None, None, {}
         if mdp is not None:
             pi = best_policy(mdp, self.table(state, mdp))
             asked = state.followers[self.observed].follower.probabilities(np.arange(mdp.n_states))
@@ -304,30 +306,45 @@ class PreferenceMethod(Method):
             mean, stderr = float(policy_return(mdp, pi)), 0.0
             short, short_y = regret(mdp, pi), regret(mdp, pi_y / pi_y.sum(-1, keepdim=True))
         else:
-            returns = self.true_returns(state)
-            mean, stderr = float(returns.mean()), float(returns.std(ddof=1) / np.sqrt(len(returns)))
+            returns, spent = self.true_returns(state)
+            # Followers differ by more than their episodes do.
+            each = returns.mean(1) if len(returns) > 1 else returns[0]
+            mean, stderr = (
+                float(each.mean()),
+                float(each.std(ddof=1) / np.sqrt(len(each))) if len(each) > 1 else float("nan"),
+            )
+            fresh = len(returns) if self.config.evaluation_steps else 0
+            cost = {"evaluation_followers": fresh, "evaluation_steps": spent}
         fit = state.trainer.assess(state.buffer) if len(state.buffer) else Fit(float("nan"), float("nan"))
         counts = {"labels": state.buffer.seen, "steps": state.num_timesteps, "iteration": iteration}
         judged = {"true_return": mean, "true_return_stderr": stderr, "regret": short, "regret_at_pi_y": short_y}
-        parts: dict[str, Any] = {**counts, **judged, **vars(fit), **self.found(state)}
+        parts: dict[str, Any] = {**counts, **judged, **vars(fit), **self.found(state), **cost}
         return PreferenceEvaluation(**parts)
 
-    def true_returns(self, state: Any) -> NDArray[np.float64]:
-        """Undiscounted true return of each of ``evaluation_episodes`` episodes of the follower that is judged, ``[n]``."""
-        config, worlds, seed, venv = self.config, self.worlds, state.seeds[1], None
-        follower = state.followers["best_response"].follower
-        if config.evaluation_steps:
-            recorder = SegmentRecorder(worlds.make(config.n_envs), 1, 1, worlds.true_reward)
-            venv, spec = self.paying(state.model, recorder), self.specs["best_response"]
-            follower = SB3Follower(spec, venv, worlds.gamma, seed, worlds.linear, Answering())
-            follower.train(int(config.evaluation_steps), int(config.evaluation_steps))
-        held = follower.generators.state
-        play = partial(follower.player, greedily=isinstance(worlds.action_space, gym.spaces.Box))
-        returns, _ = worlds.true_returns(play, config.evaluation_episodes, seed)
-        follower.generators.state = held
-        if venv is not None:
-            venv.close()
-        return returns
+    def true_returns(self, state: Any) -> tuple[NDArray[np.float64], int]:
+        """Undiscounted true returns of the followers that are judged, ``[followers, episodes]``, and the steps that it took.
+
+        Those trained afresh, and the episodes, are other ones at each call.
+        """
+        config, worlds, spent, returns = self.config, self.worlds, 0, []
+        rng = np.random.default_rng([state.seeds[1], state.evaluations])
+        state.evaluations += 1
+        for _ in range(config.evaluation_followers if config.evaluation_steps else 1):
+            seed, venv, follower = int(rng.integers(2**31)), None, state.followers["best_response"].follower
+            if config.evaluation_steps:
+                recorder = SegmentRecorder(worlds.make(config.n_envs), 1, 1, worlds.true_reward)
+                venv, spec = self.paying(state.model, recorder), self.specs["best_response"]
+                follower = SB3Follower(spec, venv, worlds.gamma, seed, worlds.linear, Answering())
+                spent += follower.train(int(config.evaluation_steps), int(config.evaluation_steps))
+            held = follower.generators.state
+            play = partial(follower.player, greedily=isinstance(worlds.action_space, gym.spaces.Box))
+            found, steps = worlds.true_returns(play, config.evaluation_episodes, seed)
+            follower.generators.state = held
+            returns.append(found)
+            spent += steps
+            if venv is not None:
+                venv.close()
+        return np.stack(returns), spent
 
     def close(self, state: Any) -> None:
         for f in state.followers.values():
@@ -429,8 +446,8 @@ class PreferenceLeader(Leader):
         return self.follower.venv
 
     def true_returns(self) -> NDArray[np.float64]:
-        """Undiscounted true returns of ``evaluation_episodes`` episodes of the follower that ``evaluate`` judges, ``[n]``."""
-        return self.method.true_returns(self.state)  # type: ignore[no-any-return]
+        """Undiscounted true returns of the followers that ``evaluate`` judges, ``[followers, episodes]``."""
+        return self.method.true_returns(self.state)[0]  # type: ignore[no-any-return]
 
     def evaluate(self) -> PreferenceEvaluation:
         """The record of the learned reward; what a fresh follower's training and the episodes cost is not counted."""

@@ -127,4 +127,4 @@ if __name__ == "__main__":
     print(
         f"leader's return at the fishers' best responses: {before:.3f} before, {record.leader_return:.3f} after, x = {made.x}"
     )
-    print(f"what the fishers fall short of theirs by, together: {record.gap:.4f}")
+    print(f"what the fishers fall short of theirs by, together: {record.penalty:.4f}")

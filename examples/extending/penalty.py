@@ -51,5 +51,5 @@ if __name__ == "__main__":
         record = learned(slack).evaluate_last()
         print(
             f"slack {slack}: {record.leader_return_at_pi_y:.3f} if the follower is that content, "
-            f"{record.leader_return:.3f} at its best response; it loses {record.gap:.3f}"
+            f"{record.leader_return:.3f} at its best response; it loses {record.penalty:.3f}"
         )

@@ -450,7 +450,11 @@ def test_the_record_judges_the_penalised_follower_where_the_model_is_known() -> 
     record = leader.evaluate()
     pi_y = torch.softmax(torch.tensor(policies["penalised"], dtype=F64), -1).expand(4, 3)
     gap = float(start_value(mdp, solve_soft(mdp, 0.0).V) - policy_return(mdp, pi_y))
-    assert record.gap == pytest.approx(gap, rel=1e-6)
+    hat = torch.softmax(torch.tensor(policies["best_response"], dtype=F64), -1).expand(4, 3)
+    assert record.penalty == pytest.approx(gap, rel=1e-6)
+    regret = float(start_value(mdp, solve_soft(mdp, 0.0).V) - policy_return(mdp, hat))
+    assert record.follower_regret == pytest.approx(regret, rel=1e-6)
+    assert regret != pytest.approx(gap, rel=0.01)
     assert record.leader_return_at_pi_y == pytest.approx(float(problem.leader_return(x, pi_y)), rel=1e-6)
 
 
@@ -472,7 +476,7 @@ def test_the_record_judges_the_penalised_follower_of_the_bellman_penalty() -> No
     pi_y = torch.softmax(torch.tensor([1.0 / tau - 1.0 / (lam * tau), 0.2 / tau + 2.0 / (lam * tau)], dtype=F64), -1)
     x, mdp = torch.tensor([0.4], dtype=F64), problem.follower_mdp(torch.tensor([0.4], dtype=F64))
     gap = float(start_value(mdp, solve_soft(mdp, tau).V) - policy_return(mdp, pi_y.expand(2, 2), tau))
-    assert record.gap == pytest.approx(gap, rel=1e-5)
+    assert record.penalty == pytest.approx(gap, rel=1e-5)
     assert record.leader_return_at_pi_y == pytest.approx(float(problem.leader_return(x, pi_y.expand(2, 2))), rel=1e-5)
 
 
@@ -488,7 +492,7 @@ def test_the_record_judges_the_penalised_follower_where_no_model_is_known() -> N
     leader = PBRL(lambda: Diary([]), follower, penalty=None, config=PBRLConfig(**SMALL))
     play(followers_of(leader)["penalised"], [50.0, -50.0])
     record = leader.evaluate()
-    assert record.gap == pytest.approx(0.5 / (1.0 - 0.5), rel=1e-3)
+    assert record.penalty == pytest.approx(0.5 / (1.0 - 0.5), rel=1e-3)
     assert record.leader_return == pytest.approx(1.0 / (1.0 - 0.5), rel=1e-3)
     assert record.leader_return_at_pi_y == pytest.approx(2.0 / (1.0 - 0.5), rel=1e-3)
 
@@ -507,7 +511,8 @@ def test_the_record_judges_the_penalised_follower_of_a_linear_quadratic_game() -
         play_by_state(followers_of(leader)[role], -(F / game.action_bound.unsqueeze(-1)).T)
     record = leader.evaluate()
     gap = float(game.follower_return(x, best) - game.follower_return(x, best + 0.2))
-    assert record.gap == pytest.approx(gap, rel=0.1)
+    assert record.penalty == pytest.approx(gap, rel=0.1)
+    assert record.follower_regret == pytest.approx(0.0, abs=1e-6)
     assert record.leader_return_at_pi_y == pytest.approx(float(game.leader_return(x, best + 0.2)), rel=0.05)
 
 

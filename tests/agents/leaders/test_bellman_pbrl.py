@@ -228,10 +228,10 @@ def test_the_record_is_of_the_regularised_problem() -> None:
     mdp, pi_y = problem.follower_mdp(x), leader.level.table(leader.penalised, x)
     last = leader.history[-1]
     if np.array_equal(leader.x, leader.last_x):
-        assert last.gap == pytest.approx(float(true_value_penalty(mdp, pi_y, TAU)), rel=1e-9)
+        assert last.penalty == pytest.approx(float(true_value_penalty(mdp, pi_y, TAU)), rel=1e-9)
     assert record.tau == TAU
-    assert record.gap is not None
-    assert record.gap > 0.0
+    assert record.penalty is not None
+    assert record.penalty > 0.0
     assert record.leader_return == leader_return_at_best_response(problem, x)
 
 
@@ -267,9 +267,9 @@ def test_missing_actions_that_simulators_take_are_actions() -> None:
     assert problem.follower_mdp(x).mask is not None
     pi_y = leader.level.table(leader.penalised, x).reshape(mdp.r.shape)
     assert bool((pi_y > 0).all())
-    assert record.gap == pytest.approx(float(problem.over_contexts(true_value_penalty(mdp, pi_y, 0.5))), rel=1e-9)
-    assert record.gap is not None
-    assert record.gap > 0.0
+    assert record.penalty == pytest.approx(float(problem.over_contexts(true_value_penalty(mdp, pi_y, 0.5))), rel=1e-9)
+    assert record.penalty is not None
+    assert record.penalty > 0.0
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -347,5 +347,5 @@ def test_the_record_is_exact() -> None:
     slack = suboptimality(mdp, pi, record.tau, solve_soft(mdp, record.tau))
     assert record.leader_return == pytest.approx(leader_return_at_best_response(problem, x), rel=1e-9)
     assert record.leader_return_at_pi_y == pytest.approx(float(problem.leader_return(x, pi)), rel=1e-12)
-    assert record.gap == pytest.approx(float(slack), rel=1e-9)
+    assert record.penalty == pytest.approx(float(slack), rel=1e-9)
     assert record.leader_return_stderr == 0.0

@@ -179,9 +179,13 @@ def test_records_are_logged(tmp_path: Path) -> None:
     leader.learn(5000)
     leader.logger.close()
     table = (tmp_path / "progress.csv").read_text().splitlines()
-    assert {"leader/leader_return", "leader/gap", "leader/lam", "leader/steps", "leader/penalty_estimate"} <= set(
-        table[0].split(",")
-    )
+    assert {
+        "leader/leader_return",
+        "leader/follower_regret",
+        "leader/lam",
+        "leader/steps",
+        "leader/penalty_estimate",
+    } <= set(table[0].split(","))
     assert len(table) == len(leader.history) + 1
     assert list(tmp_path.glob("events*"))
 
@@ -526,7 +530,7 @@ def test_environments_that_break_the_contract_are_told_so_before_training() -> N
     [
         ({"config": {"n_envs": 3}}, "config: expected a PBRLConfig"),
         ({"seed": -1}, "seed: expected None or a whole number >= 0, got -1"),
-        ({"env": 3, "env_kwargs": None}, "env: expected an environment, its id, or a callable"),
+        ({"env": 3, "env_kwargs": None}, "env: expected an environment, its id, a problem, or a callable"),
     ],
 )
 def test_arguments_of_another_type_are_named(changes: dict[str, Any], message: str) -> None:

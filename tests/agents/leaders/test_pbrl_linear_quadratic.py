@@ -28,8 +28,8 @@ def test_continuous_algorithms_play_the_linear_quadratic_game(algorithm: Any, tm
     assert record.leader_return == float(game.leader_return(x, game.best_response(x).F))
     assert record.leader_return == max(one.leader_return for one in leader.history)
     assert record.leader_return_stderr == 0.0
-    assert record.gap is not None
-    assert record.gap > 0.0
+    assert record.penalty is not None
+    assert record.penalty > 0.0
     again = PBRL.load(leader.save(tmp_path / "leader.zip"))
     assert again.evaluate() == record
     with pytest.raises(ValueError, match="env: expected the environment of"):
@@ -49,7 +49,7 @@ def test_the_record_of_the_exact_follower_has_no_gap(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(leader.penalised, "act", act)
         record = leader.method.evaluate(leader.state, x, leader.iteration)
         gap = float(game.follower_return(x, best) - game.follower_return(x, F))
-        assert record.gap == pytest.approx(gap, rel=0.05, abs=1e-6)
+        assert record.penalty == pytest.approx(gap, rel=0.05, abs=1e-6)
         assert record.leader_return_at_pi_y == pytest.approx(float(game.leader_return(x, F)), rel=0.01)
     assert gap > 0.05
 

@@ -459,7 +459,14 @@ def test_a_world_that_makes_its_own_copies() -> None:
     learner = DRLHF(made, A2C, config=replace(SMALL, evaluation_steps=100, evaluation_episodes=2)).learn(300)
     assert learner.worlds.name == "swing"
     before = learner.x
-    assert learner.evaluate() == learner.evaluate()  # with a fresh follower, which disturbs nothing
+    # With three fresh followers, other ones each time, which disturb nothing.
+    records = [learner.evaluate() for _ in range(3)]
+    assert len({record.true_return for record in records}) == 3
+    for record in records:
+        assert (record.evaluation_followers, record.evaluation_steps >= 300) == (3, True)
+        assert record.true_return_stderr > 0.0
+    returns = learner.true_returns()
+    assert returns.shape == (3, 2)
     np.testing.assert_array_equal(learner.x, before)
 
 

@@ -36,6 +36,8 @@ from bilevel_gym.envs.mdp import (
     policy_return,
     policy_value,
     random_stackelberg,
+    solve_soft,
+    suboptimality,
     visitation,
 )
 from bilevel_gym.envs.tabular import Floats
@@ -370,7 +372,10 @@ def test_evaluation_is_that_of_the_penalised_follower() -> None:
     assert record.leader_return_at_pi_y == pytest.approx(float(SMALL.leader_return(x, pi_L)), abs=1e-12)
     assert record.lam == pytest.approx(1.0 / leader.w)
     assert 0.5 < leader.w < 0.6
-    assert record.gap == pytest.approx(record.penalty, abs=1e-9)
+    mdp, answer = SMALL.follower_mdp(x), torch.from_numpy(leader.followers.policies[0, 0])
+    optimum = solve_soft(mdp, leader.tau)
+    assert record.penalty == pytest.approx(float(suboptimality(mdp, pi_L, leader.tau, optimum)), abs=1e-9)
+    assert record.follower_regret == pytest.approx(float(suboptimality(mdp, answer, leader.tau, optimum)), abs=1e-9)
     assert PartialSGD(SMALL).learn(20).evaluate().lam is None
 
 

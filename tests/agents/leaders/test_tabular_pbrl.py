@@ -275,8 +275,8 @@ def test_a_value_penalty_needs_no_entropy() -> None:
         ).learn(20)
         record = leader.evaluate()
         assert record.tau == 0.0
-        assert record.gap is not None
-        assert record.gap >= -1e-12
+        assert record.penalty is not None
+        assert record.penalty >= -1e-12
         assert bool(np.isfinite(leader.x).all())
 
 

@@ -96,11 +96,11 @@ def test_it_learns_on_every_instance_and_a_larger_lam_leaves_a_smaller_gap() -> 
         at_4, at_10, by_default = (TabularPBRL(problem, penalty=lam).learn(200).evaluate() for lam in lams)
         returns.append([record.leader_return - start for record in (at_4, at_10, by_default)])
         assert min(returns[-1]) > 1.5
-        assert at_4.gap is not None
-        assert at_10.gap is not None
-        assert by_default.gap is not None
-        assert 0.0 < at_10.gap < 0.5 * at_4.gap
-        assert by_default.gap < min(0.01, at_10.gap)
+        assert at_4.penalty is not None
+        assert at_10.penalty is not None
+        assert by_default.penalty is not None
+        assert 0.0 < at_10.penalty < 0.5 * at_4.penalty
+        assert by_default.penalty < min(0.01, at_10.penalty)
         assert at_4.leader_return_at_pi_y is not None
         assert at_4.leader_return_at_pi_y > at_4.leader_return  # the players' slack counted as the designer's gain
     of_4, of_10, of_default = np.mean(returns, axis=0)

@@ -1,0 +1,281 @@
+"""The best answer that is known at x where no model tells, and what the leader gets by it.
+
+Answers are policies: followers trained afresh from nothing and from what is known, the leader's own two followers, the best
+answer of earlier records. They play episodes from the same random numbers, and the one that earns the follower most is the best
+answer: its regret is 0, and nobody's is negative. Two things are uncertain about the leader's return at it,
+
+- which answer is best, and what episodes bring: the standard deviation over episodes drawn anew (the bootstrap), in each of
+  which the best answer is chosen again;
+- how far the best is from a better one that nobody found: among n independent answers the best falls short of the limit by
+  about as much as the second falls short of it (Robson and Whitlock 1964), so that what sets these two apart for the leader
+  counts as an error. It shrinks as more followers are trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+
+from ...wrappers import set_leader
+from ..estimators.rollouts import Rollout, collect, episode_returns, start_values
+from ..followers.sb3 import SB3Follower
+from ..followers.spec import Answering, FollowerSpec
+from ..schedules import Geometric
+from .counted import LARGEST, Counting, Counts, Planned, plan, seek
+from .worlds import Worlds
+
+Floats = NDArray[np.float64]
+
+RESAMPLES = 256
+"""Times that episodes are drawn anew."""
+FLOOR = 1e-6
+"""Least relative standard error of what was sampled: rewards are float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A policy's episodes at x.
+
+    Attributes:
+        name: which policy.
+        source: what was trained: two ways to play one policy have the same.
+        follower: the follower's return of each episode, ``[N]``.
+        leader: the leader's return of each episode, ``[N]``; the same random numbers for all answers.
+    """
+
+    name: str
+    source: str
+    follower: Floats
+    leader: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The best answer and the leader's return at it.
+
+    Attributes:
+        best: the answer.
+        leader_return: the mean of its episodes.
+        leader_return_stderr: see the module.
+    """
+
+    best: Answer
+    leader_return: float
+    leader_return_stderr: float
+
+    def regret(self, answer: Answer) -> tuple[float, float]:
+        """What an answer falls short of the best by, and its standard error."""
+        apart = self.best.follower - answer.follower
+        stderr = float(apart.std(ddof=1) / np.sqrt(len(apart))) if len(apart) > 1 else 0.0
+        return max(float(apart.mean()), 0.0), stderr
+
+
+def best_answer(answers: Sequence[Answer], rng: np.random.Generator) -> Found:
+    """The candidate that earns the follower most."""
+    F, L = (np.stack([getattr(answer, name) for answer in answers]) for name in ("follower", "leader"))  # [K, N]
+    order = np.argsort(-F.mean(1), kind="stable")
+    best = answers[order[0]]
+
+    # Episodes drawn anew, the best answer chosen in each draw.
+    n = F.shape[1]
+    drawn = rng.multinomial(n, np.full(n, 1.0 / n), size=RESAMPLES) / n  # [B, N]
+    chosen = (drawn @ F.T).argmax(1)
+    variance = float(((drawn @ L.T)[np.arange(RESAMPLES), chosen]).var(ddof=1))
+
+    # The best and the second of what was trained apart from it.
+    second = next((k for k in order if answers[k].source != best.source), None)
+    apart = 0.0 if second is None else float(best.leader.mean() - L[second].mean())
+    floor = FLOOR * float(np.abs(best.leader).mean())
+    return Found(best, float(best.leader.mean()), float(np.sqrt(variance + apart**2 + floor**2)))
+
+
+# --- from an environment ------------------------------------------------------------------------------------------------
+
+TAIL = 0.01
+"""Discount at which episodes are cut; a critic of them stands for the rest."""
+SETTLING = Answering(q_temperature=Geometric(0.2, 0.01), entropy=Geometric(0.2, 0.002))
+"""Followers given as a class, whose settings are the library's, end far less soft at an x that stays than at one that moves."""
+
+
+@dataclass(frozen=True)
+class Evaluating:
+    """How much a record costs where no model is known.
+
+    Attributes:
+        followers: trained afresh.
+        steps: that each of them trains, and a seeker in a table that can be counted.
+        n_envs: parallel environments of each.
+        episodes: that each answer plays.
+    """
+
+    followers: int
+    steps: int
+    n_envs: int
+    episodes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """x at the best answer that was found.
+
+    Attributes:
+        leader_return: the leader's return at it, with its standard error.
+        regrets: what each of the followers that were held up against it falls short by, with standard errors, by name.
+        leader_returns: the leader's return at each of these, by name.
+        best_answer: which policy it is.
+        followers: how many were trained.
+        steps: environment steps spent.
+        policy: the weights of the best follower that was trained, for the next record.
+    """
+
+    leader_return: tuple[float, float]
+    regrets: dict[str, tuple[float, float]]
+    leader_returns: dict[str, float]
+    best_answer: str
+    followers: int
+    steps: int
+    policy: dict[str, Any]
+
+
+def fresh_follower(worlds: Worlds, spec: FollowerSpec, venv: VecEnv, seed: int) -> SB3Follower:
+    """A follower of ``venv`` that has learned nothing yet and is to answer one x that stays."""
+    by_class = isinstance(spec, type) and worlds.linear
+    return SB3Follower(spec, venv, worlds.gamma, seed, worlds.linear, SETTLING if by_class else Answering())
+
+
+@torch.no_grad()
+def judge(
+    worlds: Worlds,
+    spec: FollowerSpec,
+    x: Floats,
+    held: Mapping[str, SB3Follower],
+    known: Sequence[tuple[str, dict[str, Any]]],
+    sizes: Evaluating,
+    seeds: np.random.SeedSequence,
+) -> Judged:
+    """Find the best answer to x: train followers, look for a better one, let all play.
+
+    Args:
+        worlds: the environment.
+        spec: the user's algorithm.
+        x: a point of X, ``[dim]``.
+        held: followers that are held up against the best answer, by name; each is a candidate.
+        known: the weights of further policies, by name, from the most recent on. Every second follower starts from the first.
+        sizes: how much is trained and played.
+        seeds: of all that is drawn.
+    """
+    rng, spent = np.random.default_rng(seeds), 0
+    episodes = worlds.make(sizes.episodes)
+    set_leader(episodes, x)
+    counts = _counts(worlds)
+
+    # Followers from nothing, and every second one from what is known.
+    trained: dict[str, SB3Follower] = {}
+    for i in range(sizes.followers):
+        venv = worlds.make(sizes.n_envs)
+        set_leader(venv, x)
+        venv = venv if counts is None else Counting(venv, counts, worlds.base_observation)
+        follower = fresh_follower(worlds, spec, venv, int(rng.integers(2**31)))
+        warm = bool(known) and (i % 2 == 1 or sizes.followers == 1)
+        if warm:
+            follower.take_policy(known[0][1])
+        with torch.enable_grad():
+            spent += follower.train_alone(sizes.steps)
+        venv.close()
+        trained[f"{'warm' if warm else 'fresh'} follower {i + 1}"] = follower
+    first, others = next(iter(trained.values())), {}
+    for name, weights in known:
+        if name not in held:
+            others[name] = fresh_follower(worlds, spec, episodes, 0)
+            others[name].take_policy(weights)
+
+    # In a table that was counted the best answer is planned, and every policy's return worked out.
+    planned = None
+    if counts is not None:
+        venv = Counting(worlds.make(sizes.n_envs), counts, worlds.base_observation)
+        set_leader(venv, x)
+        spent += seek(venv, sizes.steps, rng)
+        venv.close()
+        planned = plan(counts.table(), rng)
+        act = partial(_by_table, planned.pi, worlds)
+        rollout = collect(episodes, act, worlds.horizon(TAIL), int(rng.integers(2**31)))
+        spent += rollout.steps
+        tables = {name: f for name, f in held.items() if not f.recurrent}
+        if len(tables) == len(held) and _agrees(planned, rollout, worlds):
+            shown = worlds.every_observation(x)
+            policies = {name: np.asarray(f.probabilities(shown)) for name, f in tables.items()}
+            episodes.close()
+            return Judged(
+                (planned.leader_return, planned.leader_return_stderr),
+                {name: planned.regret(pi) for name, pi in policies.items()},
+                {name: planned.returns(pi)[1] for name, pi in policies.items()},
+                "the best policy in the counted table",
+                sizes.followers,
+                spent,
+                first.policy_state(),
+            )
+
+    # Elsewhere all play episodes from the same random numbers.
+    seed, answers = int(rng.integers(2**31)), []
+    sharp = [True] if worlds.continuous_actions else [False, True]
+    for name, follower in (trained | dict(held) | others).items():
+        for greedily in sharp if name not in held else [False, True]:
+            state = follower.generators.state
+            with follower.generators.active():
+                player = follower.player(episodes, greedily)
+                rollout = collect(episodes, player, worlds.horizon(TAIL), seed)
+            follower.generators.state = state
+            spent += rollout.steps
+            paid, earned = episode_returns(rollout, worlds.base_space, worlds.gamma)
+            answers.append(Answer(name + (", greedily" if greedily else ""), name, paid, earned))
+    if planned is not None:
+        rollout = collect(episodes, partial(_by_table, planned.pi, worlds), worlds.horizon(TAIL), seed)
+        spent += rollout.steps
+        name = "the best policy in the counted table"
+        answers.append(Answer(name, name, *episode_returns(rollout, worlds.base_space, worlds.gamma)))
+    episodes.close()
+    found, by_name = best_answer(answers, rng), {answer.name: answer for answer in answers}
+    kept = (trained | others).get(found.best.source, first)
+    return Judged(
+        (found.leader_return, found.leader_return_stderr),
+        {name: found.regret(by_name[name]) for name in held},
+        {name: float(by_name[name].leader.mean()) for name in held},
+        found.best.name,
+        sizes.followers,
+        spent,
+        kept.policy_state(),
+    )
+
+
+def _counts(worlds: Worlds) -> Counts | None:
+    """Of an environment whose table can be counted: discrete, not too large, all that matters observed."""
+    space, actions = worlds.base_space, worlds.env.action_space
+    if not (isinstance(space, gym.spaces.Discrete) and isinstance(actions, gym.spaces.Discrete)):
+        return None
+    small = int(space.n) * int(actions.n) <= LARGEST
+    return Counts(int(space.n), int(actions.n), worlds.gamma) if small and not worlds.draws_once else None
+
+
+def _by_table(pi: NDArray[np.int64], worlds: Worlds, obs: Any) -> NDArray[np.int64]:
+    return pi[np.asarray(worlds.base_observation(obs)).astype(np.int64).reshape(-1)]
+
+
+def _agrees(planned: Planned, rollout: Rollout, worlds: Worlds) -> bool:
+    """Whether the table foretells what its best policy earns in episodes: states that hide something do not."""
+    after = rollout.flat("base_next_obs").astype(np.int64)
+    first = rollout.base_obs[0].astype(np.int64).reshape(-1)
+    for V, paid in ((planned.V_f, rollout.r_follower), (planned.V_l, rollout.r_leader)):
+        earned = start_values(paid, V[after].reshape(paid.shape), rollout, worlds.gamma)
+        apart = earned - V[first]
+        error = apart.std(ddof=1) / np.sqrt(len(apart)) if len(apart) > 1 else np.inf
+        if abs(apart.mean()) > 5.0 * error + planned.leader_return_stderr + 1e-4 * np.abs(V).max():
+            return False
+    return True

@@ -1,0 +1,258 @@
+"""Whether a record says what is so: sampled records on ten problems whose truth is known, and is hidden from the leader.
+
+Five tables, the linear-quadratic game, a pendulum and a car whose best response is known by design, CliffWalking with a fee, and
+a fishery. Each is evaluated at five points of X: the start, the best point known, and three drawn at random. The leader has
+learned nothing before, so that a record rests on the followers that it trains, and is one of many that could have been drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3 import A2C, DQN, PPO, SAC
+
+from bilevel_gym.agents import PBRL, Hypergradient, PBRLConfig, leader_return_at_best_response
+from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP
+from bilevel_gym.wrappers import EventPayments, RewardModule, ShapedReward
+from examples.extending.environment import FisheryEnv
+
+from .runs import Data
+
+Floats = NDArray[np.float64]
+POINTS = 5
+"""Points of X at which each problem is evaluated."""
+FOLLOWERS = (1, 3, 6)
+"""Numbers of fresh followers."""
+SHRINKS = ("table_20", "steering", "lq")
+"""Problems on which they are compared."""
+
+
+class Hidden(gym.Wrapper[Any, Any, Any, Any]):
+    """A wrapper of a user's that changes nothing: the leader no longer knows that there is a model."""
+
+
+class Wish(torch.nn.Module):
+    """What pays a follower of the pendulum for its torque alone, ``1 - (a - x_0 cos(angle) - x_1)^2``, a in [-1, 1].
+
+    Args:
+        unit: a's unit in the environment's action, and where its 0 is.
+    """
+
+    def __init__(self, unit: tuple[float, float]) -> None:
+        super().__init__()
+        self.unit, self.x = unit, torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, obs: Any, action: Any, after: Any) -> Any:
+        a = (action.reshape(len(action), -1)[:, 0] - self.unit[1]) / self.unit[0]
+        return 1.0 - (a - self.x[0] * obs[:, 0] - self.x[1]) ** 2
+
+
+def designed(unit: tuple[float, float]) -> gym.Env[Any, Any]:
+    """The pendulum, of which the leader wants another torque than the follower is paid for: best is what x asks for."""
+    env: gym.Env[Any, Any] = gym.make("Pendulum-v1")
+    if unit != TORQUE:
+        env = gym.wrappers.TransformAction(
+            env, lambda a: np.array([2.0 * (a - unit[1]) / unit[0]]), gym.spaces.Discrete(5)
+        )
+    unpaid = gym.wrappers.TransformReward(env, lambda r: 0.0)
+
+    def wanted(step: Any) -> float:
+        a = (float(np.asarray(step.action).reshape(-1)[0]) - unit[1]) / unit[0]
+        return float(1.0 - (a - 0.5 * step.obs[0] + 0.2) ** 2)
+
+    return ShapedReward(unpaid, RewardModule(Wish(unit)), gamma=0.95, low=-1.0, high=1.0, leader_reward=wanted)
+
+
+TORQUE, NOTCHES = (2.0, 0.0), (2.0, 2.0)
+"""Units of a: of the pendulum's own torque, and of five notches."""
+
+
+def designed_truth(unit: tuple[float, float], x: Floats, n: int = 1024) -> float:
+    """The leader's return at the best response, from episodes."""
+    worlds = gym.vector.SyncVectorEnv([lambda: gym.make("Pendulum-v1", max_episode_steps=10_000)] * n)
+    obs, _ = worlds.reset(seed=12345)
+    value, weight = 0.0, 1.0
+    while weight > 1e-4:
+        a = np.clip(x[0] * obs[:, 0] + x[1], -1.0, 1.0)
+        a = a if unit == TORQUE else np.round(2.0 * a) / 2.0
+        value += weight * float(np.mean(1.0 - (a - 0.5 * obs[:, 0] + 0.2) ** 2))
+        obs, *_ = worlds.step(2.0 * a[:, None].astype(np.float32))
+        weight *= 0.95
+    worlds.close()
+    return value
+
+
+BESIDE = range(24, 36)
+"""The row beside the cliff."""
+
+
+def cliff() -> gym.Env[Any, Any]:
+    """CliffWalking with a fee on the row beside the cliff, on which the leader wants nobody to walk."""
+    fee = EventPayments([lambda obs, action, after: int(after) in BESIDE])
+    return ShapedReward(
+        gym.make("CliffWalking-v1", max_episode_steps=200),
+        fee,
+        gamma=0.9,
+        leader_reward=lambda step: -float(int(step.next_obs) in BESIDE),
+    )
+
+
+def cliff_problem() -> ArrayProblem:
+    """The same as a table."""
+    table: Any = gym.make("CliffWalking-v1").unwrapped
+    n_states, n_actions = 48, 4
+    P = torch.zeros(n_states, n_actions, n_states, dtype=torch.float64)
+    r, beside = (torch.zeros(n_states, n_actions, dtype=torch.float64) for _ in range(2))
+    for s in range(n_states):
+        for a in range(n_actions):
+            for chance, after, paid, _ in table.P[s][a]:
+                P[s, a, after] += chance
+                r[s, a] += chance * paid
+                beside[s, a] += chance * (after in BESIDE)
+    terminal = torch.arange(n_states) == n_states - 1
+    r[terminal] = beside[terminal] = 0.0
+    rho = (torch.arange(n_states) == 36).double()
+    base = TabularMDP(P, r, rho, gamma=0.9, terminal=terminal)
+    return ArrayProblem(base, LeaderSet.box(1, -1.0, 1.0), lambda x: r + x * beside, lambda x: -beside + 0.0 * x)
+
+
+# --- the problems -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One of the ten.
+
+    Attributes:
+        label: for the page.
+        make: the environment, its model hidden.
+        truth: ``F_0(x)``.
+        follower: of which algorithm.
+        best: the best point known, ``[dim]``, from the start.
+        steps: that each fresh follower trains.
+    """
+
+    label: str
+    make: Callable[[], gym.Env[Any, Any]]
+    truth: Callable[[Floats], float]
+    follower: Any
+    best: Callable[[Floats], Floats]
+    steps: int = 50_000
+
+
+def hidden(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """An environment of the library's inside a wrapper of a user's."""
+    return Hidden(gym.make(env_id, **kwargs))
+
+
+def table_truth(problem: Any, x: Floats) -> float:
+    """By dynamic programming, exact ties broken evenly."""
+    return leader_return_at_best_response(problem, torch.from_numpy(x), tau0=1e-5)
+
+
+def ascended(problem: Any, x: Floats) -> Floats:
+    """The best x of the exact hypergradient."""
+    return np.asarray(Hypergradient(problem).learn(150).x)
+
+
+def table(env_id: str, follower: Any, label: str, **kwargs: Any) -> Problem:
+    """An environment with tables."""
+    problem: Any = gym.make(env_id, **kwargs).get_wrapper_attr("problem")
+    make = partial(hidden, env_id, **kwargs)
+    return Problem(label, make, partial(table_truth, problem), follower, partial(ascended, problem))
+
+
+def lq() -> Problem:
+    """The linear-quadratic game."""
+    problem: Any = gym.make("bilevel_gym/LQStackelberg-v0").get_wrapper_attr("problem")
+
+    def truth(x: Floats) -> float:
+        point = torch.from_numpy(x)
+        return float(problem.leader_return(point, problem.best_response(point).F))
+
+    make = partial(hidden, "bilevel_gym/LQStackelberg-v0")
+    return Problem("linear-quadratic", make, truth, SAC, partial(ascended, problem), steps=10_000)
+
+
+def pendulum(unit: tuple[float, float], follower: Any, label: str) -> Problem:
+    """One of the two designed pendulums; x = (0.5, -0.2) gives the leader what it wants."""
+    make = partial(designed, unit)
+    return Problem(label, make, partial(designed_truth, unit), follower, lambda x: np.array([0.5, -0.2]))
+
+
+def fishery() -> Problem:
+    """The fishery of the examples."""
+    problem = FisheryEnv().problem
+    make = lambda: Hidden(gym.wrappers.TimeLimit(FisheryEnv(), 100))  # noqa: E731
+    return Problem("fishery", make, partial(table_truth, problem), PPO, partial(ascended, problem))
+
+
+@cache
+def problems() -> dict[str, Problem]:
+    """The ten."""
+    game = "bilevel_gym/StackelbergGame-v0"
+    return {
+        "two_state": table("bilevel_gym/TwoState-v0", PPO, "two states"),
+        "table_12": table(game, PPO, "Stackelberg game, 12 states", n_states=12, seed=1),
+        "table_20": table(game, DQN, "Stackelberg game, 20 states", n_states=20, seed=2),
+        "table_30": table(game, PPO, "Stackelberg game, 30 states", n_states=30, seed=3),
+        "random_mdp": table("bilevel_gym/RandomMDP-v0", A2C, "random MDP, 10 states"),
+        "lq": lq(),
+        "steering": pendulum(TORQUE, PPO, "pendulum, torque"),
+        "notches": pendulum(NOTCHES, DQN, "pendulum, five notches"),
+        "cliff": Problem(
+            "CliffWalking with a fee", cliff, partial(table_truth, cliff_problem()), A2C, lambda x: np.array([-0.6])
+        ),
+        "fishery": fishery(),
+    }
+
+
+def point(name: str, number: int) -> Floats:
+    """The start, the best point known, or one drawn at random from the segment and the box between them."""
+    problem = problems()[name]
+    env = problem.make()
+    space, start = env.get_wrapper_attr("leader_space"), np.asarray(env.get_wrapper_attr("leader_x"), dtype=np.float64)
+    env.close()
+    if number == 0:
+        return start
+    best = problem.best(start)
+    if number == 1:
+        return best
+    rng = np.random.default_rng([number, len(name)])
+    x = (
+        start
+        + (best - start) * rng.uniform(0.0, 1.2)
+        + 0.2 * np.abs(best - start).max() * rng.standard_normal(len(start))
+    )
+    x = np.clip(x, space.low, space.high)
+    if name == "fishery":
+        x = x * min(1.0, 2.0 / x.sum())
+    return np.asarray(x)
+
+
+def run_one(name: str, number: int, followers: int, quick: bool) -> Data:
+    """One record."""
+    problem, x = problems()[name], point(name, number)
+    steps = 2_000 if quick else problem.steps
+    config = PBRLConfig(n_envs=16, evaluation_followers=followers, evaluation_steps=steps)
+    leader = PBRL(problem.make(), problem.follower, config=config, x0=x, seed=100 * number + followers)
+    record = leader.method.final(leader.state, leader.state.x.detach(), None, 0)
+    leader.close()
+    truth = problem.truth(x)
+    start, best = (problem.truth(point(name, k)) for k in (0, 1))
+    return {
+        "truth": truth,
+        "found": record.leader_return,
+        "stderr": record.leader_return_stderr,
+        "gain": best - start,
+        "regret": record.follower_regret,
+        "answer": record.best_answer,
+        "steps": record.evaluation_steps,
+    }
