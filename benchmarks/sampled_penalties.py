@@ -38,7 +38,7 @@ EXACT = {"pbrl": "PBRL, exact, lam 2 to 20", "hypergradient": "hypergradient thr
 
 def run_method(seed: int, method: str, steps: int, iterations: int) -> Data:
     """Four PPO followers, every setting the default, or a method that knows the model, on one instance."""
-    problem = random_incentive_design(seed=seed)
+    problem = random_incentive_design(seed=seed).in_units(1.0)
     leader: Any
     if method == "sampled":
         leader = PBRL(IncentiveDesignEnv(problem), PPO, penalty=NikaidoIsodaPenalty(), seed=seed)

@@ -470,8 +470,8 @@ class SingleLoop(ExactLeader):
     The model serves to draw from, and for evaluation at the best response.
 
     ``evaluate()``: ``leader_return`` is that at the exact best response; ``leader_return_at_pi_y`` and ``penalty`` are those of
-    the penalised follower, lam = 1/w in units of the rewards; ``follower_regret`` is that of the follower that stands for the best response.
-    ``num_timesteps`` counts transitions of all followers.
+    the penalised follower, lam = 1/w in units of the rewards; ``follower_regret`` is that of the follower that stands for the
+    best response. ``num_timesteps`` counts transitions of all followers.
 
     Args:
         problem: a tabular problem, an environment that has one, or its id. x must enter the follower's reward only, there
