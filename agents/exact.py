@@ -23,6 +23,9 @@ from .records import storable
 from .schedules import Geometric, Quench, Schedule, as_schedule
 from .sources import ProblemSource, resolve_problem
 
+HOT = 0.4
+"""Reward units: the temperature at which leaders begin that begin hot."""
+
 LEAST_TAU = 0.003
 """Reward units: where an annealed temperature ends if the problem has none of its own."""
 
@@ -153,6 +156,11 @@ class ExactMethod(Method):
         """From ``start`` reward units down to the final temperature in equal ratios."""
         end = self.final_tau()
         return Geometric(max(start * self.unit, end), end)
+
+    def quenched(self) -> Schedule:
+        """``HOT`` reward units for a sixth of training, then the final temperature."""
+        end = self.final_tau()
+        return Quench(max(HOT * self.unit, end), end)
 
     def start_x(self) -> Tensor:
         return self.problem.start_x()  # type: ignore[no-any-return]

@@ -85,7 +85,10 @@ BELLMAN = {"penalty": BellmanPenalty(lam=7.0), "oracle": MirrorDescent(iteration
 NAIVE = IndependentPolicyGradientConfig(keep_best=True)
 NAIVE_PUBLISHED = IndependentPolicyGradientConfig(keep_best=True, **PUBLISHED)
 ANNEALED = HypergradientConfig(tau=Geometric(0.3, 0.003))
-COOLED, RISING = TabularPBRLConfig(tau=Geometric(0.2, 0.003)), {"penalty": ValuePenalty(lam=Geometric(2.0, 20.0))}
+COOLED, RISING = (
+    TabularPBRLConfig(tau=Geometric(0.2, 0.003), learning_rate=0.05),
+    {"penalty": ValuePenalty(lam=Geometric(2.0, 20.0))},
+)
 
 METHODS = {
     "independent": Method("independent gradient", IndependentPolicyGradient, NAIVE, colour="#7f7f7f"),

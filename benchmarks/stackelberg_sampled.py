@@ -71,7 +71,9 @@ def exact_leader(name: str, problem: StackelbergProblem) -> ExactLeader:
     if name == "independent":  # keeping the best x seen leaves its path as it is
         return IndependentPolicyGradient(problem, config=IndependentPolicyGradientConfig(keep_best=True))
     return (
-        TabularPBRL(problem, penalty=ValuePenalty(lam=Geometric(2.0, 20.0)), tau=Geometric(0.2, 0.003))
+        TabularPBRL(
+            problem, penalty=ValuePenalty(lam=Geometric(2.0, 20.0)), tau=Geometric(0.2, 0.003), learning_rate=0.05
+        )
         if name == "pbrl"
         else Hypergradient(
             problem, config=HypergradientConfig(tau=Quench(0.07, 0.003), learning_rate=Geometric(0.3, 0.003))

@@ -83,7 +83,9 @@ def run_exact(seed: int, iterations: int) -> Data:
     hot = HypergradientConfig(tau=Geometric(HOT_TAU, TAU))
     leaders = (
         Hypergradient(problem, tau=TAU),
-        TabularPBRL(problem, penalty=ValuePenalty(lam=Geometric(2.0, 20.0)), tau=Geometric(0.2, TAU)),
+        TabularPBRL(
+            problem, penalty=ValuePenalty(lam=Geometric(2.0, 20.0)), tau=Geometric(0.2, TAU), learning_rate=0.05
+        ),
         Hypergradient(problem, config=hot),
     )
     tolls = {name: torch.from_numpy(leader.learn(iterations).x) for name, leader in zip(EXACT, leaders, strict=True)}

@@ -22,10 +22,7 @@ from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
 from ..leader import Progress
 from ..lower_levels import Policies, lower_level
 from ..records import storable
-from ..schedules import Quench, Schedule
-
-HOT = 0.4
-"""Reward units: the temperature of the first sixth of training."""
+from ..schedules import Schedule
 
 
 @storable
@@ -148,8 +145,7 @@ class HypergradientMethod(ExactMethod):
             return 0.0
         if self.level.n_players > 1:
             return self.annealed(0.2)
-        end = self.final_tau()
-        return Quench(max(HOT * self.unit, end), end)
+        return self.quenched()
 
     def descend(self, state: HypergradientState, progress: Progress) -> dict[str, float]:
         _, gradient, solution = hypergradient(self.problem, state.x, state.tau, state)

@@ -28,8 +28,11 @@ from ..leader import Leader, Progress, projected_gradient
 from ..lower_levels import Policies
 from ..penalties import Penalty
 from ..records import storable
-from ..schedules import Geometric, Schedule
+from ..schedules import Geometric, Schedule, as_schedule, scaled
 from ..sources import ProblemSource
+
+LAM = 20.0
+"""The penalty's default coefficient over one follower, in units of the leader's reward per unit of the follower's."""
 
 
 @storable
@@ -41,14 +44,14 @@ class TabularPBRLConfig(HeldConfig):
         follower: how pi_y is held: :class:`Softmax` or :class:`Direct` (joint steps in x and y, the paper's), or
             :class:`Solved`. None takes the best found: ``Solved`` where it applies, ``Softmax(0.2)`` over a game, whose two
             players are held alike, and ``Softmax`` elsewhere.
-        tau: temperature; None anneals it from 0.2 reward units to that of evaluation (``problem.tau0``, at least 0.003 reward
-            units).
+        tau: temperature; None takes 0.4 reward units for a sixth of training, and then that of evaluation (``problem.tau0``,
+            at least 0.003 reward units). Over a game None anneals it from 0.2 reward units.
         learning_rate: step of x.
         estimator: ``MonteCarlo(...)`` takes gradients from episodes; None, the default, takes exact ones.
     """
 
     follower: Softmax | Direct | Solved | None = None
-    learning_rate: float | Schedule = 0.05
+    learning_rate: float | Schedule = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,9 +101,11 @@ class TabularPBRLMethod(HeldMethod):
 
     @cached_property
     def penalty(self) -> Penalty:
-        """The penalty, by default the lower level's, lam 2 to 20 units of the leader's reward per unit of the followers'."""
-        given, ratio = self.given_penalty, self.leader_unit / self.unit
-        return self.level.default_penalty(Geometric(2.0 * ratio, 20.0 * ratio)) if given is None else given
+        """The penalty, by default the lower level's; its lam in units of the leader's reward per unit of the followers'."""
+        if self.given_penalty is not None:
+            return self.given_penalty
+        lam: float | Schedule = Geometric(2.0, 20.0) if self.level.n_players > 1 else LAM
+        return self.level.default_penalty(scaled(as_schedule(lam, "lam", positive=True), self.leader_unit / self.unit))
 
     @property
     def positive_tau(self) -> bool:  # type: ignore[override]
@@ -108,7 +113,7 @@ class TabularPBRLMethod(HeldMethod):
         return self.penalty.needs_positive_tau
 
     def default_tau(self) -> Schedule:
-        return self.annealed(0.2)
+        return self.annealed(0.2) if self.level.n_players > 1 else self.quenched()
 
     def prepare(self, state: TabularPBRLState, seed: int | None) -> None:
         state.lam = self.penalty.lam_at(1.0)
@@ -176,8 +181,8 @@ class TabularPBRL(ExactLeader):
         problem: a tabular problem or one over a zero-sum game, an environment that has one, or its id.
         penalty: :class:`ValuePenalty` or :class:`BellmanPenalty`; by default the value penalty. Over a zero-sum game
             :class:`NikaidoIsodaPenalty`. lam weighs the follower's reward against the leader's, so it is measured in the
-            unit of the leader's reward per unit of the follower's; the default rises from 2 to 20 times
-            ``problem.leader_reward_unit / problem.reward_unit``.
+            unit of the leader's reward per unit of the follower's; the default is 20 times
+            ``problem.leader_reward_unit / problem.reward_unit``, over a game it rises from 2 to 20 times that.
         oracle: how best responses are found; by default soft policy iteration.
         config: steps, schedules, bounds.
         seed: of a Monte Carlo estimator; exact gradients draw nothing.
