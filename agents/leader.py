@@ -111,8 +111,8 @@ class Method(ABC):
         """The record of x, ``[dim]``, at the follower's best response."""
 
     def final(self, state: Any, x: Tensor, record: Any, iteration: int) -> Any:
-        """The record of the best x seen, which was judged by ``record``."""
-        return record
+        """The record that is told of x; ``record``: the one by which it was chosen, None before any."""
+        return self.evaluate(state, x, iteration) if record is None else record
 
     def begin(self, state: Any, progress: Progress, afresh: bool) -> None:  # noqa: B027
         """What precedes the first iteration of a call of ``learn``; ``afresh``: counting begins anew."""
@@ -349,10 +349,8 @@ class Leader:
         run = self.run
         if not self.method.judges:
             return self.method.evaluate(self.state, self.state.x, run.iteration)
-        if run.kept is None:
-            self._judge()
-        assert run.kept is not None
-        return self.method.final(self.state, run.kept.x, run.kept.evaluation, run.iteration)
+        x, record = (self.state.x.detach(), None) if run.kept is None else (run.kept.x, run.kept.evaluation)
+        return self.method.final(self.state, x, record, run.iteration)
 
     def evaluate_last(self) -> Any:
         """The record of :attr:`last_x`: logged, and kept where it is the best."""

@@ -4,7 +4,7 @@ What is in it:
 
     README.md              the model card: metadata in YAML, the record, how to load what is here
     leader.zip             ``PBRL.load``
-    followers/NAME.zip     plain SB3 models
+    followers/NAME.zip     plain SB3 models; of one under a VecNormalize also NAME/vecnormalize.pkl
     followers/world.json   what they live in, for ``UnderLeader-v0``
     evaluation.json        the honest record of x
 """
@@ -20,6 +20,7 @@ import yaml
 
 from ..envs.mdp.checks import require
 from .files import write_whole
+from .followers.sb3 import statistics_beside
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -141,11 +142,15 @@ def _card(leader: Any, record: dict[str, Any], followers: dict[str, Any], name: 
     if followers:
         role, algorithm = next((role, type(follower.model)) for role, follower in followers.items())
         package, own = algorithm.__module__.split(".")[0], algorithm.__name__
-        world = "leader.follower_env()" if _one_follower(leader) else "None"
-        parts += [
-            _WARNING,
-            _CODE.format(f'from {package} import {own}\n\nmodel = {own}.load("followers/{role}.zip", env={world})'),
-        ]
+        file, one, load = f"followers/{role}.zip", _one_follower(leader), f"from {package} import {own}\n"
+        if followers[role].model.get_vec_normalize_env() is None:
+            world = "leader.follower_env()" if one else "None"
+            load += f'\nmodel = {own}.load("{file}", env={world})'
+        else:  # its statistics stand in a pickle of their own
+            world = "leader.follower_env()" if one else "leader.get_env()"
+            load += "from bilevel_gym.agents.model_card import load_follower\n\n"
+            load += f'model = load_follower("{file}", {own}, env={world}, trust_pickle=True)'
+        parts += [_WARNING, _CODE.format(load)]
     source = f"The penalty method is that of Shen, Yang and Chen, {_SOURCE}"
     return "\n\n".join([*parts, f"{source}; the library's documentation has the others."]) + "\n"
 
@@ -174,7 +179,9 @@ def write_zoo_folder(leader: Any, folder: str | Path) -> Path:
     agent = Path(folder) / name / f"{ZOO_NAME}_1"
     (agent / ZOO_NAME).mkdir(parents=True, exist_ok=True)
     leader.follower.save(agent / f"{ZOO_NAME}.zip")
-    for file, pairs in (("config.yml", []), ("args.yml", [["env_kwargs", world]])):
+    scaled = leader.follower.model.get_vec_normalize_env() is not None
+    config = [["normalize", True]] if scaled else []
+    for file, pairs in (("config.yml", config), ("args.yml", [["env_kwargs", world]])):
         # what rl_zoo3 reads with yaml.UnsafeLoader: an OrderedDict
         text = yaml.safe_dump([pairs], default_flow_style=True, width=10**9)
         _write(agent / ZOO_NAME / file, f"!!python/object/apply:collections.OrderedDict {text}")
@@ -187,7 +194,9 @@ def load_follower(path: str | Path, algorithm: type[BaseAlgorithm], env: Any = N
     Args:
         path: the file.
         algorithm: SB3's class, e.g. ``PPO``.
-        env: what it goes on in; None takes the world that ``world.json`` beside the file describes, if there is one.
+        env: what it goes on in, an environment or a VecEnv; None takes the world that ``world.json`` beside the file describes,
+            if there is one. A follower that was trained under a VecNormalize gets it with the statistics that were saved, as
+            ``model.get_env()``: give the model what that observes. It then neither gathers statistics nor scales rewards.
         trust_pickle: has to be True. SB3 keeps a model's settings as pickles, and reading one runs whatever code its writer put
             there; a leader's own file holds none and needs no such word.
 
@@ -195,7 +204,8 @@ def load_follower(path: str | Path, algorithm: type[BaseAlgorithm], env: Any = N
         The SB3 model.
 
     Raises:
-        ValueError: ``trust_pickle`` is not True; nothing has been read then.
+        ValueError: ``trust_pickle`` is not True, nothing has been read then; no env for a follower whose observations were
+            scaled.
         FileNotFoundError: no such file.
     """
     why = "True, for SB3's files hold pickles, and reading one runs the code in it: say so of files that you trust"
@@ -204,6 +214,14 @@ def load_follower(path: str | Path, algorithm: type[BaseAlgorithm], env: Any = N
     world = path.parent / "world.json"
     if env is None and world.is_file():
         env = gym.make("bilevel_gym/UnderLeader-v0", world=str(world))
+    statistics = statistics_beside(path)
+    if statistics.is_file():
+        from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+
+        require(env is not None, "env", f"the follower's environment, for {statistics} scales what it observes", None)
+        made = env
+        env = VecNormalize.load(str(statistics), made if isinstance(made, VecEnv) else DummyVecEnv([lambda: made]))
+        env.training = env.norm_reward = False
     return algorithm.load(path, env=env, device="cpu")
 
 

@@ -1,5 +1,7 @@
 """Run benchmarks: ``python -m benchmarks [NAME ...] [--quick] [--cell CELL ...] [--out DIR] [--jobs N] [--pages]``.
 
+``python -m benchmarks suite --leader my_module:MyLeader`` runs a leader of one's own on the frozen suite, beside ours.
+
 Each writes ``NAME.json`` (data, command, versions, seconds), ``NAME.md`` and, where it has one, ``NAME.png``; the folder's
 ``README.md`` lists them and ``standing.md`` sets them beside figures from elsewhere. ``--quick`` is a smoke test of minutes,
 written elsewhere; so are the results of single cells of a table. A benchmark that was stopped goes on where it was: what
@@ -25,7 +27,7 @@ from tqdm.auto import tqdm
 
 import bilevel_gym
 
-from . import pages, runs
+from . import pages, runs, suite
 
 BENCHMARKS = (
     "references",
@@ -56,6 +58,7 @@ BENCHMARKS = (
     "preferences_text",
     "survival",
     "sweep",
+    "suite",
     "speed",
 )
 """Modules of this folder with ``run(quick, jobs)`` and perhaps ``picture(data, path)``, each with a page in ``pages/``.
@@ -63,7 +66,7 @@ BENCHMARKS = (
 One whose table has cells names them in ``CELLS`` and has ``run(quick, jobs, cells)``.
 """
 
-FULL, QUICK = Path("docs/results"), Path("runs/quick")
+FULL, QUICK, ENTERED = Path("docs/results"), Path("runs/quick"), Path("runs/suite")
 PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "scipy")
 
 
@@ -80,6 +83,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pages", action="store_true", help="run nothing: write pages and pictures anew from their data"
     )
+    parser.add_argument("--leader", action="append", default=[], dest="leaders", help="of the suite: module:name")
+    parser.add_argument("--freeze", action="store_true", help="write the suite's file anew from the stored references")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
@@ -94,7 +99,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(
                 f"unknown cell {' '.join(missing)} of {name}: expected {' '.join(known) or 'none: it has no cells'}"
             )
-    options.out = options.out or (QUICK if options.quick or options.cells else FULL)
+    if (options.leaders or options.freeze) and options.names != ["suite"]:
+        parser.error("--leader and --freeze: expected with the benchmark suite alone")
+    for leader in options.leaders:
+        try:
+            suite.load(leader)
+        except ValueError as error:
+            parser.error(str(error))
+    options.out = options.out or (ENTERED if options.leaders else QUICK if options.quick or options.cells else FULL)
     return options
 
 
@@ -102,6 +114,7 @@ def about(name: str, options: argparse.Namespace, seconds: float, kept: int) -> 
     """How results came about; nothing in it names a machine."""
     versions = {package: version(package) for package in PACKAGES}
     part = (" --quick" if options.quick else "") + "".join(f" --cell {cell}" for cell in options.cells)
+    part += "".join(f" --leader {leader}" for leader in options.leaders)
     return {
         "benchmark": name,
         "command": f"python -m benchmarks {name}{part} --jobs {options.jobs}",
@@ -136,11 +149,14 @@ def run_one(name: str, options: argparse.Namespace) -> None:
     """Run one benchmark and write its files."""
     module = pages.module_of(name)
     start = time.perf_counter()
-    data = module.run(options.quick, options.jobs, *([options.cells] if options.cells else []))
+    chosen = options.cells or ([*suite.ENTRIES, *options.leaders] if options.leaders else [])
+    data = module.run(options.quick, options.jobs, *([chosen] if chosen else []))
     record = about(name, options, time.perf_counter() - start, runs.kept()) | {"data": data}
     if hasattr(module, "picture"):
         module.picture(data, options.out / f"{name}.png")
     text = pages.page(record)
+    if module is suite:
+        (options.out / f"{name}.csv").write_text(suite.table(data), encoding="utf-8")
     (options.out / f"{name}.json").write_text(to_json(record), encoding="utf-8")
     (options.out / f"{name}.md").write_text(text, encoding="utf-8")
     runs.forget()
@@ -152,6 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.freeze:
+        suite.FILE.write_text(to_json(suite.frozen()), encoding="utf-8")
+        return
     for name in tqdm(options.names, desc="benchmarks", disable=len(options.names) == 1):
         (rewrite if options.pages else run_one)(name, options)
         pages.write_lists(options.out, BENCHMARKS)

@@ -115,7 +115,8 @@ def best_setting(searched: Runs, method: str) -> list[float]:
     """The setting with the best mean return of the last x over the instances of the search."""
     rows: set[tuple[float, ...]] = {tuple(r["setting"]) for r in searched(method=method)}
     mean = {row: np.mean([r["last"] for r in searched(method=method) if tuple(r["setting"]) == row]) for row in rows}
-    return list(max(rows, key=lambda row: float(mean[row])))
+    best = max(mean, key=lambda row: float(mean[row]))
+    return [*best]
 
 
 def run(quick: bool, jobs: int) -> Data:

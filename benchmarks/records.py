@@ -23,7 +23,7 @@ from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP
 from bilevel_gym.wrappers import EventPayments, RewardModule, ShapedReward
 from examples.extending.environment import FisheryEnv
 
-from .runs import Data
+from .runs import Data, Runs, grid, run_all
 
 Floats = NDArray[np.float64]
 POINTS = 5
@@ -39,50 +39,53 @@ class Hidden(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class Wish(torch.nn.Module):
-    """What pays a follower of the pendulum for its torque alone, ``1 - (a - x_0 cos(angle) - x_1)^2``, a in [-1, 1].
+    """What pays a follower of the pendulum for its action alone, by ``z = x_0 cos(angle) + x_1``; at best 0 in every state.
+
+    A torque a in [-1, 1] is paid ``-(a - z)^2``; one to the left or to the right, a = -1 or 1, ``a z - |z|``.
 
     Args:
-        unit: a's unit in the environment's action, and where its 0 is.
+        notches: whether there are but two torques.
     """
 
-    def __init__(self, unit: tuple[float, float]) -> None:
+    def __init__(self, notches: bool) -> None:
         super().__init__()
-        self.unit, self.x = unit, torch.nn.Parameter(torch.zeros(2))
+        self.notches, self.x = notches, torch.nn.Parameter(torch.tensor([0.2, 0.4]))
 
     def forward(self, obs: Any, action: Any, after: Any) -> Any:
-        a = (action.reshape(len(action), -1)[:, 0] - self.unit[1]) / self.unit[0]
-        return 1.0 - (a - self.x[0] * obs[:, 0] - self.x[1]) ** 2
+        z = self.x[0] * obs[:, 0] + self.x[1]
+        if self.notches:
+            return (2.0 * action - 1.0) * z - z.abs()
+        return -((action.reshape(len(action), -1)[:, 0] / 2.0 - z) ** 2)
 
 
-def designed(unit: tuple[float, float]) -> gym.Env[Any, Any]:
+def wanted(a: Any, cosine: Any) -> Any:
+    """The leader's reward, of a torque in [-1, 1]."""
+    return 1.0 - (a - 0.5 * cosine + 0.2) ** 2
+
+
+def designed(notches: bool) -> gym.Env[Any, Any]:
     """The pendulum, of which the leader wants another torque than the follower is paid for: best is what x asks for."""
     env: gym.Env[Any, Any] = gym.make("Pendulum-v1")
-    if unit != TORQUE:
-        env = gym.wrappers.TransformAction(
-            env, lambda a: np.array([2.0 * (a - unit[1]) / unit[0]]), gym.spaces.Discrete(5)
-        )
+    if notches:
+        env = gym.wrappers.TransformAction(env, lambda a: np.array([4.0 * a - 2.0]), gym.spaces.Discrete(2))
     unpaid = gym.wrappers.TransformReward(env, lambda r: 0.0)
 
-    def wanted(step: Any) -> float:
-        a = (float(np.asarray(step.action).reshape(-1)[0]) - unit[1]) / unit[0]
-        return float(1.0 - (a - 0.5 * step.obs[0] + 0.2) ** 2)
+    def earned(step: Any) -> float:
+        a = 2.0 * float(step.action) - 1.0 if notches else float(step.action[0]) / 2.0
+        return float(wanted(a, step.obs[0]))
 
-    return ShapedReward(unpaid, RewardModule(Wish(unit)), gamma=0.95, low=-1.0, high=1.0, leader_reward=wanted)
-
-
-TORQUE, NOTCHES = (2.0, 0.0), (2.0, 2.0)
-"""Units of a: of the pendulum's own torque, and of five notches."""
+    return ShapedReward(unpaid, RewardModule(Wish(notches)), gamma=0.95, low=-1.0, high=1.0, leader_reward=earned)
 
 
-def designed_truth(unit: tuple[float, float], x: Floats, n: int = 1024) -> float:
+def designed_truth(notches: bool, x: Floats, n: int = 512) -> float:
     """The leader's return at the best response, from episodes."""
     worlds = gym.vector.SyncVectorEnv([lambda: gym.make("Pendulum-v1", max_episode_steps=10_000)] * n)
     obs, _ = worlds.reset(seed=12345)
     value, weight = 0.0, 1.0
     while weight > 1e-4:
-        a = np.clip(x[0] * obs[:, 0] + x[1], -1.0, 1.0)
-        a = a if unit == TORQUE else np.round(2.0 * a) / 2.0
-        value += weight * float(np.mean(1.0 - (a - 0.5 * obs[:, 0] + 0.2) ** 2))
+        z = x[0] * obs[:, 0] + x[1]
+        a = np.where(z > 0.0, 1.0, -1.0) if notches else z
+        value += weight * float(np.mean(wanted(a, obs[:, 0])))
         obs, *_ = worlds.step(2.0 * a[:, None].astype(np.float32))
         weight *= 0.95
     worlds.close()
@@ -181,10 +184,10 @@ def lq() -> Problem:
     return Problem("linear-quadratic", make, truth, SAC, partial(ascended, problem), steps=10_000)
 
 
-def pendulum(unit: tuple[float, float], follower: Any, label: str) -> Problem:
+def pendulum(notches: bool, follower: Any, label: str) -> Problem:
     """One of the two designed pendulums; x = (0.5, -0.2) gives the leader what it wants."""
-    make = partial(designed, unit)
-    return Problem(label, make, partial(designed_truth, unit), follower, lambda x: np.array([0.5, -0.2]))
+    truth = partial(designed_truth, notches)
+    return Problem(label, partial(designed, notches), truth, follower, lambda x: np.array([0.5, -0.2]), steps=30_000)
 
 
 def fishery() -> Problem:
@@ -205,8 +208,8 @@ def problems() -> dict[str, Problem]:
         "table_30": table(game, PPO, "Stackelberg game, 30 states", n_states=30, seed=3),
         "random_mdp": table("bilevel_gym/RandomMDP-v0", A2C, "random MDP, 10 states"),
         "lq": lq(),
-        "steering": pendulum(TORQUE, PPO, "pendulum, torque"),
-        "notches": pendulum(NOTCHES, DQN, "pendulum, five notches"),
+        "steering": pendulum(False, PPO, "pendulum, torque"),
+        "notches": pendulum(True, DQN, "pendulum, left or right"),
         "cliff": Problem(
             "CliffWalking with a fee", cliff, partial(table_truth, cliff_problem()), A2C, lambda x: np.array([-0.6])
         ),
@@ -232,6 +235,8 @@ def point(name: str, number: int) -> Floats:
         + 0.2 * np.abs(best - start).max() * rng.standard_normal(len(start))
     )
     x = np.clip(x, space.low, space.high)
+    if name in ("steering", "notches"):  # |z| <= 1, so that no torque that is asked for is out of reach
+        x = x / max(1.0, np.abs(x).sum())
     if name == "fishery":
         x = x * min(1.0, 2.0 / x.sum())
     return np.asarray(x)
@@ -256,3 +261,24 @@ def run_one(name: str, number: int, followers: int, quick: bool) -> Data:
         "answer": record.best_answer,
         "steps": record.evaluation_steps,
     }
+
+
+def run(quick: bool, jobs: int) -> Data:
+    """Fifty records by three followers, and some of them by one and by six."""
+    three = grid(name=problems(), number=range(2 if quick else POINTS), followers=[FOLLOWERS[1]])
+    others = grid(name=SHRINKS[:1] if quick else SHRINKS, number=range(1, 4), followers=[FOLLOWERS[0], FOLLOWERS[2]])
+    return {"runs": run_all(run_one, three + others, jobs, "records", quick=quick)}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def within(rows: Runs) -> list[bool]:
+    """Whether the truth lies within two standard errors of each record."""
+    return [abs(r["found"] - r["truth"]) <= 2.0 * r["stderr"] for r in rows]
+
+
+def shares(rows: Runs, of: str) -> list[float]:
+    """Of each record its standard error or its error, as a share of what can be gained on the problem."""
+    values = [r["stderr"] if of == "stderr" else abs(r["found"] - r["truth"]) for r in rows]
+    return [value / abs(r["gain"]) for value, r in zip(values, rows, strict=True)]

@@ -1,4 +1,4 @@
-"""Environments in which a leader chooses a parameter of the follower's problem: the registration table."""
+"""Registers the environments, in each of which a leader sets a parameter of the follower's problem."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ for _name in ("incentive_design_v0",):
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``check_leader_env``, and torch with it, on first use."""
+    """Import ``check_leader_env`` on first use, because it imports torch."""
     if name == "check_leader_env":
         from .check import check_leader_env
 

@@ -176,26 +176,23 @@ class World:
         else:
             after, reward, terminated, truncated, info = self.env.step(action)
         for key in ("leader_reward", "leader_draw"):
-            require(key in info, "info", f"the key {key!r} after every step", sorted(info))
-        paid, paid_leader = np.asarray(reward, dtype=np.float64), np.asarray(info["leader_reward"])
+            require(key in info, "info", f"the key {key!r} after every step", list(info))
+        paid, draw, paid_leader = np.asarray(reward, dtype=np.float64), info["leader_draw"], info["leader_reward"]
         if not self.game:
             way_out = "one number a step (of several objectives make one, e.g. by mo_gymnasium's LinearReward)"
             require(paid.size == 1, "reward", way_out, f"shape {paid.shape}")
             paid = paid.reshape(())
-        require(bool(np.isfinite(paid).all()), "reward", "finite numbers in every step", paid)
-        number = paid_leader.size == 1 and paid_leader.dtype.kind in "fiub" and math.isfinite(paid_leader.item())
-        require(number, "info['leader_reward']", "one finite number in every step", repr(info["leader_reward"]))
-        draw = info["leader_draw"]
-        drawn = isinstance(draw, (dict, tuple)) or np.asarray(draw).dtype.kind in "fiub"
-        require(
-            drawn,
-            "info['leader_draw']",
-            "numbers: what x made the environment draw, 0 where it draws nothing",
-            repr(draw),
-        )
+        if not np.isfinite(paid).all():
+            raise ValueError(f"reward: expected finite numbers in every step, got {paid}")
+        number = np.asarray(paid_leader)
+        if number.size != 1 or number.dtype.kind not in "fiub" or not math.isfinite(number.item()):
+            raise ValueError(f"info['leader_reward']: expected one finite number in every step, got {paid_leader!r}")
+        if not isinstance(draw, (dict, tuple)) and np.asarray(draw).dtype.kind not in "fiub":
+            told = "numbers: what x made the environment draw, 0 where it draws nothing"
+            raise ValueError(f"info['leader_draw']: expected {told}, got {draw!r}")
         after = self._joint(after)
         played = Played(
-            self._obs, action, draw, after, paid, float(paid_leader.item()),
+            self._obs, action, draw, after, paid, float(number.item()),
             bool(terminated or truncated), bool(terminated), self._first, mask,
         )  # fmt: skip
         self._obs, self._first = after, False

@@ -1,4 +1,4 @@
-"""The one contract: an ordinary Gymnasium environment of the follower, with a parameter x that a leader sets.
+"""The interface of leader environments: a Gymnasium environment for the follower, with a parameter x that the leader sets.
 
 - ``leader_space``: Box of x, float64, compact and convex; None where x is no vector (a large reward model).
 - ``set_leader(x)``: from the next step on.
@@ -34,7 +34,7 @@ _NEVER = np.iinfo(np.int64).max
 
 
 class HasLeader(ABC):
-    """The leader's side of an environment, the same for one and for several in parallel, and for games.
+    """The leader's interface, shared by single environments, parallel environments and games.
 
     Attributes:
         leader_space: Box of x, float64; where x also has a budget (see ``LeaderSet``), the Box around X. None where x
@@ -56,7 +56,7 @@ class HasLeader(ABC):
 
     @abstractmethod
     def set_leader(self, x: Any) -> None:
-        """Set the leader's parameter, from the next step on; what an episode draws from x, from the next reset on.
+        """Set x; it takes effect at the next step, and for what is drawn once an episode at the next reset.
 
         x is copied.
 
@@ -69,7 +69,7 @@ class HasLeader(ABC):
 
     @abstractmethod
     def leader_model(self) -> torch.nn.Module:
-        """A module with one Parameter ``x``, which starts at the current leader's, float64.
+        """Return a torch module of one step, whose Parameter ``x`` (float64) starts at the current x.
 
         Called with batched tensors ``(obs, action, draw, next_obs)`` it returns ``(r_follower, r_leader, log_p)``:
         the rewards of that step and the log-probability of what depends on x in it, each differentiable in x. Parallel
@@ -78,7 +78,10 @@ class HasLeader(ABC):
 
     @abstractmethod
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """What a follower may be shown of x at an observation, ``[commitment_size]``; a row for each parallel environment."""
+        """The leader context, ``[commitment_size]``: what a follower may be shown of x at an observation.
+
+        Parallel environments return one row each.
+        """
 
 
 class LeaderEnv(HasLeader, gym.Env[ObsType, ActType]):
@@ -97,12 +100,12 @@ class LeaderEnv(HasLeader, gym.Env[ObsType, ActType]):
     draws_once: bool = False
 
     def vectorised(self, num_envs: int, max_episode_steps: int | None) -> LeaderVectorEnv | None:
-        """Parallel environments like this one, stepped together; None where there is no such simulator."""
+        """Parallel environments like this one, stepped together; None if there is no such simulator."""
         return None
 
 
 class LeaderVectorEnv(HasLeader, VectorEnv[Any, Any, Any]):
-    """``LeaderEnv`` in parallel: environments that are stepped together, each under an x of its own if need be.
+    """Parallel leader environments that are stepped together; each may have its own x.
 
     ``leader_x`` and ``set_leader`` also take ``[num_envs, dim]``, one row an environment. Environments that end are reset in
     the same step (``final_obs``, ``final_info``); ``infos["leader_reward"]`` and ``["leader_draw"]``, one row an environment,
@@ -143,7 +146,7 @@ class LeaderVectorEnv(HasLeader, VectorEnv[Any, Any, Any]):
     def _restart(
         self, infos: dict[str, Any], done: Flags, following: NDArray[Any], start: NDArray[Any]
     ) -> NDArray[Any]:
-        """Let the environments that are done begin at ``start``; their last step is told in ``infos``, their states answered."""
+        """Restart the environments that are done at ``start``, write their last step into ``infos`` and return all states."""
         many = done.reshape(-1, *[1] * (following.ndim - 1))
         final: dict[str, Any] = {}
         for name in ("leader_reward", "leader_draw"):
@@ -159,14 +162,14 @@ class LeaderVectorEnv(HasLeader, VectorEnv[Any, Any, Any]):
         return np.where(many, start, following)
 
     def place(self) -> dict[str, Any] | None:
-        """Where the environments stand, arrays by name and the generator's state; None before a reset."""
+        """The environments' state: arrays by name and the random generator's state; None before a reset."""
         if self._state is None:
             return None
         arrays = {"_state": self._state.copy(), "_elapsed": self._elapsed.copy()}
         return {"generator": self.np_random.bit_generator.state, **arrays}
 
     def stand(self, place: dict[str, Any]) -> None:
-        """Go on from where :meth:`place` was called.
+        """Restore the state that :meth:`place` returned.
 
         Raises:
             ValueError: the place of another environment.
@@ -179,7 +182,7 @@ class LeaderVectorEnv(HasLeader, VectorEnv[Any, Any, Any]):
 
 
 class OfProblem(HasLeader):
-    """What the environments that simulate a problem share, scalar and vectorised.
+    """Base class of environments, single or parallel, that simulate a problem.
 
     Attributes:
         problem: the model itself.
@@ -191,7 +194,7 @@ class OfProblem(HasLeader):
     _spaces: tuple[gym.Space[Any], gym.Space[Any]]
 
     def _set_up(self, problem: Any, n_envs: int) -> None:
-        """Keep the problem, and read X and x from it; n_envs is 1 for a scalar environment."""
+        """Store the problem and read X and the first x from it; n_envs is 1 for a single environment."""
         self.problem, self._n_envs = problem, n_envs
         low, high = problem.leader_set.low.numpy(), problem.leader_set.high.numpy()
         self.leader_space = gym.spaces.Box(low, high, dtype=np.float64)
@@ -199,7 +202,7 @@ class OfProblem(HasLeader):
 
     @abstractmethod
     def _load(self, x: torch.Tensor) -> None:
-        """Keep a checked x as ``_x``, and work out what depends on it."""
+        """Store a checked x as ``_x`` and compute what depends on it."""
 
     @property
     def leader_x(self) -> NDArray[np.float64]:
@@ -207,7 +210,7 @@ class OfProblem(HasLeader):
 
 
 class ProblemEnv(Drawn, OfProblem, LeaderEnv[Any, Any]):
-    """A problem's environment.
+    """A single environment that simulates a problem.
 
     Args:
         problem: the problem.
@@ -230,7 +233,7 @@ class ProblemEnv(Drawn, OfProblem, LeaderEnv[Any, Any]):
 
 
 class FromArguments:
-    """Makes an environment's problem of its arguments: the environment, its parallel simulator and its signature.
+    """Mixin that builds an environment's problem from the environment's arguments.
 
         class MyEnv(FromArguments, TabularEnv, problem=MyProblem):
             ...
@@ -260,6 +263,6 @@ class FromArguments:
 
     @classmethod
     def vector(cls, num_envs: int, *args: Any, max_episode_steps: int | None = None, **kwargs: Any) -> LeaderVectorEnv:
-        """``num_envs`` of them, stepped together; further arguments are the problem's."""
+        """``num_envs`` parallel environments, stepped together; the other arguments are the problem's."""
         problem = cls.make_problem(*args, **kwargs)
         return cls.vector_class(problem, num_envs, max_episode_steps)  # type: ignore[no-any-return]

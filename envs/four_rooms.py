@@ -1,4 +1,4 @@
-r"""Four Rooms with hidden penalties (Thoma et al. 2024): a follower crosses a map, a leader bends its path.
+r"""Four Rooms with hidden penalties (Thoma et al. 2024): the leader's penalties change the path of a follower through a map.
 
 Free cells s of a 13 x 13 map, moves a = up, right, down, left; start (4,1); one goal a context, (1,9) or (11,11), a fair
 coin an episode. The leader's x holds 105 logits, 104 of them a cell's and the last one nobody's:
@@ -92,19 +92,19 @@ class FourRoomsProblem(TabularProblem):
         return reward.unsqueeze(-1).expand(*reward.shape, self._P.shape[1])
 
     def follower_mdp(self, x: Tensor) -> TabularMDP:
-        """M(x), one goal a context, ``[..., 2]`` for x ``[..., 105]``."""
+        """M(x), with one context for each goal, ``[..., 2]`` for x ``[..., 105]``."""
         r = self._at_goal + self.penalty(x).unsqueeze(-2) * self._elsewhere
         return TabularMDP(
             self._P, self._per_action(r), self._rho, GAMMA, self._ends, terminal_entropy=True, validate=False
         )
 
     def leader_reward(self, x: Tensor) -> Tensor:
-        """1 in the leader's cell, -beta sum |penalty| in the goal, ``[..., 2, S, A]``."""
+        """The leader's reward, ``[..., 2, S, A]``: 1 in the leader's cell, -beta sum |penalty| in the goal."""
         cost = self.beta * -self.penalty(x).sum(-1)[..., None, None]
         return self._per_action(self._at_leader_cell - cost * self._at_goal)
 
     def commitment(self, x: Tensor) -> Tensor:
-        """softmax(x), ``[..., 1, 105]``: the follower's reward is linear in it."""
+        """The leader context softmax(x), ``[..., 1, 105]``; the follower's reward is linear in it."""
         return torch.softmax(x, -1).unsqueeze(-2)
 
 

@@ -1,4 +1,4 @@
-r"""Goal placement: the leader lays out reward on a grid and is judged by where the follower then goes.
+r"""Goal placement: the leader places rewards on a grid, and is scored by which cells the follower then visits.
 
 States are the cells of a size x size grid, actions the four moves; x_s in [0, 1] is the reward placed in cell s, and u_s in
 [0, 1] how rough the ground is there:
@@ -106,23 +106,23 @@ class GoalPlacementProblem(GridProblem):
         self._solution: tuple[Tensor, Tensor] | None = None
 
     def leader_reward(self, x: Tensor) -> None:
-        """None: J_L is no return."""
+        """None, because J_L is not a discounted return."""
 
     def discrepancy(self, m: Tensor) -> Tensor:
-        """f of a visitation ``[..., S]`` that sums to one, ``[...]``."""
+        """The discrepancy f, ``[...]``, of a visitation distribution ``[..., S]``."""
         apart = m - self.target
         return ((apart @ self._kernel) * apart).sum(-1)
 
     def occupancy_return(self, x: Tensor, occupancy: Tensor) -> Tensor:
-        """-f, for occupancies ``[..., S, A]``."""
+        """The leader's return -f for occupancies ``[..., S, A]``."""
         return -self.discrepancy(occupancy.sum(-1))
 
     def leader_return(self, x: Tensor, pi: Tensor) -> Tensor:
-        """-f(x, pi)."""
+        """The leader's return -f(x, pi)."""
         return -self.discrepancy((1.0 - self.gamma) * visitation(self.follower_mdp(x), torch.as_tensor(pi)))
 
     def optimum(self, tau: float | None = None) -> Optimum:
-        """The answer at tau = 0, ties broken for the leader; f is within 1e-12 of the least.
+        """The optimum at tau = 0, with ties broken in the leader's favour; its f is within 1e-12 of the minimum.
 
         Raises:
             ValueError: a positive tau, at which the answer is not known.
@@ -140,7 +140,7 @@ class GoalPlacementProblem(GridProblem):
 
     @torch.no_grad()
     def _best_occupancy(self) -> tuple[Tensor, Tensor]:
-        """m* as a state-action occupancy, ``[S, A]``, and c, ``[S]``."""
+        """The best occupancy m*, ``[S, A]``, and the gradient c = df/dm there, ``[S]``."""
         values, vectors = torch.linalg.eigh(self._kernel)
         root = values.clamp_min(0.0).sqrt() * vectors  # |e|^2_k = |e root|^2
         mdp = self.follower_mdp(torch.zeros_like(self.target))
@@ -167,7 +167,7 @@ class GoalPlacementProblem(GridProblem):
 
 
 def _goals(grid: GridMap, rng: np.random.Generator) -> tuple[int, ...]:
-    """Three cells, each half the grid's side or more from the others, in moves."""
+    """Three cells, any two of which are at least half the grid's side apart, counted in moves."""
     while True:
         goals = rng.choice(grid.n_cells, len(SHARES), replace=False)
         places = grid.cells[torch.from_numpy(goals)]
@@ -177,7 +177,7 @@ def _goals(grid: GridMap, rng: np.random.Generator) -> tuple[int, ...]:
 
 
 class GoalPlacementEnv(FromArguments, TabularEnv, problem=GoalPlacementProblem):
-    """A grid on which the leader places reward so that the follower spends its time where the leader wants it.
+    """The leader places rewards on a grid so that the follower spends its time in the cells that the leader wants.
 
     ## Description
     The follower walks a grid of rough ground, slips now and then, and collects what the leader has placed in the cell it

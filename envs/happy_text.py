@@ -1,4 +1,4 @@
-"""A world of text: a follower writes a short message token by token, and a rule scores its sentiment."""
+"""A text environment: the follower writes a short message token by token, and a rule scores its sentiment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Obs = NDArray[np.int64]
 
 
 class HappyTextEnv(Drawn, gym.Env[Obs, np.int64]):
-    """A follower goes on writing a short message; what is to be learned is that happy ones are liked.
+    """The follower continues a short message; preferences between messages teach it to write happy ones.
 
     ## Description
     An episode is one message. Its first words are drawn from the grammar of everyday messages (``envs.text.MESSAGES``), the
@@ -56,7 +56,7 @@ class HappyTextEnv(Drawn, gym.Env[Obs, np.int64]):
     - v0: first version.
 
     ## References
-    The happy-tweet task of the second paper (arXiv 2601.16399) in small; unverified in its details. Grammar, lexicon and rule are
+    A small version of the happy-tweet task of arXiv 2601.16399; its details are our default. Grammar, lexicon and rule are
     this library's own.
     """
 
@@ -92,7 +92,7 @@ class HappyTextEnv(Drawn, gym.Env[Obs, np.int64]):
 
     @property
     def text(self) -> str:
-        """What is written so far."""
+        """The text written so far."""
         return self.tokeniser.decode(self._tokens)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Incentive design: two players of a zero-sum Markov game whose payoffs a designer shifts (PettingZoo)."""
+"""Incentive design (PettingZoo): a designer adds incentives to the payoffs of a zero-sum Markov game of two players."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Infos = dict[str, dict[str, Any]]
 
 
 class IncentiveDesignEnv(Drawn, OfProblem, ParallelEnv[str, np.int64, Any]):
-    """Two players meet in a random zero-sum game; a designer, who lives in another world, adds incentives to it.
+    """Two players play a random zero-sum game, to which a designer with another reward and other transitions adds incentives.
 
     ## Description
     In each state both players choose an action at once. Player 2 pays player 1 ``r(s,a1,a2) + sigmoid(x(s,a1,a2))``,
@@ -80,8 +80,7 @@ class IncentiveDesignEnv(Drawn, OfProblem, ParallelEnv[str, np.int64, Any]):
     - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``: the incentives, the state and the last pair of actions.
 
     These are arguments of ``parallel_env``, ``env`` and ``raw_env``; the class takes ``problem``, ``max_cycles`` and
-    ``render_mode``. The sizes, ``gamma`` and ``tau`` are recollections or choices that were not checked against the
-    published experiment.
+    ``render_mode``. The sizes, ``gamma`` and ``tau`` are our default; the published experiment may use others.
 
     ## Version History
     - v0: first version.
@@ -134,20 +133,20 @@ class IncentiveDesignEnv(Drawn, OfProblem, ParallelEnv[str, np.int64, Any]):
         return GameLeaderModel(self.problem, self._x)
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """The incentives of a state, ``[A1 * A2]``: what the players may be shown of x in it."""
+        """The leader context in a state: its incentives, ``[A1 * A2]``."""
         shown: NDArray[np.float32] = self.problem.commitment(self._x)[int(obs)].to(torch.float32).numpy()
         return shown
 
     def observation_space(self, agent: str) -> gym.Space[Any]:
-        """The player's, always the same object."""
+        """The observation space of a player, always the same object."""
         return self.observation_spaces[agent]
 
     def action_space(self, agent: str) -> gym.Space[Any]:
-        """The player's, always the same object."""
+        """The action space of a player, always the same object."""
         return self.action_spaces[agent]
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observations, Infos]:
-        """Draw a start state; ``options={"designer_world": True}`` plays the episode under the designer's transitions."""
+        """Draw a start state; with ``options={"designer_world": True}`` the episode uses the designer's transitions."""
         if seed is not None:
             self._random = seeding.np_random(seed)[0]
         self._designer_world = bool((options or {}).get("designer_world", False))
@@ -161,7 +160,7 @@ class IncentiveDesignEnv(Drawn, OfProblem, ParallelEnv[str, np.int64, Any]):
     def step(
         self, actions: dict[str, Any]
     ) -> tuple[Observations, dict[str, float], dict[str, bool], dict[str, bool], Infos]:
-        """One step of both players; one random number, whatever they do.
+        """Take one step of both players; it draws one random number, whatever they do.
 
         Raises:
             ValueError: an action that does not exist.
@@ -194,7 +193,7 @@ class IncentiveDesignEnv(Drawn, OfProblem, ParallelEnv[str, np.int64, Any]):
         return f"state {state}, {moves}: payoff {payoff:g}, leader {leader:g}; state {self._state}"
 
     def _draw(self, panel: Axes) -> None:
-        """The incentives ``[S, A1 * A2]``, the current row marked, a cross where the last step was taken."""
+        """Draw the incentives ``[S, A1 * A2]``, with the current state's row marked and a cross at the last step."""
         S, A1, A2 = self._sizes
         incentives = self.problem.incentive(self._x).reshape(S, A1 * A2)
         draw_table(panel, incentives, "incentive", self._state, vmin=0.0, vmax=1.0)
@@ -208,7 +207,7 @@ class IncentiveDesignEnv(Drawn, OfProblem, ParallelEnv[str, np.int64, Any]):
 
 
 class _TurnByTurn(parallel_to_aec_wrapper):  # type: ignore[type-arg]
-    """The same game in PettingZoo's turn-by-turn interface; the leader's side of it is the game's own."""
+    """The same game in PettingZoo's turn-by-turn (AEC) interface; the leader's methods are passed on to the game."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or "env" not in self.__dict__:  # while it is being unpickled
@@ -226,16 +225,16 @@ def parallel_env(
     max_cycles: int = 100,
     render_mode: str | None = None,
 ) -> IncentiveDesignEnv:
-    """A random instance in PettingZoo's parallel interface; see :class:`IncentiveDesignEnv` for the arguments."""
+    """Make a random game in PettingZoo's parallel interface; see :class:`IncentiveDesignEnv` for the arguments."""
     problem = random_incentive_design(n_states, n_actions_1, n_actions_2, gamma, tau, seed)
     return IncentiveDesignEnv(problem, max_cycles, render_mode)
 
 
 def raw_env(**kwargs: Any) -> AECEnv[str, np.int64, Any]:
-    """The environment turn by turn, without checks."""
+    """Make the environment in the turn-by-turn (AEC) interface, without checks."""
     return _TurnByTurn(parallel_env(**kwargs))
 
 
 def env(**kwargs: Any) -> AECEnv[str, np.int64, Any]:
-    """The environment turn by turn, with PettingZoo's checks of the order of calls and of actions."""
+    """Make the environment in the turn-by-turn (AEC) interface, with PettingZoo's checks of call order and actions."""
     return wrappers.OrderEnforcingWrapper(wrappers.AssertOutOfBoundsWrapper(raw_env(**kwargs)))

@@ -1,4 +1,4 @@
-"""Simulators of any linear-quadratic Stackelberg game: an ordinary environment, and one of many in parallel.
+"""Environments that simulate a linear-quadratic Stackelberg game, single and parallel.
 
 Observations are states, actions a in [-1, 1] stand for the follower's inputs ``u_f = action_bound * a``; what lies beyond is
 clipped. The leader draws ``u_l ~ N(-K s, sigma^2 I)``, then the plant its noise.
@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 
 
 def _root(covariance: Tensor) -> Floats:
-    """L with L L^T the covariance, which may be singular."""
+    """A matrix L with L L^T = covariance, which may be singular."""
     values, vectors = torch.linalg.eigh(covariance)
     root: Floats = (vectors * values.clamp_min(0.0).sqrt()).numpy()
     return root
@@ -39,7 +39,7 @@ def _quadratic(v: Any, matrix: Any) -> Any:
 
 
 class _Plant:
-    """The game's matrices as numpy arrays, and a step of many environments."""
+    """The game's matrices as numpy arrays, and the step of parallel environments."""
 
     def __init__(self, problem: LinearQuadraticProblem) -> None:
         d = problem.dynamics
@@ -53,7 +53,7 @@ class _Plant:
         ]
 
     def step(self, s: Floats, K: Floats, action: Floats, normal: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-        """u_l, the follower's and the leader's reward, and s', one row an environment.
+        """Return u_l, the follower's reward, the leader's reward and s', with one row for each environment.
 
         Args:
             s: states, ``[N, n]``.
@@ -70,7 +70,7 @@ class _Plant:
 
 
 class LinearQuadraticLeaderModel(nn.Module):
-    r"""Rewards and log-probability of steps as functions of x: :math:`\log p_x = \log N(u_l; -K s, \sigma^2 I)`.
+    r"""Rewards and log-probability of steps, as functions of x: :math:`\log p_x = \log N(u_l; -K s, \sigma^2 I)`.
 
     Args:
         problem: the game.
@@ -109,7 +109,7 @@ class LinearQuadraticLeaderModel(nn.Module):
 
 
 class _LinearLeader(OfProblem):
-    """What both simulators share: the plant, and the leader's side of the contract."""
+    """Base class of both environments: the plant and the leader's interface."""
 
     problem: LinearQuadraticProblem
 
@@ -124,7 +124,7 @@ class _LinearLeader(OfProblem):
         self._K: Floats = self.problem.gain(x).numpy()
 
     def set_leader(self, x: Any) -> None:
-        """Set the leader's parameter, from the next step on; x is copied.
+        """Set x (copied), which takes effect at the next step.
 
         Args:
             x: a point of X, ``[dim]``; parallel environments also take ``[num_envs, dim]``, one row each.
@@ -154,7 +154,7 @@ def _numbers(values: Floats) -> str:
 
 
 def _check_actions(actions: Any, shape: tuple[int, ...], name: str) -> Floats:
-    """Actions as float64 of this shape, finite."""
+    """Return the actions as finite float64 numbers of this shape."""
     a = np.asarray(actions, dtype=np.float64)
     if a.shape != shape or not np.isfinite(a).all():
         got = f"shape {a.shape}" if a.shape != shape else "NaN or infinity"
@@ -163,7 +163,7 @@ def _check_actions(actions: Any, shape: tuple[int, ...], name: str) -> Floats:
 
 
 class LinearQuadraticVectorEnv(_LinearLeader, LeaderVectorEnv):
-    """``LinearQuadraticEnv`` in parallel, stepped together in numpy.
+    """Parallel ``LinearQuadraticEnv``, stepped together in numpy.
 
     All environments start and are truncated together, and are reset in the same step. Each step draws m_l + n normal numbers
     an environment from one generator, whatever the actions: two simulators reset with the same seed see common random numbers.
@@ -193,7 +193,7 @@ class LinearQuadraticVectorEnv(_LinearLeader, LeaderVectorEnv):
         return self._state.copy(), {}
 
     def step(self, actions: Any) -> tuple[Floats, Floats, Flags, Flags, dict[str, Any]]:
-        """One step of every environment; see the class."""
+        """Step every environment; see the class."""
         plant, N = self._plant, self.num_envs
         if self._state is None:
             raise gym.error.ResetNeeded("step was called before reset")
@@ -214,7 +214,7 @@ class LinearQuadraticVectorEnv(_LinearLeader, LeaderVectorEnv):
         return following.copy(), r_f, np.zeros(N, dtype=np.bool_), truncated, infos
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """Each environment's x, ``[num_envs, commitment_size]``."""
+        """The leader context of each environment: its x, ``[num_envs, commitment_size]``."""
         shown: NDArray[np.float32] = np.broadcast_to(self._x.numpy(), (self.num_envs, self.commitment_size))
         return shown.astype(np.float32)
 
@@ -249,7 +249,7 @@ class LinearQuadraticEnv(_LinearLeader, ProblemEnv):
         return self._state[0].copy(), {}
 
     def step(self, action: Any) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        """One step of the follower; m_l + n normal numbers, whatever the action."""
+        """Take one step; it draws m_l + n normal numbers, whatever the action."""
         plant, s = self._plant, self._state
         if s is None:
             raise gym.error.ResetNeeded("step was called before reset")
@@ -267,14 +267,14 @@ class LinearQuadraticEnv(_LinearLeader, ProblemEnv):
         return self._state[0].copy(), reward, False, False, info
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """x, in every state, ``[commitment_size]``."""
+        """The leader context: x in every state, ``[commitment_size]``."""
         return self._x.numpy().astype(np.float32)
 
     def _text(self) -> str:
         return self._last + ("" if self._state is None else f"state {_numbers(self._state[0])}")
 
     def _draw(self, panel: Axes) -> None:
-        """The path of the first two coordinates of the state, K as a heat map, the follower's inputs so far."""
+        """Draw the path of the state's first two coordinates, K as a heat map, and the follower's inputs so far."""
         figure = panel.get_figure(root=True)
         assert figure is not None
         figure.clear()

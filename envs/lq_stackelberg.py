@@ -1,4 +1,4 @@
-"""Linear-quadratic Stackelberg game: the leader steers a quantity that only the follower moves."""
+"""Linear-quadratic Stackelberg game: the leader's cost depends on a quantity that only the follower can move."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .mdp.linear_quadratic import steering_game
 
 
 class LQStackelbergEnv(FromArguments, LinearQuadraticEnv, problem=steering_game):
-    """A leader commits to linear feedback; a follower with quadratic costs answers it. All spaces are continuous.
+    """A leader commits to a linear feedback policy, and a follower with quadratic costs responds; all spaces are continuous.
 
     ## Description
     The state is (p, q), w is Gaussian noise:

@@ -1,4 +1,4 @@
-"""One player's world in a zero-sum game, the other player's policy held: many in parallel, stepped together in numpy."""
+"""Parallel environments of one player of a zero-sum game, in which the other player's policy is fixed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class GameLeaderModel(nn.Module):
 
 
 class PlayersProblem(TabularProblem):
-    """A game as one player meets it: the other's action is what the world draws, by a policy that is held.
+    """The single-agent problem of one player of a game, in which the other player's actions are drawn from a fixed policy.
 
     Args:
         game_problem: the game and its leader, not a stack.
@@ -84,20 +84,20 @@ class PlayersProblem(TabularProblem):
         return self.game_problem.start_x()
 
     def follower_mdp(self, x: Tensor) -> TabularMDP:
-        """The player's MDP against the held policy (one for all environments), without the bonus."""
+        """The player's MDP against the fixed policy (one for all environments), without the bonus."""
         return player_mdp(self.game_problem.game(x), self.player, self.held, 0.0)
 
     def leader_reward(self, x: Tensor) -> None:
-        """None: it depends on both actions, see :meth:`kernel`."""
+        """None, because it depends on both actions; see :meth:`kernel`."""
 
     def kernel(self, x: Tensor) -> TabularKernel:
-        """w is the other player's action; x may be ``[num_envs, dim]``, one row an environment."""
+        """The kernel at x, whose draw w is the other player's action; x is ``[dim]``, or ``[num_envs, dim]``, one row each."""
         rows = [x] if x.ndim == 1 else list(x)
         games: list[ZeroSumGame] = [self.game_problem.game(row) for row in rows]
         leaders: list[Any] = [self.game_problem.leader_game(row) for row in rows]  # never None: see the constructor
 
         def stacked(tables: list[Tensor], axis: int) -> Tensor:
-            """One table for all or one each; the player's own actions come first, ``axis`` is player 1's."""
+            """One table for all environments or one for each; the player's own actions come first, ``axis`` is player 1's."""
             shared = all(table is tables[0] for table in tables)
             table = tables[0] if shared else torch.stack(tables)
             return table if self.player == 1 else table.transpose(axis, axis + 1)
@@ -114,7 +114,7 @@ class PlayersProblem(TabularProblem):
 
 
 class PlayerVectorEnv(TabularVectorEnv):
-    """What one player of a game meets while the other holds a policy: ``num_envs`` single-agent worlds in parallel.
+    """Parallel single-agent environments of one player of a game, while the other player's policy is fixed.
 
     In state s the player chooses an action, the other's is drawn from the held policy, and the state moves by the game's P.
     The reward is the player's own payoff, that of player 2 the negative of player 1's, plus ``bonus(s, a)`` where one is
@@ -156,7 +156,7 @@ class PlayerVectorEnv(TabularVectorEnv):
         return GameLeaderModel(self.problem.game_problem, self._x)
 
     def hold(self, policy: Any, bonus: Any = None) -> None:
-        """Hold the other player's policy, and what the player is paid beside its payoff, from the next step on.
+        """Fix the other player's policy, and the player's bonus, from the next step on.
 
         Args:
             policy: ``[S, A]`` of the other player, or ``[num_envs, S, A]``, one an environment.

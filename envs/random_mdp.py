@@ -1,4 +1,4 @@
-r"""Random MDP with a reward on every state and action: an objective that is no return, and its minimum known.
+r"""Random MDP with a leader's objective that is not a return, and whose minimum is known.
 
 Source: Yang, Gao and Yuan, *Bilevel Reinforcement Learning via the Development of Hyper-gradient without Lower-Level
 Convexity*, arXiv 2405.19697 (AISTATS 2025). x in R^d is coupled to the follower's reward through one quadratic form,
@@ -85,7 +85,7 @@ class RandomMDPProblem(TabularProblem):
         self.leader_set = LeaderSet.box(d, -BOUND, BOUND)
 
     def start_x(self) -> Tensor:
-        """A standard normal draw, always the same, ``[d]``."""
+        """The first x, ``[d]``: one fixed draw from a standard normal."""
         return self._start.clone()
 
     def follower_mdp(self, x: Tensor) -> TabularMDP:
@@ -94,22 +94,22 @@ class RandomMDPProblem(TabularProblem):
         return TabularMDP(self._P, q[..., None, None] * self.c, self._rho, self.gamma, validate=False)
 
     def leader_reward(self, x: Tensor) -> None:
-        """None: f is no return."""
+        """None, because f is not a discounted return."""
         return None
 
     def leader_return(self, x: Tensor, pi: Tensor) -> Tensor:
-        """-f(x, pi), a scalar, for x ``[d]``, pi ``[S, A]``."""
+        """The leader's return -f(x, pi), a scalar, for x ``[d]`` and pi ``[S, A]``."""
         return -0.5 * (x.square().sum() + pi.square().sum())
 
     def optimum(self, tau: float | None = None) -> Optimum:
-        """x = 0 and the uniform policy, whatever the temperature."""
+        """The optimum: x = 0 and the uniform policy, at any temperature."""
         check_tau(self.tau if tau is None else tau)
         pi = torch.full_like(self.c, 1.0 / self.c.shape[1])
         return Optimum(torch.zeros_like(self._start), pi, -0.5 * self.c.shape[0] / self.c.shape[1])
 
 
 class RandomMDPEnv(FromArguments, TabularEnv, problem=RandomMDPProblem):
-    """A random MDP whose rewards scale with one quadratic form in x; the leader wants x and the policy small.
+    """A random MDP whose rewards are scaled by a quadratic form of x; the leader wants a small x and a near-uniform policy.
 
     ## Description
     In state ``s`` the follower takes action ``a``, earns ``c(s,a) x^T M x`` and moves to one of a random set of states.

@@ -1,4 +1,4 @@
-"""Pictures of environments: what ``render_mode="rgb_array"`` is drawn with. matplotlib is loaded at the first picture."""
+"""Pictures of environments for ``render_mode="rgb_array"``; matplotlib is imported at the first picture."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WALL, FOLLOWER = "0.25", "tab:orange"
 
 
 class Drawn:
-    """An environment that draws itself: ``render_mode`` None, ``"ansi"`` for one line of text, ``"rgb_array"`` for a picture.
+    """Mixin for rendering: ``render_mode`` is None, ``"ansi"`` (one line of text) or ``"rgb_array"`` (a picture).
 
     Attributes:
         size: of the picture, in inches.
@@ -33,14 +33,14 @@ class Drawn:
 
     @abstractmethod
     def _text(self) -> str:
-        """What ``"ansi"`` shows."""
+        """The line of text that ``"ansi"`` shows."""
 
     @abstractmethod
     def _draw(self, panel: Axes) -> None:
         """Draw x and the follower."""
 
     def render(self) -> Any:
-        """The last step and the state in one line, or a picture, uint8 ``[height, width, 3]``; None without a mode."""
+        """Return one line of text, or a picture (uint8, ``[height, width, 3]``), or None without a render mode."""
         if self.render_mode != "rgb_array":
             return None if self.render_mode is None else self._text()
         figure, panel = new_panel(*self.size)
@@ -49,7 +49,7 @@ class Drawn:
 
 
 def new_panel(width: float = 5.0, height: float = 4.0) -> tuple[Figure, Axes]:
-    """A figure of this size in inches, 100 dots each, and its panel; no window.
+    """Make a figure of this size in inches, with 100 dots an inch and no window, and its panel.
 
     Raises:
         gymnasium.error.DependencyNotInstalled: matplotlib is missing.
@@ -65,21 +65,21 @@ def new_panel(width: float = 5.0, height: float = 4.0) -> tuple[Figure, Axes]:
 
 
 def to_rgb(figure: Figure) -> NDArray[np.uint8]:
-    """The figure's pixels, ``[height, width, 3]``."""
+    """Return the figure's pixels, ``[height, width, 3]``."""
     figure.canvas.draw()
     pixels: NDArray[np.uint8] = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
     return pixels
 
 
 def draw_heat(panel: Axes, image: ArrayLike, label: str, **kwargs: Any) -> None:
-    """An image with its colour bar; NaN is left blank."""
+    """Draw an image with its colour bar; NaN stays blank."""
     shown = panel.imshow(np.asarray(image, dtype=np.float64), **{"cmap": "viridis", **kwargs})
     assert panel.figure is not None
     panel.figure.colorbar(shown, ax=panel, label=label, shrink=0.85)
 
 
 def draw_table(panel: Axes, values: ArrayLike, label: str, row: int | None = None, **kwargs: Any) -> None:
-    """Numbers ``[S, A]`` as a heat map, a row of it marked; ``kwargs`` are of matplotlib's ``imshow``."""
+    """Draw numbers ``[S, A]`` as a heat map with one row marked; ``kwargs`` go to matplotlib's ``imshow``."""
     table = np.asarray(values, dtype=np.float64)
     draw_heat(panel, table, label, aspect="auto", interpolation="nearest", **kwargs)
     panel.set_xlabel("action")
@@ -98,7 +98,7 @@ def draw_grid(
     marks: Mapping[int, str] | None = None,
     **kwargs: Any,
 ) -> None:
-    """A map: a number a free cell as a heat map, walls dark, the follower a disc, and letters in marked cells.
+    """Draw a grid map: a heat map of one number for each free cell, dark walls, a disc for the follower, letters in marked cells.
 
     Args:
         panel: where to draw.

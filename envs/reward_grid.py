@@ -1,4 +1,4 @@
-r"""A grid world whose reward is hidden: the leader pays a reward of its own making and is judged by the true one.
+r"""A grid world with a hidden true reward: the leader chooses the reward that the follower sees, and is scored by the true one.
 
 States are the cells of a size x size grid, actions the four moves; u_s in [0, 1] is what a cell is worth in truth, x_s in [-1,
 1] what the follower is paid there:
@@ -72,11 +72,11 @@ class RewardGridProblem(GridProblem):
         self.true_reward = (field - field.min()) / (field.max() - field.min())
 
     def leader_reward(self, x: Tensor) -> Tensor:
-        """u in every cell, for x ``[..., S]``: ``[..., S, 4]``."""
+        """The true reward u of every cell, ``[..., S, 4]`` for x ``[..., S]``."""
         return (self.true_reward + 0.0 * x).unsqueeze(-1).expand(*x.shape, 4)
 
     def optimum(self, tau: float | None = None) -> Optimum:
-        """x = u, at tau = 0.
+        """The optimum at tau = 0: x = u.
 
         Raises:
             ValueError: a positive tau, at which the answer is not known.
@@ -88,7 +88,7 @@ class RewardGridProblem(GridProblem):
 
 
 class RewardGridEnv(FromArguments, TabularEnv, problem=RewardGridProblem):
-    """A grid world with a hidden reward: the leader pays what it believes the cells are worth.
+    """A grid world with a hidden true reward, in which the leader pays what it believes each cell is worth.
 
     ## Description
     The follower walks a grid, slips now and then, and collects what the leader pays in the cell it stands in. What cells

@@ -8,7 +8,7 @@ from .tabular import TabularEnv
 
 
 class StackelbergGameEnv(FromArguments, TabularEnv, problem=random_stackelberg):
-    """A leader commits to a policy of its own in a random Markov game; the follower learns its answer to it.
+    """A leader commits to a policy in a random Markov game, and the follower learns a best response to it.
 
     ## Description
     In each state the leader draws an action ``a_l`` from its policy ``pi_x(.|s)``, the follower chooses ``a_f``, both
@@ -45,7 +45,7 @@ class StackelbergGameEnv(FromArguments, TabularEnv, problem=random_stackelberg):
       measured, about 1).
     - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``.
 
-    The sizes, ``sparsity`` and ``tau`` are recollections of the published experiment that were not checked against it.
+    The sizes, ``sparsity`` and ``tau`` are our default; the published experiment may use others.
 
     ## Version History
     - v0: first version.

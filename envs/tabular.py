@@ -1,4 +1,4 @@
-"""Simulators of any tabular problem: an ordinary environment, and one of many in parallel.
+"""Environments that simulate a tabular problem, single and parallel.
 
 Both draw ``w ~ p_x(w|s,a)``, then ``s' ~ P_x(s'|s,a,w)``, from ``problem.kernel(x)``. A problem with contexts draws
 one at each reset; its observations count (context, state) pairs, ``c * S + s``.
@@ -39,7 +39,7 @@ Integers = NDArray[np.int64]
 
 
 class AliasSampler:
-    """Alias tables of ``p``, ``[R, K]``: cell k gives k with a certain probability, its alias otherwise."""
+    """Draws from the rows of ``p``, ``[R, K]``, by Walker's alias method, in constant time for each draw."""
 
     def __init__(self, p: Floats) -> None:
         keep, alias = alias_tables(p)
@@ -49,7 +49,7 @@ class AliasSampler:
         self._alias = alias.ravel()
 
     def draw(self, rows: Integers, u: Floats) -> Integers:
-        """One k a row, ``[n]``, from uniform numbers in [0, 1), ``[n]``."""
+        """Draw one k for each row, ``[n]``, from uniform numbers in [0, 1), ``[n]``."""
         t = u * self._size
         k = t.astype(np.int64)
         cell = rows * self._size
@@ -59,7 +59,7 @@ class AliasSampler:
         return chosen
 
     def draw_one(self, row: int, u: float) -> int:
-        """One k from one uniform number in [0, 1); the same k as ``draw`` gives."""
+        """Draw one k from one uniform number in [0, 1); ``draw`` gives the same k."""
         t = u * self._size
         k = int(t)
         cell = row * self._size + k
@@ -68,7 +68,7 @@ class AliasSampler:
 
 
 class InverseCdfSampler:
-    """Cumulative tables of ``p``, ``[R, K]``, padded to a power of two and searched by halving."""
+    """Draws from the rows of ``p``, ``[R, K]``, by a binary search in their cumulative sums."""
 
     def __init__(self, p: Floats) -> None:
         size = p.shape[1]
@@ -86,7 +86,7 @@ class InverseCdfSampler:
         self._memory = memoryview(self._cdf.data)  # indexing it gives Python floats, far quicker than the array's
 
     def draw(self, rows: Integers, u: Floats) -> Integers:
-        """One k a row, as ``AliasSampler`` draws."""
+        """Draw one k for each row, as ``AliasSampler.draw`` does."""
         position = rows * self._width
         step = self._width >> 1
         while step:
@@ -97,7 +97,7 @@ class InverseCdfSampler:
         return k
 
     def draw_one(self, row: int, u: float) -> int:
-        """The same k as ``draw`` gives."""
+        """Draw one k; ``draw`` gives the same."""
         first = row * self._width
         k: int = bisect_right(self._memory, u, first, first + self._size) - first
         return k
@@ -107,7 +107,7 @@ Sampler = AliasSampler | InverseCdfSampler
 
 
 def alias_tables(p: Floats) -> tuple[Floats, Integers]:
-    """Alias tables of every row of ``p`` at once.
+    """Compute the alias tables of all rows of ``p`` at once.
 
     One sweep over the columns serves all rows: with q = K p, a light cell (q <= 1) is filled up by the current heavy
     one; a heavy cell whose rest falls to 1 or less is filled up by the next heavy one.
@@ -208,7 +208,7 @@ class TabularLeaderModel(nn.Module):
 
 @dataclass(frozen=True)
 class _Field:
-    """One field of a kernel: its rows, and where each environment's own begin (0 where all share them)."""
+    """One field of a kernel: its rows, and the index at which each environment's own rows begin (0 if all share them)."""
 
     values: Floats
     offset: Integers | int
@@ -216,7 +216,7 @@ class _Field:
 
 
 class _Tables:
-    """The kernel at the current x as flat numpy arrays; a field that is the same tensor as before is kept.
+    """The kernel at the current x as flat numpy arrays; a field whose tensor has not changed is kept.
 
     Row numbers: ``z = c * S + s`` for a state, ``z * A + a``, ``(z * A + a) * W + w``; an environment's
     own rows follow another's.
@@ -291,7 +291,7 @@ class _Tables:
         return field
 
     def masks(self, z: Integers | int) -> Flags:
-        """Which actions exist in a state, ``[A]``, or in each of some, ``[n, A]``."""
+        """Which actions exist in a state, ``[A]``, or in each of several states, ``[n, A]``."""
         if self.mask is None:
             return np.ones((*np.shape(z), self.A), dtype=np.bool_)
         found: Flags = self.mask.reshape(-1, self.A)[z]
@@ -302,12 +302,12 @@ _RANK = {"draw": 3, "P": 4, "r_follower": 3, "r_leader": 3}
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are one piece of memory, read alike."""
+    """Whether two tensors are the same view of the same memory."""
     return a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride())
 
 
 class _TabularLeader(OfProblem):
-    """What both simulators share: the tables, and the leader's side of the contract."""
+    """Base class of both environments: the tables and the leader's interface."""
 
     problem: TabularProblem
 
@@ -325,7 +325,7 @@ class _TabularLeader(OfProblem):
         self._shown: NDArray[np.float32] | None = None
 
     def set_leader(self, x: Any) -> None:
-        """Set the leader's parameter, from the next step on; x is copied.
+        """Set x (copied), which takes effect at the next step.
 
         Args:
             x: a point of X, ``[dim]``; parallel environments also take ``[num_envs, dim]``, one row each.
@@ -347,7 +347,7 @@ class _TabularLeader(OfProblem):
         return TabularLeaderModel(self.problem, self._x)
 
     def _commitments(self) -> NDArray[np.float32]:
-        """``[num_envs or 1, S or 1, size]``; worked out on first use after x changed."""
+        """Leader contexts of all states, ``[num_envs or 1, S or 1, size]``, computed on first use after x has changed."""
         if self._shown is None:
             with torch.no_grad():
                 shown = self.problem.commitment(self._x).to(torch.float32)
@@ -364,7 +364,7 @@ class _TabularLeader(OfProblem):
 
 
 class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
-    """``TabularEnv`` in parallel, stepped together in numpy.
+    """Parallel ``TabularEnv``, stepped together in numpy.
 
     Environments may have different x: ``set_leader`` takes ``[dim]`` or ``[num_envs, dim]``. Those that end are reset in
     the same step (``final_obs``, ``final_info``); ``infos["leader_reward"]`` and ``["leader_draw"]`` belong to the
@@ -409,7 +409,7 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
         return self._tables.masks(self._state)
 
     def _check(self, actions: Any, state: Integers) -> Integers:
-        """The rows ``z * A + a``."""
+        """Check the actions and return their row numbers ``z * A + a``."""
         t = self._tables
         a = np.asarray(actions)
         if a.shape != (self.num_envs,) or a.dtype.kind not in "iu":
@@ -425,7 +425,7 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
         return rows
 
     def step(self, actions: Any) -> tuple[Integers, Floats, Flags, Flags, dict[str, Any]]:
-        """One step of every environment; see the class."""
+        """Step every environment; see the class."""
         t, z = self._tables, self._state
         if z is None:
             raise gym.error.ResetNeeded("step was called before reset")
@@ -462,7 +462,7 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
         return following.copy(), rewards, terminated, truncated, infos
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """What each environment's follower may be shown of x, ``[num_envs, commitment_size]`` for obs ``[num_envs]``."""
+        """The leader context of each environment, ``[num_envs, commitment_size]`` for obs ``[num_envs]``."""
         shown = self._commitments()
         n, states, _ = shown.shape
         if states == 1:
@@ -508,7 +508,7 @@ class TabularEnv(_TabularLeader, ProblemEnv):
         return self._tables.masks(self._state).copy()
 
     def step(self, action: Any) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
-        """One step of the follower; two random numbers, whatever the action."""
+        """Take one step; it draws two random numbers, whatever the action."""
         t, z, a = self._tables, self._state, int(action)
         if z is None:
             raise gym.error.ResetNeeded("step was called before reset")
@@ -533,13 +533,13 @@ class TabularEnv(_TabularLeader, ProblemEnv):
         return f"{self._last}state {self._state}"
 
     def _draw(self, panel: Axes) -> None:
-        """Draw x and the follower; here the table of the follower's expected reward at x, with its state marked."""
+        """Draw x and the follower: here a table of the follower's expected reward at x, with its state marked."""
         t, z = self._tables, self._state or 0
         rewards = self.problem.follower_mdp(self._x).r.detach().expand(t.n_contexts, t.S, t.A)
         draw_table(panel, rewards[z // t.S], "follower's reward at x", None if self._state is None else z % t.S)
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """What the follower may be shown of x in a state, ``[commitment_size]``."""
+        """The leader context in a state, ``[commitment_size]``."""
         shown = self._commitments()[0]
         row: NDArray[np.float32] = shown[int(obs) if len(shown) > 1 else 0].copy()
         return row

@@ -1,4 +1,4 @@
-"""Tolls on a road network: a driver on the way through a city, a leader that prices its links."""
+"""Tolls on a road network: a driver crosses a city, and the leader sets a toll on each link."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def draw_network(panel: Axes, network: RoadNetwork, width: Tensor, colour: Tensor, label: str, **kwargs: Any) -> None:
-    """A map: each one-way link beside its opposite, so wide and in such a colour.
+    """Draw a map in which each one-way link has its own width and colour, beside the link in the other direction.
 
     Args:
         panel: where to draw.
@@ -46,7 +46,7 @@ def draw_network(panel: Axes, network: RoadNetwork, width: Tensor, colour: Tenso
 
 
 def draw_before_and_after(before: Axes, after: Axes, problem: TollDesignProblem, x: Tensor) -> None:
-    """Two maps: the traffic without tolls over the links' external cost, and the traffic under x over its tolls.
+    """Draw two maps: the traffic without tolls over the links' external costs, and the traffic under x over the tolls.
 
     The traffic is that of the soft-optimal driver; links are as wide as their use a trip, on one scale in both maps.
     """
@@ -63,7 +63,7 @@ def draw_before_and_after(before: Axes, after: Axes, problem: TollDesignProblem,
 
 
 class TollDesignEnv(FromArguments, TabularEnv, problem=TollDesignProblem):
-    """A driver finds the way through a city in which every link has a toll.
+    """A driver finds a route through a city in which the leader sets a toll on every link.
 
     ## Description
     A road network: a random city with a centre, residential streets, avenues and a ring road, or one read from a file in

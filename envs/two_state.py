@@ -1,4 +1,4 @@
-r"""A two-state problem that can be solved by hand: every quantity of the theory in closed form.
+r"""A two-state problem that is solved by hand: it has every quantity of the theory in closed form.
 
 States 0 and 1; action a moves to state a with certainty; rho = (1/2, 1/2); x is a price in X = [-1, 3].
 
@@ -83,7 +83,7 @@ class TwoStateProblem(TabularProblem):
         return TabularMDP(self._P, r, self._rho, self.gamma, validate=False)
 
     def leader_reward(self, x: Tensor) -> Tensor:
-        """(b - x) 1[a=1] for x ``[..., 1]``, ``[..., 2, 2]``."""
+        """The leader's reward (b - x) 1[a=1], ``[..., 2, 2]`` for x ``[..., 1]``."""
         return (self.benefit - x.unsqueeze(-1)) * self._act_one
 
     def _advantage(self, x: Tensor) -> Tensor:
@@ -95,14 +95,14 @@ class TwoStateProblem(TabularProblem):
         return tau * softplus(g / tau, threshold=1000.0) if tau > 0.0 else g.clamp_min(0.0)
 
     def best_response(self, x: Tensor, tau: float) -> Tensor:
-        """pi*, ``[2, 2]``, for x ``[1]``; at tau = 0 greedy, and uniform at a tie."""
+        """The best response pi*, ``[2, 2]``, at x ``[1]``; at tau = 0 greedy, and uniform at a tie."""
         g = self._advantage(x)
         z = torch.stack([-g, g])
         row = torch.sigmoid(z / tau) if check_tau(tau) > 0.0 else torch.heaviside(z, torch.full_like(z, 0.5))
         return row.expand(2, 2)
 
     def follower_value(self, x: Tensor, tau: float) -> Tensor:
-        """V*, ``[2]``, for x ``[1]``."""
+        """The follower's optimal value V*, ``[2]``, at x ``[1]``."""
         V_0 = self._soft_part(self._advantage(x), check_tau(tau)) / (1.0 - self.gamma)
         return torch.stack([V_0, V_0 + self.bonus])
 
@@ -125,7 +125,7 @@ class TwoStateProblem(TabularProblem):
         return (weights * self._gap(x, pi, tau)).sum()
 
     def optimum(self, tau: float | None = None) -> Optimum:
-        """The answer; at tau = 0 there is none (F has a jump at its supremum).
+        """The optimum; at tau = 0 there is none, because F jumps at its supremum.
 
         Raises:
             ValueError: tau not positive.
@@ -140,7 +140,7 @@ class TwoStateProblem(TabularProblem):
 
 
 class TwoStateEnv(FromArguments, TabularEnv, problem=TwoStateProblem):
-    """Two states, two actions, a price: the smallest problem with a leader, and its answer in closed form.
+    """The smallest problem with a leader: two states, two actions, one price, and an optimum in closed form.
 
     ## Description
     Action ``a`` moves to state ``a``. The leader pays the follower x whenever it takes action 1, which the leader

@@ -5,10 +5,18 @@ if __name__ != "bilevel_gym.wrappers":
     raise ImportError(f"import bilevel_gym.wrappers, not {__name__}: second copies of its classes would be strangers")
 
 from .drawn_attribute import Attribute, DrawnAttribute
+from .for_sb3 import ForSB3
 from .leader_wrapper import CarriedLeaderModel, LeaderReward, LeaderWrapper, Step
-from .segments import Segment, SegmentRecorder
+from .segments import LearnedReward, Segment, SegmentRecorder
 from .shaping import EventPayments, LinearPotential, LinearReward, PotentialModule, RewardModule, ShapedReward, Shaping
-from .vec_env import CommitmentLeaderModel, LearnedReward, ObserveCommitment, RewardMixing, VectorEnvAdapter, set_leader
+from .vec_env import (
+    CommitmentLeaderModel,
+    FiniteSteps,
+    ObserveCommitment,
+    RewardMixing,
+    VectorEnvAdapter,
+    set_leader,
+)
 from .workers import WorkerVecEnv, make_copy
 
 __all__ = [
@@ -17,6 +25,8 @@ __all__ = [
     "CommitmentLeaderModel",
     "DrawnAttribute",
     "EventPayments",
+    "FiniteSteps",
+    "ForSB3",
     "LeaderReward",
     "LeaderWrapper",
     "LearnedReward",

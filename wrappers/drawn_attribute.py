@@ -96,7 +96,7 @@ class DrawnAttribute(LeaderWrapper):
     The first observation must not depend on w: an estimator may take its value as a baseline.
 
     Args:
-        env: the base environment: observations and actions Box or Discrete.
+        env: the base environment: observations and actions Box, Discrete, MultiDiscrete or MultiBinary.
         attributes: at least one.
         gamma: discount of both players, in [0, 1).
         show_draw: whether the commitment has the values drawn.

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..envs.core import LeaderEnv
 from ..envs.mdp import LeaderSet
-from ..envs.mdp.checks import check_gamma, require
+from ..envs.mdp.checks import check_gamma, one_number, require
 
 Floats = NDArray[np.float64]
 
@@ -88,7 +88,7 @@ class LeaderWrapper(LeaderEnv[Any, Any]):
     looked up there too. It draws with a generator of its own, apart from the base environment's.
 
     Args:
-        env: the base environment: observations and actions Box or Discrete.
+        env: the base environment: observations and actions Box, Discrete, MultiDiscrete or MultiBinary.
         leader_set: X.
         start: x at first, a point of X, ``[dim]``.
         gamma: discount of both players, in [0, 1).
@@ -167,8 +167,13 @@ class LeaderWrapper(LeaderEnv[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        step = Step(self._obs, action, float(reward), obs, bool(terminated), info, self._drawn())
+        paid = one_number(reward, "reward")
+        step = Step(self._obs, action, paid, obs, bool(terminated), info, self._drawn())
         self._obs = _held(obs)
+        if not (math.isfinite(paid) and _finite(obs)):
+            # There is nothing to measure; ``FiniteSteps``, in which leaders train, says where it came from.
+            told = {"leader_reward": paid, "leader_draw": np.full(2, np.nan)}
+            return obs, paid, step.terminated, bool(truncated), {**info, **told}
         r_l = step.reward if self._leader_reward is None else _number(self._leader_reward(step), "leader_reward")
         c = self._carried(step)
         follower, leader = self._rewards(step.reward, r_l, c)
@@ -198,9 +203,12 @@ class LeaderWrapper(LeaderEnv[Any, Any]):
 
 def check_base(env: Any) -> None:
     require(isinstance(env, gym.Env), "env", "a Gymnasium environment", repr(env))
+    spaces = gym.spaces
     for name in ("observation_space", "action_space"):
         space = getattr(env, name)
-        require(isinstance(space, (gym.spaces.Box, gym.spaces.Discrete)), "env", f"a Box or Discrete {name}", space)
+        known = isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary))
+        way_out = " (gymnasium.wrappers.FlattenObservation makes one)" if name == "observation_space" else ""
+        require(known, "env", f"a Box, Discrete, MultiDiscrete or MultiBinary {name}{way_out}", space)
 
 
 def _held(obs: Any) -> Any:
@@ -208,12 +216,13 @@ def _held(obs: Any) -> Any:
     return obs.copy() if isinstance(obs, np.ndarray) else obs
 
 
+def _finite(obs: Any) -> bool:
+    return not isinstance(obs, np.ndarray) or obs.dtype.kind != "f" or bool(np.isfinite(obs).all())
+
+
 def _number(value: Any, name: str) -> float:
     """The value as a finite float."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name}: expected a number a step, got {value!r}") from error
+    number = one_number(value, name)
     require(math.isfinite(number), name, "a finite number in every step", number)
     return number
 

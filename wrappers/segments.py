@@ -1,4 +1,5 @@
-"""A recorder of what a follower does: segments of its behaviour, with the true reward kept apart from any learned one.
+"""A recorder of what a follower does: segments of its behaviour, with the true reward kept apart from any learned one; and what
+pays the learned one.
 
 A segment is ``length`` steps of one environment, cut from one episode. Where the episode ends by itself within it, the rest is
 padding: its mask is 0 and it is worth nothing, as what follows a terminal state is worth nothing. So two segments have the same
@@ -8,18 +9,22 @@ segment never reaches over a time limit or a reset.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from ..envs.mdp.checks import check_size, require
-from .vec_env import StepWrapper, info_column
+from .vec_env import add_info_column, info_column
 
 Floats = NDArray[np.float64]
+RewardFunction = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+"""From observations and actions, ``[n, ...]`` each, rewards ``[n]``."""
 RUNNING, TERMINATED, CUT = 0, 1, 2
 """What a step did to its episode: nothing, ended it by itself, cut it (a time limit or a reset)."""
 
@@ -104,6 +109,61 @@ class Steps:
     true_rewards: Floats
     age: NDArray[np.int64]
     ended: NDArray[np.int8]
+
+
+class StepWrapper(VecEnvWrapper):
+    """Knows in each step of a VecEnv what was observed before it and what was done, and says what is paid.
+
+    Attributes:
+        now: the last observations, ``[n, ...]``; None before a reset.
+        taken: the last actions, ``[n, ...]``.
+    """
+
+    now: Any = None
+    taken: Any = None
+
+    def reset(self) -> VecEnvObs:
+        obs = self.venv.reset()
+        self.now = np.array(obs)
+        return obs
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        self.taken = np.array(actions)
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        paid = self.paid(rewards, dones, infos)
+        self.now = np.array(obs)
+        return obs, paid, dones, infos
+
+    @abstractmethod
+    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
+        """What is paid for the step from :attr:`now` by :attr:`taken`, ``[n]``, where the VecEnv pays ``rewards``."""
+
+
+class LearnedReward(StepWrapper):
+    """Pays ``reward(obs, actions)`` for each step; ``info["true_reward"]`` keeps what the environment paid.
+
+    Args:
+        venv: parallel environments of any kind.
+        reward: called once a step for all of them, with the observations before it and the actions taken.
+
+    Raises:
+        ValueError: a reward that is no function; in ``step``, rewards of another shape than ``[n]`` or that are not finite.
+    """
+
+    def __init__(self, venv: VecEnv, reward: RewardFunction) -> None:
+        require(callable(reward), "reward", "a function of observations and actions", repr(reward))
+        super().__init__(venv)
+        self.reward = reward
+
+    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
+        paid = np.asarray(self.reward(self.now, self.taken), dtype=np.float32)
+        require(paid.shape == rewards.shape, "reward", f"shape {rewards.shape}", f"shape {paid.shape}")
+        require(bool(np.isfinite(paid).all()), "reward", "finite numbers", paid)
+        add_info_column(self.venv, infos, "true_reward", rewards)
+        return paid
 
 
 class SegmentRecorder(StepWrapper):

@@ -25,9 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..envs.actions import legal_action
 from ..envs.mdp import LeaderSet
-from ..envs.mdp.checks import as_float64, check_gamma, check_number, check_size, require
+from ..envs.mdp.checks import as_float64, check_gamma, check_number, check_size, one_number, require
 from .leader_wrapper import Floats, LeaderReward, LeaderWrapper, Step, check_base, finite_vector
+from .vec_env import require_tame_step
 
 _TRIED = 8  # steps on which a payment is tried
 Space = gym.spaces.Space[Any]
@@ -161,11 +163,11 @@ class _Module(Shaping):
         return [np.asarray(getattr(step, name), dtype=np.float64).reshape(-1) for name in names]
 
     def _parts(self, measured: Tensor, *names: str) -> list[Tensor]:
-        """Observations and actions as the module takes them: Box float64 ``[n, ...]``, Discrete int64 ``[n]``."""
+        """Observations and actions as the module takes them: Box float64 ``[n, ...]``, others int64, Discrete ``[n]``."""
         spaces: list[Any] = [self._spaces[name] for name in names]
         pieces = measured.split([int(np.prod(space.shape, dtype=np.int64)) for space in spaces], dim=1)
         parts = [(space, piece.reshape(-1, *space.shape)) for space, piece in zip(spaces, pieces, strict=True)]
-        return [part.long() if isinstance(space, gym.spaces.Discrete) else part for space, part in parts]
+        return [part if isinstance(space, gym.spaces.Box) else part.long() for space, part in parts]
 
     def _call(self, x: Tensor, *inputs: Tensor) -> Tensor:
         pieces = x.split([shape.numel() for shape in self._shapes.values()])
@@ -197,8 +199,8 @@ class RewardModule(_Module):
     """phi_x(s,a,s') = m_x(s,a,s').
 
     Args:
-        module: ``m(obs, action, next_obs) -> [n]`` on batches: Box as float64 ``[n, ...]``, Discrete as int64 ``[n]``. It is
-            copied and evaluated in float64; ``torch.nn.utils.vector_to_parameters(x, module)`` gives a learned x back to it.
+        module: ``m(obs, action, next_obs) -> [n]`` on batches: Box as float64 ``[n, ...]``, others as int64, Discrete ``[n]``. It
+            is copied and evaluated in float64; ``torch.nn.utils.vector_to_parameters(x, module)`` gives a learned x back to it.
 
     Raises:
         ValueError: no module, one without parameters; before the first step is paid for, one that answers in another shape,
@@ -237,7 +239,7 @@ class ShapedReward(LeaderWrapper):
     is reset and stepped a few times when it is wrapped.
 
     Args:
-        env: the base environment: observations and actions Box or Discrete.
+        env: the base environment: observations and actions Box, Discrete, MultiDiscrete or MultiBinary.
         shaping: phi_x.
         gamma: discount of both players, in [0, 1); potentials take it too.
         low: lower bound on x, a number or one an entry.
@@ -292,9 +294,11 @@ class ShapedReward(LeaderWrapper):
         for _ in range(_TRIED):
             if done:
                 before, _ = env.reset()
-            action = env.action_space.sample()
+            action = legal_action(env)
             after, reward, terminated, truncated, info = env.step(action)
-            measured.append(shaping.measure(Step(before, action, float(reward), after, bool(terminated), info)))
+            paid = one_number(reward, "reward")
+            require_tame_step(after, paid, f"from {env} in a trial step")
+            measured.append(shaping.measure(Step(before, action, paid, after, bool(terminated), info)))
             before, done = after, terminated or truncated
         shaping.check(torch.from_numpy(np.stack(measured)))
 
@@ -303,7 +307,8 @@ class ShapedReward(LeaderWrapper):
 
     def _rewards(self, r: float, r_l: float, c: Floats) -> tuple[float, float]:
         paid = self.shaping.paid_once(self._x, c)
-        require(math.isfinite(paid), "shaping", "a finite payment in every step", f"{paid} at x = {self._x}")
+        if not math.isfinite(paid):  # the text of an array costs more than the step
+            require(False, "shaping", "a finite payment in every step", f"{paid} at x = {self._x}")
         return r + paid, r_l - self._share * paid
 
     def _answer(self, x: Tensor, r: Tensor, r_l: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:

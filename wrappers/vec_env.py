@@ -1,4 +1,4 @@
-r"""x shown to the follower; leader environments in parallel, as SB3's VecEnvs: each step as arrays, mixed and learned rewards.
+r"""x shown to the follower; leader environments in parallel, as SB3's VecEnvs: each step as arrays, checked, mixed rewards.
 
 **x shown to the follower.** A follower that learns across many x answers each of them only if it can tell them apart. The
 feature map for a discrete state is the product
@@ -17,7 +17,6 @@ of a dict an environment; of other VecEnvs the same is read from their infos. :f
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,12 +30,11 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from torch import Tensor, nn
 
+from ..envs.actions import draw_action
 from ..envs.core import LeaderVectorEnv
 from ..envs.mdp.checks import as_float64, check_number, require
 
 Features = NDArray[np.float32]
-RewardFunction = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
-"""From observations and actions, ``[n, ...]`` each, rewards ``[n]``."""
 
 # --- x shown to the follower ------------------------------------------------------------------------------------------
 
@@ -61,7 +59,10 @@ class Layout:
     def __post_init__(self) -> None:
         discrete = isinstance(self.base, gym.spaces.Discrete) and self.base.start == 0
         vector = isinstance(self.base, gym.spaces.Box) and len(self.base.shape) == 1
-        require(discrete or vector, "env", "observations Discrete (from 0) or Box with one axis", self.base)
+        expected = (
+            "observations Discrete (from 0) or Box with one axis to show x in (observe_commitment=False shows none)"
+        )
+        require(discrete or vector, "env", expected, self.base)
 
     @property
     def width(self) -> int:
@@ -107,22 +108,34 @@ class Layout:
 
 
 class CommitmentLeaderModel(nn.Module):
-    """A leader model that reads observations with commitments: what it sees of them is the environment's own part.
+    """A leader model that reads what followers see and do: the inner one reads the environment's own part of it.
+
+    Args:
+        inner: the environment's leader model.
+        base_obs: from observations ``[..., D]`` to the environment's own; None where they are the same.
+        base_action: the same of actions.
 
     Attributes:
         x: the parameter of the inner model.
     """
 
-    def __init__(self, inner: nn.Module, base_tensor: Callable[[Any], Tensor]) -> None:
+    def __init__(
+        self,
+        inner: nn.Module,
+        base_obs: Callable[[Any], Any] | None,
+        base_action: Callable[[Any], Any] | None = None,
+    ) -> None:
         super().__init__()
         self.x = inner.get_parameter("x")
         self.inner = inner
-        self._base_tensor = base_tensor
+        self._base_obs, self._base_action = base_obs, base_action
 
     def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """``(r_follower, r_leader, log_p)`` for observations ``[..., D]``; see ``LeaderEnv.leader_model``."""
-        before, after = self._base_tensor(obs), self._base_tensor(next_obs)
-        return self.inner(before, action, draw, after)  # type: ignore[no-any-return]
+        if self._base_obs is not None:
+            obs, next_obs = self._base_obs(obs), self._base_obs(next_obs)
+        action = action if self._base_action is None else self._base_action(action)
+        return self.inner(obs, action, draw, next_obs)  # type: ignore[no-any-return]
 
 
 class ObserveCommitment(gym.Wrapper[Features, Any, Any, Any], RecordConstructorArgs):
@@ -425,6 +438,90 @@ def add_info_column(venv: VecEnv, infos: Sequence[dict[str, Any]], name: str, va
             info[name] = value
 
 
+LARGEST_REWARD = 1e15
+"""Rewards beyond this cannot be learned from: an algorithm's loss is a square in float32."""
+_LARGEST_OBSERVATION = float(np.finfo(np.float32).max)
+
+
+def require_tame(what: str, values: NDArray[Any], limit: float, where: Callable[[int], str]) -> None:
+    """Raise ``ValueError`` where a number of ``values``, ``[n, ...]``, is not finite or too large, and say of which row it is."""
+    if values.dtype.kind == "f":
+        tame = np.abs(values) <= limit
+        if not tame.all():
+            at = tuple(np.argwhere(~tame)[0])
+            raise ValueError(
+                f"{what}: expected finite numbers within {limit:g}, got {values[at]:g} {where(int(at[0]))}"
+            )
+
+
+def require_tame_observation(obs: Any, where: Callable[[int], str]) -> None:
+    """:func:`require_tame` of observations ``[n, ...]``, of a Dict space too."""
+    for part in obs.values() if isinstance(obs, dict) else (obs,):
+        require_tame("observation", part, _LARGEST_OBSERVATION, where)
+
+
+def require_tame_step(obs: Any, reward: float, where: str) -> None:
+    """Raise ``ValueError`` as :class:`FiniteSteps` does, for one step of one environment."""
+    require_tame("reward", np.array([reward], dtype=np.float64), LARGEST_REWARD, lambda _: where)
+    require_tame_observation(_rows(obs), lambda _: where)
+
+
+def _rows(obs: Any) -> Any:
+    """One observation, of a Dict space or another, as a batch of one."""
+    if isinstance(obs, dict):
+        return {key: np.asarray(part)[None] for key, part in obs.items()}
+    return np.asarray(obs)[None]
+
+
+class FiniteSteps(VecEnvWrapper):
+    """Stops at the step in which an environment pays or shows a number that nothing can be learned from.
+
+    Args:
+        venv: parallel environments of any kind.
+        name: the environment's, for the error.
+
+    Raises:
+        ValueError: in ``reset`` and ``step``, a reward or an observation that is NaN or infinite (in float32, or a reward beyond
+            ``LARGEST_REWARD``); it names the environment, which of the parallel ones, the step, and x.
+    """
+
+    def __init__(self, venv: VecEnv, name: str) -> None:
+        super().__init__(venv)
+        self._name, self._steps = name, 0
+
+    def reset(self) -> VecEnvObs:
+        obs = self.venv.reset()
+        require_tame_observation(obs, self._where)
+        return obs
+
+    def step_wait(self) -> VecEnvStepReturn:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        self._steps += 1
+        require_tame("reward", rewards, LARGEST_REWARD, self._where)
+        leader_rewards = info_column(self.venv, infos, "leader_reward", optional=True)
+        if leader_rewards is not None:
+            require_tame("leader_reward", leader_rewards, LARGEST_REWARD, self._where)
+        require_tame_observation(obs, self._where)
+        for i in dones.nonzero()[0]:
+            last = _rows(infos[i]["terminal_observation"])
+            require_tame_observation(last, lambda _, i=i: self._where(i))  # type: ignore[misc]
+        return obs, rewards, dones, infos
+
+    def _where(self, i: int) -> str:
+        """Where something came from: the environment, which of them, when, under which x."""
+        where = f"from {self._name}, parallel environment {i}, in step {self._steps}"
+        if not self.venv.has_attr("leader_x"):
+            return where
+        return f"{where}, at x = {np.array2string(np.asarray(self.venv.get_attr('leader_x', i)[0]), threshold=20)}"
+
+
+def legal_actions(venv: VecEnv) -> NDArray[Any]:
+    """A random action for each environment, ``[n, ...]``, of those that its ``action_masks`` tells, where it has them."""
+    space, n = venv.action_space, venv.num_envs
+    masks = venv.env_method("action_masks") if venv.has_attr("action_masks") else [None] * n
+    return np.stack([draw_action(space, mask) for mask in masks])
+
+
 class RewardMixing(VecEnvWrapper):
     """Pays own_weight * r_f + weight * r_l; ``info["follower_reward"]`` keeps r_f, ``info["leader_reward"]`` r_l.
 
@@ -463,58 +560,3 @@ class RewardMixing(VecEnvWrapper):
         add_info_column(self.venv, infos, "follower_reward", rewards)
         mixed = self.own_weight * rewards + self._weight * leader_rewards
         return obs, mixed.astype(np.float32), dones, infos
-
-
-class StepWrapper(VecEnvWrapper):
-    """Knows in each step of a VecEnv what was observed before it and what was done, and says what is paid.
-
-    Attributes:
-        now: the last observations, ``[n, ...]``; None before a reset.
-        taken: the last actions, ``[n, ...]``.
-    """
-
-    now: Any = None
-    taken: Any = None
-
-    def reset(self) -> VecEnvObs:
-        obs = self.venv.reset()
-        self.now = np.array(obs)
-        return obs
-
-    def step_async(self, actions: NDArray[Any]) -> None:
-        self.taken = np.array(actions)
-        self.venv.step_async(actions)
-
-    def step_wait(self) -> VecEnvStepReturn:
-        obs, rewards, dones, infos = self.venv.step_wait()
-        paid = self.paid(rewards, dones, infos)
-        self.now = np.array(obs)
-        return obs, paid, dones, infos
-
-    @abstractmethod
-    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
-        """What is paid for the step from :attr:`now` by :attr:`taken`, ``[n]``, where the VecEnv pays ``rewards``."""
-
-
-class LearnedReward(StepWrapper):
-    """Pays ``reward(obs, actions)`` for each step; ``info["true_reward"]`` keeps what the environment paid.
-
-    Args:
-        venv: parallel environments of any kind.
-        reward: called once a step for all of them, with the observations before it and the actions taken.
-
-    Raises:
-        ValueError: a reward that is no function; in ``step``, rewards of another shape than ``[n]`` or that are not finite.
-    """
-
-    def __init__(self, venv: VecEnv, reward: RewardFunction) -> None:
-        require(callable(reward), "reward", "a function of observations and actions", repr(reward))
-        super().__init__(venv)
-        self.reward = reward
-
-    def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
-        paid = np.asarray(self.reward(self.now, self.taken), dtype=np.float32)
-        require(paid.shape == rewards.shape, "reward", f"shape {rewards.shape}", f"shape {paid.shape}")
-        require(bool(np.isfinite(paid).all()), "reward", "finite numbers", paid)
-        add_info_column(self.venv, infos, "true_reward", rewards)
-        return paid

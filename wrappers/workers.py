@@ -22,6 +22,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from .for_sb3 import ForSB3
 from .vec_env import ObserveCommitment
 
 _PATIENCE = 5.0
@@ -113,11 +114,12 @@ def _naming(index: int, process: Any) -> Iterator[None]:
 
 
 def make_copy(spec: Any, env_kwargs: dict[str, Any], observe_commitment: bool) -> gym.Env[Any, Any]:
-    """One copy of an environment, from its registered specification, from one that is copied, or from a callable."""
+    """One environment as SB3 takes it, from a registered specification, from one that is copied, or from a callable."""
     if isinstance(spec, gym.envs.registration.EnvSpec):
         env = gym.make(spec, **env_kwargs)
     else:
         env = copy.deepcopy(spec) if isinstance(spec, gym.Env) else spec()
+    env = ForSB3(env)
     return ObserveCommitment(env) if observe_commitment else env
 
 

@@ -346,7 +346,7 @@ class CMAESMethod(Method):
     def final(self, state: CMAESState, x: Tensor, record: Evaluation, iteration: int) -> Evaluation:
         """Where no model is known, by ``evaluation_followers`` trained anew: not the record that x was chosen by."""
         if self.worlds.model is not None:
-            return record
+            return super().final(state, x, record, iteration)  # type: ignore[no-any-return]
         return self.evaluate(state, x, iteration, self.config.evaluation_followers)
 
     def room(self, state: CMAESState) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import pickle
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -353,7 +354,9 @@ class SB3Follower:
         """Write what answers as a plain SB3 model, whole or not at all: ``PPO.load(path)`` reads it, and so does rl_zoo3.
 
         Its weights are the averaged ones, where followers answer by an average; schedules stand still at where they are, so
-        that the file needs nothing but SB3. Like every file of SB3's it holds pickled settings: load only what you trust.
+        that the file needs nothing but SB3. The statistics of a VecNormalize, without which the policy is another one, lie beside
+        it as rl_zoo3 has them: of ``name.zip`` in ``name/vecnormalize.pkl``; a file there of a model without any is removed.
+        Like every file of SB3's these hold pickles: load only what you trust.
 
         Args:
             path: the file, ``.zip`` where it has no suffix.
@@ -378,6 +381,11 @@ class SB3Follower:
             model.policy.load_state_dict(weights)
             vars(model).update(held)
         path = path if path.suffix else path.with_suffix(".zip")
+        scaling, statistics = model.get_vec_normalize_env(), statistics_beside(path)
+        if scaling is not None:
+            write_whole(statistics, lambda file: pickle.dump(scaling, file))
+        elif statistics.is_file():
+            statistics.unlink()
         return write_whole(path, lambda file: file.write(blob.getbuffer()))  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
@@ -419,6 +427,11 @@ class SB3Follower:
         buffer = getattr(self.model, "replay_buffer", None)
         if buffer is not None:
             require_playable(buffer) if read else buffer.reset()
+
+
+def statistics_beside(path: Path) -> Path:
+    """Where the statistics of a follower's VecNormalize lie, of a follower in ``path``."""
+    return path.with_suffix("") / "vecnormalize.pkl"
 
 
 def mean_over_quantiles(Q: Tensor) -> Tensor:

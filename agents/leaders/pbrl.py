@@ -302,7 +302,7 @@ class PBRLMethod(Method):
     def final(self, state: PBRLState, x: Tensor, record: Evaluation, iteration: int) -> Evaluation:
         """Where no model is known, by ``evaluation_followers`` trained anew: not the record that x was chosen by."""
         if self.worlds.model is not None:
-            return record
+            return super().final(state, x, record, iteration)  # type: ignore[no-any-return]
         n = self.config.evaluation_followers
         return self.level.evaluate(state, x, iteration, self.follower_spec, n)  # type: ignore[no-any-return]
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import spsolve
 from stable_baselines3.common.vec_env import VecEnv
 
-from ...wrappers.vec_env import StepWrapper, info_column
+from ...wrappers.segments import StepWrapper
+from ...wrappers.vec_env import info_column
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

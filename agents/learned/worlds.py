@@ -14,12 +14,21 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from ...envs.actions import legal_action
 from ...envs.core import LeaderEnv
 from ...envs.mdp import BilevelProblem, LeaderSet, LinearQuadraticProblem, TabularProblem
 from ...envs.mdp.checks import check_gamma, require
 from ...envs.tabular import moves_transitions
-from ...wrappers import LeaderWrapper, ObserveCommitment, VectorEnvAdapter, WorkerVecEnv, make_copy
-from ...wrappers.vec_env import leader_model
+from ...wrappers import (
+    FiniteSteps,
+    ForSB3,
+    LeaderWrapper,
+    ObserveCommitment,
+    VectorEnvAdapter,
+    WorkerVecEnv,
+    make_copy,
+)
+from ...wrappers.vec_env import leader_model, require_tame_step
 from ..followers.sb3 import SB3Follower
 from ..lower_levels import lower_level
 from ..sources import Source, as_env, make_env
@@ -45,6 +54,7 @@ class Worlds:
 
     Attributes:
         env: one copy, for reading.
+        name: the environment's id, or what it is.
         source: id and arguments, for leader files.
         spec: what was given; of a problem, its environment.
         gamma: the discount.
@@ -62,6 +72,7 @@ class Worlds:
         vec_env: Vectorisation | None = None,
     ) -> None:
         self.source, self.spec = Source.of(env, env_kwargs), as_env(env)
+        self.env: gym.Env[Any, Any]
         if isinstance(env, str):
             self.env = make_env(env, env_kwargs)
         else:
@@ -80,10 +91,16 @@ class Worlds:
         self.problem = problem if isinstance(problem, TabularProblem) else None
         self.linear_quadratic = problem if isinstance(problem, LinearQuadraticProblem) else None
         self.leader_set = self._stated_set(space)
+        self.name = self.source.env_id or str(self.env)
+        # From here on the environment is as SB3 takes it; where that is another one, its native simulator does not fit.
+        told = ForSB3(self.env)
+        same = told.observation_space == self.env.observation_space and told.action_space == self.env.action_space
+        self._plain = self._plain if same else None
+        self.env = self.env if same and self.problem is not None else told
         self.base_space = self.env.observation_space
         self.observe_commitment, self.vec_env = observe_commitment, vec_env
         if self.problem is None:
-            _try_a_step(self.env)
+            _try_a_step(self.env, self.name)
         self._view: gym.Env[Any, Any] = ObserveCommitment(self.env) if observe_commitment else self.env
 
     def _stated_set(self, space: gym.spaces.Box) -> LeaderSet:
@@ -143,15 +160,15 @@ class Worlds:
     def make(self, n_envs: int) -> VecEnv:
         """``n_envs`` copies as an SB3 VecEnv."""
         if self.vec_env in (None, "native"):
-            native = None if self._plain is None else self._plain.vectorised(n_envs, _episode_limit(self.env))
+            native = None if self._plain is None else self._plain.vectorised(n_envs, episode_limit(self.env))
             if native is not None:
-                return VectorEnvAdapter(native, self.observe_commitment, infos=False)
+                return FiniteSteps(VectorEnvAdapter(native, self.observe_commitment, infos=False), self.name)
             where = "for an environment inside a wrapper, or without a simulator of many copies"
             require(self.vec_env is None, "vec_env", f"None, 'dummy' or 'subproc' {where}", repr(self.vec_env))
         spec = gym.spec(self.spec) if isinstance(self.spec, str) else self.spec  # a worker may not know the id
         make = partial(make_copy, spec, self.source.env_kwargs, self.observe_commitment)
         makers: list[Callable[[], gym.Env[Any, Any]]] = [make] * n_envs
-        return WorkerVecEnv(makers) if self.vec_env == "subproc" else DummyVecEnv(makers)
+        return FiniteSteps(WorkerVecEnv(makers) if self.vec_env == "subproc" else DummyVecEnv(makers), self.name)
 
     def alone(self, x: NDArray[np.float64], render_mode: str | None = None) -> gym.Env[Any, Any]:
         """One copy as followers see it, under x."""
@@ -230,7 +247,7 @@ class Worlds:
 
     def horizon(self, tail: float) -> int:
         """Steps after which the discount has fallen to ``tail``, no more than an episode's limit."""
-        return steps_to(tail, self.gamma, _episode_limit(self.env))
+        return steps_to(tail, self.gamma, episode_limit(self.env))
 
 
 def steps_to(tail: float, gamma: float, limit: int | None) -> int:
@@ -245,22 +262,23 @@ def _random_steps(env: gym.Env[Any, Any], n: int) -> list[torch.Tensor]:
     env.action_space.seed(0)
     steps: list[tuple[Any, ...]] = []
     for _ in range(n):
-        action = env.action_space.sample()
+        action = legal_action(env)
         after, _, terminated, truncated, info = env.step(action)
         steps.append((obs, action, info.get("leader_draw", 0), after))
         obs = env.reset()[0] if terminated or truncated else after
     return [torch.as_tensor(np.stack([np.asarray(part) for part in column])) for column in zip(*steps, strict=True)]
 
 
-def _try_a_step(env: gym.Env[Any, Any]) -> None:
+def _try_a_step(env: gym.Env[Any, Any], name: str) -> None:
     """Take one step and hold it against the leader model, before any training is paid for.
 
     Raises:
         ValueError: an info without the leader's reward, a leader model of another form than the contract's.
     """
     obs, _ = env.reset(seed=0)
-    action = env.action_space.sample()
+    action = legal_action(env)
     after, reward, _, _, info = env.step(action)
+    require_tame_step(after, float(reward), f"from {name} in a trial step")
     require("leader_reward" in info, "info", "the key 'leader_reward' after every step", sorted(info))
     batch = [torch.as_tensor(np.asarray(part)[None]) for part in (obs, action, info.get("leader_draw", 0), after)]
     model = env.get_wrapper_attr("leader_model")()
@@ -288,7 +306,7 @@ def _without_gymnasiums_wrappers(env: gym.Env[Any, Any]) -> LeaderEnv[Any, Any] 
     return env if isinstance(env, LeaderEnv) else None
 
 
-def _episode_limit(env: gym.Env[Any, Any]) -> int | None:
+def episode_limit(env: gym.Env[Any, Any]) -> int | None:
     """The smallest time limit among an environment's wrappers."""
     limits = []
     while isinstance(env, (gym.Wrapper, LeaderWrapper)):

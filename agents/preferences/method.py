@@ -35,6 +35,7 @@ from torch import Tensor
 from ...envs.mdp import TabularMDP, policy_return
 from ...envs.mdp.checks import require
 from ...wrappers import LearnedReward, SegmentRecorder
+from ...wrappers.vec_env import legal_actions
 from ..config import configured
 from ..followers.sb3 import Generators, SB3Follower
 from ..followers.spec import Answering, FollowerSpec
@@ -182,9 +183,8 @@ class PreferenceMethod(Method):
         if config.follower_plays_first:
             play = observed.follower.player(recorder)
         else:
-            space = recorder.action_space
-            space.seed(seed)
-            play = lambda _: np.stack([space.sample() for _ in range(n)])  # noqa: E731
+            recorder.action_space.seed(seed)
+            play = lambda _: legal_actions(recorder)  # noqa: E731
         # The follower's draws and episodes are then those that it would have had without this.
         held = observed.follower.generators.state
         for _ in range(-(-config.first_steps // n)):
@@ -258,7 +258,9 @@ class PreferenceMethod(Method):
         self.collect(state)
         credit = self.credit(state, steps - rollout, steps)
         if credit is not None:
-            model.rollout_buffer.rewards += credit.astype(np.float32)
+            scaling = model.get_vec_normalize_env()  # the rollout's rewards are scaled by it, and clipped
+            scaled = credit if scaling is None else scaling.normalize_reward(credit)
+            model.rollout_buffer.rewards += scaled.astype(np.float32)
             model.rollout_buffer.compute_returns_and_advantage(last_values=found["values"], dones=found["dones"])
 
     def due(self, state: Any, progress: Progress, done: float = 1.0) -> int:

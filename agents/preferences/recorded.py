@@ -14,7 +14,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from ...wrappers import LearnedReward, SegmentRecorder, VectorEnvAdapter
-from ...wrappers.vec_env import RewardFunction
+from ...wrappers.segments import RewardFunction
 from ..followers.replay import played_actions
 from ..followers.sb3 import SB3Follower
 from ..followers.spec import Answering, FollowerSpec
@@ -117,7 +117,7 @@ class RecordedFollower:
 
     def place(self) -> dict[str, Any]:
         """Where the follower stands in its episodes, and where it was: with :meth:`arrays` all that it goes on from."""
-        model, world = self.follower.model, self.recorder.venv
+        model, world = self.follower.model, self.recorder.unwrapped
         scaling = model.get_vec_normalize_env()
         return {
             "begun": self.begun,
@@ -134,7 +134,7 @@ class RecordedFollower:
         self.begun = None if place["begun"] is None else int(place["begun"])
         self.recorder.reset()
         self.recorder.restore(place["recorder"])
-        world, model = self.recorder.venv, self.follower.model
+        world, model = self.recorder.unwrapped, self.follower.model
         if not isinstance(world, VectorEnvAdapter) or place["world"] is None:
             self.follower.begin_episodes()
             return place["last"][0] is None

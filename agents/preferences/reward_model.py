@@ -23,6 +23,8 @@ from ...wrappers import Segment
 
 NUMBERS = 2**24
 """Numbers in the observations that are worked on at a time where no gradient is asked for: the memory that this takes."""
+_SMALLEST = 36
+"""Rows and columns of the smallest image that :class:`ConvReward` takes."""
 RewardNet = Callable[[gym.Space[Any], gym.Space[Any]], nn.Module]
 """What builds one net for an observation space and an action space."""
 
@@ -39,11 +41,11 @@ def _of_action(values: Tensor, actions: Tensor) -> Tensor:
 
 
 class MLPReward(nn.Module):
-    """A perceptron on the flattened observation, one output an action; continuous actions join the observation.
+    """A perceptron on the flattened observation, one output an action; actions that are no single choice join the observation.
 
     Args:
         observation_space: Box, Discrete (seen one-hot), MultiDiscrete or MultiBinary.
-        action_space: Discrete or Box (seen scaled to [-1, 1] where it is bounded).
+        action_space: Discrete, Box (seen scaled to [-1, 1] where it is bounded), MultiDiscrete (seen one-hot) or MultiBinary.
         hidden: widths of the hidden layers; empty for a linear reward, in a Discrete world a table.
 
     Inputs from a Box are standardised by the moments that :meth:`fit_inputs` was given.
@@ -59,19 +61,24 @@ class MLPReward(nn.Module):
         self, observation_space: gym.Space[Any], action_space: gym.Space[Any], hidden: tuple[int, ...] = (64, 64)
     ) -> None:
         super().__init__()
-        known = isinstance(action_space, (gym.spaces.Discrete, gym.spaces.Box))
-        require(known, "action_space", "Discrete or Box", repr(action_space))
         seen = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
-        require(isinstance(observation_space, seen), "observation_space", "no Dict or Tuple", repr(observation_space))
+        for name, space in (("observation_space", observation_space), ("action_space", action_space)):
+            require(isinstance(space, seen), name, "no Dict or Tuple", repr(space))
         self.observation_space, self.action_space = observation_space, action_space
         # The net sees the observation's numbers, then those of a continuous action, each shifted and scaled.
         width = get_flattened_obs_dim(observation_space)
         mean, std = torch.zeros(width), torch.ones(width)
         if isinstance(action_space, gym.spaces.Box):
-            low, high = (torch.as_tensor(end).flatten() for end in (action_space.low, action_space.high))
-            bounded = torch.isfinite(low) & torch.isfinite(high)
-            mean = torch.cat([mean, torch.where(bounded, (low + high) / 2, 0.0)])
-            std = torch.cat([std, torch.where(bounded, (high - low) / 2, 1.0)])
+            # in float64, where the sum of two of float32's largest numbers is finite
+            low, high = (
+                torch.as_tensor(end, dtype=torch.float64).flatten() for end in (action_space.low, action_space.high)
+            )
+            bounded = torch.isfinite(low.float()) & torch.isfinite(high.float())
+            mean = torch.cat([mean, torch.where(bounded, (low + high) / 2, 0.0).float()])
+            std = torch.cat([std, torch.where(bounded, (high - low) / 2, 1.0).float()])
+        elif not isinstance(action_space, gym.spaces.Discrete):
+            width = get_flattened_obs_dim(action_space)
+            mean, std = torch.cat([mean, torch.zeros(width)]), torch.cat([std, torch.ones(width)])
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         widths = [check_size(n, "hidden") for n in hidden]
@@ -92,6 +99,9 @@ class MLPReward(nn.Module):
         seen = self._features(obs)
         if isinstance(self.action_space, gym.spaces.Box):
             seen = torch.cat([seen, actions.flatten(1).to(seen.dtype)], -1)
+        elif not isinstance(self.action_space, gym.spaces.Discrete):
+            done: Any = preprocess_obs(actions, self.action_space)
+            seen = torch.cat([seen, done.flatten(1).to(seen.dtype)], -1)
         return _of_action(self.layers((seen - self.mean) / self.std), actions)
 
 
@@ -135,7 +145,7 @@ class ConvReward(nn.Module):
         check_number(dropout, "dropout", low=0.0, high=1.0, open_high=True)
         self.observation_space = observation_space
         layers = ((7, 3, 16), (5, 2, 16), (3, 1, 16), (3, 1, 16))
-        self.features, width = convolutions(observation_space, 36, layers, nn.LeakyReLU(0.01))
+        self.features, width = convolutions(observation_space, _SMALLEST, layers, nn.LeakyReLU(0.01))
         self.head = nn.Sequential(
             nn.Linear(width, 64), nn.LeakyReLU(0.01), nn.Dropout(dropout), nn.Linear(64, _n_outputs(action_space))
         )
@@ -147,9 +157,11 @@ class ConvReward(nn.Module):
 
 
 def default_net(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> nn.Module:
-    """:class:`ConvReward` for images, else :class:`MLPReward`."""
-    images = isinstance(observation_space, gym.spaces.Box) and len(observation_space.shape) == 3
-    return (ConvReward if images else MLPReward)(observation_space, action_space)
+    """:class:`ConvReward` for images with channels first that it takes, where actions are Discrete; else :class:`MLPReward`."""
+    shape = observation_space.shape or ()
+    images = isinstance(observation_space, gym.spaces.Box) and len(shape) == 3 and min(shape[1:]) >= _SMALLEST
+    convolved = images and isinstance(action_space, gym.spaces.Discrete)
+    return (ConvReward if convolved else MLPReward)(observation_space, action_space)
 
 
 class RewardModel(nn.Module):

@@ -7,6 +7,7 @@ the leader's reward, for that is what the leader wants, and the learned reward t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,16 +19,18 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from ...envs.actions import legal_action
 from ...envs.mdp import TabularMDP, TabularProblem, policy_return, solve_soft
 from ...envs.mdp.checks import check_gamma, check_size, require
 from ...envs.mdp.problem import EVALUATION_TAU
-from ...wrappers import WorkerVecEnv, make_copy
-from ...wrappers.vec_env import info_column
-from ..learned.worlds import EnvSpec, Vectorisation, Worlds
+from ...wrappers import FiniteSteps, ForSB3, WorkerVecEnv, make_copy
+from ...wrappers.vec_env import info_column, require_tame_step
+from ..learned.worlds import EnvSpec, Vectorisation, Worlds, episode_limit
 from ..sources import Source, as_env, make_env
 from .files import Signature
 
 Play = Callable[[Any], NDArray[Any]]
+_TRIED = 10_000  # random steps within which an episode has to end where no time limit is known
 _TOO_LONG = 30_000  # steps of an episode that is not waited for
 
 
@@ -101,6 +104,10 @@ class PreferenceWorlds:
                 self.problem = self._worlds.problem
                 self.true_reward = "leader_reward"
         self.has_leader = self._worlds is not None
+        if isinstance(probe, gym.Env):
+            probe = ForSB3(copy.deepcopy(probe) if isinstance(env, gym.Env) else probe)
+            if self.true_mdp() is None:
+                _try_an_episode(probe, self.name, self.true_reward)
         self.observation_space, self.action_space = probe.observation_space, probe.action_space
         probe.close()
         own = None if self._worlds is None else self._worlds.gamma
@@ -119,12 +126,12 @@ class PreferenceWorlds:
     def make(self, n_envs: int) -> VecEnv:
         """``n_envs`` copies."""
         if isinstance(self._env, Copies):
-            return self._env.make(n_envs)
+            return FiniteSteps(self._env.make(n_envs), self.name)
         if self._worlds is not None:
             return self._worlds.make(n_envs)
         spec: Any = gym.spec(self._env) if isinstance(self._env, str) else self._env
         makers: list[Any] = [partial(make_copy, spec, self.source.env_kwargs, False)] * n_envs
-        return WorkerVecEnv(makers) if self._vec_env == "subproc" else DummyVecEnv(makers)
+        return FiniteSteps(WorkerVecEnv(makers) if self._vec_env == "subproc" else DummyVecEnv(makers), self.name)
 
     def true_returns(self, play: Callable[[VecEnv], Play], episodes: int, seed: int) -> tuple[NDArray[np.float64], int]:
         """Undiscounted true return of one episode in each of ``episodes`` copies, and the steps they took.
@@ -162,6 +169,23 @@ class PreferenceWorlds:
         x = problem.start_x()
         reward = problem.leader_reward(x)
         return None if reward is None else problem.follower_mdp(x).detach().with_reward(reward.detach())
+
+
+def _try_an_episode(env: gym.Env[Any, Any], name: str, true_reward: str | None) -> None:
+    """Take a step; and where no time limit is known, so many that one episode ends, for whole episodes are judged.
+
+    Raises:
+        ValueError: a reward that is no single finite number, an observation that is not finite, episodes that do not end.
+    """
+    obs, _ = env.reset(seed=0)
+    ended, steps = False, 0
+    while not ended and (steps == 0 or episode_limit(env) is None):
+        expected = "episodes that end, e.g. by gymnasium.wrappers.TimeLimit, for whole ones are compared and judged"
+        require(steps < _TRIED, "env", expected, f"{name}, of which none ended in {steps} random steps")
+        obs, reward, terminated, truncated, info = env.step(legal_action(env))
+        paid = reward if true_reward is None else info[true_reward]
+        require_tame_step(obs, float(paid), f"from {name} in trial step {steps + 1}")
+        ended, steps = terminated or truncated, steps + 1
 
 
 def regret(mdp: TabularMDP, pi: torch.Tensor) -> float:

@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from ...envs.mdp.checks import check_number, require
-from ...wrappers.vec_env import StepWrapper
+from ...wrappers.segments import StepWrapper
 from .language_model import LanguageModel, load_word_model
 
 LanguageModelSpec = Callable[[], LanguageModel]

@@ -163,6 +163,26 @@ def check_number(
     return number
 
 
+def one_number(value: Any, name: str) -> float:
+    """What a step pays, as a float: a number, or an array with a single entry, as some environments have it; NaN passes.
+
+    Raises:
+        ValueError: a vector, with the way out, or no number.
+    """
+    if type(value) is float:
+        return value
+    array = np.asarray(value)
+    if array.size > 1 or array.ndim > 1:
+        raise ValueError(
+            f"{name}: expected one number a step, got an array of shape {array.shape}; make one number of it first, e.g. by "
+            "gymnasium.wrappers.TransformReward(env, lambda r: float(weights @ r)) or MO-Gymnasium's LinearReward"
+        )
+    try:
+        return float(array.item())
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected a number a step, got {value!r}") from error
+
+
 def check_gamma(gamma: object, *, endless: bool = False) -> float:
     """Return the discount as a float; it must lie in [0, 1).
 

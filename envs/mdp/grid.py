@@ -102,7 +102,7 @@ def _slip(intended: float) -> Tensor:
 
 
 class GridProblem(TabularProblem):
-    """A square grid in whose cells the follower is paid, whatever it does there; x is a number a cell, the start uniform.
+    """A square grid whose reward depends on the cell alone; x has one number for each cell, and the start is uniform.
 
     Args:
         size: rows and columns, at least two.

@@ -1,4 +1,6 @@
-r"""Incentive design (arXiv 2402.06886, section 6.3): a designer shapes a zero-sum game and lives in another world.
+r"""Incentive design (arXiv 2402.06886, section 6.3): a designer shapes a zero-sum game between two players.
+
+The designer has transitions and rewards of its own.
 
 x holds one incentive per state and pair of actions, ``[S, A1, A2]`` flattened. The players meet in the game
 
@@ -82,11 +84,11 @@ class IncentiveDesignProblem(GameProblem):
 
     @property
     def designer(self) -> ZeroSumGame:
-        """The designer's transitions and reward in the form of a game; nobody's payoff is meant by it."""
+        """The designer's transitions and reward, stored as a game (its r is no player's payoff)."""
         return self._designer  # type: ignore[attr-defined, no-any-return]
 
     def incentive(self, x: Tensor) -> Tensor:
-        """sigmoid(x), ``[(N,) S, A1, A2]``."""
+        """The incentives sigmoid(x), ``[(N,) S, A1, A2]``."""
         return torch.sigmoid(torch.as_tensor(x, dtype=torch.float64).view(self.r.shape))
 
     def game(self, x: Tensor) -> ZeroSumGame:
@@ -100,7 +102,7 @@ class IncentiveDesignProblem(GameProblem):
         return self.designer
 
     def leader_return(self, x: Tensor, pi: tuple[Tensor, Tensor]) -> Tensor:
-        """J_D(x, pi1, pi2), a scalar: x itself does not enter."""
+        """The designer's return J_D(pi1, pi2), a scalar that does not depend on x itself."""
         return self.over_contexts(joint_return(self.designer, pi[0], pi[1]))
 
 
@@ -114,7 +116,7 @@ def random_incentive_design(
 ) -> IncentiveDesignProblem:
     """The paper's random instance: every reward U[0,1], transitions U[0,1] and normalised, rho uniform.
 
-    The sizes, gamma, tau and rho are remembered or chosen, not read: unverified defaults.
+    The sizes, gamma, tau and rho are our default; the published experiment may use others.
 
     Raises:
         ValueError: a size under one, gamma outside [0, 1), tau negative.

@@ -1,4 +1,4 @@
-r"""Discrete-time linear-quadratic Stackelberg game: a linear leader policy, the follower's answer by Riccati.
+r"""Discrete-time linear-quadratic Stackelberg game, in which a Riccati equation gives the follower's best response.
 
     s' = A s + B_l u_l + B_f u_f + w,     w ~ N(0, W),     s_0 ~ N(0, S_0)
     u_l ~ N(-K s, sigma^2 I)              the leader commits to K; x is K, row after row
@@ -366,7 +366,7 @@ class LinearQuadraticProblem(BilevelProblem):
         return self._return(self.follower_cost, x, F)
 
     def attached_response(self, x: Tensor, F: Tensor) -> Tensor:
-        """F again, which is the best response at x, ``[m_f, n]``, with its exact first derivative in x."""
+        """Return the best response F, ``[m_f, n]``, with its exact first derivative in x attached."""
         K, d, cost = self.gain(x), self.dynamics, self.follower_cost
         A_K = d.A - d.B_leader @ K
         Q = cost.Q + K.T @ cost.R_leader @ K + F.T @ cost.R_follower @ F
@@ -418,7 +418,7 @@ class LinearQuadraticProblem(BilevelProblem):
     # --- the leader's best ---------------------------------------------------------------------------------------
 
     def optimum(self, tau: float | None = None) -> LinearOptimum:  # type: ignore[override]
-        """A stationary point in X: the best that ascent from the start and from eight random points finds; kept.
+        """The best stationary point in X that ascent from the start and from eight random points finds; computed once.
 
         Quasi-Newton ascent, then Newton's method on the exact gradient (its Jacobian by central differences) in the
         coordinates that no bound holds. F_0 need not be concave: that no better point exists is not shown.
@@ -486,7 +486,7 @@ def _eigenvalue(value: complex) -> str:
 def steering_game(
     gamma: float = 0.9, leader_effort: float = 0.2, follower_effort: float = 0.5, sigma: float = 0.3, noise: float = 0.3
 ) -> LinearQuadraticProblem:
-    r"""The leader steers a quantity that only the follower moves.
+    r"""Make a game in which the leader's cost depends on a quantity that only the follower can move.
 
         p' = 0.8 p             + 0.5 u_f + w_p         leader:   p^2 + leader_effort u_l^2
         q' = 0.7 q + 0.5 u_l   + 0.5 u_f + w_q         follower: q^2 + follower_effort u_f^2
@@ -520,7 +520,7 @@ def steering_game(
 def random_linear_quadratic(
     n_states: int = 3, n_leader_inputs: int = 1, gamma: float = 0.9, seed: int | None = 0
 ) -> LinearQuadraticProblem:
-    """A random game in which the follower has as many inputs as there are states, so that it can stabilise any K.
+    """Make a random game in which the follower has one input for each state, so that it can stabilise the plant under any K.
 
     A has spectral norm 1, B_l 0.5, B_f is half a random orthogonal matrix; each player minds one random direction of the state
     and a twentieth of all others; efforts cost both 0.2; sigma 0.2, noise 0.1; X is [-1, 1] in every entry of K.

@@ -1,4 +1,4 @@
-r"""Road networks: nodes, one-way links of fixed mean time, and who travels from where to where.
+r"""Road networks: nodes, one-way links with fixed mean times, and the demand between origins and destinations.
 
 A trip goes from an origin to a destination over links. The time of a link does not depend on how many use it: there is
 **no congestion**.
@@ -89,7 +89,7 @@ class RoadNetwork:
 
 
 def on_a_circle(n_nodes: int) -> NDArray[np.float64]:
-    """Coordinates on the unit circle, ``[N, 2]``: for networks whose places are not known."""
+    """Coordinates on the unit circle, ``[N, 2]``, for networks whose nodes have no known coordinates."""
     angle = 2.0 * math.pi * np.arange(n_nodes) / n_nodes
     return np.stack([np.cos(angle), np.sin(angle)], -1)
 
@@ -113,7 +113,7 @@ def _neighbours(distance: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def random_city(n_nodes: int = 25, seed: int | None = 0) -> RoadNetwork:
-    """A city with a centre, streets and a ring road, in minutes.
+    """Make a random city with a centre, streets and a ring road; times are in minutes.
 
     Two fifths of the nodes (at least six) lie on a ring, the others inside, one of them in the centre; there is a node
     to every two square km. The roads are the relative neighbourhood graph of the nodes, which is connected, and the

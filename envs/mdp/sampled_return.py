@@ -1,4 +1,4 @@
-r"""Monte Carlo returns whose autograd gradient is the unbiased estimate of the truncated return's.
+r"""Monte Carlo returns whose autograd gradient is an unbiased estimate of the truncated return's gradient.
 
 The return of episodes of T steps of pi (of another policy in the first step, where one is given),
 

@@ -1,4 +1,4 @@
-r"""Several problems of one kind and size as one, solved and sampled in one batch.
+r"""Stacks several problems of the same kind and size into one, which is solved and sampled as a batch.
 
 A stack of N problems has a leading axis of N on every table, x = (x_1, .., x_N) one after another, X the product of theirs,
 and the objective ``(1/N) sum_i J_i(x_i, pi_i)``. Nothing couples its parts: a gradient step N times as long is each problem's
@@ -22,7 +22,7 @@ StackableT = TypeVar("StackableT", StackelbergProblem, IncentiveDesignProblem)
 
 
 def stack_problems(problems: Sequence[StackableT]) -> StackableT:
-    """One problem from N Stackelberg games, or from N of incentive design.
+    """Stack N Stackelberg games, or N incentive design problems, into one problem.
 
     Raises:
         ValueError: none at all, problems of unequal kinds, sizes, gamma or tau, a stack among them.

@@ -1,4 +1,4 @@
-r"""Stackelberg Markov game: the leader commits to a policy pi_x(a_l|s), the follower answers it.
+r"""Stackelberg Markov game: the leader commits to a policy pi_x(a_l|s), and the follower responds to it.
 
 x holds the leader's logits, ``[S, A_l]`` flattened; x = 0 is the uniform policy. The follower's MDP is the
 leader-averaged one (arXiv 2402.06886, Lemma 16):
@@ -95,7 +95,7 @@ class StackelbergProblem(TabularProblem):
         return (self.leader_policy(x).unsqueeze(-2) @ self.r_leader).squeeze(-2)
 
     def kernel(self, x: Tensor) -> TabularKernel:
-        """w is the leader's action; x may be ``[n, S * A_l]``, one row an environment."""
+        """The kernel at x, whose draw w is the leader's action; x may be ``[n, S * A_l]``, one row for each environment."""
         draw = self.leader_policy(x).unsqueeze(-2)
         r_follower, r_leader = self.r_follower.transpose(-2, -1), self.r_leader.transpose(-2, -1)
         return TabularKernel(draw, self._kernel_P, r_follower, r_leader)  # type: ignore[attr-defined]
@@ -118,7 +118,7 @@ def random_stackelberg(
     ``reward_unit`` states the unit of both players' rewards, of which ``tau0`` and default temperatures are numbers; None
     measures it.
 
-    The sizes, ``sparsity`` and ``tau`` of the published experiment are remembered, not read: unverified defaults.
+    The sizes, ``sparsity`` and ``tau`` are our default; the published experiment may use others.
 
     Raises:
         ValueError: a size under one, gamma outside [0, 1), tau negative, ``sparsity`` outside [0, 1].

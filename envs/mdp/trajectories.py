@@ -29,7 +29,7 @@ from .zero_sum import ZeroSumGame
 
 @dataclass(frozen=True, eq=False)
 class TabularWorld:
-    """What episodes are drawn from and paid by. Its tables may carry a graph.
+    """The tables from which episodes are drawn and by which they are paid; they may carry a graph.
 
     Attributes:
         rho: start distribution, ``[..., S]``.
@@ -89,11 +89,11 @@ class TabularWorld:
         return broadcast_batch(*((name, table.shape[:-rank]) for name, table, rank in tables if table is not None))
 
     def with_reward(self, r: Tensor) -> TabularWorld:
-        """The same world paid by another reward, ``[..., S, A, W]``, and nothing by the state."""
+        """The same world with another reward, ``[..., S, A, W]``, and no state reward."""
         return dataclasses.replace(self, r=r, state_reward=None)
 
     def with_start(self, rho: Tensor) -> TabularWorld:
-        """The same world started elsewhere, ``[..., S]``."""
+        """The same world with another start distribution, ``[..., S]``."""
         return dataclasses.replace(self, rho=rho)
 
     def detach(self) -> TabularWorld:
@@ -104,21 +104,21 @@ class TabularWorld:
 
 
 def mdp_world(mdp: TabularMDP) -> TabularWorld:
-    """An MDP's world: it draws the next state only."""
+    """The world of an MDP, which draws the next state only."""
     draw = torch.ones((mdp.n_states, 1, 1), dtype=mdp.r.dtype)
     kernel = TabularKernel(draw, mdp.dense_P.unsqueeze(-2), mdp.r.unsqueeze(-1), mdp.r.unsqueeze(-1))
     return kernel_world(kernel, mdp)
 
 
 def kernel_world(kernel: TabularKernel, mdp: TabularMDP) -> TabularWorld:
-    """The follower's world at x with the leader's draw shown; ``mdp`` is M(x) and gives start, discount and ends."""
+    """The follower's world at x, with the leader's draws; ``mdp`` is M(x) and gives start, discount and terminal states."""
     return TabularWorld(
         mdp.rho, kernel.draw, kernel.P, kernel.r_follower, mdp.gamma, None, mdp.terminal, mdp.terminal_entropy
     )
 
 
 def game_world(game: ZeroSumGame, pi2: Tensor, tau: float = 0.0) -> TabularWorld:
-    """A game in which player 2 plays pi2, ``[..., S, A2]``: its actions are the draws. Its returns are player 1's.
+    """Player 1's world while player 2 plays pi2, ``[..., S, A2]``; player 2's actions are the draws.
 
     ``tau h(pi2(s))``, which the game at temperature tau pays player 1, is a reward of the state.
 

@@ -62,7 +62,7 @@ class ZeroSumGame(MarkovModel):
 
     @staticmethod
     def from_payoffs(r1: Any, r2: Any, P: Any = None, rho: Any = None, gamma: float = 0.0) -> ZeroSumGame:
-        """A game from what each player is paid, once it is checked that the two add up to 0.
+        """Make a game from both players' payoffs, after checking that they add up to 0.
 
         Args:
             r1: player 1's payoffs, ``[..., S, A1, A2]``; a matrix ``[A1, A2]`` is a game of one state.
@@ -101,7 +101,7 @@ class ZeroSumGame(MarkovModel):
 
 
 def player_mdp(game: ZeroSumGame, player: int, held: Tensor, tau: float) -> TabularMDP:
-    """The MDP that one player faces while the other's policy is held.
+    """The MDP that one player faces while the other player's policy is fixed.
 
     Its value at temperature tau is V for player 1 and -V for player 2. Differentiable in the game and in ``held``.
 
@@ -128,12 +128,12 @@ def player_mdp(game: ZeroSumGame, player: int, held: Tensor, tau: float) -> Tabu
 
 
 def joint_value(game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float = 0.0) -> Tensor:
-    """V of the pair of policies, ``[..., S]``, by a linear solve; player 1's side of it."""
+    """Player 1's value V of a pair of policies, ``[..., S]``, by a linear solve."""
     return policy_value(player_mdp(game, 1, pi2, tau), pi1, tau)
 
 
 def joint_return(game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float = 0.0) -> Tensor:
-    """V(rho) of the pair of policies, ``[...]``."""
+    """Player 1's return V(rho) of a pair of policies, ``[...]``."""
     return start_value(game, joint_value(game, pi1, pi2, tau))
 
 
@@ -141,7 +141,7 @@ def joint_return(game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float = 0.0) 
 def best_responses(
     game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float, warm: tuple[SoftOptimum, SoftOptimum] | None = None
 ) -> tuple[SoftOptimum, SoftOptimum]:
-    """Player 1's best response to pi2 and player 2's to pi1, each an MDP's optimum; the second one's V is -V."""
+    """Both players' best responses to each other's policies, each the optimum of an MDP; the second one's V is -V."""
     starts = (None, None) if warm is None else (warm[0].V, warm[1].V)
     first = solve_soft(player_mdp(game, 1, pi2, tau), tau, starts[0])
     return first, solve_soft(player_mdp(game, 2, pi1, tau), tau, starts[1])
@@ -149,7 +149,7 @@ def best_responses(
 
 @torch.no_grad()
 def nikaido_isoda_gap(game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float) -> Tensor:
-    """psi(pi1,pi2) >= 0, ``[...]``: what the two could gain, added, by each answering the other best."""
+    """psi(pi1,pi2) >= 0, ``[...]``: the sum of what each player could gain by a best response to the other."""
     check_tau(tau)
     first, second = best_responses(game, pi1, pi2, tau)
     return start_value(player_mdp(game, 1, pi2, tau), first.V) + start_value(player_mdp(game, 2, pi1, tau), second.V)

@@ -1,4 +1,4 @@
-"""Short everyday messages: the grammar that makes them, their vocabulary, the rule that scores their sentiment."""
+"""Short everyday messages: the grammar that generates them, their vocabulary, and the rule that scores their sentiment."""
 
 from .grammar import MESSAGES, Grammar
 from .sentiment import SentimentRule

@@ -23,9 +23,10 @@ Rule = tuple[tuple[str, ...], ...]
 
 
 class Grammar:
-    """A grammar read from text, one line a symbol: ``SYMBOL: weight word SYMBOL ... | weight ...``; a line may go on with ``|``.
+    """A grammar, read from text with one line for each symbol.
 
-    A symbol is what stands before a colon; all else is a word. The first symbol is the start. No symbol may lead back to itself.
+    A line is ``SYMBOL: weight word SYMBOL ... | weight ...``; it may go on with ``|``. A symbol is what stands before a colon;
+    all else is a word. The first symbol is the start. No symbol may lead back to itself.
 
     Raises:
         ValueError: a line of another form, a weight that is not positive, a symbol that leads back to itself.

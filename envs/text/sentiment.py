@@ -1,4 +1,4 @@
-r"""A rule that scores the sentiment of a text. It is no model: a lexicon, intensifiers, negations, and no more.
+r"""A rule that scores the sentiment of a text by a lexicon, intensifiers and negations; nothing in it is learned.
 
     total = sum over words w of the lexicon of   value(w) * prod intensity(v) * (-1/2 if negated)
     score = tanh(total / 4)                                                                   in (-1, 1), 0 for a neutral text
@@ -47,7 +47,7 @@ class SentimentRule:
         require(all(by > 0.0 for by in self.intensifiers.values()), "lexicon", "intensities > 0", "others")
 
     def total(self, text: str) -> float:
-        """Sum of the words' values in their context."""
+        """The sum of the words' values, each changed by the intensifiers and negations before it."""
         words = _TOKENS.findall(text.lower())
         return sum(self._worth(words, i) for i, word in enumerate(words) if word in self.values)
 

@@ -1,4 +1,4 @@
-"""Texts as numbers."""
+"""Tokenisers: texts as sequences of whole numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .grammar import MESSAGES
 
 
 class Tokeniser(Protocol):
-    """What turns a text into tokens 0 to ``size - 1`` and back; ``end`` is the token that begins and ends a message."""
+    """Converts text to tokens 0 to ``size - 1`` and back; the token ``end`` begins and ends every message."""
 
     size: int
     end: int
@@ -23,7 +23,7 @@ class Tokeniser(Protocol):
 
 
 class WordTokeniser:
-    """Whole words, apart by spaces; token 0 is the end.
+    """Tokens are the words between spaces; token 0 is the end.
 
     Args:
         words: the vocabulary; by default that of ``MESSAGES``.

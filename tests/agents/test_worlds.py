@@ -99,7 +99,7 @@ def test_the_native_simulator_is_the_same_in_distribution() -> None:
 
 def test_a_killed_worker_is_named() -> None:
     worlds = Worlds(GAME, {"n_states": 4}, observe_commitment=True, vec_env="subproc")
-    venv = worlds.make(2)
+    venv = worlds.make(2).unwrapped
     assert isinstance(venv, WorkerVecEnv)
     venv.reset()
     venv.step_async(np.zeros(2, dtype=np.int64))

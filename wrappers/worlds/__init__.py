@@ -1,1 +1,1 @@
-"""Environments of Gymnasium's with a leader: registered uses of ``bilevel_gym.wrappers``."""
+"""Gymnasium's environments with a leader, made and registered with ``bilevel_gym.wrappers``."""

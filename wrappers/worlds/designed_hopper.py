@@ -1,4 +1,4 @@
-"""MuJoCo's Hopper, whose body a leader chooses."""
+"""MuJoCo's Hopper, with a leader that designs its body."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _TORSO = 1  # body 0 is the world
 
 
 def set_torso_mass(env: Any, kilograms: float) -> None:
-    """Give the torso a mass, and MuJoCo's constants that follow from masses."""
+    """Set the torso's mass, and MuJoCo's constants that depend on it."""
     import mujoco
 
     env.model.body_mass[_TORSO] = kilograms
@@ -18,12 +18,12 @@ def set_torso_mass(env: Any, kilograms: float) -> None:
 
 
 def set_gear(env: Any, newton_metres: float) -> None:
-    """Give the three joints' motors a torque at action 1."""
+    """Set the torque that the three motors have at action 1."""
     env.model.actuator_gear[:, 0] = newton_metres
 
 
 class DesignedHopperEnv(DrawnAttribute):
-    """A leader chooses the body with which a follower learns to hop: the torso's mass and the motors' torque.
+    """A leader designs the body (torso mass and motor torque) with which a follower learns to hop.
 
     ## Description
     At the start of every episode both are drawn, each from a Gaussian whose mean is the leader's to choose; the follower hops

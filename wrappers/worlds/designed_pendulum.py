@@ -1,4 +1,4 @@
-"""Pendulum, whose gravity a leader chooses."""
+"""Pendulum, with a leader that chooses the gravity."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _heavier_is_better(value: float, step: Step) -> float:
 
 
 class DesignedPendulumEnv(DrawnAttribute):
-    """A leader chooses how heavy the pendulum is that a follower swings up.
+    """A leader chooses the gravity of the pendulum that a follower swings up.
 
     ## Description
     At the start of every episode the gravity is drawn, ``g ~ N(x, std^2)``, clipped at 0; the follower swings the pendulum up and

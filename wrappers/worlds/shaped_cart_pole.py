@@ -1,4 +1,4 @@
-"""Cart Pole, whose follower does not mind where the cart stands, and a leader who does."""
+"""Cart Pole, with a leader that wants the cart at a target and pays the follower for its place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _near_target(target: float, step: Step) -> float:
 
 
 class ShapedCartPoleEnv(ShapedReward):
-    """A leader pays the follower of Cart Pole by the cart's place, for it wants the cart at a target.
+    """A leader that wants the cart of Cart Pole at a target pays the follower for where the cart is.
 
     ## Description
     The follower is paid 1 for every step in which the pole stands, wherever the cart is. The leader wants the cart at ``target``

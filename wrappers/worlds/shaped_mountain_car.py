@@ -1,4 +1,4 @@
-"""Mountain Car, whose reward says nothing on the way, with a potential that a leader chooses."""
+"""Mountain Car, with a leader that chooses a shaping potential for its sparse reward."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def features(obs: Any) -> tuple[float, float, float]:
 
 
 class ShapedMountainCarEnv(ShapedReward):
-    """A leader shapes the reward of Mountain Car, so that a follower finds the goal sooner.
+    """A leader shapes the reward of Mountain Car so that the follower finds the goal sooner.
 
     ## Description
     A car too weak for the hill has to swing up; every step costs 1 until the goal is reached, so a follower learns nothing before

@@ -1,4 +1,4 @@
-"""Any leader environment under a leader that has already decided."""
+"""A leader environment at a fixed x."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import gymnasium as gym
 
 from ...envs.mdp.checks import as_float64, require, require_imported
-from .. import ObserveCommitment
+from .. import ForSB3, ObserveCommitment
 
 KEYS = ("env_id", "env_kwargs", "x", "observe_commitment")
 
 
 class UnderLeaderEnv(gym.Wrapper[Any, Any, Any, Any]):
-    """A world in which the leader has already decided: what a trained follower is watched, evaluated and trained on in.
+    """A leader environment at a fixed x, in which a trained follower is shown, evaluated and trained on.
 
     ## Description
     Another environment, under an x that is given with it. With it the tools of Stable-Baselines3 and rl-baselines3-zoo, which
@@ -70,4 +70,5 @@ class UnderLeaderEnv(gym.Wrapper[Any, Any, Any, Any]):
         require(env.has_wrapper_attr("set_leader"), "env_id", expected, repr(env_id))
         if x is not None:
             env.get_wrapper_attr("set_leader")(as_float64(x, "x").numpy())
+        env = ForSB3(env)
         super().__init__(ObserveCommitment(env) if observe_commitment else env)

@@ -1,0 +1,133 @@
+"""An environment as Stable-Baselines3 takes it, and the environment's own observations and actions behind that.
+
+    Discrete(n, start=k), MultiDiscrete(n, start=k)     counted from 0, as SB3 counts actions and one-hot observations
+    pictures with channels last                         channels first, as SB3's networks have them
+    rewards of shape (1,)                               numbers
+
+The environment is given its own actions back, and the leader model its own steps, so that a leader that is paid by the action is
+paid by the true one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.utils import RecordConstructorArgs
+from numpy.typing import NDArray
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from torch import nn
+
+from ..envs.mdp.checks import one_number
+from .vec_env import CommitmentLeaderModel
+
+
+class _Change(ABC):
+    """How values of a space are told to SB3, and back.
+
+    Attributes:
+        space: of what SB3 is told.
+    """
+
+    space: gym.Space[Any]
+
+    @abstractmethod
+    def told(self, value: Any) -> Any:
+        """What SB3 is told of a value of the environment's."""
+
+    @abstractmethod
+    def own(self, value: Any) -> Any:
+        """The environment's own value, or a batch ``[..., shape]`` of them as an array or a tensor."""
+
+
+class _FromZero(_Change):
+    """Whole numbers counted from 0."""
+
+    def __init__(self, space: gym.spaces.Discrete | gym.spaces.MultiDiscrete) -> None:
+        if isinstance(space, gym.spaces.Discrete):
+            self.space = gym.spaces.Discrete(int(space.n))
+        else:
+            self.space = gym.spaces.MultiDiscrete(space.nvec)
+        self._start = space.start
+
+    def told(self, value: Any) -> Any:
+        return value - self._start
+
+    def own(self, value: Any) -> Any:
+        return value + (torch.as_tensor(self._start) if isinstance(value, torch.Tensor) else self._start)
+
+
+class _ChannelsFirst(_Change):
+    """Pictures, their channels first."""
+
+    def __init__(self, space: gym.spaces.Box) -> None:
+        low, high = (self.told(end) for end in (space.low, space.high))
+        self.space = gym.spaces.Box(low, high, dtype=np.uint8)
+
+    def told(self, value: Any) -> Any:
+        return np.moveaxis(value, -1, -3)
+
+    def own(self, value: Any) -> Any:
+        return value.movedim(-3, -1) if isinstance(value, torch.Tensor) else np.moveaxis(value, -3, -1)
+
+
+def _change(space: gym.Space[Any]) -> _Change | None:
+    """What SB3 has to be told otherwise of a space; None for nothing."""
+    if isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete)):
+        return _FromZero(space) if np.any(space.start) else None
+    if not isinstance(space, gym.spaces.Box) or not is_image_space(space):
+        return None
+    return None if is_image_space_channels_first(space) else _ChannelsFirst(space)
+
+
+class ForSB3(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """An environment as SB3 takes it (see the module); others than those pass as they are.
+
+    Args:
+        env: any environment, with a leader or without.
+
+    Raises:
+        ValueError: in ``step``, a reward that is a vector or no number.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+        self._obs, self._action = _change(env.observation_space), _change(env.action_space)
+        if self._obs is not None:
+            self.observation_space = self._obs.space
+        if self._action is not None:
+            self.action_space = self._action.space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(seed=seed, options=options)
+        return (obs if self._obs is None else self._obs.told(obs)), info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self._action is not None:
+            action = self._action.own(action)
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if self._obs is not None:
+            obs = self._obs.told(obs)
+        to_leader = info.get("leader_reward", 0.0)
+        if type(to_leader) is not float:
+            info = {**info, "leader_reward": one_number(to_leader, "leader_reward")}
+        return obs, one_number(reward, "reward"), terminated, truncated, info
+
+    def commitment(self, obs: Any) -> NDArray[np.float32]:
+        """What the follower may be shown of x where it observes ``obs``."""
+        shown: NDArray[np.float32] = self.env.get_wrapper_attr("commitment")(
+            obs if self._obs is None else self._obs.own(obs)
+        )
+        return shown
+
+    def leader_model(self) -> nn.Module:
+        """The environment's leader model, for what SB3 is told."""
+        model: nn.Module = self.env.get_wrapper_attr("leader_model")()
+        if self._obs is None and self._action is None:
+            return model
+        obs, action = (None if change is None else change.own for change in (self._obs, self._action))
+        return CommitmentLeaderModel(model, obs, action)
