@@ -70,7 +70,7 @@ class ExactMethod(Method):
         problem: the bilevel problem.
         level: its lower level.
         unit: the problem's ``reward_unit``, of which default temperatures are multiples.
-        leader_unit: its ``leader_reward_unit``, by which gradients are divided before the optimiser takes its step.
+        leader_unit: its ``leader_reward_unit``, by which gradients are divided for optimisers that rescale them, such as Adam.
 
     Raises:
         ValueError: an unknown id, a problem whose lower level is none of ``levels``, a tau that the method cannot take.
@@ -102,7 +102,8 @@ class ExactMethod(Method):
         self.schedule = as_schedule(tau, "tau", positive=self.positive_tau and self.level.takes_tau)
         zero = self.schedule(1.0) == self.schedule(0.0) == 0.0
         require(zero or self.level.takes_tau, "tau", "0: this problem's follower is not regularised", tau)
-        self._rate = as_schedule(self.config.learning_rate, "learning_rate", positive=True)
+        rate = self.default_rate() if self.config.learning_rate is None else self.config.learning_rate
+        self._rate = as_schedule(rate, "learning_rate", positive=True)
 
     # --- what a method says ---------------------------------------------------------------------------------------------
 
@@ -129,6 +130,10 @@ class ExactMethod(Method):
     def default_tau(self) -> float | Schedule:
         """The temperature where the config names none: the problem's own."""
         return self.problem.tau  # type: ignore[no-any-return]
+
+    def default_rate(self) -> Schedule:
+        """The step of x where the config names none."""
+        raise ValueError("learning_rate: expected a number or a schedule, got None")
 
     def parameters(self, state: Any) -> list[dict[str, Any]]:
         """Parameter groups of the optimiser; the first is x's."""
@@ -184,11 +189,12 @@ class ExactMethod(Method):
         return state, found
 
     def move(self, state: Any) -> None:
-        """One projected step along the gradients, divided by the unit of the leader's rewards."""
-        for group in state.optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad /= self.leader_unit
+        """One projected step along the gradients, in the unit of the leader's rewards; plain descent's are the rewards' own."""
+        if not isinstance(state.optimizer, torch.optim.SGD):
+            for group in state.optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad /= self.leader_unit
         projected_step(state.optimizer, self.projections(state))
 
     @torch.no_grad()

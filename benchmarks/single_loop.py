@@ -69,6 +69,7 @@ TUNED = SingleLoopConfig(
     learning_rate=Power(9.65e-5, 6.54e-6, 0.9),
     alpha=Power(0.877, 0.192, 0.5),
     tau=Power(0.289, 0.0242, 0.8),
+    w=Power(5.28, 2.69, 0.15),
 )
 """The best of the search for the attenuating method: the defaults, in the rewards' own unit."""
 assert isinstance(TUNED.tau, Power)

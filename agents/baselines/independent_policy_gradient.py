@@ -2,7 +2,7 @@ r"""Independent policy gradient (Daskalakis et al. 2020): each level ascends its
 
 x += alpha grad_x J_L(x, pi_y),      y_i += alpha grad_{y_i} V_i^{pi_y}(rho), each player i in the MDP that it faces
 
-Each gradient is measured in the unit of its player's rewards.
+For optimisers that rescale gradients, such as Adam, each is measured in the unit of its player's rewards.
 """
 
 from __future__ import annotations
@@ -63,8 +63,10 @@ class IndependentMethod(HeldMethod):
         return {}
 
     def _measure_own(self, state: HeldState) -> None:
-        """Bring the players' gradients from their own unit to the leader's, by which all are divided."""
+        """Bring the players' gradients from their own unit to the leader's, by which all are divided; not in plain descent."""
         assert state.held is not None
+        if isinstance(state.optimizer, torch.optim.SGD):
+            return
         for y in state.held.ys:
             assert y.grad is not None
             y.grad *= self.leader_unit / self.unit

@@ -30,9 +30,6 @@ The publication compares with four methods, which are known here by name alone; 
 - **finite differences** (:class:`FiniteDifferences`): two followers, at x + h u and x - h u, u standard normal, and the
   difference of their f.
 
-- **Units.** The followers' rewards and tau are divided by the problem's ``reward_unit``, f by its ``leader_reward_unit``, so
-  that steps, temperatures and w mean the same whatever unit the rewards come in.
-
 The exponents 9/10 (zeta), 1/2 (alpha, beta), 3/20 (w) and 1/20 (tau) of the publication are remembered, not read (unverified).
 """
 
@@ -222,12 +219,17 @@ def _cost(problem: TabularProblem, x: Tensor, occupancy: Tensor) -> Tensor:
     return -problem.occupancy_return(x, occupancy)
 
 
-def _slopes(block: Block, occupancy: Floats) -> tuple[Tensor, Tensor]:
+def _slopes(problem: TabularProblem, x: Tensor, occupancy: Floats) -> tuple[Tensor, Tensor]:
     """d_x f, ``[n, dim]``, and c = df/dm, ``[n, S, A]``."""
-    x, m = block.x.detach().requires_grad_(), torch.from_numpy(occupancy).requires_grad_()
-    f = block.cost(x, m).sum()
+    x, m = x.detach().requires_grad_(), torch.from_numpy(occupancy).requires_grad_()
+    f = _cost(problem, x, m).sum()
     direct, c = torch.autograd.grad(f, (x, m), allow_unused=True, materialize_grads=True)
     return direct, c
+
+
+def _reward(problem: TabularProblem, x: Tensor) -> Tensor:
+    """r_x, ``[n, S, A]``."""
+    return problem.follower_mdp(x[0]).r.unsqueeze(0) if len(x) == 1 else problem.follower_mdp(x).r
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,8 +244,6 @@ class Block:
         rates: the schedules' values.
         u: uniform numbers, ``[K, 3, n]``.
         burn_in: how many of the first transitions do not enter x's gradient.
-        unit: by which the followers' rewards are divided.
-        leader_unit: by which f is divided.
     """
 
     problem: TabularProblem
@@ -253,17 +253,6 @@ class Block:
     rates: Rates
     u: Floats
     burn_in: int = 0
-    unit: float = 1.0
-    leader_unit: float = 1.0
-
-    def reward(self, x: Tensor) -> Tensor:
-        """r_x in its unit, ``[n, S, A]``, at x ``[n, dim]``."""
-        r = self.problem.follower_mdp(x[0]).r.unsqueeze(0) if len(x) == 1 else self.problem.follower_mdp(x).r
-        return r / self.unit
-
-    def cost(self, x: Tensor, occupancy: Tensor) -> Tensor:
-        """f in its unit, ``[n]``, at x ``[n, dim]`` and occupancies ``[n, S, A]``."""
-        return _cost(self.problem, x, occupancy) / self.leader_unit
 
 
 Step = tuple[Followers, Tensor]
@@ -273,8 +262,8 @@ Step = tuple[Followers, Tensor]
 def single_loop(block: Block) -> Step:
     """K iterates of the method above; two followers, the best response and the penalised one."""
     x, scale = block.x.detach().requires_grad_(), block.rates.w * (1.0 - block.world.gamma)
-    direct, c = _slopes(block, block.followers.occupancy[1])
-    r = block.reward(x)
+    direct, c = _slopes(block.problem, x, block.followers.occupancy[1])
+    r = _reward(block.problem, x)
     paid = r.detach().numpy()
     rewards = np.stack([paid, paid - scale[:, None, None] * c.numpy()])
     followers, pairs = track(block.world, block.followers, rewards, block.rates, block.u)
@@ -286,9 +275,9 @@ def single_loop(block: Block) -> Step:
 
 def partial_sgd(block: Block) -> Step:
     """d_x f at the tracked best response; one follower."""
-    direct, _ = _slopes(block, block.followers.occupancy[0])
+    direct, _ = _slopes(block.problem, block.x, block.followers.occupancy[0])
     with torch.no_grad():
-        paid = block.reward(block.x).numpy()
+        paid = _reward(block.problem, block.x).numpy()
     followers, _ = track(block.world, block.followers, paid[None], block.rates, block.u)
     return followers, direct
 
@@ -297,22 +286,18 @@ def partial_sgd(block: Block) -> Step:
 def finite_differences(block: Block, direction: Tensor, h: float) -> Step:
     """(f(x + h u) - f(x - h u)) / 2h times u, ``direction``, at the occupancies of two followers, one at each point."""
     points = [block.problem.project(block.x + sign * h * direction) for sign in (1.0, -1.0)]
-    paid = np.stack([block.reward(point).numpy() for point in points])
+    paid = np.stack([_reward(block.problem, point).numpy() for point in points])
     followers, pairs = track(block.world, block.followers, paid, block.rates, block.u)
     seen = torch.from_numpy(frequencies(block.world, pairs[block.burn_in :]))
-    above, below = (block.cost(point, m) for point, m in zip(points, seen, strict=True))
+    above, below = (_cost(block.problem, point, m) for point, m in zip(points, seen, strict=True))
     return followers, ((above - below) / (2.0 * h)).unsqueeze(-1) * direction
 
 
-GOAL_PLACEMENT_UNIT = 0.1526
-"""``reward_unit`` of goal placement, on which the schedules below were found (``benchmarks/single_loop.py``)."""
-ZETA, ALPHA, TAU = (
-    scaled(Power(9.65e-5, 6.54e-6, 0.9), GOAL_PLACEMENT_UNIT),
-    scaled(Power(0.877, 0.192, 0.5), GOAL_PLACEMENT_UNIT),
-    scaled(Power(0.289, 0.0242, 0.8), 1.0 / GOAL_PLACEMENT_UNIT),
-)
-BETA, W, OCCUPANCY_RATE = Power(0.354, 0.0471, 0.5), Power(5.28, 2.69, 0.15), Power(0.0166, 0.00171, 0.5)
-"""Found by random search; other problems may need their own. Per unit of reward: zeta and alpha; in units: tau."""
+UNIT = 0.1526
+"""``reward_unit`` of goal placement, where the schedules below were found (``benchmarks/single_loop.py``)."""
+ZETA, ALPHA, BETA = Power(9.65e-5, 6.54e-6, 0.9), Power(0.877, 0.192, 0.5), Power(0.354, 0.0471, 0.5)
+TAU, W, OCCUPANCY_RATE = Power(0.289, 0.0242, 0.8), Power(5.28, 2.69, 0.15), Power(0.0166, 0.00171, 0.5)
+"""Found by random search; other problems may need their own."""
 
 
 @storable
@@ -321,12 +306,13 @@ class SingleLoopConfig(ExactConfig):
     """How :class:`SingleLoop` learns. Every schedule runs over the budget of ``learn``.
 
     Attributes:
-        learning_rate: zeta, the step of x an iterate, per unit of the leader's reward; a block moves x by ``block`` times it.
+        learning_rate: zeta, the step of x an iterate; a block moves x by ``block`` times it. None takes a schedule for the unit
+            of the leader's rewards.
         optimizer_class: plain gradient descent, as the method is published.
-        tau: temperature; None takes the schedule found, in units of reward.
-        alpha: step of the policies, per unit of reward.
+        tau: temperature; None takes a schedule for the unit of the follower's rewards.
+        alpha: step of the policies; None takes a schedule likewise.
         beta: step of the critics.
-        w: weight of the penalty, positive: 1/lam, in units of the follower's reward per unit of the leader's.
+        w: weight 1/lam of the penalty, positive; None takes a schedule for the units of both players' rewards.
         occupancy_rate: step of the occupancies' averages, at most 1.
         block: iterates between two steps of x.
         burn_in: how many of a block's first iterates do not enter x's gradient.
@@ -334,11 +320,11 @@ class SingleLoopConfig(ExactConfig):
         keep_best: by default the last x is the answer, as the method is published.
     """
 
-    learning_rate: float | Schedule = ZETA
+    learning_rate: float | Schedule | None = None  # type: ignore[assignment]
     optimizer_class: type[torch.optim.Optimizer] = torch.optim.SGD
-    alpha: float | Schedule = ALPHA
+    alpha: float | Schedule | None = None
     beta: float | Schedule = BETA
-    w: float | Schedule = W
+    w: float | Schedule | None = None
     occupancy_rate: float | Schedule = OCCUPANCY_RATE
     block: int = 50
     burn_in: int = 0
@@ -351,7 +337,8 @@ class SingleLoopConfig(ExactConfig):
         shorter = check_count(self.burn_in, "burn_in") < self.block
         require(shorter, "burn_in", f"less than block, {self.block}", self.burn_in)
         for name, positive in (("alpha", False), ("beta", False), ("w", True), ("occupancy_rate", True)):
-            as_schedule(getattr(self, name), name, positive=positive)
+            if getattr(self, name) is not None:
+                as_schedule(getattr(self, name), name, positive=positive)
         for progress_remaining in (1.0, 0.0):
             rate = as_schedule(self.occupancy_rate, "occupancy_rate", positive=True)(progress_remaining)
             check_number(rate, "occupancy_rate", low=0.0, high=1.0)
@@ -409,8 +396,12 @@ class SingleLoopMethod(ExactMethod):
     def __init__(self, problem: Any, config: Any = None, env_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(problem, config, env_kwargs)
         self.world = World.of(self.problem)
-        names = ("alpha", "beta", "occupancy_rate", "w")
-        self.schedules = [as_schedule(getattr(self.config, name), name, positive=False) for name in names]
+        # What the config leaves out is as it was found, for rewards of this problem's units.
+        c, unit, leader_unit = self.config, self.unit, self.leader_unit
+        alpha = scaled(ALPHA, UNIT / unit) if c.alpha is None else c.alpha
+        w = scaled(W, unit / leader_unit) if c.w is None else c.w
+        given = {"alpha": alpha, "beta": c.beta, "occupancy_rate": c.occupancy_rate, "w": w}
+        self.schedules = [as_schedule(value, name, positive=False) for name, value in given.items()]
         S, A = self.world.n_states, self.world.n_actions
         try:
             _cost(self.problem, self.start_x()[None], torch.full((1, S, A), 1.0 / (S * A), dtype=torch.float64))
@@ -418,7 +409,10 @@ class SingleLoopMethod(ExactMethod):
             raise ValueError(f"problem: expected a J_L that is a function of x and the occupancy ({error})") from error
 
     def default_tau(self) -> Schedule:
-        return scaled(TAU, self.unit)
+        return scaled(TAU, self.unit / UNIT)
+
+    def default_rate(self) -> Schedule:
+        return scaled(ZETA, UNIT / self.leader_unit)
 
     def prepare(self, state: SingleLoopState, seed: int | None) -> None:
         state.generator, state.w = generator(seed), self.schedules[3](1.0)
@@ -435,12 +429,11 @@ class SingleLoopMethod(ExactMethod):
 
     def descend(self, state: SingleLoopState, progress: Progress) -> dict[str, float]:
         alpha, beta, occupancy, state.w = (schedule(progress.remaining) for schedule in self.schedules)
-        rates = Rates(*(np.array([rate]) for rate in (alpha, beta, occupancy, state.w, state.tau / self.unit)))
+        rates = Rates(*(np.array([rate]) for rate in (alpha, beta, occupancy, state.w, state.tau)))
         u = torch.rand(self.config.block, 3, 1, dtype=torch.float64, generator=state.generator).numpy()
         assert state.followers is not None
         x = state.x.detach().clone()[None]
-        units = self.unit, self.leader_unit
-        block = Block(self.problem, self.world, state.followers, x, rates, u, self.config.burn_in, *units)
+        block = Block(self.problem, self.world, state.followers, x, rates, u, self.config.burn_in)
         state.followers, gradient = self.advance(block, state)
         state.x.grad = gradient[0]
         return {"gradient_norm": float(gradient.norm()), "w": state.w}
@@ -454,7 +447,7 @@ class SingleLoopMethod(ExactMethod):
         return (torch.from_numpy(state.followers.policies[-1, 0]),)
 
     def lam_now(self, state: SingleLoopState) -> float | None:
-        return self.leader_unit / (state.w * self.unit)
+        return 1.0 / state.w
 
     def response(self, state: SingleLoopState, own: Policies) -> Policies | None:
         assert state.followers is not None
@@ -470,8 +463,8 @@ class SingleLoop(ExactLeader):
     The model serves to draw from, and for evaluation at the best response.
 
     ``evaluate()``: ``leader_return`` is that at the exact best response; ``leader_return_at_pi_y`` and ``penalty`` are those of
-    the penalised follower, lam = 1/w in units of the rewards; ``follower_regret`` is that of the follower that stands for the
-    best response. ``num_timesteps`` counts transitions of all followers.
+    the penalised follower, lam = 1/w; ``follower_regret`` is that of the follower that stands for the best response.
+    ``num_timesteps`` counts transitions of all followers.
 
     Args:
         problem: a tabular problem, an environment that has one, or its id. x must enter the follower's reward only, there

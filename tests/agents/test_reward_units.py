@@ -150,9 +150,6 @@ LEADERS: dict[str, tuple[Make, tuple[str, ...], int]] = {
         lambda p: TabularPBRL(p, config=TabularPBRLConfig(estimator=MonteCarlo())), ("fishery", "Stackelberg"), 6
     ),
     "hypergradient": (Hypergradient, (*ONE, "game", "game at tau = 0", "goal"), 6),
-    "plain hypergradient": (
-        lambda p: Hypergradient(p, config=HypergradientConfig(optimizer_class=torch.optim.SGD)), ("fishery", "game"), 6
-    ),
     "SoBiRL": (SoBiRL, ("fishery", "Stackelberg", "toll"), 6),
     "independent": (IndependentPolicyGradient, ("Stackelberg", "Four Rooms"), 6),
     "meta-gradient": (MetaGradient, ("fishery", "Stackelberg", "game"), 6),
@@ -239,7 +236,7 @@ def test_a_stated_unit_stands_in_a_copy() -> None:
     stated = problem.in_units(1.0)
     assert (stated.reward_unit, stated.leader_reward_unit, stated.tau0) == (1.0, 1.0, 0.002)
     assert problem.reward_unit != 1.0
-    assert TabularPBRL(stated).schedule(1.0) == 0.2
+    assert TabularPBRL(stated).schedule(1.0) == 0.4
     assert problem.in_units(2.0, 8.0).leader_reward_unit == 8.0
     for wrong in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=r"^reward_unit: "):
