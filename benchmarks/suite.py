@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import xlogy
-from scipy.stats import trim_mean
+from scipy.stats import beta, trim_mean
 
 import bilevel_gym  # noqa: F401  (registers its environments)
 from bilevel_gym.cli.statistics import Interval, interval
@@ -371,9 +371,15 @@ def interquartile_mean(values: Floats) -> Interval:
 
 
 def improvement(data: Data, a: str, b: str) -> Interval:
-    """The probability that a leader's score is above another's on the same instance; equal scores count half."""
+    """The probability that a leader's score is above another's on the same instance, with its exact binomial interval.
+
+    Equal scores count half.
+    """
     ahead = scores(data, a) - scores(data, b)
-    return interval(np.where(np.abs(ahead) <= TIE, 0.5, (ahead > 0.0).astype(float)))
+    n, won = len(ahead), float(np.where(np.abs(ahead) <= TIE, 0.5, ahead > 0.0).sum())
+    low = 0.0 if won == 0.0 else float(beta.ppf(0.025, won, n - won + 1.0))
+    high = 1.0 if won == n else float(beta.ppf(0.975, won + 1.0, n - won))
+    return Interval(won / n, low, high, n)
 
 
 def short(leader: str) -> str:

@@ -1,9 +1,9 @@
-"""A run and its folder: train, go on, evaluate.
+"""Trains, resumes and loads runs. A run has a folder:
 
 settings.yml     what decides the numbers; a --conf-file for the same run again
 leader.zip       the last checkpoint, in the end the trained leader
-progress.json    a line of JSON an honest evaluation, as SB3's logger writes it
-result.json      in the end: the settings, the record of x, x itself; written whole or not at all
+progress.json    one line of JSON per evaluation at the best response, as SB3's logger writes it
+result.json      at the end: the settings, the record of x, and x; written atomically
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from .settings import Settings, build, checked, follower_of, read, require_no_co
 
 SETTINGS, LEADER, RESULT = "settings.yml", "leader.zip", "result.json"
 NEVER = 10**12
-"""Iterations between checkpoints where none is asked for: one is written in the end, and on a signal."""
+"""Iterations between checkpoints if none are requested: one is written at the end and on a signal."""
 LARGE = 10_000
-"""Numbers of x above which a result holds their digest alone."""
+"""Size of x above which a result stores only a digest of it."""
 LARGEST_RESULT = 2**22
-"""Bytes of a result, x of ``LARGE`` numbers in it."""
+"""Maximal size of a result that is read, in bytes; an x of ``LARGE`` numbers fits."""
 
 
 class RunFailed(Exception):  # noqa: N818
-    """A run that began and could not be finished."""
+    """A run started and could not be finished."""
 
 
 def new_folder(root: Path, settings: Settings) -> Path:
-    """``root/LEADER-FOLLOWER/ENV_1``, or the next number that is free, made."""
+    """Make the folder ``root/LEADER-FOLLOWER/ENV_1``, or the one with the next free number."""
     parent = require_folder(root / settings.name, "--log-folder")
     for number in itertools.count(1):
         folder = parent / f"{settings.env_name}_{number}"
@@ -52,11 +52,11 @@ def new_folder(root: Path, settings: Settings) -> Path:
 
 
 def train(settings: Settings, folder: Callable[[], Path], extras: Extras) -> dict[str, Any]:
-    """Learn in the folder that is made once the leader is built; the result that is written there.
+    """Build a leader, make its folder, train it there and return the result that was written.
 
     Raises:
-        ValueError: settings that cannot be built, a folder that cannot be written to; nothing has been learned then.
-        RunFailed: what else ends the run.
+        ValueError: the leader cannot be built, or the folder cannot be written to; nothing has been learned yet.
+        RunFailed: the run ended with any other error.
     """
     require_writers(extras)
     leader = build(settings)
@@ -66,12 +66,12 @@ def train(settings: Settings, folder: Callable[[], Path], extras: Extras) -> dic
 
 
 def resume(folder: Path, extras: Extras, n_timesteps: int | None, trust_code: bool) -> dict[str, Any]:
-    """Go on with the run of a folder from its last checkpoint, to its own number of steps or to another.
+    """Resume a run from its last checkpoint, to its own number of steps or to another one.
 
     Raises:
-        ValueError: no checkpoint there, code that is named there and not trusted, a library that is to write the records and
-            is not installed.
-        RunFailed: what ends the run.
+        ValueError: there is no checkpoint, its settings name code that is not trusted, or a library that should write the
+            records is not installed.
+        RunFailed: the run ended with any other error.
     """
     require_writers(extras)
     settings = settings_in(folder, "--resume")
@@ -89,7 +89,7 @@ def settings_in(folder: Path, name: str) -> Settings:
     """The settings of a run's folder.
 
     Raises:
-        ValueError: no run's folder.
+        ValueError: the folder is not that of a run.
     """
     require((folder / SETTINGS).is_file(), name, f"a run's folder, with {SETTINGS}", repr(str(folder)))
     found = read(folder / SETTINGS, name)
@@ -99,15 +99,16 @@ def settings_in(folder: Path, name: str) -> Settings:
 
 
 def load(folder: Path, name: str = "RUN", trust_code: bool = False) -> Any:
-    """The leader of a run's folder, from its last checkpoint.
+    """Load the leader of a run from its last checkpoint.
 
     Args:
-        folder: of the run.
-        name: of the argument, for errors.
-        trust_code: whether code that the settings there name may be imported and run.
+        folder: folder of the run.
+        name: name of the argument in errors.
+        trust_code: whether code that the run's settings name may be imported and run.
 
     Raises:
-        ValueError: no run's folder, none with a checkpoint, one whose environment or follower has changed, one that names code.
+        ValueError: the folder is not that of a run or has no checkpoint, its environment or follower has changed, or its
+            settings name code that is not trusted.
     """
     settings = settings_in(folder, name)
     if not trust_code:
@@ -182,7 +183,7 @@ def _finish(leader: Any, settings: Settings, folder: Path, seconds: float) -> di
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished run, or None: where there is none, or what is there is no result."""
+    """The result of a finished run, or None if there is no valid result."""
     try:
         if (folder / RESULT).stat().st_size > LARGEST_RESULT:
             return None
@@ -194,13 +195,13 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def score(evaluation: dict[str, Any]) -> float:
-    """What a run is compared by: the leader's return at the best response, or a learned reward's true return."""
+    """The score of a run: the leader's return at the best response, or the true return for a learned reward."""
     return float(evaluation["leader_return" if "leader_return" in evaluation else "true_return"])
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread of torch's, so that numbers do not depend on how many there are."""
+    """Limit torch to one thread, so that numbers do not depend on the number of threads."""
     held = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -92,7 +92,7 @@ def _check(world: World, make: Callable[[], Any] | None, start: Floats, steps: i
     for x in (start, *points[:2]):
         played = trace(world, x, SEED, SHORT).steps
         models.append(Model(world, played))
-        check_rewards(models[-1])
+        check_rewards(models[-1], start, "steps that pay by the x that was set (use x in step)")
     silent = check_dependence(models)
     check_arrival(world, points, silent, steps)
     check_own_parameter(models[1], world, points[1])
@@ -102,11 +102,13 @@ def _check(world: World, make: Callable[[], Any] | None, start: Floats, steps: i
     # When x takes effect, and where.
     moved = check_timing(world, points[0], points[1])
     world.set_leader(points[1])
-    check_rewards(Model(world, moved.steps), " after set_leader in the midst of an episode", points[0])
+    check_rewards(
+        Model(world, moved.steps), points[0], "x to hold from the next step on, in the middle of an episode too"
+    )
     check_copies(world, make, points[0], points[1])
     # What is drawn.
     if not silent:
-        check_log_p(world, points[1], points[0], steps)
+        check_log_p(world, points[1], (points[0], start), steps)
     check_problem(world, points[1], points[0], steps)
     check_simulator(world, points[:3])
 
