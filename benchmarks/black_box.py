@@ -170,7 +170,7 @@ def run_one(method: str, setting: int, seed: int, quick: bool) -> Data:
     """Run one method with one of its settings on one game."""
     row = METHODS[method]
     chosen = row.grid()[setting]
-    leader = row.make(random_stackelberg(SIZE, seed=seed), row.every, **chosen)
+    leader = row.make(random_stackelberg(SIZE, seed=seed, reward_unit=1.0), row.every, **chosen)
     seconds, start = [0.0], time.process_time()
 
     def note(_: Any) -> None:

@@ -112,6 +112,11 @@ def annealed(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
     return Hypergradient(problem, config=HypergradientConfig(tau=tau, learning_rate=0.05, eval_every=100), x0=x0)
 
 
+def quenched(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
+    """Hot for a sixth of training, then at the cell's temperature; Adam 0.1."""
+    return Hypergradient(problem, config=HypergradientConfig(tau=Quench(0.07, problem.tau), learning_rate=0.1), x0=x0)
+
+
 def penalised(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
     """PBRL with the value penalty, lam = 100, and the hypergradient's temperatures and steps."""
     config = TabularPBRLConfig(tau=Quench(0.07, problem.tau), learning_rate=0.1)
@@ -119,9 +124,11 @@ def penalised(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
 
 
 METHODS = {
-    "quenched": Method("hypergradient (default)", lambda problem, x0: Hypergradient(problem, x0=x0)),
+    "quenched": Method("hypergradient (default)", quenched),
     "pbrl": Method("PBRL, value, lam 100", penalised),
-    "kept": Method("optimiser not made afresh", lambda problem, x0: OptimiserKept(problem, x0=x0)),
+    "kept": Method(
+        "optimiser not made afresh", lambda problem, x0: OptimiserKept(problem, tau=Quench(0.07, problem.tau), x0=x0)
+    ),
     "annealed": Method("annealed from 10 tau", annealed, LONG_ITERATIONS, random_start=False),
     "fixed": Method("tau fixed", fixed, LONG_ITERATIONS, random_start=False),
 }
@@ -133,7 +140,7 @@ METHODS = {
 def problem_of(cell: str) -> FourRoomsProblem:
     """The problem of a cell."""
     tau, beta = (float(part) for part in cell.split(","))
-    return FourRoomsProblem(tau, beta)
+    return FourRoomsProblem(tau, beta).in_units(1.0)
 
 
 def run_one(cell: str, method: str, seed: int, shorten: int) -> Data:
@@ -151,7 +158,8 @@ def run_one(cell: str, method: str, seed: int, shorten: int) -> Data:
 def cost(cell: str, iterations: int) -> Data:
     """Median CPU milliseconds per outer iteration, without evaluation."""
     stamps: list[float] = []
-    leader = Hypergradient(problem_of(cell), config=HypergradientConfig(eval_every=10**9))
+    problem = problem_of(cell)
+    leader = Hypergradient(problem, config=HypergradientConfig(tau=Quench(0.07, problem.tau), eval_every=10**9))
     leader.learn(iterations, callback=lambda _: stamps.append(time.process_time()))
     return {"milliseconds": 1e3 * float(np.median(np.diff(stamps)))}
 

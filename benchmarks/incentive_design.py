@@ -105,7 +105,7 @@ CLAIMS = (
 def run_method(seed: int, method: str, setting: list[float] | None, iterations: int) -> Data:
     """Run one method on one instance."""
     make = METHODS[method][2] if setting is None else SEARCH[method][2](*setting)
-    leader = make(random_incentive_design(10, 5, 5, 0.9, 0.1, seed))
+    leader = make(random_incentive_design(10, 5, 5, 0.9, 0.1, seed).in_units(1.0))
     ms = 1e3 * cpu_seconds(leader.learn, iterations) / iterations
     found, curves = outcome(leader), history(leader, "iteration", "leader_return", "gap")
     return found | {"leader_return": found["last"], "ms": ms, "history": curves}

@@ -64,14 +64,18 @@ class Case:
 def game(n_states: int, n_actions: int) -> Case:
     """Incentive design of a given size."""
     label = f"{n_states} state{'s' * (n_states > 1)}, {n_actions} x {n_actions}"
-    make = lambda seed: random_incentive_design(n_states, n_actions, n_actions, 0.9, 0.1, seed)  # noqa: E731
+    make = lambda seed: random_incentive_design(n_states, n_actions, n_actions, 0.9, 0.1, seed).in_units(1.0)  # noqa: E731
     return Case(label, make, 0.1, "incentive design")
 
 
 CASES = {
-    "stackelberg": Case("Stackelberg, 20 states", lambda seed: random_stackelberg(20, seed=seed), 0.1, "Stackelberg"),
-    "four_rooms": Case("Four Rooms, beta 3", lambda _: FourRoomsProblem(0.05, 3.0), 0.05, "Four Rooms", True),
-    "tolls": Case("tolls, 12 nodes", lambda seed: TollDesignProblem(n_nodes=12, seed=seed), 0.5, "tolls"),
+    "stackelberg": Case(
+        "Stackelberg, 20 states", lambda seed: random_stackelberg(20, seed=seed, reward_unit=1.0), 0.1, "Stackelberg"
+    ),
+    "four_rooms": Case(
+        "Four Rooms, beta 3", lambda _: FourRoomsProblem(0.05, 3.0).in_units(1.0), 0.05, "Four Rooms", True
+    ),
+    "tolls": Case("tolls, 12 nodes", lambda seed: TollDesignProblem(n_nodes=12, seed=seed).in_units(1.0), 0.5, "tolls"),
     "game_1": game(1, 3),
     "game_5": game(5, 3),
     "game_10": game(10, 5),

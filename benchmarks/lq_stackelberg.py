@@ -48,7 +48,11 @@ Floats = NDArray[np.float64]
 
 def game_of(name: str) -> LinearQuadraticProblem:
     """The game with this name."""
-    return steering_game() if name == STEERING else random_linear_quadratic(3, 2, seed=int(name.split()[1]))
+    return (
+        steering_game().in_units(1.0)
+        if name == STEERING
+        else random_linear_quadratic(3, 2, seed=int(name.split()[1])).in_units(1.0)
+    )
 
 
 def stationarity(problem: LinearQuadraticProblem, x: torch.Tensor) -> float:

@@ -124,8 +124,10 @@ DESIGNS = {
 def stacked(name: str, n: int) -> Any:
     """The first n instances of a method's problem, stacked into one problem."""
     if name in DESIGNS:
-        return stack_problems([random_incentive_design(seed=seed) for seed in SEEDS[:n]])
-    return stack_problems([random_stackelberg(STATES, gamma=GAMMA, tau=TAU, seed=seed) for seed in SEEDS[:n]])
+        return stack_problems([random_incentive_design(seed=seed) for seed in SEEDS[:n]]).in_units(1.0)
+    return stack_problems([random_stackelberg(STATES, gamma=GAMMA, tau=TAU, seed=seed) for seed in SEEDS[:n]]).in_units(
+        1.0
+    )
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ WORLDS, POINTS = ("random", "certain"), ("start", "trained")
 
 def games(n: int, world: str) -> list[StackelbergProblem]:
     """The first n games, as they are or with certain transitions."""
-    found = [random_stackelberg(STATES, gamma=GAMMA, tau=TAU, seed=seed) for seed in SEEDS[:n]]
+    found = [random_stackelberg(STATES, gamma=GAMMA, tau=TAU, seed=seed, reward_unit=1.0) for seed in SEEDS[:n]]
     if world == "random":
         return found
     identity = torch.eye(STATES, dtype=torch.float64)
@@ -169,7 +169,7 @@ def cost(n: int, repeats: int) -> Data:
 
     alone, uniform = games(n, "random"), torch.zeros(STATES, 5, dtype=torch.float64)
     calls = {
-        "together": [ready(stack_problems(alone), uniform.expand(n, -1, -1))],
+        "together": [ready(stack_problems(alone).in_units(1.0), uniform.expand(n, -1, -1))],
         "apart": [ready(game, uniform) for game in alone],
     }
     took = {}
@@ -188,7 +188,7 @@ def run(quick: bool, jobs: int) -> Data:
     n, repeats = (2, 5) if quick else (len(SEEDS), 40)
     cut, spread = [], []
     for world in WORLDS:
-        problem = stack_problems(games(n, world))
+        problem = stack_problems(games(n, world)).in_units(1.0)
         uniform = torch.zeros(n, STATES, 5, dtype=torch.float64)
         points = {"start": (problem.start_x(), uniform), "trained": trained(problem, 0.02, 20 if quick else 100)}
         for kind in LAM:
@@ -199,7 +199,7 @@ def run(quick: bool, jobs: int) -> Data:
                     plain = MonteCarlo(PUBLISHED, 16, baseline=False, paired=False)
                     tried = [plain, *(MonteCarlo(PUBLISHED, batch) for batch in BATCHES), MonteCarlo(20, 16)]
                     spread += [about | noise(problem, x, y, kind, estimator, repeats) for estimator in tried]
-    rooms = FourRoomsProblem()
+    rooms = FourRoomsProblem().in_units(1.0)
     points = {
         "start": (rooms.start_x(), torch.zeros(2, rooms.grid.n_cells, 4, dtype=torch.float64)),
         "trained": trained(rooms, rooms.tau, 20 if quick else 200),

@@ -52,7 +52,15 @@ class Problem:
 
 
 PROBLEMS = {
-    f"game_{n}": Problem(f"Stackelberg games of {n} states", GAME, {"n_states": n}, 1_000_000, Rollouts(), steps, NEAR)
+    f"game_{n}": Problem(
+        f"Stackelberg games of {n} states",
+        GAME,
+        {"n_states": n, "reward_unit": 1.0},
+        1_000_000,
+        Rollouts(),
+        steps,
+        NEAR,
+    )
     for n, steps in ((20, 10_000), (100, 20_000))
 } | {"toll": Problem("Tolls in cities of 12 nodes", "TollDesign-v0", CITY, 800_000, KnownModel(), 40_000, FAR)}
 

@@ -69,7 +69,9 @@ def leader(method: str, solver: str, rate: float, problem: Any) -> ExactLeader:
 
 def run_one(method: str, solver: str, rate: float, n: int, quick: bool) -> Data:
     """Run one method on all games at once; returns its exact records at the end."""
-    problem = stack_problems([random_stackelberg(STATES, gamma=0.9, tau=TAU, seed=seed) for seed in SEEDS[:n]])
+    problem = stack_problems(
+        [random_stackelberg(STATES, gamma=0.9, tau=TAU, seed=seed) for seed in SEEDS[:n]]
+    ).in_units(1.0)
     made = leader(method, solver, rate, problem)
     made.learn(20 if quick else RATES[rate])
     return game_records(problem, torch.from_numpy(made.last_x), made.policies())

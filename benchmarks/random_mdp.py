@@ -106,7 +106,7 @@ def fitted_rate(norms: list[float]) -> float:
 
 def run_cell(seed: int, method: str) -> Data:
     """Run one method on one instance; its curve has at most 120 points."""
-    problem, chosen = RandomMDPProblem(seed=seed), METHODS[method]
+    problem, chosen = RandomMDPProblem(seed=seed).in_units(1.0), METHODS[method]
     norms, seconds, x = quasi_newton(problem) if chosen.leader is None else descend(problem, chosen)
     shown = np.unique(np.linspace(0, len(norms) - 1, 120).astype(int))
     return {
@@ -127,7 +127,7 @@ def run_cell(seed: int, method: str) -> Data:
 
 def try_step(seed: int, step: float) -> Data:
     """Iterations of the exact hypergradient with this step size; None if it did not reach the target."""
-    norms, _, _ = descend(RandomMDPProblem(seed=seed), Method("", Hypergradient, step, ""))
+    norms, _, _ = descend(RandomMDPProblem(seed=seed).in_units(1.0), Method("", Hypergradient, step, ""))
     return {"iterations": len(norms) if norms[-1] <= NORM else None}
 
 

@@ -75,11 +75,11 @@ class Kind:
 
 
 def _game(states: int) -> Callable[[int], StackelbergProblem]:
-    return lambda seed: random_stackelberg(states, seed=seed)
+    return lambda seed: random_stackelberg(states, seed=seed, reward_unit=1.0)
 
 
 def _city(nodes: int, tau: float) -> Callable[[int], TollDesignProblem]:
-    return lambda seed: TollDesignProblem(random_city(nodes, seed), 0.999, tau)
+    return lambda seed: TollDesignProblem(random_city(nodes, seed), 0.999, tau).in_units(1.0)
 
 
 CITY = {"staged": 2, "cooled": 1}
@@ -93,13 +93,15 @@ KINDS = {
     "game_100": Kind("Stackelberg games, 100 states", _game(100), (5, 6, 7, 8, 9), 0.3, 0.002, GAME),
     "design": Kind(
         "incentive design, 10 states, 5 x 5 actions",
-        lambda seed: random_incentive_design(10, 5, 5, 0.9, 0.1, seed),
+        lambda seed: random_incentive_design(10, 5, 5, 0.9, 0.1, seed).in_units(1.0),
         (1, 2, 3),
         1.0,
         0.1,
         {"cooled": 1, "pbrl": 1, "staged": 1},
     ),
-    "lq": Kind("LQStackelberg-v0", lambda _: steering_game(), (0,), None, 0.0, {"quenched": 1, "staged": 9}),
+    "lq": Kind(
+        "LQStackelberg-v0", lambda _: steering_game().in_units(1.0), (0,), None, 0.0, {"quenched": 1, "staged": 9}
+    ),
 }
 
 Floats = NDArray[np.float64]

@@ -18,6 +18,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from bilevel_gym.agents import PBRL, Geometric, Hypergradient, HypergradientConfig, robustness
+from bilevel_gym.agents.schedules import Quench
 
 from .figures import panels
 from .runs import Data, Runs, grid, run_all
@@ -42,11 +43,11 @@ def followers() -> dict[str, Any]:
 
 def run_one(leader: str, game: int, quick: bool) -> Data:
     """Train all followers at one leader's x on one game."""
-    kwargs = {"n_states": SIZE, "seed": game}
+    kwargs = {"n_states": SIZE, "seed": game, "reward_unit": 1.0}
     if leader == "pbrl":
         x = PBRL(ENV, stable_baselines3.PPO, env_kwargs=kwargs).learn(30_000 if quick else BUDGET).x
     else:
-        config = HypergradientConfig(learning_rate=Geometric(0.3, 0.003))
+        config = HypergradientConfig(tau=Quench(0.07, 0.003), learning_rate=Geometric(0.3, 0.003))
         x = Hypergradient(ENV, config=config, env_kwargs=kwargs).learn(30 if quick else 300).x
     rows = []
     for follower, spec in followers().items():

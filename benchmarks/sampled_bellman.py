@@ -42,7 +42,7 @@ PROBLEMS: dict[str, Data] = {
     "games": {
         "title": "Stackelberg games, 20 states",
         "id": "bilevel_gym/StackelbergGame-v0",
-        "kwargs": {"n_states": 20},
+        "kwargs": {"n_states": 20, "reward_unit": 1.0},
         "seeds": (5, 6, 7),
         "steps": 500_000,
         "config": PBRLConfig(eval_every=5),
@@ -62,7 +62,7 @@ PROBLEMS: dict[str, Data] = {
             q_temperature=DRIVER_TAU,
             eval_every=5,
         ),
-        "exact": HypergradientConfig(),
+        "exact": HypergradientConfig(tau=DRIVER_TAU),
     },
 }
 QUICK_STEPS = 30_000

@@ -38,12 +38,12 @@ EXACT = {"pbrl": "PBRL, exact, lam 2 to 20", "hypergradient": "hypergradient thr
 
 def run_method(seed: int, method: str, steps: int, iterations: int) -> Data:
     """Run four PPO followers with default settings, or a method that knows the model, on one instance."""
-    problem = random_incentive_design(seed=seed)
+    problem = random_incentive_design(seed=seed).in_units(1.0)
     leader: Any
     if method == "sampled":
         leader = PBRL(IncentiveDesignEnv(problem), PPO, penalty=NikaidoIsodaPenalty(), seed=seed)
     elif method == "pbrl":
-        config = TabularPBRLConfig(tau=0.1, eval_every=50, keep_best=False)
+        config = TabularPBRLConfig(tau=0.1, learning_rate=0.05, eval_every=50, keep_best=False)
         leader = TabularPBRL(problem, penalty=NikaidoIsodaPenalty(lam=Geometric(2.0, 20.0)), config=config)
     else:
         leader = Hypergradient(problem, config=HypergradientConfig(eval_every=50, keep_best=False))

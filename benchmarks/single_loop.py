@@ -65,7 +65,12 @@ class Method:
     share: float = 1.0
 
 
-TUNED = SingleLoopConfig()
+TUNED = SingleLoopConfig(
+    learning_rate=Power(9.65e-5, 6.54e-6, 0.9),
+    alpha=Power(0.877, 0.192, 0.5),
+    tau=Power(0.289, 0.0242, 0.8),
+    w=Power(5.28, 2.69, 0.15),
+)
 """The defaults, which are the best settings of the search for attenuating tau."""
 assert isinstance(TUNED.tau, Power)
 START, END = TUNED.tau.start, TUNED.tau.end
@@ -189,7 +194,10 @@ def record(grid: GoalPlacementProblem, method: Method, xs: Tensor, policies: Ten
 
 def run_together(names: Sequence[str], seeds: Sequence[int], plays: int, transitions: int) -> Data:
     """Run methods of one kind and block length on every grid: ``methods``, and by name ``seconds`` per run and ``grids``."""
-    grids, methods = [GoalPlacementProblem(seed=seed) for seed in seeds], [METHODS[name] for name in names]
+    grids, methods = (
+        [GoalPlacementProblem(seed=seed).in_units(1.0) for seed in seeds],
+        [METHODS[name] for name in names],
+    )
     start = time.process_time()
     xs, policies = side_by_side(grids, seeds, plays, methods, transitions)
     seconds = (time.process_time() - start) / (len(seeds) * plays * len(names))
@@ -208,7 +216,7 @@ def run(quick: bool, jobs: int) -> Data:
         together.setdefault((method.kind, method.config.block), []).append(name)
     groups = [{"names": names} for names in together.values()]
     parts = run_all(run_together, groups, jobs, "groups", seeds=seeds, plays=plays, transitions=transitions)
-    grids = [GoalPlacementProblem(seed=seed) for seed in seeds]
+    grids = [GoalPlacementProblem(seed=seed).in_units(1.0) for seed in seeds]
     return {
         "seeds": list(seeds),
         "plays": plays,

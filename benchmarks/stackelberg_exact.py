@@ -34,6 +34,7 @@ from bilevel_gym.agents import (
 from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
 from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.agents.held_policies import Softmax
+from bilevel_gym.agents.schedules import Quench
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
 
@@ -84,16 +85,23 @@ BELLMAN = {"penalty": BellmanPenalty(lam=7.0), "oracle": MirrorDescent(iteration
 NAIVE = IndependentPolicyGradientConfig(keep_best=True)
 NAIVE_PUBLISHED = IndependentPolicyGradientConfig(keep_best=True, **PUBLISHED)
 ANNEALED = HypergradientConfig(tau=Geometric(0.3, 0.003))
+COOLED, RISING = (
+    TabularPBRLConfig(tau=Geometric(0.2, 0.003), learning_rate=0.05),
+    {"penalty": ValuePenalty(lam=Geometric(2.0, 20.0))},
+)
 
 METHODS = {
     "independent": Method("independent gradient", IndependentPolicyGradient, NAIVE, colour="#7f7f7f"),
-    "pbrl": Method("PBRL, value, annealed (default)", TabularPBRL, TabularPBRLConfig(), colour="#1f77b4"),
+    "pbrl": Method("PBRL, value, annealed (default)", TabularPBRL, COOLED, RISING, colour="#1f77b4"),
     "pbrl_joint": Method(
-        "PBRL, value, annealed, joint steps", TabularPBRL, TabularPBRLConfig(follower=Softmax()), colour="#17becf"
+        "PBRL, value, annealed, joint steps", TabularPBRL, replace(COOLED, follower=Softmax()), RISING, colour="#17becf"
     ),
     "hypergradient": Method("hypergradient, annealed", Hypergradient, ANNEALED, colour="#2ca02c"),
     "hypergradient_quenched": Method(
-        "hypergradient, hot, then cold (default)", Hypergradient, HypergradientConfig(), colour="#9467bd"
+        "hypergradient, hot, then cold (default)",
+        Hypergradient,
+        HypergradientConfig(tau=Quench(0.07, 0.003)),
+        colour="#9467bd",
     ),
     "published_independent": Method(
         "independent gradient", IndependentPolicyGradient, NAIVE_PUBLISHED, published=True, colour="#7f7f7f"
@@ -118,7 +126,7 @@ def point(problem: StackelbergProblem, x: Any, evaluation: Evaluation) -> Data:
 
 def run_game(size: int, method: str, seed: int, iterations: int) -> Data:
     """Run one method on one game."""
-    problem = random_stackelberg(size, seed=seed)
+    problem = random_stackelberg(size, seed=seed, reward_unit=1.0)
     leader = METHODS[method].build(problem, max(10, iterations // CURVE_POINTS)).learn(iterations)
     return {
         "last": point(problem, leader.last_x, leader.history[-1]),
@@ -129,7 +137,7 @@ def run_game(size: int, method: str, seed: int, iterations: int) -> Data:
 
 def cost_ms(size: int, name: str, iterations: int) -> float:
     """CPU milliseconds per iteration on game 0, with an evaluation every 10 iterations."""
-    leader = METHODS[name].build(random_stackelberg(size, seed=0), 10)
+    leader = METHODS[name].build(random_stackelberg(size, seed=0, reward_unit=1.0), 10)
     leader.learn(5)
     return cpu_seconds(leader.learn, iterations) / iterations * 1e3
 

@@ -31,6 +31,7 @@ from bilevel_gym.agents import (
 )
 from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
 from bilevel_gym.agents.exact import ExactLeader
+from bilevel_gym.agents.schedules import Quench
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
@@ -70,15 +71,19 @@ def exact_leader(name: str, problem: StackelbergProblem) -> ExactLeader:
     if name == "independent":  # keeping the best x seen leaves its path as it is
         return IndependentPolicyGradient(problem, config=IndependentPolicyGradientConfig(keep_best=True))
     return (
-        TabularPBRL(problem)
+        TabularPBRL(
+            problem, penalty=ValuePenalty(lam=Geometric(2.0, 20.0)), tau=Geometric(0.2, 0.003), learning_rate=0.05
+        )
         if name == "pbrl"
-        else Hypergradient(problem, config=HypergradientConfig(learning_rate=Geometric(0.3, 0.003)))
+        else Hypergradient(
+            problem, config=HypergradientConfig(tau=Quench(0.07, 0.003), learning_rate=Geometric(0.3, 0.003))
+        )
     )
 
 
 def sampled_leader(method: str, size: int, seed: int) -> PBRL:
     """The leader ``algorithm/source``, or the naive method."""
-    kwargs = {"n_states": size, "seed": seed}
+    kwargs = {"n_states": size, "seed": seed, "reward_unit": 1.0}
     if method == "naive":
         penalty = ValuePenalty(lam=3.0)
         return PBRL(
@@ -97,7 +102,7 @@ def sampled_leader(method: str, size: int, seed: int) -> PBRL:
 
 def run_exact(method: str, size: int, seed: int, iterations: int) -> Data:
     """Run an exact method on one game."""
-    leader = exact_leader(method, random_stackelberg(size, seed=seed))
+    leader = exact_leader(method, random_stackelberg(size, seed=seed, reward_unit=1.0))
     seconds = cpu_seconds(leader.learn, iterations)
     return outcome(leader) | {"seconds": round(seconds, 1)}
 
@@ -134,7 +139,7 @@ def run(quick: bool, jobs: int) -> Data:
 @cache
 def untrained(size: int, seed: int) -> float:
     """The untrained leader's exact return on a game."""
-    problem = random_stackelberg(size, seed=seed)
+    problem = random_stackelberg(size, seed=seed, reward_unit=1.0)
     return leader_return_at_best_response(problem, problem.start_x())
 
 

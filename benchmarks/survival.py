@@ -85,8 +85,8 @@ def small(algorithm: type[DQN | SAC], gamma: float) -> Callable[[Any], DQN | SAC
 
 
 DQN_9, SAC_95 = small(DQN, 0.9), small(SAC, 0.95)
-GAME_20: dict[str, Any] = {"env_kwargs": {"n_states": 20}}
-GAME_5: dict[str, Any] = {"config": SMALL, "env_kwargs": {"n_states": 5}}
+GAME_20: dict[str, Any] = {"env_kwargs": {"n_states": 20, "reward_unit": 1.0}}
+GAME_5: dict[str, Any] = {"config": SMALL, "env_kwargs": {"n_states": 5, "reward_unit": 1.0}}
 IN_PROCESSES = replace(SMALL, vec_env="subproc", n_envs=2, estimator=Rollouts(2))
 OF_A_GAME = PBRLConfig.for_a_game(n_envs=4, follower_steps=64, warmup_steps=64, estimator=Rollouts(8))
 SEARCH = CMAESConfig(follower_steps=256, n_envs=4, rollout_envs=8)

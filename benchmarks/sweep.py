@@ -43,7 +43,9 @@ NAMES: dict[Backend, str] = {
 def runs(quick: bool) -> list[Settings]:
     """The sixteen runs, or four short ones."""
     steps, rates, games = (3_000, RATES[:2], 2) if quick else (STEPS, RATES, GAMES)
-    base = Settings("bilevel_gym/StackelbergGame-v0", "PBRL", "A2C", steps, env_kwargs={"n_states": 20})
+    base = Settings(
+        "bilevel_gym/StackelbergGame-v0", "PBRL", "A2C", steps, env_kwargs={"n_states": 20, "reward_unit": 1.0}
+    )
     tried = [changed(base, {("leader_kwargs", "learning_rate"): rate}) for rate in rates]
     return [run for settings in tried for run in over_seeds(settings, range(games), env_seeds=True)]
 
@@ -66,7 +68,13 @@ SHORT = PBRLConfig(
     n_envs=16, follower_steps=2048, warmup_steps=2048, estimator=Rollouts(n_envs=16), evaluation_steps=512
 )
 LEADERS: dict[str, tuple[str, type[BaseAlgorithm], dict[str, Any], PBRLConfig, int]] = {
-    "StackelbergGame-v0, PPO": ("bilevel_gym/StackelbergGame-v0", PPO, {"n_states": 20}, LONG, 2_400_000),
+    "StackelbergGame-v0, PPO": (
+        "bilevel_gym/StackelbergGame-v0",
+        PPO,
+        {"n_states": 20, "reward_unit": 1.0},
+        LONG,
+        2_400_000,
+    ),
     "LQStackelberg-v0, SAC": ("bilevel_gym/LQStackelberg-v0", SAC, {}, SHORT, 40_000),
 }
 """Environment, follower, arguments of the environment, settings, and steps."""

@@ -100,7 +100,7 @@ def learned(method: str, problem: StackelbergProblem, iterations: int) -> Tensor
 
 def run_one(size: int, method: str, seed: int, iterations: int) -> Data:
     """Run one leader on one game."""
-    problem = random_stackelberg(size, seed=seed)
+    problem = random_stackelberg(size, seed=seed, reward_unit=1.0)
     x = learned(method, problem, iterations)
     tie = problem.follower_mdp(x).with_reward(problem.follower_mdp(x).r + AGAINST * problem.leader_reward(x))
     against = solve_soft(tie, problem.tau0).pi

@@ -67,6 +67,11 @@ def learned(make: Callable[[TollDesignProblem], ExactLeader]) -> Tolls:
     return lambda problem, quick: torch.from_numpy(make(problem).learn(30 if quick else ITERATIONS).x)
 
 
+def at_tau0(problem: TollDesignProblem, x0: Any = None) -> Hypergradient:
+    """The hypergradient at the drivers' own temperature."""
+    return Hypergradient(problem, config=HypergradientConfig(tau=problem.tau0), x0=x0)
+
+
 def annealed(problem: TollDesignProblem) -> Hypergradient:
     """The hypergradient with a temperature that falls from 1 minute to the drivers' own."""
     return Hypergradient(problem, config=HypergradientConfig(tau=Geometric(HOT_TAU, problem.tau0)))
@@ -75,7 +80,7 @@ def annealed(problem: TollDesignProblem) -> Hypergradient:
 def many_starts(problem: TollDesignProblem, quick: bool) -> Tensor:
     """The best of four hypergradient runs from random tolls, which shows how much the start matters."""
     starts = np.random.default_rng(0).uniform(0.0, problem.max_toll, (RANDOM_STARTS, problem.leader_dim))
-    runs = [Hypergradient(problem, x0=x0).learn(30 if quick else ITERATIONS) for x0 in starts]
+    runs = [at_tau0(problem, x0).learn(30 if quick else ITERATIONS) for x0 in starts]
     return torch.from_numpy(max(runs, key=lambda run: run.evaluate().leader_return).x)
 
 
@@ -97,7 +102,7 @@ METHODS = {
     "uniform": Method("best uniform toll", uniform),
     "pigou": Method("toll = external cost", lambda problem, _: problem.project(problem.network.external_cost)),
     "pbrl": Method("PBRL (default)", learned(TabularPBRL)),
-    "hypergradient": Method("hypergradient (default)", learned(Hypergradient)),
+    "hypergradient": Method("hypergradient (default)", learned(at_tau0)),
     "annealed": Method("hypergradient, tau from 1 minute", learned(annealed)),
     "many_starts": Method(f"hypergradient, best of {RANDOM_STARTS} random starts", many_starts),
 }
@@ -109,13 +114,13 @@ LEARNERS = ("pbrl", "hypergradient")
 
 def run_city(tau: float, weight: float, seed: int, method: str, quick: bool) -> Data:
     """Run every method in one city."""
-    problem = TollDesignProblem(random_city(seed=seed), tau=tau, revenue_weight=weight)
+    problem = TollDesignProblem(random_city(seed=seed), tau=tau, revenue_weight=weight).in_units(1.0)
     start = time.process_time()
     x = METHODS[method].tolls(problem, quick)
     seconds = time.process_time() - start
     pi = solve_soft(problem.follower_mdp(x), problem.tau0).pi
     trip = problem.trip(x, pi)
-    unpriced = TollDesignProblem(problem.network, tau=tau)
+    unpriced = TollDesignProblem(problem.network, tau=tau).in_units(1.0)
     return {
         "nodes": problem.network.n_nodes,
         "links": problem.network.n_links,
@@ -155,7 +160,7 @@ def picture(data: Data, before: Any, after: Any, cities: Any) -> None:
     tau, weight = map(float, data["settings"][0])
     runs = Runs(data["runs"])(tau=tau, weight=weight)
     shown = runs(method="pbrl", seed=SHOWN).one
-    problem = TollDesignProblem(random_city(seed=SHOWN), tau=tau, revenue_weight=weight)
+    problem = TollDesignProblem(random_city(seed=SHOWN), tau=tau, revenue_weight=weight).in_units(1.0)
     draw_before_and_after(before, after, problem, torch.tensor(shown["x"], dtype=torch.float64))
     colours = {
         "none": "#7f7f7f",

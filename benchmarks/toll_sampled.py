@@ -26,6 +26,7 @@ from bilevel_gym.agents import (
     Linear,
     PBRLConfig,
     TabularPBRL,
+    ValuePenalty,
     leader_return_at_best_response,
 )
 from bilevel_gym.agents.followers.spec import FollowerSpec
@@ -62,7 +63,7 @@ CONFIGS = {
 
 def city(seed: int) -> TollDesignProblem:
     """A city of the benchmark."""
-    return TollDesignProblem(random_city(NODES, seed), GAMMA, TAU)
+    return TollDesignProblem(random_city(NODES, seed), GAMMA, TAU).in_units(1.0)
 
 
 def ppo(venv: VecEnv) -> PPO:
@@ -80,7 +81,13 @@ def run_exact(seed: int, iterations: int) -> Data:
     """The leader's return without tolls and under the tolls of each exact method."""
     problem = city(seed)
     hot = HypergradientConfig(tau=Geometric(HOT_TAU, TAU))
-    leaders = (Hypergradient(problem), TabularPBRL(problem), Hypergradient(problem, config=hot))
+    leaders = (
+        Hypergradient(problem, tau=TAU),
+        TabularPBRL(
+            problem, penalty=ValuePenalty(lam=Geometric(2.0, 20.0)), tau=Geometric(0.2, TAU), learning_rate=0.05
+        ),
+        Hypergradient(problem, config=hot),
+    )
     tolls = {name: torch.from_numpy(leader.learn(iterations).x) for name, leader in zip(EXACT, leaders, strict=True)}
     tolls["none"] = problem.start_x()
     returns = {name: leader_return_at_best_response(problem, x) for name, x in tolls.items()}

@@ -360,7 +360,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
         ({"x0": np.zeros(3)}, r"x0: expected shape \(25,\), got shape \(3,\)"),
         ({"x0": np.full(25, np.nan)}, "x0: expected finite numbers, got nan"),
         ({"x0": np.full(25, 99.0)}, "x0: expected a point of X"),
-        ({"env": gym.make(ENV_ID, n_states=5)}, "env_kwargs: expected none beside an environment"),
+        ({"env": gym.make(ENV_ID, n_states=5)}, "env_kwargs: expected none for an environment"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
