@@ -78,7 +78,8 @@ class LeaderConfig:
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        as_schedule(self.learning_rate, "learning_rate", positive=True)
+        if self.learning_rate is not None:
+            as_schedule(self.learning_rate, "learning_rate", positive=True)
         cls, kwargs = self.optimizer_class, self.optimizer_kwargs
         is_optimizer = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
         require(is_optimizer, "optimizer_class", "a class of torch.optim", repr(cls))

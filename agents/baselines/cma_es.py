@@ -36,6 +36,9 @@ from ..learned.worlds import EnvSpec, Worlds
 from ..plan import Cost, RecordCost
 from ..records import snapshot, storable
 
+MOST_TRIALS = 10**6
+"""Largest population: a generation of more does not fit in memory."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _SearchConfig(LeaderConfig):
@@ -44,9 +47,10 @@ class _SearchConfig(LeaderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self.sigma, "sigma", low=0.0, open_low=True)
+        check_number(self.sigma, "sigma", low=0.0, high=1e3, open_low=True)
         if self.population is not None:
-            require(check_size(self.population, "population") >= 2, "population", "at least 2", self.population)
+            fits = 2 <= check_size(self.population, "population") <= MOST_TRIALS
+            require(fits, "population", f"a number in [2, {MOST_TRIALS}]", self.population)
         defaults = LeaderConfig()
         for name in ("learning_rate", "optimizer_class", "optimizer_kwargs"):
             value, unused = getattr(self, name), "none: CMA-ES takes no gradient steps (see sigma)"
@@ -224,7 +228,7 @@ class TabularCMAESMethod(ExactMethod):
         points = state.search.ask()
         values, V = self.level.leader_returns(points, state.tau, state.V)
         state.V = V.mean(0)
-        state.search.tell(values.tolist())
+        state.search.tell((values / self.leader_unit).tolist())
         state.evaluations += len(points)
         with torch.no_grad():
             state.x.copy_(state.search.mean)  # no gradient: the step that follows leaves it there
