@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..envs.mdp.checks import check_number, plain_fields
@@ -101,6 +101,12 @@ class Power(_Numbers):
 
 
 Schedule = Constant | Linear | Geometric | Power | Quench
+
+
+def scaled(schedule: Schedule, factor: float) -> Schedule:
+    """The schedule whose every value is ``factor`` times that of another."""
+    names = ("value",) if isinstance(schedule, Constant) else ("start", "end")
+    return replace(schedule, **{name: factor * getattr(schedule, name) for name in names})
 
 
 def as_schedule(value: float | Schedule, name: str, *, positive: bool) -> Schedule:

@@ -46,8 +46,9 @@ def check_leader_env(env: Any, steps: int = 2000, env_kwargs: dict[str, Any] | N
     environment with probability 1e-6. Gymnasium's and Stable-Baselines3's own checks are apart: call them too.
 
     Args:
-        env: a Gymnasium environment, wrapped or not, or a PettingZoo game; its id; or a callable without arguments that makes
-            one. With an id or a callable it is also checked that x does not leak into other environments of the process.
+        env: a Gymnasium environment, wrapped or not, or a PettingZoo game; its id, or a game's module; or a callable without
+            arguments that makes one. With an id, a module or a callable it is also checked that x does not leak into other
+            environments of the process.
         steps: steps of each statistical test, and at most so many until x must have arrived (2000). An environment with slow
             steps can be given fewer; the tests then notice less, and refuse no right environment more often.
         env_kwargs: arguments of the environment, by name, where ``env`` is an id (none).
@@ -124,7 +125,7 @@ def _opened(env: Any, env_kwargs: dict[str, Any] | None) -> tuple[Any, Callable[
             return env, None
     if isinstance(env, (pettingzoo.ParallelEnv, pettingzoo.AECEnv)):
         return env, None
-    make = _maker(env, env_kwargs or {}) if isinstance(env, str) else env
+    make = _maker(env, env_kwargs or {}) if isinstance(env, str) else getattr(env, "parallel_env", env)
     return (make(), make) if callable(make) else (make, None)
 
 

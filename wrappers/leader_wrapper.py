@@ -112,7 +112,7 @@ class LeaderWrapper(LeaderEnv[Any, Any]):
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.metadata, self.render_mode = env.metadata, env.render_mode
         self.gamma, self._leader_reward = check_gamma(gamma), leader_reward
-        self._leader_set = leader_set
+        self.leader_set = self._leader_set = leader_set
         self.leader_space = gym.spaces.Box(leader_set.low.numpy(), leader_set.high.numpy(), dtype=np.float64)
         self.set_leader(start)
         self.commitment_size = leader_set.dim

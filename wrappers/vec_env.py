@@ -450,7 +450,8 @@ _LARGEST_OBSERVATION = float(np.finfo(np.float32).max)
 
 def require_tame(what: str, values: NDArray[Any], limit: float, where: Callable[[int], str]) -> None:
     """Raise ``ValueError`` where a number of ``values``, ``[n, ...]``, is not finite or too large, and say of which row it is."""
-    if values.dtype.kind == "f":
+    # The sum of squares tells in most steps, in a tenth of the time; NaN is not smaller than anything.
+    if values.dtype.kind == "f" and not float(np.vdot(values, values)) <= limit**2:
         tame = np.abs(values) <= limit
         if not tame.all():
             at = tuple(np.argwhere(~tame)[0])

@@ -18,7 +18,7 @@ with A the advantage of Q. Without entropy it converges sublinearly: the weakest
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -26,8 +26,11 @@ from torch import Tensor
 
 from ...envs.mdp import TabularMDP, action_value, policy_return_gradient, policy_value, soft_maximum, solve_soft
 from ...envs.mdp.checks import check_number, check_size, plain_fields
-from ...envs.mdp.tabular import LOG_FLOOR, entropy_weight
+from ...envs.mdp.tabular import LOG_FLOOR, entropy_weight, largest_reward
 from ..records import storable
+
+DEFAULT_STEP = 10.0
+"""Step size of the iterative oracles, per ``reward_unit``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +64,7 @@ class SoftPolicyIteration:
     """The exact oracle: soft policy iteration.
 
     Attributes:
-        tol: residual at which to stop, relative to ``max(1, max |V|)``.
+        tol: residual at which to stop, relative to the larger of ``max |V|`` and ``max |r|``.
         max_iterations: maximum number of linear solves per answer.
     """
 
@@ -112,27 +115,30 @@ class MirrorDescent:
     """Policy mirror descent: ``iterations`` steps from the last answer.
 
     Attributes:
-        eta: step size, positive.
+        eta: step size, positive, per unit of reward; None takes 10 per ``reward_unit`` of the leader's problem.
         iterations: maximum number of steps per answer (the paper's T).
-        tol: residual at which to stop early.
+        tol: residual at which to stop early, relative to the larger of ``max |V|`` and ``max |r|``.
     """
 
-    eta: float = 10.0
+    eta: float | None = None
     iterations: int = 10
     tol: float = 1e-11
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        check_number(self.eta, "eta", low=0.0, open_low=True)
+        if self.eta is not None:
+            check_number(self.eta, "eta", low=0.0, open_low=True)
         check_size(self.iterations, "iterations")
         check_number(self.tol, "tol", low=0.0)
 
     @torch.no_grad()
     def solve(self, mdp: TabularMDP, tau: float, warm: OracleAnswer | None = None) -> OracleAnswer:
         pi, done = _start(mdp, warm), 0
+        eta = DEFAULT_STEP if self.eta is None else self.eta
         V, Q, residual = _evaluated(mdp, pi, tau)
-        while done < self.iterations and residual > self.tol:
-            pi = mirror_descent_step(mdp, pi, Q, tau, self.eta)
+        largest = float(largest_reward(mdp).max())
+        while done < self.iterations and residual > self.tol * max(largest, float(V.abs().max())):
+            pi = mirror_descent_step(mdp, pi, Q, tau, eta)
             V, Q, residual = _evaluated(mdp, pi, tau)
             done += 1
         return OracleAnswer(pi, V, residual, done + 1)
@@ -150,24 +156,35 @@ class PolicyGradient:
     """Exact policy gradient: ``iterations`` steps from the last answer.
 
     Attributes:
-        step: step size in the logits, positive.
+        step: step size in the logits, positive, per unit of reward; None takes 10 per ``reward_unit`` of the leader's problem.
         iterations: steps per answer.
     """
 
-    step: float = 10.0
+    step: float | None = None
     iterations: int = 10
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        check_number(self.step, "step", low=0.0, open_low=True)
+        if self.step is not None:
+            check_number(self.step, "step", low=0.0, open_low=True)
         check_size(self.iterations, "iterations")
 
     @torch.no_grad()
     def solve(self, mdp: TabularMDP, tau: float, warm: OracleAnswer | None = None) -> OracleAnswer:
         pi = _start(mdp, warm)
         theta = pi.clamp_min(LOG_FLOOR).log()
+        step = DEFAULT_STEP if self.step is None else self.step
         for _ in range(self.iterations):
-            theta = theta + self.step * softmax_policy_gradient(mdp, pi, tau)
+            theta = theta + step * softmax_policy_gradient(mdp, pi, tau)
             pi = softmax_policy(mdp, theta)
         V, _, residual = _evaluated(mdp, pi, tau)
         return OracleAnswer(pi, V, residual, 2 * self.iterations + 1)
+
+
+def in_unit(oracle: Oracle, unit: float) -> Oracle:
+    """The oracle with the default step of its kind for rewards of this unit, where it was given no step."""
+    if isinstance(oracle, MirrorDescent) and oracle.eta is None:
+        return replace(oracle, eta=DEFAULT_STEP / unit)
+    if isinstance(oracle, PolicyGradient) and oracle.step is None:
+        return replace(oracle, step=DEFAULT_STEP / unit)
+    return oracle

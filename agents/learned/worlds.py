@@ -59,7 +59,7 @@ class Worlds:
         source: id and arguments, stored in leader files.
         spec: the argument ``env``; for a problem, its environment.
         gamma: the discount.
-        leader_set: the leader's set X.
+        leader_set: the leader's set X, onto which leaders project x and the points around x at which they try.
         problem: the tabular problem; None where there is none or the environment is wrapped.
         linear_quadratic: the linear-quadratic problem; None likewise.
         base_space: observation space of the environment itself.
@@ -91,9 +91,7 @@ class Worlds:
         problem = getattr(self._plain, "problem", None)
         self.problem = problem if isinstance(problem, TabularProblem) else None
         self.linear_quadratic = problem if isinstance(problem, LinearQuadraticProblem) else None
-        self.leader_set = LeaderSet(torch.as_tensor(space.low), torch.as_tensor(space.high))
-        if self.problem is not None:
-            self.leader_set = self.problem.leader_set
+        self.leader_set = self._stated_set(space)
         check_base(self.env)
         self.name = self.source.env_id or str(self.env)
         # From here on the environment is converted for SB3; if that changes it, its native simulator no longer fits.
@@ -106,6 +104,18 @@ class Worlds:
         if self.problem is None:
             _try_a_step(self.env, self.name)
         self._view: gym.Env[Any, Any] = ObserveCommitment(self.env) if observe_commitment else self.env
+
+    def _stated_set(self, space: gym.spaces.Box) -> LeaderSet:
+        """X: the environment's ``leader_set``, else that of its problem, else the box of its ``leader_space``."""
+        stated = self.env.get_wrapper_attr("leader_set") if self.env.has_wrapper_attr("leader_set") else None
+        if stated is None:
+            if self.problem is not None:
+                return self.problem.leader_set
+            return LeaderSet(torch.as_tensor(space.low), torch.as_tensor(space.high))
+        expected = f"a LeaderSet of {space.shape[0]} coordinates, as leader_space has"
+        fits = isinstance(stated, LeaderSet) and (stated.dim,) == space.shape
+        require(fits, "env.leader_set", expected, repr(stated))
+        return stated  # type: ignore[no-any-return]
 
     @property
     def linear(self) -> bool:

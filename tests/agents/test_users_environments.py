@@ -378,7 +378,7 @@ def found_by(seed: int, barrier: threading.Barrier | None = None) -> list[float]
 def test_two_leaders_in_two_threads_are_what_each_is_alone() -> None:
     alone, barrier = [found_by(0), found_by(1)], threading.Barrier(2)
     together: dict[int, list[float]] = {}
-    threads = [threading.Thread(target=lambda i=i: together.update({i: found_by(i, barrier)})) for i in (0, 1)]  # type: ignore[misc]
+    threads = [threading.Thread(target=lambda i=i: together.update({i: found_by(i, barrier)})) for i in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -389,11 +389,12 @@ def test_two_leaders_in_two_threads_are_what_each_is_alone() -> None:
 
 @pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint16])
 def test_whole_numbers_of_numpys_are_numbers_and_can_be_saved(kind: Any, tmp_path: Any) -> None:
+    rate: Any = np.float32(0.125)
     config = PBRLConfig(
         n_envs=kind(2),
         follower_steps=kind(16),
         warmup_steps=kind(16),
-        learning_rate=np.float32(0.125),
+        learning_rate=rate,
         estimator=Rollouts(n_envs=kind(2), tail=np.float64(0.5)),
     )
     seed = np.random.default_rng(0).integers(2**15).astype(kind)

@@ -73,6 +73,7 @@ def test_environments_from_nothing_pass(make: Any) -> None:
 
 def test_games_pass_in_both_interfaces() -> None:
     check(incentive_design_v0.parallel_env(seed=3))
+    check(incentive_design_v0, steps=500)
     check(incentive_design_v0.env(n_states=3), steps=500)
     check(pettingzoo.make("parallel", GAME, n_actions_1=2), steps=500)
     check(lambda: incentive_design_v0.raw_env(n_states=4), steps=500)
