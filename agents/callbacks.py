@@ -129,7 +129,7 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
             leader.save(self.path, replay=True)
             self.saved = leader.iteration
         except OSError as error:
-            there = "none so far" if self.saved is None else f"of iteration {self.saved}"
+            there = "none so far" if self.saved is None else f"iteration {self.saved}"
             warnings.warn(
                 f"checkpoint: expected to write {self.path} at iteration {leader.iteration}, got an error ({error}); learning "
                 f"goes on; last checkpoint: {there}",
