@@ -1,4 +1,4 @@
-"""Agents: leaders, the penalties and followers they stand on, and baselines. Names load on first use."""
+"""Leaders, their penalties and followers, and baselines. Names load on first use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if __name__ != "bilevel_gym.agents":
-    raise ImportError(f"import bilevel_gym.agents, not {__name__}: second copies of its classes would be strangers")
+    raise ImportError(f"import bilevel_gym.agents, not {__name__}: it would load a second copy of every class")
 
 if TYPE_CHECKING:
     from .advice import leader_for as leader_for

@@ -1,4 +1,4 @@
-"""The leader that the docs advise for an environment."""
+"""Choose the leader that the docs recommend for an environment."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from .sources import is_game, make_env, makes_one, problem_of
 
 
 def leader_for(env: Any, follower: Any = None, *, env_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Leader:
-    """The leader that the docs advise for what is known of an environment.
+    """Make the leader that the docs recommend, given what is known of an environment.
 
     ==============================  ===============  =====================================================================
     known of ``env``                ``follower``     leader
     ==============================  ===============  =====================================================================
-    anything                        given            ``PBRL``: over a game with the Nikaido-Isoda penalty, else the value penalty
+    anything                        given            ``PBRL``; Nikaido-Isoda penalty for a game, else value penalty
     a model of one follower         None             ``Hypergradient``: exact gradients
     a model of several players      None             ``TabularPBRL``
-    no model                        None             ``PBRL`` over PPO, which takes any actions
+    no model                        None             ``PBRL`` with PPO, which takes any actions
     ==============================  ===============  =====================================================================
 
     Args:
-        env: an environment's id, an environment of Gymnasium's or PettingZoo's, a problem, or a callable that makes one.
-        follower: an SB3 class or a callable ``VecEnv -> BaseAlgorithm``; None lets an exact leader solve the followers.
-        env_kwargs: arguments of an id.
+        env: an id, a Gymnasium or PettingZoo environment, a problem, or a callable that makes one.
+        follower: an SB3 class or a callable ``VecEnv -> BaseAlgorithm``; None, the default, chooses as in the table.
+        env_kwargs: arguments of the environment, where ``env`` is an id.
         kwargs: further arguments of the leader, e.g. ``seed``, and fields of its config, e.g. ``learning_rate``.
 
     Raises:
-        ValueError: what the leader refuses, e.g. an unknown id, or an environment without a leader.
+        ValueError: the leader cannot be made, e.g. the id is unknown or the environment has no leader.
 
     Example:
         >>> type(leader_for("bilevel_gym/TwoState-v0")).__name__

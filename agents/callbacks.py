@@ -1,9 +1,9 @@
 """Callbacks of a leader's ``learn``: :class:`Checkpoint`, and Stable-Baselines3's callbacks on a leader's loop.
 
-For SB3's an outer iteration stands for a rollout of one step: ``on_rollout_start``, the iteration, ``on_step``,
-``on_rollout_end``. The leader stands for the model: ``num_timesteps``, ``logger``, ``save``, ``get_env``. So callbacks that count
-calls count outer iterations, and ``CheckpointCallback``, ``EveryNTimesteps``, ``ConvertCallback``, ``CallbackList``, and below
-:class:`LeaderEvalCallback` ``StopTrainingOnRewardThreshold`` and ``StopTrainingOnNoModelImprovement`` do what they say. Those
+For SB3's callbacks an outer iteration counts as a rollout of one step: ``on_rollout_start``, the iteration, ``on_step``,
+``on_rollout_end``. The leader takes the model's place: ``num_timesteps``, ``logger``, ``save``, ``get_env``. So callbacks that
+count calls count outer iterations. ``CheckpointCallback``, ``EveryNTimesteps``, ``ConvertCallback`` and ``CallbackList`` work, as
+do ``StopTrainingOnRewardThreshold`` and ``StopTrainingOnNoModelImprovement`` below a :class:`LeaderEvalCallback`. Callbacks
 that read the local variables of SB3's own loop (``StopTrainingOnMaxEpisodes``, ``ProgressBarCallback``) find none here.
 """
 
@@ -28,36 +28,36 @@ from .files import clear_parts, write_whole
 
 
 class Checkpoint(AbstractContextManager["Checkpoint"]):
-    """Save the leader every so many outer iterations and at the end, to one file that is written whole or not at all.
+    """Save the leader every ``every`` outer iterations and at the end, to one file that is written atomically.
 
-    Whatever ends the run, a killed process or a worker's death, the file holds the last checkpoint, and ``load`` and ``resume``
-    go on from it::
+    However the run ends, even by a killed process or a worker's death, the file holds the last checkpoint. ``load`` and
+    ``resume`` continue from it::
 
         leader.learn(1_000_000, Checkpoint("leader.zip", every=10))
         PBRL.load("leader.zip").resume(Checkpoint("leader.zip", every=10))  # after an interruption
 
-    **To the bit.** On one machine, with the same packages, the same number of threads and the same environments, the resumed
-    leader is what the unbroken run would have left: x, optimiser, followers, replay buffers, generators, records and log. That
-    does not depend on ``every``, nor on whether there are checkpoints at all.
+    **Exact resumption.** With the same machine, packages, number of threads and environments, the resumed leader is bitwise
+    equal to that of an uninterrupted run: x, optimiser, followers, replay buffers, generators, records and log. This holds for
+    any ``every``, and with or without checkpoints.
 
-    **Signals.** On SIGINT (Ctrl-C), SIGTERM and SIGHUP (a terminal that is closed) the iteration in hand is finished, a
-    checkpoint saved, and the signal then does what it would have done (``KeyboardInterrupt``; the end of the process). The
-    first iteration is one too, with what comes before it: the first evaluation and the followers' warm-up. A second signal
-    does so at once. Worker processes leave signals to this one, so it may be sent to the whole process group. What was ignored
-    before stays so (``nohup``). Only in the main thread, where alone Python lets signals be heeded.
+    **Signals.** On SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal) the current iteration is finished and a checkpoint
+    saved; then the signal has its usual effect (``KeyboardInterrupt``, or the end of the process). The first evaluation and the
+    followers' warm-up count as part of the first iteration. A second signal ends the run at once. Worker processes ignore
+    these signals, so they may be sent to the whole process group. Signals that were ignored before stay ignored (``nohup``).
+    Signals are handled in the main thread only, as Python requires.
 
-    **A file that cannot be written** (a full disk, a folder become read-only) is a warning: learning goes on, and the former
-    checkpoint is still there.
+    **Write errors** (a full disk, a folder that became read-only) give a warning: learning continues, and the previous
+    checkpoint is kept.
 
     Args:
-        path: the file, e.g. ``"leader.zip"`` (``.zip`` where it has no suffix); its folder exists and can be written to.
-        every: outer iterations between checkpoints.
+        path: the file, e.g. ``"leader.zip"`` (``.zip`` is added where there is no suffix), in an existing, writable folder.
+        every: number of outer iterations between checkpoints. Default: 10.
 
     Attributes:
         saved: the iteration of the last checkpoint; None before the first.
 
     Raises:
-        ValueError: a folder that does not exist or that cannot be written to, an ``every`` under 1.
+        ValueError: the folder does not exist or is not writable, or ``every`` is under 1.
 
     Example:
         >>> import tempfile
@@ -113,17 +113,17 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         self._leader, caught, self._caught = None, self._caught, None
         self._hand_back()
         signal.raise_signal(caught)
-        return False  # whoever held the signal before has let it pass: then learning ends here
+        return False  # the signal's previous handler returned, so learning ends here
 
     def _save(self, leader: Any) -> None:
         try:
             leader.save(self.path, replay=True)
             self.saved = leader.iteration
         except OSError as error:
-            there = "none was saved yet" if self.saved is None else f"that of iteration {self.saved} is still there"
+            there = "none so far" if self.saved is None else f"iteration {self.saved}"
             warnings.warn(
                 f"checkpoint: expected to write {self.path} at iteration {leader.iteration}, got an error ({error}); learning "
-                f"goes on, and of the checkpoints {there}",
+                f"goes on; last checkpoint: {there}",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -135,23 +135,23 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
             return
         self._caught = number
         name = signal.Signals(number).name
-        message = f"\n{name}: saving {self.path} after this iteration; once more ends the run at once\n"
+        message = f"\n{name}: saving {self.path} after this iteration; a second signal ends the run at once\n"
         with suppress(OSError):
             os.write(2, message.encode())  # print is not safe here
 
     def _hand_back(self) -> None:
-        """Let signals do again what they did before."""
+        """Restore the previous signal handlers."""
         held, self._held = self._held, {}
         for number, handler in held.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class OnLeader(AbstractContextManager["OnLeader"]):
-    """An SB3 callback as a leader's: entered when learning starts, called after each outer iteration.
+    """An SB3 callback as a leader's callback: entered when learning starts, called after each outer iteration.
 
     Args:
-        callback: SB3's.
-        leader: what learns.
+        callback: an SB3 callback.
+        leader: the leader that learns.
     """
 
     def __init__(self, callback: BaseCallback, leader: Any) -> None:
@@ -176,25 +176,25 @@ class OnLeader(AbstractContextManager["OnLeader"]):
 
 
 class LeaderEvalCallback(EventCallback):
-    """Evaluate the leader honestly every so often: what SB3's ``EvalCallback`` does for a model.
+    """Evaluate the leader at the best response every ``eval_freq`` iterations, as SB3's ``EvalCallback`` does for a model.
 
-    What is evaluated is the last x, at the follower's best response (of a learned reward, the follower it leads to). Set the
-    config's ``eval_every`` high to leave all evaluations to this.
+    It evaluates the latest x at the follower's best response (for a learned reward, with the follower that it leads to). Set a
+    high ``eval_every`` in the config to leave all evaluations to this callback.
 
     Args:
-        eval_freq: outer iterations between evaluations.
-        callback_on_new_best: SB3's callback that is triggered by a new best.
-        callback_after_eval: SB3's callback that is triggered by every evaluation.
-        log_path: folder of ``evaluations.npz``: ``timesteps`` ``[n]`` and ``results`` ``[n, 1]``, as SB3 and rl_zoo3 have them.
-        best_model_save_path: folder of ``best_model.zip``, the leader at its best.
+        eval_freq: number of outer iterations between evaluations.
+        callback_on_new_best: SB3 callback to call on a new best.
+        callback_after_eval: SB3 callback to call after every evaluation.
+        log_path: folder of ``evaluations.npz``: ``timesteps`` ``[n]`` and ``results`` ``[n, 1]``, as in SB3 and rl_zoo3.
+        best_model_save_path: folder of ``best_model.zip``, the best leader so far.
         verbose: 1 prints every evaluation.
 
     Attributes:
-        best_mean_reward: the best leader return so far, or true return of a learned reward.
-        last_mean_reward: the last one.
+        best_mean_reward: the best leader return so far; for a learned reward the true return.
+        last_mean_reward: the latest such return.
 
     Raises:
-        ValueError: an ``eval_freq`` under 1.
+        ValueError: ``eval_freq`` is under 1.
 
     Example:
         >>> from stable_baselines3.common.callbacks import StopTrainingOnRewardThreshold

@@ -1,10 +1,10 @@
-"""Leader files: one zip of JSON and arrays, written whole or not at all. Reading one runs no code that the file brings.
+"""Leader files: a zip of JSON and arrays, written atomically. Reading one never runs code from the file.
 
-    leader.json        numbers, texts, and the places of arrays; stored as it is
-    arrays/N.npy       the arrays of a state, stored as they are
-    replay/NAME.npy    large arrays, compressed, each read into an array that is there already
+    leader.json        numbers, texts and references to arrays; uncompressed
+    arrays/N.npy       the arrays of a state; uncompressed
+    replay/NAME.npy    large arrays, compressed, each read into an existing array
 
-All sizes are known before anything is read, and bounded by what the leader's own settings need.
+All sizes are known before anything is read, and are bounded by what the leader's own settings need.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from ..envs.mdp.checks import require
 from .files import reading, write_whole
 
 FORMAT, WRITERS = 3, {1: "0.1", 2: "0.1"}
-"""The format, and which version wrote earlier ones."""
+"""The current file format, and the library version that wrote each earlier one."""
 LARGEST = 80 * 2**20
-"""Bytes that a file's JSON may take in memory, and those that its arrays may take beyond what its leader needs."""
+"""Maximum size in bytes of a file's JSON in memory, and of its arrays beyond what its leader needs."""
 Arrays = Mapping[str, NDArray[Any]]
-"""Arrays by name; the first axis may be shorter in a file than in the array that it is read into."""
+"""Arrays by name; the first axis may be shorter in a file than in the array to read into."""
 
 
 def leader_path(path: str | Path) -> Path:
-    """The path of a leader file: ``.zip`` is added where there is no suffix."""
+    """Return the path of a leader file: ``.zip`` is added where there is no suffix."""
     path = Path(path)
     return path if path.suffix else path.with_suffix(".zip")
 
 
 def found_leader(path: str | Path) -> Path:
-    """The path of a leader file that exists.
+    """Return the path of an existing leader file.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: the file does not exist.
     """
     path = Path(path)
     path = path if path.suffix or path.exists() else path.with_suffix(".zip")
@@ -53,16 +53,16 @@ def found_leader(path: str | Path) -> Path:
 
 
 def write_leader(path: str | Path, header: dict[str, Any], state: Any, replay: Arrays | None = None) -> Path:
-    """Write a leader file whole or not at all; ``.zip`` is added where the path has no suffix.
+    """Write a leader file atomically; ``.zip`` is added where the path has no suffix.
 
     Args:
         path: the file.
-        header: JSON: whose file it is, settings.
+        header: kind of leader and settings, for JSON.
         state: nested dicts and lists of numbers, texts and arrays.
         replay: large arrays, e.g. those of replay buffers.
 
     Raises:
-        OSError: as :func:`write_whole`; records that are too many to be read again.
+        OSError: see :func:`write_whole`; or the records are too many to be read back.
     """
     arrays: list[NDArray[Any]] = []
 
@@ -76,7 +76,7 @@ def write_leader(path: str | Path, header: dict[str, Any], state: Any, replay: A
         arrays.append(tree)
         return {"array": len(arrays) - 1}
 
-    # before anything is written: it may raise
+    # this may raise, so do it before anything is written
     text = json.dumps({"format": FORMAT, **header, "state": placed(state)}).encode()
     if _unfolded(text) > LARGEST:
         raise OSError(errno.EFBIG, "expected fewer records and logged numbers (see eval_every)", str(path))
@@ -97,15 +97,15 @@ def write_leader(path: str | Path, header: dict[str, Any], state: Any, replay: A
 
 
 def read_header(path: str | Path, leader: str) -> dict[str, Any]:
-    """The JSON of a leader file.
+    """Read the JSON of a leader file.
 
     Args:
         path: the file.
-        leader: whose file it is.
+        leader: name of the leader's class.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file that is truncated, is no leader file, is of another version, or holds another kind of leader.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is truncated, no leader file, of another version, or of another kind of leader.
     """
     path = found_leader(path)
     with reading(path), _opened(path) as archive:
@@ -126,37 +126,37 @@ def read_header(path: str | Path, leader: str) -> dict[str, Any]:
 
 
 def _unfolded(text: bytes) -> int:
-    """Bytes that JSON takes in memory, at most: the text twice, its lists, its dicts and their keys, what stands in both."""
+    """Return an upper bound on the memory in bytes of parsed JSON: twice the text, plus its lists, dicts and keys."""
     return 2 * len(text) + 120 * (text.count(b"[") + text.count(b":")) + 250 * text.count(b"{") + 72 * text.count(b",")
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip, whose list of entries is no longer than that of a leader's file.
+    """Open the zip, if its list of entries is no longer than a leader file's may be.
 
-    ``zipfile`` keeps some 600 bytes of each of them, and an entry's place takes 46 bytes in the file.
+    ``zipfile`` keeps about 600 bytes per entry, which takes 46 bytes in the file's list.
     """
     with path.open("rb") as file:
         end: Any = zipfile._EndRecData(file)  # type: ignore[attr-defined]
-        if end is not None and end[5] > 2**21:  # bytes of the list
+        if end is not None and end[5] > 2**21:  # size of the list in bytes
             raise zipfile.BadZipFile("too many entries")
         with zipfile.ZipFile(file) as archive:
             yield archive
 
 
 def read_state(path: str | Path, tree: Any, needed: int) -> Any:
-    """The state of a leader file, its arrays read in the place of their numbers.
+    """Read the state of a leader file, with arrays in place of their references.
 
     Args:
         path: the file.
         tree: the state in the file's JSON.
-        needed: bytes that the arrays of a leader with these settings take; the file's may take 80 MiB more.
+        needed: size in bytes of the arrays of a leader with these settings; the file may hold 80 MiB more.
 
     Raises:
-        ValueError: arrays that are larger, missing, damaged or of objects.
+        ValueError: an array is too large, missing, damaged or of objects.
     """
     path, left = found_leader(path), needed + LARGEST
-    expected = f"a state of at most {left} bytes, as its settings need"
+    expected = f"a state of at most {left} bytes, as the settings need"
 
     with reading(path), _opened(path) as archive:
 
@@ -179,17 +179,17 @@ def read_state(path: str | Path, tree: Any, needed: int) -> Any:
 
 
 def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of the array that follows; numbers, in C's order."""
+    """Read the shape and type of the array that follows; only arrays of numbers in C order are allowed."""
     if np.lib.format.read_magic(member) != (1, 0):
         raise TypeError("an array of another version")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=4096)
     if fortran or dtype.kind not in "biuf" or min(shape, default=0) < 0:
-        raise TypeError(f"an array of {dtype}{shape}, which is none of numbers in C's order")
+        raise TypeError(f"an array of {dtype}{shape}, expected numbers in C order")
     return shape, dtype
 
 
 def _filled(member: Any, array: NDArray[Any]) -> NDArray[Any]:
-    """A contiguous array with what follows its header in the file, no less and no more, a MiB at a time."""
+    """Fill a contiguous array from the file, a MiB at a time; the file must hold exactly as many bytes."""
     held = array.reshape(-1).view(np.uint8).data
     done = 0
     while done < len(held):
@@ -197,13 +197,13 @@ def _filled(member: Any, array: NDArray[Any]) -> NDArray[Any]:
         if not got:
             raise EOFError(f"an array ends after {done} bytes")
         done += got
-    if member.read(1):  # also checks the entry's sum
+    if member.read(1):  # also checks the entry's checksum
         raise TypeError("an array is longer than it says")
     return array
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
-    """An entry that is no larger than the file says by its own size."""
+    """Return an entry that is stored uncompressed, so that it is no larger than the file."""
     entry = archive.getinfo(name)
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
         raise zipfile.BadZipFile(f"{name} is compressed")
@@ -211,7 +211,7 @@ def _stored(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
 
 
 def size_of(tree: Any) -> int:
-    """Bytes of the arrays in a tree."""
+    """Return the size in bytes of the arrays in a tree."""
     if isinstance(tree, dict):
         return sum(size_of(part) for part in tree.values())
     if isinstance(tree, (list, tuple)):
@@ -220,26 +220,26 @@ def size_of(tree: Any) -> int:
 
 
 def read_arrays(path: str | Path, into: Arrays) -> None:
-    """Read large arrays of a leader file into those that are there.
+    """Read large arrays of a leader file into existing ones.
 
     Args:
         path: the file.
-        into: arrays by name; of what a file holds, the first axis may be shorter.
+        into: arrays by name, changed in place; the file's may be shorter in the first axis.
 
     Raises:
-        ValueError: an array that is missing, of another type or shape, or truncated.
+        ValueError: an array is missing, truncated, or of another type or shape.
     """
     path = found_leader(path)
     with reading(path), _opened(path) as archive:
         for name, array in into.items():
             entry = archive.getinfo(f"replay/{name}.npy")
-            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unfold without bound
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others expand without bound
                 raise zipfile.BadZipFile(f"{entry.filename} is compressed by another method")
             with archive.open(entry) as member:
                 shape, dtype = _array_header(member)
                 fits = dtype == array.dtype and shape[1:] == array.shape[1:]
                 if not (fits and len(shape) == array.ndim and shape[:1] <= array.shape[:1]):
-                    raise TypeError(f"the array {name} is {dtype}{shape} and not {array.dtype}{array.shape}")
+                    raise TypeError(f"the array {name} is {dtype}{shape}, not {array.dtype}{array.shape}")
                 part = _filled(member, array[: shape[0]] if array.ndim else array)
                 finite = part.dtype.kind != "f" or all(bool(np.isfinite(row).all()) for row in np.atleast_1d(part))
-                require(finite, name, "finite numbers", "others")
+                require(finite, name, "finite numbers", "NaN or infinite ones")

@@ -23,6 +23,12 @@ from .records import storable
 from .schedules import Geometric, Quench, Schedule, as_schedule
 from .sources import ProblemSource, resolve_problem
 
+HOT = 0.4
+"""Reward units: the temperature at which leaders begin that begin hot."""
+
+LEAST_TAU = 0.003
+"""Reward units: where an annealed temperature ends if the problem has none of its own."""
+
 
 @storable
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -30,7 +36,8 @@ class ExactConfig(LeaderConfig):
     """Options shared by all exact leaders.
 
     Attributes:
-        tau: temperature, a number or a schedule; None takes the leader's default for the problem.
+        tau: temperature, a number or a schedule in the unit of the follower's rewards; None takes the leader's default, a
+            number of the problem's ``reward_unit``.
     """
 
     tau: float | Schedule | None = None
@@ -62,6 +69,8 @@ class ExactMethod(Method):
     Attributes:
         problem: the bilevel problem.
         level: its lower level.
+        unit: the problem's ``reward_unit``, of which default temperatures are multiples.
+        leader_unit: its ``leader_reward_unit``, by which gradients are divided for optimisers that rescale them, such as Adam.
 
     Raises:
         ValueError: an unknown id, a problem whose lower level is none of ``levels``, a tau that the method cannot take.
@@ -88,11 +97,13 @@ class ExactMethod(Method):
         require(fits, "problem", f"a {wanted}, an environment that has one, or its id", repr(problem))
         self.level: LowerLevel = lower_level(self.problem)
         self.leader_set = self.config.cut(self.problem.leader_set)
+        self.unit, self.leader_unit = self.problem.reward_unit, self.problem.leader_reward_unit
         tau = self.default_tau() if self.config.tau is None else self.config.tau
         self.schedule = as_schedule(tau, "tau", positive=self.positive_tau and self.level.takes_tau)
         zero = self.schedule(1.0) == self.schedule(0.0) == 0.0
         require(zero or self.level.takes_tau, "tau", "0: this problem's follower is not regularised", tau)
-        self._rate = as_schedule(self.config.learning_rate, "learning_rate", positive=True)
+        rate = self.default_rate() if self.config.learning_rate is None else self.config.learning_rate
+        self._rate = as_schedule(rate, "learning_rate", positive=True)
 
     # --- what a method says ---------------------------------------------------------------------------------------------
 
@@ -120,6 +131,10 @@ class ExactMethod(Method):
         """The temperature where the config names none: the problem's own."""
         return self.problem.tau  # type: ignore[no-any-return]
 
+    def default_rate(self) -> Schedule:
+        """The step of x where the config names none."""
+        raise ValueError("learning_rate: expected a number or a schedule, got None")
+
     def parameters(self, state: Any) -> list[dict[str, Any]]:
         """Parameter groups of the optimiser; the first is x's."""
         return [{"params": [state.x]}]
@@ -138,14 +153,19 @@ class ExactMethod(Method):
     # --- what all share -------------------------------------------------------------------------------------------------
 
     def final_tau(self) -> float:
-        """The temperature of evaluation; 0.003 where that is lower and no part of the problem."""
+        """The temperature of evaluation; 0.003 reward units where that is lower and no part of the problem."""
         tau0 = float(self.problem.tau0)
-        return tau0 if tau0 == self.problem.tau else max(tau0, 0.003)
+        return tau0 if tau0 == self.problem.tau else max(tau0, LEAST_TAU * self.unit)
 
     def annealed(self, start: float) -> Schedule:
-        """From ``start`` down to the final temperature in equal ratios."""
+        """From ``start`` reward units down to the final temperature in equal ratios."""
         end = self.final_tau()
-        return Geometric(max(start, end), end)
+        return Geometric(max(start * self.unit, end), end)
+
+    def quenched(self) -> Schedule:
+        """``HOT`` reward units for a sixth of training, then the final temperature."""
+        end = self.final_tau()
+        return Quench(max(HOT * self.unit, end), end)
 
     def start_x(self) -> Tensor:
         return self.problem.start_x()  # type: ignore[no-any-return]
@@ -156,6 +176,9 @@ class ExactMethod(Method):
         state.optimizer = self.config.optimizer(self.parameters(state), self._rate(1.0))
         return state
 
+    def reach(self, iterations: int) -> float:
+        return float(self.config.reach(self._rate, iterations))
+
     def step(self, state: Any, progress: Progress) -> tuple[Any, dict[str, float]]:
         tau = self.schedule(progress.remaining)
         if isinstance(self.schedule, Quench) and tau != state.tau:
@@ -164,9 +187,18 @@ class ExactMethod(Method):
         state.optimizer.param_groups[0]["lr"] = self._rate(progress.remaining)
         state.optimizer.zero_grad(set_to_none=True)
         found = self.descend(state, progress)
-        projected_step(state.optimizer, self.projections(state))
+        self.move(state)
         state.num_timesteps += 1
         return state, found
+
+    def move(self, state: Any) -> None:
+        """One projected step along the gradients, in the unit of the leader's rewards; plain descent's are the rewards' own."""
+        if not isinstance(state.optimizer, torch.optim.SGD):
+            for group in state.optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad /= self.leader_unit
+        projected_step(state.optimizer, self.projections(state))
 
     @torch.no_grad()
     def evaluate(self, state: Any, x: Tensor, iteration: int) -> Evaluation:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read with errors that name them; an optimiser's state from one."""
+"""Write files atomically, read them with errors that name the file, and restore an optimiser's state from one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 
 @contextmanager
 def reading(path: object, what: str = "leader file") -> Iterator[None]:
-    """Whatever goes wrong inside is the file's fault: a ``ValueError`` that names it. A missing package is none of its faults."""
+    """Turn an error while reading a file into a ``ValueError`` that names it; a missing package is not the file's fault."""
     try:
         yield
     except (ImportError, FileNotFoundError):
@@ -33,16 +33,16 @@ def reading(path: object, what: str = "leader file") -> Iterator[None]:
 
 
 def write_whole(path: str | Path, write: Callable[[IO[bytes]], None]) -> Path:
-    """Write a file whole or not at all: beside its place, flushed to the disk, then moved there.
+    """Write a file atomically: to a temporary file beside it, flushed to the disk, then renamed.
 
-    A process that is killed meanwhile leaves ``NAME.*.part`` beside it, and what was there before; see :func:`clear_parts`.
+    If the process is killed meanwhile, the old file stays, and a ``NAME.*.part`` remains beside it; see :func:`clear_parts`.
 
     Args:
-        path: the file; its folder is made.
-        write: what writes into an open file.
+        path: the file; its folder is created if needed.
+        write: function that writes to an open file.
 
     Raises:
-        OSError: what kept it from being written, e.g. a full disk or a folder that is read-only; what was there before still is.
+        OSError: the file cannot be written, e.g. the disk is full or the folder read-only; an old file is kept.
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
@@ -58,10 +58,10 @@ def write_whole(path: str | Path, write: Callable[[IO[bytes]], None]) -> Path:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
-            found = "what was there before is untouched" if target.exists() else "nothing was left there"
+            found = "the old file is untouched" if target.exists() else "no file was left there"
             raise OSError(error.errno, f"{os.strerror(error.errno)}; {found}", str(path)) from error
         raise
-    with suppress(OSError):  # the move itself; not every system can flush a folder
+    with suppress(OSError):  # flush the renaming too; not every system can
         descriptor = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -71,20 +71,20 @@ def write_whole(path: str | Path, write: Callable[[IO[bytes]], None]) -> Path:
 
 
 def clear_parts(path: str | Path) -> None:
-    """Remove what processes that were killed while they wrote ``path`` left beside it."""
+    """Remove the temporary files that killed processes left while writing ``path``."""
     target = Path(os.path.realpath(path))
     for part in target.parent.glob(f"{glob.escape(target.name)}.????????.part"):
         part.unlink(missing_ok=True)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Take back an optimiser's ``state_dict``: alike in form to what this optimiser has after a step, all numbers finite.
+    """Load an optimiser's ``state_dict``, if it has the form of this optimiser's state after a step, with finite numbers.
 
-    Its settings are this optimiser's own, all but the rate, which schedules move. The parameters' numbers may be text, as in a
-    file.
+    The settings stay this optimiser's own, except the learning rate, which schedules change. Parameter indices may be text, as
+    in a JSON file.
 
     Raises:
-        TypeError, ValueError, KeyError: the state of another optimiser, or of other parameters.
+        TypeError, ValueError, KeyError: the state belongs to another optimiser, or to other parameters.
     """
     probe = copy.deepcopy(optimizer)
     parameters = [p for group in probe.param_groups for p in group["params"]]
@@ -100,12 +100,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     for index, entries in moments.items():
         _require_alike(entries, expected["state"][index])
         if any((name == "step" or "sq" in name) and bool((part < 0.0).any()) for name, part in entries.items()):
-            raise TypeError("optimizer: expected a count of steps and means of squares, got negative numbers")
+            raise TypeError("optimizer: expected a step count and means of squares >= 0, got negative numbers")
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def _require_alike(got: Any, expected: Any) -> None:
-    """Raise ``TypeError`` unless both are built alike, finite numbers standing for numbers of their type."""
+    """Raise ``TypeError`` unless both have the same structure and types, with finite numbers."""
     pairs: list[tuple[Any, Any]] = []
     if isinstance(expected, dict):
         alike = isinstance(got, dict) and got.keys() == expected.keys()

@@ -1,8 +1,8 @@
-r"""How a tabular leader holds the follower's answer pi_y.
+r"""How a tabular leader stores the followers' policies pi_y.
 
-softmax: pi_y = softmax(y), no projection. direct: pi_y = y, each row projected on the simplex. solved: for the value penalty
-min_y F_lam is itself an MDP with reward r_f + r_l/lam, and pi_y is its soft optimum: y has no step of its own. The players
-of a game are held alike, a y each.
+softmax: pi_y = softmax(y), without projection. direct: pi_y = y, each row projected onto the simplex. solved: for the value
+penalty, min_y F_lam is itself an MDP with reward r_f + r_l/lam, and pi_y is its soft optimum, so y is not stepped. In a game each
+player has its own y, stored in the same way.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .records import storable
 
 @dataclass(frozen=True)
 class _Stepped:
-    """y ``[..., S, A]``, moved by the leader's optimiser with this step; None takes the step of x."""
+    """Parameters y ``[..., S, A]`` that the leader's optimiser moves, with this learning rate; None takes x's."""
 
     learning_rate: float | None = None
 
@@ -41,33 +41,33 @@ class _Stepped:
 @storable
 @dataclass(frozen=True)
 class Softmax(_Stepped):
-    """pi_y = softmax(y), by the leader's optimiser.
+    """pi_y = softmax(y), stepped by the leader's optimiser.
 
     Attributes:
-        learning_rate: step of y; None takes the step of x.
+        learning_rate: learning rate of y; None takes x's.
     """
 
     def start(self, mdp: TabularMDP) -> Tensor:
-        """y of the uniform policy."""
+        """Return y of the uniform policy."""
         return torch.zeros((*mdp.batch_shape, *mdp.r.shape[-2:]), dtype=mdp.r.dtype)
 
     def policy(self, y: Tensor, mdp: TabularMDP) -> Tensor:
-        """pi_y, ``[..., S, A]``."""
+        """Return pi_y, ``[..., S, A]``."""
         return softmax_policy(mdp, y)
 
     def project(self, y: Tensor, mdp: TabularMDP) -> Tensor:
-        """y as it is: the softmax needs no projection."""
+        """Return y unchanged: the softmax needs no projection."""
         return y
 
 
 @storable
 @dataclass(frozen=True)
 class Direct(_Stepped):
-    """pi_y = y, rows of the simplex, by projected steps.
+    """pi_y = y, with rows on the simplex, moved by projected gradient steps.
 
     Attributes:
-        learning_rate: step of y; None takes the step of x.
-        floor: least probability of an action that exists; keeps the entropy's slope finite.
+        learning_rate: learning rate of y; None takes x's.
+        floor: minimum probability of an available action; keeps the entropy's gradient finite.
     """
 
     floor: float = 1e-6
@@ -77,7 +77,7 @@ class Direct(_Stepped):
         check_number(self.floor, "floor", low=0.0, high=0.01)
 
     def start(self, mdp: TabularMDP) -> Tensor:
-        """The uniform policy."""
+        """Return the uniform policy."""
         most = f"at most 1/{mdp.n_actions}, for as many actions"
         require(self.floor * mdp.n_actions <= 1.0, "floor", most, self.floor)
         return self.project(torch.zeros((*mdp.batch_shape, *mdp.r.shape[-2:]), dtype=mdp.r.dtype), mdp)
@@ -87,30 +87,30 @@ class Direct(_Stepped):
         return y
 
     def project(self, y: Tensor, mdp: TabularMDP) -> Tensor:
-        """Each row on the simplex."""
+        """Project each row onto the simplex."""
         return project_simplex(y, mdp.mask, self.floor)
 
 
 @storable
 @dataclass(frozen=True)
 class Solved:
-    """pi_y = argmin_y F_lam(x, .), solved for every x: the soft optimum under ``r_f + r_l / lam``. Value penalty only."""
+    """pi_y = argmin_y F_lam(x, .), solved at every x: the soft optimum under ``r_f + r_l / lam``. Value penalty only."""
 
     def solve(
         self, mdp: TabularMDP, leader_reward: Tensor, lam: float, tau: float, V: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """pi_y and its values (the next warm start)."""
+        """Return pi_y and its values (the next warm start)."""
         optimum = solve_soft(mdp.with_reward(mdp.r + leader_reward.detach() / lam), tau, V)
         return optimum.pi, optimum.V
 
 
 @dataclass
 class HeldPolicies:
-    """The players' policies pi_y, by parameters y that the leader's optimiser moves.
+    """The players' policies pi_y, with parameters y that the leader's optimiser moves.
 
     Attributes:
-        how: softmax or direct.
-        views: an MDP of each player, for its sizes and mask.
+        how: :class:`Softmax` or :class:`Direct`.
+        views: an MDP per player, for its sizes and action mask.
         ys: y of each player, ``[..., S, A_i]``; they require gradients.
     """
 
@@ -122,20 +122,20 @@ class HeldPolicies:
         self.ys = tuple(self.how.start(view).requires_grad_() for view in self.views)
 
     def policies(self) -> tuple[Tensor, ...]:
-        """pi_y of each player, carrying y's graph."""
+        """Return each player's pi_y, in y's graph."""
         return tuple(self.how.policy(y, view) for y, view in zip(self.ys, self.views, strict=True))
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups of the optimiser, one a player."""
+        """Return the optimiser's parameter groups, one per player."""
         rate = self.how.learning_rate
         return [{"params": [y]} if rate is None else {"params": [y], "lr": rate} for y in self.ys]
 
     def projections(self) -> list[Projection]:
-        """The projection of each group."""
+        """Return the projection of each group."""
         return [partial(self.how.project, mdp=view) for view in self.views]
 
     def set_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
-        """Give their groups, which follow x's, the leader's step, where they have none of their own."""
+        """Set the learning rate of these groups, which come after x's, to the leader's, unless they have their own."""
         if self.how.learning_rate is None:
             for group in optimizer.param_groups[1:]:
                 group["lr"] = rate
@@ -143,11 +143,11 @@ class HeldPolicies:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HeldConfig(ExactConfig):
-    """Options of methods that move the players' policies beside x.
+    """Options of methods that update the players' policies together with x.
 
     Attributes:
-        follower: how pi_y is held; None takes :class:`Softmax`, with the lower level's step.
-        estimator: ``MonteCarlo(...)`` takes gradients from episodes; None, the default, takes exact ones.
+        follower: how pi_y is parametrised; None takes :class:`Softmax` with the lower level's learning rate.
+        estimator: ``MonteCarlo(...)`` estimates gradients from episodes; None, the default, computes exact ones.
     """
 
     follower: Any = None
@@ -156,16 +156,16 @@ class HeldConfig(ExactConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         exact = self.estimator is None or isinstance(self.estimator, MonteCarlo)
-        require(exact, "config.estimator", "MonteCarlo(...) or None, exact", repr(self.estimator))
+        require(exact, "config.estimator", "MonteCarlo(...) or None (exact gradients)", repr(self.estimator))
 
 
 @dataclass
 class HeldState(ExactState):
-    """What such a method goes on from.
+    """The state that training continues from.
 
     Attributes:
         held: the players' policies pi_y and their parameters y; None where pi_y is solved for every x.
-        sampler: of a Monte Carlo estimator, or None.
+        sampler: the sampler of a Monte Carlo estimator, or None.
     """
 
     held: HeldPolicies | None = None
@@ -173,7 +173,7 @@ class HeldState(ExactState):
 
 
 class HeldMethod(ExactMethod):
-    """A method that moves the players' policies beside x, by exact gradients or from episodes."""
+    """A method that updates the players' policies together with x, by exact or sampled gradients."""
 
     levels = None
     solves = False
@@ -182,6 +182,11 @@ class HeldMethod(ExactMethod):
         super().__init__(problem, config, env_kwargs)
         if self.config.estimator is not None:
             self.level.require_return()
+
+    @property
+    def estimates(self) -> bool:  # type: ignore[override]
+        """Whether x's gradient comes from episodes."""
+        return self.config.estimator is not None
 
     def prepare(self, state: Any, seed: int | None) -> None:
         if not self.solves:

@@ -1,12 +1,12 @@
-"""A leader as a folder in the layout of the Hugging Face Hub's models; nothing is sent anywhere unless asked.
+"""Write a leader as a model folder for the Hugging Face Hub; nothing is uploaded unless you ask.
 
-What is in it:
+The folder holds
 
-    README.md              the model card: metadata in YAML, the record, how to load what is here
-    leader.zip             ``PBRL.load``
-    followers/NAME.zip     plain SB3 models; of one under a VecNormalize also NAME/vecnormalize.pkl
-    followers/world.json   what they live in, for ``UnderLeader-v0``
-    evaluation.json        the honest record of x
+    README.md              the model card: metadata in YAML, the record, and how to load the files
+    leader.zip             for ``PBRL.load``
+    followers/NAME.zip     plain SB3 models; with a VecNormalize also NAME/vecnormalize.pkl
+    followers/world.json   their environment, for ``UnderLeader-v0``
+    evaluation.json        the record of x at the best response
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
 ZOO_NAME = "bilevel_gym-UnderLeader-v0"
-"""The environment's id as rl_zoo3 spells it in paths."""
+"""Id of the environment ``UnderLeader-v0`` as rl_zoo3 writes it in paths."""
 _SOURCE = "https://arxiv.org/abs/2402.06886"
 _CODE = "```python\n{}\n```"
 _WARNING = """\
 The followers are plain Stable-Baselines3 models. Like all of its files they hold pickled settings, and loading one can run code:
-load them only from whom you trust. `leader.zip` runs none."""
+load them only if you trust the source. `leader.zip` runs no code."""
 
 
 def followers_of(leader: Any) -> dict[str, Any]:
-    """A leader's trained followers by name; none of one that solves its follower or trains it anew."""
+    """Return a leader's trained followers by name; empty where it solves for its follower or trains a new one."""
     held = getattr(leader.state, "followers", None)
     return {name: getattr(one, "follower", one) for name, one in held.items()} if isinstance(held, dict) else {}
 
 
 def _one_follower(leader: Any) -> bool:
-    """Whether its followers live in a world that one copy stands for."""
+    """Whether the followers' environment can be described by a single one."""
     return hasattr(leader, "follower_env") and hasattr(leader.worlds, "alone")
 
 
 def _world(leader: Any) -> dict[str, Any] | None:
-    """The followers' world under x, for ``UnderLeader-v0``; None of a game, of a learned reward, of an environment without id."""
+    """Return the followers' environment under x, for ``UnderLeader-v0``; None for a game, a learned reward or no id."""
     if not _one_follower(leader) or leader.worlds.source.env_id is None:
         return None
     worlds, source = leader.worlds, leader.worlds.source
@@ -59,19 +59,19 @@ def _world(leader: Any) -> dict[str, Any] | None:
 
 
 def write_model_card(leader: Any, folder: str | Path, name: str | None = None) -> Path:
-    """Write a leader, its followers and a card that describes them.
+    """Write a folder with a leader, its followers and a model card.
 
     Args:
         leader: any leader of this library.
-        folder: is made; files of these names in it are replaced, each whole or not at all.
-        name: of the model; None takes the leader's, its follower's and the environment's.
+        folder: the folder, created if needed; its files of these names are replaced, each atomically.
+        name: name of the model; None joins those of the leader, the follower and the environment.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: something that is no leader, a folder that is a file.
-        OSError: a file that cannot be written.
+        ValueError: ``leader`` is no leader, or ``folder`` is a file.
+        OSError: a file cannot be written.
 
     Example:
         >>> import tempfile
@@ -109,7 +109,7 @@ def _card(leader: Any, record: dict[str, Any], followers: dict[str, Any], name: 
     env = str(getattr(leader, "source", worlds.source).env_id or "an environment that was given as an object")
     algorithms = list(dict.fromkeys(type(f.model).__name__ for f in followers.values()))
     title = name or "-".join([method, *algorithms, env.removeprefix("bilevel_gym/").replace(" ", "-")])
-    # What a leader is judged by: its name, its value, its standard error.
+    # The leader's headline figure: its kind, value and standard error.
     kind, measure = "leader_return", "leader's return at the follower's best response"
     if kind not in record:
         kind, measure = "true_return", "true return of the follower of the learned reward"
@@ -131,7 +131,7 @@ def _card(leader: Any, record: dict[str, Any], followers: dict[str, Any], name: 
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---",
         f"# {title}",
-        f"A leader that was trained by `{method}` on `{env}`{by}.",
+        f"A leader trained by `{method}` on `{env}`{by}.",
         f"The {measure}: **{value:.4g}**.",
         "\n".join(["| record | |", "| --- | ---: |", *(f"| {k} | {v} |" for k, v in shown.items() if v is not None)]),
         "## Use",
@@ -146,31 +146,31 @@ def _card(leader: Any, record: dict[str, Any], followers: dict[str, Any], name: 
         if followers[role].model.get_vec_normalize_env() is None:
             world = "leader.follower_env()" if one else "None"
             load += f'\nmodel = {own}.load("{file}", env={world})'
-        else:  # its statistics stand in a pickle of their own
+        else:  # its statistics are in a separate pickle
             world = "leader.follower_env()" if one else "leader.get_env()"
             load += "from bilevel_gym.agents.model_card import load_follower\n\n"
             load += f'model = load_follower("{file}", {own}, env={world}, trust_pickle=True)'
         parts += [_WARNING, _CODE.format(load)]
     source = f"The penalty method is that of Shen, Yang and Chen, {_SOURCE}"
-    return "\n\n".join([*parts, f"{source}; the library's documentation has the others."]) + "\n"
+    return "\n\n".join([*parts, f"{source}; for the other methods see the library's documentation."]) + "\n"
 
 
 def write_zoo_folder(leader: Any, folder: str | Path) -> Path:
-    """Write a leader's follower as rl-baselines3-zoo has a trained agent: ``enjoy`` plays it in its world under x.
+    """Write a leader's follower as a trained agent of rl-baselines3-zoo; its ``enjoy`` script plays it under x.
 
         python -m rl_zoo3.enjoy --algo a2c --env bilevel_gym/UnderLeader-v0 -f FOLDER --gym-packages bilevel_gym
 
     Args:
-        leader: one whose follower lives in an environment that was given as an id.
-        folder: is made; the agent lies below it under its algorithm's name.
+        leader: a leader whose environment was given as an id.
+        folder: the folder, created if needed; the agent is written below it, under its algorithm's name.
 
     Returns:
         The agent's folder.
 
     Raises:
-        ValueError: another leader, an algorithm that rl_zoo3 does not have.
+        ValueError: the leader has no such follower, or rl_zoo3 does not have its algorithm.
     """
-    world, expected = _world(leader), "one with a follower, over an environment given as an id"
+    world, expected = _world(leader), "one with a follower and an environment given as an id"
     require(world is not None, "leader", expected, type(leader).__name__)
     algorithm = type(leader.follower.model).__name__
     known = algorithm == "RecurrentPPO" or algorithm.isupper() or algorithm == "CrossQ"
@@ -189,26 +189,26 @@ def write_zoo_folder(leader: Any, folder: str | Path) -> Path:
 
 
 def load_follower(path: str | Path, algorithm: type[BaseAlgorithm], env: Any = None, trust_pickle: bool = False) -> Any:
-    """Read a follower's file, by :func:`write_model_card` or any of SB3's own, if it is trusted.
+    """Load a follower from a file by :func:`write_model_card` or by SB3, if you trust it.
 
     Args:
         path: the file.
         algorithm: SB3's class, e.g. ``PPO``.
-        env: what it goes on in, an environment or a VecEnv; None takes the world that ``world.json`` beside the file describes,
-            if there is one. A follower that was trained under a VecNormalize gets it with the statistics that were saved, as
-            ``model.get_env()``: give the model what that observes. It then neither gathers statistics nor scales rewards.
-        trust_pickle: has to be True. SB3 keeps a model's settings as pickles, and reading one runs whatever code its writer put
-            there; a leader's own file holds none and needs no such word.
+        env: an environment or a VecEnv for the model. None takes the environment that ``world.json`` beside the file describes,
+            if any. A follower trained with a VecNormalize gets it wrapped in one with the saved statistics, as
+            ``model.get_env()``; pass the model that one's observations. It does not update statistics or scale rewards.
+        trust_pickle: must be True. SB3 stores a model's settings as pickles, and loading one runs any code that its author put
+            there. (A leader file holds no pickles and needs no such flag.)
 
     Returns:
         The SB3 model.
 
     Raises:
-        ValueError: ``trust_pickle`` is not True, nothing has been read then; no env for a follower whose observations were
-            scaled.
-        FileNotFoundError: no such file.
+        ValueError: ``trust_pickle`` is not True (nothing is read then); or there is no ``env`` for a follower whose
+            observations were scaled.
+        FileNotFoundError: the file does not exist.
     """
-    why = "True, for SB3's files hold pickles, and reading one runs the code in it: say so of files that you trust"
+    why = "True if you trust the file, since SB3's files hold pickles, and loading one runs the code in it"
     require(trust_pickle is True, "trust_pickle", why, repr(trust_pickle))
     path = Path(path)
     world = path.parent / "world.json"
@@ -218,7 +218,7 @@ def load_follower(path: str | Path, algorithm: type[BaseAlgorithm], env: Any = N
     if statistics.is_file():
         from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-        require(env is not None, "env", f"the follower's environment, for {statistics} scales what it observes", None)
+        require(env is not None, "env", f"the follower's environment, since {statistics} scales its observations", None)
         made = env
         env = VecNormalize.load(str(statistics), made if isinstance(made, VecEnv) else DummyVecEnv([lambda: made]))
         env.training = env.norm_reward = False
@@ -230,15 +230,15 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = False, token: 
 
     Args:
         folder: the folder.
-        repo_id: ``user/name``; made if it does not exist.
-        private: whether a new one is private.
-        token: of the account; None takes the one that ``hf auth login`` left.
+        repo_id: ``user/name``; created if it does not exist.
+        private: whether a new repository is private. Default: False.
+        token: access token; None uses that of ``hf auth login``.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        ValueError: a folder without a card.
+        ValueError: the folder has no card.
         ImportError: huggingface_hub is not installed.
     """
     folder = Path(folder)
@@ -246,7 +246,7 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = False, token: 
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
-        raise ImportError('the Hub needs huggingface_hub: pip install "bilevel-gym[hub]"') from error
+        raise ImportError('uploading to the Hub needs huggingface_hub: pip install "bilevel-gym[hub]"') from error
     api = HfApi(token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
     return str(api.upload_folder(folder_path=str(folder), repo_id=repo_id, commit_message="A leader of bilevel-gym"))

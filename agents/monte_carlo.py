@@ -1,8 +1,8 @@
-r"""Monte Carlo in place of exact gradients: the paper's setting (arXiv 2402.06886, section 6).
+r"""Monte Carlo instead of exact gradients: the paper's setting (arXiv 2402.06886, section 6).
 
-Every return in a penalised objective is replaced by the mean return of a batch of episodes of fixed length, whose autograd
-gradient is unbiased for that of the truncated return (``envs.mdp.sampled_return``). What is cut is the return after ``length``
-steps: a bias, which the batch does not lower.
+Every return in a penalised objective is replaced by the mean return of a batch of episodes of fixed length. Its autograd gradient
+is unbiased for that of the truncated return (``envs.mdp.sampled_return``). The return after ``length`` steps is cut off, a bias
+that a larger batch does not reduce.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .records import storable
 @storable
 @dataclass(frozen=True)
 class MonteCarlo:
-    """Gradients from episodes. The published lengths and batches are remembered, not read: unverified.
+    """Estimate gradients from episodes. The defaults are ours: we could not verify the published lengths and batches.
 
     Attributes:
-        length: steps of an episode (unverified: 5).
-        batch: episodes a policy (unverified: 16 in the Stackelberg game, 24 in incentive design).
-        baseline: whether the mean over the batch's other episodes is subtracted from the weights of the scores.
-        paired: whether the policies that a penalty compares are played with the same random numbers.
+        length: steps per episode (unverified: 5).
+        batch: episodes per policy (unverified: 16 in the Stackelberg game, 24 in incentive design).
+        baseline: whether to subtract the mean over the batch's other episodes from the weights of the scores.
+        paired: whether the policies that a penalty compares share their random numbers.
 
     Raises:
-        ValueError: a length or a batch under one, flags that are none.
+        ValueError: ``length`` or ``batch`` is under 1, or a flag is not a bool.
 
     Example:
         >>> from bilevel_gym.agents import MonteCarlo, TabularPBRL, TabularPBRLConfig
@@ -55,12 +55,12 @@ class MonteCarlo:
 
 @dataclass
 class Sampler:
-    """A Monte Carlo estimator with its source of random numbers.
+    """A Monte Carlo estimator with its random number generator.
 
     Attributes:
-        monte_carlo: lengths, batches, variance reduction.
-        generator: drawn from by every :meth:`play` that has no partner.
-        steps: steps played so far, over all instances; none after an episode's end.
+        monte_carlo: length, batch and variance reduction.
+        generator: random number generator of every :meth:`play` without a partner.
+        steps: steps played so far, over all batched models; steps after an episode's end do not count.
     """
 
     monte_carlo: MonteCarlo = field(metadata={"kept": False})
@@ -70,7 +70,7 @@ class Sampler:
     def play(
         self, world: TabularWorld, pi: Tensor, first: Tensor | None = None, partner: Trajectories | None = None
     ) -> Trajectories:
-        """Episodes of pi (``first`` in the first step), with the partner's random numbers where episodes are paired."""
+        """Play episodes of pi (``first`` in the first step), with the partner's random numbers where episodes are paired."""
         m = self.monte_carlo
         played = sample(world, pi, m.length, m.batch, self.generator, first, partner if m.paired else None)
         self.steps += int(played.alive.sum())
@@ -79,5 +79,5 @@ class Sampler:
     def policy_return(
         self, world: TabularWorld, pi: Tensor, played: Trajectories, tau: float = 0.0, first: Tensor | None = None
     ) -> Tensor:
-        """The mean return of these episodes, ``[...]``, whose gradient is the estimate."""
+        """Return the mean return of these episodes, ``[...]``; its autograd gradient is the estimate."""
         return sampled_return(world, pi, played, tau, first, self.monte_carlo.baseline)

@@ -1,8 +1,8 @@
-"""Records: settings and states as plain numbers, texts and arrays, and back. No code is named in them, and none runs.
+"""Convert settings and states to plain numbers, texts and arrays, and back. They name no code, and none runs.
 
-Settings are dataclasses of this library or of a user's (:func:`storable`), by :func:`encode` and :func:`decode`. A state is a
-dataclass of tensors, numbers, generators, and of objects with ``state_dict`` and ``load_state_dict`` (optimisers, networks,
-followers), by :func:`snapshot` and :func:`restore`. What a state is read into, a fresh one of the same settings, is its schema.
+Settings are dataclasses of this library or your own (:func:`storable`), converted by :func:`encode` and :func:`decode`. A state
+is a dataclass of tensors, numbers, generators and objects with ``state_dict`` and ``load_state_dict`` (optimisers, networks,
+followers), converted by :func:`snapshot` and :func:`restore`. The schema of a state is a fresh state of the same settings.
 """
 
 from __future__ import annotations
@@ -31,22 +31,24 @@ _SCALARS = (bool, int, float, str)
 
 
 def storable(cls: Class) -> Class:
-    """Class decorator: a dataclass whose instances a leader file may hold.
+    """Class decorator: allow a dataclass in leader files.
 
-    The library's classes go by their own names, all others by ``module:name``, so that none takes another's place.
+    The library's classes are stored under their own names and all others as ``module:name``, so names cannot collide.
 
     Raises:
-        ValueError: a class that goes by the name of one of the library's.
+        ValueError: the class would be stored under the name of a library class.
     """
     name = _name(cls)
     free = ":" in name or _CLASSES.get(name, cls).__module__ == cls.__module__
-    require(free, "storable", "a class of another name than the library's", f"{cls.__module__}.{cls.__qualname__}")
+    require(
+        free, "storable", "a class with another name than those of the library", f"{cls.__module__}.{cls.__qualname__}"
+    )
     _CLASSES[name] = cls
     return cls
 
 
 def storables() -> dict[str, type]:
-    """What a leader file may hold of the classes that are imported, by name."""
+    """Return the imported classes that a leader file may hold, by name."""
     return dict(_CLASSES)
 
 
@@ -56,15 +58,15 @@ def _name(cls: Any) -> str:
 
 
 def _kept(cls: Any) -> list[str]:
-    """The fields of a record that a file holds: all but those with the metadata ``{"kept": False}``."""
+    """Return the fields of a record that a file stores: all but those with the metadata ``{"kept": False}``."""
     return [f.name for f in dataclasses.fields(cls) if f.metadata.get("kept", True)]
 
 
 def encode(value: Any) -> Any:
-    """A setting as JSON.
+    """Convert a setting to JSON.
 
     Raises:
-        TypeError: a value that no leader file can hold, such as a function.
+        TypeError: a leader file cannot hold the value, e.g. a function.
     """
     kind: Any = type(value)
     if dataclasses.is_dataclass(value) and _CLASSES.get(_name(kind)) is kind:
@@ -73,7 +75,7 @@ def encode(value: Any) -> Any:
         name = value.__name__
         if getattr(torch.optim, name, None) is value:
             return {"optimizer": name}
-        raise TypeError(f"a leader file cannot hold the class {name}; it is none of torch.optim")
+        raise TypeError(f"a leader file cannot hold the class {name}, which is not in torch.optim")
     if isinstance(value, (np.ndarray, Tensor, np.generic)):
         return value.tolist()
     if isinstance(value, (list, tuple)):
@@ -87,10 +89,10 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """The inverse of :func:`encode` (sequences come back as lists).
+    """Invert :func:`encode` (sequences come back as lists).
 
     Raises:
-        ValueError: the name of a class that no leader file may hold.
+        ValueError: a leader file may not hold the class that is named.
     """
     if isinstance(value, list):
         return [decode(item) for item in value]
@@ -98,9 +100,9 @@ def decode(value: Any) -> Any:
         return value
     if "class" in value:
         known = value["class"] in _CLASSES
-        require(known, "path", f"a leader file with classes of {sorted(_CLASSES)}", repr(value["class"]))
+        require(known, "path", f"a leader file with classes among {sorted(_CLASSES)}", repr(value["class"]))
         cls, fields = _CLASSES[value["class"]], value["fields"]
-        require(set(fields) <= set(_kept(cls)), "path", f"a {cls.__name__} of {_kept(cls)}", sorted(fields))
+        require(set(fields) <= set(_kept(cls)), "path", f"a {cls.__name__} with fields {_kept(cls)}", sorted(fields))
         return cls(**{key: decode(item) for key, item in fields.items()})
     if "optimizer" in value:
         found = getattr(torch.optim, value["optimizer"], None)
@@ -114,7 +116,7 @@ def decode(value: Any) -> Any:
 
 
 def snapshot(value: Any) -> Any:
-    """A state as nested dicts and lists of numbers, texts and arrays."""
+    """Convert a state to nested dicts and lists of numbers, texts and arrays."""
     if isinstance(value, Tensor):
         return value.detach().cpu().numpy()
     if isinstance(value, np.generic):
@@ -135,24 +137,24 @@ def snapshot(value: Any) -> Any:
 
 
 def restore(value: Any, tree: Any, name: str = "state", kind: Any = Any) -> Any:
-    """What :func:`snapshot` gave, in the place of a fresh state; objects and records take it in, the rest is returned.
+    """Load the output of :func:`snapshot` into a fresh state. Objects and records are changed in place, other values returned.
 
     Args:
-        value: the fresh state; None stands for what is not known yet.
-        tree: what was read; its arrays are taken over.
-        name: for errors.
-        kind: the annotation of ``value``.
+        value: the fresh state; None stands for a value not known yet.
+        tree: the stored state; its arrays are not copied.
+        name: name of the state in error messages.
+        kind: the type annotation of ``value``.
 
     Raises:
-        ValueError: another form than the fresh state's or its annotation's: a shape, a type, a count that is negative, an array
-            whose numbers are not finite.
-        KeyError, TypeError, RuntimeError: what an object makes of a state that is not its own.
+        ValueError: the form differs from the fresh state or its annotation: a shape or a type differs, a count is negative, or
+            an array holds numbers that are not finite.
+        KeyError, TypeError, RuntimeError: raised by an object that cannot load the state.
     """
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         options = [option for option in typing.get_args(kind) if option is not type(None)]
         if tree is None and value is None and len(options) < len(typing.get_args(kind)):
             return None
-        # Of several scalars it is the one that was read; other unions are as good as no annotation.
+        # A union of scalar types becomes the type that was read; other unions count as no annotation.
         kind = options[0] if len(options) == 1 or set(options) <= set(_SCALARS) else Any
         kind = type(tree) if len(options) > 1 and type(tree) in options else kind
     if dataclasses.is_dataclass(value) or dataclasses.is_dataclass(kind):
@@ -191,7 +193,7 @@ def restore(value: Any, tree: Any, name: str = "state", kind: Any = Any) -> Any:
         return {key: restore(item, tree[str(key)], f"{name}.{key}", of) for key, item in value.items()}
     if isinstance(value, (list, tuple)) or typing.get_origin(kind) in (list, tuple):
         return _restore_sequence(value, tree, name, kind)
-    # An object that a fresh state does not have cannot be made from a file.
+    # An object that is missing in the fresh state cannot be built from a file.
     known = isinstance(value, dict) or (typing.get_origin(kind) or kind) is dict
     fits = isinstance(tree, dict) if known else tree is None
     _check(fits, name, "a dict" if known else "None", tree)
@@ -212,17 +214,17 @@ def _restore_record(value: Any, tree: Any, name: str, kind: Any) -> Any:
 
 @cache
 def _hints(cls: Any) -> tuple[dict[str, Any], list[str]]:
-    """A record's annotations, and its fields."""
+    """Return a record's type annotations and its fields."""
     return typing.get_type_hints(cls), _kept(cls)
 
 
 def _check(fits: bool, name: str, expected: object, got: Any) -> None:
-    """:func:`require`, which shows little of what came, and nothing where it fits: there may be much of it."""
+    """Like :func:`require`, but formats ``got`` only on failure and shortens it, since it may be large."""
     require(fits, name, f"{expected}", "" if fits else short(got))
 
 
 def _restore_array(fresh: NDArray[Any] | None, tree: Any, name: str) -> NDArray[Any]:
-    """An array of the fresh one's type and shape, of float64 where there is none."""
+    """Check an array against the fresh one's type and shape; without a fresh one it must be float64."""
     dtype = np.dtype(np.float64) if fresh is None else fresh.dtype
     _check(isinstance(tree, np.ndarray) and tree.dtype == dtype, name, f"an array of {dtype}", tree)
     if fresh is not None:
@@ -231,7 +233,7 @@ def _restore_array(fresh: NDArray[Any] | None, tree: Any, name: str) -> NDArray[
 
 
 def _restore_sequence(value: Any, tree: Any, name: str, kind: Any) -> Any:
-    """A list may be longer than a fresh one; a tuple has the parts of a fresh one, or those of its annotation."""
+    """Restore a sequence: lists may have any length; tuples must match the fresh tuple or its annotation."""
     _check(isinstance(tree, list), name, "a list", tree)
     known, kinds, origin = list(value or ()), typing.get_args(kind) or (Any,), typing.get_origin(kind)
     each = kinds if origin is tuple and Ellipsis not in kinds else kinds[:1] * len(tree)
@@ -244,12 +246,12 @@ def _restore_sequence(value: Any, tree: Any, name: str, kind: Any) -> Any:
 
 
 def _finite(array: NDArray[Any], name: str) -> NDArray[Any]:
-    require(array.dtype.kind != "f" or bool(np.isfinite(array).all()), name, "finite numbers", "others")
+    require(array.dtype.kind != "f" or bool(np.isfinite(array).all()), name, "finite numbers", "NaN or infinite ones")
     return array
 
 
 def as_tensors(tree: Any, name: str = "state") -> Any:
-    """A tree with its arrays, whose numbers have to be finite, as tensors."""
+    """Return a tree with its arrays converted to tensors; their numbers must be finite."""
     if isinstance(tree, dict):
         return {key: as_tensors(part, f"{name}.{key}") for key, part in tree.items()}
     if isinstance(tree, list):

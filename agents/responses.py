@@ -1,10 +1,10 @@
-r"""How robust a leader's x is: its return when other algorithms than the one it was learned with live under it.
+r"""How robust a leader's x is: its return when it meets followers trained by other algorithms.
 
-At a fixed x each follower is trained from nothing and left as it is,
+At a fixed x each follower is trained from scratch, without further tuning. We compare
 
-    J_L(x, pi_k)  beside  F_0(x) = J_L(x, pi*(x)),        slack_k = V_f^*(x) - V_f^{pi_k}(x)
+    J_L(x, pi_k)  with  F_0(x) = J_L(x, pi*(x)),        slack_k = V_f^*(x) - V_f^{pi_k}(x)
 
-A leader that needs its follower to be exactly optimal shows it here: a small slack that costs it much.
+A leader that needs an exactly optimal follower shows here: a small slack (the follower's regret) costs it much.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from .learned.answers import TAIL, fresh_follower
 from .learned.worlds import EnvSpec, Worlds
 
 EPISODES = 256
-"""Of them, how many."""
+"""Number of evaluation episodes."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """What the leader gets from one follower that was trained at its x.
+    """The leader's return with one follower that was trained at its x.
 
     Attributes:
-        follower: its name.
-        seed: of the follower, its world and the episodes by which it is judged.
+        follower: the follower's name.
+        seed: seed of the follower, its environment and the evaluation episodes.
         leader_return: ``J_L(x, pi)``; exact where the environment is tabular.
-        leader_return_stderr: its standard error, 0 where it is exact.
-        follower_return: ``V_f^pi``, unregularised, likewise.
-        leader_return_at_best_response: ``F_0(x)``; None where no model tells.
-        slack: ``V_f^* - V_f^pi``; None where no model tells.
-        steps: steps that it was trained.
+        leader_return_stderr: standard error of ``leader_return``; 0 where exact.
+        follower_return: ``V_f^pi``, without entropy; exact where the environment is tabular.
+        leader_return_at_best_response: ``F_0(x)``; None where no model is known.
+        slack: the follower's regret ``V_f^* - V_f^pi``; None where no model is known.
+        steps: environment steps of its training.
     """
 
     follower: str
@@ -67,25 +67,25 @@ def robustness(
     n_envs: int = 16,
     progress_bar: bool = False,
 ) -> tuple[Response, ...]:
-    """Train followers from nothing at x and report the leader's return under each.
+    """Train followers from scratch at x and report the leader's return with each.
 
     Args:
-        env: a leader environment: its id, an environment (it is copied), or a callable that makes one.
+        env: a leader environment: an id, an environment (it is copied), or a callable that makes one.
         x: the leader's parameter, ``[dim]``.
-        followers: by name, SB3 classes (built with the library's settings) or callables ``VecEnv -> BaseAlgorithm`` (as their
-            user sets them up). They are not shown x.
-        steps: environment steps that each trains; SB3 rounds up to whole rollouts.
-        seeds: one training each.
-        env_kwargs: arguments of an id.
-        n_envs: parallel environments.
-        progress_bar: show one.
+        followers: by name, SB3 classes (built with the library's settings) or callables ``VecEnv -> BaseAlgorithm`` (with your
+            own settings). They do not observe x.
+        steps: environment steps to train each follower; SB3 rounds up to whole rollouts.
+        seeds: one training run per seed.
+        env_kwargs: arguments of the environment, where ``env`` is an id.
+        n_envs: number of parallel environments.
+        progress_bar: whether to show a progress bar.
 
     Returns:
-        A record for each follower and seed, in that order. A follower is judged by the policy that it answers with; one that
-        acts with noise in continuous actions without it.
+        A record per follower and seed, in that order. A follower is evaluated with its own policy; in continuous actions, without
+        its exploration noise.
 
     Raises:
-        ValueError: an x outside X, no followers or seeds, a follower that cannot act in the environment or has another discount.
+        ValueError: x is outside X, no followers or seeds are given, or a follower does not fit the environment.
 
     Example:
         >>> from stable_baselines3 import A2C
@@ -113,7 +113,7 @@ def _response(worlds: Worlds, x: Tensor, name: str, spec: FollowerSpec, seed: in
     worlds.require_every_action(x, follower)
     spent = follower.train_alone(steps)
     venv.close()
-    # J_L, its error, V_f, F_0 and the slack: exact, of the follower's policy table.
+    # Tabular: J_L, V_f, F_0 and the slack are exact, from the follower's policy table.
     if problem is not None and not follower.recurrent:
         with torch.no_grad():
             mdp = problem.follower_mdp(x)
@@ -122,7 +122,7 @@ def _response(worlds: Worlds, x: Tensor, name: str, spec: FollowerSpec, seed: in
             theirs, ours = float(problem.over_contexts(policy_return(mdp, pi))), float(problem.leader_return(x, pi))
             best = leader_return_at_best_response(problem, x)
         return Response(name, seed, ours, 0.0, theirs, best, slack, spent)
-    # Or from fresh episodes; F_0 of a linear-quadratic problem by Riccati.
+    # Otherwise: from fresh episodes; F_0 is known for a linear-quadratic problem, by the Riccati equation.
     venv = worlds.make(EPISODES)
     set_leader(venv, x.numpy())
     with follower.generators.active(), torch.no_grad():

@@ -1,9 +1,9 @@
-"""Schedules of a number over training, in SB3's convention: a function of the remaining progress, from 1 down to 0."""
+"""Schedules of a number over training, as in SB3: functions of the remaining progress, which falls from 1 to 0."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..envs.mdp.checks import check_number, plain_fields
@@ -12,7 +12,7 @@ from .records import storable
 
 @dataclass(frozen=True)
 class _Numbers:
-    """A schedule by its numbers, which are positive and finite where ``positive``."""
+    """A schedule given by numbers, which must be finite, and positive where ``positive`` is True."""
 
     positive: ClassVar[bool] = False
 
@@ -37,7 +37,7 @@ class Constant(_Numbers):
 @storable
 @dataclass(frozen=True)
 class Linear(_Numbers):
-    """From ``start`` to ``end`` in equal steps."""
+    """Linear interpolation from ``start`` to ``end``."""
 
     start: float
     end: float
@@ -49,7 +49,7 @@ class Linear(_Numbers):
 @storable
 @dataclass(frozen=True)
 class Geometric(_Numbers):
-    """From ``start`` to ``end`` in equal ratios; both positive."""
+    """Geometric interpolation from ``start`` to ``end``, both positive."""
 
     start: float
     end: float
@@ -63,9 +63,9 @@ class Geometric(_Numbers):
 @storable
 @dataclass(frozen=True)
 class Quench(_Numbers):
-    """``start`` for the first ``share`` of training, then ``end`` at once.
+    """Stay at ``start`` for the first ``share`` of training, then jump to ``end``.
 
-    A temperature that jumps makes another problem of it: exact leaders go on from the same x with a fresh optimiser.
+    A jump in temperature changes the problem: exact leaders continue from the same x with a fresh optimiser.
     """
 
     start: float
@@ -83,10 +83,10 @@ class Quench(_Numbers):
 @storable
 @dataclass(frozen=True)
 class Power(_Numbers):
-    """From ``start`` to ``end``, both positive, as ``start / (1 + k/delay)^exponent`` falls in the progress k.
+    """Power law from ``start`` to ``end``, both positive: ``start / (1 + k/delay)^exponent`` at the progress k.
 
-    The delay follows from the ends: a schedule ``c / (k + 1)^exponent`` over N iterates starts at c, ends at
-    ``c / N^exponent``, and has a delay of one iterate.
+    The delay follows from the two ends. For example, a schedule ``c / (k + 1)^exponent`` over N iterates starts at c, ends at
+    ``c / N^exponent`` and has a delay of one iterate.
     """
 
     start: float
@@ -103,11 +103,17 @@ class Power(_Numbers):
 Schedule = Constant | Linear | Geometric | Power | Quench
 
 
+def scaled(schedule: Schedule, factor: float) -> Schedule:
+    """The schedule whose every value is ``factor`` times that of another."""
+    names = ("value",) if isinstance(schedule, Constant) else ("start", "end")
+    return replace(schedule, **{name: factor * getattr(schedule, name) for name in names})
+
+
 def as_schedule(value: float | Schedule, name: str, *, positive: bool) -> Schedule:
-    """A number as a constant schedule; a schedule as it is.
+    """Turn a number into a constant schedule, and return a schedule unchanged.
 
     Raises:
-        ValueError: a value, at the start or at the end, that is negative, not finite, or zero where ``positive``.
+        ValueError: the value at the start or the end is negative, not finite, or zero where ``positive``.
     """
     schedule = value if isinstance(value, Schedule) else Constant(check_number(value, name))
     for progress_remaining in (1.0, 0.0):

@@ -1,4 +1,4 @@
-"""Where a leader's world comes from: a problem, an environment that has one, or the id of one."""
+"""Find a leader's problem or environment, given as a problem, an environment, an id or a callable."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ..envs.tabular import TabularEnv
 from .records import decode
 
 ProblemSource = BilevelProblem | gym.Env[Any, Any] | ParallelEnv[Any, Any, Any] | str | Callable[[], Any]
-"""A problem, an environment that has one, its id, or a callable that makes either."""
+"""A problem, an environment that has one, an environment's id, or a callable that makes either."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a problem came from, so that a leader file can build it again.
+    """How a leader's environment was given, so that a leader file can make it again.
 
     Attributes:
-        env_id: a registered id, or None for an object that only the caller can give again.
-        env_kwargs: arguments of the id.
+        env_id: a registered id, or None for an object, which the caller has to give again.
+        env_kwargs: arguments of the environment with that id.
     """
 
     env_id: str | None
@@ -37,10 +37,10 @@ class Source:
 
     @staticmethod
     def of(given: Any, env_kwargs: dict[str, Any] | None) -> Source:
-        """Of what a user gives: an id, or an object.
+        """Return the source of what the user gave: an id or an object.
 
         Raises:
-            ValueError: arguments that are no dict of names.
+            ValueError: ``env_kwargs`` is not a dict with names as keys.
         """
         named = isinstance(env_kwargs, dict) and all(isinstance(name, str) for name in env_kwargs)
         require(env_kwargs is None or named, "env_kwargs", "a dict of arguments by name", repr(env_kwargs))
@@ -48,10 +48,10 @@ class Source:
 
 
 def make_env(env_id: str, env_kwargs: dict[str, Any] | None, name: str = "env") -> gym.Env[Any, Any]:
-    """``gym.make`` whose error names the argument.
+    """Call ``gym.make``, with an error that names the argument.
 
     Raises:
-        ValueError: an id that is not registered.
+        ValueError: the id is not registered.
     """
     try:
         return gym.make(env_id, **(env_kwargs or {}))
@@ -62,7 +62,7 @@ def make_env(env_id: str, env_kwargs: dict[str, Any] | None, name: str = "env") 
 
 
 def is_game(env: Any) -> bool:
-    """Whether an environment or an id is PettingZoo's, or a problem is one over a game."""
+    """Whether an environment or an id belongs to PettingZoo, or a problem is a game."""
     if not isinstance(env, str):
         return isinstance(env, (ParallelEnv, AECEnv, GameProblem))
     try:
@@ -73,21 +73,25 @@ def is_game(env: Any) -> bool:
 
 
 def problem_of(source: Any) -> Any:
-    """The problem that an environment has, or None; a problem is its own."""
+    """Return an environment's problem, or None; a problem is returned as it is.
+
+    A wrapper that puts a leader over an environment has no problem, whatever that environment has.
+    """
     if isinstance(source, gym.Env):
-        return source.get_wrapper_attr("problem") if source.has_wrapper_attr("problem") else None
+        while isinstance(source, gym.Wrapper) and "problem" not in vars(source) and not hasattr(type(source), "problem"):
+            source = source.env
     return source if isinstance(source, BilevelProblem) else getattr(source, "problem", None)
 
 
 def makes_one(given: Any) -> bool:
-    """Whether what a user gives is a callable that makes an environment or a problem, and neither of them."""
+    """Whether the user gave a callable that makes an environment or a problem."""
     return callable(given) and not isinstance(given, (gym.Env, ParallelEnv, AECEnv, BilevelProblem))
 
 
 def as_env(given: Any) -> Any:
-    """The environment of the follower's under a problem; anything else as it stands.
+    """Return the follower's environment of a problem; anything else is returned unchanged.
 
-    A problem over a game stays one: the players' environments are made from it.
+    So is the problem of a game: the players' environments are made from it.
     """
     if isinstance(given, TabularProblem):
         return TabularEnv(given)
@@ -95,29 +99,29 @@ def as_env(given: Any) -> Any:
 
 
 def resolve_problem(problem: Any, env_kwargs: dict[str, Any] | None) -> tuple[Any, Source]:
-    """A problem from itself, from an environment that has one, from an environment's id, or from a callable that makes either.
+    """Return the problem of a problem, an environment, an id, or a callable that makes either.
 
     Raises:
-        ValueError: an unknown id, or an environment without a problem.
+        ValueError: the id is unknown, or the environment has no problem.
     """
     source = Source.of(problem, env_kwargs)
     if makes_one(problem):
-        require(not env_kwargs, "env_kwargs", "none beside a callable, which takes its own arguments", env_kwargs)
+        require(not env_kwargs, "env_kwargs", "none for a callable, which takes its own arguments", env_kwargs)
         problem = problem()
     if isinstance(problem, str):
         made = pettingzoo.make("parallel", problem, **(env_kwargs or {})) if is_game(problem) else None
         problem = make_env(problem, env_kwargs, "problem") if made is None else made
     else:
-        expected = "none beside a problem or an environment that is already made"
+        expected = "none for a problem or an environment that is already made"
         require(not env_kwargs, "env_kwargs", expected, env_kwargs)
     return problem_of(problem), source
 
 
 def source_of_file(source: dict[str, Any], given: Any, name: str) -> tuple[Any, dict[str, Any] | None]:
-    """What a leader file was trained on: what is given again, or the id in it with its arguments.
+    """Return what a leader file was trained on: the object given again, or the file's id with its arguments.
 
     Raises:
-        ValueError: neither; an id, or one among the arguments, that would import a module.
+        ValueError: nothing was given and the file has no id, or an id would import a module.
     """
     if given is not None:
         return given, None
@@ -128,6 +132,6 @@ def source_of_file(source: dict[str, Any], given: Any, name: str) -> tuple[Any, 
 
 
 def waves(parts: list[Tensor]) -> list[float]:
-    """One number a tensor, which nearly every change of an entry moves."""
+    """Return a checksum per tensor that changes with nearly any entry."""
     flat = [part.detach().double().reshape(-1) for part in parts]
     return [float(torch.cos(torch.arange(len(t), dtype=torch.float64)) @ t) for t in flat]

@@ -1,4 +1,4 @@
-"""References: the best exact answer known of every instance that a page or the suite reports shares of.
+"""References: the best exact answer known for every instance in the pages and the suite.
 
 A share is (return - start) / (reference - start), all at the follower's best response, where start is the untrained leader. The
 reference of an instance is the best return that any of the leaders below finds, all of which know the model: our hypergradient
@@ -49,12 +49,12 @@ from .runs import Data, Runs, grid, run_all
 STAGES = 7
 ITERATIONS = 300
 RATE = 0.1
-"""Step of our leaders, which falls to a tenth."""
+"""Initial step size of our leaders, which falls to a tenth."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Problems of one kind.
+    """A kind of problem.
 
     Attributes:
         label: in tables.
@@ -75,11 +75,11 @@ class Kind:
 
 
 def _game(states: int) -> Callable[[int], StackelbergProblem]:
-    return lambda seed: random_stackelberg(states, seed=seed)
+    return lambda seed: random_stackelberg(states, seed=seed, reward_unit=1.0)
 
 
 def _city(nodes: int, tau: float) -> Callable[[int], TollDesignProblem]:
-    return lambda seed: TollDesignProblem(random_city(nodes, seed), 0.999, tau)
+    return lambda seed: TollDesignProblem(random_city(nodes, seed), 0.999, tau).in_units(1.0)
 
 
 CITY = {"staged": 2, "cooled": 1}
@@ -93,13 +93,15 @@ KINDS = {
     "game_100": Kind("Stackelberg games, 100 states", _game(100), (5, 6, 7, 8, 9), 0.3, 0.002, GAME),
     "design": Kind(
         "incentive design, 10 states, 5 x 5 actions",
-        lambda seed: random_incentive_design(10, 5, 5, 0.9, 0.1, seed),
+        lambda seed: random_incentive_design(10, 5, 5, 0.9, 0.1, seed).in_units(1.0),
         (1, 2, 3),
         1.0,
         0.1,
         {"cooled": 1, "pbrl": 1, "staged": 1},
     ),
-    "lq": Kind("LQStackelberg-v0", lambda _: steering_game(), (0,), None, 0.0, {"quenched": 1, "staged": 9}),
+    "lq": Kind(
+        "LQStackelberg-v0", lambda _: steering_game().in_units(1.0), (0,), None, 0.0, {"quenched": 1, "staged": 9}
+    ),
 }
 
 Floats = NDArray[np.float64]
@@ -109,12 +111,12 @@ Floats = NDArray[np.float64]
 
 
 def temperatures(kind: Kind) -> list[float]:
-    """Those of the stages, in equal ratios."""
+    """The temperatures of the stages, a geometric sequence."""
     return [0.0] if kind.hot is None else [float(tau) for tau in np.geomspace(kind.hot, kind.cold, STAGES)]
 
 
 def staged(problem: Any, taus: Iterable[float], x: Floats, most: int) -> Floats:
-    """Quasi-Newton ascent on F_tau, a stage a temperature, each from where the last one ended."""
+    """Quasi-Newton ascent on F_tau in stages of falling temperature, each from the end of the last."""
     bounds = list(zip(problem.leader_set.low.tolist(), problem.leader_set.high.tolist(), strict=True))
     for tau in taus:
         last: Any = None
@@ -130,7 +132,7 @@ def staged(problem: Any, taus: Iterable[float], x: Floats, most: int) -> Floats:
 
 
 def penalised(kind: Kind, problem: Any, iterations: int, x0: Floats) -> Floats:
-    """PBRL, annealed like the hypergradient."""
+    """PBRL with a temperature that falls like the hypergradient's."""
     tau: Any = 0.1 if problem.lower_level == "zero_sum" else Geometric(kind.hot or 1.0, kind.cold)
     penalty = (
         NikaidoIsodaPenalty(lam=Geometric(2.0, 20.0)) if problem.lower_level == "zero_sum" else ValuePenalty(lam=20.0)
@@ -140,21 +142,21 @@ def penalised(kind: Kind, problem: Any, iterations: int, x0: Floats) -> Floats:
 
 
 def quenched(kind: Kind, problem: Any, iterations: int, x0: Floats) -> Floats:
-    """The hypergradient as it comes: hot for a sixth of the iterations, then at the last temperature at once."""
+    """The hypergradient with its default temperatures: high for a sixth of the iterations, then the last one."""
     hot = 0.2 if problem.lower_level == "zero_sum" else 0.07
     tau: Any = 0.0 if kind.hot is None else Quench(max(hot, kind.cold), max(0.003, kind.cold))
     return Hypergradient(problem, config=HypergradientConfig(tau=tau, learning_rate=0.1), x0=x0).learn(iterations).x
 
 
 def cooled(kind: Kind, problem: Any, iterations: int, x0: Floats) -> Floats:
-    """The hypergradient, its temperature falling in equal ratios."""
+    """The hypergradient with a geometrically falling temperature."""
     tau: Any = 0.0 if kind.hot is None else Geometric(kind.hot, kind.cold)
     config = HypergradientConfig(tau=tau, learning_rate=Geometric(RATE, RATE / 10.0))
     return Hypergradient(problem, config=config, x0=x0).learn(iterations).x
 
 
 def run_one(kind: str, seed: int, quick: bool) -> Data:
-    """Every leader on one instance: the returns at the follower's best response."""
+    """Run every leader on one instance; returns their returns at the follower's best response."""
     chosen, problem = KINDS[kind], KINDS[kind].make(seed)
     most, iterations = (10, 20) if quick else (200, ITERATIONS)
     before = time.process_time()
@@ -184,7 +186,7 @@ def run_one(kind: str, seed: int, quick: bool) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every instance of every kind."""
+    """Run every instance of every kind."""
     cells = [
         cell for kind, chosen in KINDS.items() for cell in grid(kind=[kind], seed=chosen.seeds[: 1 if quick else None])
     ]
@@ -208,7 +210,7 @@ def _known() -> dict[tuple[str, int], Data]:
 
 
 def reference(kind: str, seed: int, *found: float) -> float:
-    """The best return known of an instance.
+    """The best return known for an instance.
 
     Args:
         kind: of :data:`KINDS`.
@@ -228,12 +230,12 @@ def reference(kind: str, seed: int, *found: float) -> float:
 
 
 def known(kind: str, seed: int) -> bool:
-    """Whether an instance has a reference."""
+    """Whether a reference is stored for an instance."""
     return (kind, seed) in _known()
 
 
 def coverage(kind: str, seeds: Iterable[int]) -> str:
-    """A sentence of a page: of how many of its instances references are stored."""
+    """A sentence for a page: for how many of its instances references are stored."""
     asked = list(seeds)
     stored_of = sum(known(kind, seed) for seed in asked)
     return (
@@ -243,7 +245,7 @@ def coverage(kind: str, seeds: Iterable[int]) -> str:
 
 
 def won(runs: Runs, kind: str, leader: str) -> int:
-    """Instances whose reference a leader found, ties within 1e-6 of their improvement counted for each."""
+    """Number of instances whose reference a leader found; all leaders within 1e-6 of the improvement count."""
     own = list(runs(kind=kind))
     return sum(r["returns"].get(leader, -math.inf) >= r["best"] - 1e-6 * (r["best"] - r["start"]) for r in own)
 

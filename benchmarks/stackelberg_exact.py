@@ -34,6 +34,7 @@ from bilevel_gym.agents import (
 from bilevel_gym.agents.baselines.independent_policy_gradient import IndependentPolicyGradientConfig
 from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.agents.held_policies import Softmax
+from bilevel_gym.agents.schedules import Quench
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
 
@@ -54,7 +55,7 @@ PUBLISHED: dict[str, Any] = {"learning_rate": 0.1, "optimizer_class": torch.opti
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table.
+    """A method: a row of the table.
 
     Attributes:
         label: its name in tables and pictures.
@@ -73,7 +74,7 @@ class Method:
     colour: str = "black"
 
     def build(self, problem: StackelbergProblem, eval_every: int) -> ExactLeader:
-        """The leader."""
+        """Build the leader."""
         return self.leader(problem, **self.arguments, config=replace(self.config, eval_every=eval_every))
 
 
@@ -84,16 +85,23 @@ BELLMAN = {"penalty": BellmanPenalty(lam=7.0), "oracle": MirrorDescent(iteration
 NAIVE = IndependentPolicyGradientConfig(keep_best=True)
 NAIVE_PUBLISHED = IndependentPolicyGradientConfig(keep_best=True, **PUBLISHED)
 ANNEALED = HypergradientConfig(tau=Geometric(0.3, 0.003))
+COOLED, RISING = (
+    TabularPBRLConfig(tau=Geometric(0.2, 0.003), learning_rate=0.05),
+    {"penalty": ValuePenalty(lam=Geometric(2.0, 20.0))},
+)
 
 METHODS = {
     "independent": Method("independent gradient", IndependentPolicyGradient, NAIVE, colour="#7f7f7f"),
-    "pbrl": Method("PBRL, value, annealed (default)", TabularPBRL, TabularPBRLConfig(), colour="#1f77b4"),
+    "pbrl": Method("PBRL, value, annealed (default)", TabularPBRL, COOLED, RISING, colour="#1f77b4"),
     "pbrl_joint": Method(
-        "PBRL, value, annealed, joint steps", TabularPBRL, TabularPBRLConfig(follower=Softmax()), colour="#17becf"
+        "PBRL, value, annealed, joint steps", TabularPBRL, replace(COOLED, follower=Softmax()), RISING, colour="#17becf"
     ),
     "hypergradient": Method("hypergradient, annealed", Hypergradient, ANNEALED, colour="#2ca02c"),
     "hypergradient_quenched": Method(
-        "hypergradient, hot, then cold (default)", Hypergradient, HypergradientConfig(), colour="#9467bd"
+        "hypergradient, hot, then cold (default)",
+        Hypergradient,
+        HypergradientConfig(tau=Quench(0.07, 0.003)),
+        colour="#9467bd",
     ),
     "published_independent": Method(
         "independent gradient", IndependentPolicyGradient, NAIVE_PUBLISHED, published=True, colour="#7f7f7f"
@@ -107,7 +115,7 @@ METHODS = {
 
 
 def point(problem: StackelbergProblem, x: Any, evaluation: Evaluation) -> Data:
-    """What is reported of one x: exact returns, and the method's own record."""
+    """The report of one x: exact returns, and the method's own record."""
     tensor = torch.from_numpy(x)
     return {
         "leader_return": leader_return_at_best_response(problem, tensor, TAU0),
@@ -117,8 +125,8 @@ def point(problem: StackelbergProblem, x: Any, evaluation: Evaluation) -> Data:
 
 
 def run_game(size: int, method: str, seed: int, iterations: int) -> Data:
-    """One method on one game."""
-    problem = random_stackelberg(size, seed=seed)
+    """Run one method on one game."""
+    problem = random_stackelberg(size, seed=seed, reward_unit=1.0)
     leader = METHODS[method].build(problem, max(10, iterations // CURVE_POINTS)).learn(iterations)
     return {
         "last": point(problem, leader.last_x, leader.history[-1]),
@@ -128,14 +136,14 @@ def run_game(size: int, method: str, seed: int, iterations: int) -> Data:
 
 
 def cost_ms(size: int, name: str, iterations: int) -> float:
-    """CPU milliseconds an iteration on game 0, evaluations every 10 iterations included."""
-    leader = METHODS[name].build(random_stackelberg(size, seed=0), 10)
+    """CPU milliseconds per iteration on game 0, with an evaluation every 10 iterations."""
+    leader = METHODS[name].build(random_stackelberg(size, seed=0, reward_unit=1.0), 10)
     leader.learn(5)
     return cpu_seconds(leader.learn, iterations) / iterations * 1e3
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every method on every game."""
+    """Run every method on every game."""
     seeds, own, published = (SEEDS[:2], 40, 100) if quick else (SEEDS, ITERATIONS, PUBLISHED_ITERATIONS)
     longest_first = sorted(METHODS, key=lambda name: not METHODS[name].published)
     cells = [
@@ -175,7 +183,7 @@ PANELS = (
 
 @panels(2, 3, 12.5, 6.8)
 def picture(data: Data, *axes: Any) -> None:
-    """Three panels over iterations, the published settings above and the annealed ones below."""
+    """Draw three panels over iterations, the published settings above and the annealed ones below."""
     size = max(data["sizes"])
     for row, published in ((axes[:3], True), (axes[3:], False)):
         for panel, (key, heading) in zip(row, PANELS, strict=True):

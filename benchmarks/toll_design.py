@@ -36,7 +36,7 @@ from .statistics import paired_ratio
 
 SEEDS = tuple(range(10))
 SETTINGS = ((0.5, 0.0), (0.5, 0.1), (0.1, 0.0))
-"""tau0 (minutes) and weight of revenue."""
+"""tau0 (minutes) and weight of the revenue."""
 
 ITERATIONS = 300
 UNIFORM_STEP = 0.01
@@ -49,11 +49,11 @@ SHOWN = 0
 
 
 Tolls = Callable[[TollDesignProblem, bool], Tensor]
-"""What a method does: tolls for a city, found in fewer iterations for a quick run."""
+"""A method: it finds tolls for a city, in fewer iterations for a quick run."""
 
 
 def uniform(problem: TollDesignProblem, quick: bool) -> Tensor:
-    """The best of the tolls 0, 0.01, ..., 5, the same on every link."""
+    """The best of the tolls 0, 0.01, ..., 5, with the same toll on every link."""
     best, V = (-np.inf, 0.0), None
     for toll in np.linspace(0.0, problem.max_toll, 1 + round(problem.max_toll / (10 if quick else 1) / UNIFORM_STEP)):
         x = torch.full((problem.leader_dim,), float(toll), dtype=torch.float64)
@@ -63,8 +63,13 @@ def uniform(problem: TollDesignProblem, quick: bool) -> Tensor:
 
 
 def learned(make: Callable[[TollDesignProblem], ExactLeader]) -> Tolls:
-    """What a leader finds."""
+    """The tolls that a leader learns."""
     return lambda problem, quick: torch.from_numpy(make(problem).learn(30 if quick else ITERATIONS).x)
+
+
+def at_tau0(problem: TollDesignProblem, x0: Any = None) -> Hypergradient:
+    """The hypergradient at the drivers' own temperature."""
+    return Hypergradient(problem, config=HypergradientConfig(tau=problem.tau0), x0=x0)
 
 
 def annealed(problem: TollDesignProblem) -> Hypergradient:
@@ -73,15 +78,15 @@ def annealed(problem: TollDesignProblem) -> Hypergradient:
 
 
 def many_starts(problem: TollDesignProblem, quick: bool) -> Tensor:
-    """The best of four hypergradient runs from random tolls: how much the start matters."""
+    """The best of four hypergradient runs from random tolls, which shows how much the start matters."""
     starts = np.random.default_rng(0).uniform(0.0, problem.max_toll, (RANDOM_STARTS, problem.leader_dim))
-    runs = [Hypergradient(problem, x0=x0).learn(30 if quick else ITERATIONS) for x0 in starts]
+    runs = [at_tau0(problem, x0).learn(30 if quick else ITERATIONS) for x0 in starts]
     return torch.from_numpy(max(runs, key=lambda run: run.evaluate().leader_return).x)
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table.
+    """A method: a row of the table.
 
     Attributes:
         label: its name.
@@ -97,7 +102,7 @@ METHODS = {
     "uniform": Method("best uniform toll", uniform),
     "pigou": Method("toll = external cost", lambda problem, _: problem.project(problem.network.external_cost)),
     "pbrl": Method("PBRL (default)", learned(TabularPBRL)),
-    "hypergradient": Method("hypergradient (default)", learned(Hypergradient)),
+    "hypergradient": Method("hypergradient (default)", learned(at_tau0)),
     "annealed": Method("hypergradient, tau from 1 minute", learned(annealed)),
     "many_starts": Method(f"hypergradient, best of {RANDOM_STARTS} random starts", many_starts),
 }
@@ -108,14 +113,14 @@ LEARNERS = ("pbrl", "hypergradient")
 
 
 def run_city(tau: float, weight: float, seed: int, method: str, quick: bool) -> Data:
-    """One method in one city."""
-    problem = TollDesignProblem(random_city(seed=seed), tau=tau, revenue_weight=weight)
+    """Run every method in one city."""
+    problem = TollDesignProblem(random_city(seed=seed), tau=tau, revenue_weight=weight).in_units(1.0)
     start = time.process_time()
     x = METHODS[method].tolls(problem, quick)
     seconds = time.process_time() - start
     pi = solve_soft(problem.follower_mdp(x), problem.tau0).pi
     trip = problem.trip(x, pi)
-    unpriced = TollDesignProblem(problem.network, tau=tau)
+    unpriced = TollDesignProblem(problem.network, tau=tau).in_units(1.0)
     return {
         "nodes": problem.network.n_nodes,
         "links": problem.network.n_links,
@@ -131,7 +136,7 @@ def run_city(tau: float, weight: float, seed: int, method: str, quick: bool) -> 
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every method in every city and setting."""
+    """Run every method in every city and setting."""
     seeds, settings = (SEEDS[:2], SETTINGS[:2]) if quick else (SEEDS, SETTINGS)
     cells = [c for tau, weight in settings for c in grid(tau=[tau], weight=[weight], seed=seeds, method=METHODS)]
     runs = run_all(run_city, cells, jobs, "cities", quick=quick)
@@ -143,7 +148,7 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def change(runs: Runs, name: str, base: str, key: str = "external") -> Interval:
-    """Ratio of means, paired by city, in per cent less 100."""
+    """The change of the mean in per cent, paired by city."""
     ratio = paired_ratio(runs(method=name)[key], runs(method=base)[key])
     low, high = (None if end is None else 100.0 * (end - 1.0) for end in (ratio.low, ratio.high))
     return Interval(100.0 * (ratio.estimate - 1.0), low, high)
@@ -151,11 +156,11 @@ def change(runs: Runs, name: str, base: str, key: str = "external") -> Interval:
 
 @panels(1, 3, 15.0, 4.6)
 def picture(data: Data, before: Any, after: Any, cities: Any) -> None:
-    """One city's map before and after, and the external cost in every city."""
+    """Draw the map of one city before and after, and the external cost in every city."""
     tau, weight = map(float, data["settings"][0])
     runs = Runs(data["runs"])(tau=tau, weight=weight)
     shown = runs(method="pbrl", seed=SHOWN).one
-    problem = TollDesignProblem(random_city(seed=SHOWN), tau=tau, revenue_weight=weight)
+    problem = TollDesignProblem(random_city(seed=SHOWN), tau=tau, revenue_weight=weight).in_units(1.0)
     draw_before_and_after(before, after, problem, torch.tensor(shown["x"], dtype=torch.float64))
     colours = {
         "none": "#7f7f7f",

@@ -1,4 +1,4 @@
-"""The commands. Exit codes: 0 done; 1 a run failed; 2 bad usage; 130 interrupted. Errors are one line on stderr."""
+"""The commands. Exit codes: 0 done; 1 a run failed; 2 wrong usage; 130 interrupted. Errors are one line on stderr."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ cli.command_class = o.Command
 def train(
     conf_file: Path | None, log_folder: Path, resume: Path | None, trust_code: bool, as_json: bool, **options: Any
 ) -> None:
-    """Train a leader; what it leaves is LOG_FOLDER/LEADER-FOLLOWER/ENV_1.
+    """Train a leader and save the run in LOG_FOLDER/LEADER-FOLLOWER/ENV_1.
 
-    Settings that are not given come from --conf-file, else from those that ship with the package (`list tuned`).
+    Settings that you leave out come from --conf-file, and otherwise from the tuned settings in the package (`list tuned`).
     """
     from . import run
     from .logs import Extras
@@ -60,25 +60,27 @@ def train(
     extras = Extras(**{field.name: options[field.name] for field in fields(Extras)})
     given = o.given_settings(options)
     if resume is not None:
-        steps = given.pop("n_timesteps")
+        budget = {name: given.pop(name) for name in o.BUDGETS}
         others = [key for key, item in {**given, "conf_file": conf_file}.items() if item not in (None, {})]
         if others:
             names = ", ".join(f"--{key.replace('_', '-')}" for key in others)
-            raise click.UsageError(f"--resume: expected no other setting than --n-timesteps beside it, got {names}")
-        _show(run.resume(resume, extras, steps, trust_code), as_json)
+            raise click.UsageError(f"--resume: expected no other setting than a budget beside it, got {names}")
+        _show(run.resume(resume, extras, budget, trust_code), as_json)
         return
     settings = settings_of(given, None if conf_file is None else read(conf_file), trust_code)
 
-    def folder() -> Path:
+    def folder(plan: Any) -> Path:
         made = run.new_folder(log_folder, settings)
         click.echo(f"{settings.env}, {settings.name}, seed {settings.seed}: {made}", err=True)
+        if plan is not None and not extras.progress:  # learn shows it before its bar
+            click.echo(plan, err=True)
         return made
 
     _show(run.train(settings, folder, extras), as_json)
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
-    """The record of a run on stdout: JSON, or a name and a value a line."""
+    """Print the record of a run as JSON, or as lines with a name and a value."""
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -92,9 +94,9 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
 @o.TRUST
 @o.AS_JSON
 def evaluate(run: Path, trust_code: bool, as_json: bool) -> None:
-    """Evaluate the leader of a run's folder at the follower's best response.
+    """Evaluate the leader of a run at the follower's best response.
 
-    Where no model is known, a follower is trained afresh for it.
+    If no model is known, this trains new followers.
     """
     from .run import RunFailed, load, one_thread
 
@@ -110,15 +112,15 @@ def evaluate(run: Path, trust_code: bool, as_json: bool) -> None:
 @cli.command()
 @o.RUN
 @click.option("-o", "--output", type=o.PATH, help="A .gif, or an .mp4 (extra video); RUN/follower.gif by default.")
-@click.option("-n", "--n-timesteps", "steps", type=Whole(1), default=100, help="Steps that are shown.")
-@click.option("--seed", type=Whole(0), default=0, help="Of the play.")
-@click.option("--fps", type=Whole(1), help="Pictures a second; the environment's own by default.")
-@click.option("--untrained", is_flag=True, help="Under the leader before training.")
+@click.option("-n", "--n-timesteps", "steps", type=Whole(1), default=100, help="Steps to record.")
+@click.option("--seed", type=Whole(0), default=0, help="Seed of the recorded episodes.")
+@click.option("--fps", type=Whole(1), help="Frames per second; the environment's own by default.")
+@click.option("--untrained", is_flag=True, help="Use the x before training.")
 @o.TRUST
 def record(run: Path, output: Path | None, **options: Any) -> None:
-    """Record a moving picture of the follower under the leader of a run's folder.
+    """Record the follower under the leader of a run, as a .gif or .mp4.
 
-    The follower of an exact leader is the exact best response; of a game, both players at the Nash equilibrium.
+    For an exact leader, the follower is the exact best response; in a game, both players play the Nash equilibrium.
     """
     from .pictures import record as write
 
@@ -127,12 +129,12 @@ def record(run: Path, output: Path | None, **options: Any) -> None:
 
 @cli.command()
 @o.RUN
-@click.option("-o", "--output", type=o.PATH, help="The folder; RUN/card by default.")
+@click.option("-o", "--output", type=o.PATH, help="Folder of the card; RUN/card by default.")
 @click.option("--push", metavar="USER/NAME", help="Upload it to this repository of the Hugging Face Hub (extra hub).")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @o.TRUST
 def card(run: Path, output: Path | None, push: str | None, private: bool, trust_code: bool) -> None:
-    """Write the leader of a run's folder as a model card folder: the card, the leader, its followers as plain SB3 models."""
+    """Write a model card for a run: a folder with the card, the leader, and its followers as plain SB3 models."""
     from ..agents.model_card import push_to_hub, write_model_card
     from .run import load
 
@@ -142,13 +144,13 @@ def card(run: Path, output: Path | None, push: str | None, private: bool, trust_
 
 @cli.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=o.PATH)
-@click.option("-o", "--output", type=o.PATH, default="curves.png", help="The picture.")
-@click.option("-x", "--x", default="num_timesteps", help="Record along the axis.")
-@click.option("-y", "--y", default="leader_return", help="Record that is drawn.")
+@click.option("-o", "--output", type=o.PATH, default="curves.png", help="File of the picture.")
+@click.option("-x", "--x", default="num_timesteps", help="Recorded value on the x axis.")
+@click.option("-y", "--y", default="leader_return", help="Recorded value on the y axis.")
 def plot(runs: tuple[Path, ...], output: Path, x: str, y: str) -> None:
-    """Draw learning curves of runs' folders, and of all below them: a panel an environment, a line a leader.
+    """Plot learning curves of all runs in these folders, with one panel per environment and one line per leader.
 
-    Lines are means over runs that differ by anything else, seeds for one, with their 95% bands (Student's t below 20 runs).
+    A line is the mean over the runs of a leader, such as several seeds, with a 95% band (Student's t below 20 runs).
     """
     from .pictures import plot as draw
     from .pictures import run_folders
@@ -157,7 +159,7 @@ def plot(runs: tuple[Path, ...], output: Path, x: str, y: str) -> None:
 
 
 def _report(outcome: Outcome) -> None:
-    """A line on stderr for a run that ended."""
+    """Print a line on stderr when a run has ended."""
     its = outcome.settings
     word = f"{PROGRAM}: failed" if outcome.error is not None else "done" if outcome.repeated else "there"
     error = "" if outcome.error is None else f": {outcome.error}"
@@ -165,7 +167,7 @@ def _report(outcome: Outcome) -> None:
 
 
 def _end(outcomes: Sequence[Outcome]) -> None:
-    """Raise where runs failed."""
+    """Raise if any run failed."""
     from .run import RunFailed
 
     failed = sum(outcome.error is not None for outcome in outcomes)
@@ -181,18 +183,18 @@ def _end(outcomes: Sequence[Outcome]) -> None:
 @click.option("--seeds", cls=Several, metavar="SEED ...", type=Whole(0), help="Seeds of the leader.")
 @click.option("--n-seeds", type=Whole(1), help="Seeds 0, 1, ...; 1 by default.")
 @click.option("--env-seeds", is_flag=True, help="Give each seed to the environment, too.")
-@click.option("--grid", cls=Several, metavar="KEY:A,B,... ...", help="Values of leader.X, follower.X or env.X.")
+@click.option("--grid", cls=Several, metavar="KEY:A,B,... ...", help="Values to try for leader.X, follower.X or env.X.")
 @click.option("--search", type=Whole(1), metavar="TRIALS", help="Search with Optuna (extra optuna) instead.")
-@click.option("--space", cls=Several, metavar="KEY:log(A,B) ...", help="Of the search: log, float, int, choice.")
+@click.option("--space", cls=Several, metavar="KEY:log(A,B) ...", help="Search space: log, float, int or choice.")
 @o.CONF
 @o.log_folder("runs/sweep")
 @o.SIDE_BY_SIDE
 @o.AS_JSON
 def sweep(as_json: bool, conf_file: Path | None, trust_code: bool, **options: Any) -> None:
-    """Run a grid, or a search, over environments, leaders, followers, settings and seeds.
+    """Run a grid or a search over environments, leaders, followers, settings and seeds.
 
-    Finished runs are not repeated: the same command goes on where it was stopped. A run that fails is reported, the others go
-    on, and the exit code is 1. LOG_FOLDER/summary.json has a row for each setting, the best first.
+    Finished runs are not repeated, so the same command continues a sweep that was stopped. A failed run is reported and does
+    not stop the others; the exit code is then 1. LOG_FOLDER/summary.json has a row for each setting, the best first.
     """
     from . import catalogue
     from . import sweep as runs
@@ -212,7 +214,13 @@ def sweep(as_json: bool, conf_file: Path | None, trust_code: bool, **options: An
             named = [{"env": env, "leader": leader, "follower": follower} for follower in options["followers"]]
         else:  # it solves its follower
             named = [{"env": env, "leader": leader, "follower_kwargs": None}]
-        found += [settings_of(given | names, conf, trust_code) for names in named]
+        # Of two budgets, one for each kind of leader, each leader takes its own.
+        both = given["n_timesteps"] is not None and given["n_iterations"] is not None
+        own = {
+            name: given[name] for name in o.BUDGETS if not both or name == catalogue.counts(catalogue.leader(leader))
+        }
+        rest = {name: item for name, item in given.items() if name not in o.BUDGETS}
+        found += [settings_of(rest | own | names, conf, trust_code) for names in named]
     chosen = seeds or range(options["n_seeds"] or 1)
     keys = ("log_folder", "jobs", "backend", "address", "save_freq")
     pool = runs.Pool(**{key: options[key] for key in keys}, report=_report)
@@ -234,27 +242,29 @@ def sweep(as_json: bool, conf_file: Path | None, trust_code: bool, **options: An
 
 @cli.command()
 @o.CHOICE
-@click.option("--n-seeds", type=Whole(1), default=3, help="The first seeds of the evidence.")
-@click.option("-n", "--n-timesteps", type=Whole(1), help="Fewer steps than the evidence has: a smoke test.")
+@click.option("--n-seeds", type=Whole(1), default=3, help="How many seeds of the recorded result to repeat.")
+@o.BUDGET
 @o.log_folder("runs/benchmark")
 @o.SIDE_BY_SIDE
 @o.AS_JSON
-def benchmark(as_json: bool, n_seeds: int, n_timesteps: int | None, **options: Any) -> None:
-    """Run tuned settings again and set what comes out beside their evidence (`list tuned`).
+def benchmark(as_json: bool, n_seeds: int, **options: Any) -> None:
+    """Repeat tuned settings and compare the result with the recorded one (`list tuned`).
 
-    Which: --env, --leader, --follower, each if given. The pages of docs/results come from `python -m benchmarks` in a checkout.
+    Choose them with --env, --leader or --follower. A smaller budget than the recorded one makes it a smoke test.
+    `python -m benchmarks` in a checkout makes the pages of docs/results.
     """
     from .evidence import chosen, rows, runs_of
     from .statistics import table
     from .sweep import Pool
 
     names = [options.pop(key) for key in ("env", "leader", "follower")]
+    budget = {key: options.pop(key) for key in o.BUDGETS}
     if names == [None, None, None]:
         raise click.UsageError("--env: expected --env, --leader or --follower, got none of them")
     entries = chosen(*names)
-    runs = [runs_of(entry, n_seeds, n_timesteps) for entry in entries]
+    runs = [runs_of(entry, n_seeds, budget) for entry in entries]
     outcomes = Pool(**options, report=_report).run(list(itertools.chain(*runs)))
-    found = rows(entries, runs, outcomes, n_timesteps is not None)
+    found = rows(entries, runs, outcomes, any(budget.values()))
     click.echo(json.dumps(found) if as_json else table(found))
     _end(outcomes)
 
@@ -263,7 +273,7 @@ def benchmark(as_json: bool, n_seeds: int, n_timesteps: int | None, **options: A
 @click.argument("what", type=o.OneOf(("environments", "leaders", "followers", "tuned", "all")), default="all")
 @o.AS_JSON
 def list_(what: str, as_json: bool) -> None:
-    """List environments, leaders, followers or tuned settings, one a line."""
+    """List environments, leaders, followers or tuned settings, one per line."""
     from . import catalogue
     from .settings import entries
 
@@ -294,7 +304,7 @@ def list_(what: str, as_json: bool) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """An error in one line."""
+    """Format an error as one line."""
     if isinstance(error, click.exceptions.NoSuchOption):
         text = f"{error.option_name}: expected an option that --help lists, got {error.option_name}"
     elif isinstance(error, click.exceptions.MissingParameter):
@@ -309,7 +319,7 @@ def _line(error: BaseException) -> str:
 
 @contextmanager
 def _heeding_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP interrupt as Ctrl-C does, wherever they come; one that is ignored, by nohup for one, stays so."""
+    """Let SIGTERM and SIGHUP interrupt like Ctrl-C. An ignored signal, for instance under nohup, stays ignored."""
     heard = threading.current_thread() is threading.main_thread()
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     mine = [number for number in numbers if heard and signal.getsignal(number) is signal.SIG_DFL]
@@ -348,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _code(error: Exception) -> int:
-    """2 for what the command line asked wrongly, a library that is not there among it; 1 for a run that failed."""
+    """The exit code of an error: 2 for wrong usage or a missing library, 1 for a failed run."""
     missing = type(error).__name__ == "DependencyNotInstalled"  # Gymnasium's, which is no ImportError
     wrong = isinstance(error, (ValueError, click.UsageError, ImportError, FileNotFoundError))
     return 2 if missing or wrong else 1

@@ -1,4 +1,4 @@
-"""What there is to run: environments from the registries, leaders and followers from the packages; nothing is typed twice."""
+"""Lists of environments, leaders and followers, read from the registries and packages."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ..envs.mdp.checks import require
 
 PREFIX = "bilevel_gym/"
 Kind = Literal["exact", "sampled", "preferences"]
-"""What a leader knows: the model; steps; steps and answers to questions."""
+"""What a leader learns from: an exact solution of the model; environment steps; steps and answers to questions."""
 
 assert envs
 
 
 def first_line(thing: Any, otherwise: str = "") -> str:
-    """The first line of a docstring, without its full stop."""
+    """The first line of an object's docstring, without the full stop."""
     text = inspect.cleandoc(thing.__doc__ or "").splitlines()
     return re.sub(r":\w+:|`", "", text[0]).rstrip(".") if text else otherwise
 
@@ -37,12 +37,12 @@ def first_line(thing: Any, otherwise: str = "") -> str:
 
 
 def environment_ids() -> list[str]:
-    """Every id of this package, Gymnasium's and PettingZoo's."""
+    """All environment ids of this package, of Gymnasium and of PettingZoo."""
     return sorted(name for name in (*gym.registry, *pettingzoo.parallel_registry) if name.startswith(PREFIX))
 
 
 def environment_line(env_id: str) -> str:
-    """The first line of an environment's class's docstring."""
+    """The first docstring line of an environment's class."""
     spec: Any = gym.registry.get(env_id) or pettingzoo.spec("parallel", env_id)
     try:
         found = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
@@ -55,7 +55,7 @@ def full_id(text: str) -> str:
     """An environment's id, with or without this package's prefix.
 
     Raises:
-        ValueError: an id that nobody registered.
+        ValueError: an id that is not registered.
     """
     from ..agents.sources import is_game
 
@@ -72,7 +72,7 @@ def full_id(text: str) -> str:
 
 
 def environment(text: str) -> str | Callable[..., Any]:
-    """What a leader is given as environment: an id, or what ``module:callable`` names."""
+    """The environment to give to a leader: an id, or the object that ``module:callable`` names."""
     if ":" in text:
         found = named(text, "--env", missing_is_none=True)
         if found is not None:
@@ -86,7 +86,7 @@ def environment(text: str) -> str | Callable[..., Any]:
 
 
 def leaders() -> dict[str, type]:
-    """Every leader and baseline of ``agents``, by name."""
+    """All leaders and baselines of ``agents``, by name."""
     from .. import agents
 
     found, base = {name: getattr(agents, name) for name in agents.__all__}, agents.Leader
@@ -96,10 +96,10 @@ def leaders() -> dict[str, type]:
 
 
 def leader(text: str) -> type[Any]:
-    """A leader's class by its name, or by ``module:class``.
+    """The class of a leader, given its name or ``module:class``.
 
     Raises:
-        ValueError: no such leader.
+        ValueError: no leader has this name.
     """
     if ":" in text:
         found = named(text, "--leader")
@@ -111,24 +111,31 @@ def leader(text: str) -> type[Any]:
 
 
 def takes_follower(cls: type) -> bool:
-    """Whether a leader is given an algorithm as its follower."""
+    """Whether a leader takes an algorithm as its follower."""
     return "follower" in inspect.signature(cls).parameters
 
 
 def kind(cls: type) -> Kind:
-    """What a leader knows."""
+    """What a leader learns from."""
     from ..agents.preferences.method import PreferenceLeader
 
     if issubclass(cls, PreferenceLeader):
         return "preferences"
-    return "sampled" if takes_follower(cls) else "exact"
+    return "sampled" if counts(cls) == "n_timesteps" else "exact"
+
+
+def counts(cls: type[Any]) -> str:
+    """What a leader's ``learn`` counts, as a field of the settings: ``n_timesteps`` or ``n_iterations``."""
+    method = getattr(cls, "method_class", None)
+    word = getattr(method, "counts", "total_timesteps" if takes_follower(cls) else "num_iterations")
+    return "n_timesteps" if word == "total_timesteps" else "n_iterations"
 
 
 # --- followers ------------------------------------------------------------------------------------------------------------
 
 
 def followers() -> dict[str, type[Any]]:
-    """Every algorithm of Stable-Baselines3 and of sb3-contrib, where that is installed, by name."""
+    """All algorithms of Stable-Baselines3, and of sb3-contrib if it is installed, by name."""
     import stable_baselines3
     from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -144,10 +151,10 @@ def followers() -> dict[str, type[Any]]:
 
 
 def follower(text: str) -> Any:
-    """An algorithm's class by its name, or what ``module:callable`` names.
+    """The class of an algorithm, given its name, or the object that ``module:callable`` names.
 
     Raises:
-        ValueError: no such follower.
+        ValueError: no algorithm has this name.
     """
     if ":" in text:
         found = named(text, "--follower")
@@ -162,10 +169,10 @@ def follower(text: str) -> Any:
 
 
 def named(text: str, name: str, missing_is_none: bool = False) -> Any:
-    """What ``module:attribute`` names; modules of the current folder are found too.
+    """Import the object that ``module:attribute`` names; the module may be in the current folder.
 
     Raises:
-        ValueError: no such module, no such attribute.
+        ValueError: there is no such module or attribute.
     """
     module, _, attribute = text.partition(":")
     here = str(Path.cwd())

@@ -1,4 +1,4 @@
-"""Tuned settings run again, beside the evidence for them."""
+"""Repeats tuned settings and compares the results with the recorded ones."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .statistics import interval
 from .sweep import Outcome, over_seeds
 
 SCORE = "leader_return"
-"""The measure that a run's own result has; others are a benchmark's."""
+"""The measure in a run's own result; other measures come from benchmarks."""
 
 
 Entry = tuple[str, str, str, dict[str, Any]]
-"""Environment, leader, follower or ``EXACT``, and settings of a tuned entry, its evidence among them."""
+"""Environment, leader, follower (or ``EXACT``), and the settings of a tuned entry with its recorded result."""
 
 
 def chosen(env: str | None, leader: str | None, follower: str | None) -> list[Entry]:
-    """The entries with these names, where they are given.
+    """The tuned entries that match the names which are given.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no entry matches.
     """
     asked = (None if env is None else catalogue.full_id(env), leader, follower)
     matching = [e for e in entries() if all(a in (None, name) for a, name in zip(asked, e, strict=False))]
@@ -33,19 +33,19 @@ def chosen(env: str | None, leader: str | None, follower: str | None) -> list[En
     return matching
 
 
-def runs_of(entry: Entry, n_seeds: int, n_timesteps: int | None) -> list[Settings]:
-    """The runs that the evidence rests on: its first seeds, its environments."""
+def runs_of(entry: Entry, n_seeds: int, budget: dict[str, int | None]) -> list[Settings]:
+    """The runs behind a recorded result: its first seeds, in its environments; with another ``budget`` if one is given."""
     env, leader, follower, tuned = entry
     evidence = tuned["evidence"]
     given = {"env": env, "leader": leader, "follower": None if follower == EXACT else follower}
-    settings = settings_of({**given, "env_kwargs": evidence["env_kwargs"], "n_timesteps": n_timesteps})
+    settings = settings_of({**given, "env_kwargs": evidence["env_kwargs"], **budget})
     return over_seeds(settings, evidence["seeds"][:n_seeds], evidence["env_seeds"])
 
 
 def rows(
     tuned: Sequence[Entry], runs: Sequence[Sequence[Settings]], outcomes: Sequence[Outcome], short: bool
 ) -> list[dict[str, Any]]:
-    """A row an entry: its evidence, and the mean of the runs here where the measure is the same and nothing was cut short."""
+    """One row per entry: the recorded result, and the mean of the new runs if they are complete and have the same measure."""
     results = {o.settings.hash: o.result for o in outcomes if o.result is not None}
     found = []
     for (env, leader, follower, entry), mine in zip(tuned, runs, strict=True):
@@ -57,7 +57,7 @@ def rows(
                 "env": env,
                 "leader": leader,
                 "follower": follower,
-                "steps": mine[0].n_timesteps,
+                "steps": mine[0].budget,
                 "measure": evidence["measure"] + (" (cut short here)" if short else ""),
                 "evidence": f"{evidence['value']:.4g}",
                 "here": here if evidence["measure"] == SCORE else f"leader_return {here}",

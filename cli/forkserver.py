@@ -1,7 +1,7 @@
-"""Imported in multiprocessing's fork server and nowhere else: it leaves the process group of the process that began it.
+"""Only multiprocessing's fork server imports this module: it moves the server to a process group of its own.
 
-So what is sent to that group, by Ctrl-C for one, reaches neither the server nor the processes that it forks; which find loaded
-what ``agents`` loads when it is asked for.
+Signals to the parent's group, such as that of Ctrl-C, then reach neither the server nor the processes that it forks. The
+module also imports what ``agents`` loads on demand, so that forked processes need not.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What a run writes while it goes: lines of JSON, TensorBoard, Weights & Biases, through SB3's logger."""
+"""Logs of a run, written through SB3's logger: lines of JSON, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .settings import Settings
 PROGRESS = "progress.json"
 STEPS = "num_timesteps"
 LARGEST = 2**26
-"""Bytes of a run's records."""
+"""Maximal size of a run's records that is read, in bytes."""
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What a run does beside learning; none of it changes a number.
+    """Options of a run that do not change its numbers.
 
     Attributes:
-        save_freq: iterations between checkpoints; None saves in the end alone, and on a signal.
+        save_freq: iterations between checkpoints; None saves only at the end and on a signal.
         tensorboard_log: folder of TensorBoard events.
         track: whether to send the records to Weights & Biases.
-        project: there.
-        entity: there.
+        project: project of Weights & Biases.
+        entity: entity of Weights & Biases.
         progress: show a progress bar.
     """
 
@@ -45,7 +45,7 @@ class Extras:
 
 
 class ProgressFile(JSONOutputFormat):
-    """A line of JSON a record, each flushed, so that whatever ends a run the lines before stay."""
+    """Writes each record as a line of JSON and flushes it, so that it survives a kill."""
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """One record."""
@@ -53,12 +53,12 @@ class ProgressFile(JSONOutputFormat):
 
 
 def _shown(key_values: dict[str, Any]) -> dict[str, Any]:
-    """The numbers and texts of a record."""
+    """The numbers and strings of a record."""
     return {key: item for key, item in key_values.items() if isinstance(item, (bool, int, float, str, np.number))}
 
 
 def read_progress(path: Path) -> list[dict[str, Any]]:
-    """The records of a run, without a line that was cut off; none where there is no file, or one too large for records."""
+    """Read the records of a run, without a truncated last line; none if the file is missing or too large."""
     rows: list[dict[str, Any]] = []
     readable = path.is_file() and path.stat().st_size <= LARGEST
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if readable else []:
@@ -72,7 +72,7 @@ def read_progress(path: Path) -> list[dict[str, Any]]:
 
 
 def require_writers(extras: Extras) -> None:
-    """Raise ``ValueError`` where what is to write the records is not installed."""
+    """Raise ``ValueError`` if a library that should write the records is not installed."""
     if extras.track:
         _wandb()
     if extras.tensorboard_log is not None:
@@ -90,10 +90,10 @@ def _wandb() -> Any:
 
 
 class Tracking(KVWriter):
-    """Records sent to Weights & Biases, or with ``WANDB_MODE=offline`` kept in the run's folder for ``wandb sync``.
+    """Sends records to Weights & Biases, or with ``WANDB_MODE=offline`` keeps them in the run's folder for ``wandb sync``.
 
     Raises:
-        ValueError: wandb is not installed, or begins no run: nobody is logged in.
+        ValueError: wandb is not installed, or cannot start a run because nobody is logged in.
     """
 
     def __init__(self, folder: Path, settings: Settings, extras: Extras) -> None:
@@ -115,7 +115,7 @@ class Tracking(KVWriter):
 
 
 def new_logger(folder: Path, settings: Settings, extras: Extras) -> Logger:
-    """SB3's logger that writes all of these; see :func:`require_writers`."""
+    """An SB3 logger with all requested outputs; see :func:`require_writers`."""
     formats: list[KVWriter] = [Tracking(folder, settings, extras)] if extras.track else []
     formats.append(ProgressFile(str(folder / PROGRESS)))
     if extras.tensorboard_log is not None:
@@ -124,12 +124,12 @@ def new_logger(folder: Path, settings: Settings, extras: Extras) -> Logger:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     write_whole(path, lambda file: file.write(text.encode()))  # type: ignore[arg-type]
 
 
 def require_folder(path: Path, name: str) -> Path:
-    """A folder that is made if need be and can be written to; raises ``ValueError``."""
+    """Make a folder if it is missing; raise ``ValueError`` if it cannot be made or written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the commands' options share: lists of several words, ``key:value`` pairs, types whose errors say what was expected."""
+"""Option types of the commands: options with several words, ``key:value`` pairs, and types with clear errors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 
 import click
 
+BUDGETS = ("n_timesteps", "n_iterations", "budget")
+"""The options of a run's length."""
 F = TypeVar("F", bound=Callable[..., Any])
 _OPTION = re.compile(r"--?[A-Za-z]|--$")
 
 
 class Whole(click.ParamType):  # type: ignore[type-arg]
-    """A whole number, at least ``low``; 1_000_000 and 1e6 are read too."""
+    """A whole number of at least ``low``; 1_000_000 and 1e6 are accepted."""
 
     name = "integer"
 
@@ -52,7 +54,7 @@ class Several(click.Option):
 
 
 class Command(click.Command):
-    """A command whose :class:`Several` take several words, and which knows ``--debug``."""
+    """A command with ``--debug``, whose :class:`Several` options take several words."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -61,7 +63,7 @@ class Command(click.Command):
         )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Write ``--name a b`` as ``--name a --name b`` first."""
+        """Rewrite ``--name a b`` as ``--name a --name b`` before parsing."""
         several = {name for param in self.params if isinstance(param, Several) for name in param.opts}
         end = args.index("--") if "--" in args else len(args)
         spread, name = list[str](), ""  # of the option whose words these are
@@ -79,14 +81,14 @@ class Command(click.Command):
 
 
 def as_pairs(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
-    """Callback: ``key:value`` words as a dictionary."""
+    """Callback that makes a dictionary of ``key:value`` words."""
     from .values import pairs
 
     return pairs(texts, param.opts[0])
 
 
 def many(*decorators: Callable[[F], F]) -> Callable[[F], F]:
-    """Several decorators as one, in the order in which ``--help`` shows them."""
+    """Combine several decorators, in the order in which ``--help`` shows their options."""
 
     def decorate(function: F) -> F:
         for decorator in reversed(decorators):
@@ -105,9 +107,11 @@ PATH = click.Path(path_type=Path)
 RUN = click.argument("run", metavar="RUN", type=PATH)
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 TRUST = click.option(
-    "--trust-code", is_flag=True, help="Import and run what a file of settings names (module:attribute)."
+    "--trust-code", is_flag=True, help="Import and run code that a settings file names (module:attribute)."
 )
-CONF = many(click.option("--conf-file", type=PATH, help="YAML: a run's settings.yml, or keyed as tuned.yml."), TRUST)
+CONF = many(
+    click.option("--conf-file", type=PATH, help="YAML: a run's settings.yml, or a table like tuned.yml."), TRUST
+)
 SAVE = click.option("--save-freq", type=Whole(1), help="Iterations between checkpoints.")
 CHOICE = many(
     click.option("--env", metavar="ID", help="Environment: an id (`list environments`) or module:callable."),
@@ -116,41 +120,54 @@ CHOICE = many(
         "--follower", metavar="NAME", help="Algorithm of SB3 or sb3-contrib, or module:callable; PPO by default."
     ),
 )
+BUDGET = many(
+    click.option("--n-timesteps", type=Whole(1), help="Budget of a sampled leader: environment steps."),
+    click.option("--n-iterations", type=Whole(1), help="Budget of an exact leader: outer iterations."),
+    click.option("-n", "budget", type=Whole(1), help="Budget of either, in what it counts."),
+)
 WITH = many(
     kwargs_option("--env-kwargs", "Arguments of the environment."),
     kwargs_option("--leader-kwargs", "Arguments of the leader, and fields of its config."),
     kwargs_option("--follower-kwargs", "Arguments of the follower's algorithm."),
-    click.option("-n", "--n-timesteps", type=Whole(1), help="Steps of all followers; iterations of an exact leader."),
+    BUDGET,
     click.option("--n-envs", type=Whole(1), help="Parallel environments per follower."),
-    click.option("--vec-env", type=OneOf(("native", "dummy", "subproc")), help="How they are stepped."),
+    click.option(
+        "--vec-env", type=OneOf(("native", "dummy", "subproc")), help="How the parallel environments are stepped."
+    ),
     click.option("--eval-freq", type=Whole(1), help="Iterations between evaluations at the best response."),
 )
 WATCHED = many(
     SAVE,
     click.option("--tensorboard-log", type=PATH, help="Folder of TensorBoard events."),
     click.option("--track", is_flag=True, help="Send the records to Weights & Biases."),
-    click.option("--wandb-project-name", "project", default="bilevel-gym", help="Project there."),
-    click.option("--wandb-entity", "entity", help="Entity there."),
+    click.option("--wandb-project-name", "project", default="bilevel-gym", help="Project of Weights & Biases."),
+    click.option("--wandb-entity", "entity", help="Entity of Weights & Biases."),
     click.option("-P", "--progress", is_flag=True, help="Show a progress bar."),
 )
 SIDE_BY_SIDE = many(
     click.option(
-        "-j", "--jobs", type=Whole(1), default=os.cpu_count() or 1, help="Runs side by side; one a core by default."
+        "-j",
+        "--jobs",
+        type=Whole(1),
+        default=os.cpu_count() or 1,
+        help="Runs at the same time; one per core by default.",
     ),
-    click.option("--backend", type=OneOf(("processes", "serial", "ray")), default="processes", help="What runs them."),
-    click.option("--address", help="Of a running Ray cluster; one on this machine by default."),
+    click.option(
+        "--backend", type=OneOf(("processes", "serial", "ray")), default="processes", help="How the runs are executed."
+    ),
+    click.option("--address", help="Address of a running Ray cluster; by default Ray starts on this machine."),
     SAVE,
 )
 
 
 def log_folder(default: str) -> Callable[[F], F]:
-    """Where runs go."""
-    return click.option("-f", "--log-folder", type=PATH, default=default, help="Where runs go.")
+    """The option for the folder of all runs."""
+    return click.option("-f", "--log-folder", type=PATH, default=default, help="Folder in which runs are saved.")
 
 
 def given_settings(options: dict[str, Any]) -> dict[str, Any]:
     """The options that are settings; ``n_envs`` and ``vec_env`` are fields of the leader's config."""
-    found = {key: options.get(key) for key in ("env", "leader", "follower", "seed", "n_timesteps", "eval_freq")}
+    found = {key: options.get(key) for key in ("env", "leader", "follower", "seed", *BUDGETS, "eval_freq")}
     kwargs = {key: dict(options.get(key) or {}) for key in ("env_kwargs", "leader_kwargs", "follower_kwargs")}
     kwargs["leader_kwargs"] |= {key: options[key] for key in ("n_envs", "vec_env") if options.get(key) is not None}
     return found | kwargs

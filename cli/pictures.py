@@ -1,4 +1,4 @@
-"""Learning curves of runs, and moving pictures of the follower under a trained leader."""
+"""Plots of learning curves, and recordings of the follower under a trained leader."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ Act = Callable[[Any], Any]
 
 
 def run_folders(paths: Sequence[Path]) -> list[Path]:
-    """The runs' folders among these and below them.
+    """Find the folders of runs among these folders and below them.
 
     Raises:
-        ValueError: none with records.
+        ValueError: no run with records was found.
     """
     found = sorted(
         {file.parent for path in paths for file in path.rglob(SETTINGS) if (file.parent / PROGRESS).is_file()}
@@ -44,7 +44,7 @@ def run_folders(paths: Sequence[Path]) -> list[Path]:
 
 
 def curves(folders: Sequence[Path], x: str, y: str) -> dict[str, dict[str, list[tuple[list[float], list[float]]]]]:
-    """What was recorded, ``(x, y)`` of each run, by environment and by leader with follower.
+    """The recorded curves ``(x, y)`` of all runs, by environment and by leader with follower.
 
     Raises:
         ValueError: a record that no run has.
@@ -66,7 +66,7 @@ def curves(folders: Sequence[Path], x: str, y: str) -> dict[str, dict[str, list[
 
 
 def plot(folders: Sequence[Path], path: Path, x: str = STEPS, y: str = "leader_return") -> Path:
-    """A panel an environment, a line a leader: the mean over its runs with its 95% band.
+    """Plot learning curves: one panel per environment, one line per leader, the mean over its runs with a 95% band.
 
     Raises:
         ValueError: folders without runs, a record that no run has, a file name without a picture's suffix, no matplotlib.
@@ -100,7 +100,7 @@ def plot(folders: Sequence[Path], path: Path, x: str = STEPS, y: str = "leader_r
 
 
 def _on_one_grid(runs: Sequence[tuple[list[float], list[float]]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """All points of any run within what every run has reached, and each run's values there, ``[runs, points]``."""
+    """Put runs on a common grid: all points up to the shortest run's end, and each run's values there, ``[runs, points]``."""
     low, high = max(xs[0] for xs, _ in runs), min(xs[-1] for xs, _ in runs)
     grid = np.unique([at for xs, _ in runs for at in xs if low <= at <= high] or [low])
     return grid, np.stack([np.interp(grid, xs, ys) for xs, ys in runs])
@@ -118,19 +118,19 @@ def record(
     untrained: bool = False,
     trust_code: bool = False,
 ) -> Path:
-    """Play the follower under a run's leader and write what is seen, a ``.gif``, or with imageio's ffmpeg an ``.mp4``.
+    """Record the follower under a run's leader as a ``.gif``, or as an ``.mp4`` with imageio's ffmpeg.
 
     Args:
-        folder: of the run.
-        path: the picture.
-        steps: steps that are shown; episodes that end begin anew.
-        seed: of the play.
-        fps: pictures a second; None takes the environment's own.
-        untrained: whether the leader is the one before training; the follower stays.
+        folder: folder of the run.
+        path: file to write.
+        steps: number of steps to record; a new episode starts when one ends.
+        seed: seed of the recorded episodes.
+        fps: frames per second; None takes the environment's own.
+        untrained: whether to use the x before training; the follower is the trained one.
         trust_code: see :func:`.run.load`.
 
     Raises:
-        ValueError: an environment that draws nothing, another suffix, no library that writes pictures.
+        ValueError: the environment cannot be rendered, the suffix is unknown, or a library is missing.
     """
     try:
         from PIL import Image
@@ -158,7 +158,7 @@ def record(
 
 
 def _frames(folder: Path, seed: int, untrained: bool, trust_code: bool) -> tuple[Iterator[Frame], Any]:
-    """Pictures without end, and the environment that draws them."""
+    """An endless iterator of frames, and the environment that renders them."""
     settings, leader = settings_in(folder, "RUN"), load(folder, trust_code=trust_code)
     problem = getattr(leader, "problem", getattr(getattr(leader, "worlds", None), "problem", None))
     if isinstance(problem, GameProblem):
@@ -175,7 +175,7 @@ def _frames(folder: Path, seed: int, untrained: bool, trust_code: bool) -> tuple
 
 
 def _drawn(settings: Settings, make: Callable[..., Any]) -> Any:
-    """The environment of a run, drawing itself."""
+    """The environment of a run, with rendering."""
     world, kwargs = world_of(settings)
     if isinstance(world, str):
         env = make(world, **{**(kwargs or {}), "render_mode": "rgb_array"})
@@ -187,7 +187,7 @@ def _drawn(settings: Settings, make: Callable[..., Any]) -> Any:
 
 
 def _follower(leader: Any, env: gym.Env[Any, Any], seed: int) -> tuple[gym.Env[Any, Any], Act]:
-    """What the follower lives in, and what it does at an observation."""
+    """The follower's environment, and its action as a function of the observation."""
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     from ..wrappers import ObserveCommitment, set_leader
@@ -229,13 +229,13 @@ def _at_nash(env: Any, seed: int) -> Act:
 
 
 def _by_table(pi: torch.Tensor, rng: np.random.Generator) -> Act:
-    """A policy ``[S, A]``."""
+    """The policy of a table ``[S, A]``."""
     table = pi.numpy()
     return lambda s: rng.choice(table.shape[1], p=table[s] / table[s].sum())
 
 
 def _play(env: Any, act: Act, seed: int) -> Iterator[Frame]:
-    """Pictures without end; of a game, above what the first player is paid."""
+    """An endless iterator of frames with captions; in a game the reward is the first player's."""
     obs, _ = env.reset(seed=seed)
     paid = np.zeros(2)
     for step in itertools.count():
@@ -250,7 +250,7 @@ def _play(env: Any, act: Act, seed: int) -> Iterator[Frame]:
 
 
 def _captioned(frame: Any, step: int, follower: float, leader: float) -> Frame:
-    """The picture above a line of what was paid so far."""
+    """Add a caption with the returns so far below a frame."""
     from PIL import Image, ImageDraw
 
     picture = Image.fromarray(np.asarray(frame, dtype=np.uint8))

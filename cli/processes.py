@@ -1,10 +1,10 @@
-"""Runs side by side, each in a process of its own: what sweeps, the benchmarks and the demo stand on.
+"""Executes several runs at the same time, each in its own process. Sweeps, benchmarks and the demo use it.
 
-A process lives for one run. So its memory and its speed are its own, and a death is that run's and nobody else's.
+A process lives for one run, so that its memory is that run's alone, and its death ends only that run.
 
-**Signals.** A worker leads a process group of its own: what a terminal or a batch system sends to the group of the parent
-(SIGINT, SIGTERM, SIGHUP) reaches the parent alone. Where runs can be saved, the parent then asks its workers to end after the
-iteration in hand, and waits; a second signal ends them at once. A worker whose parent is gone ends at once, too.
+**Signals.** Each worker has its own process group, so that a signal from a terminal or a batch system to the parent's group
+(SIGINT, SIGTERM, SIGHUP) reaches only the parent. If runs can be saved, the parent then asks its workers to end after the
+current iteration, and waits; a second signal ends them at once. A worker whose parent has died also ends at once.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _asked_to_stop = threading.Event()
 
 
 class WorkerError(Exception):
-    """A run that raised an exception or whose process died."""
+    """A run raised an exception, or its process died."""
 
 
 def stop_asked() -> bool:
-    """Whether this is a worker whose parent wants it to save and to end."""
+    """Whether the parent process has asked this worker to save and end."""
     return _asked_to_stop.is_set()
 
 
@@ -44,18 +44,17 @@ def run_all(
     note: Callable[[int, Any], None],
     saves: bool = False,
 ) -> None:
-    """Call ``function(*task)`` for every task, ``jobs`` of them at a time, each in a process of its own with one thread.
+    """Call ``function(*task)`` for every task, ``jobs`` at a time, each in its own process with one thread.
 
     Args:
-        function: what a run does; found by its name in the worker, as the tasks' classes are.
-        tasks: its arguments, a run each.
-        jobs: runs side by side.
-        note: called with a task's index and what came of it, in the order in which runs end: the answer, or a
-            :class:`WorkerError`.
-        saves: whether a run looks at :func:`stop_asked`, and saves itself where that is so.
+        function: the function to run; the worker imports it, and the classes of the tasks, by name.
+        tasks: the arguments of each run.
+        jobs: number of runs at the same time.
+        note: called with a task's index and its result (or a :class:`WorkerError`), in the order in which runs end.
+        saves: whether a run checks :func:`stop_asked` and saves itself when asked.
 
     Raises:
-        KeyboardInterrupt: a signal, once the runs in hand have been saved or ended.
+        KeyboardInterrupt: on a signal, after the current runs have been saved or ended.
     """
     context = _context([function.__module__])
     waiting, running = deque(enumerate(tasks)), dict[Any, tuple[int, Any]]()
@@ -97,7 +96,7 @@ def run_all(
 
 
 def _context(preload: list[str]) -> Any:
-    """Where processes are forked from a server that holds what they import; out of reach of signals to this one's group."""
+    """The multiprocessing context: a fork server that has imported what runs need, outside this process's group."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -111,7 +110,7 @@ def _context(preload: list[str]) -> Any:
 
 
 def _answer(connection: Any, process: Any) -> Any:
-    """What a worker sent before it ended."""
+    """The result that a worker sent before it ended."""
     try:
         fine, answer = connection.recv()
     except (EOFError, OSError):
@@ -125,7 +124,7 @@ def _answer(connection: Any, process: Any) -> Any:
 
 
 def _kill(process: Any) -> None:
-    """End a worker and what it started in its group."""
+    """Kill a worker and the processes that it started in its group."""
     with suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
@@ -154,7 +153,7 @@ def _work(connection: Any, function: Callable[..., Any], task: tuple[Any, ...]) 
 
 
 def _heed(connection: Any) -> None:
-    """Do what the parent says; end with it."""
+    """Obey the parent's messages, and end when the parent does."""
     try:
         while True:
             connection.recv()

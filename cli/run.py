@@ -1,9 +1,9 @@
-"""A run and its folder: train, go on, evaluate.
+"""Trains, resumes and loads runs. A run has a folder:
 
 settings.yml     what decides the numbers; a --conf-file for the same run again
 leader.zip       the last checkpoint, in the end the trained leader
-progress.json    a line of JSON an honest evaluation, as SB3's logger writes it
-result.json      in the end: the settings, the record of x, x itself; written whole or not at all
+progress.json    one line of JSON per evaluation at the best response, as SB3's logger writes it
+result.json      at the end: the settings, the record of x, and x; written atomically
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..envs.mdp.checks import check_size, require
+from ..envs.mdp.checks import require
 from . import catalogue
 from .logs import Extras, new_logger, require_folder, require_writers, write_text
 from .processes import stop_asked
-from .settings import Settings, build, checked, follower_of, read, require_no_code, world_of
+from .settings import BUDGETS, Settings, build, checked, follower_of, in_its_unit, read, require_no_code, world_of
 
 SETTINGS, LEADER, RESULT = "settings.yml", "leader.zip", "result.json"
 NEVER = 10**12
-"""Iterations between checkpoints where none is asked for: one is written in the end, and on a signal."""
+"""Iterations between checkpoints if none are requested: one is written at the end and on a signal."""
 LARGE = 10_000
-"""Numbers of x above which a result holds their digest alone."""
+"""Size of x above which a result stores only a digest of it."""
 LARGEST_RESULT = 2**22
-"""Bytes of a result, x of ``LARGE`` numbers in it."""
+"""Maximal size of a result that is read, in bytes; an x of ``LARGE`` numbers fits."""
 
 
 class RunFailed(Exception):  # noqa: N818
-    """A run that began and could not be finished."""
+    """A run started and could not be finished."""
 
 
 def new_folder(root: Path, settings: Settings) -> Path:
-    """``root/LEADER-FOLLOWER/ENV_1``, or the next number that is free, made."""
+    """Make the folder ``root/LEADER-FOLLOWER/ENV_1``, or the one with the next free number."""
     parent = require_folder(root / settings.name, "--log-folder")
     for number in itertools.count(1):
         folder = parent / f"{settings.env_name}_{number}"
@@ -51,36 +51,57 @@ def new_folder(root: Path, settings: Settings) -> Path:
     return folder
 
 
-def train(settings: Settings, folder: Callable[[], Path], extras: Extras) -> dict[str, Any]:
+def train(settings: Settings, folder: Callable[[Any], Path], extras: Extras) -> dict[str, Any]:
     """Learn in the folder that is made once the leader is built; the result that is written there.
 
+    Args:
+        settings: of the run.
+        folder: makes the folder; called with the leader's plan for the budget, None for a leader that has no plans.
+        extras: what else is written.
+
     Raises:
-        ValueError: settings that cannot be built, a folder that cannot be written to; nothing has been learned then.
+        ValueError: settings that cannot be built, a budget that buys no iteration, a folder that cannot be written to; nothing
+            has been learned then.
         RunFailed: what else ends the run.
     """
     require_writers(extras)
     leader = build(settings)
-    made = require_folder(folder(), "--log-folder")
+    plan = leader.plan(settings.budget) if hasattr(leader, "plan") else None
+    if plan is not None:
+        plan.require_iteration()
+    made = require_folder(folder(plan), "--log-folder")
     write_text(made / SETTINGS, settings.as_yaml())
     return _learn(leader, settings, made, extras, upto=None)
 
 
-def resume(folder: Path, extras: Extras, n_timesteps: int | None, trust_code: bool) -> dict[str, Any]:
-    """Go on with the run of a folder from its last checkpoint, to its own number of steps or to another.
+def resume(folder: Path, extras: Extras, budget: dict[str, int | None], trust_code: bool) -> dict[str, Any]:
+    """Go on with the run of a folder from its last checkpoint, to its own budget or to another.
+
+    Args:
+        folder: of the run.
+        extras: what else is written.
+        budget: ``n_timesteps``, ``n_iterations`` or ``budget``, whichever the leader counts; nothing for its own.
+        trust_code: whether code that the settings there name may be imported and run.
 
     Raises:
-        ValueError: no checkpoint there, code that is named there and not trusted, a library that is to write the records and
-            is not installed.
+        ValueError: a budget that the leader does not count, no checkpoint there, code that is named there and not trusted, a
+            library that is to write the records and is not installed.
         RunFailed: what ends the run.
     """
     require_writers(extras)
     settings = settings_in(folder, "--resume")
-    if n_timesteps is not None:
-        settings = replace(settings, n_timesteps=check_size(n_timesteps, "--n-timesteps"))
+    given = {name: number for name, number in budget.items() if number is not None}
+    if given:
+        if not trust_code:
+            require_no_code(asdict(settings), "--resume")
+        unit = catalogue.counts(catalogue.leader(settings.leader))
+        require(len(given) == 1, "--resume", "one budget", ", ".join(given))
+        changes = {unit if name == "budget" else name: number for name, number in given.items()}
+        settings = in_its_unit(checked(replace(settings, **{unit: None} | changes)))  # type: ignore[arg-type]
         write_text(folder / SETTINGS, settings.as_yaml())
     leader = load(folder, "--resume", trust_code)
     done = leader.num_timesteps
-    if done >= settings.n_timesteps:
+    if done >= settings.budget:
         return _finish(leader, settings, folder, 0.0)
     return _learn(leader, settings, folder, extras, upto=done)
 
@@ -89,25 +110,27 @@ def settings_in(folder: Path, name: str) -> Settings:
     """The settings of a run's folder.
 
     Raises:
-        ValueError: no run's folder.
+        ValueError: the folder is not that of a run.
     """
     require((folder / SETTINGS).is_file(), name, f"a run's folder, with {SETTINGS}", repr(str(folder)))
     found = read(folder / SETTINGS, name)
     known = {field.name for field in fields(Settings)}
-    require(set(found) == known, name, f"{SETTINGS} with {', '.join(sorted(known))}", ", ".join(sorted(found)))
+    whole = found.keys() <= known and known - found.keys() <= set(BUDGETS)
+    require(whole, name, f"{SETTINGS} with {', '.join(sorted(known))}", ", ".join(sorted(found)))
     return checked(Settings(**found))
 
 
 def load(folder: Path, name: str = "RUN", trust_code: bool = False) -> Any:
-    """The leader of a run's folder, from its last checkpoint.
+    """Load the leader of a run from its last checkpoint.
 
     Args:
-        folder: of the run.
-        name: of the argument, for errors.
-        trust_code: whether code that the settings there name may be imported and run.
+        folder: folder of the run.
+        name: name of the argument in errors.
+        trust_code: whether code that the run's settings name may be imported and run.
 
     Raises:
-        ValueError: no run's folder, none with a checkpoint, one whose environment or follower has changed, one that names code.
+        ValueError: the folder is not that of a run or has no checkpoint, its environment or follower has changed, or its
+            settings name code that is not trusted.
     """
     settings = settings_in(folder, name)
     if not trust_code:
@@ -146,9 +169,9 @@ def _learn(leader: Any, settings: Settings, folder: Path, extras: Extras, upto: 
     start = time.perf_counter()
     try:
         with one_thread():
-            left = settings.n_timesteps - (upto or 0)
+            left = settings.budget - (upto or 0)
             leader.learn(left, callbacks, extras.progress, reset_num_timesteps=upto is None)
-            if leader.num_timesteps < settings.n_timesteps:  # a signal that whoever held it before has let pass
+            if leader.num_timesteps < settings.budget:  # a signal that whoever held it before has let pass
                 raise KeyboardInterrupt
             if checkpoint.saved != leader.iteration:  # it only warned
                 leader.save(folder / LEADER)
@@ -182,7 +205,7 @@ def _finish(leader: Any, settings: Settings, folder: Path, seconds: float) -> di
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished run, or None: where there is none, or what is there is no result."""
+    """The result of a finished run, or None if there is no valid result."""
     try:
         if (folder / RESULT).stat().st_size > LARGEST_RESULT:
             return None
@@ -194,13 +217,13 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def score(evaluation: dict[str, Any]) -> float:
-    """What a run is compared by: the leader's return at the best response, or a learned reward's true return."""
+    """The score of a run: the leader's return at the best response, or the true return for a learned reward."""
     return float(evaluation["leader_return" if "leader_return" in evaluation else "true_return"])
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread of torch's, so that numbers do not depend on how many there are."""
+    """Limit torch to one thread, so that numbers do not depend on the number of threads."""
     held = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,7 +1,7 @@
-"""Settings of a run, and where they come from: the command line, before a file, before the tuned ones, before the defaults.
+"""Settings of a run. They come from the command line, then from a file, then from tuned settings, then from defaults.
 
-A file is either flat, as the ``settings.yml`` that a run leaves (it then stands in the tuned ones' place), or keyed by
-environment, leader and follower, as ``tuned.yml`` beside this module:
+A file is either flat, like the ``settings.yml`` of a run (it then replaces the tuned settings), or a table by
+environment, leader and follower, like ``tuned.yml`` beside this module:
 
     bilevel_gym/StackelbergGame-v0:
       PBRL:
@@ -10,7 +10,7 @@ environment, leader and follower, as ``tuned.yml`` beside this module:
           leader_kwargs: {estimator: KnownModel}
           evidence: {...}
 
-Leaders without a follower of their own are keyed by ``exact`` in the follower's place.
+For leaders that solve their follower, the follower's key is ``exact``.
 """
 
 from __future__ import annotations
@@ -33,33 +33,36 @@ from . import catalogue
 from .values import value
 
 EXACT = "exact"
-"""In the follower's place, for a leader that solves its follower."""
+"""The follower's key for a leader that solves its follower."""
 KWARGS = ("env_kwargs", "leader_kwargs", "follower_kwargs")
+BUDGETS = ("n_timesteps", "n_iterations")
 LARGEST, DEEPEST = 2**18, 32
-"""Bytes of a file of settings, and levels within it."""
+"""Maximal size of a settings file in bytes, and its maximal nesting."""
 _CODE = re.compile(r"[\w.]:[\w./-]")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides a run's numbers; values are raw, as :func:`.values.value` reads them.
+    """All settings that determine a run's numbers; values are raw, as :func:`.values.value` reads them.
 
     Attributes:
         env: an environment's id, or ``module:callable``.
         leader: a leader's name, or ``module:class``.
         follower: an algorithm's name, or ``module:callable``; None for a leader that solves its follower.
-        n_timesteps: what the leader's ``learn`` counts: steps, or iterations of exact leaders.
+        n_timesteps: budget of a leader whose ``learn`` counts environment steps; None for one that counts iterations.
+        n_iterations: budget of a leader whose ``learn`` counts outer iterations; None for one that counts steps.
         seed: of the leader.
         env_kwargs: arguments of the environment.
         leader_kwargs: arguments of the leader and fields of its config.
-        follower_kwargs: arguments of the algorithm, beside this library's settings for it, or of the callable.
-        eval_freq: iterations between honest evaluations; None takes the leader's own.
+        follower_kwargs: arguments of the algorithm, which override this library's settings for it, or of the callable.
+        eval_freq: iterations between evaluations at the best response; None takes the leader's own.
     """
 
     env: str
     leader: str
     follower: str | None
-    n_timesteps: int
+    n_timesteps: int | None = None
+    n_iterations: int | None = None
     seed: int = 0
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     leader_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -67,24 +70,32 @@ class Settings:
     eval_freq: int | None = None
 
     @property
+    def budget(self) -> int:
+        """The budget, in what the leader counts."""
+        found = self.n_timesteps if self.n_iterations is None else self.n_iterations
+        assert found is not None
+        return found
+
+    @property
     def name(self) -> str:
-        """``TabularPBRL`` or ``PBRL-PPO``, fit for a folder."""
+        """Leader and follower as a folder name: ``TabularPBRL`` or ``PBRL-PPO``."""
         return "-".join(part.replace(":", ".") for part in (self.leader, self.follower) if part)
 
     @property
     def env_name(self) -> str:
-        """The environment without this package's prefix, fit for a folder."""
+        """The environment as a folder name, without this package's prefix."""
         return self.env.removeprefix(catalogue.PREFIX).replace("/", "-").replace(":", ".")
 
     @property
     def hash(self) -> str:
-        """Twelve hexadecimal digits of all that decides the numbers."""
+        """A hash of all settings, with twelve hexadecimal digits."""
         text = json.dumps(asdict(self), sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def as_yaml(self) -> str:
         """What :func:`read` reads."""
-        return str(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True))
+        held = {key: item for key, item in asdict(self).items() if key not in BUDGETS or item is not None}
+        return str(yaml.safe_dump(held, sort_keys=False, allow_unicode=True))
 
 
 # --- files ----------------------------------------------------------------------------------------------------------------
@@ -92,13 +103,13 @@ class Settings:
 
 @functools.cache
 def tuned() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """The tuned settings that the package ships, by environment, leader and follower."""
+    """The tuned settings in the package, by environment, leader and follower."""
     text = (files(__package__) / "tuned.yml").read_text(encoding="utf-8")
     return yaml.safe_load(text)  # type: ignore[no-any-return]
 
 
 def entries() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Environment, leader, follower or ``EXACT``, and settings of every tuned entry, its evidence among them."""
+    """All tuned entries: environment, leader, follower (or ``EXACT``), and the settings with their recorded result."""
     for env, leaders in tuned().items():
         for leader, followers in leaders.items():
             for follower, entry in followers.items():
@@ -106,11 +117,11 @@ def entries() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
 
 
 def read(path: str | Path, name: str = "--conf-file") -> dict[str, Any]:
-    """A YAML file of settings, no larger and no deeper than settings are.
+    """Read a YAML file of settings, with limits on its size and nesting.
 
     Raises:
-        ValueError: no file, no YAML, no mapping; one that is larger or deeper, or that has an alias, by which a few bytes
-            may stand for gigabytes.
+        ValueError: the file is missing, not YAML or not a mapping; it is too large or too deeply nested; or it has an alias,
+            with which a few bytes can expand to gigabytes.
     """
     path = Path(path)
     require(path.is_file(), name, "a file", repr(str(path)))
@@ -132,14 +143,14 @@ def read(path: str | Path, name: str = "--conf-file") -> dict[str, Any]:
 
 
 def require_no_code(found: Mapping[str, Any], name: str) -> None:
-    """Raise ``ValueError`` where settings from a file name code to import, or a part that writes a file.
+    """Raise ``ValueError`` if settings from a file name code to import, or an object that writes a file.
 
-    That is ``module:attribute`` as environment, leader or follower, and anywhere in their arguments, where an environment may
-    take another's id; and labellers that keep what they ask in a file.
+    Code is named as ``module:attribute``: as environment, leader or follower, or in their arguments, which may hold the id of
+    another environment. Labellers that store their questions in a file are refused too.
 
     Args:
         found: fields of :class:`Settings`.
-        name: of the argument that named the file.
+        name: name of the argument in errors.
     """
     expected = "settings that name no code, or --trust-code, with which what they name is imported and run"
     for key in ("env", "leader", "follower"):
@@ -150,7 +161,7 @@ def require_no_code(found: Mapping[str, Any], name: str) -> None:
 
 
 def look_up(table: Mapping[str, Any], env: str, leader: str, follower: str | None) -> dict[str, Any]:
-    """What a table says of this environment, leader and follower; nothing where it says nothing."""
+    """Look up the settings of this environment, leader and follower in a table; empty if there are none."""
     found: Any = table
     for key in (env, leader, follower or EXACT):
         found = found.get(key) if isinstance(found, Mapping) else None
@@ -161,10 +172,11 @@ def look_up(table: Mapping[str, Any], env: str, leader: str, follower: str | Non
 
 
 def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None, trust_code: bool = False) -> Settings:
-    """Settings from what was given, on top of a file's, on top of the tuned ones.
+    """Combine given settings, which have priority, with those of a file and then with tuned ones.
 
     Args:
-        given: fields of :class:`Settings`; None or empty where nothing was given. Mappings are merged key by key.
+        given: fields of :class:`Settings`; None or empty where nothing was given. Mappings are merged key by key. ``budget``
+            stands for the one of ``n_timesteps`` and ``n_iterations`` that the leader counts.
         conf: what :func:`read` gave.
         trust_code: whether the file may name code (see :func:`require_no_code`).
 
@@ -177,6 +189,7 @@ def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None,
     if not trust_code:
         require_no_code(flat, "--conf-file")
     given = {key: item for key, item in given.items() if item not in (None, {})}
+    either = given.pop("budget", None)
     chosen = {name: given.get(name, flat.get(name)) for name in ("env", "leader", "follower")}
     require(chosen["env"] is not None, "--env", "an environment (`bilevel-gym list environments`)", None)
     require(
@@ -193,6 +206,10 @@ def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None,
         require(not given.get("follower_kwargs"), "--follower-kwargs", expected, given.get("follower_kwargs"))
     else:
         catalogue.follower(follower)
+    unit = catalogue.counts(cls)
+    if either is not None:
+        require(not any(name in given for name in BUDGETS), "-n", "one budget", f"{_option(unit)} too")
+        given[unit] = either
     layers: list[Any] = [flat or look_up(tuned(), env, leader, follower), look_up(conf, env, leader, follower), given]
     if not trust_code:
         require_no_code(layers[1], "--conf-file")
@@ -205,31 +222,49 @@ def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None,
         for key, item in layer.items():
             merged[key] = {**merged.get(key, {}), **item} if key in KWARGS and isinstance(item, Mapping) else item
     merged |= {"env": env, "leader": leader, "follower": follower}
-    expected = f"a number: there are no tuned settings for {env}, {leader}, {follower or EXACT}"
-    require(merged.get("n_timesteps") is not None, "--n-timesteps", expected, None)
-    return checked(Settings(**merged))
+    return in_its_unit(checked(Settings(**merged)))
 
 
 def checked(settings: Settings) -> Settings:
-    """The settings, if names are texts, numbers in range and mappings mappings; raises ``ValueError``."""
+    """Check the types and ranges of all settings; raise ``ValueError`` if one is wrong."""
     for name in ("env", "leader", "follower"):
         held = getattr(settings, name)
         require(isinstance(held, str) or (held is None and name == "follower"), f"--{name}", "a name", repr(held))
     check_count(settings.seed, "--seed")
-    steps = check_size(settings.n_timesteps, "--n-timesteps")
+    known = f"a number: there are no tuned settings for {settings.env}, {settings.leader}, {settings.follower or EXACT}"
+    given = [name for name in BUDGETS if getattr(settings, name) is not None]
+    require(bool(given), "-n", known, None)
+    steps = {name: check_size(getattr(settings, name), _option(name)) for name in given}
     if settings.eval_freq is not None:
         check_size(settings.eval_freq, "--eval-freq")
     for name in KWARGS:
         held = getattr(settings, name)
-        require(isinstance(held, Mapping), f"--{name.replace('_', '-')}", "keys and values", repr(held))
-    return replace(settings, n_timesteps=steps)
+        require(isinstance(held, Mapping), _option(name), "keys and values", repr(held))
+    return replace(settings, **steps)  # type: ignore[arg-type]
+
+
+def in_its_unit(settings: Settings) -> Settings:
+    """The settings, if their budget is in what the leader counts, whose class is looked up; raises ``ValueError``."""
+    unit = catalogue.counts(catalogue.leader(settings.leader))
+    counted = "outer iterations" if unit == "n_iterations" else "steps"
+    for name in BUDGETS:
+        if name != unit and getattr(settings, name) is not None:
+            raise ValueError(
+                f"{_option(name)}: expected {_option(unit)}: {settings.leader} counts {counted}, got {_option(name)}"
+            )
+    return settings
+
+
+def _option(field: str) -> str:
+    """The command line's name of a field."""
+    return f"--{field.replace('_', '-')}"
 
 
 # --- what they mean -------------------------------------------------------------------------------------------------------
 
 
 def config_class(cls: type) -> type[Any] | None:
-    """The class of a leader's ``config`` argument; of several, the first."""
+    """The class of a leader's ``config`` argument, the first one if there are several."""
     method: Any = getattr(cls, "method_class", None)
     if hasattr(method, "config_class"):
         return method.config_class  # type: ignore[no-any-return]
@@ -238,8 +273,13 @@ def config_class(cls: type) -> type[Any] | None:
     return next((hint for hint in kinds if isinstance(hint, type) and hint is not type(None)), None)
 
 
+def takes_fields(cls: type) -> bool:
+    """Whether a leader takes the fields of its config as keywords; a user's own may take a config alone."""
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(cls).parameters.values())
+
+
 def follower_of(settings: Settings) -> Any:
-    """What a leader is given as follower, or None."""
+    """The follower to give to the leader, or None."""
     if settings.follower is None:
         return None
     found = catalogue.follower(settings.follower)
@@ -255,7 +295,7 @@ def follower_of(settings: Settings) -> Any:
 
 
 def world_of(settings: Settings) -> tuple[Any, dict[str, Any] | None]:
-    """What a leader is given as environment, and as ``env_kwargs``."""
+    """The environment and ``env_kwargs`` to give to the leader."""
     found = catalogue.environment(settings.env)
     kwargs = {key: value(raw, f"--env-kwargs {key}") for key, raw in settings.env_kwargs.items()}
     if isinstance(found, str):
@@ -265,16 +305,15 @@ def world_of(settings: Settings) -> tuple[Any, dict[str, Any] | None]:
 
 
 def build(settings: Settings) -> Any:
-    """The leader of these settings, before it learns.
+    """Build the leader of these settings.
 
     Raises:
-        ValueError: an argument that does not exist or does not fit.
+        ValueError: an argument does not exist or does not fit.
     """
-    from ..agents import PBRLConfig
-    from ..agents.sources import is_game
+    from ..agents.config import keywords
 
     cls = catalogue.leader(settings.leader)
-    own = [name for name in inspect.signature(cls).parameters if name not in _OWN]
+    own = [name for name in keywords(cls) if name not in _OWN]
     config = config_class(cls)
     known = [f.name for f in fields(config)] if config is not None else []
     arguments: dict[str, Any] = {}
@@ -288,11 +327,10 @@ def build(settings: Settings) -> Any:
     env, env_kwargs = world_of(settings)
     follower = follower_of(settings)
     try:
-        if changes and config is not None:
-            for_a_game = config is PBRLConfig and is_game(env)
-            arguments["config"] = PBRLConfig.for_a_game(**changes) if for_a_game else config(**changes)
+        if changes and config is not None and not takes_fields(cls):
+            arguments["config"], changes = config(**changes), {}
         given = [env] if follower is None else [env, follower]
-        return cls(*given, seed=settings.seed, env_kwargs=env_kwargs, **arguments)
+        return cls(*given, seed=settings.seed, env_kwargs=env_kwargs, **arguments, **changes)
     except TypeError as error:  # an argument of the environment or of the algorithm, whose signatures are not ours
         reason = " ".join(str(error).split())
         raise ValueError(f"arguments: expected some that fit {settings.env}, {settings.name}, got {reason}") from error

@@ -1,4 +1,4 @@
-"""Means over runs and their intervals, for sweeps, benchmarks and pictures; tables."""
+"""Means over runs with confidence intervals, and tables, for sweeps, benchmarks and plots."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap, sem, t
 
 BOOTSTRAP_FROM = 20
-"""Runs from which intervals are made by the bootstrap; of fewer it covers too little (of three 76%), and Student's t is taken."""
+"""Number of runs from which intervals use the bootstrap; with fewer, Student's t (a bootstrap of three runs covers only 76%)."""
 
 
 class Interval(NamedTuple):
-    """An estimate and its 95% interval; the ends are None for a single run, and for runs that are all alike.
+    """An estimate and its 95% interval; the ends are None for a single run and for runs that are all equal.
 
     Attributes:
-        estimate: the statistic of the runs.
+        estimate: estimate of the statistic.
         low: lower end.
         high: upper end.
         n: number of runs.
@@ -29,39 +29,39 @@ class Interval(NamedTuple):
     n: int = 1
 
     def text(self, digits: int = 2, kind: str = "f") -> str:
-        """``1.52 [1.40, 1.66]``; digits after the point, or of kind ``"g"`` in all."""
+        """The interval as text, such as ``1.52 [1.40, 1.66]``; with kind ``"g"``, ``digits`` counts significant digits."""
         numbers = [f"{number:.{digits}{kind}}" for number in self.ends]
         return numbers[0] if len(numbers) < 3 else f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
     @property
     def ends(self) -> list[float]:
-        """The estimate, and the lower and upper end where there are any."""
+        """The estimate, and the lower and upper end if there are any."""
         return [number for number in self[:3] if number is not None]
 
     @property
     def above_0(self) -> bool:
-        """Whether all of the interval is above 0."""
+        """Whether the whole interval is above 0."""
         return self.low is not None and self.low > 0.0
 
     @property
     def below_0(self) -> bool:
-        """Whether all of the interval is below 0."""
+        """Whether the whole interval is below 0."""
         return self.high is not None and self.high < 0.0
 
 
 def interval(*samples: ArrayLike, statistic: Callable[..., Any] = np.mean, paired: bool = True) -> Interval:
-    """A statistic of runs and its 95% interval: Student's t below 20 runs, the percentile bootstrap from there on.
+    """A statistic of runs with its 95% interval: Student's t below 20 runs, else the percentile bootstrap.
 
-    Below 20 runs the standard error is the jackknife's, which for means and differences of means is the usual one. The degrees of
-    freedom are the runs less 1; of samples that are not paired, those of Welch and Satterthwaite.
+    Below 20 runs the standard error comes from the jackknife, which for means and differences of means is the usual one. The
+    degrees of freedom are the number of runs minus 1; for samples that are not paired, they are those of Welch and Satterthwaite.
 
     Args:
-        samples: numbers of runs, ``[runs]`` each.
-        statistic: of the samples along an ``axis``.
-        paired: whether samples are of the same runs: their runs are then left out, and resampled, together.
+        samples: one or more samples with one number per run, ``[runs]`` each.
+        statistic: function of the samples and an ``axis``.
+        paired: whether the samples come from the same runs, which are then left out or resampled together.
 
     Returns:
-        The interval; its ``n`` is the number of runs, of samples that are not paired the smallest one.
+        The interval; its ``n`` is the number of runs, for samples that are not paired the smallest number.
     """
     arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
     estimate, n = float(statistic(*arrays, axis=-1)), min(map(len, arrays))
@@ -82,7 +82,7 @@ def interval(*samples: ArrayLike, statistic: Callable[..., Any] = np.mean, paire
 
 
 def _half_width(arrays: list[NDArray[np.float64]], statistic: Callable[..., Any], paired: bool) -> float:
-    """Half of the interval by Student's t, from the jackknife's variance of the statistic."""
+    """Half the width of the Student's t interval, from the jackknife variance of the statistic."""
     groups = [list(range(len(arrays)))] if paired else [[k] for k in range(len(arrays))]
     parts, freedom = [], []
     for group in groups:
@@ -103,7 +103,7 @@ def _half_width(arrays: list[NDArray[np.float64]], statistic: Callable[..., Any]
 
 
 def band(curves: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean of curves ``[runs, points]`` and its 95% band: Student's t below 20 runs, the bootstrap from there on."""
+    """The mean of curves ``[runs, points]`` with its 95% band: Student's t below 20 runs, else the bootstrap."""
     n, mean = len(curves), curves.mean(0)
     if n < BOOTSTRAP_FROM:
         half = np.zeros_like(mean) if n < 2 else t.ppf(0.975, n - 1) * sem(curves, axis=0)
@@ -115,7 +115,7 @@ def band(curves: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """A markdown table of rows that have the same keys, with columns of equal width."""
+    """A markdown table of rows with the same keys."""
     texts = [list(rows[0]), *([str(cell) for cell in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     lines = [texts[0], ["-" * width for width in widths], *texts[1:]]

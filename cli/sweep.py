@@ -1,7 +1,7 @@
-"""Sweeps: a grid or a search over environments, leaders, followers, settings and seeds, many runs side by side.
+"""Sweeps: a grid or a search over environments, leaders, followers, settings and seeds, with several runs at a time.
 
-A run has a folder of its own, named by a hash of its settings. One that is finished is not run again; one that fails is
-reported, and the others go on. What runs it, a process of its own or a worker of Ray's, does not change its numbers.
+Each run has a folder named by a hash of its settings. Finished runs are not repeated. A failed run is reported and does not
+stop the others. The numbers of a run do not depend on the backend, its own process or a Ray worker.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..envs.mdp.checks import check_size, require
 from .logs import Extras, require_folder, write_text
 from .processes import THREADS, run_all
 from .run import LEADER, RESULT, RunFailed, load, read_result, resume, score, settings_in, train
-from .settings import KWARGS, Settings
+from .settings import BUDGETS, KWARGS, Settings
 from .statistics import Interval, interval
 from .values import literal
 
@@ -37,13 +37,13 @@ _PARTS = {"env": "env_kwargs", "leader": "leader_kwargs", "follower": "follower_
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run.
+    """The outcome of one run.
 
     Attributes:
-        settings: of the run.
-        result: as its folder holds it; None where it failed.
-        error: in one line, where it failed.
-        repeated: whether it was run now; False where its folder had the result already.
+        settings: settings of the run.
+        result: the result in its folder; None if the run failed.
+        error: the error in one line; None if the run did not fail.
+        repeated: whether it was run now; False if its folder already had the result.
     """
 
     settings: Settings
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def split_values(text: str) -> list[Any]:
-    """Raw values between commas that stand outside brackets."""
+    """Split raw values at the commas outside brackets."""
     try:
         found = ast.parse(f"[{text}]", mode="eval").body
         assert isinstance(found, ast.List)
@@ -66,10 +66,10 @@ def split_values(text: str) -> list[Any]:
 
 
 def keyed(texts: Sequence[str], name: str) -> dict[tuple[str, str], str]:
-    """``leader.learning_rate:...`` texts by the field of :class:`Settings` and the key in it.
+    """Parse texts such as ``leader.learning_rate:...`` by field of :class:`Settings` and key in it.
 
     Raises:
-        ValueError: another form, a key twice.
+        ValueError: a text has another form, or a key occurs twice.
     """
     found: dict[tuple[str, str], str] = {}
     for text in texts:
@@ -83,7 +83,7 @@ def keyed(texts: Sequence[str], name: str) -> dict[tuple[str, str], str]:
 
 
 def changed(settings: Settings, changes: Mapping[tuple[str, str], Any]) -> Settings:
-    """Settings with these keys changed; those of a follower that there is none of are left out."""
+    """The settings with these keys changed; the follower's keys are ignored for leaders without one."""
     kwargs: dict[str, Any] = {name: dict(getattr(settings, name)) for name in KWARGS}
     for (part, key), item in changes.items():
         if part != "follower_kwargs" or settings.follower is not None:
@@ -92,13 +92,13 @@ def changed(settings: Settings, changes: Mapping[tuple[str, str], Any]) -> Setti
 
 
 def grid(texts: Sequence[str]) -> list[dict[tuple[str, str], Any]]:
-    """Every combination of the values of ``leader.learning_rate:0.05,0.1`` texts; one empty one of none."""
+    """All combinations of the values in texts such as ``leader.learning_rate:0.05,0.1``; a single empty one for no texts."""
     axes = [[(key, item) for item in split_values(text)] for key, text in keyed(texts, "--grid").items()]
     return [dict(chosen) for chosen in itertools.product(*axes)]
 
 
 def over_seeds(settings: Settings, seeds: Sequence[int], env_seeds: bool) -> list[Settings]:
-    """These settings with each seed, of the leader and, with ``env_seeds``, of the environment."""
+    """The settings with each seed of the leader and, with ``env_seeds``, of the environment."""
     found = [replace(settings, seed=seed) for seed in seeds]
     return [changed(s, {("env_kwargs", "seed"): s.seed}) for s in found] if env_seeds else found
 
@@ -107,18 +107,18 @@ def over_seeds(settings: Settings, seeds: Sequence[int], env_seeds: bool) -> lis
 
 
 def folder_of(settings: Settings, root: Path) -> Path:
-    """Where a run of a sweep lies."""
+    """The folder of a run of a sweep."""
     return root / f"{settings.env_name}__{settings.name}__{settings.seed}__{settings.hash}"
 
 
 def run_one(settings: Settings, root: Path, save_freq: int | None, search_path: str) -> Outcome:
-    """Run these settings in their folder; whatever goes wrong is in the outcome.
+    """Run these settings in their folder; an error becomes part of the outcome.
 
     Args:
-        settings: of the run.
-        root: the sweep's folder.
+        settings: settings of the run.
+        root: folder of the sweep.
         save_freq: see :class:`Extras`.
-        search_path: a folder in which modules are looked for, too.
+        search_path: a further folder from which modules are imported.
     """
     if search_path not in sys.path:
         sys.path.append(search_path)
@@ -126,7 +126,7 @@ def run_one(settings: Settings, root: Path, save_freq: int | None, search_path: 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = _go_on(folder, settings) or train(settings, lambda: folder, Extras(save_freq=save_freq))
+            result = _go_on(folder, settings) or train(settings, lambda _: folder, Extras(save_freq=save_freq))
     except Exception as error:
         text = " ".join(str(error if isinstance(error, (ValueError, RunFailed)) else repr(error)).split())
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,14 +137,14 @@ def run_one(settings: Settings, root: Path, save_freq: int | None, search_path: 
 
 
 def _go_on(folder: Path, settings: Settings) -> dict[str, Any] | None:
-    """Finish a run that was stopped after a checkpoint, to the bit; None where it has to begin anew."""
+    """Finish a run that was stopped after a checkpoint; None if it has to start again."""
     try:
         if not (folder / LEADER).is_file() or settings_in(folder, "RUN").hash != settings.hash:
             return None
         load(folder, trust_code=True)  # the code that these settings name was named by the user
     except ValueError:
         return None
-    return resume(folder, Extras(), None, trust_code=True)
+    return resume(folder, Extras(), {}, trust_code=True)
 
 
 # --- many runs ------------------------------------------------------------------------------------------------------------
@@ -152,13 +152,13 @@ def _go_on(folder: Path, settings: Settings) -> dict[str, Any] | None:
 
 @dataclass
 class Pool:
-    """What runs many runs.
+    """Executes many runs.
 
     Attributes:
-        log_folder: the sweep's folder.
-        backend: processes on this machine, one after another in this process, or the workers of a Ray cluster.
-        jobs: runs side by side.
-        address: of a running cluster; None starts one on this machine.
+        log_folder: folder of the sweep.
+        backend: ``processes`` on this machine, ``serial`` in this process, or the workers of a ``ray`` cluster.
+        jobs: number of runs at the same time.
+        address: address of a running Ray cluster; None starts one on this machine.
         save_freq: see :class:`Extras`.
         report: called with every outcome.
 
@@ -179,7 +179,7 @@ class Pool:
             raise ValueError('--backend: expected ray, pip install "bilevel-gym[ray]", got none')
 
     def run(self, runs: Sequence[Settings]) -> list[Outcome]:
-        """The outcomes of these runs, in their order; raises ``ValueError`` for a folder that cannot be written to."""
+        """Execute runs and return their outcomes in order; raise ``ValueError`` if the folder cannot be written to."""
         require_folder(self.log_folder, "--log-folder")  # here: what is asked for wrongly leaves no folder
         outcomes: dict[str, Outcome] = {}
         todo: list[Settings] = []
@@ -211,7 +211,7 @@ class Pool:
         return [outcomes[settings.hash] for settings in runs]
 
     def _on_ray(self, tasks: Sequence[tuple[Any, ...]], note: Callable[[int, Any], None]) -> None:
-        """A task of Ray's each, at most ``jobs`` at a time where the cluster is one that is started here."""
+        """Execute each run as a Ray task, at most ``jobs`` at a time on a cluster that is started here."""
         import ray
 
         ours = not ray.is_initialized()
@@ -238,13 +238,13 @@ class Pool:
 
 
 def space(texts: Sequence[str]) -> dict[tuple[str, str], Callable[[Any], Any]]:
-    """What each key is drawn from: ``log(0.01, 0.3)``, ``float(0, 1)``, ``int(4, 64)`` or ``choice(8, 16)``.
+    """Parse a search space: each key has ``log(0.01, 0.3)``, ``float(0, 1)``, ``int(4, 64)`` or ``choice(8, 16)``.
 
     Returns:
-        By key, a function from an Optuna trial to a raw value.
+        For each key, a function from an Optuna trial to a raw value.
 
     Raises:
-        ValueError: another form.
+        ValueError: a text has another form.
     """
     found: dict[tuple[str, str], Callable[[Any], Any]] = {}
     for (part, key), text in keyed(texts, "--space").items():
@@ -266,13 +266,13 @@ def space(texts: Sequence[str]) -> dict[tuple[str, str], Callable[[Any], Any]]:
 def search(
     base: Settings, texts: Sequence[str], trials: int, seeds: Sequence[int], env_seeds: bool, pool: Pool, seed: int = 0
 ) -> list[Outcome]:
-    """Optuna's search for the settings of the highest mean score over the seeds; all its runs.
+    """Search with Optuna for the settings with the highest mean score over the seeds; returns all runs.
 
-    Trials are asked for ``pool.jobs`` at a time, and the sampler has a seed: the same search again asks for the same runs, whose
-    results then lie there.
+    Optuna proposes ``pool.jobs`` trials at a time with a fixed seed. The same search therefore asks for the same runs again and
+    finds their results.
 
     Raises:
-        ValueError: Optuna is not installed, a space of another form.
+        ValueError: Optuna is not installed, or the search space has another form.
     """
     require(bool(texts), "--space", "at least one KEY:log(a, b) or the like beside --search", None)
     drawn = space(texts)
@@ -302,7 +302,7 @@ def search(
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """A row for the settings that differ by their seed alone: mean score with its interval, runs, failures; best first."""
+    """One row for all runs that differ only in their seed: mean score with interval, runs, failures. The best is first."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in {o.settings.hash: o for o in outcomes}.values():
         same = changed(replace(outcome.settings, seed=0), {("env_kwargs", "seed"): None})
@@ -314,7 +314,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         settings = asdict(found[0].settings)
         rows.append(
             {
-                **{key: settings[key] for key in ("env", "leader", "follower", "n_timesteps", *KWARGS)},
+                **{key: settings[key] for key in ("env", "leader", "follower", *BUDGETS, *KWARGS)},
                 "score": mean,
                 "low": low,
                 "high": high,
@@ -326,10 +326,10 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A table's rows: the settings in which they are not all alike, environment and leader always, and what came of it."""
+    """Rows of the summary with only those settings that differ between rows, besides environment and leader."""
     flat: list[dict[str, Any]] = []
     for row in rows:
-        own = {name: row[name] for name in ("env", "leader", "follower", "n_timesteps")}
+        own = {name: row[name] for name in ("env", "leader", "follower", *BUDGETS)}
         for part, name in _PARTS.items():
             own |= {f"{part}.{key}": item for key, item in row[name].items() if (part, key) != ("env", "seed")}
         flat.append(own)

@@ -1,8 +1,8 @@
-"""Values as they are written on the command line and in YAML; reading one runs no code.
+"""Parses values from the command line and from YAML, without running code.
 
 8, 3e-4, true, [64, 64], dict(net_arch=[64, 64])     Python's literals, and calls of ``dict``
 lin_3e-4                                             rl_zoo3's linear schedule: Linear(3e-4, 0)
-Geometric(2, 8), BellmanPenalty(lam=4), Rollouts     this library's own parts; without arguments, their defaults
+Geometric(2, 8), BellmanPenalty(lam=4), Rollouts     objects of this library; without arguments, with their defaults
 SGD, nn.Tanh                                         classes of torch.optim and torch.nn
 anything else                                        a string
 """
@@ -36,17 +36,17 @@ _PARTS = {
     "preferences.planner": "Planner",
     "preferences.worlds": "Copies",
 }
-"""What may be called in a value, by its module of ``agents``: parts of a method, no leader and no environment."""
+"""Names that a value may use, by their module of ``agents``; leaders and environments are not among them."""
 _WRITERS = ("FileLabeller", "LoggedLabeller")
-"""Those of them that write a file."""
+"""Those of the names whose objects write a file."""
 
 
 class JustTextError(Exception):
-    """A text that is a string and nothing more."""
+    """A text is a plain string and not an expression."""
 
 
 def literal(text: str) -> Any:
-    """A number, a truth value, None or a literal list as itself; whatever else is a string as it stands."""
+    """Parse a number, a boolean, None or a literal list; anything else stays a string."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:
@@ -56,10 +56,10 @@ def literal(text: str) -> Any:
 
 
 def pairs(texts: Iterable[str], name: str) -> dict[str, Any]:
-    """``key:value`` texts, as rl_zoo3 has them, as a dictionary of raw values (see :func:`value`).
+    """Parse ``key:value`` texts, as in rl_zoo3, into a dictionary of raw values (see :func:`value`).
 
     Raises:
-        ValueError: a text without a key, a key that is given twice.
+        ValueError: a text has no key, or a key occurs twice.
     """
     found: dict[str, Any] = {}
     for text in texts:
@@ -71,15 +71,15 @@ def pairs(texts: Iterable[str], name: str) -> dict[str, Any]:
 
 
 def value(raw: Any, name: str, files: bool = True) -> Any:
-    """What a raw value, of the command line or of YAML, means; lists and mappings entry by entry.
+    """Parse a raw value of the command line or of YAML; in lists and mappings, each entry.
 
     Args:
-        raw: the value.
-        name: of the argument, for errors.
-        files: whether parts may be named that write a file.
+        raw: the raw value.
+        name: name of the argument in errors.
+        files: whether the value may name objects that write a file.
 
     Raises:
-        ValueError: a call of what is none of this library's parts, or with arguments that do not fit.
+        ValueError: the value calls an unknown name, or the arguments of a call do not fit.
     """
     if isinstance(raw, Mapping):
         return {str(key): value(item, f"{name}.{key}", files) for key, item in raw.items()}
@@ -100,20 +100,20 @@ def value(raw: Any, name: str, files: bool = True) -> Any:
 
 
 def parts() -> dict[str, type]:
-    """The classes that a value may name, by name."""
+    """All classes that a value may use, by name."""
     homes = {home: importlib.import_module(f"{__package__.rpartition('.')[0]}.agents.{home}") for home in _PARTS}
     return {name: getattr(homes[home], name) for home, names in _PARTS.items() for name in names.split()}
 
 
 class _Reader:
-    """Reads syntax trees of one argument's values."""
+    """Parses the syntax tree of one argument's value."""
 
     def __init__(self, name: str, files: bool) -> None:
         self.name = name
         self.known = {word: cls for word, cls in parts().items() if files or word not in _WRITERS}
 
     def read(self, node: ast.expr) -> Any:
-        """What an expression means; raises :class:`JustTextError` where it means nothing."""
+        """Evaluate an expression; raise :class:`JustTextError` if it is not one."""
         match node:
             case ast.Constant(value):
                 return value
@@ -140,14 +140,14 @@ class _Reader:
         raise JustTextError
 
     def read_or_text(self, node: ast.expr) -> Any:
-        """The same within a call, where a text need not be quoted."""
+        """Evaluate an argument of a call, in which a string need not be quoted."""
         try:
             return self.read(node)
         except JustTextError:
             return ast.unparse(node)
 
     def made(self, word: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """A call of ``dict`` or of one of the parts."""
+        """Evaluate a call of ``dict`` or of one of the known classes."""
         known = word == "dict" or word in self.known
         require(known, self.name, f"a call of dict or one of {', '.join(sorted(self.known))}", f"{word}(...)")
         if word == "dict":
@@ -165,7 +165,7 @@ class _Reader:
 
 
 def _of_torch(dotted: str) -> Any:
-    """A class of an optimiser, or a module's as ``nn.Tanh``."""
+    """A class of ``torch.optim``, or of ``torch.nn`` as in ``nn.Tanh``."""
     import torch
 
     module, _, word = dotted.removeprefix("torch.").rpartition(".")

@@ -1,4 +1,4 @@
-"""Random actions that an environment takes: of those that exist, where its ``action_masks()`` tells which do."""
+"""Random actions of an environment, drawn among those that its ``action_masks()`` allows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .mdp.checks import require
 
 
 def legal_action(env: gym.Env[Any, Any]) -> Any:
-    """A random action of those that exist now.
+    """Draw a random action among those that exist in the current state.
 
     Args:
         env: the environment, between a reset and an episode's end.
@@ -24,7 +24,7 @@ def legal_action(env: gym.Env[Any, Any]) -> Any:
 
 
 def draw_action(space: gym.Space[Any], mask: Any = None) -> Any:
-    """A random action of a space, by the space's own generator.
+    """Draw a random action from a space, with the space's own generator.
 
     Args:
         space: the action space.

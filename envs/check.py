@@ -46,8 +46,9 @@ def check_leader_env(env: Any, steps: int = 2000, env_kwargs: dict[str, Any] | N
     environment with probability 1e-6. Gymnasium's and Stable-Baselines3's own checks are apart: call them too.
 
     Args:
-        env: a Gymnasium environment, wrapped or not, or a PettingZoo game; its id; or a callable without arguments that makes
-            one. With an id or a callable it is also checked that x does not leak into other environments of the process.
+        env: a Gymnasium environment, wrapped or not, or a PettingZoo game; its id, or a game's module; or a callable without
+            arguments that makes one. With an id, a module or a callable it is also checked that x does not leak into other
+            environments of the process.
         steps: steps of each statistical test, and at most so many until x must have arrived (2000). An environment with slow
             steps can be given fewer; the tests then notice less, and refuse no right environment more often.
         env_kwargs: arguments of the environment, by name, where ``env`` is an id (none).
@@ -92,7 +93,7 @@ def _check(world: World, make: Callable[[], Any] | None, start: Floats, steps: i
     for x in (start, *points[:2]):
         played = trace(world, x, SEED, SHORT).steps
         models.append(Model(world, played))
-        check_rewards(models[-1])
+        check_rewards(models[-1], start, "steps that pay by the x that was set (use x in step)")
     silent = check_dependence(models)
     check_arrival(world, points, silent, steps)
     check_own_parameter(models[1], world, points[1])
@@ -102,11 +103,13 @@ def _check(world: World, make: Callable[[], Any] | None, start: Floats, steps: i
     # When x takes effect, and where.
     moved = check_timing(world, points[0], points[1])
     world.set_leader(points[1])
-    check_rewards(Model(world, moved.steps), " after set_leader in the midst of an episode", points[0])
+    check_rewards(
+        Model(world, moved.steps), points[0], "x to hold from the next step on, in the middle of an episode too"
+    )
     check_copies(world, make, points[0], points[1])
     # What is drawn.
     if not silent:
-        check_log_p(world, points[1], points[0], steps)
+        check_log_p(world, points[1], (points[0], start), steps)
     check_problem(world, points[1], points[0], steps)
     check_simulator(world, points[:3])
 
@@ -122,7 +125,7 @@ def _opened(env: Any, env_kwargs: dict[str, Any] | None) -> tuple[Any, Callable[
             return env, None
     if isinstance(env, (pettingzoo.ParallelEnv, pettingzoo.AECEnv)):
         return env, None
-    make = _maker(env, env_kwargs or {}) if isinstance(env, str) else env
+    make = _maker(env, env_kwargs or {}) if isinstance(env, str) else getattr(env, "parallel_env", env)
     return (make(), make) if callable(make) else (make, None)
 
 

@@ -207,7 +207,7 @@ def check_timing(world: World, a: Floats, b: Floats) -> Trace:
     """x holds from the next step on, what an episode draws from the next reset on, and through every reset.
 
     Returns:
-        An episode in whose midst x was set to b, from the first step under b on.
+        The steps of an episode after x was set to b in the middle of it.
     """
     at = SHORT // 4
     before = trace(world, a, SEED, SHORT, one_episode=True)
@@ -217,7 +217,10 @@ def check_timing(world: World, a: Floats, b: Floats) -> Trace:
         differs = before.differs(moved, world.base, "obs", "draw")
         way_out = "an episode that keeps what it drew from x until the next reset (draws_once is True)"
         require(
-            differs is None, "set_leader", way_out, f"another {differs} after it was called in the midst of the episode"
+            differs is None,
+            "set_leader",
+            way_out,
+            f"another {differs} after it was called in the middle of the episode",
         )
     after, fresh = trace(world, None, SEED, SHORT), trace(world, b, SEED, SHORT)
     differs = after.differs(fresh, lambda obs: obs, "obs", "reward", "leader_reward", "draw", "ended")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .actions import draw_action
 from .check_contract import SEED, SHORT
 from .check_model import Model
 from .check_play import RTOL, Floats, Played, Trace, World, apart, held, trace
@@ -87,9 +88,8 @@ def check_simulator(world: World, points: list[Floats]) -> None:
     masks = getattr(simulator, "action_masks", None)
     steps: list[list[Played]] = [[] for _ in points]
     for _ in range(SHORT):
-        exists = None if masks is None else [np.asarray(row, dtype=np.int8) for row in masks()]
-        space = simulator.single_action_space
-        sampled = [space.sample() if exists is None else space.sample(mask=row) for row in exists or points]
+        exists = [None] * len(points) if masks is None else masks()
+        sampled = [draw_action(simulator.single_action_space, mask) for mask in exists]
         before, actions = np.array(obs), np.stack([np.asarray(action) for action in sampled])
         obs, rewards, terminated, _, infos = simulator.step(actions)
         after = np.array(obs)

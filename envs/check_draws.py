@@ -12,6 +12,8 @@ million. Alternatives are
 - log p at another x: one that was set before, and points along the gradient of log p, summed over the first half of the draws;
 - for draws that are whole numbers: p, tilted by how often each came in the first half;
 - for tables: p of a row, corrected by what that row has drawn so far (Dirichlet), p mixed with the uniform, and p to a power.
+
+Real draws are also held against the whole of their density, by the exact distributions of two statistics.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import ndtri
+from scipy.stats import chi2, kstest
 
 from .check_contract import SEED
 from .check_model import Model
@@ -36,6 +40,15 @@ ALPHA = 1e-6
 REACHES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """How far along the gradient of log p an alternative x lies, in widths of X."""
 
+MOST = 500
+"""Real draws whose distribution functions are worked out."""
+
+GRID = 300
+"""Half the points of the grid for that."""
+
+ENTRIES = 4
+"""Entries of a draw up to which it is done."""
+
 LARGEST = 64
 """Different draws up to which whole numbers are counted."""
 
@@ -43,7 +56,7 @@ LARGEST = 64
 def steps_at(world: World, x: Floats, before: Floats, steps: int) -> list[Played]:
     """Steps whose draws are from x: the first of each episode where x draws once an episode, else all after x was set.
 
-    There x is set in the midst of an episode that began at ``before``.
+    There x is set in the middle of an episode that began at ``before``.
     """
     world.seed_actions(SEED)
     played: list[Played] = []
@@ -77,16 +90,16 @@ def rate(steps: int) -> str:
     return f"in {steps} draws; a right environment is refused with probability {ALPHA:g}"
 
 
-def check_log_p(world: World, x: Floats, before: Floats, steps: int) -> None:
+def check_log_p(world: World, x: Floats, before: tuple[Floats, ...], steps: int) -> None:
     """What was drawn follows the leader model's log_p.
 
     Args:
         world: the environment.
         x: where it draws.
-        before: an x that is set beforehand.
+        before: x that were set earlier; the first is set beforehand.
         steps: how many are played.
     """
-    played = steps_at(world, x, before, steps)
+    played = steps_at(world, x, before[0], steps)
     first, second = played[: steps // 2], played[steps // 2 :]
     model = Model(world, first)
     log_p = model()[2]
@@ -97,7 +110,7 @@ def check_log_p(world: World, x: Floats, before: Floats, steps: int) -> None:
     width = np.maximum(high - low, 1e-12)
     towards = slope * width  # in widths of X
     ahead = towards / max(float(np.abs(towards).max()), 1e-300)
-    others = [before, *(np.clip(x + reach * ahead * width, low, high) for reach in REACHES)]
+    others = [*before, *(np.clip(x + reach * ahead * width, low, high) for reach in REACHES)]
     model = Model(world, second)
     own = model()[2].detach()
     logs = [float((model.at(torch.from_numpy(other))[2] - own).sum()) for other in others]
@@ -106,9 +119,8 @@ def check_log_p(world: World, x: Floats, before: Floats, steps: int) -> None:
     likelier = f"draws that x = {others[best]} explains exp({logs[best]:.0f}) times as well ({rate(steps)})"
     require(log_mean_exp(logs) < -math.log(ALPHA), "leader_model", told, likelier)
     _check_counts(Model(world, first), model, told, steps)
-    if np.asarray(played[0].draw).dtype.kind == "f":
-        told = "draws of real numbers: their distribution, but for the directions in which x moves it"
-        world.unchecked.append(told)
+    if np.asarray(played[0].draw).dtype.kind == "f" and not _check_reals(world, played[:MOST], told):
+        world.unchecked.append("the whole distribution of real draws, but only in the directions in which x moves it")
 
 
 def _check_counts(first: Model, second: Model, told: str, steps: int) -> None:
@@ -135,6 +147,71 @@ def _check_counts(first: Model, second: Model, told: str, steps: int) -> None:
     k = int(np.abs(np.log(tilt)).argmax())
     got = f"draw {values[k]} {counts[k]} times where log_p expects {expected[k]:.1f} ({rate(steps)})"
     require(log_e < -math.log(ALPHA), "leader_model", told, got)
+
+
+def _check_reals(world: World, played: list[Played], told: str) -> bool:
+    """Real draws have the density exp(log_p), up to a constant: each entry of a draw given the others.
+
+    The distribution function of that density at what was drawn, u, is uniform; its numbers are worked out on a grid. Kolmogorov's
+    test is of u, and the sum of squares of the normal quantiles of u is held against chi square.
+
+    Returns:
+        Whether it could be checked: not where the grid is too coarse, nor where the entries depend on one another or log_p also
+        reads entries that are not drawn. Of independent entries, the densities f_1 ... f_K of a step have
+        ``sum_j log(integral of f over w_j) - (K - 1) log f = 0``, the same in every step.
+    """
+    model, n = Model(world, played), len(played)
+    draws = np.stack([np.asarray(step.draw, dtype=np.float64) for step in played])
+    flat, log_p = draws.reshape(n, -1), model()[2].detach().numpy()
+
+    def log_density(j: int, values: Any) -> Floats:
+        moved = flat.copy()
+        moved[:, j] = values
+        with torch.no_grad():
+            return model(torch.from_numpy(moved.reshape(draws.shape)))[2].numpy()
+
+    entries = []
+    for j, column in enumerate(flat.T):
+        if not (column == np.round(column)).all():  # a flag, or a count, is no real number
+            entries += [j] if not np.allclose(log_density(j, column + 0.1 * column.std()), log_p) else []
+    if not 0 < len(entries) <= ENTRIES:
+        return False
+    uniform, rest = [], -(len(entries) - 1.0) * log_p
+    for j in entries:
+        column = np.sort(flat[:, j])
+        span = column[-1] - column[0]
+        even = np.linspace(column[0] - 2.0 * span, column[-1] + 2.0 * span, GRID)
+        core = np.interp(np.linspace(0, n - 1, GRID), np.arange(n), column)
+        ends = 2.0 * span * 0.5 ** (np.arange(50) / 2.0)  # a density may jump where its draws begin or end
+        grid = np.unique(np.concatenate([even, core, column[0] - ends, column[-1] + ends]))
+        logs = np.stack([log_density(j, value) for value in grid])
+        density = np.exp(logs - logs.max(0))
+        fine, total = _distribution(grid, density, flat[:, j])
+        coarse, _ = _distribution(grid[::2], density[::2], flat[:, j])
+        if not np.allclose(fine, coarse, rtol=0.0, atol=2e-3):
+            return False
+        uniform.append(fine)
+        rest += np.log(total) + logs.max(0)
+    if np.ptp(rest) > 0.02:
+        return False
+    for j, u in zip(entries, uniform, strict=True):
+        spread = float((ndtri(u.clip(1e-12, 1.0 - 1e-12)) ** 2).sum())
+        share = ALPHA / (3 * len(entries))  # of two tests, the second with two sides
+        fits = kstest(u, "uniform").pvalue > share and chi2.ppf(share, n) < spread < chi2.isf(share, n)
+        got = f"entry {j} of leader_draw {math.sqrt(spread / n):.3g} times as far spread ({rate(n)})"
+        require(bool(fits), "leader_model", told, got)
+    return True
+
+
+def _distribution(grid: Floats, density: Floats, at: Floats) -> tuple[Floats, Floats]:
+    """Distribution functions, each at one point, ``[n]``, and integrals, ``[n]``, of densities ``[G, n]`` on a grid ``[G]``."""
+    step = np.diff(grid)[:, None]
+    below = np.concatenate([np.zeros((1, len(at))), np.cumsum(0.5 * (density[1:] + density[:-1]) * step, axis=0)])
+    i, rows = (np.searchsorted(grid, at, side="right") - 1).clip(0, len(grid) - 2), np.arange(len(at))
+    part = (at - grid[i]) / step[i, 0]
+    left, right = density[i, rows], density[i + 1, rows]
+    inside = below[i, rows] + step[i, 0] * part * (left + 0.5 * part * (right - left))
+    return inside / below[-1], below[-1]
 
 
 def _reads_next_obs(model: Model) -> bool:

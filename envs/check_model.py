@@ -81,32 +81,26 @@ class Model:
         return torch.zeros(self.x.numel(), dtype=torch.float64) if gradient is None else gradient.reshape(-1)
 
 
-def check_rewards(model: Model, when: str = "", before: Floats | None = None) -> None:
+def check_rewards(model: Model, before: Floats, expected: str) -> None:
     """The model says what the steps paid.
 
     Args:
         model: at the x under which its steps were taken.
-        when: said in errors.
-        before: an x that was set earlier, which a late environment would still pay by.
+        before: an x that was set earlier, by which an environment pays that ignores x or heeds it too late.
+        expected: what is said of such a one.
     """
     r_follower, r_leader, log_p = (part.detach().numpy() for part in model())
-    stale = None if before is None else model.at(torch.from_numpy(before))
+    stale = model.at(torch.from_numpy(before))
     for k, (whose, modelled, name) in enumerate(
         (("follower", r_follower, "reward"), ("leader", r_leader, "leader_reward"))
     ):
         paid = np.array([getattr(step, name) for step in model.steps])
         distance = apart(modelled, paid)
         i = np.unravel_index(int(distance.argmax()), distance.shape)
-        if stale is not None and distance[i] > RTOL:
+        if distance[i] > RTOL:
             late = bool(apart(stale[k].numpy(), paid).max() <= RTOL)
-            expected = "x to hold from the next step on"
-            require(
-                not late,
-                "set_leader",
-                expected,
-                f"the {whose}'s rewards of the x before it, in the midst of an episode",
-            )
-        same = f"the {whose}'s reward that a step pays{when}, {paid[i]:g} (let step pay what the model says)"
+            require(not late, "set_leader", expected, f"the {whose}'s rewards at x = {before}, which was set before")
+        same = f"the {whose}'s reward that a step pays, {paid[i]:g} (let step pay what the model says)"
         require(bool(distance[i] <= RTOL), "leader_model", same, f"{modelled[i]:g}")
     require(bool(np.isfinite(log_p).all()), "leader_model", "a finite log_p of what was drawn", log_p)
 

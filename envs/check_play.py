@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils.conversions import aec_to_parallel
 
-from .mdp.checks import require
+from .actions import draw_action
+from .mdp.checks import one_number, require
 
 Floats = NDArray[np.float64]
 
@@ -136,12 +137,7 @@ class World:
         """A random action among those that exist, or one a player, ``[players]``."""
         if self.game:
             return np.array([space.sample() for space in self._action_spaces()])
-        space = self.env.action_space
-        if mask is not None and isinstance(
-            space, gym.spaces.MultiDiscrete
-        ):  # one mask, the dimensions one after another
-            mask = tuple(np.split(mask, np.cumsum(space.nvec)[:-1]))
-        return space.sample(mask=mask)
+        return draw_action(self.env.action_space, mask)
 
     def base(self, obs: Any) -> Any:
         """The environment's own part of an observation that shows x beside it."""
@@ -177,22 +173,20 @@ class World:
             after, reward, terminated, truncated, info = self.env.step(action)
         for key in ("leader_reward", "leader_draw"):
             require(key in info, "info", f"the key {key!r} after every step", list(info))
-        paid, draw, paid_leader = np.asarray(reward, dtype=np.float64), info["leader_draw"], info["leader_reward"]
-        if not self.game:
-            way_out = "one number a step (of several objectives make one, e.g. by mo_gymnasium's LinearReward)"
-            require(paid.size == 1, "reward", way_out, f"shape {paid.shape}")
-            paid = paid.reshape(())
+        draw, paid_leader = info["leader_draw"], one_number(info["leader_reward"], "info['leader_reward']")
+        paid = np.array(reward if self.game else one_number(reward, "reward"), dtype=np.float64)
         if not np.isfinite(paid).all():
             raise ValueError(f"reward: expected finite numbers in every step, got {paid}")
-        number = np.asarray(paid_leader)
-        if number.size != 1 or number.dtype.kind not in "fiub" or not math.isfinite(number.item()):
-            raise ValueError(f"info['leader_reward']: expected one finite number in every step, got {paid_leader!r}")
+        if not math.isfinite(paid_leader):
+            raise ValueError(f"info['leader_reward']: expected one finite number in every step, got {paid_leader}")
         if not isinstance(draw, (dict, tuple)) and np.asarray(draw).dtype.kind not in "fiub":
             told = "numbers: what x made the environment draw, 0 where it draws nothing"
             raise ValueError(f"info['leader_draw']: expected {told}, got {draw!r}")
         after = self._joint(after)
+        if isinstance(after, np.ndarray) and after.dtype.kind == "f" and np.isnan(after).any():
+            raise ValueError(f"observation: expected numbers in every step, got {after}")
         played = Played(
-            self._obs, action, draw, after, paid, float(number.item()),
+            self._obs, action, draw, after, paid, paid_leader,
             bool(terminated or truncated), bool(terminated), self._first, mask,
         )  # fmt: skip
         self._obs, self._first = after, False

@@ -69,7 +69,7 @@ class RandomMDPProblem(TabularProblem):
         seed: int | None = 0,
     ) -> None:
         S, A, d = check_size(n_states, "n_states"), check_size(n_actions, "n_actions"), check_size(dim, "dim")
-        self.gamma, self.tau = check_gamma(gamma), check_tau(tau)
+        self.gamma, self.tau = check_gamma(gamma, endless=True), check_tau(tau)
         check_seed(seed)
         rng = np.random.default_rng(seed)
         P = np.zeros((S * A, S))

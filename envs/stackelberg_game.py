@@ -41,6 +41,8 @@ class StackelbergGameEnv(FromArguments, TabularEnv, problem=random_stackelberg):
     - ``tau``: default temperature of the follower (0.001).
     - ``sparsity``: rewards under it become 0 (0.7).
     - ``seed``: of the game's rewards and transitions, not of its play (0); None draws a random game.
+    - ``reward_unit``: the unit of rewards of which default temperatures, and that of evaluation, are numbers (None: it is
+      measured, about 1).
     - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``.
 
     The sizes, ``sparsity`` and ``tau`` are our default; the published experiment may use others.

@@ -512,7 +512,7 @@ class TabularEnv(_TabularLeader, ProblemEnv):
         t, z, a = self._tables, self._state, int(action)
         if z is None:
             raise gym.error.ResetNeeded("step was called before reset")
-        if not 0 <= a < t.A or (t.refused is not None and t.refused[z * t.A + a]):
+        if a != action or not 0 <= a < t.A or (t.refused is not None and t.refused[z * t.A + a]):
             raise ValueError(f"action: expected one that exists in state {z}, got {action}")
         u, v = self.np_random.random(), self.np_random.random()
         pair = z * t.A + a

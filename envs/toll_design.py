@@ -100,8 +100,9 @@ class TollDesignEnv(FromArguments, TabularEnv, problem=TollDesignProblem):
     after 100 steps (``max_episode_steps``).
 
     ## Arguments
-    - ``network``: the path of a ``*_net.tntp`` file (a ``*_trips.tntp`` and a ``*_node.tntp`` beside it are read too; see
-      ``read_tntp``), or a ``RoadNetwork``; None for a random city.
+    - ``network``: the path of a file in the TNTP format, or a ``RoadNetwork``; None for a random city.
+    - ``minutes``, ``trips``, ``nodes``: of a file: the length of its unit of time in minutes, e.g. 60 for hours (1); the
+      paths of its trip table and of its nodes' places (None takes those beside it; see ``read_tntp``).
     - ``n_nodes``, ``seed``: of the random city (25, 0); seed None draws a random one.
     - ``gamma``: discount of both players, a link, in [0, 1) (0.999).
     - ``tau``: default temperature of the driver, in minutes (0.5): the scale of a logit choice of routes. It is refused

@@ -66,7 +66,7 @@ class TwoStateProblem(TabularProblem):
     def __init__(
         self, gamma: float = 0.9, tau: float = 0.1, bonus: float = 0.5, cost: float = 1.0, benefit: float = 1.5
     ) -> None:
-        self.gamma, self.tau = check_gamma(gamma), check_tau(tau)
+        self.gamma, self.tau = check_gamma(gamma, endless=True), check_tau(tau)
         self.bonus, self.cost, self.benefit = (
             check_number(value, name, low=-math.inf, high=math.inf, open_low=True, open_high=True)
             for name, value in (("bonus", bonus), ("cost", cost), ("benefit", benefit))

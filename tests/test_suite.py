@@ -274,3 +274,18 @@ def test_the_interquartile_mean_and_the_probability_of_improvement() -> None:
     assert ahead.estimate == pytest.approx((1.0 + 0.5 + 0.0 + 1.0) / 4)
     assert ahead.estimate + behind.estimate == pytest.approx(1.0)
     assert ahead.n == 4
+    always = suite.improvement({"runs": [r for r in runs if r["seed"] in (0, 3)]}, "a", "b")
+    assert always == pytest.approx((1.0, 0.025**0.5, 1.0, 2))  # two of two: 1 - confidence of a probability p is p^2
+
+
+def test_the_frozen_suite_is_of_the_problems_as_they_are() -> None:
+    made = suite.read(suite.FILE)
+    assert made["version"] == suite.VERSION
+    for name, about in made["problems"].items():
+        assert about["budget"] == suite.BUDGETS[about["track"]]
+        for instance in about["instances"]:
+            problem: Any = suite.made(about, instance["seed"]).get_wrapper_attr("problem")
+            assert suite.fingerprint(problem) == pytest.approx(instance["fingerprint"], abs=1e-6), name
+            start = suite.judge(problem, problem.start_x().numpy(), about["tau"])
+            assert start == pytest.approx(instance["start"], abs=1e-9)
+            assert start < instance["reference"]

@@ -1,5 +1,5 @@
-"""Views of an environment: a leader on any environment, its commitment in the observation, mixed rewards, native
-simulators, processes that tell of their end, segments of behaviour and the reward learned from them."""
+"""Wrappers: a leader over any environment, x shown to the follower, mixed and learned rewards, parallel environments, and
+recorded segments of behaviour."""
 
 if __name__ != "bilevel_gym.wrappers":
     raise ImportError(f"import bilevel_gym.wrappers, not {__name__}: second copies of its classes would be strangers")

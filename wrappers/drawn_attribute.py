@@ -1,4 +1,4 @@
-r"""A physical attribute of the environment as the leader's parameter: a length, a mass, a gravity.
+r"""The leader chooses the distribution of physical attributes of an environment: a length, a mass, a gravity.
 
 No simulator is differentiable in its attributes here. The leader chooses a distribution over them instead: at the start of every
 episode
@@ -33,7 +33,7 @@ _SHOWN = 30  # names of attributes in an error
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute that the leader chooses a Gaussian over.
+    """An attribute of the environment, and the Gaussians over it from which the leader chooses.
 
     Attributes:
         name: its name on the unwrapped environment.
@@ -69,13 +69,13 @@ class Attribute:
         require(callable_, "setter", "a callable (environment, value)", repr(self.setter))
 
     def start(self, env: Any) -> float:
-        """The environment's own value, moved into [low, high]; their middle where it is no number of that name."""
+        """The environment's own value, clipped to [low, high]; their midpoint if it has no number of that name."""
         value = getattr(env, self.name, None)
         own = float(value) if isinstance(value, Real) else 0.5 * (self.low + self.high)
         return min(max(own, self.low), self.high)
 
     def set(self, env: Any, value: float) -> None:
-        """Give the environment its value for the next episode."""
+        """Set the environment's value for the next episode."""
         if self.setter is None:
             setattr(env, self.name, value)
         else:
@@ -87,7 +87,7 @@ def _is_number(value: Any) -> bool:
 
 
 class DrawnAttribute(LeaderWrapper):
-    """Attributes of the environment are drawn at every episode's start, from the leader's Gaussian.
+    """A leader environment whose attributes are drawn from the leader's Gaussian at the start of every episode.
 
     x is the means, then the logarithms of the standard deviations that are the leader's to choose. The commitment is x, and with
     ``show_draw`` behind it the values drawn, as the environment was given them. ``info["leader_draw"]`` is (r, r_l, 1 in an
@@ -157,7 +157,7 @@ class DrawnAttribute(LeaderWrapper):
         return x[:K], self._log_std.index_put((torch.tensor(self._chosen, dtype=torch.long),), x[K:])
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """x, and with ``show_draw`` the values that the environment was given."""
+        """The leader context: x, and with ``show_draw`` the values drawn."""
         given = [self._drawn()] if self._show_draw else []
         return np.concatenate([self._x, *given]).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""An environment as Stable-Baselines3 takes it, and the environment's own observations and actions behind that.
+"""Converts an environment's observations, actions and rewards to the forms that Stable-Baselines3 takes, and back.
 
     Discrete(n, start=k), MultiDiscrete(n, start=k)     counted from 0, as SB3 counts actions and one-hot observations
     pictures with channels last                         channels first, as SB3's networks have them
@@ -26,7 +26,7 @@ from .vec_env import CommitmentLeaderModel
 
 
 class _Change(ABC):
-    """How values of a space are told to SB3, and back.
+    """Converts values of a space to those that SB3 takes, and back.
 
     Attributes:
         space: of what SB3 is told.
@@ -36,15 +36,15 @@ class _Change(ABC):
 
     @abstractmethod
     def told(self, value: Any) -> Any:
-        """What SB3 is told of a value of the environment's."""
+        """Convert a value of the environment to the one that SB3 takes."""
 
     @abstractmethod
     def own(self, value: Any) -> Any:
-        """The environment's own value, or a batch ``[..., shape]`` of them as an array or a tensor."""
+        """Convert back: one value, or a batch ``[..., shape]`` as an array or a tensor."""
 
 
 class _FromZero(_Change):
-    """Whole numbers counted from 0."""
+    """Converts whole numbers so that they count from 0."""
 
     def __init__(self, space: gym.spaces.Discrete | gym.spaces.MultiDiscrete) -> None:
         if isinstance(space, gym.spaces.Discrete):
@@ -61,7 +61,7 @@ class _FromZero(_Change):
 
 
 class _ChannelsFirst(_Change):
-    """Pictures, their channels first."""
+    """Converts pictures to channels first."""
 
     def __init__(self, space: gym.spaces.Box) -> None:
         low, high = (self.told(end) for end in (space.low, space.high))
@@ -75,7 +75,7 @@ class _ChannelsFirst(_Change):
 
 
 def _change(space: gym.Space[Any]) -> _Change | None:
-    """What SB3 has to be told otherwise of a space; None for nothing."""
+    """The conversion that SB3 needs for a space; None if it needs none."""
     if isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete)):
         return _FromZero(space) if np.any(space.start) else None
     if not isinstance(space, gym.spaces.Box) or not is_image_space(space):
@@ -84,7 +84,7 @@ def _change(space: gym.Space[Any]) -> _Change | None:
 
 
 class ForSB3(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """An environment as SB3 takes it (see the module); others than those pass as they are.
+    """Wraps an environment in the forms that SB3 takes (see the module); all else passes unchanged.
 
     Args:
         env: any environment, with a leader or without.
@@ -118,14 +118,14 @@ class ForSB3(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return obs, one_number(reward, "reward"), terminated, truncated, info
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """What the follower may be shown of x where it observes ``obs``."""
+        """The leader context at an observation ``obs`` in SB3's form."""
         shown: NDArray[np.float32] = self.env.get_wrapper_attr("commitment")(
             obs if self._obs is None else self._obs.own(obs)
         )
         return shown
 
     def leader_model(self) -> nn.Module:
-        """The environment's leader model, for what SB3 is told."""
+        """The environment's leader model, for observations and actions in SB3's form."""
         model: nn.Module = self.env.get_wrapper_attr("leader_model")()
         if self._obs is None and self._action is None:
             return model

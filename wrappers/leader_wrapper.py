@@ -1,4 +1,4 @@
-"""What makes a leader environment of any Gymnasium environment.
+"""Base class of wrappers that make a leader environment of any Gymnasium environment.
 
 **What the leader model needs travels with the step.** The base environment's own rewards are known as numbers only, not as
 functions of (s,a,s'), and a terminal step does not show in next_obs. So ``info["leader_draw"]`` is a float64 vector
@@ -58,7 +58,7 @@ LeaderReward = Callable[[Step], float]
 
 
 class CarriedLeaderModel(nn.Module):
-    """A leader model that reads the draw alone.
+    """A leader model whose only input is ``info["leader_draw"]``.
 
     Args:
         x: where the parameter starts, ``[dim]``.
@@ -81,7 +81,7 @@ class CarriedLeaderModel(nn.Module):
 
 
 class LeaderWrapper(LeaderEnv[Any, Any]):
-    """A base environment under a leader's parameter.
+    """Base class of environments that put a leader over another environment.
 
     It is an environment of its own, ``env.unwrapped`` included, so that ``env.unwrapped.set_leader`` works through other
     wrappers; the base environment is ``env.unwrapped.env``, and attributes that are asked for by ``get_wrapper_attr`` are
@@ -112,7 +112,7 @@ class LeaderWrapper(LeaderEnv[Any, Any]):
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.metadata, self.render_mode = env.metadata, env.render_mode
         self.gamma, self._leader_reward = check_gamma(gamma), leader_reward
-        self._leader_set = leader_set
+        self.leader_set = self._leader_set = leader_set
         self.leader_space = gym.spaces.Box(leader_set.low.numpy(), leader_set.high.numpy(), dtype=np.float64)
         self.set_leader(start)
         self.commitment_size = leader_set.dim
@@ -129,7 +129,7 @@ class LeaderWrapper(LeaderEnv[Any, Any]):
         self._x: Floats = self._leader_set.check(x).detach().numpy().copy()
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """x itself, ``[dim]``."""
+        """The leader context: x itself, ``[dim]``."""
         return self._x.astype(np.float32)
 
     def leader_model(self) -> CarriedLeaderModel:
@@ -137,21 +137,21 @@ class LeaderWrapper(LeaderEnv[Any, Any]):
 
     @abstractmethod
     def _carried(self, step: Step) -> Floats:
-        """What the leader model has to know of a step, ``[m]``."""
+        """The measurements c of a step that the leader model needs, ``[m]``."""
 
     @abstractmethod
     def _answer(self, x: Tensor, r: Tensor, r_l: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The leader model on batches of steps."""
 
     def _rewards(self, r: float, r_l: float, c: Floats) -> tuple[float, float]:
-        """What both are paid in a step: as ``_answer`` says, for one step and without torch."""
+        """The rewards of follower and leader in one step, as ``_answer`` computes them, but without torch."""
         return r, r_l
 
     def _begin(self) -> None:
-        """What an episode needs before the base environment is reset."""
+        """Prepare an episode, before the base environment is reset."""
 
     def _drawn(self) -> Floats:
-        """What the leader drew for the episode."""
+        """The values that the leader drew for the episode."""
         return np.empty(0)
 
     # --- the environment -----------------------------------------------------------------------------------------
@@ -202,6 +202,7 @@ class LeaderWrapper(LeaderEnv[Any, Any]):
 
 
 def check_base(env: Any) -> None:
+    """Raise ``ValueError`` for what is no environment, or has Dict or Tuple spaces or others that are no arrays."""
     require(isinstance(env, gym.Env), "env", "a Gymnasium environment", repr(env))
     spaces = gym.spaces
     for name in ("observation_space", "action_space"):
@@ -212,7 +213,7 @@ def check_base(env: Any) -> None:
 
 
 def _held(obs: Any) -> Any:
-    """An observation that the environment cannot change afterwards."""
+    """A copy of an observation, which the environment cannot change later."""
     return obs.copy() if isinstance(obs, np.ndarray) else obs
 
 
@@ -221,14 +222,14 @@ def _finite(obs: Any) -> bool:
 
 
 def _number(value: Any, name: str) -> float:
-    """The value as a finite float."""
+    """Return the value as a finite float."""
     number = one_number(value, name)
     require(math.isfinite(number), name, "a finite number in every step", number)
     return number
 
 
 def finite_vector(value: Any, size: int, name: str) -> Floats:
-    """The value as ``[size]`` finite numbers.
+    """Return the value as ``[size]`` finite numbers.
 
     Raises:
         ValueError: another shape, an entry that is not finite.

@@ -1,5 +1,4 @@
-"""A recorder of what a follower does: segments of its behaviour, with the true reward kept apart from any learned one; and what
-pays the learned one.
+"""Records segments of a follower's behaviour with their true rewards, and pays followers a learned reward.
 
 A segment is ``length`` steps of one environment, cut from one episode. Where the episode ends by itself within it, the rest is
 padding: its mask is 0 and it is worth nothing, as what follows a terminal state is worth nothing. So two segments have the same
@@ -31,7 +30,7 @@ RUNNING, TERMINATED, CUT = 0, 1, 2
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """``H`` steps of one environment.
+    """A segment of ``H`` successive steps of one environment.
 
     Attributes:
         obs: observations before each step, ``[H, ...]``; of stacks of k frames, channels first, the single frames
@@ -94,7 +93,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """Steps in the order in which they were taken; what was observed before them, ``SegmentRecorder.observations`` tells.
+    """Steps in time order; ``SegmentRecorder.observations`` returns the observations before them.
 
     Attributes:
         time: the recorder's number of each, ``[T]``.
@@ -112,7 +111,7 @@ class Steps:
 
 
 class StepWrapper(VecEnvWrapper):
-    """Knows in each step of a VecEnv what was observed before it and what was done, and says what is paid.
+    """Base class of VecEnv wrappers that compute the reward from the observation before a step and the action.
 
     Attributes:
         now: the last observations, ``[n, ...]``; None before a reset.
@@ -139,11 +138,11 @@ class StepWrapper(VecEnvWrapper):
 
     @abstractmethod
     def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
-        """What is paid for the step from :attr:`now` by :attr:`taken`, ``[n]``, where the VecEnv pays ``rewards``."""
+        """The rewards, ``[n]``, of the step from :attr:`now` by :attr:`taken`, for which the VecEnv paid ``rewards``."""
 
 
 class LearnedReward(StepWrapper):
-    """Pays ``reward(obs, actions)`` for each step; ``info["true_reward"]`` keeps what the environment paid.
+    """Replaces the reward by ``reward(obs, actions)``; ``info["true_reward"]`` keeps the environment's own.
 
     Args:
         venv: parallel environments of any kind.
@@ -167,7 +166,7 @@ class LearnedReward(StepWrapper):
 
 
 class SegmentRecorder(StepWrapper):
-    """Records every step of a VecEnv, passes all of it on unchanged, and cuts segments from the newest steps.
+    """Records every step of a VecEnv without changing it, and cuts segments from the newest steps.
 
     It belongs below any wrapper that pays another reward: what it records is then the environment's own.
 
@@ -270,7 +269,7 @@ class SegmentRecorder(StepWrapper):
     # --- files --------------------------------------------------------------------------------------------------------
 
     def arrays(self, whole: bool = False) -> dict[str, NDArray[Any]]:
-        """What has been recorded, by name, without a copy.
+        """The recorded arrays by name, not copied.
 
         Args:
             whole: all of each array, to be read into; else what has been filled.
@@ -280,14 +279,14 @@ class SegmentRecorder(StepWrapper):
         return {name: array if whole else array[: self.steps] for name, array in held.items() if array is not None}
 
     def state(self) -> dict[str, Any]:
-        """The rest of the recorder, as arrays and numbers."""
+        """The recorder's other state, as arrays and numbers."""
         heads = [(*key, frames) for key, frames in self._heads.items()]
         images = None if self._images is None else list(self._images.shape[1:])
         counts = {"steps": self.steps, "terminations": self.terminations}
         return {**counts, "now": self.now, "age": self._episode_age, "heads": heads, "images": images}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state` gave, with room for the arrays; the VecEnv below stands where it stood then.
+        """Restore what :meth:`state` returned and allocate the arrays; the wrapped VecEnv must be restored too.
 
         Raises:
             ValueError: the state of another recorder.
@@ -307,11 +306,11 @@ class SegmentRecorder(StepWrapper):
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def _order(self, since: int) -> NDArray[np.int64]:
-        """Numbers of the steps that are still held, from ``since`` on."""
+        """Indices of the steps from ``since`` on that are still held."""
         return np.arange(max(since, self.steps - self.capacity, 0), self.steps)
 
     def starts(self, since: int = 0) -> NDArray[np.int64]:
-        """Where segments begin that lie whole in the steps held from ``since`` on: (time, copy), ``[k, 2]``."""
+        """Starts (time, environment), ``[k, 2]``, of all segments that lie within the steps held from ``since`` on."""
         times = self._order(since)
         T, H = len(times), self.length
         ended = self._ended[times % self.capacity]
@@ -356,13 +355,13 @@ class SegmentRecorder(StepWrapper):
         return Segment(obs, actions, mask, rewards, pictures, self._stack, int(time), int(copy))
 
     def window(self, since: int = 0) -> Steps:
-        """The steps held from ``since`` on, in order."""
+        """The steps held from ``since`` on, in time order."""
         times = self._order(since)
         at = times % self.capacity
         return Steps(times, self._actions[at], self._rewards[at], self._age[at], self._ended[at])
 
     def observations(self, times: NDArray[np.int64], copies: NDArray[np.int64]) -> NDArray[Any]:
-        """What was observed before these steps, which have to be held: ``[B, ...]`` for times and copies ``[B]``."""
+        """The observations before these steps, ``[B, ...]`` for times and environments ``[B]``; the steps must still be held."""
         k = self._stack
         if k == 1:
             return self._obs[times % self._span, copies]
@@ -375,7 +374,7 @@ class SegmentRecorder(StepWrapper):
         return frames
 
     def sample(self, since: int, most: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Observations and actions of the steps held from ``since`` on, ``[B, ...]``; at most ``most``, evenly spread."""
+        """Observations and actions of at most ``most`` of the steps held from ``since`` on, evenly spread, ``[B, ...]``."""
         times = self._order(since)
         n = len(times) * self.num_envs
         which = np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(np.int64)

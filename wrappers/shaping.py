@@ -1,4 +1,4 @@
-r"""A leader pays the follower for its steps, r + phi_x(s,a,s'), on any environment; and what it pays, as a function of x.
+r"""A leader pays the follower phi_x(s,a,s') on top of the reward r of any environment.
 
     LinearReward       x . f(s,a,s')                        features f of the user's
     EventPayments      sum_k x_k 1[event k at (s,a,s')]     a fee or an incentive on events
@@ -36,7 +36,7 @@ Space = gym.spaces.Space[Any]
 
 
 class Shaping(ABC):
-    """A payment phi_x, evaluated on what was measured of a step.
+    """Base class of payments phi_x, which are functions of x and of measurements of a step.
 
     Attributes:
         dim: number of entries of x.
@@ -45,18 +45,18 @@ class Shaping(ABC):
     dim: int
 
     def prepare(self, observation_space: Space, action_space: Space, gamma: float) -> None:
-        """Learn what steps look like; called once, before the first."""
+        """Store the spaces and the discount; called once, before the first step."""
         self._spaces = {"obs": observation_space, "action": action_space, "next_obs": observation_space}
         self._gamma = gamma
 
     @property
     def start(self) -> Tensor:
-        """x of the untrained leader, ``[dim]``."""
+        """The x at which the leader starts, ``[dim]``."""
         return torch.zeros(self.dim, dtype=torch.float64)
 
     @abstractmethod
     def measure(self, step: Step) -> Floats:
-        """What phi_x has to know of a step, ``[m]``; raises ``ValueError`` where that is of another length or not finite."""
+        """Measure what phi_x needs of a step, ``[m]``; raises ``ValueError`` if it has another length or is not finite."""
 
     @abstractmethod
     def paid(self, x: Tensor, measured: Tensor) -> Tensor:
@@ -68,11 +68,11 @@ class Shaping(ABC):
             return float(self.paid(torch.from_numpy(x), torch.from_numpy(measured)[None])[0])
 
     def check(self, measured: Tensor) -> None:  # noqa: B027
-        """Raise ``ValueError`` where phi_x on these steps, ``[n, m]``, is no function of x to learn by."""
+        """Raise ``ValueError`` if phi_x on these steps, ``[n, m]``, is not finite or does not depend on x."""
 
 
 class _Linear(Shaping):
-    """phi_x = x . c, c being what is measured."""
+    """phi_x = x . c, where c are the measurements."""
 
     def paid(self, x: Tensor, measured: Tensor) -> Tensor:
         return measured @ x
@@ -82,7 +82,7 @@ class _Linear(Shaping):
 
 
 class LinearReward(_Linear):
-    """phi_x(s,a,s') = x . f(s,a,s').
+    """A payment linear in features: phi_x(s,a,s') = x . f(s,a,s').
 
     Args:
         features: ``f(obs, action, next_obs) -> [size]``.
@@ -101,7 +101,7 @@ class LinearReward(_Linear):
 
 
 class EventPayments(_Linear):
-    """x_k is paid where the k-th event happens; where x_k is negative it is a fee.
+    """A payment of x_k whenever the k-th event happens; a negative x_k is a fee.
 
     Args:
         events: predicates ``(obs, action, next_obs) -> bool``, at least one.
@@ -123,7 +123,7 @@ class EventPayments(_Linear):
 
 
 class LinearPotential(_Linear):
-    """gamma Phi_x(s') - Phi_x(s) with Phi_x(s) = x . f(s), 0 where the episode terminates.
+    """A potential linear in features: pays gamma Phi_x(s') - Phi_x(s) with Phi_x(s) = x . f(s), and Phi_x = 0 at a terminal s'.
 
     Args:
         features: ``f(obs) -> [size]``.
@@ -145,7 +145,7 @@ class LinearPotential(_Linear):
 
 
 class _Module(Shaping):
-    """phi_x by a torch module; x is its flattened parameters, float64, in their order."""
+    """A payment by a torch module; x is its parameters, flattened in their order, float64."""
 
     def __init__(self, module: nn.Module) -> None:
         require(isinstance(module, nn.Module), "module", "a torch module", repr(module))
@@ -196,7 +196,7 @@ class _Module(Shaping):
 
 
 class RewardModule(_Module):
-    """phi_x(s,a,s') = m_x(s,a,s').
+    """A payment by a torch module: phi_x(s,a,s') = m_x(s,a,s').
 
     Args:
         module: ``m(obs, action, next_obs) -> [n]`` on batches: Box as float64 ``[n, ...]``, others as int64, Discrete ``[n]``. It
@@ -215,7 +215,7 @@ class RewardModule(_Module):
 
 
 class PotentialModule(_Module):
-    """gamma Phi_x(s') - Phi_x(s) with Phi_x a torch module, 0 where the episode terminates.
+    """A potential by a torch module: pays gamma Phi_x(s') - Phi_x(s), with Phi_x = 0 at a terminal s'.
 
     Args:
         module: ``Phi(obs) -> [n]``; the rest as :class:`RewardModule`.
@@ -233,7 +233,7 @@ class PotentialModule(_Module):
 
 
 class ShapedReward(LeaderWrapper):
-    """The follower is paid ``r + phi_x(s,a,s')``, the leader ``r_l - leader_pays * phi_x(s,a,s')``.
+    """A leader environment in which the follower is paid ``r + phi_x`` and the leader ``r_l - leader_pays * phi_x``.
 
     The commitment is x. ``info["leader_draw"]`` is (r, r_l, what phi_x has to know of the step). To try phi_x, the environment
     is reset and stepped a few times when it is wrapped.

@@ -1,4 +1,4 @@
-r"""x shown to the follower; leader environments in parallel, as SB3's VecEnvs: each step as arrays, checked, mixed rewards.
+r"""Shows x to the follower; makes parallel leader environments SB3 VecEnvs; checks and mixes their rewards.
 
 **x shown to the follower.** A follower that learns across many x answers each of them only if it can tell them apart. The
 feature map for a discrete state is the product
@@ -35,13 +35,15 @@ from ..envs.core import LeaderVectorEnv
 from ..envs.mdp.checks import as_float64, check_number, require
 
 Features = NDArray[np.float32]
+MOST_SEEN = 2**16
+"""Numbers that a follower may see where x is shown: beside Discrete states they are the product of both sizes."""
 
 # --- x shown to the follower ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How an observation and a commitment become one vector, and back.
+    """Joins an observation and a leader context into one vector, and splits it again.
 
     Attributes:
         base: the observation space: Discrete, or a Box of one axis.
@@ -63,10 +65,13 @@ class Layout:
             "observations Discrete (from 0) or Box with one axis to show x in (observe_commitment=False shows none)"
         )
         require(discrete or vector, "env", expected, self.base)
+        seen = int(self.base.n) * self.width if discrete else self.base.shape[0] + self.size
+        fits = f"False where a follower would see more than {MOST_SEEN} numbers"
+        require(seen <= MOST_SEEN, "observe_commitment", fits, f"True with {seen}, of {self.base} and {self.size} of x")
 
     @property
     def width(self) -> int:
-        """Entries a state takes: the commitment, with a leading 1 unless it is a distribution."""
+        """Entries for one state: the leader context, with a leading 1 unless it is a distribution."""
         return self.size + (not self.is_distribution)
 
     @property
@@ -80,7 +85,7 @@ class Layout:
         return gym.spaces.Box(low, high, dtype=np.float32)
 
     def join(self, obs: NDArray[Any], shown: Features) -> Features:
-        """Vectors ``[n, ...]`` of observations ``[n]`` or ``[n, d]`` and commitments ``[n, size]``."""
+        """Join observations ``[n]`` or ``[n, d]`` and leader contexts ``[n, size]`` into vectors ``[n, ...]``."""
         if isinstance(self.base, gym.spaces.Box):
             return np.concatenate([obs.astype(np.float32), shown], axis=1)
         n, S = len(obs), int(self.base.n)
@@ -108,7 +113,7 @@ class Layout:
 
 
 class CommitmentLeaderModel(nn.Module):
-    """A leader model that reads what followers see and do: the inner one reads the environment's own part of it.
+    """A leader model for the observations and actions of followers, which it converts to the environment's own.
 
     Args:
         inner: the environment's leader model.
@@ -139,7 +144,7 @@ class CommitmentLeaderModel(nn.Module):
 
 
 class ObserveCommitment(gym.Wrapper[Features, Any, Any, Any], RecordConstructorArgs):
-    """An environment whose observations show the leader's commitment.
+    """An environment whose observations also show the leader context.
 
     ``info`` has ``base_obs`` and ``base_next_obs``, the environment's own observations before the step and after it, as they
     stand in the vectors.
@@ -162,7 +167,7 @@ class ObserveCommitment(gym.Wrapper[Features, Any, Any, Any], RecordConstructorA
         self._base: Any = None
 
     def observation(self, obs: Any) -> Features:
-        """What the follower sees where the environment observes ``obs``, ``[D]``."""
+        """The follower's observation, ``[D]``, for the environment's observation ``obs``."""
         return self._layout.join(np.asarray(obs)[None], self._commitment(obs)[None])[0]  # type: ignore[no-any-return]
 
     def reset(
@@ -191,7 +196,7 @@ class ObserveCommitment(gym.Wrapper[Features, Any, Any, Any], RecordConstructorA
 
 
 class VectorEnvAdapter(VecEnv):
-    """A ``LeaderVectorEnv`` as the VecEnv that SB3 algorithms train on.
+    """Makes a ``LeaderVectorEnv`` a VecEnv, on which SB3 algorithms train.
 
     Infos are one dict an environment, with ``leader_reward`` (float), ``leader_draw`` (int, or an array), ``TimeLimit.truncated``
     and, at an episode's end, ``terminal_observation``. The same stands in :attr:`arrays`: where nobody reads infos in the midst
@@ -231,7 +236,7 @@ class VectorEnvAdapter(VecEnv):
         self._actions: NDArray[Any] | None = None
 
     def _shown(self, obs: NDArray[Any]) -> NDArray[Any]:
-        """What followers see where the environments observe ``obs``, ``[n, ...]``."""
+        """The followers' observations, ``[n, ...]``, for the environments' observations ``obs``."""
         return obs if self._layout is None else self._layout.join(obs, self.env.commitment(obs))
 
     def reset(self) -> NDArray[Any]:
@@ -275,15 +280,15 @@ class VectorEnvAdapter(VecEnv):
         return self._shown(obs), rewards.astype(np.float32), dones, infos
 
     def set_leader(self, x: Any) -> None:
-        """Set x, ``[dim]`` for all or ``[n, dim]``, one row an environment; raises as the simulator's ``set_leader``."""
+        """Set x, ``[dim]`` for all or ``[n, dim]``, one row for each environment; raises as the simulator's ``set_leader``."""
         self.env.set_leader(x)
 
     def commitment(self, obs: Any) -> Features:
-        """What each environment's follower may be shown of its own x, ``[n, size]`` for the simulator's obs ``[n, ...]``."""
+        """The leader context of each environment, ``[n, size]``, for the simulator's obs ``[n, ...]``."""
         return self.env.commitment(obs)
 
     def every_observation(self, x: Any, states: Any = None) -> NDArray[Any]:
-        """What a follower sees in each state of a tabular problem under x, whatever x the environments are under.
+        """The follower's observation in each state of a tabular problem at any x, which need not be the environments' own.
 
         Args:
             x: ``[dim]``, or several, ``[k, dim]``.
@@ -324,7 +329,7 @@ class VectorEnvAdapter(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method for the environments in ``indices``, by default all; one answer an environment.
+        """Call a method for the environments in ``indices`` (default: all), and return one answer for each.
 
         ``set_leader`` with ``indices`` changes the x of those alone. ``commitment`` takes one observation of the simulator's, or
         one an environment of ``indices``; ``action_masks`` gives each its own row. Other methods belong to the simulator as a
@@ -348,7 +353,7 @@ class VectorEnvAdapter(VecEnv):
         return list(answer[chosen]) if method_name == "action_masks" else [answer] * len(chosen)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of the simulator, once an environment; ``leader_x`` is each one's own."""
+        """Return an attribute of the simulator once for each environment; ``leader_x`` is each one's own."""
         chosen = list(self._get_indices(indices))
         if attr_name == "leader_x":
             return [row.copy() for row in self._rows()[chosen]]
@@ -380,7 +385,7 @@ class VectorEnvAdapter(VecEnv):
 
 
 def set_leader(venv: VecEnv, x: Any) -> None:
-    """Set the leader's parameter in every environment of a VecEnv, through any wrappers.
+    """Set x in every environment of a VecEnv, through any wrappers.
 
     It goes through ``env_method``: ``venv.set_attr`` would write to the outermost wrapper of each environment and leave the
     environment as it was.
@@ -403,13 +408,13 @@ def set_leader(venv: VecEnv, x: Any) -> None:
 
 
 def leader_model(env: gym.Env[Any, Any], x: NDArray[np.float64]) -> nn.Module:
-    """A leader environment's model of a step at x, ``[dim]``, through any wrappers; x is its environment's from then on."""
+    """Set x, ``[dim]``, in a leader environment, through any wrappers, and return its leader model."""
     env.get_wrapper_attr("set_leader")(x)
     return env.get_wrapper_attr("leader_model")()  # type: ignore[no-any-return]
 
 
 def info_column(venv: VecEnv, infos: Sequence[dict[str, Any]], name: str, optional: bool = False) -> Any:
-    """What stands under a name in the infos of a VecEnv's last step, ``[n, ...]``.
+    """The values of one key in the infos of a VecEnv's last step, ``[n, ...]``.
 
     Args:
         venv: parallel environments.
@@ -429,7 +434,7 @@ def info_column(venv: VecEnv, infos: Sequence[dict[str, Any]], name: str, option
 
 
 def add_info_column(venv: VecEnv, infos: Sequence[dict[str, Any]], name: str, values: NDArray[Any]) -> None:
-    """Add to the infos of a VecEnv's last step: a number an environment, ``[n]``."""
+    """Add a key to the infos of a VecEnv's last step, with one number for each environment, ``[n]``."""
     inner = venv.unwrapped
     if isinstance(inner, VectorEnvAdapter):
         inner.arrays[name] = values
@@ -445,7 +450,8 @@ _LARGEST_OBSERVATION = float(np.finfo(np.float32).max)
 
 def require_tame(what: str, values: NDArray[Any], limit: float, where: Callable[[int], str]) -> None:
     """Raise ``ValueError`` where a number of ``values``, ``[n, ...]``, is not finite or too large, and say of which row it is."""
-    if values.dtype.kind == "f":
+    # The sum of squares tells in most steps, in a tenth of the time; NaN is not smaller than anything.
+    if values.dtype.kind == "f" and not float(np.vdot(values, values)) <= limit**2:
         tame = np.abs(values) <= limit
         if not tame.all():
             at = tuple(np.argwhere(~tame)[0])
@@ -474,7 +480,7 @@ def _rows(obs: Any) -> Any:
 
 
 class FiniteSteps(VecEnvWrapper):
-    """Stops at the step in which an environment pays or shows a number that nothing can be learned from.
+    """Raises an error at the first step whose reward or observation is not finite or is too large.
 
     Args:
         venv: parallel environments of any kind.
@@ -523,7 +529,7 @@ def legal_actions(venv: VecEnv) -> NDArray[Any]:
 
 
 class RewardMixing(VecEnvWrapper):
-    """Pays own_weight * r_f + weight * r_l; ``info["follower_reward"]`` keeps r_f, ``info["leader_reward"]`` r_l.
+    """Replaces the reward by own_weight * r_f + weight * r_l; ``info`` keeps ``follower_reward`` r_f and ``leader_reward`` r_l.
 
     With weight 1/lam, the follower that maximises this return is the lower variable of the penalised problem divided
     by lam.

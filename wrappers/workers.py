@@ -1,4 +1,4 @@
-"""Worker processes: they leave signals to their parent and end with it. SB3's ``SubprocVecEnv`` with such workers.
+"""Worker processes that leave signals to their parent and end with it, and SB3's ``SubprocVecEnv`` with such workers.
 
 A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes of a run. Its parent alone heeds them: it finishes what is in
 hand, with its workers, saves and ends, and the workers with it. Each worker does nothing on these signals. So that none is
@@ -32,7 +32,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 
 
 def worker_context(preload: str) -> Any:
-    """``multiprocessing``'s context for workers: their fork server, or where there is none "spawn".
+    """The context of ``multiprocessing`` for workers: "forkserver", or "spawn" where there is none.
 
     The server imports once what each worker would: they then start in milliseconds. No signal of :data:`SIGNALS` ends it.
 
@@ -63,7 +63,7 @@ util.register_after_fork(_unblock, lambda unblock: unblock())  # whatever else t
 
 
 class InWorker:
-    """What a worker process calls; from the time that it is unpickled there the worker leaves signals to its parent.
+    """The function that a worker process calls; once it is unpickled there, the worker leaves signals to its parent.
 
     Args:
         call: what it calls.
@@ -88,7 +88,7 @@ class InWorker:
 
 
 def end_with(owner: Any, processes: Sequence[Any]) -> None:
-    """Kill processes when their owner, or this process, ends: at its exit ``multiprocessing`` waits for all that are alive."""
+    """Kill processes when their owner or this process ends; ``multiprocessing`` would wait for them at exit."""
     util.Finalize(owner, _kill, args=(processes,), exitpriority=10)
 
 
@@ -100,7 +100,7 @@ def _kill(processes: Sequence[Any]) -> None:
 
 @contextlib.contextmanager
 def _naming(index: int, process: Any) -> Iterator[None]:
-    """Turn what a lost connection raises into an error that names the worker."""
+    """Turn the error of a lost connection into one that names the worker."""
     try:
         yield
     except (EOFError, OSError) as error:  # OSError: a pipe that is broken or reset
@@ -114,7 +114,7 @@ def _naming(index: int, process: Any) -> Iterator[None]:
 
 
 def make_copy(spec: Any, env_kwargs: dict[str, Any], observe_commitment: bool) -> gym.Env[Any, Any]:
-    """One environment as SB3 takes it, from a registered specification, from one that is copied, or from a callable."""
+    """Make one environment in SB3's form from a registered specification, by copying another, or by a callable."""
     if isinstance(spec, gym.envs.registration.EnvSpec):
         env = gym.make(spec, **env_kwargs)
     else:
@@ -148,7 +148,7 @@ class _Worker:
 
 
 class WorkerVecEnv(SubprocVecEnv):
-    """One process an environment. Observations and rewards have the types that ``DummyVecEnv`` gives them, so all numbers agree.
+    """A VecEnv with one process for each environment; observations and rewards have the same types as ``DummyVecEnv``'s.
 
     Args:
         env_fns: what makes each environment; pickled by cloudpickle.
@@ -184,7 +184,7 @@ class WorkerVecEnv(SubprocVecEnv):
         return self._cast(obs), rewards.astype(np.float32), dones, list(infos)
 
     def close(self) -> None:
-        """End the workers, also where one of them has died."""
+        """End the workers, even if one of them has died."""
         try:
             super().close()
         except RuntimeError:

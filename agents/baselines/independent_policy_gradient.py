@@ -1,6 +1,8 @@
 r"""Independent policy gradient (Daskalakis et al. 2020): each level ascends its own value, nobody foresees anything.
 
 x += alpha grad_x J_L(x, pi_y),      y_i += alpha grad_{y_i} V_i^{pi_y}(rho), each player i in the MDP that it faces
+
+For optimisers that rescale gradients, such as Adam, each is measured in the unit of its player's rewards.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class IndependentMethod(HeldMethod):
         level, x, pi_y = self.level, state.x, state.held.policies()
         if state.sampler is not None:
             (-level.sampled_independent(x, level.model(x), pi_y, state.tau, state.sampler)).backward()
+            self._measure_own(state)
             return {}
         # J_L with the policies held, and each player's value with x and the others held.
         held = tuple(pi.detach() for pi in pi_y)
@@ -56,7 +59,17 @@ class IndependentMethod(HeldMethod):
         own = [policy_return(mdp, pi, state.tau) for mdp, pi in zip(faced, pi_y, strict=True)]
         value = level.leader_return(x, held) + self.problem.over_contexts(torch.stack(own).sum(0))
         (-value).backward()
+        self._measure_own(state)
         return {}
+
+    def _measure_own(self, state: HeldState) -> None:
+        """Bring the players' gradients from their own unit to the leader's, by which all are divided; not in plain descent."""
+        assert state.held is not None
+        if isinstance(state.optimizer, torch.optim.SGD):
+            return
+        for y in state.held.ys:
+            assert y.grad is not None
+            y.grad *= self.leader_unit / self.unit
 
 
 class IndependentPolicyGradient(ExactLeader):

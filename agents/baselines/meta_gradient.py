@@ -34,19 +34,20 @@ class MetaGradientConfig(ExactConfig):
 
     Attributes:
         learning_rate: eta, the step of x.
-        inner_rate: alpha, the followers' plain gradient step; a number or a schedule.
+        inner_rate: alpha, the followers' plain gradient step; a number or a schedule. None takes 3 per unit of their rewards.
         inner_steps: K, steps of the followers in an iteration.
         keep_best: by default the last x is the answer, as the method is published.
     """
 
     learning_rate: float | Schedule = field(default_factory=lambda: Geometric(0.1, 0.01))
-    inner_rate: float | Schedule = 3.0
+    inner_rate: float | Schedule | None = None
     inner_steps: int = 1
     keep_best: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        as_schedule(self.inner_rate, "inner_rate", positive=True)
+        if self.inner_rate is not None:
+            as_schedule(self.inner_rate, "inner_rate", positive=True)
         check_size(self.inner_steps, "inner_steps")
 
 
@@ -92,7 +93,8 @@ class MetaGradientMethod(ExactMethod):
         state.thetas = tuple(Softmax().start(view) for view in self.level.views)
 
     def descend(self, state: MetaGradientState, progress: Progress) -> dict[str, float]:
-        level, alpha = self.level, as_schedule(self.config.inner_rate, "inner_rate", positive=True)(progress.remaining)
+        rate = 3.0 / self.unit if self.config.inner_rate is None else self.config.inner_rate
+        level, alpha = self.level, as_schedule(rate, "inner_rate", positive=True)(progress.remaining)
         model, thetas = level.model(state.x), tuple(theta.requires_grad_() for theta in state.thetas)
         for _ in range(self.config.inner_steps):
             thetas = followers_step(level, model, thetas, state.tau, alpha)

@@ -1,1 +1,1 @@
-"""Estimators of x's gradient, one file a kind."""
+"""Estimators of x's gradient, one per file."""

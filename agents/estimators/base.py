@@ -1,4 +1,4 @@
-"""What an estimator of x's gradient over learned followers shows to a leader."""
+"""The interface of estimators of x's gradient over learned followers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..penalties import Term
 
 @dataclass(frozen=True, eq=False)
 class PenaltyEstimate:
-    """p^ and the watch over the best response.
+    """An estimate p^ of the penalty, and the check on the best response.
 
     With exact followers ``0 <= p <= G/lam``, ``G = V_l^{pi_y} - V_l^{pihat}``: the penalised follower gives up no more of its
-    reward than it earns the leader. An estimate below 0 by more than that whole range is the best response's error.
+    reward than it earns the leader. An estimate below 0 by more than that whole range is an error of the best response.
 
     Attributes:
         mean: p^.
         stderr: its standard error, 0 where nothing was sampled.
         margin: p^ + G/lam.
-        margin_stderr: its standard error.
+        margin_stderr: standard error of the margin.
     """
 
     mean: float
@@ -34,13 +34,13 @@ class PenaltyEstimate:
 
 @dataclass(frozen=True, eq=False)
 class GradientEstimate:
-    """One estimate.
+    """An estimate of x's gradient.
 
     Attributes:
-        ascent: the direction of ascent in x, ``[dim]``.
-        penalty: p^.
-        steps: environment steps spent on it.
-        gain: over a game, what the players' policies owe to the leader (see ``game_rollouts``).
+        ascent: the ascent direction of x, ``[dim]``.
+        penalty: the estimate p^.
+        steps: environment steps spent.
+        gain: in a game, the leader's gain from the players' policies (see ``game_rollouts``); else None.
     """
 
     ascent: Tensor
@@ -50,24 +50,24 @@ class GradientEstimate:
 
 
 class Estimator(ABC):
-    """An estimator of x's gradient at the followers as they are.
+    """An estimator of x's gradient at the current followers.
 
     Attributes:
-        planned_steps: environment steps that a call spends.
+        planned_steps: environment steps per call.
     """
 
     planned_steps: int = 0
 
     @abstractmethod
     def __call__(self, x: Tensor, terms: Sequence[Term], followers: Mapping[str, Any], lam: float) -> GradientEstimate:
-        """The gradient of the signed sum of the terms at x, ``[dim]``, at the followers by role; and p^."""
+        """Estimate the gradient in x of the signed sum of the terms, ``[dim]``, at the followers by role, and the penalty p^."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a leader file holds of it."""
+        """Return the state that a leader file stores."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Take back what :meth:`state_dict` gave."""
+        """Load what :meth:`state_dict` returned."""
 
     def close(self) -> None:  # noqa: B027
         """Close its environments."""

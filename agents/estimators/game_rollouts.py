@@ -1,36 +1,36 @@
-r"""x's gradient from the episodes of four followers of a zero-sum game, and the leader's linearised return that two are paid.
+r"""x's gradient from episodes of a zero-sum game's four followers, and the leader's linearised return, paid to two of them.
 
     grad_x J_L(x, pi1, pi2) - lam ( grad_x V(pi1*, pi2) - grad_x V(pi1, pi2*) ),     p^ = V(pi1*, pi2) - V(pi1, pi2*)
 
-**From rollouts.** Episodes of (pi1*, pi2) and (pi1, pi2*) in the players' world, of (pi1, pi2) in the leader's. The policies
-are the followers' own and are known in every state, so that with d^ the discounted count of visits
+**From rollouts.** Episodes of (pi1*, pi2) and (pi1, pi2*) are played in the players' world, those of (pi1, pi2) in the leader's.
+The followers' policies are known in every state. So with d^ the discounted count of visits
 
     grad_x V(pi1, pi2) ~ sum_s d^(s) sum_{a1,a2} pi1(a1|s) pi2(a2|s) grad_x r_x(s,a1,a2)
 
-without the actions' noise. What lies beyond the last step is taken to be visited as what was seen. The leader's advantages are
-means of temporal differences of a least-squares critic. Counts and sums fade, so that an iteration uses what earlier ones saw
-too. This holds where x enters rewards alone; where it moves transitions, :class:`KnownModel` serves.
+has no noise from the actions. States beyond the last step are assumed to be visited as those before it. The leader's advantages
+are means of temporal differences of a least-squares critic. Counts and sums fade, so that an iteration uses earlier episodes too.
+This holds where x affects rewards only; where it moves transitions, use :class:`KnownModel`.
 
-**The watch over the oracle.** At the penalised optimum psi is worth to the leader no more than what it could gain, R, if the
-players obeyed it; to first order ``R = sum_s d_L(s) [ max_a1 A_L1 + max_a2 A_L2 ]``. With exact best responses psi >= 0; an
-estimate certified to lie below -R/lam is an error of the best responses that outweighs all that is at stake.
+**The check on the best responses.** At the penalised optimum psi is worth no more to the leader than R, its gain if the players
+obeyed it; to first order ``R = sum_s d_L(s) [ max_a1 A_L1 + max_a2 A_L2 ]``. With exact best responses psi >= 0. So where the
+estimate lies below -R/lam, with certainty, the error of the best responses is larger than all that is at stake.
 
-**The linearised return.** The leader's return as a reward in another world: linearised in the occupancy at the policy in hand.
+**The linearised return** is the leader's return as a reward in another world, linearised in the occupancy at the current policy.
 
-A follower that is to ascend ``J_L(pi) / lam + V(pi)`` may be paid ``r + r_l / lam`` where both returns are of one world. A
-designer lives under transitions of its own, and a sum of rewards is no objective of either world. With ``d_L, A_L`` the leader's
-discounted visitation and advantage of pi, ``d`` the follower's visitation in its own world,
+A follower that ascends ``J_L(pi) / lam + V(pi)`` may be paid ``r + r_l / lam`` where both returns belong to one world. A
+designer's world has transitions of its own, and a sum of rewards is an objective of neither. With ``d_L, A_L`` the leader's
+discounted visitation and advantage of pi, and ``d`` the follower's visitation in its own world,
 
     r_L(s,a) = d_L(s) / d(s) * A_L(s,a),        sum_a pi(a|s) A_L(s,a) = 0
 
-is paid beside its own reward. At pi the values of r_L are 0 in every state, so its Q is r_L itself, and by the policy gradient
+is paid beside its own reward. At pi the values of r_L are 0 in every state, so its Q is r_L itself. By the policy gradient
 theorem in either world
 
     d/dpi(a|s) E_pi[ sum_t gamma^t r_L(s_t,a_t) ]  =  d(s) r_L(s,a)  =  d_L(s) A_L(s,a)  =  dJ_L/dpi(a|s)
 
-up to a constant in each row, which no direction of the simplex sees: exact at pi, and at pi alone. So it is for short on-policy
+up to a constant in each row, which makes no difference on the simplex. This is exact at pi only, so it suits short on-policy
 steps; a method that solves for the reward (Q-learning) solves another problem. A state weight other than d, such as the
-undiscounted one of SB3's on-policy algorithms, leaves the stationary points where they are, for it multiplies the whole row.
+undiscounted one of SB3's on-policy algorithms, multiplies the whole row and so leaves the stationary points where they are.
 """
 
 from __future__ import annotations
@@ -54,34 +54,34 @@ from .rollouts import Floats, LinearCritic, Rollouts, mean_and_error
 
 Pair = tuple[Tensor, Tensor]
 LARGEST_RATIO = 20.0
-"""Bound on d_L / d: a state that the follower hardly meets is not worth any price."""
+"""Upper bound on d_L / d, so that a state which the follower rarely visits gets no extreme reward."""
 
 
 def advantage(mdp: TabularMDP, pi: Tensor) -> Tensor:
-    """A(s,a) = Q(s,a) - V(s) of pi at tau = 0, ``[S, A]``."""
+    """Return pi's advantage A(s,a) = Q(s,a) - V(s) at tau = 0, ``[S, A]``."""
     V = policy_value(mdp, pi, 0.0)
     return action_value(mdp, V) - V.unsqueeze(-1)
 
 
 def pair_visitation(game: ZeroSumGame, pi1: Tensor, pi2: Tensor) -> Tensor:
-    """Discounted visitation of a pair of policies from rho, ``[S]``."""
+    """Return the discounted visitation of a pair of policies from rho, ``[S]``."""
     return visitation(player_mdp(game, 1, pi2, 0.0), pi1)
 
 
 def leader_advantages(game: ZeroSumGame, pi1: Tensor, pi2: Tensor) -> tuple[Tensor, Tensor]:
-    """Each player's advantage in the leader's return, ``[S, A1]`` and ``[S, A2]``, the other's policy held.
+    """Return each player's advantage in the leader's return, ``[S, A1]`` and ``[S, A2]``, the other policy held fixed.
 
     Args:
         game: the leader's world and reward, ``problem.leader_game(x)``.
         pi1: player 1's policy, ``[S, A1]``.
         pi2: player 2's policy, ``[S, A2]``.
     """
-    for_2 = player_mdp(game, 2, pi1, 0.0)  # it pays -r: the leader's reward has one sign for both
+    for_2 = player_mdp(game, 2, pi1, 0.0)  # it pays -r, but the leader's reward has the same sign for both
     return advantage(player_mdp(game, 1, pi2, 0.0), pi1), -advantage(for_2, pi2)
 
 
 def linearised_reward(leader_advantage: Tensor, pi: Tensor, d_leader: Tensor, d: Tensor) -> Tensor:
-    """r_L, ``[S, A]``, its mean under pi taken off in each state: what an estimated advantage has left of it.
+    """Return r_L, ``[S, A]``, centred under pi in each state, since the mean of an estimated advantage is not exactly 0.
 
     Args:
         leader_advantage: A_L, ``[S, A]``.
@@ -96,11 +96,11 @@ def linearised_reward(leader_advantage: Tensor, pi: Tensor, d_leader: Tensor, d:
 
 @dataclass(frozen=True, eq=False)
 class LeaderGain:
-    """What the linearised return is made of.
+    """The quantities that make up the linearised return.
 
     Attributes:
-        advantages: the leader's, of pi1 and of pi2, ``[S, A1]`` and ``[S, A2]``.
-        d_leader: its visitation of (pi1, pi2), ``[S]``.
+        advantages: the leader's advantages of pi1 and of pi2, ``[S, A1]`` and ``[S, A2]``.
+        d_leader: the leader's visitation of (pi1, pi2), ``[S]``.
         d: the players' visitations of (pi1, pi2*) and of (pi1*, pi2), each ``[S]``.
     """
 
@@ -110,13 +110,13 @@ class LeaderGain:
 
     @property
     def at_stake(self) -> float:
-        """R: what the leader would gain, to first order, if the players obeyed it."""
+        """R: the leader's gain, to first order, if the players obeyed it."""
         return float(sum((self.d_leader * A.amax(-1)).sum() for A in self.advantages))
 
 
 @dataclass(frozen=True, eq=False)
 class Episodes:
-    """Episodes of a pair of policies, each ``[T, N]``."""
+    """Episodes of a pair of policies; arrays of shape ``[T, N]``."""
 
     state: NDArray[np.int64]
     following: NDArray[np.int64]
@@ -126,9 +126,9 @@ class Episodes:
 
 
 def play(simulator: PlayerVectorEnv, pi1: Tensor, pi2: Tensor, horizon: int, seed: int) -> Episodes:
-    """``horizon`` steps of the pair in each copy of a simulator of player 1, none longer than an episode."""
+    """Play ``horizon`` steps of the pair in each parallel environment of player 1, at most one episode each."""
     simulator.hold(pi2.numpy())
-    own, rng = InverseCdfSampler(pi1.numpy()), np.random.default_rng([seed, 1])  # not the stream of the simulator
+    own, rng = InverseCdfSampler(pi1.numpy()), np.random.default_rng([seed, 1])  # a stream other than the simulator's
     state, _ = simulator.reset(seed=seed)
     columns = []
     for _ in range(horizon):
@@ -143,25 +143,25 @@ def play(simulator: PlayerVectorEnv, pi1: Tensor, pi2: Tensor, horizon: int, see
 
 
 class _Fading:
-    """A sum in which what is older fades."""
+    """A running sum in which older values fade."""
 
     def __init__(self, memory: float) -> None:
         self.memory, self.total, self.weight = memory, np.zeros(0), 0.0
 
     def add(self, value: Floats) -> Floats:
-        """Add, and return the weighted mean of all."""
+        """Add a value, and return the weighted mean of all."""
         old = self.memory * self.total if len(self.total) else 0.0
         self.total, self.weight = old + value, self.memory * self.weight + 1.0
         return self.total / self.weight
 
 
 class GameRolloutEstimator(Estimator):
-    """From episodes alone.
+    """The estimator for zero-sum games that uses episodes only.
 
     Args:
-        learned: the players (see ``learned.players``), whose transitions x does not move.
-        rollouts: how many episodes, how long, how fast the past fades.
-        rng: drawn from once a call, for the episodes' seed.
+        learned: the players (see ``learned.players``); x must not move their transitions.
+        rollouts: number and length of the episodes, and how fast the past fades.
+        rng: source of the episodes' seed, drawn once per call.
 
     Raises:
         ValueError: x moves the players' or the leader's transitions.
@@ -217,19 +217,19 @@ class GameRolloutEstimator(Estimator):
         return torch.from_numpy(self.sums[name].add(counts))
 
     def _rewards(self, model: torch.nn.Module) -> tuple[Tensor, Tensor]:
-        """r_x and r_L in every state at every pair of actions, ``[S, A1, A2]``, by the environment's leader model."""
+        """Return r_x and r_L for every state and pair of actions, ``[S, A1, A2]``, from the environment's leader model."""
         A1, A2 = (int(space.n) for space in self.worlds.action_spaces)
         s, a1, a2 = torch.meshgrid(torch.arange(self.S), torch.arange(A1), torch.arange(A2), indexing="ij")
         r_follower, r_leader, _ = model(s, torch.stack([a1, a2], -1), torch.zeros_like(s), s)
         return r_follower[..., 0], r_leader
 
     def _returns(self, episodes: Episodes, reward: Tensor) -> Floats:
-        """Discounted returns of a reward of the state, ``[N]``."""
+        """Return the discounted returns of a reward that depends on the state, ``[N]``."""
         returns: Floats = (self.weights * len(episodes.state[0]) * reward.numpy()[episodes.state]).sum(0)
         return returns
 
     def _advantages(self, episodes: Episodes, pi: Pair) -> Pair:
-        """The leader's advantages: mean temporal differences at each state and action of a player."""
+        """Estimate the leader's advantages: mean temporal differences at each state and action of a player."""
         s, after = episodes.state.ravel(), episodes.following.ravel()
         alive = np.ones(len(s))
         self.critic.update(s, after, episodes.r_leader.reshape(-1, 1), alive, np.zeros(len(s)))
@@ -255,12 +255,12 @@ class GameRolloutEstimator(Estimator):
 
 
 def _expected(r: Tensor, pi1: Tensor, pi2: Tensor) -> Tensor:
-    """The mean of r, ``[S, A1, A2]``, under a pair of policies, ``[S]``."""
+    """Return the mean of r, ``[S, A1, A2]``, under a pair of policies, ``[S]``."""
     mean: Tensor = torch.einsum("sab,sa,sb->s", r, pi1, pi2)
     return mean
 
 
 def _h(pi: Tensor) -> Tensor:
-    """sum pi log pi, ``[S]``."""
+    """Return the negative entropy, sum pi log pi, ``[S]``."""
     h: Tensor = torch.special.xlogy(pi, pi).sum(-1)
     return h

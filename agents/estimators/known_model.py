@@ -1,4 +1,4 @@
-"""x's gradient through the known model of a tabular problem or game, at the followers' policies in every state."""
+"""x's gradient through the known model of a tabular problem or game, at the followers' policies."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .base import Estimator, GradientEstimate, PenaltyEstimate
 @storable
 @dataclass(frozen=True)
 class KnownModel:
-    """x's gradient through the model of a tabular problem, at the followers' policies: exact for those, and without steps."""
+    """Estimate x's gradient through the known tabular model, at the followers' policies: exact for those, and without steps."""
 
 
 class ModelEstimator(Estimator):
-    """The estimator of :class:`KnownModel`: the exact gradient at learned policies.
+    """The estimator that :class:`KnownModel` stands for.
 
     Args:
-        learned: the lower level, one that has a model.
-        penalty: whose terms they are.
+        learned: the learned lower level; it must have a model.
+        penalty: the penalty that defines the terms.
     """
 
     def __init__(self, learned: Any, penalty: Penalty) -> None:

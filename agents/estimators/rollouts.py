@@ -1,20 +1,20 @@
-r"""x's gradient from the episodes of one follower in each role, and from nothing else.
+r"""x's gradient from episodes only, of one follower in each role.
 
-For any discounted return ``V = E sum_t gamma^t r_x(s_t,a_t,w_t)``, w_t being what the environment draws under x,
+For any discounted return ``V = E sum_t gamma^t r_x(s_t,a_t,w_t)``, where w_t is what the environment draws under x,
 
     grad_x V = E sum_t gamma^t [ grad_x r_x + A_t grad_x log p_x(w_t|s_t,a_t) ]
 
-with A_t the return to go less a baseline of the state (arXiv 2402.06886, Lemma 7, in sampled form). A_t is the
-generalised advantage of a critic: at ``gae_lambda`` = 1 the unbiased return less a baseline, at 0 the one-step TD error,
-exact in expectation where the critic is.
+where A_t is the return to go minus a baseline of the state (arXiv 2402.06886, Lemma 7, in sampled form). We use the generalised
+advantage of a critic: at ``gae_lambda`` = 1 it is the unbiased return minus a baseline; at 0 it is the one-step TD error, which
+is exact in expectation where the critic is.
 
-Each return of the penalty's terms comes from fresh episodes of its policy at x, with a least-squares critic of its own, fitted
-on earlier episodes; the first call, which has none, fits it on its own. The critic stands for the rewards beyond an episode's
-last step, not for their gradient: what is cut there shrinks the gradient by about the discount at the cut.
+Each return of the penalty's terms is estimated from fresh episodes of its policy at x, with a least-squares critic of its own,
+fitted on earlier episodes (the first call fits it on its own). The critic stands for the rewards after the end of a cut episode,
+but not for their gradient, so the cut shrinks the gradient by about the discount at that step.
 
-**Soft followers** (the Bellman penalty's): every return of the follower's is regularised, ``r_f - tau h(pi)`` a step. The entropy
-has no gradient in x while the policies are held; where x moves what is drawn, the return to go beside ``grad_x log p_x`` holds
-the entropy of later steps. A learned follower is not told that a step is an episode's last: every step earns its entropy.
+**Soft followers** (the Bellman penalty's): each follower's return is regularised, ``r_f - tau h(pi)`` a step. The entropy has no
+gradient in x while the policies are held fixed. Where x moves the draws, the return to go that multiplies ``grad_x log p_x``
+includes the entropy of later steps. A learned follower does not know which step is an episode's last: all earn their entropy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from ...envs.mdp import negative_entropy
-from ...envs.mdp.checks import check_number, check_size, plain_fields
+from ...envs.mdp.checks import check_number, check_size, plain_fields, require
 from ...wrappers.vec_env import info_column, leader_model, set_leader
 from ..penalties import Term
 from ..records import storable
@@ -44,17 +44,17 @@ Act = Callable[[Any], NDArray[Any]]
 @storable
 @dataclass(frozen=True)
 class Rollouts:
-    """x's gradient from fresh episodes of the followers at x, and from nothing else.
+    """Estimate x's gradient from fresh episodes of the followers at x, and from nothing else.
 
     Attributes:
-        n_envs: episodes per policy and iteration.
-        tail: discount at which they are cut, in (0, 1); a critic stands for the rest.
-        gae_lambda: of the leader's advantages; None takes 0 for discrete observations, whose linear critic is exact,
-            0.95 for others, and 1 where the leader draws once an episode, which no critic of the observations can know.
-        critic_memory: weight that a critic keeps of earlier iterations' statistics, in [0, 1).
+        n_envs: number of episodes per policy and iteration.
+        tail: discount at which an episode is cut, in (0, 1); a critic estimates the rest.
+        gae_lambda: lambda of the leader's generalised advantages, in [0, 1]. None takes 0 for discrete observations, where the
+            linear critic is exact; 0.95 for others; 1 where the leader draws once an episode, which critics do not observe.
+        critic_memory: weight that a critic gives to earlier iterations' statistics, in [0, 1).
 
     Raises:
-        ValueError: a number outside its range.
+        ValueError: a number is out of range.
     """
 
     n_envs: int = 64
@@ -73,18 +73,18 @@ class Rollouts:
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """The first ``T`` steps of one episode in each of ``N`` copies; what follows an episode's end is masked.
+    """The first ``T`` steps of one episode in each of ``N`` parallel environments; steps after an episode's end are masked.
 
     Attributes:
         obs: observations as the follower sees them, ``[T, N, ...]``.
-        base_obs: the environment's own observations, ``[T, N, ...]``: without what the follower is shown of x.
-        base_next_obs: the same after the step, before a reset, ``[T, N, ...]``.
+        base_obs: the environment's own observations, ``[T, N, ...]``: without the leader context.
+        base_next_obs: observations after the step, before a reset, ``[T, N, ...]``.
         action: the follower's actions, ``[T, N, ...]``.
         draw: the leader's draws, ``[T, N, ...]``.
-        r_follower: ``[T, N]``.
-        r_leader: ``[T, N]``.
+        r_follower: the follower's rewards, ``[T, N]``.
+        r_leader: the leader's rewards, ``[T, N]``.
         alive: 1.0 while the episode runs, ``[T, N]``.
-        terminated: 1.0 where the episode ended by itself, ``[T, N]``.
+        terminated: 1.0 where the episode ended by termination, ``[T, N]``.
     """
 
     obs: NDArray[Any]
@@ -103,13 +103,13 @@ class Rollout:
         return int(self.alive.size)
 
     def flat(self, name: str) -> NDArray[Any]:
-        """A field as one row of steps, ``[T * N, ...]``."""
+        """Return a field with the steps in one row, ``[T * N, ...]``."""
         column: NDArray[Any] = getattr(self, name)
         return column.reshape(-1, *column.shape[2:])
 
 
 def collect(venv: VecEnv, act: Act, horizon: int, seed: int) -> Rollout:
-    """Reset every environment with ``seed`` (common random numbers between policies) and take ``horizon`` steps."""
+    """Reset every environment with ``seed`` (common random numbers across policies) and play ``horizon`` steps."""
     venv.seed(seed)
     obs = np.asarray(venv.reset())
     alive, shown = np.ones(venv.num_envs), False
@@ -119,7 +119,7 @@ def collect(venv: VecEnv, act: Act, horizon: int, seed: int) -> Rollout:
         following, reward, done, infos = venv.step(action)
         base, after = (info_column(venv, infos, name, optional=True) for name in ("base_obs", "base_next_obs"))
         shown, terminated = base is not None, done.copy()
-        if not shown:  # the follower sees what the environment observes
+        if not shown:  # the follower sees the environment's own observation
             base, after = obs, np.array(following)
         for i in np.flatnonzero(done):
             terminated[i] = not infos[i].get("TimeLimit.truncated", False)
@@ -138,7 +138,7 @@ def collect(venv: VecEnv, act: Act, horizon: int, seed: int) -> Rollout:
 
 
 def discounts(rollout: Rollout, gamma: float) -> Floats:
-    """gamma^t while the episode runs, 0 after it, ``[T, N]``."""
+    """Return gamma^t while the episode runs and 0 after it, ``[T, N]``."""
     powers: Floats = gamma ** np.arange(rollout.alive.shape[0])[:, None] * rollout.alive
     return powers
 
@@ -146,7 +146,7 @@ def discounts(rollout: Rollout, gamma: float) -> Floats:
 def advantages(
     reward: Floats, values: Floats, next_values: Floats, rollout: Rollout, gamma: float, gae_lambda: float
 ) -> Floats:
-    """Generalised advantages, ``[T, N]``; a cut episode is continued by its critic, a terminated one by nothing."""
+    """Return generalised advantages, ``[T, N]``; a cut episode continues with its critic's value, a terminated one with 0."""
     delta = reward + gamma * next_values * (1.0 - rollout.terminated) - values
     result = np.zeros_like(delta)
     carried = np.zeros(delta.shape[1])
@@ -158,9 +158,9 @@ def advantages(
 
 
 def start_values(reward: Floats, next_values: Floats, rollout: Rollout, gamma: float) -> Floats:
-    """Discounted return of each copy, the critic's value standing for what lies beyond its last step, ``[N]``."""
+    """Return each episode's discounted return, ``[N]``, with the critic's value for what comes after a cut."""
     weight = discounts(rollout, gamma)
-    after = np.append(rollout.alive[1:], np.zeros((1, rollout.alive.shape[1])), axis=0)  # whether a step follows
+    after = np.append(rollout.alive[1:], np.zeros((1, rollout.alive.shape[1])), axis=0)  # 1 where another step follows
     last = (after == 0.0) & (rollout.alive == 1.0)
     beyond = gamma * weight * last * (1.0 - rollout.terminated) * next_values
     returns: Floats = (weight * reward + beyond).sum(0)
@@ -170,7 +170,7 @@ def start_values(reward: Floats, next_values: Floats, rollout: Rollout, gamma: f
 def surrogate(
     model: torch.nn.Module, rollout: Rollout, weight: Floats, advantage: tuple[Floats, Floats]
 ) -> tuple[Tensor, Tensor]:
-    """Scalars whose gradients in x are those of the follower's and the leader's return under the rollout's policy.
+    """Return scalars whose gradients in x are those of the follower's and the leader's return under the rollout's policy.
 
     Args:
         model: the environment's leader model.
@@ -189,17 +189,17 @@ def surrogate(
 
 
 def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
-    """The mean of ``[N]`` and its standard error, infinite for a single value."""
+    """Return the mean of ``[N]`` values and its standard error, infinite for a single value."""
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf
 
 
 class LinearCritic:
-    """Least-squares temporal differences (LSTD) of several rewards at once, on features of the state.
+    """A linear critic of several rewards at once, fitted by least-squares temporal differences (LSTD).
 
-    ``A = sum phi (phi - gamma phi')^T``, ``b = sum phi r``, ``theta = A^{-1} b``; older rollouts fade by ``memory`` a call.
+    ``A = sum phi (phi - gamma phi')^T``, ``b = sum phi r``, ``theta = A^{-1} b``; older rollouts fade by ``memory`` per call.
 
     Args:
-        features: from base observations ``[n, ...]`` to ``[n, F]``.
+        features: function from base observations ``[n, ...]`` to ``[n, F]``.
         gamma: the discount.
         memory: weight that past statistics keep at each update, in [0, 1).
     """
@@ -212,7 +212,7 @@ class LinearCritic:
     def update(
         self, obs: NDArray[Any], next_obs: NDArray[Any], rewards: Floats, alive: Floats, terminated: Floats
     ) -> None:
-        """Add steps (flattened to ``[n, ...]``; rewards ``[n, R]``) and solve."""
+        """Add steps, flattened to ``[n, ...]``, with rewards ``[n, R]``, and solve."""
         phi, phi_next = self.features(obs) * alive[:, None], self.features(next_obs)
         A = phi.T @ (phi - self.gamma * phi_next * ((1.0 - terminated) * alive)[:, None])
         b = phi.T @ rewards
@@ -221,32 +221,51 @@ class LinearCritic:
         self.solve()
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Its statistics; None before the first update."""
+        """Return its statistics; None before the first update."""
         return None if self.A is None or self.b is None else {"A": self.A, "b": self.b}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Load what :meth:`state_dict` returned."""
         if state is not None:
             self.A, self.b = (torch.as_tensor(state[name]).numpy() for name in ("A", "b"))
             self.solve()
 
     def solve(self) -> None:
-        """theta from the statistics in hand."""
+        """Solve for theta, given the current statistics."""
         assert self.A is not None
         assert self.b is not None
         ridge = 1e-6 * max(float(np.trace(self.A)) / len(self.A), 1e-12) * np.eye(len(self.A))
         self.theta = np.linalg.solve(self.A + ridge, self.b)
 
     def __call__(self, obs: NDArray[Any]) -> Floats:
-        """Values of ``[n, ...]`` observations, ``[n, R]``."""
+        """Return the values of observations ``[n, ...]``, as ``[n, R]``."""
         values: Floats = self.features(obs) @ self.theta
         return values
 
 
-def state_features(space: gym.spaces.Space[Any]) -> Callable[[NDArray[Any]], Floats]:
-    """Features of base observations for a linear critic, ``[n, ...]`` to ``[n, F]``: one-hot states, or 1, o and products.
+MOST_FEATURES = 2048
+"""Features that a linear critic may have: its cost grows with their square."""
 
-    All products o_i o_j up to 16 numbers, so that a quadratic value is exact; beyond that the squares alone.
+
+def require_linear_critic(space: gym.spaces.Space[Any]) -> None:
+    """Raise ``ValueError`` where a linear critic would have more than ``MOST_FEATURES`` features of these observations."""
+    shape = tuple(space.shape or ())
+    n = (
+        int(space.n)
+        if isinstance(space, gym.spaces.Discrete)
+        else state_features(space)(np.zeros((1, *shape))).shape[1]
+    )
+    expected = (
+        f"observations of which the leader's linear critic has at most {MOST_FEATURES} features (make them smaller)"
+    )
+    require(n <= MOST_FEATURES, "env", expected, f"{n} features of {space}")
+
+
+def state_features(space: gym.spaces.Space[Any]) -> Callable[[NDArray[Any]], Floats]:
+    """Return the features of a linear critic, a function from base observations ``[n, ...]`` to ``[n, F]``.
+
+    Discrete observations are one-hot; others give 1, o and all products o_i o_j, so that a quadratic value is exact, or, for
+    more than 16 numbers, the squares only.
     """
     if isinstance(space, gym.spaces.Discrete):
         hot = np.eye(int(space.n))
@@ -263,14 +282,14 @@ def state_features(space: gym.spaces.Space[Any]) -> Callable[[NDArray[Any]], Flo
 
 
 def critic_steps(rollout: Rollout, paid: Floats) -> tuple[NDArray[Any], NDArray[Any], Floats, Floats, Floats]:
-    """What :meth:`LinearCritic.update` takes, of what each step pays the follower, ``[T, N]``, and of the leader's reward."""
+    """Return the arguments of :meth:`LinearCritic.update`, given the follower's pay in each step, ``[T, N]``."""
     rewards = np.stack([paid.ravel(), rollout.r_leader.ravel()], axis=1)
     base, after = rollout.flat("base_obs"), rollout.flat("base_next_obs")
     return base, after, rewards, rollout.flat("alive"), rollout.flat("terminated")
 
 
 def episode_returns(rollout: Rollout, space: gym.spaces.Space[Any], gamma: float) -> tuple[Floats, Floats]:
-    """The follower's and the leader's return of each copy, ``[N]``; a critic of these episodes goes on where they are cut."""
+    """Return the follower's and the leader's return of each episode, ``[N]``; where one is cut, a critic adds the rest."""
     critic = LinearCritic(state_features(space), gamma, memory=0.0)
     critic.update(*critic_steps(rollout, rollout.r_follower))
     V_next = critic(rollout.flat("base_next_obs")).reshape(*rollout.alive.shape, 2)
@@ -279,13 +298,13 @@ def episode_returns(rollout: Rollout, space: gym.spaces.Space[Any], gamma: float
 
 
 class RolloutEstimator(Estimator):
-    """The estimator of :class:`Rollouts`, with a critic for each role.
+    """The estimator that :class:`Rollouts` stands for, with a critic for each role.
 
     Args:
         worlds: the environment.
-        rollouts: how many episodes, how long, which critics.
-        rng: drawn from once a call, for the episodes' seed.
-        soft: whether followers are soft: their returns are regularised, their actions drawn by common random numbers.
+        rollouts: number and length of the episodes, and the critics' settings.
+        rng: source of the episodes' seed, drawn once per call.
+        soft: whether followers are soft: regularised returns, actions drawn with common random numbers.
     """
 
     def __init__(self, worlds: Any, rollouts: Rollouts, rng: np.random.Generator, soft: bool = False) -> None:
@@ -300,14 +319,14 @@ class RolloutEstimator(Estimator):
         self.critics = {name: LinearCritic(*critic) for name in ("best_response", "penalised")}
 
     def __call__(self, x: Tensor, terms: Sequence[Term], followers: Mapping[str, Any], lam: float) -> GradientEstimate:
-        # Fresh episodes at x of each role, from the same random numbers.
+        # Play fresh episodes of each role at x, with common random numbers.
         set_leader(self.venv, x.detach().numpy())
         seed, played = int(self.rng.integers(2**31)), {}
         for name, follower in followers.items():
             act = follower.coupled_player(seed) if self.soft else follower.player(self.venv)
-            with follower.generators.active():  # once, and not at every step
+            with follower.generators.active():  # swapped once, not at every step
                 played[name] = collect(self.venv, act, self.horizon, seed)
-        # Surrogates of both returns of each, and their signed sum.
+        # The signed sum of the surrogates of both returns in each role.
         model = leader_model(self.worlds.env, x.detach().numpy())
         surrogates, returns = {}, {}
         for name, rollout in played.items():
@@ -318,13 +337,13 @@ class RolloutEstimator(Estimator):
             weight = term.sign * (1.0 if term.player is None else lam)
             ascent = ascent + weight * surrogates[term.policies[0]][term.player is None]
         (gradient,) = torch.autograd.grad(ascent, [model.get_parameter("x")])
-        # p^, and p^ + G/lam, G being what the leader gains by pi_y.
+        # The penalty p^, and its margin p^ + G/lam, where G is the leader's gain from pi_y.
         gap, lost = (returns["best_response"] - returns["penalised"]).T
         estimate = PenaltyEstimate(*mean_and_error(gap), *mean_and_error(gap - lost / lam))
         return GradientEstimate(gradient, estimate, sum(rollout.steps for rollout in played.values()))
 
     def _paid(self, rollout: Rollout, follower: Any) -> Floats:
-        """What each step counts in the follower's return, ``[T, N]``."""
+        """Return each step's contribution to the follower's return, ``[T, N]``."""
         if not self.soft:
             return rollout.r_follower
         pi = torch.from_numpy(follower.probabilities(rollout.flat("obs")))
@@ -334,9 +353,9 @@ class RolloutEstimator(Estimator):
     def _surrogates(
         self, model: torch.nn.Module, rollout: Rollout, paid: Floats, critic: LinearCritic
     ) -> tuple[tuple[Tensor, Tensor], Floats]:
-        """Surrogates of the follower's and the leader's return, and both returns of each episode, ``[N, 2]``."""
+        """Return the surrogates of the follower's and the leader's return, and both returns of each episode, ``[N, 2]``."""
         steps = critic_steps(rollout, paid)
-        # The critic of earlier episodes, if there are any, is the baseline of these; then these are added to it.
+        # The critic of earlier episodes, if any, is the baseline; then the new episodes are added to it.
         fitted_before = critic.A is not None
         if not fitted_before:
             critic.update(*steps)

@@ -1,4 +1,4 @@
-"""The state of a Stable-Baselines3 model as tensors and numbers: all that its training goes on from, without a pickle."""
+"""Save and load the training state of a Stable-Baselines3 model as tensors and numbers, without pickle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .replay import buffer_state, restore_buffer
 
 
 def model_state(model: BaseAlgorithm) -> dict[str, Any]:
-    """Weights, optimisers and SB3's own counters, exploration matrices (gSDE) and the place in a replay buffer."""
+    """Return the weights, optimisers, SB3's counters, gSDE exploration matrices and the position in a replay buffer."""
     buffer = getattr(model, "replay_buffer", None)
     return {
         "parameters": model.get_parameters(),
@@ -28,7 +28,7 @@ def model_state(model: BaseAlgorithm) -> dict[str, Any]:
 
 
 def load_model_state(model: Any, state: dict[str, Any]) -> None:
-    """Take back what :func:`model_state` gave; raises what the state of another model leads to."""
+    """Load what :func:`model_state` returned. The state of another model raises an error."""
     parameters, expected = dict(state["parameters"]), model.get_parameters()
     require(parameters.keys() == expected.keys(), "follower", f"parts {sorted(expected)}", sorted(parameters))
     for name, part in parameters.items():
@@ -42,8 +42,8 @@ def load_model_state(model: Any, state: dict[str, Any]) -> None:
             value.copy_(state["variables"][name])
     for name, present in _counters(model).items():
         value = state["counters"][name]
-        counts = type(value) is type(present) and 0 <= value < 2**63  # which no NaN is
-        require(counts, name, f"a {type(present).__name__} that counts", repr(value))
+        counts = type(value) is type(present) and 0 <= value < 2**63  # NaN fails this
+        require(counts, name, f"a {type(present).__name__} in [0, 2^63)", repr(value))
         setattr(model, name, value)
     for (distribution, matrices), found in zip(explorations(model), state["explorations"], strict=True):
         for name, value in matrices.items():
@@ -52,12 +52,12 @@ def load_model_state(model: Any, state: dict[str, Any]) -> None:
     buffer = getattr(model, "replay_buffer", None)
     if buffer is not None:
         restore_buffer(buffer, state["replay"])
-    if hasattr(model, "weights"):  # ARS searches from a vector beside its policy
+    if hasattr(model, "weights"):  # ARS searches from a vector that it keeps apart from its policy
         model.weights = torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
 
 
 def explorations(model: BaseAlgorithm) -> list[tuple[Any, dict[str, torch.Tensor]]]:
-    """Of state-dependent exploration: each distribution and its matrices, which no state_dict holds."""
+    """Return each distribution of state-dependent exploration (gSDE) with its matrices, which no state_dict holds."""
     found = [getattr(module, "action_dist", None) for module in model.policy.modules()]
     names = ("exploration_mat", "exploration_matrices")
     return [
@@ -68,12 +68,12 @@ def explorations(model: BaseAlgorithm) -> list[tuple[Any, dict[str, torch.Tensor
 
 
 def _variables(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
-    """Tensors that SB3 keeps beside its modules, e.g. the logarithm of SAC's entropy coefficient."""
+    """Return the tensors that SB3 keeps outside its modules, e.g. the logarithm of SAC's entropy coefficient."""
     return {name: attrgetter(name)(model) for name in model._get_torch_save_params()[1]}
 
 
 def _counters(model: BaseAlgorithm) -> dict[str, Any]:
-    """SB3's own counters: the numbers that are no settings, which are all public but for two."""
+    """Return SB3's own counters: its private numeric attributes and two public ones."""
     return {
         name: plain(value)
         for name, value in vars(model).items()

@@ -1,24 +1,24 @@
 r"""Exact oracles of the best response.
 
-**Soft policy iteration**: Newton's method, one linear solve a step, quadratic.
+**Soft policy iteration**: Newton's method, with one linear solve a step. It converges quadratically.
 
 **Policy mirror descent** with the negative entropy (arXiv 2402.06886, eq. C.35-36):
 
     pi'(a|s)  ~  pi(a|s)^{1/(1 + eta tau)} exp( eta Q^pi(s,a) / (1 + eta tau) )
 
-Linear; near the optimum the log-policy contracts at 1/(1 + eta tau), for Q^pi is stationary there. eta to infinity is soft
-policy iteration.
+It converges linearly: near the optimum Q^pi is stationary, so the log-policy contracts by 1/(1 + eta tau) a step. As eta goes to
+infinity it becomes soft policy iteration.
 
 **Policy gradient** (eq. C.37), exact, in the logits theta of a softmax policy:
 
     theta += step * grad_theta V(rho),     dV(rho)/dtheta(s,a) = d(s) pi(a|s) [ A(s,a) - tau (log pi(a|s) - E_pi log pi) ]
 
-with A the advantage of Q. Sublinear without entropy: the weakest oracle, kept because it is what a deep follower approximates.
+with A the advantage of Q. Without entropy it converges sublinearly: the weakest oracle, but deep followers approximate it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -26,8 +26,11 @@ from torch import Tensor
 
 from ...envs.mdp import TabularMDP, action_value, policy_return_gradient, policy_value, soft_maximum, solve_soft
 from ...envs.mdp.checks import check_number, check_size, plain_fields
-from ...envs.mdp.tabular import LOG_FLOOR, entropy_weight
+from ...envs.mdp.tabular import LOG_FLOOR, entropy_weight, largest_reward
 from ..records import storable
+
+DEFAULT_STEP = 10.0
+"""Step size of the iterative oracles, per ``reward_unit``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +38,10 @@ class OracleAnswer:
     """An oracle's last iterate.
 
     Attributes:
-        pi: the policy that stands for the best response, ``[..., S, A]``.
-        V: its values, ``[..., S]``; with pi, the next warm start.
+        pi: the approximate best response, ``[..., S, A]``.
+        V: its values, ``[..., S]``; pi and V are the next warm start.
         residual: ``max |T V - V|``; the best response is worth at most ``residual / (1 - gamma)`` more in any state.
-        iterations: linear solves spent.
+        iterations: number of linear solves.
     """
 
     pi: Tensor
@@ -48,21 +51,21 @@ class OracleAnswer:
 
 
 class Oracle(Protocol):
-    """Answers an MDP with a policy near its soft optimum."""
+    """A solver that returns a policy near the soft optimum of an MDP."""
 
     def solve(self, mdp: TabularMDP, tau: float, warm: OracleAnswer | None = None) -> OracleAnswer:
-        """The answer to ``mdp`` at temperature ``tau``, started from an earlier answer if there is one."""
+        """Solve ``mdp`` at temperature ``tau``, starting from an earlier answer if one is given."""
         ...
 
 
 @storable
 @dataclass(frozen=True)
 class SoftPolicyIteration:
-    """The exact oracle.
+    """The exact oracle: soft policy iteration.
 
     Attributes:
-        tol: residual at which to stop, relative to ``max(1, max |V|)``.
-        max_iterations: most linear solves per answer.
+        tol: residual at which to stop, relative to the larger of ``max |V|`` and ``max |r|``.
+        max_iterations: maximum number of linear solves per answer.
     """
 
     tol: float = 1e-11
@@ -79,12 +82,12 @@ class SoftPolicyIteration:
 
 
 def softmax_policy(mdp: TabularMDP, logits: Tensor) -> Tensor:
-    """softmax of the logits over the actions that exist, ``[..., S, A]``."""
+    """Softmax of the logits over the available actions, ``[..., S, A]``."""
     return torch.softmax(logits if mdp.mask is None else logits.masked_fill(~mdp.mask, -torch.inf), -1)
 
 
 def _start(mdp: TabularMDP, warm: OracleAnswer | None) -> Tensor:
-    """The last answer's policy, or the uniform one over the actions that exist, ``[..., S, A]``."""
+    """Return the last answer's policy, or the uniform policy over the available actions, ``[..., S, A]``."""
     if warm is not None:
         return warm.pi
     allowed = torch.ones((*mdp.batch_shape, *mdp.r.shape[-2:]), dtype=mdp.r.dtype)
@@ -93,14 +96,14 @@ def _start(mdp: TabularMDP, warm: OracleAnswer | None) -> Tensor:
 
 
 def _evaluated(mdp: TabularMDP, pi: Tensor, tau: float) -> tuple[Tensor, Tensor, float]:
-    """V and Q of pi, and the soft-optimality residual ``max |T V - V|`` of V."""
+    """Return V and Q of pi, and the soft-optimality residual ``max |T V - V|``."""
     V = policy_value(mdp, pi, tau)
     Q = action_value(mdp, V)
     return V, Q, float((soft_maximum(mdp, Q, tau) - V).abs().max())
 
 
 def mirror_descent_step(mdp: TabularMDP, pi: Tensor, Q: Tensor, tau: float, eta: float) -> Tensor:
-    """One step (C.36), ``[..., S, A]``; an action whose probability was lost to rounding goes on from 1e-300."""
+    """One mirror descent step (C.36), ``[..., S, A]``; a probability that was rounded to 0 continues from 1e-300."""
     weight = entropy_weight(mdp, tau)
     weight = weight.unsqueeze(-1) if isinstance(weight, Tensor) else weight
     return softmax_policy(mdp, (pi.clamp_min(LOG_FLOOR).log() + eta * Q) / (1.0 + eta * weight))
@@ -109,37 +112,40 @@ def mirror_descent_step(mdp: TabularMDP, pi: Tensor, Q: Tensor, tau: float, eta:
 @storable
 @dataclass(frozen=True)
 class MirrorDescent:
-    """``iterations`` steps of policy mirror descent from the last answer.
+    """Policy mirror descent: ``iterations`` steps from the last answer.
 
     Attributes:
-        eta: step size, positive.
-        iterations: most steps per answer (the paper's T).
-        tol: residual at which to stop early.
+        eta: step size, positive, per unit of reward; None takes 10 per ``reward_unit`` of the leader's problem.
+        iterations: maximum number of steps per answer (the paper's T).
+        tol: residual at which to stop early, relative to the larger of ``max |V|`` and ``max |r|``.
     """
 
-    eta: float = 10.0
+    eta: float | None = None
     iterations: int = 10
     tol: float = 1e-11
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        check_number(self.eta, "eta", low=0.0, open_low=True)
+        if self.eta is not None:
+            check_number(self.eta, "eta", low=0.0, open_low=True)
         check_size(self.iterations, "iterations")
         check_number(self.tol, "tol", low=0.0)
 
     @torch.no_grad()
     def solve(self, mdp: TabularMDP, tau: float, warm: OracleAnswer | None = None) -> OracleAnswer:
         pi, done = _start(mdp, warm), 0
+        eta = DEFAULT_STEP if self.eta is None else self.eta
         V, Q, residual = _evaluated(mdp, pi, tau)
-        while done < self.iterations and residual > self.tol:
-            pi = mirror_descent_step(mdp, pi, Q, tau, self.eta)
+        largest = float(largest_reward(mdp).max())
+        while done < self.iterations and residual > self.tol * max(largest, float(V.abs().max())):
+            pi = mirror_descent_step(mdp, pi, Q, tau, eta)
             V, Q, residual = _evaluated(mdp, pi, tau)
             done += 1
         return OracleAnswer(pi, V, residual, done + 1)
 
 
 def softmax_policy_gradient(mdp: TabularMDP, pi: Tensor, tau: float) -> Tensor:
-    """grad_theta V(rho) at the softmax policy pi, ``[..., S, A]``."""
+    """Gradient of V(rho) in the logits of the softmax policy pi, ``[..., S, A]``."""
     slope = policy_return_gradient(mdp, pi, tau)
     return pi * (slope - (pi * slope).sum(-1, keepdim=True))
 
@@ -147,27 +153,38 @@ def softmax_policy_gradient(mdp: TabularMDP, pi: Tensor, tau: float) -> Tensor:
 @storable
 @dataclass(frozen=True)
 class PolicyGradient:
-    """``iterations`` steps of exact policy gradient from the last answer.
+    """Exact policy gradient: ``iterations`` steps from the last answer.
 
     Attributes:
-        step: step size in the logits, positive.
+        step: step size in the logits, positive, per unit of reward; None takes 10 per ``reward_unit`` of the leader's problem.
         iterations: steps per answer.
     """
 
-    step: float = 10.0
+    step: float | None = None
     iterations: int = 10
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        check_number(self.step, "step", low=0.0, open_low=True)
+        if self.step is not None:
+            check_number(self.step, "step", low=0.0, open_low=True)
         check_size(self.iterations, "iterations")
 
     @torch.no_grad()
     def solve(self, mdp: TabularMDP, tau: float, warm: OracleAnswer | None = None) -> OracleAnswer:
         pi = _start(mdp, warm)
         theta = pi.clamp_min(LOG_FLOOR).log()
+        step = DEFAULT_STEP if self.step is None else self.step
         for _ in range(self.iterations):
-            theta = theta + self.step * softmax_policy_gradient(mdp, pi, tau)
+            theta = theta + step * softmax_policy_gradient(mdp, pi, tau)
             pi = softmax_policy(mdp, theta)
         V, _, residual = _evaluated(mdp, pi, tau)
         return OracleAnswer(pi, V, residual, 2 * self.iterations + 1)
+
+
+def in_unit(oracle: Oracle, unit: float) -> Oracle:
+    """The oracle with the default step of its kind for rewards of this unit, where it was given no step."""
+    if isinstance(oracle, MirrorDescent) and oracle.eta is None:
+        return replace(oracle, eta=DEFAULT_STEP / unit)
+    if isinstance(oracle, PolicyGradient) and oracle.step is None:
+        return replace(oracle, step=DEFAULT_STEP / unit)
+    return oracle

@@ -1,16 +1,16 @@
-r"""A replay buffer that stays true while the leader moves.
+r"""A replay buffer that stays correct while the leader's x moves.
 
-A stored transition (o, a, w, o'), w the leader's draw, was paid under an earlier x and an earlier lam. Of it is renewed
-before every training:
+A stored transition (o, a, w, o'), with w the leader's draw, was paid under an earlier x and an earlier lam. Before each training
+the buffer updates
 
-    the mixture ``r_f + r_l / lam``     always: both rewards are kept apart, and mixed at the current lam
-    the rewards                         where x enters them alone (log p_x is free of x): o, a, w, o' are then as likely as
-                                        ever, and what the leader model pays for them at the new x replaces what was paid;
-                                        a commitment in o and o' is shown anew
+    the mixture ``r_f + r_l / lam``     always: both rewards are stored, and mixed again at the current lam
+    the rewards                         where x affects rewards only (log p_x does not depend on x): o, a, w, o' are as likely
+                                        as before, and the leader model recomputes their rewards at the new x; a leader
+                                        context in o and o' is updated too
 
-Where x is the leader's policy or moves the dynamics, (o, a, w, o') belongs to the MDP of its own x. If o shows the commitment,
-that is said in it, and the transition is kept, rewards and all; if not, it tells of another MDP as if of this one, and is
-dropped as soon as x moves.
+Where x is the leader's policy or changes the dynamics, (o, a, w, o') belongs to the MDP of its own x. If o contains the leader
+context, the follower can tell, and the transition is kept with its rewards. If not, the transition would mislead, and is dropped
+as soon as x moves.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ Relabel = Callable[
     [Floats, NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]],
     tuple[NDArray[Any], NDArray[Any], NDArray[Any], Floats],
 ]
-"""From x, ``[dim]``, and transitions (obs, action, draw, next_obs) in the environment's own observations, each ``[n, ...]``, what
-they are at x: obs and next_obs as the follower sees them, the follower's and the leader's reward, ``[n]``."""
+"""A function of x, ``[dim]``, and of transitions (obs, action, draw, next_obs) in the environment's own observations, each
+``[n, ...]``. It returns them at x: obs and next_obs as the follower sees them, then both rewards r_f and r_l, ``[n]``."""
 
 
 _LARGEST_DRAWS = 2**26
-"""Bytes that a file may ask room for, for draws whose sizes no setting tells."""
+"""Maximum size in bytes of the leader's draws that a file may ask for."""
 
 
 def played_actions(buffer: ReplayBuffer, copies: NDArray[np.intp], n: int) -> NDArray[Any]:
-    """The first n actions that some copies of the world were given, ``[n * copies, ...]``: SB3 stores those of a Box scaled to
-    [-1, 1]."""
+    """Return the first n actions of some of the parallel environments, ``[n * copies, ...]``, unscaled: SB3 stores the actions
+    of a Box scaled to [-1, 1]."""
     space = buffer.action_space
     actions = buffer.actions[:n, copies].reshape(n * len(copies), *(space.shape or ()))
     if isinstance(space, gym.spaces.Box):
@@ -53,11 +53,11 @@ def played_actions(buffer: ReplayBuffer, copies: NDArray[np.intp], n: int) -> ND
 
 
 def buffer_arrays(buffer: Any, whole: bool = False) -> dict[str, NDArray[Any]]:
-    """A buffer's arrays by name, without a copy.
+    """Return a buffer's arrays by name, without copying them.
 
     Args:
         buffer: any of SB3's replay buffers.
-        whole: all of each; else the steps that have been filled.
+        whole: whether to return whole arrays, or only the steps that have been filled. Default: False.
     """
     steps = buffer.buffer_size if whole or buffer.full else buffer.pos
     found: dict[str, NDArray[Any]] = {}
@@ -71,7 +71,7 @@ def buffer_arrays(buffer: Any, whole: bool = False) -> dict[str, NDArray[Any]]:
 
 
 def buffer_state(buffer: Any) -> dict[str, Any]:
-    """All of a buffer but :func:`buffer_arrays`, as tensors and numbers."""
+    """Return all of a buffer except :func:`buffer_arrays`, as tensors and numbers."""
     own = isinstance(buffer, TrueReplay)
     draws, points = (buffer.draws, buffer._points) if own else (None, None)
     return {
@@ -83,9 +83,9 @@ def buffer_state(buffer: Any) -> dict[str, Any]:
 
 
 def restore_buffer(buffer: Any, state: dict[str, Any]) -> None:
-    """Take back what :func:`buffer_state` gave, with room for the arrays; raises what a state of another buffer leads to."""
+    """Load what :func:`buffer_state` returned, and allocate the arrays. The state of another buffer raises an error."""
     pos, draws, points = int(state["pos"]), state["draws"], state["points"]
-    require(0 <= pos < buffer.buffer_size, "replay", f"a place under {buffer.buffer_size}", pos)
+    require(0 <= pos < buffer.buffer_size, "replay", f"a position below {buffer.buffer_size}", pos)
     if isinstance(buffer, TrueReplay):
         if draws is not None:
             dtype = np.dtype(draws[0])
@@ -99,24 +99,27 @@ def restore_buffer(buffer: Any, state: dict[str, Any]) -> None:
 
 
 def require_playable(buffer: Any) -> None:
-    """Raise ``ValueError`` where a buffer whose arrays were read holds actions that its space lacks."""
+    """Raise ``ValueError`` where the arrays of a buffer, read from a file, hold actions outside its action space."""
     space, actions = buffer.action_space, buffer.actions[: buffer.size()]
-    n = getattr(space, "nvec", getattr(space, "n", np.inf))  # of a Box any number is taken
+    n = getattr(space, "nvec", getattr(space, "n", np.inf))  # any number is allowed in a Box
     playable = isinstance(space, gym.spaces.Box) or bool(((actions >= 0) & (actions < n)).all())
-    require(playable, "replay", f"actions in {space}", "others")
+    require(playable, "replay", f"actions in {space}", "actions outside it")
 
 
 class TrueReplay(ReplayBuffer):
-    """SB3's buffer, which also keeps the leader's draws and the two rewards that are mixed.
+    """SB3's replay buffer, which also stores the leader's draws and both rewards.
 
-    Arguments are SB3's, and ``venv``, whose steps it keeps, under a ``RewardMixing``; ``base_space``, of the environment's own
-    observations, where followers see more than these.
+    Args:
+        args: as for SB3's ``ReplayBuffer``.
+        venv: the parallel environments whose steps are stored, wrapped in a ``RewardMixing``.
+        base_space: space of the environment's own observations, where the follower's observations hold more; default None.
+        kwargs: as for SB3's ``ReplayBuffer``.
 
     Attributes:
-        base_obs: of the states before each step, ``[size, n_envs]``, where followers see features of them; else None.
-        base_next_obs: the same of the states after it.
+        base_obs: observation before each step, ``[size, n_envs]``, where the follower sees features of it; else None.
+        base_next_obs: observation after each step, likewise.
         draws: the leader's draws, ``[size, n_envs, ...]``; None before the first step.
-        follower_rewards: r_f, ``[size, n_envs]``, float32, as a VecEnv pays.
+        follower_rewards: r_f, ``[size, n_envs]``, float32 as in a VecEnv.
         leader_rewards: r_l, ``[size, n_envs]``.
     """
 
@@ -141,7 +144,7 @@ class TrueReplay(ReplayBuffer):
     def in_place_of(
         cls, model: Any, venv: VecEnv, base_space: gym.spaces.Space[Any] | None = None
     ) -> TrueReplay | None:
-        """Give a model that holds a plain, still empty replay buffer this one; None for other models."""
+        """Replace a model's replay buffer, plain and still empty, by this one; returns None for other models."""
         held = getattr(model, "replay_buffer", None)
         if type(held) is not ReplayBuffer or held.optimize_memory_usage:
             return None
@@ -178,14 +181,14 @@ class TrueReplay(ReplayBuffer):
     def renew(
         self, points: Floats, weight: float, relabel: Relabel | None, told: bool, own_weight: float = 1.0
     ) -> None:
-        """Make the buffer true before its model is trained at ``points``.
+        """Update the buffer before its model is trained at ``points``.
 
         Args:
-            points: each copy's x, ``[n_envs, dim]``.
-            weight: 1/lam, or 0 for the best response.
-            relabel: where x enters rewards alone.
-            told: whether observations show the commitment.
-            own_weight: weight of the follower's own reward.
+            points: x of each parallel environment, ``[n_envs, dim]``.
+            weight: weight of the leader's reward: 1/lam, or 0 for the best response.
+            relabel: recomputes transitions at a new x, where x affects rewards only; else None.
+            told: whether observations contain the leader context.
+            own_weight: weight of the follower's own reward. Default: 1.
         """
         if self._points is not None and not np.array_equal(points, self._points):
             if relabel is not None:
@@ -196,12 +199,12 @@ class TrueReplay(ReplayBuffer):
         self.mix(weight, own_weight)
 
     def mix(self, weight: float, own_weight: float = 1.0) -> None:
-        """Pay ``own_weight * r_f + weight * r_l`` for every transition, as ``RewardMixing`` does."""
+        """Set the rewards to ``own_weight * r_f + weight * r_l``, as ``RewardMixing`` does."""
         n = self.size()
         self.rewards[:n] = own_weight * self.follower_rewards[:n] + weight * self.leader_rewards[:n]
 
     def relabel(self, points: Floats, relabel: Relabel) -> None:
-        """Make of every transition what it is at the x of its copy, ``points`` ``[n_envs, dim]``; mix afterwards."""
+        """Recompute every transition at its environment's x, ``points`` ``[n_envs, dim]``. Call :meth:`mix` afterwards."""
         n = self.size()
         if n == 0 or self.draws is None:
             return
@@ -217,11 +220,11 @@ class TrueReplay(ReplayBuffer):
                 part[:n, rows] = np.asarray(value).reshape(n, len(rows), *part.shape[2:])
 
     def _base(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The environment's own observations, before and after each step, ``[size, n_envs, ...]``."""
+        """Return the environment's own observations before and after each step, ``[size, n_envs, ...]``."""
         if self.base_obs is not None and self.base_next_obs is not None:
             return self.base_obs, self.base_next_obs
         if self._base_space is None:
             shape = (self.buffer_size, self.n_envs, *(self.observation_space.shape or ()))
             return self.observations.reshape(shape), self.next_observations.reshape(shape)
-        size = int(np.prod(self._base_space.shape or ()))  # a Box: what is shown of x stands behind it
+        size = int(np.prod(self._base_space.shape or ()))  # a Box: the leader context comes after the observation
         return self.observations[..., :size], self.next_observations[..., :size]

@@ -1,8 +1,8 @@
-"""Any Stable-Baselines3 algorithm as a follower: only its rollouts are asked for, never its gradients.
+"""Any Stable-Baselines3 algorithm as a follower. The leader uses its rollouts only, never its gradients.
 
-A follower owns its generators. Building or training a seeded SB3 model reseeds Python's, numpy's and torch's global
-generators, so each follower runs under its own saved state and hands the caller's back: two followers with seeds do not
-disturb each other, and neither disturbs the leader.
+A follower has its own random generators. Building or training a seeded SB3 model reseeds the global generators of Python, numpy
+and torch. So each follower runs under its own saved state and restores the caller's afterwards: followers with seeds disturb
+neither each other nor the leader.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import inspect
 import io
 import pickle
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -23,7 +24,9 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import VectorizedActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
@@ -32,13 +35,19 @@ from torch.optim.swa_utils import AveragedModel
 from ...envs.mdp import TabularMDP
 from ...envs.mdp.checks import check_count, check_number, require
 from ..files import write_whole
+from ..plan import Cost
 from .model_state import explorations, load_model_state, model_state
 from .replay import TrueReplay, buffer_arrays, require_playable
 from .spec import FALLING_ENTROPY, AlgorithmSpec, Answering, FollowerSpec, build_model
 
+_IN_USE = threading.RLock()
+
 
 class Generators:
-    """Private states of the three global generators."""
+    """Private states of the three global random generators (Python, numpy, torch).
+
+    Threads take turns: while one runs under its private states, the others wait, since the global generators are shared.
+    """
 
     def __init__(self, seed: int) -> None:
         self.state: tuple[Any, Any, Tensor] = (
@@ -58,18 +67,19 @@ class Generators:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Run under the private states; the caller's come back whatever happens. Inside itself it does nothing."""
-        if self._active:
-            yield
-            return
-        held, self._active = self._swap(self.state), True
-        try:
-            yield
-        finally:
-            self.state, self._active = self._swap(held), False
+        """Run under the private states, and restore the caller's in any case. Nested calls do nothing."""
+        with _IN_USE:
+            if self._active:
+                yield
+                return
+            held, self._active = self._swap(self.state), True
+            try:
+                yield
+            finally:
+                self.state, self._active = self._swap(held), False
 
     def state_dict(self) -> dict[str, Any]:
-        """The states as tensors and numbers."""
+        """Return the states as tensors and numbers."""
         (version, words, gauss), (kind, keys, pos, has_gauss, cached), torchs = self.state
         return {
             "python": (version, torch.tensor(words), gauss),
@@ -78,7 +88,7 @@ class Generators:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave; raises what something else leads to."""
+        """Load what :meth:`state_dict` returned. Anything else raises an error."""
         (version, words, gauss), (kind, keys, *rest) = state["python"], state["numpy"]
         found = (version, tuple(words.tolist()), gauss), (kind, keys.numpy().astype(np.uint32), *rest), state["torch"]
         random.Random().setstate(found[0])
@@ -88,24 +98,24 @@ class Generators:
 
 
 class SB3Follower:
-    """One SB3 model in its own parallel environments, with its own generators.
+    """An SB3 model with its own parallel environments and random generators.
 
     Args:
-        spec: the user's algorithm.
-        venv: its parallel environments, whose reward is what it is trained on.
+        spec: the algorithm that the user gave.
+        venv: its parallel environments; they pay the reward that it is trained on.
         gamma: the environment's discount.
-        seed: of the model, its generators and its environments.
-        linear: whether a linear policy is exact (see :func:`.tuned.tuned_settings`).
-        answering: how it answers.
+        seed: seed of the model, its generators and its environments.
+        linear: whether a linear policy can be exact (see :func:`.tuned.tuned_settings`).
+        answering: how it turns into a policy, and how soft that is.
 
     Attributes:
         model: the SB3 model that is trained.
-        policy: what answers: the model's policy, or the average of its weights.
-        q_temperature: at which a Q-network answers now.
-        replay: its replay buffer, where that is kept true.
+        policy: the policy that acts: the model's, or the average of its weights.
+        q_temperature: current temperature of a Q-network's softmax policy, in units of reward.
+        replay: its replay buffer, where x's moves are followed; else None.
 
     Raises:
-        ValueError: as :func:`.spec.build_model`.
+        ValueError: see :func:`.spec.build_model`.
     """
 
     def __init__(
@@ -120,18 +130,18 @@ class SB3Follower:
             venv.seed(seed)
         self.model.set_logger(Logger(folder=None, output_formats=[]))
 
-        # The entropy bonus falls where it is fixed and not the user's own.
+        # The entropy bonus is annealed where it is a constant that the user has not set.
         fixed = isinstance(self.model, OnPolicyAlgorithm) and isinstance(self.model.ent_coef, (int, float))
         by_class = isinstance(spec, type) or (isinstance(spec, AlgorithmSpec) and "ent_coef" not in spec.settings)
         tuned = FALLING_ENTROPY if linear and by_class else None
         self._entropy = (answering.entropy or tuned) if fixed else None
 
-        # What answers may be an average of the weights: equal shares at first, then 1 - averaging to the newest.
+        # The policy that acts may be an average of the weights: uniform at first, later with weight 1 - averaging on the newest.
         self.replay: TrueReplay | None = None
         self._average = None
         if answering.averaging > 0.0:
             newest = 1.0 - answering.averaging
-            if explorations(self.model):  # the graph of what was drawn cannot be copied
+            if explorations(self.model):  # noise that is part of a graph cannot be copied
                 with self.generators.active(), torch.no_grad():
                     self.model.policy.reset_noise(self.model.n_envs)  # type: ignore[operator]
 
@@ -146,21 +156,21 @@ class SB3Follower:
 
     @property
     def num_timesteps(self) -> int:
-        """Environment steps spent by training, rollouts rounded up included."""
+        """Environment steps spent on training, including the rounding up to whole rollouts."""
         return int(self.model.num_timesteps)
 
     @property
     def recurrent(self) -> bool:
-        """Whether it remembers: its policy is then no function of the observation, and has no table."""
+        """Whether it has memory; then its policy is no function of the observation, and cannot be tabulated."""
         return hasattr(self.model.policy, "lstm_actor")
 
     @cached_property
     def takes_masks(self) -> bool:
-        """Whether it can be told which actions exist."""
+        """Whether it accepts action masks."""
         return "use_masking" in inspect.signature(self.model.learn).parameters
 
     def table(self, mdp: TabularMDP, obs: NDArray[Any]) -> Tensor:
-        """The policy in every state of a model, ``[S, A]``, from what the follower sees there, ``[S, ...]``."""
+        """Return the policy in every state of a model, ``[S, A]``, given the follower's observation of each, ``[S, ...]``."""
         asked = [obs]
         if self.takes_masks and mdp.mask is not None:
             asked.append(mdp.mask.expand(mdp.r.shape).reshape(-1, mdp.n_actions).numpy())
@@ -172,13 +182,13 @@ class SB3Follower:
     def train(
         self, steps: int, planned_total: int, callback: BaseCallback | None = None, fresh_episodes: bool = True
     ) -> int:
-        """Train for at least ``steps`` steps; return the steps really spent.
+        """Train for at least ``steps`` environment steps; return the number spent.
 
         Args:
-            steps: environment steps asked for; SB3 rounds up to whole rollouts.
-            planned_total: steps over which the model's own schedules run.
-            callback: SB3's.
-            fresh_episodes: whether episodes begin anew: what was begun was under another x. False goes on with them.
+            steps: environment steps; SB3 rounds up to whole rollouts.
+            planned_total: total steps over which the model's own schedules run.
+            callback: an SB3 callback.
+            fresh_episodes: whether to begin new episodes, since the current ones began under another x. False continues them.
         """
         model: Any = self.model
         before = self.num_timesteps
@@ -195,41 +205,57 @@ class SB3Follower:
             if self._entropy is not None:
                 model.ent_coef = self._entropy(progress_remaining)
             self._forget_scales(steps)
-            # SB3's schedules run over the leader's whole budget instead of over each short call of ``learn``.
+            # SB3's schedules run over the leader's whole budget and not over each short call of ``learn``.
             model._update_current_progress_remaining = update
             try:
                 masking = {"use_masking": self.venv.has_attr("action_masks")} if self.takes_masks else {}
                 model.learn(steps, callback, log_interval=None, reset_num_timesteps=False, **masking)
             finally:
-                del model._update_current_progress_remaining  # the class's own shows again
+                del model._update_current_progress_remaining  # restores the class's own method
             if self._average is not None:
                 self._average.update_parameters(model.policy)
         return self.num_timesteps - before
 
-    def begin_episodes(self) -> None:
-        """New episodes, their seed drawn from the follower's and the steps spent: they go on from nothing that is in a world.
+    def cost(self, steps: int) -> Cost:
+        """What :meth:`train` spends where ``steps`` are asked for: whole rollouts. About, where they are whole episodes."""
+        model: Any = self.model
+        if isinstance(model, OnPolicyAlgorithm):
+            rollout = model.n_steps * model.n_envs
+        elif isinstance(model, OffPolicyAlgorithm) and model.train_freq.unit is TrainFrequencyUnit.STEP:  # type: ignore[union-attr]
+            rollout = model.train_freq.frequency * model.n_envs  # type: ignore[union-attr]
+        else:  # of episodes
+            return Cost(steps, certain=False)
+        return Cost(-(-steps // rollout) * rollout)
 
-        So a follower that comes from a file lives on as if it had never been away, whatever its environment keeps to itself.
+    def cost_alone(self, steps: int) -> Cost:
+        """What :meth:`train_alone` spends."""
+        tenth = self.cost(-(-steps // 10))
+        return tenth._replace(followers=-(-steps // tenth.followers) * tenth.followers)
+
+    def begin_episodes(self) -> None:
+        """Begin new episodes, with a seed drawn from the follower's seed and steps, so that no state of an environment is used.
+
+        A follower loaded from a file thus continues as if it had never stopped, whatever state its environment keeps.
         """
         seed = int(np.random.SeedSequence([self.seed, self.num_timesteps]).generate_state(1)[0]) % 2**31
         self.venv.seed(seed)
-        self.model.action_space.seed(seed)  # of which SB3's random exploration is drawn
-        self.model._last_obs = None  # as ``set_env`` does, without its checks: SB3 resets
+        self.model.action_space.seed(seed)  # SB3 draws its random exploration from it
+        self.model._last_obs = None  # makes SB3 reset, as ``set_env`` does, without its checks
 
     def train_alone(self, steps: int) -> int:
-        """Train at an x that stays, for at least ``steps`` steps, in tenths: all schedules run; return the steps spent."""
+        """Train for at least ``steps`` steps at a fixed x, in ten parts, with all schedules; return the steps spent."""
         before = self.num_timesteps
         while self.num_timesteps - before < steps:
             self.train(-(-steps // 10), before + steps)
         return self.num_timesteps - before
 
     def _forget_scales(self, steps: int) -> None:
-        """Let what a VecNormalize gathered before x moved weigh no more than ``steps`` steps: it follows x and lam."""
+        """Limit the weight of VecNormalize's statistics from before x moved to ``steps`` steps, so that they follow x and lam."""
         for statistics in self._statistics():
             statistics.count = min(statistics.count, float(steps))
 
     def _statistics(self) -> list[Any]:
-        """The running moments of the user's VecNormalize that go on: of observations, then of returns."""
+        """Return the running moments of the user's VecNormalize that are updated: of observations, then of returns."""
         scaling = self.model.get_vec_normalize_env()
         if scaling is None or not scaling.training:
             return []
@@ -247,32 +273,32 @@ class SB3Follower:
             statistics.count = check_number(count, "count", low=0.0)
 
     def policy_state(self) -> dict[str, Any]:
-        """What answers, as tensors: the weights of :attr:`policy`, and the moments by which its observations are scaled."""
+        """Return the weights of :attr:`policy` and the moments that scale its observations, as tensors."""
         weights = {name: tensor.clone() for name, tensor in self.policy.state_dict().items()}
         return {"weights": weights, "moments": self._moments()}
 
     def take_policy(self, state: dict[str, Any]) -> None:
-        """Take the weights and moments of another follower of the same kind; training goes on from them.
+        """Copy the weights and moments of another follower of the same kind; training continues from them.
 
         Raises:
-            RuntimeError: the weights of another network.
+            RuntimeError: the weights belong to another network.
         """
         self.model.policy.load_state_dict(state["weights"])
         if self._average is not None:
             self._average.module.load_state_dict(state["weights"])
         self._take_moments(state["moments"])
 
-    # --- answers -------------------------------------------------------------------------------------------------
+    # --- acting --------------------------------------------------------------------------------------------------
 
     def act(self, obs: Any, greedily: bool = False, masks: Any = None) -> NDArray[Any]:
-        """Actions of the follower's policy, without exploration noise, ``[n, ...]``.
+        """Return actions of the follower's policy, without exploration noise, ``[n, ...]``.
 
-        Every observation is taken to be an episode's first: see :meth:`player`.
+        Every observation counts as the first of an episode; for whole episodes see :meth:`player`.
 
         Args:
             obs: observations, ``[n, ...]``.
-            greedily: whether they are those that the policy holds best: for continuous actions, its mean.
-            masks: which actions exist, ``[n, A]``, for a model that can be told; by default all.
+            greedily: whether to take the policy's best action (for continuous actions, its mean). Default: False.
+            masks: available actions, bool ``[n, A]``, for models that accept masks. Default: all are available.
         """
         with self.generators.active(), torch.no_grad():
             if self._q_network is not None and not greedily:
@@ -282,15 +308,15 @@ class SB3Follower:
         return np.asarray(actions)
 
     def _seen(self, obs: Any) -> Any:
-        """Observations as the model was trained on them."""
+        """Scale observations as the model's training does."""
         scaling = self.model.get_vec_normalize_env()
         return obs if scaling is None else scaling.normalize_obs(obs)
 
     def player(self, venv: VecEnv, greedily: bool = False) -> Callable[[Any], NDArray[Any]]:
-        """What plays one episode in each environment of ``venv``, from their resets: :meth:`act`.
+        """Return a function that plays one episode in each environment of ``venv``, starting at a reset, as :meth:`act` does.
 
-        It is told the action masks at every step, where it takes them and the environments have them; a recurrent policy
-        carries a hidden state of its own through the episodes, which starts at zero. Take a new player for new episodes.
+        It passes action masks at every step, where the model accepts them and the environments have them. A recurrent policy
+        keeps its hidden state through the episodes, starting at zero. Make a new player for new episodes.
         """
         if not self.recurrent and self.takes_masks and venv.has_attr("action_masks"):
             return lambda obs: self.act(obs, greedily, np.stack(venv.env_method("action_masks")))
@@ -309,28 +335,28 @@ class SB3Follower:
         return play
 
     def probabilities(self, obs: Any, masks: Any = None, /) -> NDArray[np.float64]:
-        """The policy over discrete actions, ``[n, A]``: exact where the model shows it, else its deterministic choice.
+        """Return the policy over discrete actions, ``[n, A]``: exact where the model has one, else its deterministic action.
 
         Args:
             obs: observations, ``[n, ...]``.
-            masks: which actions exist, ``[n, A]``, for a model that can be told.
+            masks: available actions, bool ``[n, A]``, for models that accept masks. Default: None.
 
         Raises:
-            ValueError: a recurrent policy, which is no function of the observation.
+            ValueError: the policy is recurrent, thus no function of the observation.
         """
         expected = "a policy that is a function of the observation"
-        require(not self.recurrent, "follower", expected, f"{type(self.model).__name__}, which remembers")
+        require(not self.recurrent, "follower", expected, f"{type(self.model).__name__}, which is recurrent")
         with self.generators.active(), torch.no_grad():
             return np.asarray(self._probabilities(obs, masks).double().numpy())
 
     def trained_probabilities(self, obs: Any) -> NDArray[np.float64]:
-        """The same of the policy that is being trained, not averaged: what its next rollout plays."""
+        """Return the probabilities of the policy in training, not averaged: the one that plays its next rollout."""
         with self.generators.active(), torch.no_grad():
             return np.asarray(self._probabilities(obs, policy=self.model.policy).double().numpy())
 
     @property
     def _q_network(self) -> Any:
-        """What answers Q over discrete actions, or its quantiles; None for other models."""
+        """Return the network of Q over discrete actions, or of its quantiles; None for other models."""
         return getattr(self.policy, "q_net", getattr(self.policy, "quantile_net", None))
 
     def _probabilities(self, obs: Any, masks: Any = None, policy: Any = None) -> Tensor:
@@ -351,18 +377,18 @@ class SB3Follower:
     # --- files ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
-        """Write what answers as a plain SB3 model, whole or not at all: ``PPO.load(path)`` reads it, and so does rl_zoo3.
+        """Write the policy that acts as a plain SB3 model, atomically: ``PPO.load(path)`` and rl_zoo3 can read it.
 
-        Its weights are the averaged ones, where followers answer by an average; schedules stand still at where they are, so
-        that the file needs nothing but SB3. The statistics of a VecNormalize, without which the policy is another one, lie beside
-        it as rl_zoo3 has them: of ``name.zip`` in ``name/vecnormalize.pkl``; a file there of a model without any is removed.
-        Like every file of SB3's these hold pickles: load only what you trust.
+        The weights are the averaged ones where followers average, and schedules are frozen at their current values, so that
+        the file needs SB3 only. The statistics of a VecNormalize, without which the policy differs, are saved where rl_zoo3
+        looks for them: for ``name.zip`` in ``name/vecnormalize.pkl``. For a model without any, an old file there is removed.
+        These files hold pickles, like every file of SB3: load only what you trust.
 
         Args:
-            path: the file, ``.zip`` where it has no suffix.
+            path: the file; without a suffix, ``.zip`` is added.
 
         Raises:
-            OSError: a file that cannot be written.
+            OSError: the file cannot be written.
         """
         path, blob = Path(path), io.BytesIO()
         model: Any = self.model
@@ -370,13 +396,13 @@ class SB3Follower:
         held = {name: vars(model)[name] for name in names if name in vars(model)}
         weights = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
         try:
-            if isinstance(held.get("action_noise"), VectorizedActionNoise):  # of as many environments as there are here
+            if isinstance(held.get("action_noise"), VectorizedActionNoise):  # sized for the current n_envs
                 model.action_noise = model.action_noise.base_noise
             if "lr_schedule" in held:
                 model.learning_rate = float(held["lr_schedule"](model._current_progress_remaining))
                 model.lr_schedule = FloatSchedule(model.learning_rate)
             model.policy.load_state_dict(self.policy.state_dict())
-            model.save(blob, exclude=["_trigger_callback"])  # ARS's, of which a closure was made here
+            model.save(blob, exclude=["_trigger_callback"])  # ARS's, replaced by a closure above
         finally:
             model.policy.load_state_dict(weights)
             vars(model).update(held)
@@ -389,10 +415,10 @@ class SB3Follower:
         return write_whole(path, lambda file: file.write(blob.getbuffer()))  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that training goes on from, as tensors and numbers, but for the arrays of :meth:`replay_arrays`.
+        """Return all state that training continues from, as tensors and numbers, except the :meth:`replay_arrays`.
 
-        The model's own (:func:`.model_state.model_state`), the average, generators, and a VecNormalize's moments.
-        Environments begin new episodes with a seed drawn from these.
+        It holds the model's state (:func:`.model_state.model_state`), the average, the generators and a VecNormalize's moments.
+        Environments begin new episodes, with a seed drawn from these.
         """
         return {
             **model_state(self.model),
@@ -404,7 +430,7 @@ class SB3Follower:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave; raises what a state of another model leads to."""
+        """Load what :meth:`state_dict` returned. The state of another model raises an error."""
         load_model_state(self.model, state)
         if self._average is not None:
             self._average.load_state_dict(state["average"])
@@ -414,26 +440,26 @@ class SB3Follower:
         self.seed = check_count(state["seed"], "seed")
 
     def replay_arrays(self, whole: bool = False) -> dict[str, NDArray[Any]]:
-        """The arrays of the replay buffer by name; none where there is none.
+        """Return the arrays of the replay buffer by name; empty where there is no buffer.
 
         Args:
-            whole: all of them, to be read into; else what has been filled.
+            whole: whether to return whole arrays, to read into, or only their filled part. Default: False.
         """
         buffer = getattr(self.model, "replay_buffer", None)
         return {} if buffer is None else buffer_arrays(buffer, whole)
 
     def replay_read(self, read: bool) -> None:
-        """What follows reading a state: a replay buffer's arrays were read and are looked at, or it is emptied."""
+        """Finish loading a state: check the replay buffer's arrays where they were read, else empty the buffer."""
         buffer = getattr(self.model, "replay_buffer", None)
         if buffer is not None:
             require_playable(buffer) if read else buffer.reset()
 
 
 def statistics_beside(path: Path) -> Path:
-    """Where the statistics of a follower's VecNormalize lie, of a follower in ``path``."""
+    """Return the path of the VecNormalize statistics that belong to a follower saved at ``path``."""
     return path.with_suffix("") / "vecnormalize.pkl"
 
 
 def mean_over_quantiles(Q: Tensor) -> Tensor:
-    """Q, ``[n, A]``, of itself or of quantiles ``[n, K, A]``."""
+    """Return Q, ``[n, A]``, from Q itself or from its quantiles, ``[n, K, A]``."""
     return Q.mean(1) if Q.ndim == 3 else Q

@@ -1,15 +1,15 @@
-r"""Followers with a Q-network whose policy is soft: the two of the sampled Bellman penalty.
+r"""Followers with a Q-network and a soft policy, as the sampled Bellman penalty needs them:
 
     best response          Q = r_f + gamma E[ tau log sum_a' exp(Q(s',a')/tau) ]                  pi* = softmax(Q/tau)
     penalised follower     U = r_l + gamma E[ c log sum_a' pi*(a'|s') exp(U(s',a')/c) ]           pi_y = pi* exp(U/c) / Z
 
-with c = lam tau. The second is reinforcement learning on the leader's reward, kept near pi* by a relative entropy: U is lam times
-the Q-function of the reward ``r_l/lam``, so that its scale does not fall as lam grows. It never sees r_f: an error of Q moves
-both policies alike, and U = 0 makes them one.
+with c = lam tau. The second is reinforcement learning on the leader's reward, with a relative entropy that keeps the policy near
+pi*. U is lam times the Q-function of the reward ``r_l/lam``, so its scale does not shrink as lam grows. It never uses r_f: an
+error of Q affects both policies equally, and U = 0 makes them the same.
 
-SB3's algorithm remains the trainer. Its target takes the maximum over actions of what the target network answers; here that
-network answers with the soft value for every action, and the maximum is the soft value. Of quantiles ``[n, K, A]`` it gives the
-best action's, moved so that their mean is the soft value.
+SB3's algorithm remains the trainer. Its target takes the maximum over actions of the target network's output. Here the target
+network outputs the soft value for every action, so the maximum is the soft value. For quantiles ``[n, K, A]`` it outputs those of
+the best action, shifted so that their mean is the soft value.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _NETWORKS = {"q_net": "q_net_target", "quantile_net": "quantile_net_target"}
 
 
 class SoftTarget(nn.Module):
-    """A target network that answers with the soft value for every action.
+    """A target network that outputs the soft value for every action.
 
     Args:
-        network: the target network, from observations to Q ``[n, A]`` or quantiles ``[n, K, A]``; its parameters are this one's.
-        soft_value: from observations and Q to V, ``[n]``.
+        network: the target network, from observations to Q ``[n, A]`` or quantiles ``[n, K, A]``; its parameters are shared.
+        soft_value: function from observations and Q to V, ``[n]``.
     """
 
     def __init__(self, network: nn.Module, soft_value: Callable[[Any, Tensor], Tensor]) -> None:
@@ -41,7 +41,7 @@ class SoftTarget(nn.Module):
         self.network, self._soft_value = network, soft_value
 
     def forward(self, obs: Any) -> Tensor:
-        """V in every column, of the network's shape."""
+        """Return V for every action, in the shape of the network's output."""
         answer: Tensor = self.network(obs)
         Q, quantiles = mean_over_quantiles(answer), answer if answer.ndim == 3 else answer.unsqueeze(1)
         top = Q.max(-1, keepdim=True)
@@ -51,19 +51,19 @@ class SoftTarget(nn.Module):
 
 
 class SoftQFollower(SB3Follower):
-    """A DQN or QRDQN with a soft target, which plays its soft policy in training too (SB3's exploration on top).
+    """A DQN or QRDQN with a soft target. It plays its soft policy in training too, with SB3's exploration on top.
 
     Args:
-        arguments: as of :class:`SB3Follower`; the environments pay r_f to the best response, r_l to the penalised follower, and
-            the ``q_temperature`` of ``answering`` is tau.
-        prior: the best response that the penalised follower is kept near; None for the best response itself.
+        arguments: as for :class:`SB3Follower`. The environments pay r_f to the best response and r_l to the penalised follower;
+            ``q_temperature`` of ``answering`` is tau.
+        prior: the best response that the penalised follower is kept near; None, the default, for the best response itself.
 
     Attributes:
-        lam: the coefficient of the penalty; without a prior it has no meaning.
+        lam: the coefficient of the penalty; unused without a prior.
 
     Raises:
-        ValueError: an algorithm without a Q-network over discrete actions, with a ``VecNormalize``, or with targets of
-            several steps.
+        ValueError: the algorithm has no Q-network over discrete actions, uses ``VecNormalize``, or has targets of several
+            steps.
     """
 
     def __init__(self, *arguments: Any, prior: SoftQFollower | None = None) -> None:
@@ -76,7 +76,7 @@ class SoftQFollower(SB3Follower):
         scaled = model.get_vec_normalize_env() is not None
         require(not scaled, "follower", "a model without VecNormalize for a BellmanPenalty", type(model).__name__)
         steps = getattr(model, "n_steps", 1)
-        one_step = "one-step targets (n_steps=1), for the entropy of further steps is in none"
+        one_step = "one-step targets (n_steps=1), since longer targets leave out the entropy of later steps"
         require(steps == 1, "follower", one_step, steps)
         self._network, target = found[0], _NETWORKS[found[0]]
         setattr(model, target, SoftTarget(getattr(model.policy, target), self._soft_value))
@@ -84,23 +84,23 @@ class SoftQFollower(SB3Follower):
 
     @property
     def temperature(self) -> float:
-        """tau: of the best response's entropy, and of the relative entropy to it."""
+        """tau: temperature of the best response, and of the relative entropy to it."""
         return self.q_temperature if self.prior is None else self.prior.temperature
 
     @property
     def _scale(self) -> float:
-        """What Q or U is divided by."""
+        """Temperature by which Q or U is divided: tau, or lam tau."""
         return self.temperature if self.prior is None else self.lam * self.temperature
 
     def _preferences(self, obs: Any, Q: Tensor) -> Tensor:
-        """log pi up to a constant in each row, ``[n, A]``."""
+        """Return log pi up to a constant in each row, ``[n, A]``."""
         return Q / self._scale if self.prior is None else self.prior.log_policy(obs) + Q / self._scale
 
     def _soft_value(self, obs: Any, Q: Tensor) -> Tensor:
         return self._scale * torch.logsumexp(self._preferences(obs, Q), -1)
 
     def log_policy(self, obs: Any, policy: Any = None) -> Tensor:
-        """log pi, ``[n, A]``, at observations as tensors; by default of what answers."""
+        """Return log pi, ``[n, A]``, at observations given as tensors; by default of the policy that acts."""
         policy = self.policy if policy is None else policy
         if policy.training:
             policy.set_training_mode(False)
@@ -109,7 +109,7 @@ class SoftQFollower(SB3Follower):
             return torch.log_softmax(self._preferences(obs, Q), -1)
 
     def _play(self, obs: Any, deterministic: bool = False) -> Tensor:
-        """What SB3's model plays in training."""
+        """Return the actions that SB3's model plays in training."""
         log_pi = self.log_policy(obs, self.model.policy)
         return log_pi.argmax(-1) if deterministic else torch.distributions.Categorical(logits=log_pi).sample()
 
@@ -124,11 +124,11 @@ class SoftQFollower(SB3Follower):
         return np.asarray(chosen.numpy())
 
     def coupled_player(self, seed: int) -> Callable[[Any], NDArray[Any]]:
-        """Plays the policy by inverting its distribution function at uniform numbers of this seed, one an environment and step.
+        """Return a player that draws actions by inverse CDF, from one uniform number of ``seed`` per environment and step.
 
-        Two followers with one seed choose the same action wherever their policies allow it.
+        Two followers with the same seed choose the same action wherever their policies allow it.
         """
-        rng = np.random.default_rng([seed, 1])  # the worlds' own generators have plain seeds
+        rng = np.random.default_rng([seed, 1])  # the environments' own generators use the plain seed
 
         def act(obs: Any) -> NDArray[Any]:
             below = self.probabilities(obs)[:, :-1].cumsum(-1) <= rng.random((len(obs), 1))
@@ -138,10 +138,10 @@ class SoftQFollower(SB3Follower):
         return act
 
     def state_dict(self) -> dict[str, Any]:
-        """The same, with lam."""
+        """Return the state of :class:`SB3Follower`, and lam."""
         return {**super().state_dict(), "lam": self.lam}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Load what :meth:`state_dict` returned."""
         super().load_state_dict(state)
         self.lam = float(state["lam"])

@@ -1,4 +1,4 @@
-"""What a user gives as follower, the Stable-Baselines3 model that is built from it, how it answers, and its name in files."""
+"""The follower that a user asks for, the Stable-Baselines3 model built from it, its policy's options, and its name in files."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ..schedules import Geometric, Schedule
 from .tuned import tuned_settings
 
 FALLING_Q_TEMPERATURE = Geometric(0.3, 0.05)
-"""Temperature of a Q-network's answers, in the reward's unit."""
+"""Temperature of the softmax policy of a Q-network, in units of reward."""
 FALLING_ENTROPY = Geometric(0.2, 0.05)
-"""Entropy bonus of a linear policy in training: soft at first, so that no action is given up before x has settled."""
+"""Entropy bonus of a linear policy in training, by progress: high at first, so that actions stay in use until x has settled."""
 
 
 @dataclass(frozen=True, eq=False)
 class AlgorithmSpec:
-    """An SB3 class with some settings of its own, beside those that suit a moving x (see ``tuned.yml``).
+    """An SB3 algorithm class with your own settings; the others are tuned for a moving x (see ``tuned.yml``).
 
     Attributes:
         algorithm: the class.
-        settings: arguments of its constructor; ``policy`` too.
+        settings: arguments of its constructor, including ``policy``.
 
     Raises:
-        ValueError: no SB3 class, an argument that it does not have.
+        ValueError: not an SB3 class, or an unknown argument.
     """
 
     algorithm: type[BaseAlgorithm]
@@ -48,21 +48,21 @@ class AlgorithmSpec:
 
 
 FollowerSpec = type[BaseAlgorithm] | AlgorithmSpec | Callable[[VecEnv], BaseAlgorithm]
-"""What a user gives as follower: an SB3 class, :class:`AlgorithmSpec`, or a callable that builds a model on a VecEnv."""
+"""What a user gives as the follower: an SB3 class, an :class:`AlgorithmSpec`, or a callable that builds a model on a VecEnv."""
 
 
 @dataclass(frozen=True)
 class Answering:
-    """How a follower answers when it is asked for its policy, and how soft it is trained to be.
+    """How a follower's policy is read off its model, and how soft it is trained to be.
 
     Attributes:
-        q_temperature: a model with a Q-network and discrete actions answers with ``softmax(Q / q_temperature)``; by the
-            follower's own progress.
-        averaging: the answer is that of an average of the weights after each call of ``train``, of which the past keeps
-            this share, in [0, 1), and at first no more than an equal one: what the optimiser's noise moves back and forth
-            does not reach the leader.
-        entropy: coefficient of the entropy bonus of a model that has a fixed one (PPO's and A2C's ``ent_coef``), by the
-            follower's own progress; None leaves the model's.
+        q_temperature: temperature, in units of reward, of the policy ``softmax(Q / q_temperature)`` of a model with a
+            Q-network and discrete actions; a schedule over the follower's own progress.
+        averaging: weight of the past, in [0, 1), in the running average of the network's weights after each call of
+            ``train``, starting from a uniform average. The policy uses the average, so that the optimiser's noise does not
+            reach the leader.
+        entropy: coefficient of the entropy bonus of a model with a constant one (``ent_coef`` of PPO and A2C), a schedule
+            over the follower's own progress; None leaves the model's.
     """
 
     q_temperature: Schedule = FALLING_Q_TEMPERATURE
@@ -74,33 +74,33 @@ class Answering:
 
 
 def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linear: bool) -> BaseAlgorithm:
-    """The user's algorithm on ``venv``.
+    """Build the user's algorithm on ``venv``.
 
     Args:
-        spec: what the user gave.
+        spec: the follower that the user gave.
         venv: the follower's parallel environments.
         gamma: their discount.
-        seed: of a model that is built from a class.
-        linear: whether a linear policy is exact (see :func:`.tuned.tuned_settings`).
+        seed: seed of a model that is built from a class.
+        linear: whether a linear policy can be exact (see :func:`.tuned.tuned_settings`).
 
     Raises:
-        ValueError: an algorithm that cannot act in the action space; something that is neither a class nor a callable; a
-            callable that returns no SB3 model, or one with another discount, on other environments or other observations,
-            or with rewards scaled as they once were.
+        ValueError: the algorithm cannot act in the action space; ``spec`` is neither a class nor a callable; the callable
+            returns no SB3 model, or one with another discount, other environments, other observations, or a fixed scale
+            of rewards.
     """
     own: dict[str, Any] = spec.settings if isinstance(spec, AlgorithmSpec) else {}
     spec = spec.algorithm if isinstance(spec, AlgorithmSpec) else spec
     name = getattr(spec, "__name__", repr(spec))
     build: Callable[[VecEnv], Any] = spec
     if isinstance(spec, type):
-        # A class is built with tuned settings and its plain policy: of ARS the linear one, for its search starts at 0,
-        # which a network hardly leaves.
+        # A class is built with tuned settings and its plain policy. ARS gets the linear one: its search starts at 0, which
+        # a network hardly leaves.
         require(issubclass(spec, BaseAlgorithm), "follower", "an SB3 algorithm class or a callable", name)
         algorithm: Any = spec
         n_inputs = int(np.prod(venv.action_space.shape)) if isinstance(venv.action_space, gym.spaces.Box) else 0
         plain_policies = [alias for alias in ("LinearPolicy", "MlpPolicy") if alias in algorithm.policy_aliases]
         settings: dict[str, Any] = {"policy": [*plain_policies, "MlpLstmPolicy"][0], "device": "cpu"}
-        if "gamma" in inspect.signature(spec).parameters:  # ARS has none
+        if "gamma" in inspect.signature(spec).parameters:  # ARS has no gamma
             settings["gamma"] = gamma
         settings |= tuned_settings(name, venv.num_envs, linear, gamma, n_inputs) | own
         build = lambda venv: algorithm(env=venv, seed=seed, **settings)  # noqa: E731
@@ -113,7 +113,7 @@ def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linea
         spaces = f"actions in {venv.action_space} from observations in {venv.observation_space}"
         raise ValueError(f"follower: expected an algorithm for {spaces}, got {name} ({error})") from error
 
-    # Only a callable can return something else than what was asked for.
+    # Only a callable can return something other than what was asked for.
     got = f"{type(model).__name__} from {name}"
     require(isinstance(model, BaseAlgorithm), "follower", "a callable that returns an SB3 model", got)
     assert isinstance(model, BaseAlgorithm)
@@ -122,15 +122,15 @@ def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linea
     inner: Any = model.get_env()
     while isinstance(inner, VecEnvWrapper) and inner is not venv:
         inner = inner.venv
-    require(inner is venv, "follower", "a model on the VecEnv it is given, for x reaches no other", f"one from {name}")
+    require(inner is venv, "follower", "a model on the VecEnv it is given (x is set there only)", f"one from {name}")
     seen, shape = model.observation_space.shape, venv.observation_space.shape
-    require(seen == shape, "follower", f"a model that observes what the world shows, of shape {shape}", f"shape {seen}")
+    require(seen == shape, "follower", f"a model on the environment's observations, of shape {shape}", f"shape {seen}")
     scaling = model.get_vec_normalize_env()
     frozen = scaling is not None and scaling.norm_reward and not scaling.training
     expected = "a VecNormalize whose scale of rewards follows x (training=True), or norm_reward=False"
     require(not frozen, "follower", expected, f"training=False and norm_reward=True from {name}")
 
-    # ARS's own count of steps runs once for each environment in each step, and counts all of them every time.
+    # ARS counts the steps of all environments once per environment: count them only once.
     if hasattr(model, "_trigger_callback"):
         last: Any = None
 
@@ -146,28 +146,28 @@ def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linea
 
 
 def takes(call: Callable[..., Any], n: int) -> bool:
-    """Whether a callable can be called with so many arguments, as far as can be told."""
+    """Whether a callable accepts ``n`` arguments, as far as its signature shows."""
     try:
         inspect.signature(call).bind(*[None] * n)
     except TypeError:
         return False
-    except ValueError:  # without a signature
+    except ValueError:  # no signature
         return True
     return True
 
 
 def follower_name(spec: FollowerSpec) -> str | None:
-    """The name under which a leader file holds a class; None for a callable, which it does not hold."""
+    """Return the name of a follower's class in leader files; None for a callable, which files do not store."""
     return f"{spec.__module__}:{spec.__qualname__}" if isinstance(spec, type) else None
 
 
 def follower_of_file(name: str | None, given: FollowerSpec | None, path: object) -> FollowerSpec:
-    """The follower of a leader file: the one given again, or the class of SB3 or sb3-contrib that the file names.
+    """Return the follower for a leader file: the one given, or the SB3 or sb3-contrib class that the file names.
 
-    Of a file's names only these two packages are imported.
+    A name in a file is imported from these two packages only.
 
     Raises:
-        ValueError: another class than the file's, a class of neither package or a callable that is not given again.
+        ValueError: the given class differs from the file's, or a class of another package or a callable was not given.
     """
     if given is not None:
         same = name is None or not isinstance(given, type) or follower_name(given) == name
@@ -178,7 +178,7 @@ def follower_of_file(name: str | None, given: FollowerSpec | None, path: object)
     assert name is not None
     module, _, qualname = name.partition(":")
     package = module.split(".")[0]
-    expected = f"the class {name} to be given again (it is none of SB3's own)"
+    expected = f"the class {name} to be given again (it is not one of SB3's)"
     require(package in ("stable_baselines3", "sb3_contrib"), "follower", expected, None)
     found = getattr(importlib.import_module(package), qualname, None)
     require(isinstance(found, type) and issubclass(found, BaseAlgorithm), "follower", expected, None)

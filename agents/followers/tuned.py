@@ -1,4 +1,4 @@
-"""Hyper-parameters of algorithms that have to track a moving x: what ``tuned.yml`` says, read for an environment."""
+"""Hyper-parameters of SB3 algorithms that follow a moving x, read from ``tuned.yml``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from ..schedules import Linear
 
 NEAR = 0.95
-"""Up to this discount a linear critic's one-step errors are trusted, and steps are long."""
+"""Largest discount at which a linear critic's one-step errors are trusted and steps are long."""
 
 
 @cache
@@ -24,14 +24,14 @@ def _tuned() -> dict[str, dict[str, Any]]:
 
 
 def tuned_settings(name: str, n_envs: int, linear: bool, gamma: float, n_inputs: int = 0) -> dict[str, Any]:
-    """Arguments of an algorithm that has to track a moving x, by class name; none for one that is not listed.
+    """Return an algorithm's tuned arguments for a moving x; empty for an algorithm that is not listed.
 
     Args:
-        name: e.g. ``"PPO"``.
-        n_envs: parallel environments.
-        linear: whether observations are product features, in which a linear policy or Q-function is exact.
+        name: name of the algorithm's class, e.g. ``"PPO"``.
+        n_envs: number of parallel environments.
+        linear: whether observations are product features, for which a linear policy or Q-function is exact.
         gamma: the discount.
-        n_inputs: numbers in an action, where actions are a Box; 0 where they are discrete.
+        n_inputs: size of an action in a Box; 0, the default, for discrete actions.
     """
     near = "linear_near" if gamma <= NEAR else "linear_far"
     section = "continuous" if n_inputs else near if linear else "network"

@@ -1,8 +1,8 @@
-"""A follower that is trained in a process of its own, which stays alive while the leader's process trains another.
+"""Train a follower in its own process, while the leader's process trains another.
 
-The process builds the follower as the leader built it, takes over the leader's copy of it (all of its state, and once the arrays
-of its replay buffer), and after every training hands that state back. So what the leader holds is, to the bit, what it would
-hold had it trained the follower itself; only the arrays of a replay buffer stay in the process until they are asked for.
+The process builds the follower as the leader did, takes over the state of the leader's copy (all of it, with the replay buffer's
+arrays once), and returns that state after every training. So the leader's copy is the same, to the bit, as if the leader had
+trained it. Only the arrays of a replay buffer stay in the process until they are asked for.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ...wrappers.workers import InWorker, end_with, worker_context
 from .sb3 import SB3Follower
 
 Train = Callable[[Any], int]
-"""Trains the follower by a task, which the leader understands; the steps spent."""
+"""A function that trains the follower by a task of the leader's, and returns the steps spent."""
 Recipe = Callable[[], tuple[SB3Follower, Train]]
-"""What builds the follower in its process."""
+"""A function that builds the follower in its process."""
 
 
 class WorkerError(RuntimeError):
@@ -32,10 +32,10 @@ class WorkerError(RuntimeError):
 
 
 class FollowerWorker:
-    """A follower in a process of its own.
+    """A follower that is trained in its own process.
 
     Args:
-        recipe: what builds it there; pickled by cloudpickle.
+        recipe: builds it in the process; pickled by cloudpickle.
         follower: the leader's copy of it.
 
     Scripts need ``if __name__ == "__main__":``, as with SB3's ``SubprocVecEnv``.
@@ -54,17 +54,17 @@ class FollowerWorker:
         self._answer()
 
     def start(self, task: Any) -> None:
-        """Begin to train by a task; :meth:`result` waits for it."""
+        """Start training by a task; :meth:`result` waits for it."""
         self._ask("train", self._follower.generators.state, task)
 
     def result(self) -> int:
-        """Wait for the training to end, and hold its outcome; the steps spent."""
+        """Wait for the training to end, take over its result, and return the steps spent."""
         spent, state = self._answer()
         self._follower.load_state_dict(state)
         return int(spent)
 
     def fetch_replay(self) -> None:
-        """Hold the arrays of the replay buffer, too."""
+        """Copy the arrays of the replay buffer as well."""
         self._ask("arrays")
         _fill_replay(self._follower, self._answer())
 
@@ -89,17 +89,17 @@ class FollowerWorker:
 
     @contextmanager
     def _alive(self) -> Iterator[None]:
-        """A connection that is lost means that the process has died."""
+        """Turn a lost connection into a :class:`WorkerError`: the process has died."""
         try:
             yield
         except (EOFError, OSError, ValueError) as error:
             self._process.join(1.0)
-            expected = f"follower: expected its process to live, got exit code {self._process.exitcode}"
+            expected = f"follower: expected its process to be running, got exit code {self._process.exitcode}"
             raise WorkerError(expected) from error
 
 
 def _packed(message: Any) -> bytes:
-    """Tensors by value: multiprocessing's own pickler would hand over each as a file descriptor, which takes milliseconds."""
+    """Pickle tensors by value: multiprocessing would pass each as a file descriptor, which takes milliseconds."""
     return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
 
 
@@ -110,7 +110,7 @@ def _fill_replay(follower: SB3Follower, arrays: dict[str, NDArray[Any]]) -> None
 
 
 def _serve(connection: Any, recipe: bytes, threads: int) -> None:
-    """What the process does: one answer to each message, until the connection ends."""
+    """Run in the process: answer each message until the connection ends."""
     torch.set_num_threads(threads)
     built: tuple[SB3Follower, Train] | None = None
     while True:

@@ -42,7 +42,8 @@ class HPGDConfig(ExactConfig):
         learning_rate: step of x.
         optimizer_class: plain gradient descent, as the method is published.
         tau: temperature, positive; None takes the problem's own, and that of honest evaluation where it has none.
-        max_gradient_norm: longer gradients are cut to this norm.
+        max_gradient_norm: longer gradients are cut to this norm. None measures gradients in the unit of the leader's rewards,
+            and cuts them to 1.
         episodes: n, episodes an iteration.
         points: steps kept of each; four more episodes go from every one.
         tail: episodes are cut once gamma^T is no more than this.
@@ -51,7 +52,7 @@ class HPGDConfig(ExactConfig):
 
     learning_rate: float | Schedule = 0.5
     optimizer_class: type[torch.optim.Optimizer] = torch.optim.SGD
-    max_gradient_norm: float = 1.0
+    max_gradient_norm: float | None = None
     episodes: int = 16
     points: int = 1
     tail: float = 0.01
@@ -59,7 +60,8 @@ class HPGDConfig(ExactConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self.max_gradient_norm, "max_gradient_norm", low=0.0, open_low=True)
+        if self.max_gradient_norm is not None:
+            check_number(self.max_gradient_norm, "max_gradient_norm", low=0.0, open_low=True)
         check_size(self.episodes, "episodes")
         check_size(self.points, "points")
         check_number(self.tail, "tail", low=0.0, high=1.0, open_low=True, open_high=True)
@@ -144,6 +146,7 @@ class HPGDMethod(ExactMethod):
     config_class = HPGDConfig
     state_class = HPGDState
     positive_tau = True
+    estimates = True
 
     def __init__(self, problem: Any, config: Any = None, env_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(problem, config, env_kwargs)
@@ -173,7 +176,11 @@ class HPGDMethod(ExactMethod):
         value, steps = sampled_advantage_return(mdp, reward, optimum.pi, state.tau, *how)
         state.steps += steps
         (-value).backward()
-        norm = torch.nn.utils.clip_grad_norm_([state.x], self.config.max_gradient_norm)
+        longest = self.config.max_gradient_norm
+        if longest is None:
+            assert state.x.grad is not None
+            state.x.grad /= self.leader_unit
+        norm = torch.nn.utils.clip_grad_norm_([state.x], 1.0 if longest is None else longest)
         return {"oracle_residual": optimum.residual, "gradient_norm": float(norm), "steps": float(state.steps)}
 
     def sampled_steps(self, state: HPGDState) -> int:

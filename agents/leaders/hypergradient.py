@@ -22,7 +22,7 @@ from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
 from ..leader import Progress
 from ..lower_levels import Policies, lower_level
 from ..records import storable
-from ..schedules import Quench, Schedule
+from ..schedules import Schedule
 
 
 @storable
@@ -31,8 +31,9 @@ class HypergradientConfig(ExactConfig):
     """How :class:`Hypergradient` learns.
 
     Attributes:
-        tau: temperature, positive; None takes 0.07 for a sixth of training, and then the problem's own, or 0.003. Over a game
-            None anneals it from 0.2 to the problem's own. Over a linear-quadratic problem it is 0.
+        tau: temperature, positive; None takes 0.4 reward units for a sixth of training, and then the problem's own, or
+            0.003 reward units. Over a game None anneals it from 0.2 reward units to the problem's own. Over a
+            linear-quadratic problem it is 0.
     """
 
 
@@ -144,8 +145,7 @@ class HypergradientMethod(ExactMethod):
             return 0.0
         if self.level.n_players > 1:
             return self.annealed(0.2)
-        end = self.final_tau()
-        return Quench(max(0.07, end), end)
+        return self.quenched()
 
     def descend(self, state: HypergradientState, progress: Progress) -> dict[str, float]:
         _, gradient, solution = hypergradient(self.problem, state.x, state.tau, state)

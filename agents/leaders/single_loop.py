@@ -35,6 +35,7 @@ The exponents 9/10 (zeta), 1/2 (alpha, beta), 3/20 (w) and 1/20 (tau) of the pub
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -49,8 +50,9 @@ from ...envs.tabular import AliasSampler, Floats, Integers
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
 from ..leader import Progress, projected_step
 from ..lower_levels import Policies
+from ..plan import Cost
 from ..records import storable
-from ..schedules import Power, Schedule, as_schedule
+from ..schedules import Power, Schedule, as_schedule, scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,9 +295,11 @@ def finite_differences(block: Block, direction: Tensor, h: float) -> Step:
     return followers, ((above - below) / (2.0 * h)).unsqueeze(-1) * direction
 
 
+UNIT = 0.1526
+"""``reward_unit`` of goal placement, where the schedules below were found (``benchmarks/single_loop.py``)."""
 ZETA, ALPHA, BETA = Power(9.65e-5, 6.54e-6, 0.9), Power(0.877, 0.192, 0.5), Power(0.354, 0.0471, 0.5)
 TAU, W, OCCUPANCY_RATE = Power(0.289, 0.0242, 0.8), Power(5.28, 2.69, 0.15), Power(0.0166, 0.00171, 0.5)
-"""Found by random search on goal placement (``benchmarks/single_loop.py``); other problems need their own."""
+"""Found by random search; other problems may need their own."""
 
 
 @storable
@@ -304,12 +308,13 @@ class SingleLoopConfig(ExactConfig):
     """How :class:`SingleLoop` learns. Every schedule runs over the budget of ``learn``.
 
     Attributes:
-        learning_rate: zeta, the step of x an iterate; a block moves x by ``block`` times it.
+        learning_rate: zeta, the step of x an iterate; a block moves x by ``block`` times it. None takes a schedule for the unit
+            of the leader's rewards.
         optimizer_class: plain gradient descent, as the method is published.
-        tau: temperature.
-        alpha: step of the policies.
+        tau: temperature; None takes a schedule for the unit of the follower's rewards.
+        alpha: step of the policies; None takes a schedule likewise.
         beta: step of the critics.
-        w: weight 1/lam of the penalty, positive.
+        w: weight 1/lam of the penalty, positive; None takes a schedule for the units of both players' rewards.
         occupancy_rate: step of the occupancies' averages, at most 1.
         block: iterates between two steps of x.
         burn_in: how many of a block's first iterates do not enter x's gradient.
@@ -317,12 +322,11 @@ class SingleLoopConfig(ExactConfig):
         keep_best: by default the last x is the answer, as the method is published.
     """
 
-    learning_rate: float | Schedule = ZETA
+    learning_rate: float | Schedule | None = None  # type: ignore[assignment]
     optimizer_class: type[torch.optim.Optimizer] = torch.optim.SGD
-    tau: float | Schedule | None = TAU
-    alpha: float | Schedule = ALPHA
+    alpha: float | Schedule | None = None
     beta: float | Schedule = BETA
-    w: float | Schedule = W
+    w: float | Schedule | None = None
     occupancy_rate: float | Schedule = OCCUPANCY_RATE
     block: int = 50
     burn_in: int = 0
@@ -335,7 +339,8 @@ class SingleLoopConfig(ExactConfig):
         shorter = check_count(self.burn_in, "burn_in") < self.block
         require(shorter, "burn_in", f"less than block, {self.block}", self.burn_in)
         for name, positive in (("alpha", False), ("beta", False), ("w", True), ("occupancy_rate", True)):
-            as_schedule(getattr(self, name), name, positive=positive)
+            if getattr(self, name) is not None:
+                as_schedule(getattr(self, name), name, positive=positive)
         for progress_remaining in (1.0, 0.0):
             rate = as_schedule(self.occupancy_rate, "occupancy_rate", positive=True)(progress_remaining)
             check_number(rate, "occupancy_rate", low=0.0, high=1.0)
@@ -389,22 +394,36 @@ class SingleLoopMethod(ExactMethod):
     state_class = SingleLoopState
     counts = "total_timesteps"
     n_followers: ClassVar[int] = 2
+    estimates = True
 
     def __init__(self, problem: Any, config: Any = None, env_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(problem, config, env_kwargs)
         self.world = World.of(self.problem)
-        names = ("alpha", "beta", "occupancy_rate", "w")
-        self.schedules = [as_schedule(getattr(self.config, name), name, positive=False) for name in names]
+        # What the config leaves out is as it was found, for rewards of this problem's units.
+        c, unit, leader_unit = self.config, self.unit, self.leader_unit
+        alpha = scaled(ALPHA, UNIT / unit) if c.alpha is None else c.alpha
+        w = scaled(W, unit / leader_unit) if c.w is None else c.w
+        given = {"alpha": alpha, "beta": c.beta, "occupancy_rate": c.occupancy_rate, "w": w}
+        self.schedules = [as_schedule(value, name, positive=False) for name, value in given.items()]
         S, A = self.world.n_states, self.world.n_actions
         try:
             _cost(self.problem, self.start_x()[None], torch.full((1, S, A), 1.0 / (S * A), dtype=torch.float64))
         except NotImplementedError as error:
             raise ValueError(f"problem: expected a J_L that is a function of x and the occupancy ({error})") from error
 
+    def default_tau(self) -> Schedule:
+        return scaled(TAU, self.unit / UNIT)
+
+    def default_rate(self) -> Schedule:
+        return scaled(ZETA, UNIT / self.leader_unit)
+
     def prepare(self, state: SingleLoopState, seed: int | None) -> None:
         state.generator, state.w = generator(seed), self.schedules[3](1.0)
         u = torch.rand(1, dtype=torch.float64, generator=state.generator).numpy()
         state.followers = Followers.new(self.world, self.n_followers, u)
+
+    def iteration_steps(self, state: SingleLoopState, total: int, first: bool, left: float = math.inf) -> Cost:
+        return Cost(self.n_followers * self.config.block)
 
     def step(self, state: SingleLoopState, progress: Progress) -> tuple[SingleLoopState, dict[str, float]]:
         state.tau, block = self.schedule(progress.remaining), self.config.block

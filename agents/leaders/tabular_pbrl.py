@@ -22,14 +22,17 @@ from torch import Tensor
 from ...envs.mdp.checks import require
 from ..config import configured
 from ..exact import ExactLeader
-from ..followers.oracles import Oracle, OracleAnswer, SoftPolicyIteration
+from ..followers.oracles import Oracle, OracleAnswer, SoftPolicyIteration, in_unit
 from ..held_policies import Direct, HeldConfig, HeldMethod, HeldState, Softmax, Solved
 from ..leader import Leader, Progress, projected_gradient
 from ..lower_levels import Policies
 from ..penalties import Penalty
 from ..records import storable
-from ..schedules import Geometric, Schedule
+from ..schedules import Geometric, Schedule, as_schedule, scaled
 from ..sources import ProblemSource
+
+LAM = 20.0
+"""The penalty's default coefficient over one follower, in units of the leader's reward per unit of the follower's."""
 
 
 @storable
@@ -41,13 +44,14 @@ class TabularPBRLConfig(HeldConfig):
         follower: how pi_y is held: :class:`Softmax` or :class:`Direct` (joint steps in x and y, the paper's), or
             :class:`Solved`. None takes the best found: ``Solved`` where it applies, ``Softmax(0.2)`` over a game, whose two
             players are held alike, and ``Softmax`` elsewhere.
-        tau: temperature; None anneals it from 0.2 to that of honest evaluation (``problem.tau0``, at least 0.003).
+        tau: temperature; None takes 0.4 reward units for a sixth of training, and then that of evaluation (``problem.tau0``,
+            at least 0.003 reward units). Over a game None anneals it from 0.2 reward units.
         learning_rate: step of x.
         estimator: ``MonteCarlo(...)`` takes gradients from episodes; None, the default, takes exact ones.
     """
 
     follower: Softmax | Direct | Solved | None = None
-    learning_rate: float | Schedule = 0.05
+    learning_rate: float | Schedule = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,8 +89,9 @@ class TabularPBRLMethod(HeldMethod):
         known = penalty is None or isinstance(penalty, Penalty)
         require(known, "penalty", "a penalty such as ValuePenalty()", repr(penalty))
         self.given_penalty = penalty
-        self.oracle: Oracle = SoftPolicyIteration() if oracle is None else oracle
+        self.given_oracle: Oracle = SoftPolicyIteration() if oracle is None else oracle
         super().__init__(problem, config, env_kwargs)
+        self.oracle: Oracle = in_unit(self.given_oracle, self.unit)
         self.penalty.check(self.level.n_players, self.level.views[0].n_states)
         # pi_y is solved for every x where it can be, unless another way is asked for.
         solvable = self.penalty.solvable and self.level.leader_reward(self.start_x()) is not None
@@ -96,9 +101,11 @@ class TabularPBRLMethod(HeldMethod):
 
     @cached_property
     def penalty(self) -> Penalty:
-        """The penalty, by default the lower level's, lam 2 to 20."""
-        given = self.given_penalty
-        return self.level.default_penalty(Geometric(2.0, 20.0)) if given is None else given
+        """The penalty, by default the lower level's; its lam in units of the leader's reward per unit of the followers'."""
+        if self.given_penalty is not None:
+            return self.given_penalty
+        lam: float | Schedule = Geometric(2.0, 20.0) if self.level.n_players > 1 else LAM
+        return self.level.default_penalty(scaled(as_schedule(lam, "lam", positive=True), self.leader_unit / self.unit))
 
     @property
     def positive_tau(self) -> bool:  # type: ignore[override]
@@ -106,7 +113,7 @@ class TabularPBRLMethod(HeldMethod):
         return self.penalty.needs_positive_tau
 
     def default_tau(self) -> Schedule:
-        return self.annealed(0.2)
+        return self.annealed(0.2) if self.level.n_players > 1 else self.quenched()
 
     def prepare(self, state: TabularPBRLState, seed: int | None) -> None:
         state.lam = self.penalty.lam_at(1.0)
@@ -161,7 +168,7 @@ class TabularPBRLMethod(HeldMethod):
         return (state.answers[0].pi,) if len(state.answers) == 1 else None
 
     def arguments(self) -> dict[str, Any]:
-        return {"config": self.config, "penalty": self.penalty, "oracle": self.oracle}
+        return {"config": self.config, "penalty": self.penalty, "oracle": self.given_oracle}
 
 
 class TabularPBRL(ExactLeader):
@@ -172,8 +179,10 @@ class TabularPBRL(ExactLeader):
 
     Args:
         problem: a tabular problem or one over a zero-sum game, an environment that has one, or its id.
-        penalty: :class:`ValuePenalty` or :class:`BellmanPenalty`; by default the value penalty, lam 2 to 20. Over a
-            zero-sum game :class:`NikaidoIsodaPenalty`, by default lam 2 to 20.
+        penalty: :class:`ValuePenalty` or :class:`BellmanPenalty`; by default the value penalty. Over a zero-sum game
+            :class:`NikaidoIsodaPenalty`. lam weighs the follower's reward against the leader's, so it is measured in the
+            unit of the leader's reward per unit of the follower's; the default is 20 times
+            ``problem.leader_reward_unit / problem.reward_unit``, over a game it rises from 2 to 20 times that.
         oracle: how best responses are found; by default soft policy iteration.
         config: steps, schedules, bounds.
         seed: of a Monte Carlo estimator; exact gradients draw nothing.

@@ -1,1 +1,1 @@
-"""Learned followers: the worlds they live in, and the lower levels that train and judge them."""
+"""Learned followers: their environments, and the lower levels that train and evaluate them."""

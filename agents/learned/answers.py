@@ -1,14 +1,13 @@
-"""The best answer that is known at x where no model tells, and what the leader gets by it.
+"""The best known response to x where no model is known, and the leader's return at it.
 
-Answers are policies: followers trained afresh from nothing and from what is known, the leader's own two followers, the best
-answer of earlier records. They play episodes from the same random numbers, and the one that earns the follower most is the best
-answer: its regret is 0, and nobody's is negative. Two things are uncertain about the leader's return at it,
+Answers are policies: followers newly trained from scratch or from known weights, the leader's own two followers, and the best
+answer of earlier records. All play episodes with common random numbers. The best answer is the one with the highest follower
+return; its regret is 0, so no regret is negative. The error of the leader's return has two parts:
 
-- which answer is best, and what episodes bring: the standard deviation over episodes drawn anew (the bootstrap), in each of
-  which the best answer is chosen again;
-- how far the best is from a better one that nobody found: among n independent answers the best falls short of the limit by
-  about as much as the second falls short of it (Robson and Whitlock 1964), so that what sets these two apart for the leader
-  counts as an error. It shrinks as more followers are trained.
+- the choice of the best answer and the noise of the episodes: the standard deviation over bootstrap resamples of the episodes, in
+  - the distance to a better answer that was not found: among n independent answers the best falls short of the limit by about as
+    much as the second falls short of the best (Robson and Whitlock 1964). So the difference between the leader's returns at these
+    two counts as an error. It shrinks as more followers are trained.
 """
 
 from __future__ import annotations
@@ -28,23 +27,24 @@ from ...wrappers import set_leader
 from ..estimators.rollouts import Rollout, collect, episode_returns, start_values
 from ..followers.sb3 import SB3Follower
 from ..followers.spec import Answering, FollowerSpec
+from ..plan import RecordCost
 from ..schedules import Geometric
-from .counted import FLOOR, LARGEST, Counting, Counts, Planned, plan, seek
+from .counted import FLOOR, LARGEST, Counting, Counts, Planned, plan, seek, seek_steps
 from .worlds import Worlds
 
 Floats = NDArray[np.float64]
 
 RESAMPLES = 256
-"""Times that episodes are drawn anew."""
+"""Number of bootstrap resamples of the episodes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A policy's episodes at x.
+    """The episodes of one policy at x.
 
     Attributes:
-        name: which policy.
-        source: what was trained: two ways to play one policy have the same.
+        name: name of the policy.
+        source: name of the training run; two ways to play one policy share it.
         follower: the follower's return of each episode, ``[N]``.
         leader: the leader's return of each episode, ``[N]``; the same random numbers for all answers.
     """
@@ -57,12 +57,12 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The best answer and the leader's return at it.
+    """The best answer, and the leader's return at it.
 
     Attributes:
-        best: the answer.
-        leader_return: the mean of its episodes.
-        leader_return_stderr: see the module.
+        best: the best answer.
+        leader_return: the leader's mean return over its episodes.
+        leader_return_stderr: see the module's docstring.
     """
 
     best: Answer
@@ -70,25 +70,25 @@ class Found:
     leader_return_stderr: float
 
     def regret(self, answer: Answer) -> tuple[float, float]:
-        """What an answer falls short of the best by, and its standard error."""
+        """Return how much an answer's follower return falls short of the best, and its standard error."""
         apart = self.best.follower - answer.follower
         stderr = float(apart.std(ddof=1) / np.sqrt(len(apart))) if len(apart) > 1 else 0.0
         return max(float(apart.mean()), 0.0), stderr
 
 
 def best_answer(answers: Sequence[Answer], rng: np.random.Generator) -> Found:
-    """The candidate that earns the follower most."""
+    """Return the answer with the highest follower return."""
     F, L = (np.stack([getattr(answer, name) for answer in answers]) for name in ("follower", "leader"))  # [K, N]
     order = np.argsort(-F.mean(1), kind="stable")
     best = answers[order[0]]
 
-    # Episodes drawn anew, the best answer chosen in each draw.
+    # Resample the episodes, and choose the best answer in each resample.
     n = F.shape[1]
     drawn = rng.multinomial(n, np.full(n, 1.0 / n), size=RESAMPLES) / n  # [B, N]
     chosen = (drawn @ F.T).argmax(1)
     variance = float(((drawn @ L.T)[np.arange(RESAMPLES), chosen]).var(ddof=1))
 
-    # The best and the second of what was trained apart from it.
+    # The best answer, and the second best from another training run.
     second = next((k for k in order if answers[k].source != best.source), None)
     apart = 0.0 if second is None else float(best.leader.mean() - L[second].mean())
     floor = FLOOR * float(np.abs(best.leader).mean())
@@ -98,20 +98,20 @@ def best_answer(answers: Sequence[Answer], rng: np.random.Generator) -> Found:
 # --- from an environment ------------------------------------------------------------------------------------------------
 
 TAIL = 0.01
-"""Discount at which episodes are cut; a critic of them stands for the rest."""
+"""Discount at which episodes are cut; a critic fitted on them estimates the rest."""
 SETTLING = Answering(q_temperature=Geometric(0.2, 0.01), entropy=Geometric(0.2, 0.002))
-"""Followers given as a class, whose settings are the library's, end far less soft at an x that stays than at one that moves."""
+"""For followers given as a class, with the library's settings: at a fixed x they end less soft than at a moving one."""
 
 
 @dataclass(frozen=True)
 class Evaluating:
-    """How much a record costs where no model is known.
+    """The effort of a record where no model is known.
 
     Attributes:
-        followers: trained afresh.
-        steps: that each of them trains, and a seeker in a table that can be counted.
-        n_envs: parallel environments of each.
-        episodes: that each answer plays.
+        followers: number of newly trained followers.
+        steps: training steps of each, and of exploration where a table can be counted.
+        n_envs: number of parallel environments of each.
+        episodes: number of evaluation episodes of each answer.
     """
 
     followers: int
@@ -122,16 +122,16 @@ class Evaluating:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """x at the best answer that was found.
+    """The evaluation of x at the best answer that was found.
 
     Attributes:
-        leader_return: the leader's return at it, with its standard error.
-        regrets: what each of the followers that were held up against it falls short by, with standard errors, by name.
-        leader_returns: the leader's return at each of these, by name.
-        best_answer: which policy it is.
-        followers: how many were trained.
+        leader_return: the leader's return at the best answer, with its standard error.
+        regrets: the regret of each follower that was compared with it, with standard errors, by name.
+        leader_returns: the leader's return at each of these followers, by name.
+        best_answer: name of the best answer.
+        followers: number of followers that were trained.
         steps: environment steps spent.
-        policy: the weights of the best follower that was trained, for the next record.
+        policy: weights of the best newly trained follower, for the next record.
     """
 
     leader_return: tuple[float, float]
@@ -144,7 +144,7 @@ class Judged:
 
 
 def fresh_follower(worlds: Worlds, spec: FollowerSpec, venv: VecEnv, seed: int) -> SB3Follower:
-    """A follower of ``venv`` that has learned nothing yet and is to answer one x that stays."""
+    """Make an untrained follower on ``venv`` for a fixed x."""
     by_class = isinstance(spec, type) and worlds.linear
     return SB3Follower(spec, venv, worlds.gamma, seed, worlds.linear, SETTLING if by_class else Answering())
 
@@ -159,23 +159,23 @@ def judge(
     sizes: Evaluating,
     seeds: np.random.SeedSequence,
 ) -> Judged:
-    """Find the best answer to x: train followers, look for a better one, let all play.
+    """Find the best answer to x: train followers, search for a better answer, and compare all in episodes.
 
     Args:
         worlds: the environment.
-        spec: the user's algorithm.
+        spec: the algorithm that the user gave.
         x: a point of X, ``[dim]``.
-        held: followers that are held up against the best answer, by name; each is a candidate.
-        known: the weights of further policies, by name, from the most recent on. Every second follower starts from the first.
-        sizes: how much is trained and played.
-        seeds: of all that is drawn.
+        held: followers to compare with the best answer, by name; each is a candidate.
+        known: weights of further policies, by name, most recent first. Every second follower starts from the first.
+        sizes: how much to train and to play.
+        seeds: seeds of all random numbers.
     """
     rng, spent = np.random.default_rng(seeds), 0
     episodes = worlds.make(sizes.episodes)
     set_leader(episodes, x)
     counts = _counts(worlds)
 
-    # Followers from nothing, and every second one from what is known.
+    # Train followers from scratch, and every second one from known weights.
     trained: dict[str, SB3Follower] = {}
     for i in range(sizes.followers):
         venv = worlds.make(sizes.n_envs)
@@ -195,7 +195,7 @@ def judge(
             others[name] = fresh_follower(worlds, spec, episodes, 0)
             others[name].take_policy(weights)
 
-    # In a table that was counted the best answer is planned, and every policy's return worked out.
+    # Where a table was counted, plan the best answer in it and compute every policy's return.
     planned = None
     if counts is not None:
         venv = Counting(worlds.make(sizes.n_envs), counts, worlds.base_observation)
@@ -221,7 +221,7 @@ def judge(
                 first.policy_state(),
             )
 
-    # Elsewhere all play episodes from the same random numbers.
+    # Otherwise all play episodes with common random numbers.
     seed, answers = int(rng.integers(2**31)), []
     sharp = [True] if worlds.continuous_actions else [False, True]
     for name, follower in (trained | dict(held) | others).items():
@@ -253,8 +253,28 @@ def judge(
     )
 
 
+def judge_steps(worlds: Worlds, sizes: Evaluating, like: SB3Follower, n_held: int, earlier: bool) -> RecordCost:
+    """Environment steps of :func:`judge`.
+
+    Args:
+        worlds: the environment.
+        sizes: how much is trained and played.
+        like: a follower of the same algorithm, in as many environments.
+        n_held: how many are held up against the best answer.
+        earlier: whether there is an answer of an earlier record, as there is after the first.
+    """
+    trained, episode = like.cost_alone(sizes.steps), sizes.episodes * worlds.horizon(TAIL)
+    spent, certain = sizes.followers * trained.followers, trained.certain
+    if _counts(worlds) is not None:  # one policy plays, where the table foretells what it earns; else all do
+        spent += seek_steps(sizes.n_envs, sizes.steps) + episode
+        return RecordCost(spent, spent, False)
+    ways = 1 if worlds.continuous_actions else 2
+    first, later = (spent + episode * (ways * (sizes.followers + more) + 2 * n_held) for more in (earlier, 1))
+    return RecordCost(first, later, certain)
+
+
 def _counts(worlds: Worlds) -> Counts | None:
-    """Of an environment whose table can be counted: discrete, not too large, all that matters observed."""
+    """Return counts for an environment with a small, discrete table whose state is observed; else None."""
     space, actions = worlds.base_space, worlds.env.action_space
     if not (isinstance(space, gym.spaces.Discrete) and isinstance(actions, gym.spaces.Discrete)):
         return None
@@ -267,7 +287,7 @@ def _by_table(pi: NDArray[np.int64], worlds: Worlds, obs: Any) -> NDArray[np.int
 
 
 def _agrees(planned: Planned, rollout: Rollout, worlds: Worlds) -> bool:
-    """Whether the table foretells what its best policy earns in episodes: states that hide something do not."""
+    """Whether the table predicts its best policy's returns in episodes; it does not where the state is not observed."""
     after = rollout.flat("base_next_obs").astype(np.int64)
     first = rollout.base_obs[0].astype(np.int64).reshape(-1)
     for V, paid in ((planned.V_f, rollout.r_follower), (planned.V_l, rollout.r_leader)):

@@ -1,14 +1,14 @@
-r"""A table of an environment at one x, counted from transitions: what a follower with discrete observations could know.
+r"""A tabular model of an environment at one x, counted from transitions; it needs discrete observations.
 
-    P^(s'|s,a) = n(s,a,s') / n(s,a),     r^ the means,     pi^ the best policy among actions that were tried
+    P^(s'|s,a) = n(s,a,s') / n(s,a),     r^ the means,     pi^ the best policy among the actions tried
 
-An algorithm may miss the best response for want of exploration; a planner in the counted table does not, once a seeker
-(:func:`seek`) has tried every action that could matter (optimism towards actions tried less than m times, as in R-max). To first
-order the error of a return in the table is a sum of the errors of its rows,
+An algorithm may miss the best response for lack of exploration. A planner in the counted table does not, once :func:`seek` has
+tried every action that could matter (optimism for actions tried fewer than m times, as in R-max). To first order the error of a
+return in the table is a sum of the errors of its rows,
 
     V^{pi}(P^, r^) - V^{pi}  ~  sum_{s,a} d^pi(s,a) e(s,a),       Var e(s,a) = Var( r + gamma V^pi(s') | s,a ) / n(s,a),
 
-which gives its standard error; near-indifference of the follower shows in policies that are best under rewards disturbed by e.
+which gives its standard error. Where the follower is nearly indifferent, rewards perturbed by e have other best policies.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 LARGEST = 20_000
-"""Pairs of a state and an action up to which a table is counted."""
+"""Largest number of state-action pairs for which a table is counted."""
 STAGES = 20
-"""Policies that a seeker plays, one after the other."""
+"""Number of policies that the exploration plays, one after the other."""
 DRAWN = 8
-"""Policies that its environments play at once in the second half of them."""
+"""Number of policies that its environments play at once, in the second half of the exploration."""
 FLOOR = 1e-6
-"""Least relative standard error of what was sampled: rewards are float32."""
+"""Smallest relative standard error of a sampled return, since rewards are float32."""
 RESAMPLES = 16
-"""Tables with disturbed rewards that are solved for the error of the best policy."""
+"""Number of tables with perturbed rewards that are solved for the error of the best policy."""
 
 
 class Counts:
-    """Transitions at one x, by state, action and next state.
+    """Counts of transitions at one x, by state, action and next state.
 
     Args:
-        n_states: S.
-        n_actions: A.
+        n_states: number of states S.
+        n_actions: number of actions A.
         gamma: the discount.
     """
 
@@ -62,7 +62,7 @@ class Counts:
     def add(
         self, s: Integers, a: Integers, after: Integers, r_f: Floats, r_l: Floats, ended: NDArray[np.bool_]
     ) -> None:
-        """Count transitions, ``[n]`` each; ``ended``: where the episode ended by itself."""
+        """Count transitions, ``[n]`` each; ``ended`` is True where the episode terminated."""
         key = (s * self.A + a) * (self.S + 1) + np.where(ended, self.S, after)
         self._rows.append(np.stack([key, np.ones(len(key)), r_f, r_l, r_f**2, r_l**2], axis=1).astype(np.float64))
         if len(self._rows) >= 256:
@@ -75,7 +75,7 @@ class Counts:
         return np.stack([keys, *sums], axis=1)
 
     def table(self) -> Table:
-        """What the counts say so far."""
+        """Return the table of all counts so far."""
         rows = self._merged()
         self._rows = [rows]
         key, (count, *sums) = rows[:, 0].astype(np.int64), rows[:, 1:].T
@@ -89,15 +89,15 @@ class Counts:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A counted model. The last column of next states is an episode's end.
+    """A counted model. The last column of next states stands for the end of an episode.
 
     Attributes:
         n: visits, ``[S, A]``.
         N: visits by next state, sparse ``[S * A, S + 1]``.
-        sums: sums of r_f and of r_l, likewise.
+        sums: sums of r_f and of r_l by next state, likewise sparse.
         squares: sums of their squares, likewise.
-        starts: how often each state was a start, ``[S]``.
-        allowed: False where an action is known not to exist, ``[S, A]``.
+        starts: number of episodes that started in each state, ``[S]``.
+        allowed: False where an action is known to be unavailable, ``[S, A]``.
         gamma: the discount.
     """
 
@@ -111,38 +111,38 @@ class Table:
 
     @property
     def seen(self) -> NDArray[np.bool_]:
-        """Actions that were tried, ``[S, A]``."""
+        """Whether an action was tried, ``[S, A]``."""
         return self.n > 0.0
 
     @property
     def rho(self) -> Floats:
-        """The start states' shares, ``[S]``."""
+        """Return the distribution of start states, ``[S]``."""
         share: Floats = self.starts / self.starts.sum()
         return share
 
     def rewards(self, player: int) -> Floats:
-        """Mean rewards of the follower (0) or the leader (1), ``[S, A]``; 0 where nothing was tried."""
+        """Return the mean rewards of the follower (0) or the leader (1), ``[S, A]``; 0 for actions not tried."""
         total = np.asarray(self.sums[player].sum(1)).reshape(self.n.shape)
         mean: Floats = total / np.maximum(self.n, 1.0)
         return mean
 
     def bounds(self) -> tuple[float, float]:
-        """Between which the follower's values lie, whether episodes end or not."""
+        """Lower and upper bound of the follower's values, whether episodes end or not."""
         r_f = self.rewards(0)[self.seen]
         return min(float(r_f.min()), 0.0) / (1.0 - self.gamma), max(float(r_f.max()), 0.0) / (1.0 - self.gamma)
 
     @property
     def P(self) -> Any:
-        """Transition probabilities, sparse ``[S * A, S]``; rows sum to less than 1 where episodes end."""
+        """Return transition probabilities, sparse ``[S * A, S]``; rows sum to less than 1 where episodes end."""
         return sp.diags(1.0 / np.maximum(self.n.ravel(), 1.0)) @ self.N[:, :-1]
 
     def value(self, pi: Floats, reward: Floats) -> Floats:
-        """``V^pi`` of rewards ``[S, A]``, ``[S]``; pi, ``[S, A]``, keeps to actions that were tried."""
+        """Return ``V^pi``, ``[S]``, of rewards ``[S, A]``; pi, ``[S, A]``, must use actions that were tried."""
         P_pi, r_pi = self._under(pi, reward)
         return np.asarray(spsolve((sp.identity(len(r_pi)) - self.gamma * P_pi).tocsc(), r_pi))
 
     def occupancy(self, pi: Floats) -> Floats:
-        """Discounted visits ``sum_t gamma^t P(s_t = s, a_t = a)``, ``[S, A]``."""
+        """Return discounted visits ``sum_t gamma^t P(s_t = s, a_t = a)``, ``[S, A]``."""
         P_pi, _ = self._under(pi, self.n)
         d = spsolve((sp.identity(len(self.rho)) - self.gamma * P_pi.T).tocsc(), self.rho)
         return np.asarray(d)[:, None] * self._known(pi)
@@ -161,13 +161,13 @@ class Table:
         return choose @ self.P, (pi * reward).sum(1)
 
     def best(self, reward: Floats, without: NDArray[np.bool_], worth: Any, start: Integers | None = None) -> Integers:
-        """The best action in every state by policy iteration, ``[S]``.
+        """Find the best action in every state by policy iteration, ``[S]``.
 
         Args:
-            reward: ``[S, A]``.
-            without: pairs that are not counted on, ``[S, A]``.
-            worth: of each of them instead, a number or ``[S, A]``. Those that do not exist are worth the least.
-            start: the policy to begin with.
+            reward: rewards, ``[S, A]``.
+            without: pairs whose counts are not used, bool ``[S, A]``.
+            worth: value of these pairs, a number or ``[S, A]``. Unavailable actions get the lowest value.
+            start: initial policy, ``[S]``. Default: None.
         """
         S, A = self.n.shape
         low, high = self.bounds()
@@ -186,14 +186,14 @@ class Table:
         return pi
 
     def spread(self, V: Floats, player: int) -> Floats:
-        """Standard errors of the rows' means of ``r + gamma V(s')``, ``[S, A]``; 0 where nothing was tried."""
+        """Return standard errors of the rows' means of ``r + gamma V(s')``, ``[S, A]``; 0 for actions not tried."""
         V, n = np.append(V, 0.0), np.maximum(self.n, 1.0).ravel()
         cross = self.sums[player] @ (self.gamma * V)
         second = np.asarray(self.squares[player].sum(1)).ravel() + 2.0 * cross + self.N @ (self.gamma * V) ** 2
         mean = (np.asarray(self.sums[player].sum(1)).ravel() + self.N @ (self.gamma * V)) / n
         variance = np.maximum(second / n - mean**2, 0.0)
         variance[variance < 1e-12 * np.maximum(mean**2, 1e-300)] = 0.0  # rounding
-        # What was tried once shows no variance: it is given the others' mean.
+        # A pair that was tried once shows no variance: it gets the mean of the others.
         often = self.n.ravel() > 1.0
         pooled = float(np.average(variance[often], weights=self.n.ravel()[often])) if often.any() else 0.0
         variance = np.where(often, variance * n / np.maximum(n - 1.0, 1.0), pooled)
@@ -202,13 +202,13 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """The best answer in a counted table, and what the leader gets by it.
+    """The best answer in a counted table, and the leader's return at it.
 
     Attributes:
-        pi: its action in every state, ``[S]``.
+        pi: the best answer's action in every state, ``[S]``.
         table: the table.
-        leader_return: the mean over tables with disturbed rewards.
-        leader_return_stderr: of rows, start states, and of the choice of pi.
+        leader_return: the leader's mean return over tables with perturbed rewards.
+        leader_return_stderr: its standard error, from rows, start states and the choice of pi.
         V_f: the follower's values, ``[S]``.
         V_l: the leader's values, ``[S]``.
     """
@@ -221,12 +221,12 @@ class Planned:
     V_l: Floats
 
     def returns(self, pi: Floats) -> tuple[float, float]:
-        """The follower's and the leader's return of a policy ``[S, A]`` in the table."""
+        """Return the follower's and the leader's return of a policy ``[S, A]`` in the table."""
         t = self.table
         return float(t.rho @ t.value(pi, t.rewards(0))), float(t.rho @ t.value(pi, t.rewards(1)))
 
     def regret(self, pi: Floats) -> tuple[float, float]:
-        """What a policy ``[S, A]`` falls short of the best answer by, with its standard error."""
+        """Return the regret of a policy ``[S, A]`` against the best answer, with its standard error."""
         t = self.table
         short = float(t.rho @ self.V_f) - self.returns(pi)[0]
         apart = t.occupancy(np.eye(t.n.shape[1])[self.pi]) - t.occupancy(pi)
@@ -234,10 +234,10 @@ class Planned:
 
 
 def plausible(table: Table, n: int, rng: np.random.Generator) -> list[Integers]:
-    """The best policy in a table, and ``n`` others that may be best as far as the counts can tell.
+    """Return the best policy in a table, and ``n`` others that may be best within the counts' uncertainty.
 
-    Rewards are disturbed by what the counts leave open; what was never tried may be worth anything, and a trace of noise breaks
-    exact ties at random.
+    Rewards are perturbed within their standard errors. Actions that were never tried may have any value, and a tiny noise
+    breaks exact ties at random.
     """
     r_f, never, (low, high) = table.rewards(0), ~table.seen, table.bounds()
     pi = table.best(r_f, never, low)
@@ -250,13 +250,13 @@ def plausible(table: Table, n: int, rng: np.random.Generator) -> list[Integers]:
 
 
 def plan(table: Table, rng: np.random.Generator) -> Planned:
-    """The best answer in a counted table."""
+    """Find the best answer in a counted table."""
     r_f, r_l, one_hot = table.rewards(0), table.rewards(1), np.eye(table.n.shape[1])
     pi, *others = plausible(table, RESAMPLES, rng)
     V_f, V_l = table.value(one_hot[pi], r_f), table.value(one_hot[pi], r_l)
     found = [float(table.rho @ V_l), *(float(table.rho @ table.value(one_hot[other], r_l)) for other in others)]
 
-    # What the leader gets by it, as far as the counts can tell.
+    # The leader's return at it, within the counts' uncertainty.
     rows = float(((table.occupancy(one_hot[pi]) * table.spread(V_l, 1)) ** 2).sum())
     began = float(table.rho @ (V_l - table.rho @ V_l) ** 2) / float(table.starts.sum())
     mean = float(np.mean(found))
@@ -265,12 +265,12 @@ def plan(table: Table, rng: np.random.Generator) -> Planned:
 
 
 class Counting(StepWrapper):
-    """Counts a VecEnv's transitions as it steps; what it pays is unchanged.
+    """A VecEnv wrapper that counts transitions; rewards are unchanged.
 
     Args:
         venv: parallel environments that pay r_f.
-        counts: what is added to.
-        base: from what a follower sees to the environment's own observation, ``[n]``.
+        counts: the counts to update.
+        base: maps the follower's observations to the environment's own, ``[n]``.
     """
 
     def __init__(self, venv: VecEnv, counts: Counts, base: Callable[[Any], NDArray[Any]]) -> None:
@@ -278,7 +278,7 @@ class Counting(StepWrapper):
         self.counts, self._base = counts, base
 
     def base(self, obs: Any) -> Integers:
-        """The states that followers see, ``[n]``."""
+        """Return the states that the followers' observations show, ``[n]``."""
         return np.asarray(self._base(obs)).astype(np.int64).reshape(-1)
 
     def reset(self) -> Any:
@@ -305,16 +305,21 @@ class Counting(StepWrapper):
         return rewards
 
 
-def seek(venv: Counting, steps: int, rng: np.random.Generator) -> int:
-    """Play for about ``steps`` steps: first after what was tried least, then what may be the best answer; the steps spent.
+def seek_steps(n_envs: int, steps: int) -> int:
+    """Environment steps of :func:`seek`, which is asked for about ``steps``."""
+    return STAGES * n_envs * max(1, -(-steps // (STAGES * n_envs)))
 
-    In the first half of its stages an action that was tried less than m times is held to be worth the most there is, m growing.
-    In the second the environments play policies that are drawn from those that may be best (posterior sampling), so that what
-    is open is looked at.
+
+def seek(venv: Counting, steps: int, rng: np.random.Generator) -> int:
+    """Explore for about ``steps`` steps: first the least tried actions, then policies that may be best; return the steps spent.
+
+    In the first half of the stages an action tried fewer than m times gets the highest possible value, with m growing. In the
+    second half the environments play policies drawn from those that may be best (posterior sampling), so that the remaining
+    uncertainty is explored.
     """
     counts, n, masked = venv.counts, venv.num_envs, venv.has_attr("action_masks")
     length = max(1, -(-steps // (STAGES * n)))
-    venv.seed(int(rng.integers(2**31)))  # copies of one environment would draw alike
+    venv.seed(int(rng.integers(2**31)))  # copies of one environment would draw the same numbers
     obs, spent = venv.reset(), 0
     policies = rng.integers(counts.A, size=(n, counts.S))
     for stage in range(STAGES):
@@ -331,7 +336,7 @@ def seek(venv: Counting, steps: int, rng: np.random.Generator) -> int:
         if stage < STAGES // 2:
             low, high = table.bounds()
             rarely = (table.n < 2 ** (stage // 2)) & table.allowed
-            # Of the actions that a state has tried too rarely, the rarest.
+            # Among the actions tried too rarely in a state, take the rarest.
             pi = table.best(table.rewards(0), rarely, high + ((high - low) or 1.0))
             pi = np.where(rarely.any(1), np.where(table.allowed, table.n, np.inf).argmin(1), pi)
             policies = np.broadcast_to(pi, policies.shape)

@@ -1,4 +1,4 @@
-"""The players' worlds of a zero-sum game, as single-agent copies for SB3."""
+"""The players' environments of a zero-sum game, as single-agent environments for SB3."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from .worlds import steps_to
 
 Game = ParallelEnv[Any, Any, Any] | AECEnv[Any, Any, Any]
 GameSpec = str | Game | GameProblem | Callable[[], Game]
-"""What a user gives as game: an id of PettingZoo's registry, a PettingZoo environment, a problem, or a callable."""
+"""How a user gives a game: an id of PettingZoo's registry, a PettingZoo environment, a problem, or a callable."""
 
 Floats = NDArray[np.float64]
 
 
 class GameWorlds:
-    """A leader's zero-sum game of two players, and as many copies of each player's world as are asked for.
+    """A leader's two-player zero-sum game, which makes parallel environments for each player.
 
     Args:
-        env: an id, a PettingZoo environment, or one that a callable made; or the problem of a game.
-        env_kwargs: arguments of an id.
-        observe_commitment: whether the players see the leader's commitment in their observation.
+        env: an id, a PettingZoo environment, a callable that makes one, or the problem of a game.
+        env_kwargs: arguments of the environment, where ``env`` is an id.
+        observe_commitment: whether the players observe the leader context.
 
     Attributes:
         env: the environment.
-        source: id and arguments, for leader files.
-        problem: the game and its leader.
-        model: the same: what works out the leader's return at the equilibrium.
-        linear: players observe one-hot or product features, in which a linear policy is any policy.
+        source: id and arguments, stored in leader files.
+        problem: the problem, with the game and its leader.
+        model: the same problem, which computes the leader's return at the equilibrium.
+        linear: True: observations are one-hot or product features, so linear policies can be any policy.
         gamma: the discount.
-        leader_set: X.
-        base_space: the players' observations, the states.
-        action_spaces: player 1's and player 2's.
+        leader_set: the leader's set X.
+        base_space: space of the players' observations, which are the states.
+        action_spaces: action spaces of players 1 and 2.
 
     Raises:
-        ValueError: a game without a ``problem`` that holds it, a stack of games, a leader whose objective is no return.
+        ValueError: the game has no ``problem``, is a stack of games, or its leader's objective is no return.
     """
 
     linear: ClassVar[bool] = True
@@ -59,12 +59,12 @@ class GameWorlds:
         if isinstance(env, str):
             self.env: Any = pettingzoo.make("parallel", env, **(env_kwargs or {}))
         else:
-            require(not env_kwargs, "env_kwargs", "none beside an environment that is already made", env_kwargs)
+            require(not env_kwargs, "env_kwargs", "none for an environment that is already made", env_kwargs)
             self.env = env
         inner = getattr(self.env, "unwrapped", self.env)
         problem: Any = problem_of(inner)
         single = isinstance(problem, GameProblem) and problem.context_probs is None
-        expected = "a game with a leader, whose `problem` is a single GameProblem (its copies are simulated from it)"
+        expected = "a game with a leader, whose `problem` is a single GameProblem (from which it is simulated)"
         require(single, "env", expected, repr(env))
         paid = problem.leader_game(problem.start_x()) is not None
         require(paid, "env", "a leader whose objective is a return", type(problem).__name__)
@@ -78,40 +78,40 @@ class GameWorlds:
         self.base_space, *self.action_spaces = (gym.spaces.Discrete(int(n)) for n in sizes)
 
     def fingerprint(self) -> list[float]:
-        """A few numbers by which two games can be told apart, up to rounding."""
+        """Return a few numbers that differ between games, up to rounding."""
         return lower_level(self.problem).fingerprint()
 
     def start_x(self) -> torch.Tensor:
-        """The untrained leader."""
+        """Return the initial x."""
         return torch.from_numpy(self._start.copy())
 
     def simulator(self, player: int, n_envs: int, leaders_world: bool = False) -> PlayerVectorEnv:
-        """``n_envs`` copies of a player's world; ``leaders_world`` moves as the leader's does."""
+        """Make ``n_envs`` parallel environments of a player; ``leaders_world`` uses the leader's transitions."""
         return PlayerVectorEnv(self.problem, player, n_envs, self.max_episode_steps, leaders_world)
 
     def for_sb3(self, simulator: PlayerVectorEnv) -> VecEnv:
-        """A simulator as an SB3 VecEnv, in which the player sees what it may."""
+        """Wrap a simulator as an SB3 VecEnv with the player's observations."""
         return VectorEnvAdapter(simulator, self.observe_commitment, infos=False)
 
     def every_observation(self, points: Floats) -> NDArray[Any]:
-        """What a player sees in each state under each x of ``[k, dim]``, ``[k * S, ...]``."""
+        """Return a player's observation of each state under each x of ``[k, dim]``, as ``[k * S, ...]``."""
         return self._view.every_observation(points)
 
     @cached_property
     def _view(self) -> VectorEnvAdapter:
-        """What tells what players see."""
+        """A simulator from which players' observations are computed."""
         return VectorEnvAdapter(self.simulator(1, 1), self.observe_commitment)
 
     def horizon(self, tail: float) -> int:
-        """Steps after which the discount has fallen to ``tail``, no more than an episode's limit."""
+        """Return the number of steps until the discount falls to ``tail``, at most an episode's limit."""
         return steps_to(tail, self.gamma, self.max_episode_steps)
 
 
 class PlayerEnv(gym.Env[Any, np.int64]):
-    """One player's world as an ordinary environment, the other player's policy and x held.
+    """One player's world as an ordinary environment, with the other player's policy and x fixed.
 
     Args:
-        simulator: of one environment.
+        simulator: a simulator with a single environment.
         worlds: the game.
     """
 

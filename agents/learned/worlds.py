@@ -1,4 +1,4 @@
-"""Copies of the follower's world for SB3, made from what a user gives as environment."""
+"""Make the follower's parallel environments for SB3 from the environment that a user gives."""
 
 from __future__ import annotations
 
@@ -28,39 +28,40 @@ from ...wrappers import (
     WorkerVecEnv,
     make_copy,
 )
+from ...wrappers.leader_wrapper import check_base
 from ...wrappers.vec_env import leader_model, require_tame_step
 from ..followers.sb3 import SB3Follower
 from ..lower_levels import lower_level
 from ..sources import Source, as_env, make_env
 
 EnvSpec = str | gym.Env[Any, Any] | BilevelProblem | Callable[[], gym.Env[Any, Any]]
-"""What a user gives as environment: an id, an environment (copied), a problem, or a callable that makes an environment."""
+"""How a user gives an environment: an id, an environment (copied), a problem, or a callable that makes an environment."""
 
 Vectorisation = Literal["native", "dummy", "subproc"]
-"""How copies are stepped: all at once by the environment's own simulator, in turn, or each in a process of its own."""
+"""How parallel environments are stepped: by the environment's own batched simulator, in turn, or in one process each."""
 
 _ENV = "an environment, its id, a problem, or a callable that makes an environment"
 
 
 class Worlds:
-    """The environment that the leader shapes, and as many copies of it as are asked for.
+    """The environment that the leader shapes; it makes parallel environments for the followers.
 
     Args:
         env: an id, an environment, or a callable that makes one.
-        env_kwargs: arguments of an id.
-        observe_commitment: whether followers see the leader's commitment in their observation.
-        vec_env: how copies are stepped; None takes the native simulator of environments that have one, and have no wrappers of
-            the user's, and SB3's ``DummyVecEnv`` for others.
+        env_kwargs: arguments of the environment, where ``env`` is an id.
+        observe_commitment: whether followers observe the leader context.
+        vec_env: how parallel environments are stepped. None takes an environment's native simulator, if it has one and you
+            have not wrapped it, and otherwise SB3's ``DummyVecEnv``.
 
     Attributes:
-        env: one copy, for reading.
-        name: the environment's id, or what it is.
-        source: id and arguments, for leader files.
-        spec: what was given; of a problem, its environment.
+        env: a single environment, to read properties from.
+        name: the environment's id or description.
+        source: id and arguments, stored in leader files.
+        spec: the argument ``env``; for a problem, its environment.
         gamma: the discount.
-        leader_set: X.
-        problem: the tabular problem, or None where there is none or a wrapper lies around it.
-        linear_quadratic: the linear-quadratic problem, likewise.
+        leader_set: the leader's set X, onto which leaders project x and the points around x at which they try.
+        problem: the tabular problem; None where there is none or the environment is wrapped.
+        linear_quadratic: the linear-quadratic problem; None likewise.
         base_space: observation space of the environment itself.
     """
 
@@ -76,13 +77,13 @@ class Worlds:
         if isinstance(env, str):
             self.env = make_env(env, env_kwargs)
         else:
-            require(not env_kwargs, "env_kwargs", "none beside an environment that is already made", env_kwargs)
+            require(not env_kwargs, "env_kwargs", "none for an environment that is already made", env_kwargs)
             require(isinstance(self.spec, gym.Env) or callable(self.spec), "env", _ENV, repr(env))
             self.env = self.spec if isinstance(self.spec, gym.Env) else self.spec()
         require(isinstance(self.env, gym.Env), "env", _ENV, repr(env))
         shown = ("commitment", "commitment_size", "commitment_is_distribution") if observe_commitment else ()
         for name in ("set_leader", "leader_model", "leader_space", "gamma", "leader_x", *shown):
-            require(self.env.has_wrapper_attr(name), "env", f"a leader environment (it has {name})", repr(self.env))
+            require(self.env.has_wrapper_attr(name), "env", f"a leader environment (with {name})", repr(self.env))
         self.gamma = check_gamma(self.env.get_wrapper_attr("gamma"))
         space = self.env.get_wrapper_attr("leader_space")
         require(isinstance(space, gym.spaces.Box), "env", "a leader_space that is a Box", repr(space))
@@ -90,11 +91,10 @@ class Worlds:
         problem = getattr(self._plain, "problem", None)
         self.problem = problem if isinstance(problem, TabularProblem) else None
         self.linear_quadratic = problem if isinstance(problem, LinearQuadraticProblem) else None
-        self.leader_set = LeaderSet(torch.as_tensor(space.low), torch.as_tensor(space.high))
-        if self.problem is not None:
-            self.leader_set = self.problem.leader_set
+        self.leader_set = self._stated_set(space)
+        check_base(self.env)
         self.name = self.source.env_id or str(self.env)
-        # From here on the environment is as SB3 takes it; where that is another one, its native simulator does not fit.
+        # From here on the environment is converted for SB3; if that changes it, its native simulator no longer fits.
         told = ForSB3(self.env)
         same = told.observation_space == self.env.observation_space and told.action_space == self.env.action_space
         self._plain = self._plain if same else None
@@ -105,55 +105,67 @@ class Worlds:
             _try_a_step(self.env, self.name)
         self._view: gym.Env[Any, Any] = ObserveCommitment(self.env) if observe_commitment else self.env
 
+    def _stated_set(self, space: gym.spaces.Box) -> LeaderSet:
+        """X: the environment's ``leader_set``, else that of its problem, else the box of its ``leader_space``."""
+        stated = self.env.get_wrapper_attr("leader_set") if self.env.has_wrapper_attr("leader_set") else None
+        if stated is None:
+            if self.problem is not None:
+                return self.problem.leader_set
+            return LeaderSet(torch.as_tensor(space.low), torch.as_tensor(space.high))
+        expected = f"a LeaderSet of {space.shape[0]} coordinates, as leader_space has"
+        fits = isinstance(stated, LeaderSet) and (stated.dim,) == space.shape
+        require(fits, "env.leader_set", expected, repr(stated))
+        return stated  # type: ignore[no-any-return]
+
     @property
     def linear(self) -> bool:
-        """Whether followers observe one-hot or product features, in which a linear policy is exact."""
+        """Whether followers observe one-hot or product features, for which a linear policy is exact."""
         return isinstance(self.base_space, gym.spaces.Discrete)
 
     @property
     def model(self) -> TabularProblem | LinearQuadraticProblem | None:
-        """What works out the leader's return at the follower's best response, where it is known."""
+        """The problem that gives the leader's return at the follower's best response; None where unknown."""
         return self.linear_quadratic if self.problem is None else self.problem
 
     @property
     def continuous_actions(self) -> bool:
-        """Whether a policy's exploration is noise around an action, and no part of an answer."""
+        """Whether actions are continuous, so that a policy's exploration noise is left out in evaluations."""
         return isinstance(self.env.action_space, gym.spaces.Box)
 
     @property
     def draws_once(self) -> bool:
-        """Whether the leader makes one draw an episode that does not show in the base observations."""
+        """Whether the leader makes one draw per episode that the base observations do not show."""
         return self.env.has_wrapper_attr("draws_once") and bool(self.env.get_wrapper_attr("draws_once"))
 
     def fingerprint(self) -> list[float]:
-        """A few numbers by which two environments can be told apart, up to rounding."""
+        """Return a few numbers that differ between environments, up to rounding."""
         known = self.model
         return [float(self.leader_set.dim), self.gamma] if known is None else lower_level(known).fingerprint()
 
     def start_x(self) -> torch.Tensor:
-        """The untrained leader."""
+        """Return the initial x."""
         return torch.as_tensor(self.env.get_wrapper_attr("leader_x"), dtype=torch.float64)
 
     def require_sampled_return(self, x: torch.Tensor) -> None:
-        """Raise ``ValueError`` where the model says that J_L is no return."""
+        """Raise ``ValueError`` where the model says that J_L is not a return."""
         paid = self.problem is None or self.problem.leader_reward(x) is not None
         require(paid, "env", "a leader whose objective is a return of the follower's MDP", repr(self.spec))
 
     def require_every_action(self, x: torch.Tensor, follower: SB3Follower) -> None:
-        """Raise ``ValueError`` where an action is missing somewhere and the follower cannot be told so."""
+        """Raise ``ValueError`` where some action is unavailable and the follower does not accept action masks."""
         if self.problem is None or self.problem.takes_missing_actions or follower.takes_masks:
             return
         mask = self.problem.follower_mdp(x).mask
-        expected = "actions that exist in every state: of SB3's followers only MaskablePPO knows masks"
+        expected = "an environment without action masks (only MaskablePPO accepts them)"
         require(mask is None or bool(mask.all()), "env", expected, "a mask")
 
     def make(self, n_envs: int) -> VecEnv:
-        """``n_envs`` copies as an SB3 VecEnv."""
+        """Make ``n_envs`` parallel environments as an SB3 VecEnv."""
         if self.vec_env in (None, "native"):
             native = None if self._plain is None else self._plain.vectorised(n_envs, episode_limit(self.env))
             if native is not None:
                 return FiniteSteps(VectorEnvAdapter(native, self.observe_commitment, infos=False), self.name)
-            where = "for an environment inside a wrapper, or without a simulator of many copies"
+            where = "for an environment inside a wrapper, or without a batched simulator"
             require(self.vec_env is None, "vec_env", f"None, 'dummy' or 'subproc' {where}", repr(self.vec_env))
         spec = gym.spec(self.spec) if isinstance(self.spec, str) else self.spec  # a worker may not know the id
         make = partial(make_copy, spec, self.source.env_kwargs, self.observe_commitment)
@@ -161,7 +173,7 @@ class Worlds:
         return FiniteSteps(WorkerVecEnv(makers) if self.vec_env == "subproc" else DummyVecEnv(makers), self.name)
 
     def alone(self, x: NDArray[np.float64], render_mode: str | None = None) -> gym.Env[Any, Any]:
-        """One copy as followers see it, under x."""
+        """Make one environment under x, as followers see it."""
         kwargs = dict(self.source.env_kwargs)
         if render_mode is not None:
             expected = "None for an environment that is already made"
@@ -173,27 +185,28 @@ class Worlds:
         return env
 
     def base_observation(self, obs: NDArray[Any]) -> NDArray[Any]:
-        """What the environment itself observed, from what a follower saw."""
+        """Return the environment's own observation, given the follower's."""
         if not self.observe_commitment:
             return obs
         return np.asarray(self._view.get_wrapper_attr("base_observation")(obs))
 
     @cached_property
     def native(self) -> VectorEnvAdapter | None:
-        """A simulator of the tabular problem that tells what followers see under any x; None where there is none."""
+        """A simulator of the tabular problem that computes followers' observations under any x; None where there is none."""
         simulator = None if self._plain is None or self.problem is None else self._plain.vectorised(1, None)
         return None if simulator is None else VectorEnvAdapter(simulator, self.observe_commitment)
 
     def every_observation(self, x: NDArray[np.float64]) -> NDArray[Any]:
-        """What a follower sees in each state of a tabular problem under x, ``[S, ...]``."""
+        """Return a follower's observation of each state of a tabular problem under x, ``[S, ...]``."""
         states = np.arange(self.base_space.n)  # type: ignore[attr-defined]
         return self._shown(x, states) if self.observe_commitment else states
 
     @cached_property
     def only_rewards_move(self) -> bool:
-        """Whether x enters rewards alone: whatever is drawn, and the next state, are as likely under any x.
+        """Whether x affects rewards only, so that draws and next states have the same distribution at any x.
 
-        Read from the model of a tabular problem; elsewhere log p_x has no gradient in some random steps, at two points of X.
+        Read from the model of a tabular problem. For other environments: log p_x has no gradient in some random steps, at two
+        points of X.
         """
         if self.problem is not None:
             with torch.enable_grad():
@@ -216,7 +229,7 @@ class Worlds:
     def relabelled(
         self, x: NDArray[np.float64], base: NDArray[Any], action: NDArray[Any], draw: NDArray[Any], after: NDArray[Any]
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.float64]]:
-        """Transitions ``[n, ...]``, in the environment's own observations, as they are at x, for :class:`TrueReplay`."""
+        """Recompute transitions ``[n, ...]``, in the environment's own observations, at x, for :class:`TrueReplay`."""
         model = leader_model(self.env, x)
         with torch.no_grad():
             r_follower, r_leader, _ = model(*(torch.as_tensor(part) for part in (base, action, draw, after)))
@@ -225,7 +238,7 @@ class Worlds:
         return base, after, r_follower.numpy(), r_leader.double().numpy()
 
     def _shown(self, x: NDArray[np.float64], base: NDArray[Any]) -> NDArray[Any]:
-        """What followers see where the environment observes ``base``, ``[n, ...]``, under x."""
+        """Return what followers see under x where the environment observes ``base``, ``[n, ...]``."""
         discrete = isinstance(self.base_space, gym.spaces.Discrete)
         seen, which = np.unique(base, return_inverse=True) if discrete else (base, slice(None))
         if discrete and self.native is not None:
@@ -236,18 +249,18 @@ class Worlds:
         return features[which]
 
     def horizon(self, tail: float) -> int:
-        """Steps after which the discount has fallen to ``tail``, no more than an episode's limit."""
+        """Return the number of steps until the discount falls to ``tail``, at most an episode's limit."""
         return steps_to(tail, self.gamma, episode_limit(self.env))
 
 
 def steps_to(tail: float, gamma: float, limit: int | None) -> int:
-    """Steps after which the discount has fallen to ``tail``, no more than an episode's limit."""
+    """Return the number of steps until the discount falls to ``tail``, at most an episode's limit."""
     steps = 1 if gamma == 0.0 else int(np.ceil(np.log(tail) / np.log(gamma)))
     return max(1, min(steps, limit or steps))
 
 
 def _random_steps(env: gym.Env[Any, Any], n: int) -> list[torch.Tensor]:
-    """(obs, action, draw, next_obs) of ``n`` steps with random actions."""
+    """Return (obs, action, draw, next_obs) of ``n`` steps with random actions."""
     obs, _ = env.reset(seed=0)
     env.action_space.seed(0)
     steps: list[tuple[Any, ...]] = []
@@ -260,10 +273,10 @@ def _random_steps(env: gym.Env[Any, Any], n: int) -> list[torch.Tensor]:
 
 
 def _try_a_step(env: gym.Env[Any, Any], name: str) -> None:
-    """Take one step and hold it against the leader model, before any training is paid for.
+    """Take one step and compare it with the leader model, before any training.
 
     Raises:
-        ValueError: an info without the leader's reward, a leader model of another form than the contract's.
+        ValueError: the info lacks the leader's reward, or the leader model has another form than required.
     """
     obs, _ = env.reset(seed=0)
     action = legal_action(env)
@@ -272,7 +285,7 @@ def _try_a_step(env: gym.Env[Any, Any], name: str) -> None:
     require("leader_reward" in info, "info", "the key 'leader_reward' after every step", sorted(info))
     batch = [torch.as_tensor(np.asarray(part)[None]) for part in (obs, action, info.get("leader_draw", 0), after)]
     model = env.get_wrapper_attr("leader_model")()
-    form = "a torch module with a Parameter x that answers (r_follower, r_leader, log_p), each of shape [n]"
+    form = "a torch module with a Parameter x that returns (r_follower, r_leader, log_p), each of shape [n]"
     holds_x = isinstance(model, torch.nn.Module) and "x" in dict(model.named_parameters())
     require(holds_x, "leader_model", form, repr(model))
     answer = model(*batch)
@@ -281,14 +294,14 @@ def _try_a_step(env: gym.Env[Any, Any], name: str) -> None:
     for name, modelled, paid in (("follower", answer[0], reward), ("leader", answer[1], info["leader_reward"])):
         if abs(float(modelled.detach()) - float(paid)) > 1e-4 * max(1.0, abs(float(paid))):
             warnings.warn(
-                f"leader_model: the {name}'s reward of a step is {float(modelled.detach()):g} by the model and "
-                f"{float(paid):g} by the environment; x's gradient trusts the model",
+                f"leader_model: in a trial step the {name}'s reward is {float(modelled.detach()):g} by the model and "
+                f"{float(paid):g} by the environment; x's gradient uses the model",
                 stacklevel=5,
             )
 
 
 def _without_gymnasiums_wrappers(env: gym.Env[Any, Any]) -> LeaderEnv[Any, Any] | None:
-    """The LeaderEnv inside; None where a wrapper of the user's may change what the follower lives in."""
+    """Return the inner LeaderEnv; None where a user's wrapper may change the follower's environment."""
     while isinstance(env, gym.Wrapper):
         if type(env) not in (TimeLimit, OrderEnforcing, PassiveEnvChecker):
             return None
@@ -297,7 +310,7 @@ def _without_gymnasiums_wrappers(env: gym.Env[Any, Any]) -> LeaderEnv[Any, Any] 
 
 
 def episode_limit(env: gym.Env[Any, Any]) -> int | None:
-    """The smallest time limit among an environment's wrappers."""
+    """Return the smallest time limit among an environment's wrappers."""
     limits = []
     while isinstance(env, (gym.Wrapper, LeaderWrapper)):
         if isinstance(env, TimeLimit):

@@ -1,4 +1,4 @@
-"""Lower levels: what solves, differentiates and judges the players' answer, one file a kind."""
+"""Lower levels, one per file: the followers' problem at a given x, its solution and derivative."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .single import OneFollower
 from .zero_sum import TwoPlayers
 
 KINDS: dict[str, type[LowerLevel]] = {"single": OneFollower, "zero_sum": TwoPlayers, "regulator": Regulator}
-"""By what a problem says of itself, ``problem.lower_level``."""
+"""Lower levels by name, as in ``problem.lower_level``."""
 
 
 def lower_level(problem: Any) -> LowerLevel:
-    """The lower level of a problem: one of the above by name, or the class that the problem brings."""
+    """Return the lower level of a problem: one of the above by name, or the problem's own class."""
     kind = problem.lower_level
     return (KINDS[kind] if isinstance(kind, str) else kind)(problem)
 

@@ -1,4 +1,4 @@
-"""The follower of a linear-quadratic problem: its answer is Riccati's u_f = -F s. The model is x itself; there is no tau."""
+"""The follower of a linear-quadratic problem: the Riccati solution u_f = -F s. The model is x itself; tau is always 0."""
 
 from __future__ import annotations
 

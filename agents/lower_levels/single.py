@@ -1,4 +1,4 @@
-"""One follower of a tabular problem: its answer is the soft optimum of M(x)."""
+"""The lower level of one follower in a tabular problem; its solution is the soft optimum of M(x)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .base import Policies, TabularLevel
 
 
 class OneFollower(TabularLevel):
-    """The follower of a tabular problem."""
+    """The single follower of a tabular problem."""
 
     @cached_property
     def views(self) -> tuple[TabularMDP]:
@@ -52,7 +52,7 @@ class OneFollower(TabularLevel):
 
     @torch.no_grad()
     def at_best_response(self, x: Tensor, tau0: float, tie: float = 0.0) -> float:
-        """F_0(x), the follower's reward shifted by ``tie * r_l`` to break ties."""
+        """Return F_0(x); to break ties the follower's reward is shifted by ``tie * r_l``."""
         mdp = self.problem.follower_mdp(x).detach()
         if tie:
             reward = self.problem.leader_reward(x)
@@ -64,7 +64,7 @@ class OneFollower(TabularLevel):
         reward, mdp = self.problem.leader_reward(x), self.problem.follower_mdp(x)
         return None if reward is None or mdp.sparse else (mdp, reward)
 
-    # --- from episodes, with the leader's draws shown: what pi_y earns the leader and the follower comes from the same ones
+    # --- from episodes; the leader's draws are included, so that pi_y's returns to both come from the same episodes
 
     def require_return(self) -> None:
         name = type(self.problem).__name__
@@ -90,23 +90,23 @@ class OneFollower(TabularLevel):
         own = sampler.policy_return(world.detach(), pi[0], played, tau)
         return self.problem.over_contexts(earned + own)  # type: ignore[no-any-return]
 
-    # --- F at many x, all followers solved together: what a black-box method asks for
+    # --- F at many x, with all followers solved in one batch, for black-box methods
 
     @torch.no_grad()
     def leader_returns(self, points: Tensor, tau: float, V: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """F(x) = J_L(x, pi*_tau(x)) at every row of ``points``, and the followers' values.
+        """Return F(x) = J_L(x, pi*_tau(x)) at every row of ``points``, and the followers' values.
 
         Args:
-            points: points of X, ``[n, dim]``; x moves neither terminal states nor the mask.
-            tau: the follower's temperature.
-            V: values to start the solver from, ``[..., S]`` or ``[n, ..., S]``.
+            points: points of X, ``[n, dim]``; terminal states and the mask must not depend on x.
+            tau: the follower's temperature, in units of reward.
+            V: initial values of the solver, ``[..., S]`` or ``[n, ..., S]``.
 
         Returns:
             F, ``[n]``, and V*, ``[n, ..., S]``.
         """
         problem = self.problem
         models = [problem.follower_mdp(x) for x in points]
-        if models[0].sparse:  # no batch axes: one after the other
+        if models[0].sparse:  # sparse models cannot be batched: solve one by one
             starts = [None] * len(points) if V is None else V.expand(len(points), models[0].n_states)
             optima = [solve_soft(mdp, tau, start) for mdp, start in zip(models, starts, strict=True)]
             values = [problem.leader_return(x, optimum.pi) for x, optimum in zip(points, optima, strict=True)]
@@ -122,7 +122,7 @@ class OneFollower(TabularLevel):
 
 
 def _stacked(mdps: list[TabularMDP]) -> TabularMDP:
-    """One model with a leading axis ``[n, ...]``; fields that x does not move are kept once."""
+    """Stack models along a new leading axis ``[n, ...]``; fields that do not depend on x are kept once."""
     first, shape = mdps[0], mdps[0].batch_shape
 
     def stack(name: str, rank: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The two players of a zero-sum game: their answer is the Nash equilibrium. The designer lives in another world."""
+"""The lower level of a zero-sum game's two players; its solution is the Nash equilibrium. The designer's world may differ."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .base import Policies, TabularLevel
 
 
 class TwoPlayers(TabularLevel):
-    """The two players of a game problem."""
+    """The two players of a zero-sum game."""
 
     rate: ClassVar[float | None] = 0.2
     n_players: ClassVar[int] = 2

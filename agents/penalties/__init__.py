@@ -1,4 +1,4 @@
-"""Penalties: what an answer of the follower, or of two players, costs by not being a best response."""
+"""Penalties: how far the policies of a follower, or of several players, are from best responses."""
 
 from .base import Penalty, Role, Term
 from .bellman import BellmanPenalty

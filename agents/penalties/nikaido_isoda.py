@@ -2,12 +2,12 @@ r"""Nikaido-Isoda penalty of a zero-sum lower level (arXiv 2402.06886, eq. 5.6):
 
     psi(x,pi) = max_{pi1'} V^{pi1',pi2}(rho) - min_{pi2'} V^{pi1,pi2'}(rho) >= 0,      0 iff pi is a Nash equilibrium
 
-By Danskin (Lemma 12) its gradient holds both best responses, pi1* to pi2 and pi2* to pi1:
+By Danskin's theorem (Lemma 12) its gradient uses the best responses, pi1* to pi2 and pi2* to pi1:
 
     grad_pi psi = ( -grad_{pi1} V^{pi1,pi2*}(rho),  +grad_{pi2} V^{pi1*,pi2}(rho) )
     grad_x psi  = grad_x V^{pi1*,pi2}(rho) - grad_x V^{pi1,pi2*}(rho)
 
-Sampled: episodes of the pairs (pi1*, pi2) and (pi1, pi2*), from rho; unbiased for the same with truncated returns.
+Sampled: episodes of the pairs (pi1*, pi2) and (pi1, pi2*), from rho. The estimate is unbiased for truncated returns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .base import Penalty, Policies, Role, Term
 @storable
 @dataclass(frozen=True, eq=False)
 class NikaidoIsodaPenalty(Penalty):
-    """The Nikaido-Isoda penalty (5.6), of two players or more. Needs ``lam`` of order 1/delta for a gap of delta.
+    """The Nikaido-Isoda penalty (5.6), for two or more players. For a gap of delta, ``lam`` must be of order 1/delta.
 
     Attributes:
         lam: coefficient of the penalty, positive; a number or a schedule.

@@ -2,12 +2,12 @@ r"""Value penalty (arXiv 2402.06886, eq. 3.2):
 
     p(x,y) = max_pi V^pi(rho) - V^{pi_y}(rho) >= 0
 
-By Danskin (Lemma 6) its gradient holds the maximiser fixed:
+By Danskin's theorem (Lemma 6) its gradient holds the maximiser fixed:
 
     grad_y p = -grad_y V^{pi_y}(rho)
     grad_x p = -grad_x V^{pi_y}(rho) + grad_x V^{pi}(rho) |_{pi = pi*(x)}
 
-Sampled: episodes of pi_y and of the best response in hand, from rho; unbiased for the same with truncated returns.
+Sampled: episodes of pi_y and of the current best response, from rho. The estimate is unbiased for truncated returns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .base import Penalty, Policies
 @storable
 @dataclass(frozen=True, eq=False)
 class ValuePenalty(Penalty):
-    """The value penalty (3.2). Needs ``lam`` of order 1/delta for a follower's gap of delta."""
+    """The value penalty (3.2). For a follower regret of delta, ``lam`` must be of order 1/delta."""
 
     solvable: ClassVar[bool] = True
 

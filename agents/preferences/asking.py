@@ -1,4 +1,4 @@
-"""Questions put to a labeller and the answers that have come: what is labelled, what is open, how many were asked."""
+"""Keep track of the questions to a labeller and its answers: what is labelled, what is open, how many were asked."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .worlds import PreferenceWorlds
 
 
 class Asking:
-    """A labeller's questions and answers; what earlier sessions of the labeller left is gone on with.
+    """A labeller's questions and answers, continuing from earlier sessions of the labeller.
 
     Args:
-        labeller: who answers.
-        worlds: whose segments are compared.
-        config: how many pairs are kept, how many may be open, what segments are like.
+        labeller: the labeller.
+        worlds: the environment whose segments are compared.
+        config: settings: number of pairs to keep, number that may be open, form of the segments.
 
     Attributes:
-        labeller: who answers.
+        labeller: the labeller.
         buffer: labelled pairs.
         pending: open queries, by number.
-        asked: queries so far.
+        asked: number of queries so far.
     """
 
     def __init__(self, labeller: Labeller, worlds: PreferenceWorlds, config: PreferenceConfig) -> None:
@@ -39,7 +39,7 @@ class Asking:
             self.buffer.add(pair, label)
         self.asked = len(labelled) + len(self.pending)
         self._next_id = labeller.first_id
-        # What a file's segments have to be like: as many steps, of the world's shapes and types.
+        # The segments of a file must have as many steps, and the environment's shapes and types.
         H, k, space, actions = config.length, config.frame_stack, worlds.observation_space, worlds.action_space
         shape = space.shape or ()
         obs = np.zeros((H, *shape) if k == 1 else (H + k - 1, *shape[1:]), space.dtype)
@@ -47,12 +47,12 @@ class Asking:
         self._like = Segment(obs, taken, np.ones(H, dtype=bool), frame_stack=k)
 
     def allowed(self, n: int) -> int:
-        """How many of ``n`` further questions may be asked now."""
+        """Return how many of ``n`` further questions may be asked now."""
         left = self.labeller.remaining
         return max(0, min(n, self._config.max_pending - len(self.pending), n if left is None else left))
 
     def ask(self, pairs: Sequence[Pair]) -> None:
-        """Ask about pairs."""
+        """Ask the labeller about pairs."""
         queries = [Query(self._next_id + i, pair) for i, pair in enumerate(pairs)]
         self._next_id += len(queries)
         self.asked += len(queries)
@@ -60,16 +60,16 @@ class Asking:
         self.labeller.ask(queries)
 
     def collect(self) -> int:
-        """Take the answers that have come; how many.
+        """Take the answers that have arrived; return their number.
 
         Raises:
-            ValueError: an answer to what was never asked.
+            ValueError: an answer belongs to no query.
         """
         answers = self.labeller.answers()
         for answer in answers:
-            require(0 <= answer.id < self._next_id, "labeller", "an answer to a query", f"one to number {answer.id}")
+            require(0 <= answer.id < self._next_id, "labeller", "an answer to a query", f"number {answer.id}")
             pair = self.pending.pop(answer.id, None)
-            if pair is not None:  # a second answer comes too late
+            if pair is not None:  # only the first answer counts
                 self.buffer.add(pair, answer.label)
         return len(answers)
 
@@ -77,16 +77,16 @@ class Asking:
 
     @property
     def room(self) -> int:
-        """Bytes that the pairs may take in a file and in memory; as many as a preference file's may with pictures."""
+        """Return the maximum size in bytes of the pairs, in a file and in memory: that of a preference file with pictures."""
         arrays = (self._like.obs, self._like.actions, self._like.mask)
         one = MOST if self._config.pictures else 2 * sum(array.nbytes for array in arrays) + 2**14
         return one * (self._config.capacity + self._config.max_pending)
 
     def state_dict(self) -> dict[str, Any]:
-        """Pairs and labels as the bytes of a preference file, and counters; true rewards are not in it."""
+        """Return pairs and labels in the format of a preference file, and counters; true rewards are left out."""
         contents = preferences_as_bytes(self.buffer, self.pending, self._signature)
         pairs = [*(preference.pair for preference in self.buffer), *self.pending.values()]
-        places = [[[s.time, s.copy] for s in (pair.left, pair.right)] for pair in pairs]  # no preference file says
+        places = [[[s.time, s.copy] for s in (pair.left, pair.right)] for pair in pairs]  # not part of preference files
         return {
             "preferences": np.frombuffer(contents, dtype=np.uint8),
             "places": places,
@@ -95,10 +95,10 @@ class Asking:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave; of a labeller that goes on with a file of its own the pairs are those there.
+        """Load what :meth:`state_dict` returned. If the labeller continues its own file, the pairs come from that file.
 
         Raises:
-            ValueError: pairs of another world, more or larger ones than the settings need.
+            ValueError: the pairs belong to another environment, or are more or larger than the settings allow.
         """
         name, held = state["labeller"]
         if name == type(self.labeller).__name__:
@@ -112,7 +112,7 @@ class Asking:
         for (number, pair), places in zip(found.pairs.items(), state["places"], strict=True):
             sides = zip((pair.left, pair.right), places, strict=True)
             pair = Pair(*(replace(side, time=int(time), copy=int(copy)) for side, (time, copy) in sides))
-            Pair(self._like, pair.left)  # raises where they do not fit together
+            Pair(self._like, pair.left)  # raises if they do not fit together
             if number in found.labels:
                 self.buffer.add(pair, found.labels[number])
             else:

@@ -1,11 +1,12 @@
-"""Atari games whose reward is learned from preferences (arXiv 2402.06886, 6.2): copies, and the actor-critic's net.
+"""Atari games whose reward is learned from preferences (arXiv 2402.06886, 6.2): the environments, and the actor-critic network.
 
-A copy is ``ALE/<game>-v5`` under SB3's ``AtariWrapper``: up to 30 steps of nothing at the start, four frames a step and the
-larger of the last two shown, 84 x 84 pixels in grey, an episode a life; actions are not repeated at random, for the preprocessing
-of the paper's time did not. Four frames are stacked, channels first. What is paid is the sign of what the game paid; the *score*
-itself, the true reward, stands in ``info["score"]``, and is what labels and evaluations go by. Evaluated are whole games.
+An environment is ``ALE/<game>-v5`` under SB3's ``AtariWrapper``: up to 30 no-op steps at the start, four frames per step with the
+maximum of the last two shown, 84 x 84 grey pixels, one episode per life, no sticky actions (as in preprocessing of the paper's
+time). Four frames are stacked, channels first. The reward is the sign of the game's reward. The true reward, the *score*, is in
+``info["score"]``; labels and evaluations use it. Evaluations play whole games.
 
-The emulator, ale-py, is licensed under GPL-2.0-only and brings the games' ROMs; it is the extra ``atari`` and never imported
+The emulator, ale-py, is licensed under GPL-2.0-only and includes the games' ROMs; it is the extra ``atari``, and is imported only
+when a game is made.
 unless a game is made.
 """
 
@@ -30,13 +31,13 @@ from .reward_model import convolutions
 from .worlds import Copies
 
 FRAMES = 4
-"""Frames in an observation."""
+"""Number of frames in an observation."""
 SCORE = "score"
-"""The key of ``info`` under which the true reward stands."""
+"""The key of ``info`` with the true reward."""
 
 
 class SignPaid(gym.Wrapper[Any, Any, Any, Any]):
-    """Pays the sign of the reward; the reward itself stands in ``info["score"]``."""
+    """Replace the reward by its sign; the reward itself is in ``info["score"]``."""
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
@@ -44,7 +45,7 @@ class SignPaid(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def _emulator() -> None:
-    """Register the games."""
+    """Register the games with Gymnasium."""
     try:
         import ale_py
         import cv2  # noqa: F401
@@ -54,7 +55,7 @@ def _emulator() -> None:
 
 
 def _copy(game: str, whole: bool) -> gym.Env[Any, Any]:
-    _emulator()  # in a worker process nothing is registered yet
+    _emulator()  # a new worker process has nothing registered
     emulated = gym.make(f"ALE/{game}-v5", frameskip=1, repeat_action_probability=0.0)
     return SignPaid(AtariWrapper(Monitor(emulated), terminal_on_life_loss=not whole, clip_reward=False))
 
@@ -66,15 +67,15 @@ def _copies(n_envs: int, game: str, whole: bool, vec_env: Vectorisation | None) 
 
 
 def atari_copies(game: str, vec_env: Vectorisation | None = None) -> Copies:
-    """An Atari game as the world whose reward is learned; ``PreferenceConfig(frame_stack=4)`` keeps each frame once.
+    """Make an Atari game whose reward is learned; ``PreferenceConfig(frame_stack=4)`` then stores each frame once.
 
     Args:
         game: its name in the Arcade Learning Environment, e.g. ``"Seaquest"``.
-        vec_env: how copies are stepped (see ``agents.learned.worlds``).
+        vec_env: how parallel environments are stepped (see ``agents.learned.worlds``).
 
     Raises:
-        ImportError: the extra ``atari`` is missing.
-        ValueError: no such game.
+        ImportError: the extra ``atari`` is not installed.
+        ValueError: the game is unknown.
 
     Example:
         >>> from bilevel_gym.agents.preferences.atari import atari_copies
@@ -90,17 +91,17 @@ def atari_copies(game: str, vec_env: Vectorisation | None = None) -> Copies:
 
 
 class AtariCNN(BaseFeaturesExtractor):
-    """The paper's actor-critic net: convolutions 8, 5, 4, 4, strides 4, 2, 1, 1, filters 16, 32, 32, 32, and 256 units.
+    """The paper's actor-critic network: convolutions 8, 5, 4, 4, strides 4, 2, 1, 1, filters 16, 32, 32, 32, and 256 units.
 
-    The paper's section 6.2 as remembered, unverified; rectified throughout, which is SB3's choice for images. For an
-    ``ActorCriticCnnPolicy``: ``policy_kwargs={"features_extractor_class": AtariCNN, "net_arch": []}``.
+    The sizes are our default, meant as those of the paper's section 6.2 (unverified), with ReLU as in SB3's network for images.
+    For an ``ActorCriticCnnPolicy``: ``policy_kwargs={"features_extractor_class": AtariCNN, "net_arch": []}``.
 
     Args:
         observation_space: Box of images, channels first.
-        features_dim: units of the last layer.
+        features_dim: number of units in the last layer.
 
     Raises:
-        ValueError: other spaces, or images too small.
+        ValueError: the space is not of images, or they are too small.
     """
 
     def __init__(self, observation_space: gym.Space[Any], features_dim: int = 256) -> None:
@@ -110,5 +111,5 @@ class AtariCNN(BaseFeaturesExtractor):
         self.head = nn.Sequential(nn.Linear(width, features_dim), nn.ReLU())
 
     def forward(self, observations: Tensor) -> Tensor:
-        nearer = observations.contiguous(memory_format=torch.channels_last)  # about half the time on a CPU
+        nearer = observations.contiguous(memory_format=torch.channels_last)  # halves the time on a CPU
         return self.head(self.layers(nearer))  # type: ignore[no-any-return]

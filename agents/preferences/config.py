@@ -1,4 +1,4 @@
-"""How a reward is learned from preferences, and the record of one that was."""
+"""Settings for learning a reward from preferences, and the record of a learned reward."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ for _cls in (FitConfig, RandomFragmenter, WholeEpisodes, ActiveFragmenter):
 @storable
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PreferenceConfig:
-    """How a reward is learned from preferences.
+    """Options for learning a reward from preferences.
 
     Attributes:
-        labels: comparisons asked for in all.
-        first_labels: of them, before any training, about random play.
-        first_steps: steps of random play.
-        follower_plays_first: whether those are the untrained follower's and not random: for one that starts as something, e.g.
-            a language model.
-        early: how much sooner the others are asked at the start than at the end; 0 spreads them evenly.
-        length: steps of a segment.
-        n_envs: copies of the world per follower.
-        follower_steps: steps that each follower trains per iteration (SB3 rounds up to whole rollouts).
+        labels: total number of comparisons to ask for.
+        first_labels: how many of them to ask about random play, before any training.
+        first_steps: number of steps of random play.
+        follower_plays_first: whether the untrained follower plays these steps instead of random actions; for followers with a
+            meaningful start, e.g. a language model.
+        early: how much denser the other questions are at the start than at the end; 0 spaces them evenly.
+        length: number of steps in a segment.
+        n_envs: number of parallel environments per follower.
+        follower_steps: training steps of each follower per iteration (SB3 rounds up to whole rollouts).
         epochs: passes over the labelled pairs per iteration.
         first_epochs: passes over the first pairs.
-        ensemble: nets whose mean is the reward.
-        net: what builds one; None takes ``default_net``. Not stored in files.
-        fit: how they are fitted.
-        fragmenter: which pairs are asked about.
-        capacity: labelled pairs that are kept, the newest.
-        memory: steps a copy that are recorded; None takes four iterations', at least 1024.
-        centre: whether the paid reward has mean 0; None: while no episode has ended by itself (then its level matters).
-        unit: standard deviation of the paid reward; what an entropy bonus of a follower's is measured against.
-        gamma: the discount; None takes a leader environment's own, else 0.99.
-        discounted: whether steps weigh gamma^t, t the step's number in its episode, in values of the learned reward; False
-            weighs all alike, for episodes far longer than 1/(1-gamma) (the penalty is then that of the mean reward).
-        evaluation_steps: steps of each fresh follower whose true return ``evaluate`` reports; 0 takes the one trained.
-        evaluation_followers: how many fresh followers.
-        evaluation_episodes: episodes of each.
-        patience: seconds that a labeller is given for its first answers.
-        penalty_steps: steps of each follower that a penalty's gradient is estimated from; where there are more, a draw of them.
-        max_pending: queries that may be open at a time.
-        vec_env: how copies are stepped.
-        device: of the reward model; "auto" takes a GPU if there is one.
-        pictures: whether segments carry pictures, for a person to look at.
+        ensemble: number of networks; the reward is their mean.
+        net: function that builds a network; None takes ``default_net``. Not stored in files.
+        fit: how the networks are fitted.
+        fragmenter: how the pairs to ask about are chosen.
+        capacity: number of labelled pairs to keep, the newest.
+        memory: recorded steps per environment; None keeps four iterations, but at least 1024.
+        centre: whether the paid reward has mean 0. None: until an episode terminates, since then its level matters.
+        unit: standard deviation of the paid reward; a follower's entropy bonus is relative to it.
+        gamma: the discount; None takes that of a leader environment, else 0.99.
+        discounted: whether step t of an episode has weight gamma^t in values of the learned reward. False weighs all steps
+            equally, for episodes much longer than 1/(1-gamma) (the penalty is then that of the mean reward).
+        evaluation_steps: training steps of each new follower in ``evaluate``; 0 evaluates the trained one.
+        evaluation_followers: number of new followers in ``evaluate``.
+        evaluation_episodes: number of episodes of each.
+        patience: seconds to wait for the labeller's first answers.
+        penalty_steps: number of steps of each follower for the penalty's gradient, drawn at random from longer records.
+        max_pending: number of queries that may be open at a time.
+        vec_env: how parallel environments are stepped.
+        device: device of the reward model; "auto" takes a GPU if there is one.
+        pictures: whether segments include pictures, for a person to look at.
         frame_stack: see ``SegmentRecorder``.
-        checkpoint: where the last good state is saved if the reward model explodes. Not stored in files, which name no path to
-            write.
+        checkpoint: file for the last good state, should the reward model explode. Not stored in files, which must not name a
+            path to write.
     """
 
     labels: int = 200
@@ -102,23 +102,23 @@ class PreferenceConfig:
         require(self.first_labels <= self.labels, "first_labels", f"at most labels={self.labels}", self.first_labels)
         for name in ("evaluation_steps", "patience", "early"):
             check_number(getattr(self, name), name, low=0.0)
-        check_number(self.unit, "unit", low=1e-30, high=1e30)  # the net is in float32
+        check_number(self.unit, "unit", low=1e-30, high=1e30)  # the network uses float32
         require(isinstance(self.fragmenter, Fragmenter), "fragmenter", "a Fragmenter", repr(self.fragmenter))
         require(isinstance(self.fit, FitConfig), "fit", "a FitConfig", repr(self.fit))
         net = self.net is None or (callable(self.net) and takes(self.net, 2))
-        require(net, "net", "a callable that builds a torch module for two spaces", repr(self.net))
+        require(net, "net", "a function that builds a torch module for two spaces", repr(self.net))
         if self.memory is not None:
             check_size(self.memory, "memory")
         try:
             _ = self.device == "auto" or torch.zeros(1, device=self.device)
-        except Exception as error:  # of several kinds, torch's own
-            raise ValueError(f"device: expected auto or a device of torch's, got {self.device!r} ({error})") from error
+        except Exception as error:  # torch raises several kinds
+            raise ValueError(f"device: expected auto or a torch device, got {self.device!r} ({error})") from error
         alone = isinstance(self.fragmenter, ActiveFragmenter) and self.ensemble < 2
-        require(not alone, "ensemble", "2 or more for a choice by disagreement", self.ensemble)
+        require(not alone, "ensemble", "2 or more to choose pairs by disagreement", self.ensemble)
 
     @property
     def recorded(self) -> int:
-        """Steps a copy that a recorder keeps."""
+        """Number of recorded steps per environment."""
         asked = -(-max(self.follower_steps, self.first_steps) // self.n_envs)
         return max(self.length, max(1024, 4 * asked) if self.memory is None else self.memory)
 
@@ -128,21 +128,21 @@ class PreferenceEvaluation:
     """The record of a learned reward.
 
     Attributes:
-        labels: answers so far that say left, right or equal.
-        true_return: true return of the best response to the learned reward. In a tabular world discounted and exact, of the
-            exact best response; elsewhere the undiscounted mean of episodes, of followers that learned from the reward afresh
-            for this record, or of the one that was trained (``evaluation_steps``).
-        true_return_stderr: its standard error, between followers where there are several; 0 where it is exact.
-        regret: what the best response to the learned reward falls short of the true optimum; None where no model is known.
-        regret_at_pi_y: the same of the follower that is asked about.
-        cross_entropy: the reward model's loss on the labelled pairs held.
-        accuracy: share of them, without ties, that it orders rightly.
-        penalty: the last estimate of p(x, y), in reward a step; None without a penalty.
-        lam: its coefficient; None without one.
+        labels: number of answers so far that are left, right or equal.
+        true_return: true return of the best response to the learned reward. In a tabular environment it is discounted and
+            exact. Otherwise it is the undiscounted mean over episodes of followers that were newly trained on the learned
+            reward for this record, or of the trained one (see ``evaluation_steps``).
+        true_return_stderr: its standard error, across followers where there are several; 0 where exact.
+        regret: true optimum minus the true return of the best response to the learned reward; None without a model.
+        regret_at_pi_y: the same for the follower whose segments are compared.
+        cross_entropy: the reward model's loss on the labelled pairs.
+        accuracy: share of the labelled pairs, without ties, that it orders correctly.
+        penalty: the latest estimate of p(x, y), in reward per step; None without a penalty.
+        lam: coefficient of the penalty; None without one.
         steps: environment steps of learning.
-        iteration: iterations so far.
-        evaluation_followers: followers that were trained afresh for this record.
-        evaluation_steps: environment steps that this record cost; they are not among ``steps``.
+        iteration: number of iterations so far.
+        evaluation_followers: number of followers newly trained for this record.
+        evaluation_steps: environment steps of this record, not counted in ``steps``.
     """
 
     labels: int
@@ -160,5 +160,5 @@ class PreferenceEvaluation:
     evaluation_steps: int = 0
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """The record as plain numbers."""
+        """Return the record as plain numbers."""
         return asdict(self)

@@ -1,16 +1,16 @@
-r"""The preference file: queries and answers in the order in which they came. Trainers and labellers read and append to one file.
+r"""Preference files: queries and answers in order of arrival. Trainers and labellers read and append to the same file.
 
     file      MAGIC, then records
-    record    kind (1 byte), length of the payload, its CRC-32 (4 bytes each, little-endian), payload
-    kinds     H  the signature of the world, JSON, first and once
-              Q  a query: its number and its two segments, an ``.npz`` without pickles; true rewards are not written
+    record    kind (1 byte), length and CRC-32 of the payload (4 bytes each, little-endian), payload
+    kinds     H  the environment's signature, JSON, once at the start
+              Q  a query: its number and its two segments, an ``.npz`` without pickles and true rewards
               A  an answer: its number and its label, JSON
 
-Records are only ever appended, each by one write, so that what was written before a crash stays readable: a file that is cut
-short, or damaged at some place, is read up to there, and that is said. Before more is appended, what cannot be read is moved to
-``FILE.cut``. A second answer to a query replaces the first. Reading runs no code that the file brings.
+Records are only appended, each by one write, so earlier records stay readable after a crash. A truncated or damaged file is read
+up to that place, with a warning. Before more is appended, the unreadable end is moved to ``FILE.cut``. A second answer to a
+query replaces the first. Reading runs no code from the file.
 
-Two labellers use such a file: one whose answers come from outside and late, through it, and one that keeps another's answers.
+Two labellers use such files: one gets its answers from others through the file, and one stores another labeller's answers.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from .labels import Answer, Label, Labeller, Pair, PreferenceBuffer, Query, chec
 
 MAGIC = b"bilevel-gym preferences 1\n"
 PATIENCE = 0.5
-"""Seconds in which a writer that is in the middle of a record gets done; then the record is taken to be torn."""
+"""Seconds to wait for a writer to finish a record; after that the record counts as torn."""
 MOST = 2**30
-"""Bytes that a query may unfold to."""
+"""Maximum size in bytes of an unpacked query."""
 _HEAD = struct.Struct("<cII")
 
 
 @dataclass(frozen=True)
 class Signature:
-    """The world that a file's segments are of.
+    """The environment that a file's segments come from.
 
     Attributes:
-        env: its name, for people; a file of another name with the same spaces is read.
-        observation_space: as text.
-        action_space: as text.
-        length: steps of a segment.
+        env: name of the environment, for information: files of other names with the same spaces can be read.
+        observation_space: the observation space, as text.
+        action_space: the action space, as text.
+        length: number of steps in a segment.
     """
 
     env: str
@@ -69,20 +69,20 @@ class Signature:
 
     @classmethod
     def of(cls, env: str, observation_space: gym.Space[Any], action_space: gym.Space[Any], length: int) -> Signature:
-        """The signature of a world."""
+        """Make the signature of an environment."""
         return cls(env, str(observation_space), str(action_space), length)
 
 
 @dataclass
 class Contents:
-    """What a file holds.
+    """The contents of a preference file.
 
     Attributes:
-        signature: of the world.
-        pairs: the queries, by number, in the order in which they were asked.
-        labels: the last answer to each.
-        places: first byte, length and CRC-32 of each query's payload.
-        end: the byte after the last whole record.
+        signature: signature of the environment.
+        pairs: the queries by number, in the order of asking.
+        labels: the latest answer to each, by number.
+        places: offset, length and CRC-32 of each query's payload.
+        end: offset of the end of the last whole record.
     """
 
     signature: Signature
@@ -93,12 +93,12 @@ class Contents:
 
     @property
     def pending(self) -> dict[int, Pair]:
-        """Queries without an answer."""
+        """Queries without an answer, by number."""
         return {number: pair for number, pair in self.pairs.items() if number not in self.labels}
 
     @property
     def answered(self) -> list[tuple[Pair, Label]]:
-        """Queries with their answers, in the order in which they were asked."""
+        """Return queries with their answers, in the order of asking."""
         return [(pair, self.labels[number]) for number, pair in self.pairs.items() if number in self.labels]
 
 
@@ -132,7 +132,7 @@ def _answer(number: int, label: Label) -> bytes:
 
 
 def _records(data: bytes, start: int) -> Iterator[tuple[bytes, bytes, int]]:
-    """Kind, payload and end of each whole record from byte ``start`` on."""
+    """Iterate over whole records from byte ``start``: kind, payload and end."""
     while start + _HEAD.size <= len(data):
         kind, length, checksum = _HEAD.unpack_from(data, start)
         payload = data[start + _HEAD.size : start + _HEAD.size + length]
@@ -143,12 +143,12 @@ def _records(data: bytes, start: int) -> Iterator[tuple[bytes, bytes, int]]:
 
 
 def _take(contents: Contents, data: bytes, base: int, pictures: bool, room: float = math.inf) -> None:
-    """Read on from where the contents end; ``data`` begins at byte ``base`` of the file."""
+    """Add records to the contents; ``data`` begins at byte ``base`` of the file."""
     for kind, payload, end in _records(data, contents.end - base):
         if kind == b"Q":
             with zipfile.ZipFile(io.BytesIO(payload)) as archive:
                 unfolded = sum(entry.file_size for entry in archive.infolist())
-            require(unfolded <= MOST, "path", f"queries of at most {MOST} bytes", f"one of {unfolded}")
+            require(unfolded <= MOST, "path", f"queries of at most {MOST} bytes each", f"one of {unfolded}")
             room -= unfolded
             require(room >= 0, "path", "no more or larger queries than the settings need", "others")
             number, pair = _read_query(payload, pictures)
@@ -161,16 +161,16 @@ def _take(contents: Contents, data: bytes, base: int, pictures: bool, room: floa
 
 
 def read_preferences(path: str | Path, expected: Signature | None = None, pictures: bool = True) -> Contents:
-    """Read a preference file; one that is cut short or damaged is read up to there, with a warning that says so.
+    """Read a preference file. A truncated or damaged file is read up to that place, with a warning.
 
     Args:
         path: the file.
-        expected: the signature that it has to have; None takes any.
-        pictures: whether to take the segments' pictures into memory.
+        expected: the required signature; None accepts any.
+        pictures: whether to load the segments' pictures. Default: True.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file that is none, or of another environment than ``expected``.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is no preference file, or its signature is not ``expected``.
     """
     path = Path(path)
     if not path.is_file():
@@ -181,18 +181,18 @@ def read_preferences(path: str | Path, expected: Signature | None = None, pictur
 def preferences_from_bytes(
     data: bytes, path: object, expected: Signature | None = None, pictures: bool = True, room: float = math.inf
 ) -> Contents:
-    """What :func:`read_preferences` reads, from memory.
+    """Read a preference file from memory; see :func:`read_preferences`.
 
     Args:
         data: the file's bytes.
-        path: what messages call it.
-        expected: the signature that it has to have; None takes any.
-        pictures: whether to take the segments' pictures.
-        room: bytes that the queries may unfold to, all together.
+        path: name of the file in messages.
+        expected: the required signature; None accepts any.
+        pictures: whether to load the segments' pictures.
+        room: maximum total size in bytes of the unpacked queries.
     """
     kind, header, end = next(_records(data, len(MAGIC)), (b"", b"", 0))
     whole = data.startswith(MAGIC) and kind == b"H"
-    require(whole, "path", "a preference file", f"{path}, which is none or is cut short in its first record")
+    require(whole, "path", "a preference file", f"{path}, which is not one, or is cut short in its first record")
     with reading(path, "preference file"):
         contents = Contents(Signature(**json.loads(header)), end=end)
         if expected is not None:
@@ -211,21 +211,21 @@ def preferences_from_bytes(
 
 
 class PreferenceLog:
-    """A preference file that is open for appending; made where there is none. A torn end is moved out of the way first.
+    """A preference file opened for appending; created if needed. A torn end is first moved to ``FILE.cut``.
 
-    Several processes may have it open. Pictures stay in the file: ``contents`` holds the segments without, and
+    Several processes may open the same file. Pictures stay in the file: ``contents`` holds segments without them, and
     :meth:`pair` reads them.
 
     Args:
         path: the file.
-        signature: of the world; None takes the file's, which then has to exist.
+        signature: signature of the environment; None takes that of the file, which must then exist.
 
     Attributes:
-        contents: what has been read or written so far.
+        contents: everything read or written so far.
 
     Raises:
-        FileNotFoundError: no file, and no signature to begin one with.
-        ValueError: a file that is none, or of another environment.
+        FileNotFoundError: the file does not exist, and no signature is given to create it.
+        ValueError: the file is no preference file, or of another environment.
     """
 
     def __init__(self, path: str | Path, signature: Signature | None = None) -> None:
@@ -238,10 +238,10 @@ class PreferenceLog:
         self._cut_torn_end()
 
     def _cut_torn_end(self) -> None:
-        """See to it that the file ends with a whole record, and wait for a writer that is in the middle of one.
+        """Make the file end with a whole record; waits for a writer that is in the middle of one.
 
         Raises:
-            ValueError: a file that was replaced by another since it was opened.
+            ValueError: the file was replaced by another since it was opened.
         """
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -257,13 +257,13 @@ class PreferenceLog:
             time.sleep(PATIENCE / 20)
         whole = self.path.read_bytes()
         same = whole.startswith(MAGIC) and self._whole == max((e for *_, e in _records(whole, len(MAGIC))), default=0)
-        require(same, "path", "the file that was opened", f"{self.path}, which is another by now")
+        require(same, "path", "the file that was opened", f"{self.path}, which has been replaced")
         with self.path.with_name(self.path.name + ".cut").open("ab") as aside:
             aside.write(data[done:])
         os.truncate(self.path, self._whole)
 
     def _append(self, record: bytes) -> None:
-        """Write a record whole or not at all. No file is begun: one that is gone would miss its head."""
+        """Append a record atomically. No file is created: if it was removed, its header would be missing."""
         self._cut_torn_end()
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
         with open(descriptor, "ab", buffering=0) as file:
@@ -274,18 +274,18 @@ class PreferenceLog:
                 raise OSError(errno.ENOSPC, said, self.path)
 
     def pair(self, number: int) -> Pair:
-        """A query's segments with their pictures.
+        """Return a query's segments with their pictures.
 
         Raises:
-            ValueError: a number that has not been read, a file that was replaced by another since.
+            ValueError: the number has not been read, or the file was replaced by another.
         """
         require(number in self.contents.places, "id", "the number of a query in the file", number)
         payload = self._payload(number)
-        require(len(payload) > 0, "path", "the file that was opened", f"{self.path}, which is another by now")
+        require(len(payload) > 0, "path", "the file that was opened", f"{self.path}, which has been replaced")
         return _read_query(payload, pictures=True)[1]
 
     def _payload(self, number: int) -> bytes:
-        """What stands in the file where a query was read; nothing where that is something else by now."""
+        """Return a query's payload from the file; empty if the file has something else there now."""
         begin, length, checksum = self.contents.places[number]
         with self.path.open("rb") as file:
             file.seek(begin)
@@ -294,7 +294,7 @@ class PreferenceLog:
 
     @property
     def replaced(self) -> bool:
-        """Whether the file is another one by now: its newest query no longer stands where it stood."""
+        """Whether the file was replaced by another: its newest query is no longer at its place."""
         if not self.contents.places:
             return self.path.stat().st_size < self.contents.end
         return not self._payload(next(reversed(self.contents.places)))
@@ -307,7 +307,7 @@ class PreferenceLog:
         """Append an answer.
 
         Raises:
-            ValueError: a number that was never asked, or no label.
+            ValueError: the number was never asked, or the label is invalid.
         """
         if number not in self.contents.pairs:
             self.refresh()
@@ -315,11 +315,11 @@ class PreferenceLog:
         self._append(_answer(number, label))
 
     def record(self, number: int, pair: Pair, label: Label) -> None:
-        """Append a query with its answer, both or neither; ``contents`` does not hold them before :meth:`refresh`."""
+        """Append a query and its answer, both or neither; ``contents`` shows them after the next :meth:`refresh`."""
         self._append(_query(number, pair) + _answer(number, label))
 
     def refresh(self) -> dict[int, Label]:
-        """Read what has been appended, by whomever; the answers that are new, by number."""
+        """Read what any process has appended; return the new answers by number."""
         known = dict(self.contents.labels)
         with self.path.open("rb") as file:
             file.seek(self.contents.end)
@@ -329,7 +329,7 @@ class PreferenceLog:
 
 
 def preferences_as_bytes(buffer: PreferenceBuffer, pending: dict[int, Pair], signature: Signature) -> bytes:
-    """A preference file of labelled pairs and open queries; the latter keep their numbers, the former get others."""
+    """Return a preference file of labelled pairs and open queries; only the open queries keep their numbers."""
     parts = [MAGIC, _record(b"H", json.dumps(asdict(signature)).encode())]
     parts += [_query(-1 - i, held.pair) + _answer(-1 - i, held.label) for i, held in enumerate(buffer)]
     parts += [_query(number, pair) for number, pair in pending.items()]
@@ -337,7 +337,7 @@ def preferences_as_bytes(buffer: PreferenceBuffer, pending: dict[int, Pair], sig
 
 
 def save_preferences(path: str | Path, buffer: PreferenceBuffer, signature: Signature) -> Path:
-    """Write the labelled pairs of a buffer as a preference file, whole or not at all."""
+    """Write the labelled pairs of a buffer to a preference file, atomically."""
     contents = preferences_as_bytes(buffer, {}, signature)
 
     def write(file: IO[bytes]) -> None:
@@ -347,7 +347,7 @@ def save_preferences(path: str | Path, buffer: PreferenceBuffer, signature: Sign
 
 
 def load_preferences(path: str | Path, signature: Signature | None = None, capacity: int = 3000) -> PreferenceBuffer:
-    """A buffer of what a preference file holds with an answer; raises and warns as :func:`read_preferences`."""
+    """Load the answered queries of a preference file into a buffer; raises and warns as :func:`read_preferences`."""
     buffer = PreferenceBuffer(capacity)
     for pair, label in read_preferences(path, signature).answered:
         buffer.add(pair, label)
@@ -358,17 +358,17 @@ def load_preferences(path: str | Path, signature: Signature | None = None, capac
 
 
 class FileLabeller(Labeller):
-    """Appends queries to a preference file and finds the answers that others append there.
+    """A labeller that writes queries to a preference file and reads the answers that others append there.
 
-    A file that exists is gone on with: what is answered in it counts, what is not stays open.
+    An existing file is continued: its answers count, and its unanswered queries stay open.
 
     Args:
-        path: the file; whoever answers opens it as ``PreferenceLog(path)``, shows ``contents.pending`` and calls ``answer``.
-        signature: of the world; None where the file exists.
+        path: the file. To answer, open ``PreferenceLog(path)``, look at ``contents.pending`` and call ``answer``.
+        signature: signature of the environment; may be None if the file exists.
 
     Raises:
-        FileNotFoundError: no file, and no signature to begin one with.
-        ValueError: a file that is none, or of another environment.
+        FileNotFoundError: the file does not exist, and no signature is given to create it.
+        ValueError: the file is no preference file, or of another environment.
     """
 
     def __init__(self, path: str | Path, signature: Signature | None = None) -> None:
@@ -390,19 +390,19 @@ class FileLabeller(Labeller):
 
 
 class LoggedLabeller(Labeller):
-    """Passes on another labeller's queries and answers, and keeps each query with its answer in a preference file.
+    """A wrapper of a labeller that stores each query with its answer in a preference file.
 
-    An answer is in the file before the learner has it, so that none is lost with the process; a file that exists is gone on
-    with. What was not answered is asked anew, in other pairs.
+    An answer is written before the learner gets it, so a crash loses none. An existing file is continued; queries that were
+    not answered are not asked again, but replaced by other pairs.
 
     Args:
-        labeller: who answers.
+        labeller: the labeller that answers.
         path: the file.
-        signature: of the world; None where the file exists.
+        signature: signature of the environment; may be None if the file exists.
 
     Raises:
-        FileNotFoundError: no file, and no signature to begin one with.
-        ValueError: a file that is none, or of another environment.
+        FileNotFoundError: the file does not exist, and no signature is given to create it.
+        ValueError: the file is no preference file, or of another environment.
     """
 
     def __init__(self, labeller: Labeller, path: str | Path, signature: Signature | None = None) -> None:

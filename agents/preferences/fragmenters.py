@@ -1,4 +1,4 @@
-"""Which pairs of segments are put to the labeller: any, or those that an ensemble disagrees about.
+"""How the pairs of segments for the labeller are chosen: at random, or by an ensemble's disagreement.
 
 Disagreement is the variance over members of ``P(d1 > d2)`` (Christiano et al. 2017, section 2.2.4).
 """
@@ -19,21 +19,21 @@ from .reward_model import RewardModel
 
 
 class Fragmenter(ABC):
-    """What chooses pairs from what was recorded."""
+    """A rule that chooses pairs of recorded segments."""
 
     @abstractmethod
     def pairs(
         self, recorder: SegmentRecorder, model: RewardModel, n: int, since: int, rng: np.random.Generator
     ) -> list[Pair]:
-        """``n`` pairs from the steps recorded since step ``since``; fewer where not so many segments lie whole there."""
+        """Return ``n`` pairs from the steps recorded since step ``since``, or fewer where there are too few segments."""
 
 
 @dataclass(frozen=True)
 class RandomFragmenter(Fragmenter):
-    """Pairs of segments drawn uniformly, each place at most once."""
+    """Draw pairs of segments uniformly, using each start at most once."""
 
     def starts(self, recorder: SegmentRecorder, since: int) -> NDArray[np.int64]:
-        """Where segments may begin: (time, copy), ``[k, 2]``."""
+        """Return the possible starts of segments as (time, environment), ``[k, 2]``."""
         return recorder.starts(since)
 
     def pairs(
@@ -48,7 +48,7 @@ class RandomFragmenter(Fragmenter):
 
 @dataclass(frozen=True)
 class WholeEpisodes(RandomFragmenter):
-    """Pairs of segments that begin with their episode: whole episodes, where none is longer than a segment."""
+    """Draw pairs of segments that begin with their episode: whole episodes, where none is longer than a segment."""
 
     def starts(self, recorder: SegmentRecorder, since: int) -> NDArray[np.int64]:
         starts, age = recorder.starts(since), recorder.window(since).age
@@ -58,10 +58,10 @@ class WholeEpisodes(RandomFragmenter):
 
 @dataclass(frozen=True)
 class ActiveFragmenter(Fragmenter):
-    """Of ``oversample`` times as many random pairs, those that the ensemble disagrees about most.
+    """Draw ``oversample`` times as many random pairs, and keep those with the largest disagreement of the ensemble.
 
     Raises:
-        ValueError: an oversample under one; when asked, a reward model with a single member.
+        ValueError: ``oversample`` is under 1; when called, the reward model has a single member.
     """
 
     oversample: int = 10
@@ -73,7 +73,7 @@ class ActiveFragmenter(Fragmenter):
     def pairs(
         self, recorder: SegmentRecorder, model: RewardModel, n: int, since: int, rng: np.random.Generator
     ) -> list[Pair]:
-        expected = "an ensemble of two or more for a choice by disagreement"
+        expected = "an ensemble of two or more, to choose pairs by disagreement"
         require(len(model.members) > 1, "reward model", expected, len(model.members))
         found = RandomFragmenter().pairs(recorder, model, n * self.oversample, since, rng)
         if len(found) <= n:
@@ -84,7 +84,7 @@ class ActiveFragmenter(Fragmenter):
 
 @torch.no_grad()
 def disagreement(model: RewardModel, pairs: list[Pair]) -> NDArray[np.float64]:
-    """Variance over members of P(left > right), ``[n]``."""
-    require(not model.training, "model", "one that is not being fitted (its dropout is off)", "one in training")
+    """Return the variance over members of P(left > right), ``[n]``."""
+    require(not model.training, "model", "one in evaluation mode (dropout off)", "one in training mode")
     R_left, R_right = (model.returns([getattr(pair, side) for pair in pairs]) for side in ("left", "right"))
     return np.asarray(torch.sigmoid(R_left - R_right).var(0, correction=0).double().cpu().numpy())

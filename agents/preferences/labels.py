@@ -1,7 +1,7 @@
-"""What is asked of a labeller and kept of the answers, and who may answer: the true return, a program, somebody outside.
+"""Queries to a labeller, the labelled pairs, and labellers: by the true return, by a program, or from outside.
 
-A labeller is asked queries, pairs of segments with a number, and hands over answers when it has them: at once, later, in any
-order, or never. It says ``left``, ``right``, ``equal`` or ``skip`` (cannot be told: the pair teaches nothing).
+A labeller gets queries (numbered pairs of segments) and returns answers at any time: at once, later, in any order, or never. An
+answer is ``left``, ``right``, ``equal`` or ``skip`` (cannot tell: the pair is not used).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ...wrappers import Segment
 Label = Literal["left", "right", "equal", "skip"]
 LABELS: tuple[Label, ...] = get_args(Label)
 PREFERENCE: dict[Label, float] = {"left": 1.0, "equal": 0.5, "right": 0.0}
-"""Share of the preference that goes to the left segment; a skipped pair has none."""
+"""Share of the preference for the left segment; a skipped pair has none."""
 
 
 def check_label(label: object) -> Label:
-    """The label; raises ``ValueError`` unless it is one of left, right, equal, skip."""
+    """Return the label; raise ``ValueError`` unless it is left, right, equal or skip."""
     known = isinstance(label, str) and label in LABELS
     require(known, "label", f"one of {', '.join(LABELS)}", repr(label))
     return label  # type: ignore[return-value]
@@ -36,7 +36,7 @@ class Pair:
     """Two segments to be compared.
 
     Raises:
-        ValueError: segments of unequal length, or whose observations or actions have other shapes or types.
+        ValueError: the segments differ in length, or in the shapes or types of observations or actions.
     """
 
     left: Segment
@@ -44,39 +44,39 @@ class Pair:
 
     def __post_init__(self) -> None:
         a, b = self.left, self.right
-        require(len(a) == len(b), "pair", f"segments of one length, {len(a)}", len(b))
+        require(len(a) == len(b), "pair", f"segments of the same length, {len(a)}", len(b))
         for name in ("obs", "actions"):
             one, two = getattr(a, name), getattr(b, name)
-            require(one.shape == two.shape, "pair", f"{name} of one shape, {one.shape}", two.shape)
-            require(one.dtype == two.dtype, "pair", f"{name} of one type, {one.dtype}", two.dtype)
-        require(a.frame_stack == b.frame_stack, "pair", f"segments of {a.frame_stack} frames a step", b.frame_stack)
+            require(one.shape == two.shape, "pair", f"{name} of the same shape, {one.shape}", two.shape)
+            require(one.dtype == two.dtype, "pair", f"{name} of the same type, {one.dtype}", two.dtype)
+        require(a.frame_stack == b.frame_stack, "pair", f"segments of {a.frame_stack} frames per step", b.frame_stack)
 
 
 @dataclass(frozen=True, eq=False)
 class Preference:
-    """A labelled pair; skipped pairs are none."""
+    """A labelled pair that was not skipped."""
 
     pair: Pair
     label: Label
 
     @property
     def mu(self) -> float:
-        """Share of the preference that goes to the left segment."""
+        """Share of the preference for the left segment."""
         return PREFERENCE[self.label]
 
 
 class PreferenceBuffer:
-    """Labelled pairs, the oldest forgotten first, and batches of them.
+    """A buffer of labelled pairs that drops the oldest first.
 
     Args:
-        capacity: labelled pairs that it keeps.
+        capacity: maximum number of labelled pairs. Default: 3000.
 
     Attributes:
-        seen: labelled pairs that it was ever given.
-        skipped: answers that said skip.
+        seen: number of labelled pairs ever added.
+        skipped: number of skipped pairs.
 
     Raises:
-        ValueError: a capacity under one; in ``add``, segments of another shape or type than those held, no label.
+        ValueError: ``capacity`` is under 1; in ``add``, shapes or types differ from the buffer's, or the label is invalid.
     """
 
     def __init__(self, capacity: int = 3000) -> None:
@@ -93,20 +93,20 @@ class PreferenceBuffer:
         return self._held[index]
 
     def add(self, pair: Pair, label: Label) -> None:
-        """Keep a labelled pair; a skipped one is counted only."""
+        """Add a labelled pair; a skipped one is only counted."""
         if check_label(label) == "skip":
             self.skipped += 1
             return
         if self._held:
-            Pair(self._held[0].pair.left, pair.left)  # raises where they do not fit together
+            Pair(self._held[0].pair.left, pair.left)  # raises if they do not fit together
         self._held.append(Preference(pair, label))
         self.seen += 1
 
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[list[Preference]]:
-        """All pairs once, in random order, at most ``size`` at a time.
+        """Iterate once over all pairs in random order, in batches of at most ``size``.
 
         Raises:
-            ValueError: an empty buffer.
+            ValueError: the buffer is empty.
         """
         require(len(self) > 0, "buffer", "at least one labelled pair", "none")
         order = rng.permutation(len(self)).tolist()
@@ -116,7 +116,7 @@ class PreferenceBuffer:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """A pair that a labeller is asked about, under a number."""
+    """A numbered pair for the labeller."""
 
     id: int
     pair: Pair
@@ -127,7 +127,7 @@ class Answer:
     """The label of a query.
 
     Raises:
-        ValueError: another label than left, right, equal, skip.
+        ValueError: the label is not left, right, equal or skip.
     """
 
     id: int
@@ -138,40 +138,40 @@ class Answer:
 
 
 class Labeller(ABC):
-    """Whoever answers queries."""
+    """Base class of labellers, which answer queries."""
 
     @property
     def remaining(self) -> int | None:
-        """How many queries it will still take; None for no limit."""
+        """Number of further queries that it accepts; None for no limit."""
         return None
 
     @property
     def first_id(self) -> int:
-        """The least number that no query of an earlier session has."""
+        """The smallest number not used by a query of an earlier session."""
         return 0
 
     def earlier(self) -> tuple[list[tuple[Pair, Label]], dict[int, Pair]]:
-        """What earlier sessions left: pairs with their labels, and queries still open, by number."""
+        """Return the pairs with labels, and the open queries by number, of earlier sessions."""
         return [], {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a file keeps of it: numbers and texts by name."""
+        """Return the state to store in a file: numbers and texts by name."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Take back what :meth:`state_dict` gave."""
+        """Load what :meth:`state_dict` returned."""
 
     @abstractmethod
     def ask(self, queries: Sequence[Query]) -> None:
-        """Take queries; returns at once."""
+        """Accept queries without waiting for their answers."""
 
     @abstractmethod
     def answers(self) -> list[Answer]:
-        """The answers that have come since the last call; returns at once."""
+        """Return the answers that arrived since the last call, without waiting."""
 
 
 class _AtOnce(Labeller):
-    """A labeller that answers as soon as it is asked."""
+    """A labeller that answers immediately."""
 
     def __init__(self, budget: int | None) -> None:
         self._left = None if budget is None else check_size(budget, "budget")
@@ -182,20 +182,20 @@ class _AtOnce(Labeller):
         return self._left
 
     def state_dict(self) -> dict[str, Any]:
-        """What the budget leaves."""
+        """Return the remaining budget."""
         return {"left": self._left}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._left = None if state["left"] is None else check_count(state["left"], "left")
 
     def ask(self, queries: Sequence[Query]) -> None:
-        """Answer them.
+        """Answer the queries.
 
         Raises:
-            ValueError: more queries than the budget leaves.
+            ValueError: there are more queries than the budget allows.
         """
         within = self._left is None or len(queries) <= self._left
-        require(within, "queries", f"at most {self._left}, what the budget leaves", len(queries))
+        require(within, "queries", f"at most {self._left} (the remaining budget)", len(queries))
         self._given += [Answer(query.id, self._label(query.pair)) for query in queries]
         self._left = None if self._left is None else self._left - len(queries)
 
@@ -208,19 +208,19 @@ class _AtOnce(Labeller):
 
 
 class TrueReturnLabeller(_AtOnce):
-    r"""Answers from the segments' true returns R.
+    r"""Answer by the segments' true returns R.
 
-    .. math:: P(left) = \sigma((R_{left} - R_{right}) / temperature), at temperature 0 whichever is larger.
+    .. math:: P(left) = \sigma((R_{left} - R_{right}) / temperature), at temperature 0 the larger return wins.
 
     Args:
         noise: probability that left and right are swapped, in [0, 1/2].
-        tie: a difference of returns up to this is ``equal``.
-        temperature: of the answers, in the return's unit.
-        budget: queries that it takes in all; None for no limit.
-        seed: of its answers.
+        tie: largest difference of returns that counts as ``equal``.
+        temperature: temperature of the answers, in units of return.
+        budget: total number of queries to accept; None for no limit.
+        seed: seed of its answers.
 
     Raises:
-        ValueError: a number outside its interval; when asked, segments whose true rewards were not recorded.
+        ValueError: a number is out of range; when asked, the segments have no true rewards.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class TrueReturnLabeller(_AtOnce):
         self.rng = np.random.default_rng(check_seed(seed))
 
     def state_dict(self) -> dict[str, Any]:
-        """What the budget leaves, and the generator's state."""
+        """Return the remaining budget and the random generator's state."""
         return {**super().state_dict(), "rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -258,14 +258,14 @@ class TrueReturnLabeller(_AtOnce):
 
 
 class ProgramLabeller(_AtOnce):
-    """Answers by a function of the pair, e.g. a rule or a model.
+    """Answer by a function of the pair, e.g. a rule or a model.
 
     Args:
-        function: from a :class:`Pair` to left, right, equal or skip.
-        budget: queries that it takes in all; None for no limit.
+        function: maps a :class:`Pair` to left, right, equal or skip.
+        budget: total number of queries to accept; None for no limit.
 
     Raises:
-        ValueError: no function; when asked, an answer that is no label.
+        ValueError: ``function`` is not callable; when asked, it returns no label.
     """
 
     def __init__(self, function: Callable[[Pair], Label], budget: int | None = None) -> None:

@@ -1,22 +1,22 @@
 r"""What all methods of learning a reward from preferences share (Christiano et al. 2017; arXiv 2402.06886, 6.2).
 
-    play at random, or as the follower begins; ask about the first pairs; fit r_x to the answers
+    play random actions, or the untrained follower; ask about the first pairs; fit r_x to the answers
     repeat     train the followers on r_x
-               ask about pairs of segments of what one of them just did; take the answers that have come, to whichever question
-               fit r_x by the Bradley-Terry loss, and by what the method adds to it; relabel replay buffers
+               ask about pairs of new segments of one of the followers; take the answers that have arrived, to any question
+               fit r_x by the Bradley-Terry loss plus the method's own term; relabel replay buffers
 
-A method says which followers there are, what is added to the loss, and what to the reward. Questions are due early rather than
-late: after a share u of the steps, log(1 + eu) / log(1 + e) of those that follow the first, ``e = config.early``. On-policy
-followers are asked about at the end of each rollout, before they learn from it; off-policy ones at the end of each iteration.
-Rollouts shorter than a segment share an iteration's questions, which are then about segments that end in the rollout: what is
-paid for their last step can still be learned from.
+A method defines the followers, the additional loss and the additional reward. Questions are asked early rather than late: after a
+share u of the steps, the share log(1 + eu) / log(1 + e) of the questions after the first ones is due, with ``e = config.early``.
+On-policy followers are asked about at the end of each rollout, before they learn from it; off-policy ones at the end of each
+iteration. If rollouts are shorter than a segment, they share an iteration's questions, which are about segments that end in the
+rollout, so that the reward of their last step still affects the update.
 
-The true reward is recorded beside the segments and read by labellers alone (and by ``evaluate``); nothing else that learns sees
-it.
+True rewards are recorded with the segments, and read only by labellers and by ``evaluate``; no other part of learning sees them.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -35,12 +35,14 @@ from torch import Tensor
 from ...envs.mdp import TabularMDP, policy_return
 from ...envs.mdp.checks import require
 from ...wrappers import LearnedReward, SegmentRecorder
+from ...wrappers.segments import RUNNING
 from ...wrappers.vec_env import legal_actions
 from ..config import configured
 from ..followers.sb3 import Generators, SB3Follower
 from ..followers.spec import Answering, FollowerSpec
 from ..leader import Leader, Method, Progress, State
 from ..learned.worlds import EnvSpec
+from ..plan import Cost
 from .asking import Asking
 from .config import PreferenceConfig, PreferenceEvaluation
 from .labels import Labeller, Pair, PreferenceBuffer, TrueReturnLabeller
@@ -50,23 +52,23 @@ from .training import Fit, RewardExplodedError, RewardTrainer
 from .worlds import Copies, PreferenceWorlds, best_policy, regret
 
 STEPS_SEEN = 4096
-"""Steps by which a reward model's inputs and outputs are standardised, at most; where there are more, some evenly spread."""
+"""Maximum number of steps used to standardise a reward model's inputs and outputs, evenly spaced among more."""
 
 
 @dataclass(kw_only=True)
 class PreferenceState(State):
-    """What learning from preferences goes on from; a method's own state adds fields.
+    """The state that learning from preferences continues from; methods add fields.
 
     Attributes:
         x: the reward model's weights, flat, float64.
-        asking: the questions, their labeller, and the answers.
+        asking: the labeller, its questions and its answers.
         trainer: the reward model with its optimiser.
-        followers: by role.
-        generators: of the nets.
-        rng: of the choice of pairs.
-        seeds: of the followers, and of random play and evaluations.
-        begun: whether the first pairs are labelled and fitted.
-        evaluations: records so far; they seed what a record draws.
+        followers: the followers by role.
+        generators: random generators of the networks.
+        rng: random generator of the choice of pairs.
+        seeds: seeds of the followers, of random play and of evaluations.
+        begun: whether the first pairs have been labelled and fitted.
+        evaluations: number of records so far, which seeds the next one.
     """
 
     x: Tensor = field(metadata={"kept": False})
@@ -96,21 +98,21 @@ class PreferenceState(State):
 
     @property
     def asked(self) -> int:
-        """Queries so far."""
+        """Number of queries so far."""
         return self.asking.asked
 
 
 class PreferenceMethod(Method):
-    """One follower is paid r_x and asked about; r_x is fitted to the answers by the Bradley-Terry loss alone.
+    """One follower is paid r_x and compared; r_x is fitted to the answers by the Bradley-Terry loss only.
 
-    Other methods say :meth:`further`, :meth:`credit`, :meth:`paying`, and what they find. Arguments are the leader's.
+    Other methods override :meth:`further`, :meth:`credit`, :meth:`paying` and :meth:`found`. The arguments are the leader's.
     """
 
     config: PreferenceConfig
     counts = "total_timesteps"
     judges = False
     observed: ClassVar[str] = "best_response"
-    """The role whose segments are compared: pi_y."""
+    """The role whose segments are compared, pi_y."""
     state_class: ClassVar[type[PreferenceState]] = PreferenceState
 
     def __init__(self, env: Any, follower: Any, config: Any, labeller: Any, env_kwargs: Any) -> None:
@@ -121,7 +123,7 @@ class PreferenceMethod(Method):
         self.source = self.worlds.source
 
     def start_x(self) -> None:
-        """The nets are drawn by :meth:`init`."""
+        """Return None: :meth:`init` draws the networks."""
 
     def init(self, x: None, seed: int | None) -> Any:
         config, worlds = self.config, self.worlds
@@ -146,26 +148,26 @@ class PreferenceMethod(Method):
             seeds=[of_followers, later],
         )
 
-    # --- what a method says -----------------------------------------------------------------------------------------
+    # --- what a method defines --------------------------------------------------------------------------------------
 
     def paying(self, model: RewardModel, recorder: SegmentRecorder) -> VecEnv:
-        """What a follower is trained on."""
+        """Return the environment that a follower is trained on."""
         return LearnedReward(recorder, model.reward)
 
     def credit(self, state: Any, first: int, last: int) -> NDArray[np.float64] | None:
-        """What the observed follower is paid on top in its steps ``[first, last)``, ``[last - first, n]``."""
+        """Return the additional reward of the observed follower in its steps ``[first, last)``, ``[last - first, n]``."""
         return None
 
     def further(self, state: Any, since: dict[str, int], progress: Progress) -> Callable[[], Tensor] | None:
-        """What is added to the loss of every step of a fit; ``since``: the followers' recorded steps before this iteration."""
+        """Return the term added to the loss of a fit; ``since``: the followers' recorded steps before this iteration."""
         return None
 
     def found(self, state: Any) -> dict[str, float | None]:
-        """The method's own part of a record."""
+        """Return the method's own entries of a record."""
         return {"penalty": None, "lam": None}
 
     def table(self, state: Any, mdp: TabularMDP) -> Tensor:
-        """The reward that followers learn from, ``[S, A]``, in a tabular world."""
+        """Return the reward that followers learn from in a tabular environment, ``[S, A]``."""
         S, A = mdp.n_states, mdp.n_actions
         paid = state.model.reward(np.repeat(np.arange(S), A), np.tile(np.arange(A), S))
         return torch.from_numpy(paid.reshape(S, A))
@@ -173,7 +175,7 @@ class PreferenceMethod(Method):
     # --- learning ---------------------------------------------------------------------------------------------------
 
     def begin(self, state: Any, progress: Progress, afresh: bool) -> None:
-        """Random play, the first questions, the first fit."""
+        """Play random actions, ask the first questions and fit the reward model for the first time."""
         if state.begun:
             return
         config, observed, (own_seed, seed) = self.config, state.followers[self.observed], state.seeds
@@ -185,7 +187,7 @@ class PreferenceMethod(Method):
         else:
             recorder.action_space.seed(seed)
             play = lambda _: legal_actions(recorder)  # noqa: E731
-        # The follower's draws and episodes are then those that it would have had without this.
+        # The follower's random numbers and episodes are then the same as without this play.
         held = observed.follower.generators.state
         for _ in range(-(-config.first_steps // n)):
             obs, *_ = recorder.step(play(obs))
@@ -193,24 +195,36 @@ class PreferenceMethod(Method):
         observed.follower.generators.state = held
         recorder.seed(own_seed)
         state.model.fit_inputs(recorder.sample(0, STEPS_SEEN)[0])
-        # Wait for the first answers, all that come within the labeller's time.
-        self.ask(state, config.first_labels - state.asked, 0)
+        # Wait for the first answers, and take all that arrive in the labeller's time.
+        wanted = state.asking.allowed(config.first_labels - state.asked)
+        self.ask(state, wanted, 0)
+        if wanted and state.asked == 0:
+            self._require_segments(recorder)
         deadline = time.monotonic() + config.patience
         while self.collect(state) or (state.pending and time.monotonic() < deadline):
             if state.pending:
                 time.sleep(min(0.2, config.patience))
         if len(state.buffer) == 0:
             raise TimeoutError(
-                f"labeller: expected an answer within {config.patience:g} s, got none that says left, right or equal to "
+                f"labeller: expected an answer within {config.patience:g} s, got no left, right or equal to "
                 f"{state.asked} queries; they stay open"
             )
         self.fit(state, config.first_epochs, None, progress)
         state.begun = True
 
+    def _require_segments(self, recorder: SegmentRecorder) -> None:
+        """Raise ``ValueError`` for what kept two segments from lying in what was played first."""
+        config, played = self.config, recorder.window(0)
+        longest, ended = int(played.age.max()) + 1, bool((played.ended != RUNNING).any())
+        most = f"at most {longest} steps, the longest episode of the first play"
+        require(not ended or longest >= config.length, "length", most, config.length)
+        enough = f"two segments or more, of length={config.length}, in {config.n_envs} parallel environments"
+        require(False, "first_steps", f"steps for {enough}", config.first_steps)
+
     def step(self, state: Any, progress: Progress) -> tuple[Any, dict[str, float]]:
         config, observed = self.config, state.followers[self.observed]
         since = {role: f.recorder.steps for role, f in state.followers.items()}
-        # The followers train on r_x as it is; on-policy ones are asked about as they go.
+        # Train the followers on the current r_x; on-policy ones are asked about during training.
         for f in state.followers.values():
             self.relabel(state, f)
             ended = partial(self.rollout_ended, state, f, progress, f.recorder.steps) if f is observed else None
@@ -218,7 +232,7 @@ class PreferenceMethod(Method):
         if not observed.on_policy:
             self.ask(state, self.due(state, progress), since[self.observed])
             self.collect(state)
-        # r_x is fitted to all answers held.
+        # Fit r_x to all answers in the buffer.
         fit = self.fit(state, config.epochs, since, progress)
         return state, {
             "labels": float(state.buffer.seen),
@@ -227,25 +241,33 @@ class PreferenceMethod(Method):
             **{key: value for key, value in self.found(state).items() if value is not None},
         }
 
+    def first_steps(self, state: Any) -> int:
+        n = self.config.n_envs
+        return 0 if state.begun else -(-self.config.first_steps // n) * n
+
+    def iteration_steps(self, state: Any, total: int, first: bool, left: float = math.inf) -> Cost:
+        costs = [f.follower.cost(self.config.follower_steps) for f in state.followers.values()]
+        return Cost(sum(cost.followers for cost in costs), certain=all(cost.certain for cost in costs))
+
     def end(self, state: Any, iterations: int) -> None:
         if state.pending:
-            warnings.warn(f"{len(state.pending)} queries are still without an answer", stacklevel=4)
+            warnings.warn(f"{len(state.pending)} queries have no answer yet", stacklevel=4)
 
     def relabel(self, state: Any, f: RecordedFollower) -> None:
-        """Make an off-policy follower's replay buffer true to the reward model as it is now."""
+        """Update the rewards in an off-policy follower's replay buffer to the current reward model."""
         own = f is state.followers[self.observed]
         f.relabel(state.model.reward, partial(self.credit, state) if own else lambda *_: None)
 
     def rollout_ended(
         self, state: Any, f: RecordedFollower, progress: Progress, begun: int, found: dict[str, Any]
     ) -> None:
-        """Ask about what an on-policy follower just did, and pay what that owes it, before it learns from it.
+        """Ask about an on-policy follower's new rollout, and add its credit, before it learns from the rollout.
 
         Args:
             state: the state.
-            f: the follower that is observed.
-            progress: before this iteration.
-            begun: the recorder's steps then.
+            f: the observed follower.
+            progress: progress before this iteration.
+            begun: number of recorded steps before this iteration.
             found: SB3's local variables.
         """
         model: Any = f.follower.model
@@ -258,13 +280,13 @@ class PreferenceMethod(Method):
         self.collect(state)
         credit = self.credit(state, steps - rollout, steps)
         if credit is not None:
-            scaling = model.get_vec_normalize_env()  # the rollout's rewards are scaled by it, and clipped
+            scaling = model.get_vec_normalize_env()  # it scaled and clipped the rollout's rewards
             scaled = credit if scaling is None else scaling.normalize_reward(credit)
             model.rollout_buffer.rewards += scaled.astype(np.float32)
             model.rollout_buffer.compute_returns_and_advantage(last_values=found["values"], dones=found["dones"])
 
     def due(self, state: Any, progress: Progress, done: float = 1.0) -> int:
-        """Questions that are due after this share of the iteration and have not been asked."""
+        """Return the number of questions due after this share of the iteration and not asked yet."""
         config, early = self.config, self.config.early
         soon = state.num_timesteps + done * len(state.followers) * config.follower_steps
         share = min(1.0, soon / max(1, progress.total))
@@ -273,18 +295,18 @@ class PreferenceMethod(Method):
         return due - int(state.asked)
 
     def ask(self, state: Any, n: int, since: int) -> None:
-        """Ask ``n`` questions, as far as they are allowed, about segments recorded from step ``since`` on."""
+        """Ask up to ``n`` questions about segments recorded from step ``since`` on."""
         n = state.asking.allowed(n)
         if n > 0:
             recorder = state.followers[self.observed].recorder
             state.asking.ask(self.config.fragmenter.pairs(recorder, state.model, n, since, state.rng))
 
     def collect(self, state: Any) -> int:
-        """Take the answers that have come; how many."""
+        """Take the answers that have arrived; return their number."""
         return int(state.asking.collect())
 
     def fit(self, state: Any, epochs: int, since: dict[str, int] | None, progress: Progress) -> Fit:
-        """Fit r_x, and standardise what is paid by the newest steps; without ``since`` by the answers alone."""
+        """Fit r_x, and normalise the paid reward on the newest steps; without ``since`` fit to the answers only."""
         with state.generators.active():
             further = None if since is None else self.further(state, since, progress)
             fit: Fit = state.trainer.fit(state.buffer, epochs, further)
@@ -299,7 +321,7 @@ class PreferenceMethod(Method):
     # --- evaluation -------------------------------------------------------------------------------------------------
 
     def evaluate(self, state: Any, x: Tensor, iteration: int) -> PreferenceEvaluation:
-        """The record of the learned reward; what a fresh follower's training and the episodes cost is not counted."""
+        """Evaluate the learned reward; the steps of evaluation are not counted in ``steps``."""
         mdp, short, short_y, cost = self.worlds.true_mdp(), None, None, {}
         if mdp is not None:
             pi = best_policy(mdp, self.table(state, mdp))
@@ -309,7 +331,7 @@ class PreferenceMethod(Method):
             short, short_y = regret(mdp, pi), regret(mdp, pi_y / pi_y.sum(-1, keepdim=True))
         else:
             returns, spent = self.true_returns(state)
-            # Followers differ by more than their episodes do.
+            # The spread between followers is larger than that between episodes.
             each = returns.mean(1) if len(returns) > 1 else returns[0]
             mean, stderr = (
                 float(each.mean()),
@@ -324,9 +346,9 @@ class PreferenceMethod(Method):
         return PreferenceEvaluation(**parts)
 
     def true_returns(self, state: Any) -> tuple[NDArray[np.float64], int]:
-        """Undiscounted true returns of the followers that are judged, ``[followers, episodes]``, and the steps that it took.
+        """Return the undiscounted true returns of the evaluated followers, ``[followers, episodes]``, and the steps spent.
 
-        Those trained afresh, and the episodes, are other ones at each call.
+        Each call trains new followers, with new seeds, and plays new episodes.
         """
         config, worlds, spent, returns = self.config, self.worlds, 0, []
         rng = np.random.default_rng([state.seeds[1], state.evaluations])
@@ -373,42 +395,42 @@ class PreferenceMethod(Method):
     def stand(self, state: Any, place: Any, path: Path) -> None:
         if place is not None and not all([f.stand(place[role]) for role, f in state.followers.items()]):
             warnings.warn(
-                f"{path}: the world keeps its state to itself, so that new episodes begin: what is learned from here on is not, "
-                "to the bit, what the run would have learned that was not interrupted",
+                f"{path}: the environment's state cannot be restored, so new episodes begin: from here on the results are not, "
+                "to the bit, those of an uninterrupted run",
                 stacklevel=4,
             )
 
     def loaded(self, state: Any, replay: bool, path: Path) -> None:
         state.x = weights(state.model)
-        require(bool(torch.isfinite(state.x).all()), "x", "finite numbers", "others")
+        require(bool(torch.isfinite(state.x).all()), "x", "finite numbers", "NaN or infinite ones")
         for f in state.followers.values():
             f.follower.replay_read(replay and state.begun)
 
 
 class PreferenceLeader(Leader):
-    """A leader that learns a reward from preferences while a follower learns from that reward, by its ``method_class``.
+    """A leader that learns a reward from preferences, while followers learn from that reward, by its ``method_class``.
 
-    x is the reward model's weights, flat, float64. Of a learned reward nothing but the last is kept: ``evaluate`` is of that, a
+    x is the reward model's weights, flat, float64. Only the latest reward is kept: ``evaluate`` returns its
     ``PreferenceEvaluation``, and ``history`` stays empty.
 
-    A file, with ``replay=True``, also holds what was recorded and the place in the episodes. Then learning on is to the bit,
-    where the world is one of the library's native simulators and the labeller one that answers at once; in other worlds it
-    begins new episodes. True rewards are not stored; a follower, a net or a labeller of one's own has to be given again, as
-    ``load(path, follower, env, labeller, net, checkpoint)``: a labeller that goes on with a preference file brings its pairs,
-    else the file's are taken, and ``checkpoint`` is the config's.
+    A file written with ``replay=True`` also holds the recorded steps and the place in the episodes. Then learning continues
+    exactly, bit by bit, in the library's native simulators with a labeller that answers immediately; other environments begin
+    new episodes. True rewards are not stored. Your own follower, net or labeller must be given again, as
+    ``load(path, follower, env, labeller, net, checkpoint)``. A labeller that continues a preference file brings its own pairs,
+    otherwise the file's are used; ``checkpoint`` is the config's.
 
     Attributes:
         model: the reward model.
         buffer: labelled pairs.
         pending: open queries, by number.
-        asked: queries so far.
-        followers: all that are trained, by role.
+        asked: number of queries so far.
+        followers: all trained followers, by role.
 
     Raises:
-        ValueError: no environment or follower that can be used, a config of another kind, a labeller that is none.
-        TimeoutError: in ``learn``, a labeller that has answered nothing within ``config.patience`` seconds.
-        RewardExplodedError: in ``learn``, a reward model whose output explodes; the leader, and ``config.checkpoint`` if that is
-            set, hold its last good state.
+        ValueError: the environment, the follower, the config or the labeller does not fit.
+        TimeoutError: in ``learn``, the labeller has answered nothing within ``config.patience`` seconds.
+        RewardExplodedError: in ``learn``, the reward model's output explodes. The leader, and ``config.checkpoint`` if set, hold
+            the last good state.
     """
 
     method_class: ClassVar[type[Any]] = PreferenceMethod
@@ -430,7 +452,7 @@ class PreferenceLeader(Leader):
 
     @property
     def best_response(self) -> RecordedFollower:
-        """What is paid r_x."""
+        """The follower that is paid r_x."""
         return self.state.followers["best_response"]  # type: ignore[no-any-return]
 
     @property
@@ -448,11 +470,11 @@ class PreferenceLeader(Leader):
         return self.follower.venv
 
     def true_returns(self) -> NDArray[np.float64]:
-        """Undiscounted true returns of the followers that ``evaluate`` judges, ``[followers, episodes]``."""
+        """Return undiscounted true returns of the followers that ``evaluate`` evaluates, ``[followers, episodes]``."""
         return self.method.true_returns(self.state)[0]  # type: ignore[no-any-return]
 
     def evaluate(self) -> PreferenceEvaluation:
-        """The record of the learned reward; what a fresh follower's training and the episodes cost is not counted."""
+        """Evaluate the learned reward; the steps of evaluation are not counted in ``steps``."""
         return super().evaluate()  # type: ignore[no-any-return]
 
     @classmethod
@@ -462,9 +484,9 @@ class PreferenceLeader(Leader):
         own = arguments.pop("own_net")
         require(own == (net is not None), "net", "the net of the config, if it had one", repr(net))
         config = replace(arguments["config"], net=net, checkpoint=checkpoint)
-        return dict(labeller=labeller, **(arguments | {"config": config}))  # a file that names a labeller is refused
+        return dict(labeller=labeller, **(arguments | {"config": config}))  # fails if a file names a labeller
 
 
 def weights(model: RewardModel) -> Tensor:
-    """x: the weights of a reward model, flat, float64."""
+    """Return x: the weights of a reward model, flat, float64."""
     return torch.cat([p.detach().double().cpu().flatten() for p in model.parameters()])

@@ -1,20 +1,20 @@
-"""A page on which a person answers the queries of a preference file: two segments side by side as moving pictures.
+"""A web page on which a person answers the queries of a preference file: two segments side by side as animations.
 
     python -m bilevel_gym.agents.preferences.page FILE [--port N] [--no-browser]
 
-It opens the file as a trainer does (``files.PreferenceLog``), shows the oldest open query, appends each answer at once and
-follows what trainers append meanwhile. The file is all its state: a reload or a restart loses nothing.
+It opens the file as a trainer does (``files.PreferenceLog``), shows the oldest open query, appends each answer at once and reads
+what trainers append meanwhile. The file holds all state: nothing is lost by a reload or a restart.
 
     GET   /                                  the page
-    GET   /state                             the world, the file, how many queries are answered and open, the oldest open one
+    GET   /state                             environment, file, numbers of answered and open queries, the oldest open query
     GET   /query[?before=N]                  that and the oldest open query; or the one answered before N (``last``: the last)
     GET   /pictures?id=N&check=C&side=left   its pictures: bytes, [steps, height, width, channels]
-    POST  /answer {"id", "check", "label"}   append an answer; ``check`` tells that the query is the one that was shown
+    POST  /answer {"id", "check", "label"}   append an answer; ``check`` shows that it belongs to the query on the page
 
-What cannot be done is answered as ``{"error": text}``. The server is the standard library's: one person, one file and five
-addresses need no framework. It listens on 127.0.0.1 alone, and no page from elsewhere can read from it or answer for the person:
-a request has to name this host, which one through a foreign name that leads here does not; answers have to be
-``application/json``, which browsers send to another site only if it agrees, and this one never does; and no page may frame it.
+Errors are returned as ``{"error": text}``. The server is the standard library's: one person, one file and five addresses need no
+framework. It listens on 127.0.0.1 only, and no other page can read from it or answer for the person: a request must name this
+host, which a foreign name that resolves to it does not; answers must be ``application/json``, which browsers send to another site
+only with its consent, which this one never gives; and no page may frame it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from .views import pictures, view
 
 HOST, PORT, JSON = "127.0.0.1", 8731, "application/json"
 LONGEST_ANSWER = 4096
-"""Bytes of an answer beyond which it is refused."""
+"""Maximum size of an answer in bytes."""
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
@@ -55,7 +55,7 @@ HEADERS = {
 
 
 class RefusedError(Exception):
-    """A request that cannot be answered: the status to answer it with, and why."""
+    """A request that cannot be answered, with the HTTP status and the reason."""
 
 
 def refuse_unless(condition: bool, status: HTTPStatus, message: str) -> None:
@@ -66,7 +66,7 @@ def refuse_unless(condition: bool, status: HTTPStatus, message: str) -> None:
 
 @contextmanager
 def refusing(status: HTTPStatus, said: str = "") -> Iterator[None]:
-    """Turn what a file or a value that is wrong raises into a :class:`RefusedError`."""
+    """Turn an error from a bad file or value into a :class:`RefusedError`."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -81,20 +81,20 @@ def _number(text: str) -> int:
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves the page of one preference file; what reads or writes that is for one thread at a time, under ``lock``.
+    """A server of the page of one preference file; one thread at a time uses the file, under ``lock``.
 
     Args:
         path: the file.
-        port: where; 0 for any that is free.
+        port: the port; 0 for any free one.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file that is no preference file.
-        OSError: a port that is taken.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is no preference file.
+        OSError: the port is taken.
     """
 
     daemon_threads = True
-    allow_reuse_address = os.name != "nt"  # there, it would let two servers have one port
+    allow_reuse_address = os.name != "nt"  # on Windows two servers could then share a port
 
     def __init__(self, path: str | Path, port: int = PORT) -> None:
         self._log = PreferenceLog(path)
@@ -104,29 +104,29 @@ class PageServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The address of the page."""
         return f"http://{HOST}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say what went wrong, unless it is that the browser went away."""
+        """Report an error, unless the browser closed the connection."""
         if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
 
     # --- the file -------------------------------------------------------------------------------------------------
 
     def _follow(self) -> None:
-        """Read what others appended; a file that was replaced by another is opened anew."""
+        """Read what others appended; open the file again if it was replaced."""
         with refusing(HTTPStatus.SERVICE_UNAVAILABLE, "The file cannot be read. "):
             if self._log.replaced:
                 self._log = PreferenceLog(self._log.path)
             self._log.refresh()
 
     def _check(self, number: int) -> str:
-        """What tells a query from another of the same number: its checksum."""
+        """Return a query's checksum, which tells it from another query of the same number."""
         return f"{self._log.contents.places[number][2]:08x}"
 
     def state(self) -> dict[str, Any]:
-        """The world, the file, how many queries are answered and open, and the oldest open one or None."""
+        """Return the environment, the file, the numbers of answered and open queries, and the oldest open query or None."""
         self._follow()
         contents = self._log.contents
         pending = list(contents.pending)
@@ -139,13 +139,13 @@ class PageServer(ThreadingHTTPServer):
         }
 
     def query(self, before: str | None = None) -> dict[str, Any]:
-        """:meth:`state` and, as ``query``, what to show: the oldest open query, or None.
+        """Return :meth:`state` and, as ``query``, the query to show: the oldest open one, or None.
 
         Args:
-            before: the number of a query, for the one that was answered before it; ``last`` for the last answered.
+            before: the number of a query, to return the one answered before it; ``last`` for the last answered one.
 
         Raises:
-            RefusedError: nothing was answered before that.
+            RefusedError: no query was answered before that one.
         """
         state, contents = self.state(), self._log.contents
         shown = state["next"]
@@ -161,10 +161,10 @@ class PageServer(ThreadingHTTPServer):
         return state | {"query": shown}
 
     def pictures(self, number: int, check: str, side: str) -> bytes:
-        """The pictures of one side of a query, as bytes.
+        """Return the pictures of one side of a query, as bytes.
 
         Raises:
-            RefusedError: no such query, side or picture.
+            RefusedError: the query, side or picture does not exist.
         """
         self._require(number, check)
         both = pictures(self._log.pair(number))
@@ -173,10 +173,10 @@ class PageServer(ThreadingHTTPServer):
         return both[side == "right"].tobytes()
 
     def answer(self, number: int, check: str, label: object) -> dict[str, Any]:
-        """Append an answer, which replaces an earlier one, and return :meth:`state`.
+        """Append an answer, which replaces an earlier one to the same query, and return :meth:`state`.
 
         Raises:
-            RefusedError: no such query, no label, or a file that cannot be written to.
+            RefusedError: the query does not exist, the label is invalid, or the file cannot be written.
         """
         with refusing(HTTPStatus.BAD_REQUEST):
             known = check_label(label)
@@ -190,12 +190,12 @@ class PageServer(ThreadingHTTPServer):
         known = number in self._log.contents.pairs
         refuse_unless(known, HTTPStatus.NOT_FOUND, f"There is no question {number} in the file.")
         same = check == self._check(number)
-        refuse_unless(same, HTTPStatus.CONFLICT, f"Question {number} is another by now: the file was replaced.")
+        refuse_unless(same, HTTPStatus.CONFLICT, f"Question {number} has changed, since the file was replaced.")
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: PageServer
-    timeout = 30  # seconds for a browser that stops in the middle of a request
+    timeout = 30  # seconds to wait for a browser that stops in the middle of a request
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
@@ -212,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
         known = int(length) if length.isascii() and length.isdigit() else -1
-        body = self.rfile.read(min(max(known, 0), 16 * LONGEST_ANSWER))  # else the browser may miss why it is refused
+        body = self.rfile.read(min(max(known, 0), 16 * LONGEST_ANSWER))  # or the browser may not see the reason
         self._answer(JSON, partial(self._post, known, body) if urlsplit(self.path).path == "/answer" else None)
 
     def _post(self, length: int, body: bytes) -> dict[str, Any]:
@@ -230,10 +230,10 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.answer(number, check, given.get("label"))
 
     def _answer(self, kind: str, make: Callable[[], Any] | None) -> None:
-        """Send what is made under the lock, or why it is refused; without ``make`` there is nothing at the address."""
+        """Send the result of ``make``, called under the lock, or why it failed; ``make`` is None for an unknown address."""
         status = HTTPStatus.OK
         try:
-            # A page from elsewhere cannot name this host, nor say that it is from here.
+            # Another page can neither name this host nor claim to be this page.
             port = self.server.server_port
             own = {f"{name}:{port}" for name in (HOST, "localhost")} | ({HOST, "localhost"} if port == 80 else set())
             host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
@@ -255,16 +255,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing of requests: the page says what matters."""
+        """Do not log requests: the page shows what matters."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve the page until it is interrupted; the exit status."""
+    """Serve the page until interrupted; return the exit status."""
     described = "Answer the queries of a preference file on a page in the browser."
     parser = argparse.ArgumentParser("python -m bilevel_gym.agents.preferences.page", description=described)
-    parser.add_argument("file", help="the preference file that a trainer asks in")
-    parser.add_argument("--port", type=int, default=PORT, help=f"where to listen; 0: any free port (default: {PORT})")
-    parser.add_argument("--no-browser", action="store_true", help="do not open a browser, only say the address")
+    parser.add_argument("file", help="the preference file of a trainer")
+    parser.add_argument("--port", type=int, default=PORT, help=f"port to listen on; 0: any free port (default: {PORT})")
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser, only print the address")
     given = parser.parse_args(argv)
     if not 0 <= given.port <= 65535:
         parser.error(f"--port: expected a number from 0 to 65535, got {given.port}")
@@ -274,14 +274,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             server = PageServer(given.file, given.port)
     except (OSError, ValueError) as error:
         taken = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES) and not error.filename
-        where = f"port {given.port} is taken or not allowed: name another with --port, or 0 for any that is free"
+        where = f"port {given.port} is taken or not allowed: choose another with --port, or 0 for any free one"
         print(where if taken else error, file=sys.stderr)
         return 2
     for warning in said:
         print(warning.message, file=sys.stderr)
     state = server.state()
     print(f"{state['env']}: {state['open']} questions open, {state['answered']} answered. Label at {server.url}")
-    print("Every answer is saved as it is given; Ctrl-C ends.", flush=True)
+    print("Every answer is saved at once; stop with Ctrl-C.", flush=True)
     if not given.no_browser:
         threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
     try:

@@ -1,13 +1,13 @@
-r"""A follower that plans: SB3's rollouts, but in place of a gradient step the answer of a tabular oracle.
+r"""A follower that plans: it plays SB3's rollouts, but instead of gradient steps it takes the answer of a tabular oracle.
 
-Its world's model P is known. The reward is what it is paid: the whole table of the learned one, and what its rollout was paid
-beside (a penalised follower's part of the leader's loss), the mean over visits,
+The model P of its environment is known. Its reward is what it is paid: the whole table of the learned reward plus, as a mean over
+visits, any additional reward of its rollout (a penalised follower's share of the leader's loss),
 
     r(s,a) = r_x(s,a) + mean over this rollout's visits of (paid - r_x(s,a))
 
-Its policy is the oracle's answer to the MDP of r at temperature tau, begun at the policy it has: the exact soft best response
-by ``SoftPolicyIteration``, a policy that moves one step towards it by ``MirrorDescent`` with one iteration. What sampling is
-left decides which segments are recorded, so that a comparison of methods is one of the methods alone.
+Its policy is the oracle's answer to the MDP with reward r at temperature tau, starting at its current policy: the exact soft best
+response with ``SoftPolicyIteration``, or one step towards it with ``MirrorDescent`` and one iteration. Sampling then only decides
+which segments are recorded, so that a comparison of methods depends on the methods alone.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from ...wrappers import LearnedReward, VectorEnvAdapter
 from ..followers.oracles import Oracle, OracleAnswer, SoftPolicyIteration
 
 RARE = -30.0
-"""Logits are at least this."""
+"""Smallest logit."""
 
 
 class Planner(A2C):
-    """An SB3 model that plans in a tabular world whose reward is learned.
+    """An SB3 model that plans in a tabular environment whose reward is learned.
 
     Args:
         policy: "MlpPolicy".
-        env: copies of a native tabular environment under a ``LearnedReward``, as preference learners make them.
-        oracle: what answers; None takes ``SoftPolicyIteration()``.
-        tau: temperature, positive, in the unit of the paid reward.
-        kwargs: more of A2C's, e.g. ``n_steps`` of a rollout and ``seed``.
+        env: parallel native tabular environments under a ``LearnedReward``, as preference leaders make them.
+        oracle: the solver; None takes ``SoftPolicyIteration()``.
+        tau: temperature, positive, in units of the paid reward.
+        kwargs: further arguments of ``A2C``, e.g. ``n_steps`` per rollout and ``seed``.
 
     Raises:
-        ValueError: another world, a temperature that is not positive, an oracle without ``solve``.
+        ValueError: the environment is another one, ``tau`` is not positive, or the oracle has no ``solve``.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class Planner(A2C):
         self.tau = check_tau(tau, positive=True)
         settings: dict[str, Any] = {"policy_kwargs": {"net_arch": []}, "device": "cpu"} | kwargs
         self._paid: Any = env
-        if env is None:  # SB3 reads one back to act with
+        if env is None:  # SB3 loads a model to act without one
             super().__init__(policy, env, **settings)  # type: ignore[arg-type]
             return
         inner = env.unwrapped
         problem: Any = getattr(inner.env, "problem", None) if isinstance(inner, VectorEnvAdapter) else None
         fits = isinstance(env, LearnedReward) and isinstance(problem, TabularProblem) and problem.context_probs is None
-        require(fits, "env", "a native tabular world, without contexts, under a LearnedReward", repr(env))
+        require(fits, "env", "a native tabular environment, without contexts, under a LearnedReward", repr(env))
         self._mdp: TabularMDP = problem.follower_mdp(problem.start_x()).detach()
         super().__init__(policy, env, **({"gamma": self._mdp.gamma} | settings))
-        with torch.no_grad():  # a critic that stays 0: where an episode is cut, SB3 adds its value to what was paid
+        with torch.no_grad():  # a critic that stays 0, since SB3 adds its value to the reward where an episode is cut
             for parameter in self.policy.value_net.parameters():
                 parameter.zero_()
 
@@ -68,18 +68,18 @@ class Planner(A2C):
         return [*super()._excluded_save_params(), "_paid", "_mdp"]
 
     def table(self) -> Tensor:
-        """Its policy, ``[S, A]``."""
+        """The current policy, ``[S, A]``."""
         net: Any = self.policy.action_net
         return torch.softmax((net.weight.T + net.bias).detach().double(), -1)
 
     def occupancy(self) -> Tensor:
-        """Its policy's exact discounted occupancy, ``[S, A]``, of sum 1."""
+        """Return the policy's exact discounted occupancy, ``[S, A]``, which sums to 1."""
         pi = self.table()
         return (1.0 - self._mdp.gamma) * visitation(self._mdp, pi).unsqueeze(-1) * pi
 
     def train(self) -> None:
-        """Take the oracle's answer as policy."""
-        # The reward is the learned one, and in cells that the rollout visited the mean of what it was paid there.
+        """Set the policy to the oracle's answer."""
+        # The reward is the learned one; in pairs that the rollout visited, it is the mean of what it was paid there.
         S, A = self._mdp.n_states, self._mdp.n_actions
         learned = np.asarray(self._paid.reward(np.repeat(np.arange(S), A), np.tile(np.arange(A), S)), dtype=np.float64)
         rollout = self.rollout_buffer

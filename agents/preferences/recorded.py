@@ -22,23 +22,23 @@ from .config import PreferenceConfig
 from .worlds import PreferenceWorlds
 
 _LAST = ("_last_obs", "_last_episode_starts", "_last_original_obs")
-"""What SB3's models keep of the last step."""
+"""SB3 attributes that hold the last step."""
 
 
 class RecordedFollower:
     """An SB3 follower that is paid a learned reward and whose steps are recorded.
 
     Args:
-        worlds: where it lives.
-        spec: the user's algorithm.
-        config: of the recorder.
-        seed: of the follower and its environments.
-        paying: from the recorder to what the follower is trained on.
+        worlds: its environment.
+        spec: the algorithm that the user gave.
+        config: settings of the recorder.
+        seed: seed of the follower and its environments.
+        paying: makes the follower's training environment from the recorder.
 
     Attributes:
-        recorder: below the learned reward, so that it sees the true one.
+        recorder: the recorder, inside the learned reward, so that it sees the true one.
         follower: the follower.
-        begun: the recorder's steps when training first began; the replay buffer's first transition.
+        begun: number of recorded steps when training first began, where the replay buffer starts.
     """
 
     def __init__(
@@ -56,21 +56,21 @@ class RecordedFollower:
 
     @property
     def on_policy(self) -> bool:
-        """Whether it learns from whole rollouts of its own."""
+        """Whether the algorithm is on-policy and learns from whole rollouts."""
         return isinstance(self.follower.model, OnPolicyAlgorithm)
 
     @property
     def replay(self) -> ReplayBuffer | None:
-        """Its replay buffer, if it has a plain one."""
+        """The replay buffer, if it is a plain one, else None."""
         held = getattr(self.follower.model, "replay_buffer", None)
         return held if isinstance(held, ReplayBuffer) else None
 
     def train(self, steps: int, planned: int, rollout_ended: Callable[[dict[str, Any]], None] | None) -> int:
-        """Train for at least ``steps`` of about ``planned`` steps in all, within the episodes that go on; the steps spent.
+        """Train for at least ``steps`` of about ``planned`` total steps, continuing the episodes; return the steps spent.
 
         Args:
-            steps: environment steps asked for.
-            planned: over which the model's own schedules run.
+            steps: environment steps to train for.
+            planned: total steps over which the model's own schedules run.
             rollout_ended: called with SB3's local variables at the end of each rollout of an on-policy algorithm.
         """
         self.begun = self.recorder.steps if self.begun is None else self.begun
@@ -78,11 +78,11 @@ class RecordedFollower:
         return self.follower.train(steps, planned, callback, fresh_episodes=False)
 
     def relabel(self, reward: RewardFunction, credit: Callable[[int, int], NDArray[np.float64] | None]) -> None:
-        """Pay for every transition of the replay buffer what it is worth now.
+        """Update the rewards of all transitions in the replay buffer.
 
         Args:
             reward: the learned reward.
-            credit: what is added to the reward of the recorder's steps ``[first, last)``, ``[last - first, n]``, or None.
+            credit: returns the additional reward of the recorded steps ``[first, last)``, ``[last - first, n]``, or None.
         """
         buffer = self.replay
         if buffer is None or self.begun is None or buffer.size() == 0:
@@ -100,15 +100,15 @@ class RecordedFollower:
     # --- files ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The follower's, apart from where it stands (:meth:`place`)."""
+        """Return the follower's state, except its place in the episodes (:meth:`place`)."""
         return self.follower.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Load what :meth:`state_dict` returned."""
         self.follower.load_state_dict(state)
 
     def arrays(self, whole: bool = False) -> dict[str, NDArray[Any]]:
-        """What was recorded and replayed, by name; ``whole``: to be read into."""
+        """Return the recorded and replayed arrays by name; ``whole`` returns whole arrays, to read into."""
         replay = self.follower.replay_arrays(whole)
         return {
             **{f"recorder.{name}": array for name, array in self.recorder.arrays(whole).items()},
@@ -116,7 +116,7 @@ class RecordedFollower:
         }
 
     def place(self) -> dict[str, Any]:
-        """Where the follower stands in its episodes, and where it was: with :meth:`arrays` all that it goes on from."""
+        """Return the follower's place in its episodes; with :meth:`arrays` it is all that training continues from."""
         model, world = self.follower.model, self.recorder.unwrapped
         scaling = model.get_vec_normalize_env()
         return {
@@ -126,11 +126,11 @@ class RecordedFollower:
             "last": [getattr(model, name, None) for name in _LAST],
             "memory": getattr(model, "_last_lstm_states", None),
             "returns": None if scaling is None else scaling.returns,
-            "exploration": model.action_space.np_random.bit_generator.state,  # of SB3's random actions
+            "exploration": model.action_space.np_random.bit_generator.state,  # for SB3's random actions
         }
 
     def stand(self, place: dict[str, Any]) -> bool:
-        """Go on from a :meth:`place`; False where the world cannot, and episodes begin anew."""
+        """Continue from a :meth:`place`; returns False, and begins new episodes, where the environment cannot."""
         self.begun = None if place["begun"] is None else int(place["begun"])
         self.recorder.reset()
         self.recorder.restore(place["recorder"])
@@ -155,7 +155,7 @@ class RecordedFollower:
 
 
 class _RolloutEnd(BaseCallback):
-    """Calls a function with SB3's local variables at the end of each rollout."""
+    """A callback that calls a function with SB3's local variables at the end of each rollout."""
 
     def __init__(self, function: Callable[[dict[str, Any]], None]) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Reward models r_x(s, a): a multi-layer perceptron, the paper's convolutional net, ensembles of any net.
+"""Reward models r_x(s, a): a multi-layer perceptron, the paper's convolutional network, and ensembles of any network.
 
-A net is a torch module ``(obs [B, ...], actions [B, ...]) -> [B]``; observations and actions come as the environment has them.
-:class:`RewardModel` makes of one or several a reward that is paid: the mean of its members, shifted and scaled to the unit that
-followers are used to.
+A net is a torch module ``(obs [B, ...], actions [B, ...]) -> [B]``; observations and actions are those of the environment.
+:class:`RewardModel` turns one or several nets into a reward to pay: the mean of its members, shifted and scaled to the unit that
+followers expect.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ...envs.mdp.checks import check_number, check_size, require
 from ...wrappers import Segment
 
 NUMBERS = 2**24
-"""Numbers in the observations that are worked on at a time where no gradient is asked for: the memory that this takes."""
+"""Numbers in the observations per batch where no gradient is needed, which bounds the memory."""
 _SMALLEST = 36
-"""Rows and columns of the smallest image that :class:`ConvReward` takes."""
+"""Smallest number of rows and columns of an image for :class:`ConvReward`."""
 RewardNet = Callable[[gym.Space[Any], gym.Space[Any]], nn.Module]
-"""What builds one net for an observation space and an action space."""
+"""A function that builds a net from an observation space and an action space."""
 
 
 def _n_outputs(action_space: gym.Space[Any]) -> int:
@@ -34,24 +34,24 @@ def _n_outputs(action_space: gym.Space[Any]) -> int:
 
 
 def _of_action(values: Tensor, actions: Tensor) -> Tensor:
-    """``[B]`` of ``[B, A]``: the column of the action taken, or the only one."""
+    """Select the output of the action taken, ``[B]`` from ``[B, A]``; a single output is taken as it is."""
     if values.shape[-1] == 1:
         return values[..., 0]
     return values.gather(-1, actions.long().reshape(-1, 1))[..., 0]
 
 
 class MLPReward(nn.Module):
-    """A perceptron on the flattened observation, one output an action; actions that are no single choice join the observation.
+    """A perceptron on the flattened observation, with one output per discrete action; other actions are inputs.
 
     Args:
-        observation_space: Box, Discrete (seen one-hot), MultiDiscrete or MultiBinary.
-        action_space: Discrete, Box (seen scaled to [-1, 1] where it is bounded), MultiDiscrete (seen one-hot) or MultiBinary.
-        hidden: widths of the hidden layers; empty for a linear reward, in a Discrete world a table.
+        observation_space: Box, Discrete (one-hot), MultiDiscrete or MultiBinary.
+        action_space: Discrete, Box (scaled to [-1, 1] where bounded), MultiDiscrete (one-hot) or MultiBinary.
+        hidden: sizes of the hidden layers; empty for a linear reward, which is a table where all is Discrete.
 
-    Inputs from a Box are standardised by the moments that :meth:`fit_inputs` was given.
+    Inputs from a Box are standardised by the moments given to :meth:`fit_inputs`.
 
     Raises:
-        ValueError: other spaces.
+        ValueError: a space is of another kind.
     """
 
     mean: Tensor
@@ -63,13 +63,14 @@ class MLPReward(nn.Module):
         super().__init__()
         seen = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
         for name, space in (("observation_space", observation_space), ("action_space", action_space)):
-            require(isinstance(space, seen), name, "no Dict or Tuple", repr(space))
+            way_out = " (gymnasium.wrappers.FlattenObservation makes a Box)" if name == "observation_space" else ""
+            require(isinstance(space, seen), name, f"no Dict or Tuple{way_out}", repr(space))
         self.observation_space, self.action_space = observation_space, action_space
-        # The net sees the observation's numbers, then those of a continuous action, each shifted and scaled.
+        # The inputs are the observation's numbers, then those of a continuous action, each shifted and scaled.
         width = get_flattened_obs_dim(observation_space)
         mean, std = torch.zeros(width), torch.ones(width)
         if isinstance(action_space, gym.spaces.Box):
-            # in float64, where the sum of two of float32's largest numbers is finite
+            # in float64, where the sum of two largest float32 numbers is finite
             low, high = (
                 torch.as_tensor(end, dtype=torch.float64).flatten() for end in (action_space.low, action_space.high)
             )
@@ -81,6 +82,7 @@ class MLPReward(nn.Module):
             mean, std = torch.cat([mean, torch.zeros(width)]), torch.cat([std, torch.ones(width)])
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+        self.width = len(mean)
         widths = [check_size(n, "hidden") for n in hidden]
         self.layers = nn.Sequential(*create_mlp(len(mean), _n_outputs(action_space), widths, nn.LeakyReLU))
 
@@ -89,7 +91,7 @@ class MLPReward(nn.Module):
         return seen.flatten(1).to(self.layers[-1].weight.dtype)  # type: ignore[no-any-return]
 
     def fit_inputs(self, obs: Tensor) -> None:
-        """Standardise by the moments of these observations, ``[B, ...]``; once, before anything is learned."""
+        """Set the standardisation from these observations, ``[B, ...]``; call it once, before training."""
         if isinstance(self.observation_space, gym.spaces.Box):
             features = self._features(obs)
             n = features.shape[1]
@@ -108,10 +110,10 @@ class MLPReward(nn.Module):
 def convolutions(
     observation_space: gym.Space[Any], least: int, layers: Sequence[tuple[int, int, int]], activation: nn.Module
 ) -> tuple[nn.Sequential, int]:
-    """A net of convolutions, each a kernel, a stride and filters, flattened; and how many numbers it gives.
+    """Return convolutions given as (kernel, stride, filters), flattened, and the number of outputs.
 
     Raises:
-        ValueError: no images, channels first, of ``least`` rows and columns or more.
+        ValueError: not images, channels first, with at least ``least`` rows and columns.
     """
     shape = observation_space.shape or ()
     image = isinstance(observation_space, gym.spaces.Box) and len(shape) == 3 and min(shape[1:]) >= least
@@ -126,17 +128,18 @@ def convolutions(
 
 
 class ConvReward(nn.Module):
-    """The paper's net for images: convolutions 7, 5, 3, 3, strides 3, 2, 1, 1, 16 filters, 64 units, dropout 0.5, |A| outputs.
+    """The paper's network for images: convolutions 7, 5, 3, 3, strides 3, 2, 1, 1, 16 filters, 64 units, dropout 0.5.
 
-    The paper's section 6.2 as remembered, unverified; the activation is that of Christiano et al. (2017).
+    The sizes are our default, meant as those of the paper's section 6.2 (unverified); the activation is that of Christiano et
+    al. (2017).
 
     Args:
         observation_space: Box of images, channels first.
         action_space: Discrete.
-        dropout: share of the units before the last layer that is dropped in training.
+        dropout: dropout probability before the last layer.
 
     Raises:
-        ValueError: other spaces, or images too small.
+        ValueError: the space is not of images, or they are too small.
     """
 
     def __init__(self, observation_space: gym.Space[Any], action_space: gym.Space[Any], dropout: float = 0.5) -> None:
@@ -149,7 +152,7 @@ class ConvReward(nn.Module):
         self.head = nn.Sequential(
             nn.Linear(width, 64), nn.LeakyReLU(0.01), nn.Dropout(dropout), nn.Linear(64, _n_outputs(action_space))
         )
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # about half the time on a CPU
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # halves the time on a CPU
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         seen = preprocess_obs(obs.contiguous(memory_format=torch.channels_last), self.observation_space)
@@ -157,7 +160,7 @@ class ConvReward(nn.Module):
 
 
 def default_net(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> nn.Module:
-    """:class:`ConvReward` for images with channels first that it takes, where actions are Discrete; else :class:`MLPReward`."""
+    """Build a :class:`ConvReward` for images it can take, channels first, and Discrete actions; else an :class:`MLPReward`."""
     shape = observation_space.shape or ()
     images = isinstance(observation_space, gym.spaces.Box) and len(shape) == 3 and min(shape[1:]) >= _SMALLEST
     convolved = images and isinstance(action_space, gym.spaces.Discrete)
@@ -165,19 +168,19 @@ def default_net(observation_space: gym.Space[Any], action_space: gym.Space[Any])
 
 
 class RewardModel(nn.Module):
-    """One net or an ensemble as the reward that a follower is paid, ``(mean over members of r_x - shift) / scale``.
+    """A net or an ensemble as the reward that a follower is paid, ``(mean over members of r_x - shift) / scale``.
 
     Args:
         members: the nets.
-        device: where it lives; "auto" takes a GPU if there is one.
+        device: device of the model; "auto", the default, takes a GPU if there is one.
 
     Attributes:
         members: the nets.
-        shift: what is subtracted, one number.
-        scale: what is divided by, one number.
+        shift: number to subtract.
+        scale: number to divide by.
 
     Raises:
-        ValueError: no member, or one that is no torch module.
+        ValueError: there is no member, or one is no torch module.
     """
 
     shift: Tensor
@@ -186,7 +189,7 @@ class RewardModel(nn.Module):
     def __init__(self, members: list[nn.Module], device: str = "auto") -> None:
         super().__init__()
         fits = len(members) >= 1 and all(isinstance(member, nn.Module) for member in members)
-        require(fits, "members", "one torch module or more", members)
+        require(fits, "members", "one or more torch modules", members)
         self.members = nn.ModuleList(members)
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
@@ -194,26 +197,31 @@ class RewardModel(nn.Module):
         self.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
     def tensor(self, values: NDArray[Any]) -> Tensor:
-        """An array on the model's device, float64 as float32."""
+        """Return an array as a tensor on the model's device, with float64 converted to float32."""
         found = torch.as_tensor(np.asarray(values))
         single = found.dtype == torch.float64 and self.scale.dtype == torch.float32
         return found.to(self.shift.device, torch.float32 if single else found.dtype)
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """Each member's r_x, not normalised, ``[M, B]``, differentiable in the weights."""
+        """Return each member's r_x, not normalised, ``[M, B]``, differentiable in the weights."""
         return torch.stack([member(obs, actions) for member in self.members])
 
     def returns(self, segments: Sequence[Segment]) -> Tensor:
-        """Each member's R_x of B segments of one length, ``[M, B]``."""
+        """Return each member's R_x of B segments of equal length, ``[M, B]``."""
         names = ("observations", "actions", "mask")
         obs, actions, mask = (self.tensor(np.stack([getattr(one, name) for one in segments])) for name in names)
         r = self(obs.flatten(0, 1), actions.flatten(0, 1)).reshape(-1, *mask.shape)
         return (r * mask).sum(-1)  # type: ignore[no-any-return]
 
+    def numbers(self, obs: NDArray[Any]) -> int:
+        """Return how many numbers a net computes with for observations ``[n, ...]``, at least; one-hot states count in full."""
+        width = max(int(getattr(member, "width", 1)) for member in self.members)
+        return max(1, obs.size, len(obs) * width)
+
     @torch.no_grad()
     def raw(self, obs: NDArray[Any], actions: NDArray[Any], batch: int = 8192) -> NDArray[np.float64]:
-        """r_x without dropout, mean over members, not normalised, ``[n]``; at most ``batch`` steps at a time."""
-        batch = max(1, min(batch, NUMBERS // max(1, int(np.prod(np.shape(obs)[1:])))))
+        """Return the mean r_x over members, without dropout and not normalised, ``[n]``, in batches of ``batch`` steps."""
+        batch = max(1, min(batch, NUMBERS // self.numbers(obs[:1])))
         held, parts = self.training, [np.zeros(0)]
         if held:
             self.eval()
@@ -225,20 +233,20 @@ class RewardModel(nn.Module):
         return np.concatenate(parts)
 
     def reward(self, obs: NDArray[Any], actions: NDArray[Any]) -> NDArray[np.float64]:
-        """What a follower is paid, ``[n]``, for observations and actions ``[n, ...]``."""
+        """Return the reward to pay, ``[n]``, for observations and actions ``[n, ...]``."""
         return (self.raw(obs, actions) - float(self.shift)) / float(self.scale)
 
     def fit_inputs(self, obs: NDArray[Any]) -> None:
-        """Let members that can (``fit_inputs``) standardise by the moments of these observations, ``[B, ...]``."""
+        """Let members with ``fit_inputs`` standardise by the moments of these observations, ``[B, ...]``."""
         for member in self.members:
             fit: Any = getattr(member, "fit_inputs", None)
             if fit is not None:
                 fit(self.tensor(obs))
 
     def normalise(self, obs: NDArray[Any], actions: NDArray[Any], centre: bool, unit: float = 1.0) -> None:
-        """Give the reward the standard deviation ``unit`` over these steps and, where ``centre``, the mean 0.
+        """Set shift and scale so that the reward has standard deviation ``unit`` over these steps and, if ``centre``, mean 0.
 
-        Centring is right only where no episode ends by itself: else the level of the reward means something.
+        Centring is right only where no episode terminates; otherwise the level of the reward matters.
         """
         values = self.raw(obs, actions)
         if len(values) == 0:

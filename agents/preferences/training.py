@@ -1,10 +1,10 @@
 r"""Fitting a reward model to labelled pairs, by the Bradley-Terry model (arXiv 2402.06886, 6.2; Christiano et al. 2017, eq. 1).
 
-    R_x(d)    = sum_t r_x(s_t, a_t)                            of a segment d; steps after an episode's end are worth nothing
+    R_x(d)    = sum_t r_x(s_t, a_t)                            of a segment d; steps after an episode's end count as 0
     P(d1 > d2) = sigmoid( R_x(d1) - R_x(d2) )
     loss      = - [ mu log P(d1 > d2) + (1 - mu) log P(d2 > d1) ],      mu = 1, 1/2, 0 for left, equal, right
 
-A labeller who errs at random in a share e of the answers is told by ``P' = (1 - e) P + e/2``.
+For a labeller who answers at random with probability e, use ``P' = (1 - e) P + e/2``.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from .labels import Preference, PreferenceBuffer
 from .reward_model import NUMBERS, RewardModel
 
 BOUND = 1e6
-"""A segment's learned return beyond this has exploded."""
+"""Largest learned return of a segment; beyond it the model has exploded."""
 
 
 class RewardExplodedError(RuntimeError):
-    """The reward model's output is not finite, or beyond every use; the model holds its last good state again."""
+    """The reward model's output is not finite or far too large; the model has been reset to its last good state."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How well a reward model explains labelled pairs, without dropout, mean over members and pairs.
+    """How well a reward model explains labelled pairs: means over members and pairs, without dropout.
 
     Attributes:
         cross_entropy: the loss, in nats.
@@ -46,14 +46,14 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How a reward model is fitted.
+    """Options for fitting a reward model.
 
     Attributes:
-        learning_rate: Adam's.
-        weight_decay: decoupled.
-        batch_size: pairs in a step.
-        error: share of answers taken to be random (see the module).
-        assessed: pairs by which a fit is judged, evenly spread over those held; None judges by all.
+        learning_rate: learning rate of Adam.
+        weight_decay: decoupled weight decay.
+        batch_size: number of pairs per step.
+        error: assumed share of random answers (see the module's docstring).
+        assessed: number of pairs to assess a fit on, evenly spaced; None takes all.
     """
 
     learning_rate: float = 1e-3
@@ -73,16 +73,16 @@ class FitConfig:
 
 
 def cross_entropy(R_left: Tensor, R_right: Tensor, mu: Tensor, error: float = 0.0) -> Tensor:
-    """The loss of each pair, ``[..., B]``, differentiable in the returns.
+    """Return the loss of each pair, ``[..., B]``, differentiable in the returns.
 
     Args:
         R_left: returns of the left segments, ``[..., B]``.
-        R_right: of the right ones.
-        mu: the share of the preference that goes to the left, ``[B]``.
-        error: share of answers that are random, in [0, 1).
+        R_right: returns of the right segments, ``[..., B]``.
+        mu: share of the preference for the left segment, ``[B]``.
+        error: assumed share of random answers, in [0, 1).
 
     Raises:
-        ValueError: an error outside [0, 1).
+        ValueError: ``error`` is outside [0, 1).
     """
     logit = R_left - R_right
     mu = mu.to(logit.dtype).expand_as(logit)
@@ -95,16 +95,16 @@ def cross_entropy(R_left: Tensor, R_right: Tensor, mu: Tensor, error: float = 0.
 
 
 def pair_losses(model: RewardModel, pairs: Sequence[Preference], error: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Each member's Bradley-Terry loss of each of B labelled pairs and the margin ``R_left - R_right``, both ``[M, B]``."""
+    """Return each member's Bradley-Terry loss of B labelled pairs and the margins ``R_left - R_right``, both ``[M, B]``."""
     R_left, R_right = (model.returns([getattr(p.pair, side) for p in pairs]) for side in ("left", "right"))
     return cross_entropy(R_left, R_right, model.tensor(np.array([p.mu for p in pairs])), error), R_left - R_right
 
 
 def _require_tame(values: Tensor) -> None:
-    if not bool((values.detach().abs() <= BOUND).all()):  # a NaN is not, either
+    if not bool((values.detach().abs() <= BOUND).all()):  # NaN fails this too
         raise RewardExplodedError(
             f"reward model: expected returns of segments and slopes within {BOUND:g}, got a larger or undefined one; the "
-            "last good state is kept: a smaller learning_rate or a larger weight_decay may help"
+            "last good state is kept; a smaller learning_rate or a larger weight_decay may help"
         )
 
 
@@ -113,9 +113,9 @@ class RewardTrainer:
     """A reward model with its optimiser.
 
     Args:
-        model: what is fitted.
-        config: how.
-        seed: of the order of pairs.
+        model: the model to fit.
+        config: options of the fit.
+        seed: seed of the order of pairs.
     """
 
     model: RewardModel
@@ -129,16 +129,16 @@ class RewardTrainer:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
 
     def fit(self, buffer: PreferenceBuffer, epochs: int, further: Callable[[], Tensor] | None = None) -> Fit:
-        """Go over all pairs ``epochs`` times.
+        """Train on all pairs ``epochs`` times.
 
         Args:
             buffer: labelled pairs.
-            epochs: how often.
-            further: a term that is added to the loss of every step, e.g. the penalty's.
+            epochs: number of passes over the pairs.
+            further: a function that returns a further term of every step's loss, e.g. a penalty. Default: None.
 
         Raises:
-            ValueError: an empty buffer.
-            RewardExplodedError: returns that are not finite or beyond ``BOUND``; model and optimiser are what they were before.
+            ValueError: the buffer is empty.
+            RewardExplodedError: returns are not finite or beyond ``BOUND``; model and optimiser are restored.
         """
         parts: list[Any] = [self.model, self.optimizer]
         good = copy.deepcopy([part.state_dict() for part in parts])
@@ -148,7 +148,7 @@ class RewardTrainer:
                 for batch in buffer.batches(self.config.batch_size, self.rng):
                     losses, margins = pair_losses(self.model, batch, self.config.error)
                     _require_tame(margins)
-                    loss = losses.mean(-1).sum()  # members do not know each other
+                    loss = losses.mean(-1).sum()  # members are independent
                     if further is not None:
                         loss = loss + further()
                     _require_tame(loss)
@@ -166,11 +166,11 @@ class RewardTrainer:
 
     @torch.no_grad()
     def assess(self, buffer: PreferenceBuffer) -> Fit:
-        """How well the model, without dropout, explains all pairs, or ``config.assessed`` of them.
+        """Measure how well the model, without dropout, explains all pairs, or ``config.assessed`` of them.
 
         Raises:
-            ValueError: an empty buffer.
-            RewardExplodedError: as :meth:`fit`, but the model stays as it is.
+            ValueError: the buffer is empty.
+            RewardExplodedError: see :meth:`fit`; the model does not change.
         """
         self.model.eval()
         losses: list[float] = []
@@ -178,7 +178,7 @@ class RewardTrainer:
         require(len(buffer) > 0, "buffer", "at least one labelled pair", "none")
         most = min(len(buffer), self.config.assessed or len(buffer))
         chosen = np.linspace(0, len(buffer) - 1, most).astype(int).tolist()
-        at_once = max(self.config.batch_size, min(256, NUMBERS // max(1, buffer[0].pair.left.observations.size)))
+        at_once = max(self.config.batch_size, min(256, NUMBERS // self.model.numbers(buffer[0].pair.left.observations)))
         for batch in ([buffer[j] for j in chosen[i : i + at_once]] for i in range(0, most, at_once)):
             loss, margins = pair_losses(self.model, batch, self.config.error)
             _require_tame(margins)

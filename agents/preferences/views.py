@@ -1,10 +1,10 @@
-"""What a person is shown of a pair of segments: pictures where there are any, else observations as pictures, lines or numbers.
+"""How a pair of segments is shown to a person: as pictures if there are any, else the observations as pictures, lines or numbers.
 
-pictures   the segments' own; or observations that are images: channels first or last, of a stack of frames the newest
-numbers    observations that are a few whole numbers, such as a state's
-lines      any other observation: its first components over the steps, both segments on one scale
+pictures   the segments' pictures, or observations that are images, channels first or last; of stacked frames the newest
+numbers    observations of a few integers, such as a state's index
+lines      any other observation: its first components over time, on the same scale for both segments
 
-Only steps that were taken are shown.
+Only steps that were really taken are shown.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from .labels import Pair
 
 Kind = Literal["pictures", "numbers", "lines"]
 LINES = 8
-"""Components of an observation that are drawn."""
+"""Maximum number of components of an observation to draw."""
 NUMBERS = 16
-"""Whole numbers up to which an observation is shown as numbers."""
+"""Maximum number of integers in an observation shown as numbers."""
 SMALLEST = 8
-"""Rows and columns from which on an array without channels is taken for an image."""
+"""Smallest number of rows and columns of an array without channels that counts as an image."""
 
 
 def lived(segment: Segment) -> int:
-    """Steps that were taken; at least one is shown."""
+    """Return the number of steps really taken, at least 1."""
     return max(int(segment.mask.sum()), 1)
 
 
 def pictures(pair: Pair) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
-    """Pictures of both segments, ``[steps, height, width, 1 or 3]``; None where there are none."""
+    """Return pictures of both segments, ``[steps, height, width, 1 or 3]``; None where there are none."""
     left, right = (segment.pictures for segment in (pair.left, pair.right))
     if left is None or right is None:
         left, right = _images(pair.left), _images(pair.right)
@@ -44,12 +44,12 @@ def pictures(pair: Pair) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
 
 
 def view(pair: Pair) -> dict[str, Any]:
-    """What a page needs to show a pair, as JSON; pictures are told by their shapes and come apart.
+    """Return what a page needs to show a pair, as JSON; pictures are described by shape and sent separately.
 
     Returns:
-        ``kind``; ``length``, the steps of a segment; ``left`` and ``right``, each with ``steps``, those that were taken,
-        ``actions``, one a step, and ``shape`` or ``values``, a list for each step; of lines also ``low`` and ``high``, the
-        scale of each, and ``hidden``, how many components are not drawn.
+        ``kind``; ``length``, the number of steps of a segment; ``left`` and ``right``, each with ``steps``, the number taken,
+        ``actions``, one per step, and ``shape`` or ``values``, a list for each step. For lines also ``low`` and ``high``, the
+        scale of each component, and ``hidden``, the number of components not drawn.
     """
     sides = {"left": pair.left, "right": pair.right}
     answer: dict[str, Any] = {"length": len(pair.left)}
@@ -79,7 +79,7 @@ def view(pair: Pair) -> dict[str, Any]:
 
 
 def _newest(segment: Segment) -> NDArray[Any]:
-    """Observations, of stacks of frames the newest of each."""
+    """Return the observations; of stacked frames only the newest."""
     return segment.obs[segment.frame_stack - 1 :]
 
 
@@ -95,7 +95,7 @@ def _images(segment: Segment) -> NDArray[Any] | None:
 
 
 def _bytes(images: NDArray[Any], *both: NDArray[Any]) -> NDArray[np.uint8]:
-    """Images as bytes; those that are none are scaled to the range that both segments span."""
+    """Convert images to bytes; other types are scaled to the range of both segments."""
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)
     low, high = min(part.min() for part in both), max(part.max() for part in both)
@@ -106,7 +106,7 @@ def _bytes(images: NDArray[Any], *both: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _json(rows: NDArray[Any]) -> list[list[float | int | None]]:
-    """Numbers as JSON has them: those that are not finite are null."""
+    """Convert numbers to JSON; those that are not finite become null."""
 
     def one(value: Any) -> float | int | None:
         if not isinstance(value, float):

@@ -1,8 +1,8 @@
-"""Copies of the world whose reward is learned, from what a user gives as environment.
+"""Make parallel environments whose reward is learned, from the environment that a user gives.
 
-The *true reward*, by which labels are given and results are judged, is what the environment pays; in a leader environment it is
-the leader's reward, for that is what the leader wants, and the learned reward takes the place of what the follower is paid.
-:class:`Copies` may name where it stands, and pay something else that serves learning better, e.g. its sign.
+The *true reward*, which labels and results are based on, is the environment's reward. In a leader environment it is the leader's
+reward, since that is what the leader wants, and the learned reward replaces the follower's. :class:`Copies` may name the info key
+of the true reward, and pay another reward that makes learning easier, e.g. its sign.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from ..sources import Source, as_env, make_env
 from .files import Signature
 
 Play = Callable[[Any], NDArray[Any]]
-_TRIED = 10_000  # random steps within which an episode has to end where no time limit is known
-_TOO_LONG = 30_000  # steps of an episode that is not waited for
+_TRIED = 5_000  # random steps within which an episode must end where there is no time limit
+_TOO_LONG = 30_000  # longest episode that we wait for, in steps
 
 
 @dataclass(frozen=True)
 class Copies:
-    """A world that makes its own VecEnv, e.g. of Atari games with their preprocessing, or one that is stepped as a batch.
+    """An environment that makes its own VecEnv, e.g. preprocessed Atari games, or one that is stepped in batches.
 
     Attributes:
-        make: from a number of copies to a VecEnv.
-        name: for people and for preference files.
-        true_reward: the key of ``info`` under which the true reward stands; None for what is paid.
-        whole: copies whose episodes are those that results are judged by, where ``make`` cuts them shorter; None takes ``make``.
+        make: makes a VecEnv from the number of parallel environments.
+        name: name for people and preference files.
+        true_reward: key of ``info`` with the true reward; None if that is the reward itself.
+        whole: like ``make``, with whole episodes for evaluations, where ``make`` cuts them; None takes ``make``.
     """
 
     make: Callable[[int], VecEnv]
@@ -52,26 +52,26 @@ class Copies:
 
 
 class PreferenceWorlds:
-    """The environment, and as many copies of it as are asked for.
+    """The environment whose reward is learned; it makes parallel environments.
 
     Args:
         env: an id, an environment (copied), a callable that makes one, or :class:`Copies`.
-        env_kwargs: arguments of an id.
-        vec_env: how copies are stepped (see ``agents.learned.worlds``).
+        env_kwargs: arguments of the environment, where ``env`` is an id.
+        vec_env: how parallel environments are stepped (see ``agents.learned.worlds``).
         gamma: the discount; None takes that of a leader environment, else 0.99.
 
     Attributes:
-        name: of the environment.
-        source: id and arguments, for files.
+        name: name of the environment.
+        source: id and arguments, stored in leader files.
         gamma: the discount.
         problem: the tabular problem, or None.
-        true_reward: key of ``info`` under which the true reward stands, or None for what is paid.
+        true_reward: key of ``info`` with the true reward, or None if that is the reward itself.
         has_leader: whether it is a leader environment, whose true reward is the leader's.
-        observation_space: of one copy.
-        action_space: of one copy.
+        observation_space: observation space of one environment.
+        action_space: action space of one environment.
 
     Raises:
-        ValueError: no environment, a discount outside [0, 1) or other than the leader environment's.
+        ValueError: ``env`` is no environment, or ``gamma`` is outside [0, 1) or differs from the leader environment's.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class PreferenceWorlds:
         if isinstance(env, Copies):
             self.name, self.true_reward = env.name, env.true_reward
             probe: Any = env.make(1)
-            require(isinstance(probe, VecEnv), "env", "Copies whose make answers a VecEnv", repr(probe))
+            require(isinstance(probe, VecEnv), "env", "Copies whose make returns a VecEnv", repr(probe))
         else:
             if isinstance(env, str):
                 probe = make_env(env, env_kwargs)
             else:
-                require(not env_kwargs, "env_kwargs", "none beside an environment that is already made", env_kwargs)
+                require(not env_kwargs, "env_kwargs", "none for an environment that is already made", env_kwargs)
                 probe = env if isinstance(env, gym.Env) else env() if callable(env) else None
                 expected = "an environment, its id, a problem, a callable that makes an environment, or Copies"
                 require(isinstance(probe, gym.Env), "env", expected, repr(env))
@@ -116,11 +116,11 @@ class PreferenceWorlds:
 
     @property
     def linear(self) -> bool:
-        """Whether observations are one-hot, in which a linear policy is exact."""
+        """Whether observations are one-hot, for which a linear policy is exact."""
         return isinstance(self.observation_space, gym.spaces.Discrete)
 
     def signature(self, length: int) -> Signature:
-        """Of its preference files."""
+        """Return the signature of its preference files."""
         return Signature.of(self.name, self.observation_space, self.action_space, length)
 
     def make(self, n_envs: int) -> VecEnv:
@@ -134,15 +134,15 @@ class PreferenceWorlds:
         return FiniteSteps(WorkerVecEnv(makers) if self._vec_env == "subproc" else DummyVecEnv(makers), self.name)
 
     def true_returns(self, play: Callable[[VecEnv], Play], episodes: int, seed: int) -> tuple[NDArray[np.float64], int]:
-        """Undiscounted true return of one episode in each of ``episodes`` copies, and the steps they took.
+        """Return the undiscounted true return of an episode in each of ``episodes`` environments, and the steps spent.
 
         Args:
-            play: from the VecEnv to what plays in it, from its reset on.
-            episodes: how many.
-            seed: of the copies.
+            play: makes the player of a VecEnv, from its reset on.
+            episodes: number of episodes.
+            seed: seed of the environments.
 
         Raises:
-            ValueError: an episode that does not end within 30,000 steps.
+            ValueError: an episode does not end within 30,000 steps.
         """
         whole = self._env.whole if isinstance(self._env, Copies) else None
         venv = (self.make if whole is None else whole)(check_size(episodes, "episodes"))
@@ -162,7 +162,7 @@ class PreferenceWorlds:
     # --- where the model is known -------------------------------------------------------------------------------------
 
     def true_mdp(self) -> TabularMDP | None:
-        """The MDP of the true reward, where the world is tabular, without contexts."""
+        """Return the MDP of the true reward where the environment is tabular, without contexts; else None."""
         problem = self.problem
         if problem is None or problem.context_probs is not None:
             return None
@@ -172,16 +172,16 @@ class PreferenceWorlds:
 
 
 def _try_an_episode(env: gym.Env[Any, Any], name: str, true_reward: str | None) -> None:
-    """Take a step; and where no time limit is known, so many that one episode ends, for whole episodes are judged.
+    """Take a step and, where there is no time limit, play until an episode ends, since whole episodes are evaluated.
 
     Raises:
-        ValueError: a reward that is no single finite number, an observation that is not finite, episodes that do not end.
+        ValueError: a reward is not a single finite number, an observation is not finite, or episodes do not end.
     """
     obs, _ = env.reset(seed=0)
     ended, steps = False, 0
     while not ended and (steps == 0 or episode_limit(env) is None):
-        expected = "episodes that end, e.g. by gymnasium.wrappers.TimeLimit, for whole ones are compared and judged"
-        require(steps < _TRIED, "env", expected, f"{name}, of which none ended in {steps} random steps")
+        expected = "episodes that end, e.g. by gymnasium.wrappers.TimeLimit, since whole episodes are evaluated"
+        require(steps < _TRIED, "env", expected, f"{name}, where none ended in {steps} random steps")
         obs, reward, terminated, truncated, info = env.step(legal_action(env))
         paid = reward if true_reward is None else info[true_reward]
         require_tame_step(obs, float(paid), f"from {name} in trial step {steps + 1}")
@@ -189,10 +189,10 @@ def _try_an_episode(env: gym.Env[Any, Any], name: str, true_reward: str | None) 
 
 
 def regret(mdp: TabularMDP, pi: torch.Tensor) -> float:
-    """V*(rho) - V^pi(rho) >= 0 in the MDP of the true reward, for pi ``[S, A]``."""
+    """Return the regret V*(rho) - V^pi(rho) >= 0 in the MDP of the true reward, for pi ``[S, A]``."""
     return float(mdp.rho @ solve_soft(mdp, 0.0).V - policy_return(mdp, pi))
 
 
 def best_policy(mdp: TabularMDP, r: torch.Tensor) -> torch.Tensor:
-    """The best response to a learned reward ``[S, A]`` of deviation about 1, ties broken evenly."""
+    """Return the best response to a learned reward ``[S, A]`` of standard deviation about 1; ties are broken evenly."""
     return solve_soft(mdp.with_reward(r), EVALUATION_TAU).pi

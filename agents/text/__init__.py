@@ -1,9 +1,9 @@
-"""Language models as followers, in worlds of text such as ``HappyText-v0``. Its parts stand alone, one file each.
+"""Language models as followers in text environments such as ``HappyText-v0``. Each file can be used on its own.
 
-language_model  the interface, and the compact model that the package ships, pretrained on the project's own messages
-pretrain        makes that model: ``python -m bilevel_gym.agents.text.pretrain``
-huggingface     any causal language model of the ``transformers`` library as one (extra ``transformers``)
-policy          a Stable-Baselines3 policy that starts as a language model, a reward that keeps it near that, a follower of both
-reward_net      a net over words in their context, for reward models
-quality         what texts are worth: sentiment, likelihood under the pretrained model, variety
+language_model  the interface, and the compact model in the package, pretrained on messages from the project's own grammar
+pretrain        pretrains that model: ``python -m bilevel_gym.agents.text.pretrain``
+huggingface     wraps any causal language model of the ``transformers`` library (extra ``transformers``)
+policy          a Stable-Baselines3 policy initialised as a language model, a KL penalty, and a follower that uses both
+reward_net      a network over words in context, for reward models
+quality         measures of texts: sentiment, likelihood under the pretrained model, diversity
 """

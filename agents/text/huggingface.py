@@ -4,9 +4,9 @@
     env = HappyTextEnv(max_tokens=32, prompt_words=2, tokeniser=tokeniser)
     follower = writer(kl=0.1, language_model=partial(HuggingFaceModel, "gpt2"))
 
-A name is looked up by ``transformers`` (a folder, or its hub, which needs a network); a config makes a model with random weights.
-Dropout is off: PPO compares probabilities of the same weights before and after, and they must not differ by chance. Tested here
-with a tiny random GPT-2 of the grammar's vocabulary; no pretrained one has been tried.
+``transformers`` looks up a name (a folder, or on its hub, online); a config makes a model with random weights. Dropout
+is off, since PPO compares probabilities before and after an update, which must not differ by chance. We test with a tiny random
+GPT-2 on the grammar's vocabulary; no pretrained one has been tried.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def _library() -> Any:
 
 
 class HuggingFaceModel(LanguageModel):
-    """A causal model of the ``transformers`` library.
+    """A causal language model of the ``transformers`` library.
 
     Args:
-        source: a name or folder of a pretrained model, or a ``PretrainedConfig`` of one with random weights.
+        source: name or folder of a pretrained model, or a ``PretrainedConfig`` for random weights.
 
     Raises:
-        ImportError: the library is missing.
-        ValueError: a model that names no output embeddings, which turn its states into logits.
+        ImportError: the library is not installed.
+        ValueError: the model has no output embeddings, which turn its states into logits.
     """
 
     def __init__(self, source: Any) -> None:
@@ -49,7 +49,7 @@ class HuggingFaceModel(LanguageModel):
         self.eval()
 
     def train(self, mode: bool = True) -> HuggingFaceModel:
-        """Dropout stays off, whatever the mode."""
+        """Set the mode, but keep dropout off."""
         super().train(False)
         return self
 
@@ -61,15 +61,15 @@ class HuggingFaceModel(LanguageModel):
 
 
 class HuggingFaceTokeniser:
-    """A tokeniser of the ``transformers`` library, as ``HappyTextEnv`` takes it.
+    """A tokeniser of the ``transformers`` library, for ``HappyTextEnv``.
 
     Args:
-        source: a name or folder, or a tokeniser of the library; its end-of-sequence token begins and ends messages.
-        size: tokens of the model, where that knows more than the tokeniser has; None for as many.
+        source: name, folder or tokeniser; its end-of-sequence token begins and ends messages.
+        size: vocabulary size of the model, where larger than the tokeniser's; None for the same size.
 
     Raises:
-        ImportError: the library is missing.
-        ValueError: a tokeniser without an end-of-sequence token, a size below the tokeniser's.
+        ImportError: the library is not installed.
+        ValueError: the tokeniser has no end-of-sequence token, or ``size`` is below its own.
     """
 
     def __init__(self, source: Any, size: int | None = None) -> None:

@@ -1,9 +1,9 @@
-r"""Causal language models, and the compact one that the package ships.
+r"""Causal language models, and the compact one in the package.
 
     p(w_1 .. w_T) = prod_t p(w_t | end, w_1 .. w_{t-1}),       w_T = end
 
-A message begins and ends with the same token. The compact model is a GRU over word embeddings, 48 k weights, trained on messages
-from the project's own grammar (``pretrain``); its weights are in ``word_model.npz``.
+A message begins and ends with the same token. The compact model is a GRU over word embeddings with 48k weights, trained on
+messages from the project's own grammar (``pretrain``); its weights are in ``word_model.npz``.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ WEIGHTS = "word_model.npz"
 
 
 class LanguageModel(nn.Module, ABC):
-    """A causal model of sequences of tokens.
+    """A causal model of token sequences.
 
     Attributes:
-        size: tokens that it knows, V.
-        width: numbers in a hidden state, d.
+        size: vocabulary size V.
+        width: size of the hidden state, d.
     """
 
     size: int
@@ -37,21 +37,21 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def hidden(self, tokens: Tensor) -> Tensor:
-        """States ``[B, T, d]`` after each of the tokens ``[B, T]``; none depends on a later token."""
+        """Return the states ``[B, T, d]`` after each of the tokens ``[B, T]``; none depends on a later token."""
 
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of the next token, ``[..., V]``, from states ``[..., d]``."""
+        """Return the logits of the next token, ``[..., V]``, from states ``[..., d]``."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Log-probabilities of the next token after each of ``[B, T]``, ``[B, T, V]``."""
+        """Return log-probabilities ``[B, T, V]`` of the next token after each of the tokens ``[B, T]``."""
         return torch.log_softmax(self.logits(self.hidden(tokens)), -1)
 
     def last_hidden(self, texts: Tensor) -> Tensor:
-        """States ``[B, d]`` after the last token of each text ``[B, L]``, padded at the end with a token beyond V."""
+        """Return the states ``[B, d]`` after the last token of each text ``[B, L]``, padded at the end with a token beyond V."""
         lengths = (texts < self.size).sum(-1)
         seen = texts[:, : int(lengths.max())]
-        # What follows a text does not reach its last state.
+        # Padding after a text does not affect the state at its last token.
         hidden = self.hidden(seen.masked_fill(seen >= self.size, 0))
         return hidden[torch.arange(len(texts), device=texts.device), lengths - 1]
 
@@ -60,12 +60,12 @@ class WordModel(LanguageModel):
     """A GRU over word embeddings.
 
     Args:
-        size: tokens, V.
-        embedding: numbers a word.
-        width: of the GRU.
+        size: vocabulary size V.
+        embedding: size of a word's embedding.
+        width: size of the GRU's state.
 
     Raises:
-        ValueError: a size under one.
+        ValueError: a size is under 1.
     """
 
     def __init__(self, size: int, embedding: int = 48, width: int = 80) -> None:
@@ -83,17 +83,17 @@ class WordModel(LanguageModel):
 
 
 def save_word_model(model: WordModel, words: tuple[str, ...], path: str | Path) -> None:
-    """Write weights and vocabulary as an ``.npz`` without pickles."""
+    """Write weights and vocabulary to an ``.npz`` file without pickles."""
     weights: dict[str, Any] = {name: value.cpu().numpy() for name, value in model.state_dict().items()}
     np.savez_compressed(path, words=np.array(words), **weights)
 
 
 def load_word_model(path: str | Path | None = None) -> WordModel:
-    """The compact model, from a file; by default the pretrained one of the package.
+    """Load a compact model from a file; by default the package's pretrained one.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a model of another vocabulary than the tokeniser's.
+        FileNotFoundError: the file does not exist.
+        ValueError: the model's vocabulary differs from the tokeniser's.
     """
     if path is None:
         with as_file(files(__package__).joinpath(WEIGHTS)) as own:
@@ -103,8 +103,8 @@ def load_word_model(path: str | Path | None = None) -> WordModel:
             words = tuple(str(word) for word in held["words"])
             weights = {name: torch.from_numpy(held[name]) for name in held.files if name != "words"}
         known = WordTokeniser().words
-        expected = f"a model of the grammar's {len(known)} words"
-        require(words == known, "path", expected, f"{path}, of {len(words)} others")
+        expected = f"a model with the grammar's {len(known)} words"
+        require(words == known, "path", expected, f"{path}, with {len(words)} others")
         size, embedding = weights["embedding.weight"].shape
         model = WordModel(size, embedding, width=weights["head.weight"].shape[1])
         model.load_state_dict(weights)
@@ -112,12 +112,12 @@ def load_word_model(path: str | Path | None = None) -> WordModel:
 
 
 def log_likelihood(model: LanguageModel, texts: Tensor, first: Tensor | int = 1) -> Tensor:
-    """``log p`` of each token given those before it, ``[B, L]``; 0 for what is no token, or comes before ``first``.
+    """Return ``log p`` of each token given those before it, ``[B, L]``; 0 for padding and for tokens before ``first``.
 
     Args:
         model: the language model.
-        texts: ``[B, L]``, as the environment observes them: the end token, the tokens, padding beyond V.
-        first: place of the first token that counts, one number or ``[B]``.
+        texts: texts ``[B, L]``, as the environment observes them: the end token, the tokens, padding beyond V.
+        first: index of the first token to count, a number or ``[B]``. Default: 1.
     """
     safe = texts.masked_fill(texts >= model.size, 0)
     found = model(safe[:, :-1]).gather(-1, safe[:, 1:, None])[..., 0]

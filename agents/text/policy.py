@@ -1,15 +1,15 @@
-r"""A Stable-Baselines3 policy that starts as a language model, and a follower made of it.
+r"""A Stable-Baselines3 policy initialised as a language model, and a follower that uses it.
 
-The follower's policy at a text so far is the language model's distribution of the next token. The critic reads the model's state
-and does not move it: only the policy's gradient reaches the weights that write.
+Given the text so far, the follower's policy is the language model's distribution of the next token. The critic reads the model's
+state without changing it: only the policy's gradient reaches the language model's weights.
 
-The follower is paid its reward less what it costs to leave the language model that it started from:
+The follower is paid its reward minus a cost for leaving the language model that it started from:
 
     r'(s,a) = r(s,a) - kl ( log pi(a|s) - log p_0(a|s) )
 
-In expectation over the follower's own actions that is the KL divergence ``kl KL(pi(s), p_0(s))`` of every step (as in Stiennon et
-al. 2020). The log-ratio of the action taken stands in the reward, and not the divergence itself, because a policy gradient
-takes the reward for fixed: it would then see no cost in the step itself, only in later ones.
+In expectation over the follower's own actions, the cost is the KL divergence ``kl KL(pi(s), p_0(s))`` of every step (as in
+Stiennon et al. 2020). The reward contains the log-ratio of the chosen action and not the divergence itself, because a policy
+gradient treats the reward as fixed: it would see no cost in the current step, only in later ones.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from ...wrappers.segments import StepWrapper
 from .language_model import LanguageModel, load_word_model
 
 LanguageModelSpec = Callable[[], LanguageModel]
-"""What makes a language model: every policy has its own copy."""
+"""A function that makes a language model, one for each policy."""
 
 
 class TextPolicy(ActorCriticPolicy):
-    """Actor and critic on a language model.
+    """An actor and critic on top of a language model.
 
     Args:
-        observation_space: texts, ``MultiDiscrete([V + 1] * L)``, V where nothing is written.
+        observation_space: texts, ``MultiDiscrete([V + 1] * L)``, where V means an empty place.
         action_space: the next token, ``Discrete(V)``.
-        lr_schedule: the algorithm's.
-        language_model: makes the model that the policy starts as; by default the compact one of the package.
-        critic_width: of the critic's hidden layer.
+        lr_schedule: learning rate schedule of the algorithm.
+        language_model: makes the initial model; by default the package's compact one.
+        critic_width: size of the critic's hidden layer.
         kwargs: further arguments of ``ActorCriticPolicy``.
 
     Raises:
-        ValueError: other spaces, or a language model of another number of tokens.
+        ValueError: the spaces are not of texts, or the vocabulary size differs.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class TextPolicy(ActorCriticPolicy):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         first = nn.Linear(self.language_model.width, self._critic_width)
-        self.value_net = nn.Sequential(first, nn.Tanh(), last)  # type: ignore[assignment]  # SB3's own is one layer
+        self.value_net = nn.Sequential(first, nn.Tanh(), last)  # type: ignore[assignment]  # SB3's own has one layer
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -89,37 +89,37 @@ class TextPolicy(ActorCriticPolicy):
         return self.action_dist.proba_distribution(action_logits=self.language_model.logits(hidden))
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions ``[n]``, values ``[n, 1]`` and the actions' log-probabilities ``[n]`` for texts ``[n, L]``."""
+        """Return actions ``[n]``, values ``[n, 1]`` and the actions' log-probabilities ``[n]`` for texts ``[n, L]``."""
         hidden = self._hidden(obs)
         distribution = self._distribution(hidden)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, self.value_net(hidden.detach()), distribution.log_prob(actions)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Values ``[n, 1]``, the actions' log-probabilities and the entropies ``[n]`` for texts ``[n, L]``."""
+        """Return values ``[n, 1]``, the actions' log-probabilities and the entropies ``[n]`` for texts ``[n, L]``."""
         hidden = self._hidden(obs)
         distribution = self._distribution(hidden)
         return self.value_net(hidden.detach()), distribution.log_prob(actions), distribution.entropy()
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
-        """Of the next token, for texts ``[n, L]``."""
+        """Return the distribution of the next token for texts ``[n, L]``."""
         return self._distribution(self._hidden(obs))
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
-        """Values ``[n, 1]`` for texts ``[n, L]``."""
+        """Return values ``[n, 1]`` for texts ``[n, L]``."""
         return self.value_net(self._hidden(obs).detach())  # type: ignore[no-any-return]
 
 
 class KLReward(StepWrapper):
-    """Pays the reward less ``kl`` times the log-ratio; ``info["log_ratio"]`` is what each step cost, before ``kl``.
+    """Subtract ``kl`` times the log-ratio from the reward; ``info["log_ratio"]`` is the log-ratio of each step.
 
     Args:
-        venv: copies of a world of text.
-        reference: p_0, which stands still.
-        kl: cost of a nat, in the reward's unit.
+        venv: parallel text environments.
+        reference: p_0, which stays fixed.
+        kl: cost per nat, in units of reward.
 
     Raises:
-        ValueError: a negative cost; in ``step``, no policy to watch.
+        ValueError: ``kl`` is negative; in ``step``, no policy was given to :meth:`watch`.
     """
 
     def __init__(self, venv: VecEnv, reference: LanguageModel, kl: float) -> None:
@@ -129,7 +129,7 @@ class KLReward(StepWrapper):
         self._policy: Any = None
 
     def watch(self, policy: ActorCriticPolicy) -> None:
-        """Whose actions are to come: pi."""
+        """Set the policy pi that takes the actions."""
         self._policy = policy
 
     def step_async(self, actions: NDArray[Any]) -> None:
@@ -152,15 +152,15 @@ class KLReward(StepWrapper):
 def writer(
     kl: float = 0.1, language_model: LanguageModelSpec = load_word_model, **settings: Any
 ) -> Callable[[VecEnv], PPO]:
-    """A follower that writes: PPO from a language model's weights, kept near it by :class:`KLReward`.
+    """Make a follower that writes text: PPO on a language model, with a KL penalty (:class:`KLReward`).
 
     Args:
-        kl: what a nat away from the language model costs, in the reward's unit.
-        language_model: makes it; one copy is trained, another stands still.
+        kl: cost per nat of divergence from the language model, in units of reward.
+        language_model: makes the language model; one copy is trained, another stays fixed.
         settings: further arguments of SB3's ``PPO``.
 
     Raises:
-        ValueError: a negative cost.
+        ValueError: ``kl`` is negative.
     """
     check_number(kl, "kl", low=0.0, open_high=True)
 

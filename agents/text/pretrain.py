@@ -1,6 +1,6 @@
-"""Make the compact language model: ``python -m bilevel_gym.agents.text.pretrain [PATH]``, under a minute on one core.
+"""Pretrain the compact language model: ``python -m bilevel_gym.agents.text.pretrain [PATH]``, under a minute on one core.
 
-Maximum likelihood on messages drawn from the grammar, fresh ones in every step, so that there is nothing to overfit.
+Maximum likelihood on messages drawn from the grammar, new ones in every step, so overfitting is not possible.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STEPS, BATCH, RATE = 3000, 128, 5e-3
 
 
 def draw_messages(n: int, rng: np.random.Generator) -> tuple[Tensor, NDArray[np.float64]]:
-    """``n`` messages from the grammar as padded texts ``[n, L]``, end tokens included, and their exact log-probabilities."""
+    """Draw ``n`` messages from the grammar: padded texts ``[n, L]`` with end tokens, and their exact log-probabilities."""
     tokeniser = WordTokeniser()
     texts = np.full((check_size(n, "n"), MESSAGES.longest + 2), tokeniser.size, dtype=np.int64)
     log_p = np.zeros(n)
@@ -34,7 +34,7 @@ def draw_messages(n: int, rng: np.random.Generator) -> tuple[Tensor, NDArray[np.
 
 
 def pretrain(steps: int = STEPS, batch: int = BATCH, learning_rate: float = RATE, seed: int = 0) -> WordModel:
-    """A compact model trained by Adam, its rate falling to 0 along a cosine; a seed fixes it."""
+    """Train a compact model by Adam, with a cosine learning rate down to 0; the result depends on the seed only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = WordModel(WordTokeniser().size)
@@ -53,7 +53,7 @@ def pretrain(steps: int = STEPS, batch: int = BATCH, learning_rate: float = RATE
 
 
 def main() -> None:
-    """Train, write, and say how far it is from the grammar."""
+    """Train the model, write it, and print its loss next to the grammar's entropy."""
     torch.set_num_threads(1)
     model = pretrain()
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name(WEIGHTS)
@@ -62,7 +62,7 @@ def main() -> None:
     tokens = float((texts[:, 1:] < model.size).sum())
     with torch.no_grad():
         ours = -float(log_likelihood(model, texts).sum()) / tokens
-    print(f"{path}: {ours:.4f} nats a token on fresh messages; the grammar itself {-log_p.sum() / tokens:.4f}")
+    print(f"{path}: {ours:.4f} nats per token on new messages; the grammar itself {-log_p.sum() / tokens:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a follower's texts are worth: sentiment, likelihood under the pretrained model, variety."""
+"""Measures of a follower's texts: sentiment, likelihood under the pretrained model, diversity."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Texts = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """Finished messages.
+    """Messages that a follower has finished writing.
 
     Attributes:
-        texts: as the environment observes them, ``[n, L]``.
-        first: place of the first token that the follower wrote, ``[n]``.
-        lengths: tokens of each text, the end token before it included, ``[n]``.
-        messages: the same as text, without the end.
-        sentiment: the rule's score of each, ``[n]``.
+        texts: the texts as the environment observes them, ``[n, L]``.
+        first: index of the first token that the follower wrote, ``[n]``.
+        lengths: number of tokens of each text, including the end token at its start, ``[n]``.
+        messages: the messages as strings, without the end token.
+        sentiment: rule-based sentiment of each message, ``[n]``.
     """
 
     texts: Texts
@@ -39,7 +39,7 @@ class Written:
 
     @property
     def continuations(self) -> list[list[int]]:
-        """The tokens that the follower wrote, the end among them."""
+        """The tokens that the follower wrote, including the end token."""
         rows = zip(self.texts.tolist(), self.first.tolist(), self.lengths.tolist(), strict=True)
         return [row[first:end] for row, first, end in rows]
 
@@ -48,14 +48,14 @@ def write(act: Callable[[Texts], NDArray[Any]], env: HappyTextEnv, n: int, seed:
     """Let a policy write ``n`` messages.
 
     Args:
-        act: tokens ``[n]`` for texts ``[n, L]``, e.g. ``lambda obs: model.predict(obs)[0]`` of an SB3 model, or
-            ``SB3Follower.act``. Torch's generator is seeded before and set back after.
-        env: where they begin.
-        n: how many.
-        seed: of the beginnings and of torch's generator.
+        act: returns tokens ``[n]`` for texts ``[n, L]``, e.g. ``lambda obs: model.predict(obs)[0]`` for an SB3 model, or
+            ``SB3Follower.act``. Torch's generator is seeded before and restored after.
+        env: the environment that provides the beginnings.
+        n: number of messages.
+        seed: seed of the beginnings and of torch's generator.
 
     Raises:
-        ValueError: no message.
+        ValueError: ``n`` is under 1.
     """
     check_size(n, "n")
     tokeniser, nothing = env.tokeniser, env.nothing
@@ -75,7 +75,7 @@ def write(act: Callable[[Texts], NDArray[Any]], env: HappyTextEnv, n: int, seed:
 
 
 def distinct_n(sequences: Sequence[Sequence[int]], n: int) -> float:
-    """Share of the n-grams of all sequences together that are different ones (Li et al. 2016); 0 where there are none."""
+    """Share of distinct n-grams among all n-grams of the sequences (Li et al. 2016); 0 where there are none."""
     check_size(n, "n")
     grams = [tuple(seq[i : i + n]) for seq in sequences for i in range(len(seq) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
@@ -83,7 +83,7 @@ def distinct_n(sequences: Sequence[Sequence[int]], n: int) -> float:
 
 @torch.no_grad()
 def mean_log_likelihood(model: LanguageModel, written: Written) -> float:
-    """Mean ``log p_0`` of a token that the follower wrote, the end tokens among them, in nats."""
+    """Mean ``log p_0`` per token that the follower wrote, including end tokens, in nats."""
     texts = torch.from_numpy(written.texts)
     total = log_likelihood(model, texts, torch.from_numpy(written.first)).double().sum()
     return float(total) / sum(len(tokens) for tokens in written.continuations)
@@ -91,16 +91,16 @@ def mean_log_likelihood(model: LanguageModel, written: Written) -> float:
 
 @dataclass(frozen=True)
 class Quality:
-    """Of a set of messages; of two sets, figures of variety are comparable where both have as many messages.
+    """Quality measures of a set of messages. Diversity can be compared between sets of the same size only.
 
     Attributes:
-        sentiment: mean score by the rule.
-        log_likelihood: mean log-probability of a written token under the pretrained model, in nats.
-        distinct_1: share of different tokens among those written.
-        distinct_2: share of different pairs of neighbours.
-        distinct_messages: share of different messages.
-        grammatical: share of messages that the grammar could have made.
-        tokens: mean number of tokens written, the end included.
+        sentiment: mean rule-based score.
+        log_likelihood: mean log-probability per written token under the pretrained model, in nats.
+        distinct_1: share of distinct tokens among those written.
+        distinct_2: share of distinct bigrams.
+        distinct_messages: share of distinct messages.
+        grammatical: share of messages that the grammar can generate.
+        tokens: mean number of tokens written, including the end token.
     """
 
     sentiment: float
@@ -113,10 +113,10 @@ class Quality:
 
 
 def assess(written: Written, pretrained: LanguageModel) -> Quality:
-    """All figures at once.
+    """Compute all quality measures.
 
     Raises:
-        ValueError: no message.
+        ValueError: there are no messages.
     """
     require(len(written.messages) > 0, "written", "one message or more", "none")
     parts = written.continuations
@@ -132,10 +132,10 @@ def assess(written: Written, pretrained: LanguageModel) -> Quality:
 
 
 def text_env(env: gym.Env[Any, Any]) -> HappyTextEnv:
-    """The world of text inside its wrappers.
+    """Return the text environment inside its wrappers.
 
     Raises:
-        ValueError: another environment.
+        ValueError: the environment is not a ``HappyTextEnv``.
     """
     base = env.unwrapped
     require(isinstance(base, HappyTextEnv), "env", "HappyText-v0", repr(env))

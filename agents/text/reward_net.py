@@ -1,4 +1,4 @@
-"""A reward of words in their context, for ``RewardModel``."""
+"""A reward network over words in context, for ``RewardModel``."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ...envs.mdp.checks import check_size, require
 
 
 class WordsReward(nn.Module):
-    """r_x of writing a token: a number a token, and what a perceptron makes of it and the words just before it.
+    """Reward r_x of writing a token: a number per token, plus a perceptron on it and the words just before it.
 
-    It sees ``window`` tokens, the one written included: enough for negations and intensifiers. The learned return of a message is
-    the sum over its tokens, so that the follower is told at each token what it was worth, although whole messages were compared.
+    It sees ``window`` tokens, including the one written: enough for negations and intensifiers. The learned return of a message
+    is the sum over its tokens. So the follower gets a reward for each token, although whole messages were compared.
 
     Args:
-        observation_space: texts, ``MultiDiscrete([V + 1] * L)``, V where nothing is written.
-        action_space: the token, ``Discrete(V)``.
-        window: tokens that it sees.
-        embedding: numbers a token.
+        observation_space: texts, ``MultiDiscrete([V + 1] * L)``, where V means an empty place.
+        action_space: the next token, ``Discrete(V)``.
+        window: number of tokens that it sees.
+        embedding: size of a token's embedding.
         hidden: width of the perceptron.
 
     Raises:
-        ValueError: other spaces, a size under one.
+        ValueError: the spaces are not of texts, or a size is under 1.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class WordsReward(nn.Module):
         self.layers = nn.Sequential(first, nn.Tanh(), nn.Linear(hidden, 1))
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """Rewards ``[B]`` of texts so far ``[B, L]`` and tokens ``[B]``."""
+        """Return rewards ``[B]`` of tokens ``[B]`` after texts ``[B, L]``."""
         texts, written = obs.long(), actions.long().reshape(-1, 1)
         ends = (texts < self.size).sum(-1, keepdim=True)
         places = ends - torch.arange(self.window - 1, 0, -1, device=texts.device)

@@ -17,6 +17,9 @@ from torch import Tensor
 DISTRIBUTION_ATOL = 1e-6
 """Largest distance from 1 that the sum of a distribution may have: what rounding to float32 leaves."""
 
+LONGEST_EPISODE = 1.000001e9
+"""Most discounted steps of an episode, 1/(1 - gamma) where it does not end: values are then found to six digits."""
+
 
 class ArgumentError(TypeError, ValueError):
     """An argument by a name that is not taken: Python's ``TypeError``, and a ``ValueError`` like every other refused argument."""
@@ -180,9 +183,28 @@ def one_number(value: Any, name: str) -> float:
         raise ValueError(f"{name}: expected a number a step, got {value!r}") from error
 
 
-def check_gamma(gamma: object) -> float:
-    """Return the discount as a float; it must lie in [0, 1)."""
-    return check_number(gamma, "gamma", low=0.0, high=1.0, open_high=True)
+def check_gamma(gamma: object, *, endless: bool = False) -> float:
+    """Return the discount as a float; it must lie in [0, 1).
+
+    Args:
+        gamma: the discount.
+        endless: whether episodes do not end, so that their discounted length is 1/(1 - gamma): it must be at most
+            ``LONGEST_EPISODE``.
+    """
+    number = check_number(gamma, "gamma", low=0.0, high=1.0, open_high=True)
+    if endless:
+        check_length(number, 1.0 / (1.0 - number))
+    return number
+
+
+def check_length(gamma: float, length: float) -> None:
+    """Raise ``ValueError`` where an episode's discounted length is more than double precision can solve for."""
+    expected = (
+        f"a discount at which an episode lasts at most {LONGEST_EPISODE:g} discounted steps "
+        "(beyond that, values in double precision have fewer than six digits)"
+    )
+    got = f"{gamma!r} = 1 - {1.0 - gamma:.3g}, at which it lasts {length:.3g}"
+    require(0.0 < length <= LONGEST_EPISODE, "gamma", expected, got)
 
 
 def check_tau(tau: object, *, positive: bool = False, name: str = "tau") -> float:

@@ -120,7 +120,7 @@ class GridProblem(TabularProblem):
 
     def __init__(self, size: int, gamma: float, tau: float, intended: float, low: float) -> None:
         require(check_size(size, "size") >= 2, "size", "a whole number >= 2", size)
-        self.gamma, self.tau = check_gamma(gamma), check_tau(tau)
+        self.gamma, self.tau = check_gamma(gamma, endless=True), check_tau(tau)
         self.grid = GridMap.open(size, size)
         n = self.grid.n_cells
         self.leader_set = LeaderSet.box(n, low, 1.0)

@@ -205,7 +205,7 @@ class LinearQuadraticProblem(BilevelProblem):
         action_bound: Any = None,
     ) -> None:
         self.dynamics, self.leader_cost, self.follower_cost = dynamics, leader_cost, follower_cost
-        self.gamma = check_gamma(gamma)
+        self.gamma = check_gamma(gamma, endless=True)
         self.sigma = check_number(
             sigma, "sigma", low=0.0, open_low=True, high=1e150, open_high=True
         )  # its square is finite
@@ -236,6 +236,14 @@ class LinearQuadraticProblem(BilevelProblem):
             chance = self.saturation_probability(x)
             least = f"bounds that the best response leaves with probability under {SATURATION:g} a step"
             require(chance < SATURATION, "action_bound", least, f"{chance:.3g} at x = {x.tolist()}")
+
+    def measured_units(self) -> tuple[float, float]:
+        """The largest entry of the follower's and of the leader's cost matrices; 1 where all are 0."""
+        largest = [
+            max(float(matrix.abs().max()) for matrix in (cost.Q, cost.R_leader, cost.R_follower)) or 1.0
+            for cost in (self.follower_cost, self.leader_cost)
+        ]
+        return largest[0], largest[1]
 
     @property
     def sizes(self) -> tuple[int, int, int]:

@@ -105,7 +105,7 @@ def regularised_matrix_game(
     w = torch.zeros_like(A[..., 0, :]) if w is None else _centred(w)
     eye = torch.eye(A.shape[-1], dtype=A.dtype)
     lengths = 0.5 ** torch.arange(30, dtype=A.dtype)
-    here = _potential(A, w, tau)
+    here, largest = _potential(A, w, tau), A.abs().amax((-2, -1)).clamp_min(tau)
     for _ in range(max_iterations):
         q = torch.softmax(w, -1)
         p = torch.softmax(_times(A, q) / tau, -1)
@@ -115,7 +115,7 @@ def regularised_matrix_game(
         D_q = _covariance(q)
         d = -torch.linalg.solve(eye + A.mT @ _covariance(p) @ A @ D_q / tau**2, G.unsqueeze(-1)).squeeze(-1)
         slope = tau * (d * _times(D_q, G)).sum(-1)
-        bound = here + 1e-14 * here.abs().clamp_min(1.0)  # as much as rounding may hide
+        bound = here + 1e-14 * torch.maximum(here.abs(), largest)  # as much as rounding may hide
         stepped = _centred(w + d)
         there = _potential(A, stepped, tau)
         if not bool((there <= bound + ARMIJO * slope).all()):
@@ -185,7 +185,7 @@ def solve_nash(
         game: the game, batched or not.
         tau: temperature, ``>= 0``.
         V: starting values, ``[..., S]``, e.g. those of the equilibrium at a nearby x.
-        tol: residual (and for tau > 0 change of V) at which to stop, relative to the largest of 1 and the values' size.
+        tol: residual (and for tau > 0 change of V) at which to stop, relative to the larger of ``max |V|`` and ``max |r|``.
         max_iterations: most rounds of matrix games.
 
     Warns:
@@ -197,7 +197,7 @@ def solve_nash(
     check_size(max_iterations, "max_iterations")
     game = game.detach()
     V = torch.zeros((*game.batch_shape, game.n_states), dtype=game.r.dtype) if V is None else V
-    best, least, p = None, math.inf, None
+    best, least, p, largest = None, math.inf, None, float(game.r.abs().max())
     for iteration in range(1, max_iterations + 1):
         A = _payoffs(game, V).expand(*game.batch_shape, *game.r.shape[-3:])
         if tau == 0.0:
@@ -214,7 +214,7 @@ def solve_nash(
         error = residual if tau == 0.0 else max(residual, change)
         if best is None or error < least:
             best, least = NashEquilibrium(evaluated, p, q, residual, iteration), error
-        if error <= tol * max(1.0, float(evaluated.abs().max())) or change == 0.0:
+        if error <= tol * max(largest, float(evaluated.abs().max())) or change == 0.0:
             break
         # T contracts at gamma: a step that does not beat it by then is not taken.
         V = evaluated if residual <= game.gamma * change else T_V

@@ -7,28 +7,56 @@ r"""Bilevel problems: max_x J_L(x, pi) over x in X, s.t. pi optimal for M_tau(x)
 X is compact and convex. The Euclidean projection solves, per coordinate and for a multiplier t >= 0 of the budget,
 ``x_i(t) = clip(sign(z_i) max(|z_i| - t, 0), low_i, high_i)``; ``sum |x_i(t)|`` falls in t and is piecewise linear,
 so t is found exactly between two of its breakpoints.
+
+**The unit of rewards.** A temperature, a step size or a coefficient that suits rewards in [0, 1] does not suit rewards in
+thousands. Defaults are therefore numbers of ``problem.reward_unit``, which is measured at the leader's start x_0:
+
+.. math:: unit = 2.5\ E\Big[ \max_a Q(s,a) - \min_a Q(s,a) \Big], \quad Q = Q^*_{x_0},\ s \sim d^{\pi^*_{x_0}}
+
+the spread of the follower's action values at tau = 0, averaged over the states that it visits and in which its action matters.
+The factor makes it about 1 in a random game with rewards in [0, 1]. ``problem.leader_reward_unit`` is the same mean of the
+leader's action values under that follower. If both players' rewards are multiplied by c, so are both units. Whoever states a
+temperature, as ``tau`` of a problem or of a config, states it in the rewards' own unit.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from .checks import as_float64, check_distribution, check_finite, check_number, check_size, check_tau, keep, require
-from .tabular import TabularKernel, TabularMDP, policy_return
+from .tabular import (
+    TabularKernel,
+    TabularMDP,
+    action_value,
+    near_greedy_policy,
+    policy_return,
+    policy_value,
+    solve_soft,
+    visitation,
+)
 from .zero_sum import ZeroSumGame
+
+ProblemT = TypeVar("ProblemT", bound="BilevelProblem")
 
 MEMBERSHIP_ATOL = 1e-9
 """How far outside X a point may lie, per coordinate, and still count as a member (rounding)."""
 
 EVALUATION_TAU = 0.002
-"""Temperature of honest evaluation for rewards in [0, 1] and a follower without entropy of its own."""
+"""Temperature of evaluation at the best response, in units of ``reward_unit``, for a follower without entropy of its own."""
+
+UNIT_PER_SPREAD = 2.5
+"""``reward_unit`` by the mean spread of action values: about 1 in random games whose rewards lie in [0, 1]."""
+
+SPREAD_ROUNDING = 1e-9
+"""Action values that differ by less than this share of the largest one count as equal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +201,7 @@ class BilevelProblem(ABC):
     lower_level: ClassVar[Any] = "single"
     tau: float = 0.0
     _context_probs: Tensor | None = None
+    _units: tuple[float, float] | None = None
 
     @property
     def context_probs(self) -> Tensor | None:
@@ -206,8 +235,54 @@ class BilevelProblem(ABC):
 
     @property
     def tau0(self) -> float:
-        """Temperature of honest evaluation, ``F_0(x) = J_L(x, pi*_tau0(x))``: the problem's own if positive, else 0.002."""
-        return self.tau if self.tau > 0.0 else EVALUATION_TAU
+        """Temperature at which x is evaluated, ``F_0(x) = J_L(x, pi*_tau0(x))``: the problem's own, or 0.002 reward units."""
+        return self.tau if self.tau > 0.0 else EVALUATION_TAU * self.reward_unit
+
+    # --- the unit of rewards (see the module) -----------------------------------------------------------------------------
+
+    @property
+    def reward_unit(self) -> float:
+        """The unit of the follower's rewards, in which default temperatures are measured."""
+        return self._both_units()[0]
+
+    @property
+    def leader_reward_unit(self) -> float:
+        """The unit of the leader's rewards, in which its gradients are measured; the follower's where J_L is no return."""
+        return self._both_units()[1]
+
+    def _both_units(self) -> tuple[float, float]:
+        if self._units is None:
+            with torch.no_grad():
+                object.__setattr__(self, "_units", self.measured_units())  # problems may be frozen dataclasses
+        assert self._units is not None
+        return self._units
+
+    def measured_units(self) -> tuple[float, float]:
+        """``reward_unit`` and ``leader_reward_unit`` as they are measured; here 1 for both."""
+        return 1.0, 1.0
+
+    def in_units(self: ProblemT, reward_unit: float, leader_reward_unit: float | None = None) -> ProblemT:
+        """A copy of the problem whose units are stated instead of measured.
+
+        Args:
+            reward_unit: of the follower's rewards, positive; 1 measures temperatures in the rewards' own unit.
+            leader_reward_unit: of the leader's rewards, positive; by default the follower's.
+
+        Raises:
+            ValueError: a unit that is not positive or not finite.
+        """
+        given = {"reward_unit": reward_unit}
+        given["leader_reward_unit"] = reward_unit if leader_reward_unit is None else leader_reward_unit
+        units = tuple(check_number(u, name, low=0.0, open_low=True, open_high=True) for name, u in given.items())
+        stated = copy.copy(self)
+        object.__setattr__(stated, "_units", units)
+        return stated
+
+    def _measuring_points(self) -> list[Tensor]:
+        """The start, and a point inside X for problems in which rewards are all equal at the start."""
+        low, high = self.leader_set.low, self.leader_set.high
+        share = torch.arange(1, self.leader_dim + 1, dtype=torch.float64) / (self.leader_dim + 1)
+        return [self.start_x().detach(), self.project(low + share * (high - low))]
 
     @property
     def leader_dim(self) -> int:
@@ -225,6 +300,22 @@ class BilevelProblem(ABC):
     def optimum(self, tau: float | None = None) -> Optimum:
         """The answer in closed form, where it is known."""
         raise NotImplementedError(f"{type(self).__name__} has no closed-form optimum")
+
+
+def _mean_spread(mdp: TabularMDP, Q: Tensor, visits: Tensor) -> float:
+    """max_a Q(s,a) - min_a Q(s,a), averaged over the visits to states in which the action matters; 0 where it never does."""
+    missing = torch.zeros_like(Q, dtype=torch.bool) if mdp.mask is None else ~mdp.mask
+    spread = Q.masked_fill(missing, -math.inf).amax(-1) - Q.masked_fill(missing, math.inf).amin(-1)
+    size = Q.masked_fill(missing, 0.0).abs().max()
+    weights = visits.expand_as(spread) * (spread > SPREAD_ROUNDING * size)
+    total = float(weights.sum())
+    return float((weights * spread).sum()) / total if total > 0.0 else 0.0
+
+
+def _range_of_rewards(mdp: TabularMDP) -> float:
+    """The largest less the smallest reward of an action that exists."""
+    rewards = mdp.r if mdp.mask is None else mdp.r.expand(mdp.mask.shape)[mdp.mask]
+    return float(rewards.max() - rewards.min())
 
 
 class TabularProblem(BilevelProblem):
@@ -266,6 +357,31 @@ class TabularProblem(BilevelProblem):
             raise NotImplementedError(f"{type(self).__name__} has no leader reward and defines no occupancy_return")
         return self.over_contexts((occupancy * reward).sum((-2, -1))) / (1.0 - self.follower_mdp(x).gamma)
 
+    def measured_units(self) -> tuple[float, float]:
+        """Both units by the mean spreads of action values (see the module), at the first point where there is a spread.
+
+        Where there is none the follower's unit is the range of its rewards, or 1 where they are all equal, and the leader's
+        is the follower's.
+        """
+        points = self._measuring_points()
+        models = [self.follower_mdp(x).detach() for x in points]
+        unit, leader_unit = 0.0, 0.0
+        for x, mdp in zip(points, models, strict=True):
+            # The follower at tau = 0, uniform over its best actions up to rounding, and the states that it visits.
+            Q, reward = solve_soft(mdp, 0.0).Q, self.leader_reward(x)
+            pi = near_greedy_policy(mdp, Q, SPREAD_ROUNDING)
+            visits = self._weighted(visitation(mdp, pi))
+            unit = unit or UNIT_PER_SPREAD * _mean_spread(mdp, Q, visits)
+            if reward is not None and leader_unit == 0.0:
+                paid = mdp.with_reward(reward.detach())
+                leader_unit = UNIT_PER_SPREAD * _mean_spread(mdp, action_value(paid, policy_value(paid, pi)), visits)
+        unit = unit or next((size for size in map(_range_of_rewards, models) if size > 0.0), 1.0)
+        return unit, leader_unit or unit
+
+    def _weighted(self, visits: Tensor) -> Tensor:
+        """Visits of states, ``[..., S]``, weighted by the contexts' probabilities where there are contexts."""
+        return visits if self.context_probs is None else visits * self.context_probs.unsqueeze(-1)
+
     def kernel(self, x: Tensor) -> TabularKernel:
         """What a simulator draws at x; here no draw of the leader's own (W = 1)."""
         mdp, reward = self.follower_mdp(x), self.leader_reward(x)
@@ -291,6 +407,20 @@ class GameProblem(BilevelProblem):
     @abstractmethod
     def leader_return(self, x: Tensor, pi: tuple[Tensor, Tensor]) -> Tensor:
         """J_L(x, (pi1, pi2)), a scalar to be maximised, differentiable in all of them."""
+
+    def measured_units(self) -> tuple[float, float]:
+        """Ranges of the players' and of the leader's rewards, each at the first point where it is positive.
+
+        The players' is 1 where all their rewards are equal; the leader's is the players' where J_L is no return.
+        """
+        unit, leader_unit = 0.0, 0.0
+        for x in self._measuring_points():
+            r, leaders = self.game(x).r, self.leader_game(x)
+            unit = unit or float(r.max() - r.min())
+            if leaders is not None:
+                leader_unit = leader_unit or float(leaders.r.max() - leaders.r.min())
+        unit = unit or 1.0
+        return unit, leader_unit or unit
 
     def leader_game(self, x: Tensor) -> ZeroSumGame | None:
         """The world in which J_L is the pair's discounted return, r being the leader's reward; None if J_L is no return."""

@@ -38,6 +38,9 @@ Floats = NDArray[np.float64]
 LINEAR_TOLERANCE = 1e-14
 """Residual of a linear solve per unit of ``|b| / (1 - gamma)``, the largest that ``|V|`` can be: 50 roundings of V."""
 
+LARGEST_VALUE = 1e6
+"""Of ``1 / (1 - gamma)`` no more than this counts in a linear solve's tolerance: episodes that end have smaller values."""
+
 SWEEPS = 10
 """Plain sweeps between two looks at the residual."""
 
@@ -203,7 +206,8 @@ class _Solve(torch.autograd.Function):
 
 def _solve(resolvent: Resolvent, b: Floats, transposed: bool, guess: Floats | None) -> Floats:
     scale = float(np.abs(b).sum() if transposed else np.abs(b).max())
-    return resolvent.solve(b, LINEAR_TOLERANCE * scale / (1.0 - resolvent.gamma), transposed, guess)
+    largest = min(1.0 / (1.0 - resolvent.gamma), LARGEST_VALUE)
+    return resolvent.solve(b, LINEAR_TOLERANCE * scale * largest, transposed, guess)
 
 
 class _Expect(torch.autograd.Function):

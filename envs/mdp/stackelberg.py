@@ -60,7 +60,7 @@ class StackelbergProblem(TabularProblem):
             require(found.shape == shape, name, f"shape {tuple(shape)}", f"shape {tuple(found.shape)}")
         check_distribution(self.P, "P")
         check_distribution(self.rho, "rho")
-        check_gamma(self.gamma)
+        check_gamma(self.gamma, endless=True)
         check_tau(self.tau)
         object.__setattr__(self, "leader_set", LeaderSet.box(stack.numel() * S * A_l, -LOGIT_BOUND, LOGIT_BOUND))
         if stack:
@@ -71,8 +71,8 @@ class StackelbergProblem(TabularProblem):
 
     @property
     def tau0(self) -> float:
-        """0.002 whatever tau is: here tau smooths the method and is no part of the game."""
-        return EVALUATION_TAU
+        """0.002 reward units whatever tau is: here tau smooths the method and is no part of the game."""
+        return EVALUATION_TAU * self.reward_unit
 
     def leader_policy(self, x: Tensor) -> Tensor:
         """pi_x(a_l|s) = softmax of the logits, ``[..., (N,) S, A_l]`` for x ``[..., (N *) S * A_l]``."""
@@ -109,10 +109,14 @@ def random_stackelberg(
     tau: float = 0.001,
     sparsity: float = 0.7,
     seed: int | None = 0,
+    reward_unit: float | None = None,
 ) -> StackelbergProblem:
     """The paper's random game (section 6.1).
 
     Rewards are U[0,1], those under ``sparsity`` set to 0; transitions U[0,1], normalised; rho is uniform.
+
+    ``reward_unit`` states the unit of both players' rewards, of which ``tau0`` and default temperatures are numbers; None
+    measures it.
 
     The sizes, ``sparsity`` and ``tau`` are our default; the published experiment may use others.
 
@@ -130,4 +134,5 @@ def random_stackelberg(
     P /= P.sum(-1, keepdims=True)
     r_leader, r_follower = torch.from_numpy(rewards)
     rho = torch.full((S,), 1.0 / S, dtype=torch.float64)
-    return StackelbergProblem(torch.from_numpy(P), r_leader, r_follower, rho, check_gamma(gamma), check_tau(tau))
+    game = StackelbergProblem(torch.from_numpy(P), r_leader, r_follower, rho, check_gamma(gamma), check_tau(tau))
+    return game if reward_unit is None else game.in_units(reward_unit)

@@ -33,13 +33,25 @@ The residual is ``max_s |T V - V|``; since T contracts at gamma, ``max_s |V* - V
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import InitVar, dataclass, replace
 from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from .checks import as_float64, broadcast_batch, check_distribution, check_gamma, check_size, check_tau, keep, require
+from .checks import (
+    LONGEST_EPISODE,
+    as_float64,
+    broadcast_batch,
+    check_distribution,
+    check_gamma,
+    check_length,
+    check_size,
+    check_tau,
+    keep,
+    require,
+)
 
 Model = TypeVar("Model", bound="TabularMDP")
 
@@ -47,7 +59,10 @@ LOG_FLOOR = 1e-300
 """Probabilities are floored here inside logarithms: 0 log 0 = 0, with a finite slope."""
 
 TOLERANCE = 1e-11
-"""Default residual at which soft policy iteration stops, per unit of ``max(1, max |V|)``."""
+"""Default residual at which soft policy iteration stops, per unit of the larger of ``max |V|`` and ``max |r|``."""
+
+ROUNDING = 4e-15
+"""The least residual, per unit of the values' size, that rounding lets a solve reach."""
 
 LOOSEST = 0.1
 """Where eta starts, the share of the residual to which a sparse model's Newton step is solved."""
@@ -79,6 +94,7 @@ class MarkovModel:
         check_distribution(rho, "rho")
         self._check_flags()
         self._check_transitions()
+        self.check_discount()
         try:
             _ = self.batch_shape
         except RuntimeError as error:
@@ -88,6 +104,10 @@ class MarkovModel:
 
     def _check_flags(self) -> None:
         """Check what a model has beside its tables; here nothing."""
+
+    def check_discount(self) -> None:
+        """Raise ``ValueError`` where gamma is so near 1 that double precision cannot solve the model."""
+        check_gamma(self.gamma, endless=True)
 
     def _check_transitions(self) -> None:
         """Check P and keep it as float64."""
@@ -151,6 +171,15 @@ class TabularMDP(MarkovModel):
         if self.mask is not None and not bool(self.mask.any(-1).all()):
             where = tuple(int(i) for i in (~self.mask.any(-1)).nonzero()[0])
             raise ValueError(f"mask: expected at least one action in every state, got none in state {where}")
+
+    @torch.no_grad()
+    def check_discount(self) -> None:
+        """Raise ``ValueError`` where gamma is so near 1 that double precision cannot solve for the uniform policy's values."""
+        if self.terminal is None:
+            super().check_discount()
+        elif 1.0 / (1.0 - self.gamma) > LONGEST_EPISODE:
+            uniform = near_greedy_policy(self, torch.zeros_like(self.r), 0.0)
+            check_length(self.gamma, longest_episode(self, uniform))
 
     @property
     def n_actions(self) -> int:
@@ -321,6 +350,16 @@ def policy_value(mdp: TabularMDP, pi: Tensor, tau: float = 0.0, guess: Tensor | 
     return mdp.solve(pi, induced_reward(mdp, pi, tau), guess=guess)
 
 
+@torch.no_grad()
+def longest_episode(mdp: TabularMDP, pi: Tensor) -> float:
+    """The largest expected discounted number of steps from any state, ``max (I - gamma P_pi)^{-1} 1``; inf where singular."""
+    try:
+        lengths = mdp.solve(pi, torch.ones_like(pi[..., 0]))
+    except RuntimeError:  # torch's error for a singular matrix
+        return math.inf
+    return float(lengths.max()) if bool(torch.isfinite(lengths).all() & (lengths > 0.0).all()) else math.inf
+
+
 def visitation(mdp: TabularMDP, pi: Tensor) -> Tensor:
     """Solve (I - gamma P_pi)^T d = rho for the unnormalised discounted visitation d, ``[..., S]``.
 
@@ -405,8 +444,14 @@ def _masked(mdp: TabularMDP, Q: Tensor) -> Tensor:
 
 def greedy_policy(mdp: TabularMDP, Q: Tensor) -> Tensor:
     """The greedy policy, uniform over exact ties, ``[..., S, A]``."""
+    return near_greedy_policy(mdp, Q, 0.0)
+
+
+def near_greedy_policy(mdp: TabularMDP, Q: Tensor, share: float) -> Tensor:
+    """The policy uniform over the actions within ``share`` of the largest |Q| of the best one, ``[..., S, A]``."""
     q = _masked(mdp, Q)
-    best = (q == q.max(-1, keepdim=True).values).to(Q.dtype)
+    slack = share * q.masked_fill(q == -math.inf, 0.0).abs().max() if share > 0.0 else 0.0
+    best = (q >= q.max(-1, keepdim=True).values - slack).to(Q.dtype)
     return best / best.sum(-1, keepdim=True)
 
 
@@ -429,6 +474,12 @@ def soft_maximum(mdp: TabularMDP, Q: Tensor, tau: float) -> Tensor:
     soft = tau * torch.logsumexp(q / tau, -1)
     weight = entropy_weight(mdp, tau)
     return soft if not isinstance(weight, Tensor) else torch.where(weight > 0, soft, q.max(-1).values)
+
+
+def largest_reward(mdp: TabularMDP) -> Tensor:
+    """max |r(s,a)| over the actions that exist, ``[...]``: with max |V| what a residual is measured by."""
+    r = mdp.r if mdp.mask is None else mdp.r.masked_fill(~mdp.mask, 0.0)
+    return r.abs().amax((-2, -1))
 
 
 def soft_backup(mdp: TabularMDP, Q: Tensor, tau: float) -> tuple[Tensor, Tensor]:
@@ -457,18 +508,24 @@ def solve_soft(
         mdp: the model, batched or not.
         tau: temperature, ``>= 0``.
         V: starting values, ``[..., S]``, e.g. the optimum at a nearby x.
-        tol: residual at which to stop, relative to ``max(1, max |V|)`` in each instance of a batch.
+        tol: residual at which to stop, relative to the larger of ``max |V|`` and ``max |r|`` in each instance of a batch.
         max_iterations: most linear solves.
+
+    Warns:
+        RuntimeWarning: gamma is so near 1, and the answer's episodes so long, that its values have fewer than six digits.
     """
     check_tau(tau)
     V = torch.zeros_like(mdp.r[..., 0]) if V is None else V
+    # Near gamma = 1 a residual counts 1/(1-gamma) times in V; rounding bounds what can be asked of it.
+    tol = max(tol * min(1.0, 1e3 * (1.0 - mdp.gamma)), ROUNDING)
     eta, least, before, products = LOOSEST, LOOSEST * (1.0 - mdp.gamma) ** 3, math.inf, 0
+    largest = largest_reward(mdp)
     for iterations in range(max_iterations + 1):
         Q = action_value(mdp, V)
         backup, pi = soft_backup(mdp, Q, tau)
         step = backup - V
         residuals = step.abs().amax(-1)
-        enough = tol * V.abs().amax(-1).clamp_min(1.0)
+        enough = tol * torch.maximum(V.abs().amax(-1), largest)
         residual = float(residuals.max())
         if iterations == max_iterations or bool((residuals <= enough).all()):
             break
@@ -477,6 +534,13 @@ def solve_soft(
         before = residual
         d, spent = mdp.newton_step(pi, step, max(eta * residual, 0.5 * float(enough.min())))
         V, products = V + d, products + spent
+    if 1.0 / (1.0 - mdp.gamma) > LONGEST_EPISODE and (length := longest_episode(mdp, pi)) > LONGEST_EPISODE:
+        warnings.warn(
+            f"gamma: at {mdp.gamma!r} = 1 - {1.0 - mdp.gamma:.3g} the best policy's episodes last {length:.3g} discounted steps; "
+            f"its values have fewer than six digits (residual {residual:.3g}, error up to {residual * length:.3g})",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     return SoftOptimum(V, Q, pi, residual, iterations, products)
 
 

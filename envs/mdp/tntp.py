@@ -1,7 +1,7 @@
 """Road networks from files in the TNTP text format of the Transportation Networks for Research collection.
 
-A ``*_net.tntp`` file opens with lines ``<KEY> value`` up to ``<END OF METADATA>``; then comes a link a line, ended by a
-semicolon: initial node, terminal node, capacity, length, free-flow time, and more. A ``*_trips.tntp`` file has ``Origin o``
+A network's file (``*_net.tntp``) opens with lines ``<KEY> value`` up to ``<END OF METADATA>``; then comes a link a line, ended by
+a semicolon: initial node, terminal node, capacity, length, free-flow time, and more. A ``*_trips.tntp`` file has ``Origin o``
 followed by entries ``d : trips;``, a ``*_node.tntp`` file the place of a node a line. Nodes are numbered from 1, zones first;
 nodes below ``<FIRST THRU NODE>`` carry no through traffic. Lines that start with ``~`` are comments.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -25,6 +26,14 @@ from .checks import check_number, require
 from .road_network import RoadNetwork, on_a_circle
 
 PathName = str | PathLike[str]
+UNIFORM = "uniform"
+"""In place of a trip table: one trip between every two zones."""
+_KINDS = {
+    "net": ("net", "network", "link", "links"),
+    "trips": ("trip", "trips", "od", "demand"),
+    "node": ("node", "nodes", "coord", "coords", "coordinates", "xy"),
+}
+"""Words in a file's name that say what it holds."""
 _END = "<END OF METADATA>"
 
 
@@ -87,10 +96,34 @@ class _Reader:
                 yield i, words
 
 
-def _beside(net: Path, kind: str) -> Path | None:
-    """The file of another kind that belongs to a ``*_net.tntp``, if there is one."""
-    path = net.with_name(re.sub(r"_net(?=\.[^.]*$)", f"_{kind}", net.name))
-    return path if path != net and path.is_file() else None
+def _kind_and_place(path: Path) -> tuple[str | None, tuple[str, ...]]:
+    """What a file holds by the last word in its name that says so, and the other words of the name, in small letters."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Za-z])(?=\d)|(?<=\d)(?=[A-Za-z])", "_", path.stem)
+    words = [word.lower() for word in re.split(r"[\W_]+", apart) if word]
+    for i in reversed(range(len(words))):
+        for kind, names in _KINDS.items():
+            if words[i] in names:
+                return kind, (*words[:i], *words[i + 1 :])
+    return None, tuple(words)
+
+
+def _beside(net: Path, kind: str) -> tuple[Path | None, list[Path]]:
+    """The file of another kind that belongs to a network by its name, if there is one; and those that might.
+
+    It is the one whose name has the same words, else the only one whose name has more words after them
+    (``X_trips_am`` for ``X_net``). Those that might belong are the others whose names begin with the same word.
+    """
+    _, place = _kind_and_place(net)
+    others = sorted(path for path in net.parent.iterdir() if path.suffix.lower() == net.suffix.lower() and path != net)
+    named = [(path, *_kind_and_place(path)) for path in others if path.is_file()]
+    networks = {words for _, found, words in named if found in ("net", None)}
+    files = {path: words for path, found, words in named if found == kind}
+    same = [path for path, words in files.items() if words == place]
+    longer = [path for path, words in files.items() if words[: len(place)] == place and words not in networks]
+    chosen = same or longer
+    if len(chosen) == 1:
+        return chosen[0], []
+    return None, [path for path, words in files.items() if words[:1] == place[:1]]
 
 
 def _read_links(reader: _Reader, n_nodes: int, n_links: int) -> NDArray[np.float64]:
@@ -154,17 +187,23 @@ def read_tntp(
 
     Args:
         net: the network, ``*_net.tntp``.
-        trips: the trip table; None takes the ``*_trips.tntp`` beside the network, and where there is none, one trip between
-            every two zones.
-        nodes: the places of the nodes; None takes the ``*_node.tntp`` beside the network, and where there is none, a
-            circle. Only pictures read them.
+        trips: the trip table; None takes the one beside the network whose name says that it belongs to it (``X_trips``,
+            ``X_Trips``, ``X_od`` or ``X_trips_am`` to ``X_net``, ``X_trips_2016_01`` to ``X_network_2016_01``);
+            ``"uniform"`` is one trip between every two zones.
+        nodes: the places of the nodes; None takes the file beside the network whose name says that it belongs to it
+            (``X_node``, ``X_nodes``, ``X_coordinates``), and where there is none, a circle. Only pictures read them.
         minutes: length of the file's unit of time (the format does not say), in minutes.
         external_cost: what one use of each link costs others, ``[L]`` in the file's order; None takes the links' lengths,
             for the format has no such thing, and their times where no link has a length.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that is not in the format, with the line and what was expected in it; a file cut short.
+        ValueError: a file that is not in the format, with the line and what was expected in it; a file cut short; trip
+            tables beside the network of which none, or more than one, belongs to it by its name.
+
+    Warns:
+        UserWarning: there is no trip table beside the network: one trip between every two zones is taken. Or none, or more
+            than one, of the files of nodes belongs to it by its name: the nodes are put on a circle.
     """
     scale = check_number(minutes, "minutes", low=0.0, open_low=True, open_high=True)
     reader = _Reader(net, "net")
@@ -175,9 +214,25 @@ def read_tntp(
     require(first <= n_nodes + 1, str(reader.path), f"a first through node of at most {n_nodes + 1}", first)
     links = _read_links(reader, n_nodes, reader.count("NUMBER OF LINKS"))
     tails_and_heads, (length, time) = links[:, :2].astype(np.int64), links[:, 2:].T
-    trips = _beside(reader.path, "trips") if trips is None else trips
-    nodes = _beside(reader.path, "node") if nodes is None else nodes
-    demand = 1.0 - np.eye(n_zones) if trips is None else _read_trips(trips, n_zones)
+    if trips is None:
+        trips, others = _beside(reader.path, "trips")
+        if trips is None:
+            name, beside = reader.path.name, ", ".join(repr(path.name) for path in others)
+            require(not others, "trips", f"the path of the trip table of {name}", f"None, and beside it {beside}")
+            warnings.warn(
+                f"trips: no trip table was found beside {name}, so that one trip is taken between every two zones; give the "
+                f"path of the table as trips=..., or trips={UNIFORM!r} if that is meant",
+                stacklevel=2,
+            )
+            trips = UNIFORM
+    if nodes is None:
+        nodes, others = _beside(reader.path, "node")
+        if others:
+            beside = ", ".join(repr(path.name) for path in others)
+            warnings.warn(
+                f"nodes: none of {beside} belongs to {reader.path.name} by its name alone; give one", stacklevel=2
+            )
+    demand = 1.0 - np.eye(n_zones) if trips == UNIFORM else _read_trips(trips, n_zones)
     cost = (length if length.any() else time) if external_cost is None else external_cost
     return RoadNetwork(
         torch.from_numpy(tails_and_heads),

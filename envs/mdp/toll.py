@@ -63,13 +63,16 @@ class TollDesignProblem(TabularProblem):
     """Tolls on a road network: x holds every link's, in ``[0, max_toll]``.
 
     Args:
-        network: the network, the path of a ``*_net.tntp`` file, or None for a random city.
+        network: the network, the path of a file in the TNTP format (see :func:`read_tntp`), or None for a random city.
         gamma: discount of both players, in [0, 1), a link.
         tau: default temperature of the driver, in minutes: the scale of a logit route choice.
         max_toll: largest toll, in minutes of the driver's time.
         revenue_weight: w, what a minute of toll is worth to the leader, in [-1, 1]; negative where tolls are a burden.
         n_nodes: of the random city.
         seed: of the random city; None draws one anew.
+        minutes: of a file: the length of its unit of time in minutes, e.g. 60 for a file in hours.
+        trips: of a file: the path of its trip table, or ``"uniform"``; None takes the one beside it.
+        nodes: of a file: the path of its nodes' places; None takes the one beside it.
 
     Attributes:
         destinations: the node of each context, ``[C]``.
@@ -92,11 +95,18 @@ class TollDesignProblem(TabularProblem):
         revenue_weight: float = 0.0,
         n_nodes: int = 25,
         seed: int | None = 0,
+        minutes: float = 1.0,
+        trips: str | PathLike[str] | None = None,
+        nodes: str | PathLike[str] | None = None,
     ) -> None:
+        from_file = network is not None and not isinstance(network, RoadNetwork)
+        for name, value, default in (("minutes", minutes, 1.0), ("trips", trips, None), ("nodes", nodes, None)):
+            unused = value is default or (isinstance(value, float) and value == default)
+            require(from_file or unused, name, f"{default} where network is no file", repr(value))
         if network is None:
             network = random_city(n_nodes, seed)
         elif not isinstance(network, RoadNetwork):
-            network = read_tntp(network)
+            network = read_tntp(network, trips=trips, nodes=nodes, minutes=minutes)
         self.network, self.gamma, self.tau = network, check_gamma(gamma), check_tau(tau)
         self.max_toll = check_number(max_toll, "max_toll", low=0.0, open_low=True, open_high=True)
         self.revenue_weight = check_number(revenue_weight, "revenue_weight", low=-1.0, high=1.0)
@@ -142,6 +152,7 @@ class TollDesignProblem(TabularProblem):
         # Waiting is dearer than the dearest link, hence strictly worse than going on, whatever gamma.
         idle = ~self._drives & ~self._terminal.unsqueeze(-1)
         self._idle = -(float(network.time.max()) + self.max_toll) * idle.to(torch.float64)
+        self.follower_mdp(self.start_x()).check_discount()
 
     def _reach(self, tail: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
         """Which nodes have a way to each destination, ``[C, N]``, and which links lie on one, ``[C, L]``."""
@@ -160,16 +171,27 @@ class TollDesignProblem(TabularProblem):
         if self.tau == 0.0:
             return
         N = self.network.n_nodes
-        weight = enters * torch.exp(-self.network.time / self.tau)
-        M = torch.zeros(len(enters), N * N, dtype=torch.float64).index_add_(1, tail * N + head, weight)
-        M = M.view(-1, N, N) * ~self._terminal.unsqueeze(-1)
-        z, failed = torch.linalg.solve_ex(torch.eye(N, dtype=torch.float64) - M, torch.ones(len(M), N, 1).double())
-        cycling = (failed != 0) | ~(z > 0).all(-1).all(-1)
-        if bool(cycling.any()):
-            radius = float(torch.linalg.eigvals(M[int(cycling.nonzero()[0])]).abs().max())
+
+        def cycles(tau: float) -> float | None:
+            """The spectral radius on the way to a destination where it is 1 or more; None where it is less for all."""
+            weight = enters * torch.exp(-self.network.time / tau)
+            M = torch.zeros(len(enters), N * N, dtype=torch.float64).index_add_(1, tail * N + head, weight)
+            M = M.view(-1, N, N) * ~self._terminal.unsqueeze(-1)
+            z, failed = torch.linalg.solve_ex(torch.eye(N, dtype=torch.float64) - M, torch.ones(len(M), N, 1).double())
+            cycling = (failed != 0) | ~(z > 0).all(-1).all(-1)
+            worst = cycling.nonzero()
+            return float(torch.linalg.eigvals(M[int(worst[0])]).abs().max()) if len(worst) else None
+
+        radius = cycles(self.tau)
+        if radius is not None:
+            lower = next((self.tau / 2**k for k in range(1, 40) if cycles(self.tau / 2**k) is None), None)
+            median = float(self.network.time.median())
+            can = "" if lower is None else f"take a lower tau, such as tau={lower:.3g}, or, "
             raise ValueError(
-                "tau: expected a temperature at which driving in circles does not pay (spectral radius of exp(-time/tau) "
-                f"over the links under 1), got {self.tau:g} (spectral radius {radius:.4g})"
+                f"tau: expected a temperature at which driving in circles does not pay, got {self.tau:g} minutes, where the "
+                f"median link takes {median:.3g} minutes (the spectral radius of exp(-time/tau) over the links is "
+                f"{radius:.4g} and should be under 1); {can}if the file's times are in another unit, say how many minutes it "
+                "is, e.g. minutes=60 for hours"
             )
 
     def _tolls(self, x: Tensor) -> Tensor:

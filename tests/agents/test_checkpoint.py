@@ -164,9 +164,9 @@ def test_a_full_disk_is_an_error_and_what_was_there_stays(tmp_path: Path, reques
     leader = TabularPBRL(TWO).learn(3)
     before = leader.save(path).read_bytes()
     request.getfixturevalue("full_disk")
-    with pytest.raises(OSError, match=r"File too large; what was there before is untouched: .*leader.zip"):
+    with pytest.raises(OSError, match=r"File too large; the old file is untouched: .*leader.zip"):
         leader.learn(5).save(path)
-    with pytest.raises(OSError, match=r"File too large; nothing was left there: .*other.zip"):
+    with pytest.raises(OSError, match=r"File too large; no file was left there: .*other.zip"):
         leader.save(tmp_path / "other.zip")
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["leader.zip"]
@@ -179,7 +179,7 @@ def test_learning_goes_on_over_a_full_disk(tmp_path: Path) -> None:
         full = 6 <= leader.iteration < 12
         resource.setrlimit(resource.RLIMIT_FSIZE, (2048 if full else held[0], held[1]))
 
-    with pytest.warns(RuntimeWarning, match=r"^checkpoint: .* at iteration 8, .* that of iteration 4 is still there"):
+    with pytest.warns(RuntimeWarning, match=r"^checkpoint: .* at iteration 8, .* last checkpoint: iteration 4"):
         leader = TabularPBRL(TWO).learn(10, [fill_and_empty, Checkpoint(path, every=4)])
     resource.setrlimit(resource.RLIMIT_FSIZE, held)
     assert leader.iteration == 10
@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_any_work() -> None:
         ValueError, match=r"^path: expected a file in a folder that can be written to, got '/proc/leader"
     ):
         Checkpoint("/proc/leader.zip")
-    with pytest.raises(OSError, match="nothing was left there"):
+    with pytest.raises(OSError, match="no file was left there"):
         TabularPBRL(TWO).save("/proc/leader.zip")
 
 

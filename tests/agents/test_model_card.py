@@ -88,7 +88,7 @@ def test_a_followers_file_is_read_only_where_it_is_trusted(sampled: tuple[PBRL, 
             new.writestr(name, old.read(name) if data is None else json.dumps(data))
     for trusted in ({}, {"trust_pickle": False}, {"trust_pickle": 1}):
         with pytest.raises(
-            ValueError, match=r"^trust_pickle: expected True, for SB3's files hold pickles, and reading one"
+            ValueError, match=r"^trust_pickle: expected True if you trust the file, since SB3.s files hold pickles"
         ):
             load_follower(bad, A2C, **trusted)
     assert not left.exists()
@@ -116,7 +116,7 @@ def test_a_follower_as_rl_zoo3_has_an_agent(sampled: tuple[PBRL, Path], tmp_path
     env = gym.make("bilevel_gym/UnderLeader-v0", **held["env_kwargs"])
     np.testing.assert_array_equal(env.get_wrapper_attr("leader_x"), leader.x)
     assert A2C.load(agent / f"{name}.zip", env=env, device="cpu").observation_space == env.observation_space
-    with pytest.raises(ValueError, match=r"leader: expected one with a follower, over an env.*, got TabularPBRL"):
+    with pytest.raises(ValueError, match=r"leader: expected one with a follower and an env.*, got TabularPBRL"):
         write_zoo_folder(TabularPBRL(ENV), tmp_path)
 
 

@@ -274,7 +274,7 @@ def test_a_world_that_keeps_its_state_to_itself_begins_new_episodes_and_says_so(
     path = tmp_path / "learner.zip"
     config = replace(ASKED, vec_env="dummy")
     DRLHF("CartPole-v1", A2C, config=config).learn(700, [Checkpoint(path, every=2), lambda one: one.iteration < 4])
-    with pytest.warns(UserWarning, match="the world keeps its state to itself"):
+    with pytest.warns(UserWarning, match="the environment's state cannot be restored"):
         learner = DRLHF.load(path)
     assert learner.resume().remaining_timesteps == 0
 

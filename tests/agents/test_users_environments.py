@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO
-from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3 import A2C, DQN, PPO, SAC
 
-from bilevel_gym.agents import DRLHF, PBRL, PreferencePBRL
-from tests.agents.users import GAMMA, Charged, Masked, Users, led, once, pbrl, preferences
+from bilevel_gym.agents import DRLHF, PBRL, PBRLConfig, PreferencePBRL, Rollouts
+from bilevel_gym.wrappers import EventPayments, ObserveCommitment, ShapedReward
+from tests.agents.users import GAMMA, Charged, Masked, Users, always, led, once, pbrl, preferences
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:the best response was certified", "ignore:follower. expected rollouts", "ignore:.*queries are still without"
@@ -185,3 +189,219 @@ def test_illegal_moves_are_not_made(actions: Any) -> None:
     assert leader.iteration >= 1
     record = preferences(Masked(action_space=actions), MaskablePPO).learn(160).evaluate()
     assert record.true_return >= 0.0
+
+
+# --- pictures, parts, and large observations ----------------------------------------------------------------------------
+
+TILES = spaces.Box(0, 255, (7, 7, 3), np.uint8)
+PARTS = spaces.Dict({"place": spaces.Box(-1.0, 1.0, (2,)), "goal": spaces.Discrete(3)})
+
+
+@pytest.mark.parametrize("algorithm", [A2C, DQN])
+def test_small_pictures_with_channels_last(algorithm: Any) -> None:
+    """As MiniGrid has them; SB3 shows its models channels first, and so do we, of whichever world it is."""
+    leader = once(pbrl(led(Users(TILES, spaces.Discrete(3, start=-1))), algorithm))
+    assert leader.follower.model.observation_space == leader.follower_env().observation_space
+    assert leader.follower_env().observation_space.shape == (3, 7, 7)
+    assert np.isfinite(leader.history[-1].leader_return)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize(
+    "obs", [TILES, spaces.Box(0.0, 1.0, (5, 6, 4)), spaces.Box(0, 255, (1, 9, 9), np.uint8)], ids=str
+)
+def test_small_pictures_under_preferences(learner: Any, obs: Any) -> None:
+    """Too small for convolutions: the reward is a perceptron's."""
+    leader = preferences(Users(obs), A2C, learner).learn(100)
+    assert 0.0 <= leader.evaluate().true_return <= 10.0
+    assert type(leader.model.members[0]).__name__ == "MLPReward"
+
+
+def test_larger_pictures_are_convolved() -> None:
+    obs = spaces.Box(0, 255, (56, 56, 3), np.uint8)
+    leader = preferences(Users(obs), lambda venv: A2C("CnnPolicy", venv), n_envs=1, first_steps=16).learn(40)
+    assert type(leader.model.members[0]).__name__ == "ConvReward"
+    moved = preferences(Users(obs, spaces.Box(-1.0, 1.0, (1,))), A2C, n_envs=1, first_steps=16, first_epochs=1)
+    assert type(moved.model.members[0]).__name__ == "MLPReward"
+
+
+@pytest.mark.parametrize("obs", [TILES, spaces.MultiDiscrete([3, 2]), spaces.Box(-1.0, 1.0, (2, 2))], ids=str)
+def test_x_is_not_shown_beside_such_observations(obs: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"^env: expected observations Discrete .* \(observe_commitment=False shows none\)"
+    ):
+        pbrl(led(Users(obs)), A2C, observe_commitment=True)
+
+
+def test_parts_are_refused_by_name_with_the_way_out() -> None:
+    for make in (lambda: led(Users(PARTS)), lambda: pbrl(Charged(PARTS), A2C), lambda: preferences(Users(PARTS), A2C)):
+        with pytest.raises(ValueError, match=r"expected .*FlattenObservation makes"):
+            make()
+    flat = gym.wrappers.FlattenObservation(Users(PARTS))
+    assert np.isfinite(once(pbrl(led(flat), A2C, observe_commitment=True)).history[-1].leader_return)
+
+
+@pytest.mark.parametrize(
+    ("obs", "features"),
+    [
+        (spaces.Box(-1.0, 1.0, (64, 64)), 8193),
+        (spaces.Box(-1.0, 1.0, (84 * 84,)), 14113),
+        (spaces.Box(0, 255, (56, 56, 3), np.uint8), 18817),
+        (spaces.Discrete(30_000), 30_000),
+        (spaces.MultiBinary(3_000), 6_001),
+    ],
+    ids=str,
+)
+def test_observations_too_large_for_the_critic_are_refused_before_any_work(obs: Any, features: int) -> None:
+    """The leader's critic is linear; its cost grows with the square of its features."""
+    env = led(Users(obs))
+    began = time.process_time()
+    with pytest.raises(
+        ValueError, match=rf"^env: expected observations .* at most 2048 features .*, got {features} features"
+    ):
+        pbrl(env, A2C)
+    assert time.process_time() - began < 2.0
+
+
+def test_a_context_that_multiplies_is_refused_with_its_size() -> None:
+    """States times x: 2,000 states beside 40 numbers would be 82,000."""
+    payments = EventPayments([always] * 40)
+    env = ShapedReward(Users(spaces.Discrete(2_000)), payments, gamma=GAMMA)
+    with pytest.raises(
+        ValueError, match=r"^observe_commitment: expected False where .* 65536 numbers, got True with 82000, of"
+    ):
+        pbrl(env, A2C, observe_commitment=True)
+    with pytest.raises(ValueError, match=r"^observe_commitment: expected False where .*, got True with 66000, of"):
+        ObserveCommitment(ShapedReward(Users(spaces.Box(-1.0, 1.0, (65_960,))), payments))
+    pbrl(env, A2C)
+
+
+def test_preferences_over_large_observations_take_little_memory() -> None:
+    """One-hot states are worked on in batches that fit: 30,000 numbers a step."""
+    leader = preferences(Users(spaces.Discrete(30_000)), A2C, n_envs=1, first_steps=32).learn(40)
+    most = 0
+
+    def look(module: Any, arguments: Any, out: Any) -> None:
+        nonlocal most
+        most = max(most, arguments[0].numel())
+
+    leader.model.members[0].layers[0].register_forward_hook(look)
+    leader.model.raw(np.zeros(2_000, np.int64), np.zeros(2_000, np.int64))
+    assert 2**23 < most <= 2**24
+
+
+# --- float64 actions ------------------------------------------------------------------------------------------------------
+
+WIDE = [
+    spaces.Box(-1.0, 1.0, (2,), np.float64),
+    spaces.Box(-2.0, 1.0, (2, 3), np.float64),
+    spaces.Box(-3e38, 3e38, (1,), np.float64),
+]
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("actions", WIDE, ids=str)
+def test_actions_in_float64(learner: Any, actions: Any) -> None:
+    """As dm_control has them; the reward model sees them in [-1, 1], and stays finite."""
+    leader = preferences(
+        Users(action_space=actions, paid=lambda step, action: float(action.mean() > 0.0)), A2C, learner
+    )
+    leader.learn(100)
+    assert 0.0 <= leader.evaluate().true_return <= 10.0
+    net = leader.model.members[0]
+    assert {tensor.dtype for tensor in net.state_dict().values()} == {torch.float32}
+    n = int(np.prod(actions.shape))
+    low, high = (torch.as_tensor(end.reshape(1, -1), dtype=torch.float32) for end in (actions.low, actions.high))
+    for end, seen in ((low, -1.0), (high, 1.0)):
+        torch.testing.assert_close((end - net.mean[-n:]) / net.std[-n:], torch.full((1, n), seen))
+
+
+def test_float64_actions_from_a_replay_buffer() -> None:
+    follower = lambda venv: SAC("MlpPolicy", venv, learning_starts=8, policy_kwargs={"net_arch": [4]})  # noqa: E731
+    paid = lambda step, action: float(action.mean() > 0.0)  # noqa: E731
+    leader = preferences(Users(action_space=WIDE[0], paid=paid), follower).learn(100)
+    assert 0.0 <= leader.evaluate().true_return <= 10.0
+
+
+# --- segments and episodes ------------------------------------------------------------------------------------------------
+
+
+def limited(steps: int, length: int | None = None) -> Any:
+    return gym.wrappers.TimeLimit(Users(length=length), steps)
+
+
+def test_segments_longer_than_episodes_are_named() -> None:
+    for length, longest in ((11, 10), (25, 10), (4, 3)):
+        leader = preferences(limited(longest), A2C, length=length)
+        with pytest.raises(
+            ValueError, match=rf"^length: expected at most {longest} steps, the longest episode .*, got {length}$"
+        ):
+            leader.learn(200)
+    assert (
+        preferences(Users(length=10), A2C, length=11).learn(100).evaluate().labels > 0
+    )  # padded: they ended by themselves
+
+
+def test_too_few_first_steps_are_named() -> None:
+    for length, first_steps in ((8, 8), (30, 40)):
+        leader = preferences(limited(50), A2C, length=length, first_steps=first_steps)
+        with pytest.raises(
+            ValueError, match=rf"^first_steps: expected steps for two segments or more, of length={length}, in 2"
+        ):
+            leader.learn(200)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_an_environment_whose_episodes_do_not_end_is_refused_at_once(learner: Any) -> None:
+    env = Users(length=None)
+    for given in (env, lambda: env, led(Users(length=None))):
+        with pytest.raises(ValueError, match=r"^env: expected episodes that end, e.g. by gymnasium.wrappers.TimeLimit"):
+            preferences(given, A2C, learner)
+    assert env.steps <= 2 * 5_000
+    preferences(limited(10), A2C, learner)
+    preferences(Users(length=500), A2C, learner)
+
+
+# --- threads, and numbers of NumPy's -------------------------------------------------------------------------------------
+
+
+def found_by(seed: int, barrier: threading.Barrier | None = None) -> list[float]:
+    """x and weights after two iterations."""
+    leader = pbrl(led(Users()), A2C, seed=seed)
+    if barrier is not None:
+        barrier.wait()
+    leader.learn(10**6, callback=lambda one: one.iteration < 2)
+    weights = [float(p.detach().sum()) for p in leader.follower.model.policy.parameters()]
+    return [*leader.last_x.tolist(), *weights, *(record.leader_return for record in leader.history)]
+
+
+def test_two_leaders_in_two_threads_are_what_each_is_alone() -> None:
+    alone, barrier = [found_by(0), found_by(1)], threading.Barrier(2)
+    together: dict[int, list[float]] = {}
+    threads = [threading.Thread(target=lambda i=i: together.update({i: found_by(i, barrier)})) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [together[0], together[1]] == alone
+    assert alone[0] != alone[1]
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint16])
+def test_whole_numbers_of_numpys_are_numbers_and_can_be_saved(kind: Any, tmp_path: Any) -> None:
+    rate: Any = np.float32(0.125)
+    config = PBRLConfig(
+        n_envs=kind(2),
+        follower_steps=kind(16),
+        warmup_steps=kind(16),
+        learning_rate=rate,
+        estimator=Rollouts(n_envs=kind(2), tail=np.float64(0.5)),
+    )
+    seed = np.random.default_rng(0).integers(2**15).astype(kind)
+    kwargs = {"n_states": kind(4), "seed": kind(3)}
+    leader = PBRL("bilevel_gym/StackelbergGame-v0", A2C, config=config, seed=seed, env_kwargs=kwargs)
+    kept = PBRL.load(leader.save(tmp_path / "leader.zip"))
+    assert (kept.seed, kept.config.n_envs, kept.config.learning_rate) == (int(seed), 2, 0.125)
+    few = {"labels": kind(8), "first_labels": kind(4), "length": kind(5), "first_steps": kind(64)}
+    learner = preferences("bilevel_gym/RewardGrid-v0", A2C, **few)
+    assert DRLHF.load(learner.save(tmp_path / "learner.zip")).config.length == 5

@@ -160,8 +160,8 @@ def pbrl(env: Any, follower: Any, **kwargs: Any) -> PBRL:
         "evaluation_steps": 16,
         "evaluation_followers": 1,
     }
-    estimator = {"estimator": Rollouts(2), "observe_commitment": False}
-    return PBRL(env, follower, config=PBRLConfig(**(small | estimator | kwargs)))
+    estimator, seed = {"estimator": Rollouts(2), "observe_commitment": False}, kwargs.pop("seed", 0)
+    return PBRL(env, follower, config=PBRLConfig(**(small | estimator | kwargs)), seed=seed)
 
 
 def once(leader: PBRL) -> PBRL:

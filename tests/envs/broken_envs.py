@@ -117,6 +117,13 @@ class NotANumber(Toll):
         return (obs, reward if obs else float("nan"), *rest)
 
 
+class Blind(Toll):
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)  # type: ignore[assignment]
+
+    def step(self, action: Any) -> Any:
+        return (np.full(1, np.nan, dtype=np.float32), *super().step(action)[1:])
+
+
 class Dearer(Toll):
     class model(TollModel):  # noqa: N801
         def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> Any:
@@ -366,7 +373,7 @@ class Impossible(Lottery):
 
 
 class Midway(Wind):
-    """The wind turns when x is set, in the midst of an episode."""
+    """The wind turns when x is set, in the middle of an episode."""
 
     def set_leader(self, x: Any) -> None:
         super().set_leader(x)
@@ -389,6 +396,35 @@ class TwiceAsStrong(Wind):
         def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> Any:
             r_f, r_l, _ = super().forward(obs, action, draw, next_obs)
             return r_f, r_l, -0.5 * draw[..., 0] * (draw[..., 1] - 0.8 * self.x[0]) ** 2
+
+
+class Wild(Wind):
+    """The wind varies a third more than log_p says."""
+
+    def blow(self) -> float:
+        return 1.33 * float(self.np_random.standard_normal())
+
+
+class Calm(Wind):
+    """The wind varies a third less than log_p says."""
+
+    def blow(self) -> float:
+        return 0.67 * float(self.np_random.standard_normal())
+
+
+class TwoSides(Wind):
+    """The wind has the mean and the variance that log_p says, and two sides that it comes from."""
+
+    def blow(self) -> float:
+        return float(self.np_random.choice([-1.0, 1.0]) + 0.1 * self.np_random.standard_normal())
+
+
+class Stubborn(Toll):
+    """Steps pay by the x that the environment began with."""
+
+    def step(self, action: Any) -> Any:
+        paid = 0.5 * float(action)
+        return (*super().step(action)[:1], -paid, False, False, {"leader_reward": paid, "leader_draw": 0})
 
 
 class OneWind(Wind):
@@ -450,6 +486,13 @@ class PaysAllAlike(TwoStateEnv):
 
 
 BROKEN = [
+    (Wild, "^leader_model: expected draws that follow its log_p .*got entry 1 of leader_draw 1.3"),
+    (Calm, "^leader_model: expected draws that follow its log_p .*got entry 1 of leader_draw 0.6"),
+    (TwoSides, "^leader_model: expected draws that follow its log_p .*got entry 1 of leader_draw"),
+    (
+        Stubborn,
+        r"^set_leader: expected steps that pay by the x that was set .*got the follower's rewards at x = \[0.5\]",
+    ),
     (OneWind, "^set_leader: expected the x of other parallel environments left alone .*got another observation"),
     (Wordy, r"^info\['leader_draw'\]: expected numbers"),
     (Raises, "^leader_model: expected .* for a batch of 20 steps, got KeyError"),
@@ -466,7 +509,8 @@ BROKEN = [
     (NextBegins, "^leader_x: expected a new environment to begin at"),
     (Silent, "^info: expected the key 'leader_draw'"),
     (Unpaid, "^info: expected the key 'leader_reward'"),
-    (Vectors, r"^reward: expected one number a step .*got shape \(2,\)"),
+    (Vectors, r"^reward: expected one number a step, got an array of shape \(2,\); make one number of it"),
+    (Blind, "^observation: expected numbers in every step"),
     (NotANumber, "^reward: expected finite numbers in every step, got nan"),
     (Dearer, "^leader_model: expected the follower's reward that a step pays"),
     (LeaderDearer, "^leader_model: expected the leader's reward that a step pays"),

@@ -128,9 +128,12 @@ class Wind(Toll):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         gym.Env.reset(self, seed=seed)
-        self._wind = float(self._x[0] + self.np_random.standard_normal())
+        self._wind = float(self._x[0]) + self.blow()
         self._place, self._first = self.np_random.uniform(-1.0, 1.0, 1), 1.0
         return self._place.copy(), {}
+
+    def blow(self) -> float:
+        return float(self.np_random.standard_normal())
 
     def step(self, action: Any) -> Any:
         self._place = 0.5 * self._place + np.asarray(action, dtype=np.float64) + 0.1 * self._wind

@@ -22,7 +22,7 @@ from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP
 from bilevel_gym.envs.tabular import TabularEnv
 from bilevel_gym.wrappers import Attribute, DrawnAttribute, EventPayments, LinearReward, ObserveCommitment, ShapedReward
 from tests.envs.broken_envs import BROKEN
-from tests.envs.leader_envs import Lottery, Toll, TollModel, Wind
+from tests.envs.leader_envs import Lottery, Toll, TollModel, Wind, WindModel
 
 assert bilevel_gym.__version__
 GAME = "bilevel_gym/incentive_design_v0"
@@ -31,14 +31,12 @@ IDS = [
     for name in [*(name for name in gym.registry if name.startswith("bilevel_gym/")), GAME]
     if name not in EXEMPT and ("Hopper" not in name or importlib.util.find_spec("mujoco"))
 ]
-REAL = "draws of real numbers"  # the one thing that is left out of some right environments
 
 
-def check(env: Any, unchecked: str = REAL, **kwargs: Any) -> None:
-    """Check, where nothing else than this may be left out."""
+def check(env: Any, **kwargs: Any) -> None:
+    """Check, where nothing may be left out."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=f"check_leader_env could not check {unchecked}")
         check_leader_env(env, **kwargs)
 
 
@@ -75,6 +73,7 @@ def test_environments_from_nothing_pass(make: Any) -> None:
 
 def test_games_pass_in_both_interfaces() -> None:
     check(incentive_design_v0.parallel_env(seed=3))
+    check(incentive_design_v0, steps=500)
     check(incentive_design_v0.env(n_states=3), steps=500)
     check(pettingzoo.make("parallel", GAME, n_actions_1=2), steps=500)
     check(lambda: incentive_design_v0.raw_env(n_states=4), steps=500)
@@ -188,6 +187,52 @@ def test_an_id_takes_arguments() -> None:
     check("bilevel_gym/StackelbergGame-v0", env_kwargs={"n_states": 4})
     with pytest.raises(ValueError, match=r"^env_kwargs: expected none where env is no id"):
         check_leader_env(Toll, env_kwargs={"n_states": 4})
+
+
+class WaitModel(WindModel):
+    """log p of a wait with rate exp(x)."""
+
+    def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> Any:
+        r_f, r_l, _ = super().forward(obs, action, draw, next_obs)
+        log_p = self.x[0] - draw[..., 1] * self.x[0].exp()
+        return r_f, r_l, draw[..., 0] * torch.where(draw[..., 1] >= 0.0, log_p, -torch.inf)
+
+
+class Wait(Wind):
+    """What is drawn is exponential, and 0 where the density has a jump."""
+
+    model = WaitModel
+
+    def reset(self, **kwargs: Any) -> Any:
+        answer = super().reset(**kwargs)
+        self._wind = float(self.np_random.exponential(np.exp(-self._x[0])))
+        return answer
+
+
+class Gusts(Wind):
+    """The wind is as strong as the weather, which the draw holds, too."""
+
+    class model(WindModel):  # noqa: N801
+        def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> Any:
+            r_f, r_l, _ = super().forward(obs, action, draw, next_obs)
+            first, wind, weather = draw.unbind(-1)
+            return r_f, r_l, first * (-0.5 * ((wind - self.x[0]) / weather) ** 2 - weather.log())
+
+    def reset(self, **kwargs: Any) -> Any:
+        answer = super().reset(**kwargs)
+        self._weather = float(self.np_random.uniform(0.5, 2.0))
+        self._wind = float(self._x[0] + self._weather * self.np_random.standard_normal())
+        return answer
+
+    def step(self, action: Any) -> Any:
+        *rest, info = super().step(action)
+        return (*rest, {**info, "leader_draw": np.append(info["leader_draw"], self._weather)})
+
+
+def test_real_draws_of_any_density_pass() -> None:
+    check(Wait)
+    with pytest.warns(UserWarning, match="could not check the whole distribution of real draws"):
+        check_leader_env(Gusts)
 
 
 def test_what_could_not_be_checked_is_said() -> None:
@@ -372,7 +417,7 @@ class UnfairGame(incentive_design_v0.IncentiveDesignEnv):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (DeafGame, "^leader_model: expected the follower's reward that a step pays"),
+        (DeafGame, "^set_leader: expected steps that pay by the x that was set .*got the follower's rewards at x = "),
         (SharedGame, "^set_leader: expected the x of other parallel environments left alone"),
         (UnfairGame, "^leader_model: expected the follower's reward that a step pays"),
     ],

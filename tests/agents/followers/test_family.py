@@ -319,11 +319,11 @@ def test_the_scale_of_rewards_follows_x() -> None:
         ),
         (
             lambda venv: PPO("MlpPolicy", worlds("continuous").make(2), gamma=GAMMA, device="cpu"),
-            "follower: expected a model on the VecEnv it is given, for x reaches no other",
+            r"follower: expected a model on the VecEnv it is given \(x is set there only\)",
         ),
         (
             lambda venv: PPO("MlpPolicy", VecFrameStack(venv, 2), gamma=GAMMA, device="cpu"),
-            r"follower: expected a model that observes what the world shows, of shape \(4,\), got shape \(8,\)",
+            r"follower: expected a model on the environment.s observations, of shape \(4,\), got shape \(8,\)",
         ),
         (lambda venv: None, "follower: expected a callable that returns an SB3 model, got NoneType"),
         (lambda venv: SAC, "follower: expected a callable that returns an SB3 model"),

@@ -80,7 +80,9 @@ def test_what_cannot_go_side_by_side() -> None:
         config(True, vec_env="subproc")
     with pytest.raises(ValueError, match="side_by_side: expected True or False, got 'yes'"):
         config("yes")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="side_by_side: expected False: the penalised follower waits"):
+    with pytest.raises(
+        ValueError, match="side_by_side: expected False for a BellmanPenalty, whose penalised follower waits"
+    ):
         PBRL(ENV, DQN, penalty=BellmanPenalty(), config=config(True), env_kwargs=KWARGS)
-    with pytest.raises(ValueError, match="side_by_side: expected False over a game"):
+    with pytest.raises(ValueError, match="side_by_side: expected False for a game"):
         PBRL("bilevel_gym/incentive_design_v0", PPO, config=PBRLConfig.for_a_game(side_by_side=True))

@@ -311,7 +311,7 @@ def of_several_steps(venv: VecEnv) -> BaseAlgorithm:
             {"follower": SAC, "env": "bilevel_gym/LQStackelberg-v0", "env_kwargs": {}},
             r"follower: expected an algorithm with a Q-network over discrete actions .* got SAC",
         ),
-        ({"penalty": BellmanPenalty(mu=[0.2] * 5)}, "mu: expected None over learned followers"),
+        ({"penalty": BellmanPenalty(mu=[0.2] * 5)}, "mu: expected None for learned followers"),
         (
             {"env": "bilevel_gym/RandomMDP-v0", "env_kwargs": {}},
             "env: expected a leader whose objective is a return of the follower's MDP",

@@ -244,7 +244,7 @@ def test_the_first_players_world_pays_its_payoff_against_the_seconds_own_policy(
         assert error < 0.25
     with pytest.raises(ValueError, match=r"^x: expected shape \(18,\)"):
         leader.follower_env(np.zeros(3))
-    with pytest.raises(ValueError, match=r"^render_mode: expected None over a game, got 'human'"):
+    with pytest.raises(ValueError, match=r"^render_mode: expected None for a game, got 'human'"):
         leader.follower_env(render_mode="human")
 
 
@@ -268,7 +268,7 @@ def test_a_games_leader_has_a_card(trained: PBRL, tmp_path: Path) -> None:
     assert "# PBRL-PPO-incentive_design_v0" in card
     assert 'PPO.load("followers/best_response_1.zip", env=None)' in card
     assert PBRL.load(folder / "leader.zip").evaluate() == trained.evaluate()
-    with pytest.raises(ValueError, match="leader: expected one with a follower, over an environment given as an id"):
+    with pytest.raises(ValueError, match="leader: expected one with a follower and an environment given as an id"):
         write_zoo_folder(trained, tmp_path / "zoo")
 
 

@@ -367,7 +367,7 @@ def test_one_that_stops_answering_is_asked_no_more_than_may_be_open() -> None:
             return super().answers() if len(self.open) > 5 else []
 
     learner = DRLHF(GRID, A2C, config=replace(SMALL, max_pending=6, labels=40), labeller=Tired(0))
-    with pytest.warns(UserWarning, match=r"\d queries are still without an answer"):
+    with pytest.warns(UserWarning, match=r"\d queries have no answer yet"):
         learner.learn(1000)
     assert 0 < len(learner.pending) <= 6
 
@@ -377,7 +377,7 @@ def test_a_wrong_answer_is_refused() -> None:
         def answers(self) -> list[Answer]:
             return [Answer(99, "left")]
 
-    with pytest.raises(ValueError, match="labeller: expected an answer to a query, got one to number 99"):
+    with pytest.raises(ValueError, match="labeller: expected an answer to a query, got number 99"):
         DRLHF(GRID, A2C, config=SMALL, labeller=Wrong(0)).learn(500)
 
 
@@ -424,7 +424,7 @@ def test_what_is_answered_is_in_the_file_before_the_learner_has_it(tmp_path: Pat
     assert again.buffer.seen == again.asked == len(read_preferences(path).answered) == 12
     slow = DRLHF(GRID, A2C, config=replace(config, labels=20), labeller=LoggedLabeller(Slow(10**9), path))
     assert slow.asked == 12
-    with pytest.warns(UserWarning, match=r"\d queries are still without an answer"):
+    with pytest.warns(UserWarning, match=r"\d queries have no answer yet"):
         slow.learn(500)
     assert len(read_preferences(path).pairs) == 12
 

@@ -176,9 +176,9 @@ def test_pairs_that_fit_are_read(file: Path) -> None:
 @pytest.mark.parametrize(
     ("steps", "shape", "dtype", "why"),
     [
-        (5, (3,), np.int64, "obs of one shape"),
-        (5, (), np.float32, "obs of one type"),
-        (6, (), np.int64, "segments of one length"),
+        (5, (3,), np.int64, "obs of the same shape"),
+        (5, (), np.float32, "obs of the same type"),
+        (6, (), np.int64, "segments of the same length"),
         (5, (2**22,), np.float64, "no more or larger queries than the settings need"),  # 320 MB in a few hundred kB
     ],
 )
@@ -213,5 +213,7 @@ def test_weights_that_are_no_numbers_are_refused(file: Path) -> None:
     with torch.no_grad():
         next(leader.model.parameters()).fill_(torch.nan)
     path = leader.save(file.with_name("nan.zip"))
-    with pytest.raises(ValueError, match=r"model.*weight: expected finite numbers, got others .*nan\.zip"):
+    with pytest.raises(
+        ValueError, match=r"model.*weight: expected finite numbers, got NaN or infinite ones .*nan\.zip"
+    ):
         DRLHF.load(path)

@@ -79,7 +79,7 @@ def test_the_budget_is_kept() -> None:
     labeller = TrueReturnLabeller(budget=3)
     assert labels_of(labeller, [pair(0, 1.0)] * 2) == ["left", "left"]
     assert labeller.remaining == 1
-    with pytest.raises(ValueError, match="queries: expected at most 1, what the budget leaves, got 2"):
+    with pytest.raises(ValueError, match=r"queries: expected at most 1 \(the remaining budget\), got 2"):
         labeller.ask([Query(0, pair(0)), Query(1, pair(1))])
     assert labeller.remaining == 1
 
@@ -99,16 +99,16 @@ def test_another_label_is_refused(label: Any) -> None:
 
 
 def test_segments_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="pair: expected segments of one length, 4, got 3"):
+    with pytest.raises(ValueError, match="pair: expected segments of the same length, 4, got 3"):
         Pair(segment(0), segment(1, H=3))
     other = Segment(np.zeros((4, 3), np.float32), np.zeros(4, int), np.ones(4, bool))
-    with pytest.raises(ValueError, match=r"pair: expected obs of one shape, \(4, 2\), got \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"pair: expected obs of the same shape, \(4, 2\), got \(4, 3\)"):
         Pair(segment(0), other)
-    with pytest.raises(ValueError, match="pair: expected actions of one type"):
+    with pytest.raises(ValueError, match="pair: expected actions of the same type"):
         Pair(segment(0), Segment(segment(1).obs, np.zeros(4, np.float32), np.ones(4, bool)))
     buffer = PreferenceBuffer()
     buffer.add(pair(0), "left")
-    with pytest.raises(ValueError, match="pair: expected segments of one length, 4, got 3"):
+    with pytest.raises(ValueError, match="pair: expected segments of the same length, 4, got 3"):
         buffer.add(Pair(segment(0, H=3), segment(1, H=3)), "left")
 
 
@@ -275,9 +275,9 @@ def test_a_log_writes_whole_records_into_its_own_file_only(tmp_path: Path) -> No
     assert (tmp_path / "asked.prefs.cut").read_bytes() == whole[-200:-100]
     path.write_bytes(b"another file that is longer than the first" * 100)
     other = path.read_bytes()
-    with pytest.raises(ValueError, match=r"path: expected the file that was opened, got .*, which is another by now"):
+    with pytest.raises(ValueError, match=r"path: expected the file that was opened, got .*, which has been replaced"):
         log.ask(1, pair(1))
-    with pytest.raises(ValueError, match=r"path: expected the file that was opened, got .*, which is another by now"):
+    with pytest.raises(ValueError, match=r"path: expected the file that was opened, got .*, which has been replaced"):
         log.pair(0)
     assert path.read_bytes() == other
     path.unlink()

@@ -162,9 +162,9 @@ def test_it_is_an_sb3_model(tmp_path: Path, reward: np.ndarray) -> None:
 
 
 def test_other_worlds_and_wrong_arguments_are_refused(reward: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="env: expected a native tabular world"):
+    with pytest.raises(ValueError, match="env: expected a native tabular environment"):
         best(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
-    with pytest.raises(ValueError, match="env: expected a native tabular world"):
+    with pytest.raises(ValueError, match="env: expected a native tabular environment"):
         DRLHF("CartPole-v1", Planner, config=SMALL)
     with pytest.raises(ValueError, match="tau"):
         Planner("MlpPolicy", paid(reward), tau=0.0)

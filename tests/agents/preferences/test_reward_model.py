@@ -244,5 +244,5 @@ def test_an_empty_buffer_teaches_nothing() -> None:
 def test_wrong_arguments_are_named(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         FitConfig(**{name: value})
-    with pytest.raises(ValueError, match="members: expected one torch module or more"):
+    with pytest.raises(ValueError, match="members: expected one or more torch modules"):
         RewardModel([])

@@ -108,7 +108,7 @@ def test_a_model_is_read_back(tmp_path: Path) -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
     save_word_model(model, ("", "b"), tmp_path / "other.npz")
-    with pytest.raises(ValueError, match=r"^path: expected a model of the grammar's 126 words"):
+    with pytest.raises(ValueError, match=r"^path: expected a model with the grammar's 126 words"):
         load_word_model(tmp_path / "other.npz")
 
 

@@ -58,7 +58,7 @@ def test_a_tntp_network_is_read_whole(tmp_path: Path) -> None:
 
 def test_a_tntp_network_alone(tmp_path: Path) -> None:
     """One trip between every two zones, nodes on a circle; the unit of time and the external cost are the caller's."""
-    network = read_tntp(write(tmp_path), minutes=0.6, external_cost=[5.0, 4.0, 3.0, 2.0, 1.0])
+    network = read_tntp(write(tmp_path), minutes=0.6, trips="uniform", external_cost=[5.0, 4.0, 3.0, 2.0, 1.0])
     assert network.demand.tolist() == [[0.0, 1.0], [1.0, 0.0]]
     torch.testing.assert_close(network.time, 0.6 * torch.tensor([1.5, 50.0, 50.0, 10.0, 1.0], dtype=torch.float64))
     assert network.external_cost.tolist() == [5.0, 4.0, 3.0, 2.0, 1.0]
@@ -82,7 +82,7 @@ def test_files_of_other_editors(tmp_path: Path, encoding: str) -> None:
     """A byte order mark, lines ended by two characters, a comment in another alphabet."""
     text = BRAESS_NET.replace("~ a comment", "~ \u00e0 la carte").replace("\n", "\r\n")
     (tmp_path / "Braess_net.tntp").write_bytes(text.encode(encoding))
-    assert read_tntp(tmp_path / "Braess_net.tntp").time.tolist() == [1.5, 50.0, 50.0, 10.0, 1.0]
+    assert read_tntp(tmp_path / "Braess_net.tntp", trips="uniform").time.tolist() == [1.5, 50.0, 50.0, 10.0, 1.0]
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"^trips: no such file"):
         read_tntp(net, trips=tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"^nodes: no such file"):
-        read_tntp(net, nodes=tmp_path)
+        read_tntp(net, trips="uniform", nodes=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 def test_a_malformed_network_is_named(tmp_path: Path, old: str, new: str, error: str) -> None:
     assert old in BRAESS_NET
     with pytest.raises(ValueError, match=error):
-        read_tntp(write(tmp_path, BRAESS_NET.replace(old, new, 1)))
+        read_tntp(write(tmp_path, BRAESS_NET.replace(old, new, 1)), trips="uniform")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_malformed_trip_table_is_named(tmp_path: Path, old: str, new: str, err
 def test_a_malformed_node_file_is_named(tmp_path: Path, old: str, new: str, error: str) -> None:
     assert old in BRAESS_NODES
     with pytest.raises(ValueError, match=error):
-        read_tntp(write(tmp_path, nodes=BRAESS_NODES.replace(old, new, 1)))
+        read_tntp(write(tmp_path, nodes=BRAESS_NODES.replace(old, new, 1)), trips="uniform")
 
 
 @pytest.mark.parametrize("seed", range(10))
