@@ -78,7 +78,9 @@ def problem_of(source: Any) -> Any:
     A wrapper that puts a leader over an environment has no problem, whatever that environment has.
     """
     if isinstance(source, gym.Env):
-        while isinstance(source, gym.Wrapper) and "problem" not in vars(source) and not hasattr(type(source), "problem"):
+        while (
+            isinstance(source, gym.Wrapper) and "problem" not in vars(source) and not hasattr(type(source), "problem")
+        ):
             source = source.env
     return source if isinstance(source, BilevelProblem) else getattr(source, "problem", None)
 

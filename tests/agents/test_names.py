@@ -32,6 +32,7 @@ from bilevel_gym.envs.lq_stackelberg import LQStackelbergEnv
 from bilevel_gym.envs.mdp.linear_quadratic import steering_game
 from bilevel_gym.envs.tabular import TabularEnv
 from bilevel_gym.envs.two_state import TwoStateProblem
+from bilevel_gym.wrappers import EventPayments, ShapedReward
 
 TWO = "bilevel_gym/TwoState-v0"
 SMALL: dict[str, Any] = {"n_envs": 4, "follower_steps": 64, "warmup_steps": 0}
