@@ -1,4 +1,4 @@
-"""Benchmarks: what reproduces a figure or a table, and what measures speed. Run ``python -m benchmarks``."""
+"""Benchmarks that reproduce figures and tables or measure speed. Run ``python -m benchmarks``."""
 
 import os
 

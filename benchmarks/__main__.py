@@ -61,7 +61,7 @@ BENCHMARKS = (
     "suite",
     "speed",
 )
-"""Modules of this folder with ``run(quick, jobs)`` and perhaps ``picture(data, path)``, each with a page in ``pages/``.
+"""Modules of this folder with ``run(quick, jobs)``, perhaps ``picture(data, path)``, and a page in ``pages/``.
 
 One whose table has cells names them in ``CELLS`` and has ``run(quick, jobs, cells)``.
 """
@@ -71,7 +71,7 @@ PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "scipy")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; an unknown name is an error that lists the known ones."""
+    """Parse the command line; an unknown name is an error that lists the known ones."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Reproduce figures and tables, measure speed."
     )
@@ -111,7 +111,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def about(name: str, options: argparse.Namespace, seconds: float, kept: int) -> dict[str, Any]:
-    """How results came about; nothing in it names a machine."""
+    """How the results were made (command, versions, time), without anything that identifies the machine."""
     versions = {package: version(package) for package in PACKAGES}
     part = (" --quick" if options.quick else "") + "".join(f" --cell {cell}" for cell in options.cells)
     part += "".join(f" --leader {leader}" for leader in options.leaders)
@@ -127,13 +127,13 @@ def about(name: str, options: argparse.Namespace, seconds: float, kept: int) -> 
 
 
 def to_json(record: dict[str, Any]) -> str:
-    """JSON, indented, with every list of numbers on one line."""
+    """Indented JSON, with every list of numbers on one line."""
     text = json.dumps(record, indent=1)
     return re.sub(r"\[[^][{}\"]*\]", lambda found: re.sub(r"\s+", " ", found.group()), text) + "\n"
 
 
 def rewrite(name: str, options: argparse.Namespace) -> None:
-    """Write the page and the picture of one benchmark anew, from the data that is kept beside them."""
+    """Write the page and picture of a benchmark again, from its stored data."""
     path = options.out / f"{name}.json"
     if not path.is_file():
         tqdm.write(f"{name}: no {path}, so no page")
@@ -164,7 +164,7 @@ def run_one(name: str, options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what the command line names."""
+    """Run the benchmarks that the command line names."""
     options = parse(arguments)
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)

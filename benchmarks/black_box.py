@@ -1,4 +1,4 @@
-"""What a gradient is worth: black-box search and rival gradients against ours, on the same games.
+"""What a gradient is worth: black-box search and other gradient methods against ours, on the same games.
 
 Ten random Stackelberg games of 20 states (seeds 5 to 14; x has 100 coordinates), the model known to every method. CMA-ES and the
 zero-order leader see the leader's return alone, and a follower solved exactly for every value; the meta-gradient looks some
@@ -59,7 +59,7 @@ SHARE = 0.95
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table.
+    """A method: a row of the table.
 
     Attributes:
         label: in tables.
@@ -80,40 +80,40 @@ class Method:
     every: int = 5
 
     def grid(self) -> list[Data]:
-        """The nine settings."""
+        """All nine settings."""
         return grid(**self.axes)
 
 
 def annealed(start: float) -> dict[str, Any]:
-    """A temperature that falls to 0.003, and the best x kept: of every method that can."""
+    """The options of a temperature that falls to 0.003, and of keeping the best x."""
     return {"tau": Geometric(start, 0.003), "keep_best": True}
 
 
 def hypergradient(problem: Any, every: int, rate: float, hot: float) -> ExactLeader:
-    """A sixth of the iterations at a high temperature, then cold, as the library's default."""
+    """The hypergradient with a high temperature for a sixth of the iterations, then a low one (the library's default)."""
     config = HypergradientConfig(tau=Quench(hot, 0.003), learning_rate=rate, eval_every=every)
     return Hypergradient(problem, config=config)
 
 
 def pbrl(problem: Any, every: int, rate: float, lam: float) -> ExactLeader:
-    """lam rises tenfold to its last value, as in the library's default."""
+    """PBRL with a lam that rises tenfold, as in the library's default."""
     config = TabularPBRLConfig(tau=Geometric(0.2, 0.003), learning_rate=rate, eval_every=every)
     return TabularPBRL(problem, penalty=ValuePenalty(lam=Geometric(lam / 10.0, lam)), config=config)
 
 
 def sobirl(problem: Any, every: int, rate: float, hot: float) -> ExactLeader:
-    """Ten sweeps a turn."""
+    """SoBiRL with ten sweeps per iteration."""
     return SoBiRL(problem, config=SoBiRLConfig(**annealed(hot), learning_rate=rate, eval_every=every))
 
 
 def hpgd(problem: Any, every: int, rate: float, episodes: int) -> ExactLeader:
-    """SGD steps cut at norm 1, as published."""
+    """HPGD with SGD steps clipped at norm 1, as published."""
     config = HPGDConfig(**annealed(0.3), learning_rate=rate, episodes=episodes, eval_every=every)
     return HPGD(problem, config=config)
 
 
 def meta(problem: Any, every: int, inner_steps: int, inner_rate: float) -> ExactLeader:
-    """Adam steps of x from 0.1 to 0.01."""
+    """The meta-gradient with Adam steps of x that fall from 0.1 to 0.01."""
     chosen: dict[str, Any] = {
         "inner_steps": inner_steps,
         "inner_rate": inner_rate,
@@ -123,13 +123,13 @@ def meta(problem: Any, every: int, inner_steps: int, inner_rate: float) -> Exact
 
 
 def cma_es(problem: Any, every: int, sigma: float, population: int) -> ExactLeader:
-    """From x = 0, followers at temperature 0.002."""
+    """CMA-ES from x = 0, with followers at temperature 0.002."""
     config = TabularCMAESConfig(tau=0.002, sigma=sigma, population=population, eval_every=every)
     return TabularCMAES(problem, config=config)
 
 
 def zero_order(problem: Any, every: int, rate: float, smoothing: float) -> ExactLeader:
-    """Eight directions an iteration."""
+    """The zero-order leader with eight directions per iteration."""
     chosen: dict[str, Any] = {"learning_rate": rate, "smoothing": smoothing, "directions": 8}
     return ZeroOrder(problem, config=ZeroOrderConfig(**annealed(0.3), **chosen, eval_every=every))
 
@@ -167,7 +167,7 @@ RIVALS = tuple(name for name in METHODS if name not in OURS)
 
 
 def run_one(method: str, setting: int, seed: int, quick: bool) -> Data:
-    """One method with one of its settings on one game."""
+    """Run one method with one of its settings on one game."""
     row = METHODS[method]
     chosen = row.grid()[setting]
     leader = row.make(random_stackelberg(SIZE, seed=seed, reward_unit=1.0), row.every, **chosen)
@@ -183,13 +183,13 @@ def run_one(method: str, setting: int, seed: int, quick: bool) -> Data:
 
 
 def best_setting(searched: Runs, method: str) -> int:
-    """The setting whose best x has the best mean return over the games of the search."""
+    """The setting with the best mean return of its best x over the games of the search."""
     tried: list[int] = sorted(set(searched(method=method)["setting"]))
     return max(tried, key=lambda number: float(np.mean(searched(method=method, setting=number)["best"])))
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """The search, then every method at its best setting on every game."""
+    """Run the search, then every method with its best setting on every game."""
     seeds, settings = (SEEDS[:2], range(0, 9, 4)) if quick else (SEEDS, range(9))
     cells = grid(method=METHODS, setting=settings, seed=SEARCHED)
     searched = run_all(run_one, cells, jobs, "search", quick=quick)
@@ -204,33 +204,33 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def solved(run: Data) -> list[int]:
-    """Followers solved by each evaluation, which is not counted."""
+    """Cumulative number of followers that a run had solved at each evaluation, which itself is not counted."""
     solves = METHODS[run["method"]].solves
     return [(0 if solves is None else solves(run.get("chosen", {}))) * k for k in run["iteration"]]
 
 
 def best_by(run: Data, spent: list[Any], mark: float) -> float:
-    """The best return at the best response within what was spent."""
+    """The best return at the best response for at most this cost."""
     return float(max(value for value, at in zip(run["leader_return"], spent, strict=True) if at <= mark))
 
 
 def advantage(runs: Runs, ours: str, rival: str) -> Interval:
-    """Best x of ours less best x of the rival, paired by game."""
+    """The difference between the best x of our method and of another, paired by game."""
     return paired_difference(*(runs(method=name)["best"] for name in (ours, rival)))
 
 
 def seconds(runs: Runs) -> float:
-    """CPU seconds of a run, evaluations included, the median."""
+    """Median CPU seconds of a run, with evaluations."""
     return float(np.median([at[-1] for at in runs["cpu_seconds"]]))
 
 
 def within(runs: Runs, mark: float) -> list[float]:
-    """The best return of each run within so many CPU seconds."""
+    """The best return of each run within this many CPU seconds."""
     return [best_by(r, r["cpu_seconds"], mark) for r in runs]
 
 
 def reaching(runs: Runs, name: str) -> tuple[list[float], int]:
-    """CPU seconds until a method comes near the hypergradient's end, of the games on which it does, and how many there are."""
+    """CPU seconds until a method comes close to the hypergradient's final return, and on how many games it does."""
     games = list(zip(runs(method=name), runs(method="hypergradient")["best"], strict=True))
     found = []
     for r, best in games:
@@ -240,7 +240,7 @@ def reaching(runs: Runs, name: str) -> tuple[list[float], int]:
 
 
 def setting(runs: Runs, name: str) -> str:
-    """The chosen setting in words."""
+    """The chosen setting as text."""
     if "chosen" not in runs.frame:
         return "not searched"
     return ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in runs(method=name).one["chosen"].items())
@@ -248,7 +248,7 @@ def setting(runs: Runs, name: str) -> str:
 
 @panels(1, 2, 12.0, 4.8)
 def picture(data: Data, by_seconds: Any, by_solved: Any) -> None:
-    """Best F_0 so far against CPU seconds and against followers solved."""
+    """Draw the best F_0 so far against CPU seconds and against followers solved."""
     for name, method in METHODS.items():
         runs = list(Runs(data["runs"])(method=name))
         both = ((by_seconds, [r["cpu_seconds"] for r in runs]), (by_solved, [solved(r) for r in runs]))

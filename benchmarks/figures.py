@@ -1,4 +1,4 @@
-"""Pictures of the benchmarks' pages."""
+"""Drawing functions for the pictures on the benchmarks' pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, NDArray[Any]]:
-    """A figure and its axes ``[rows, columns]``, without a window."""
+    """A new figure and its axes ``[rows, columns]``, without a window."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -32,7 +32,7 @@ def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Fi
 def panels(
     rows: int, columns: int, width: float, height: float
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorator: ``draw(data, *panels)`` becomes ``picture(data, path)``, which draws on new panels and writes a PNG."""
+    """Decorator that turns ``draw(data, *panels)`` into ``picture(data, path)``, which draws new panels and saves a PNG."""
 
     def decorate(draw: Callable[..., None]) -> Callable[..., None]:
         @wraps(draw)
@@ -47,7 +47,7 @@ def panels(
 
 
 def draw_band(panel: Axes, xs: ArrayLike, curves: ArrayLike, colour: str, label: str | None, style: str = "-") -> None:
-    """The mean of curves ``[games, points]`` and the 95% band of that mean."""
+    """Draw the mean of curves ``[games, points]`` with its 95% band."""
     values = np.asarray(curves, dtype=np.float64)
     mean, low, high = band(values)
     panel.plot(np.asarray(xs), mean, color=colour, linestyle=style, linewidth=1.6, label=label)
@@ -56,13 +56,13 @@ def draw_band(panel: Axes, xs: ArrayLike, curves: ArrayLike, colour: str, label:
 
 
 def on_grid(histories: Sequence[Any], points: int, *keys: str) -> tuple[NDArray[np.float64], list[list[Any]]]:
-    """Common steps up to where all runs have been, and by key the runs' values there, from ``history["steps"]`` and the key's."""
+    """Put runs on common steps, up to the end of the shortest run; uses ``history["steps"]`` and other keys."""
     grid = np.linspace(0, min(history["steps"][-1] for history in histories), points)
     return grid, [[np.interp(grid, history["steps"], history[key]) for history in histories] for key in keys]
 
 
 def share_limits(axes: Iterable[Axes]) -> None:
-    """One vertical range for all panels."""
+    """Give all panels the same vertical range."""
     chosen = list(axes)
     ends = [panel.get_ylim() for panel in chosen]
     for panel in chosen:
@@ -70,5 +70,5 @@ def share_limits(axes: Iterable[Axes]) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG, without a date."""
+    """Save a PNG without a date."""
     figure.savefig(path, dpi=150, metadata={"Software": None})

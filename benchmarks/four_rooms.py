@@ -60,7 +60,7 @@ PROTOTYPE = {
     "0.005,3": (1.217, 1.216),
     "0.005,5": (1.088, 1.088),
 }
-"""Exact gradient, Adam 0.05 from x = 0, 1500 iterations: at fixed tau, and annealed from ten times tau."""
+"""Exact gradient, Adam 0.05 from x = 0, 1500 iterations: with fixed tau, and with tau annealed from ten times its value."""
 CELLS = tuple(PUBLISHED)
 SEEDS = tuple(range(10))
 ITERATIONS = 600
@@ -70,21 +70,21 @@ COST_ITERATIONS = 300
 
 
 class KeepsItsOptimiser(HypergradientMethod):
-    """The hypergradient whose optimiser is not made afresh where tau jumps."""
+    """The hypergradient that keeps its optimiser when tau jumps, where the default makes a new one."""
 
     def jumped(self, state: Any) -> None:
         pass
 
 
 class OptimiserKept(Hypergradient):
-    """A leader by :class:`KeepsItsOptimiser`."""
+    """The leader for :class:`KeepsItsOptimiser`."""
 
     method_class = KeepsItsOptimiser
 
 
 @dataclass(frozen=True)
 class Method:
-    """One column.
+    """A method: a column of the table.
 
     Attributes:
         label: as it is printed.
@@ -100,14 +100,14 @@ class Method:
 
 
 def fixed(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
-    """tau fixed, Adam 0.05."""
+    """The hypergradient with fixed tau and Adam 0.05."""
     return Hypergradient(
         problem, config=HypergradientConfig(tau=problem.tau, learning_rate=0.05, eval_every=100), x0=x0
     )
 
 
 def annealed(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
-    """tau from ten times the cell's, in equal ratios, Adam 0.05."""
+    """The hypergradient with tau annealed geometrically from ten times the cell's value, and Adam 0.05."""
     tau = Geometric(10.0 * problem.tau, problem.tau)
     return Hypergradient(problem, config=HypergradientConfig(tau=tau, learning_rate=0.05, eval_every=100), x0=x0)
 
@@ -118,7 +118,7 @@ def quenched(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
 
 
 def penalised(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
-    """PBRL, value penalty, lam = 100, the temperatures and steps of the hypergradient."""
+    """PBRL with the value penalty, lam = 100, and the hypergradient's temperatures and steps."""
     config = TabularPBRLConfig(tau=Quench(0.07, problem.tau), learning_rate=0.1)
     return TabularPBRL(problem, penalty=ValuePenalty(lam=100.0), config=config, x0=x0)
 
@@ -144,7 +144,7 @@ def problem_of(cell: str) -> FourRoomsProblem:
 
 
 def run_one(cell: str, method: str, seed: int, shorten: int) -> Data:
-    """One run of a method in a cell."""
+    """Run a method once in a cell."""
     problem, chosen = problem_of(cell), METHODS[method]
     x0 = torch.zeros(problem.leader_dim, dtype=torch.float64)
     if chosen.random_start:
@@ -156,7 +156,7 @@ def run_one(cell: str, method: str, seed: int, shorten: int) -> Data:
 
 
 def cost(cell: str, iterations: int) -> Data:
-    """Median CPU milliseconds of an outer iteration from one callback to the next, nothing evaluated between."""
+    """Median CPU milliseconds per outer iteration, without evaluation."""
     stamps: list[float] = []
     problem = problem_of(cell)
     leader = Hypergradient(problem, config=HypergradientConfig(tau=Quench(0.07, problem.tau), eval_every=10**9))
@@ -165,7 +165,7 @@ def cost(cell: str, iterations: int) -> Data:
 
 
 def run(quick: bool, jobs: int, cells: Sequence[str] = CELLS) -> Data:
-    """Every method in every cell; ``cells`` picks some."""
+    """Run every method in every cell, or in those of ``cells``."""
     seeds, shorten = (SEEDS[:2], 20) if quick else (SEEDS, 1)
     if quick and tuple(cells) == CELLS:
         cells = CELLS[::4]
@@ -177,7 +177,7 @@ def run(quick: bool, jobs: int, cells: Sequence[str] = CELLS) -> Data:
 
 
 def over_cells(runs: Runs, cells: Sequence[str]) -> Interval:
-    """The default's last x, mean over cells."""
+    """The default's return at the last x, averaged over cells."""
     return stratified_interval([runs(cell=cell, method="quenched")["last"] for cell in cells])
 
 
@@ -185,7 +185,7 @@ def over_cells(runs: Runs, cells: Sequence[str]) -> Interval:
 
 
 def picture(data: Data, path: Path) -> None:
-    """One map a cell: where the follower goes under the learned x, and the penalties as red squares."""
+    """Draw one map per cell: where the follower goes under the learned x, and penalties as red squares."""
     columns = min(3, len(data["cells"]))
     rows = -(-len(data["cells"]) // columns)
     figure, axes = new_figure(rows, columns, 4.1 * columns, 3.9 * rows)
@@ -203,7 +203,7 @@ def picture(data: Data, path: Path) -> None:
 
 
 def draw_cell(panel: Any, problem: FourRoomsProblem, x: Tensor) -> None:
-    """One map."""
+    """Draw one map."""
     mdp = problem.follower_mdp(x)
     visits = problem.over_contexts(visitation(mdp, solve_soft(mdp, problem.tau).pi).mT)
     marks = {problem.leader_cell: "L"} | {goal: "G" for goal in problem.goals}

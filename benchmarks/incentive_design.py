@@ -41,13 +41,13 @@ GAP = 0.01
 
 
 def pbrl(lam: Any, rate: float = 0.05) -> Callable[[GameProblem], ExactLeader]:
-    """Joint steps with the Nikaido-Isoda penalty at the problem's own temperature."""
+    """PBRL with joint steps and the Nikaido-Isoda penalty, at the problem's own temperature."""
     config = TabularPBRLConfig(tau=0.1, learning_rate=rate, eval_every=EVERY, keep_best=False)
     return lambda problem: TabularPBRL(problem, penalty=NikaidoIsodaPenalty(lam=lam), config=config)
 
 
 def meta(inner_steps: int, inner_rate: float) -> Callable[[GameProblem], ExactLeader]:
-    """Adam steps of x from 0.1 to 0.01."""
+    """The meta-gradient with Adam steps of x that fall from 0.1 to 0.01."""
     chosen: dict[str, Any] = {
         "inner_steps": inner_steps,
         "inner_rate": inner_rate,
@@ -57,7 +57,7 @@ def meta(inner_steps: int, inner_rate: float) -> Callable[[GameProblem], ExactLe
 
 
 def hypergradient(rate: float, hot: float) -> Callable[[GameProblem], ExactLeader]:
-    """The temperature falls to the problem's own."""
+    """The hypergradient with a temperature that falls to the problem's own."""
     config = HypergradientConfig(tau=Geometric(hot, 0.1), learning_rate=rate, eval_every=EVERY, keep_best=False)
     return lambda problem: Hypergradient(problem, config=config)
 
@@ -71,7 +71,7 @@ METHODS: dict[str, tuple[str, str, Callable[[GameProblem], ExactLeader]]] = {
     "pbrl_rising": ("PBRL, lam 2 to 20 (default)", "tab:olive", pbrl(Geometric(2.0, 20.0))),
     "hypergradient": ("hypergradient through the equilibrium", "tab:red", hypergradient(0.1, 0.2)),
 }
-"""Label, colour, and how to make the leader."""
+"""Label, colour, and a function that makes the leader."""
 SEARCH: dict[
     str, tuple[str, str, Callable[..., Callable[[GameProblem], ExactLeader]], tuple[Any, ...], tuple[Any, ...]]
 ] = {
@@ -85,7 +85,7 @@ SEARCH: dict[
         (0.2, 0.5, 1.0),
     ),
 }
-"""Label, colour, how to make the leader of a setting, and the values of its two numbers."""
+"""Label, colour, a function that makes the leader of a setting, and the values of its two numbers."""
 
 
 CLAIMS = (
@@ -99,11 +99,11 @@ CLAIMS = (
     ("hypergradient_searched", "meta_searched"),
     ("hypergradient_searched", "pbrl_searched"),
 )
-"""Which designer's return is to be above which."""
+"""Pairs of methods: the designer's return of the first should be above that of the second."""
 
 
 def run_method(seed: int, method: str, setting: list[float] | None, iterations: int) -> Data:
-    """One method on one instance."""
+    """Run one method on one instance."""
     make = METHODS[method][2] if setting is None else SEARCH[method][2](*setting)
     leader = make(random_incentive_design(10, 5, 5, 0.9, 0.1, seed).in_units(1.0))
     ms = 1e3 * cpu_seconds(leader.learn, iterations) / iterations
@@ -112,7 +112,7 @@ def run_method(seed: int, method: str, setting: list[float] | None, iterations: 
 
 
 def best_setting(searched: Runs, method: str) -> list[float]:
-    """The setting with the best mean return of the last x over the instances of the search."""
+    """The setting with the best mean return at the last x over the instances of the search."""
     rows: set[tuple[float, ...]] = {tuple(r["setting"]) for r in searched(method=method)}
     mean = {row: np.mean([r["last"] for r in searched(method=method) if tuple(r["setting"]) == row]) for row in rows}
     best = max(mean, key=lambda row: float(mean[row]))
@@ -120,7 +120,7 @@ def best_setting(searched: Runs, method: str) -> list[float]:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """The search, then all methods on all instances."""
+    """Run the search, then all methods on all instances."""
     seeds, iterations = (SEEDS[:2], 60) if quick else (SEEDS, ITERATIONS)
     chosen = {name: settings(name)[:: 4 if quick else 1] for name in SEARCH}
     cells = [cell for name in SEARCH for cell in grid(seed=SEARCHED, method=[name], setting=chosen[name])]
@@ -135,7 +135,7 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def everyone() -> dict[str, Any]:
-    """Label and colour of every method."""
+    """Labels and colours of all methods."""
     return {**METHODS, **SEARCH}
 
 
@@ -145,24 +145,24 @@ def about_of(method: str) -> Any:
 
 
 def settings(method: str) -> list[list[float]]:
-    """The nine settings of a method that is searched."""
+    """All nine settings of a method that is searched."""
     *_, first, second = SEARCH[method]
     return [[a, b] for a in first for b in second]
 
 
 def searched_returns(data: Data, method: str, setting: list[float]) -> list[float]:
-    """The returns of a setting on the instances of the search."""
+    """Returns of a setting on the instances of the search."""
     return [r["last"] for r in data["searched"] if r["method"] == method and r["setting"] == setting]
 
 
 def column(runs: Runs, method: str, key: str = "leader_return") -> list[float]:
-    """One number of every instance; of the method "start", the untrained designer's return."""
+    """One number for every instance; for the method "start" it is the untrained designer's return."""
     return runs(method="meta")["start"] if method == "start" else runs(method=method)[key]
 
 
 @panels(1, 2, 11.0, 4.4)
 def picture(data: Data, at_nash: Any, gap: Any) -> None:
-    """Designer's return at Nash, and the gap, over iterations."""
+    """Draw the designer's return at Nash, and the gap, over iterations."""
     for name, (text, colour, *_) in everyone().items():
         if not len(Runs(data["runs"])(method=name)):
             continue

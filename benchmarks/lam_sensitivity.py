@@ -42,17 +42,17 @@ LAMS = tuple(float(lam) for lam in 10.0 ** np.linspace(-0.5, 3.5, 9))
 ITERATIONS = 500
 RATE = Geometric(0.3, 0.003)
 FITTED = 5
-"""The slope of the gap is fitted to so many of the largest lam: two decades."""
+"""The slope of the gap is fitted over this many of the largest lams: two decades."""
 FLAT = 0.05
-"""A lam is in the flat range where F is short of the best by no more than this share of the best's gain on the start."""
+"""A lam is in the flat range if F falls short of the best by at most this share of the best's gain on the start."""
 SLOPE_TOLERANCE = 0.1
 CONVERGED = 0.01
-"""Norm of the last projected gradient of F_lam in (x, y) under which a run counts as converged; J_L is of order 1 to 10."""
+"""A run counts as converged if the norm of the projected gradient of F_lam in (x, y) is below this; J_L is of order 1 to 10."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A problem, the temperature of everything reported of it, and the panel of the picture it is in."""
+    """A problem with the temperature at which it is reported, and its panel in the picture."""
 
     label: str
     make: Callable[[int], TabularProblem | GameProblem]
@@ -62,7 +62,7 @@ class Case:
 
 
 def game(n_states: int, n_actions: int) -> Case:
-    """Incentive design of one size."""
+    """Incentive design of a given size."""
     label = f"{n_states} state{'s' * (n_states > 1)}, {n_actions} x {n_actions}"
     make = lambda seed: random_incentive_design(n_states, n_actions, n_actions, 0.9, 0.1, seed).in_units(1.0)  # noqa: E731
     return Case(label, make, 0.1, "incentive design")
@@ -87,7 +87,7 @@ METHODS: dict[str, tuple[str, type[Any], Softmax | Solved]] = {
     "bellman": ("Bellman, softmax", BellmanPenalty, Softmax()),
     "nikaido_isoda": ("Nikaido-Isoda, softmax", NikaidoIsodaPenalty, Softmax()),
 }
-"""Label, penalty, and how the follower is held."""
+"""Label, penalty, and the representation of the follower's policy."""
 SERIES = [
     (case, method) for case in CASES for method in METHODS if case.startswith("game") == (method == "nikaido_isoda")
 ]
@@ -96,18 +96,18 @@ GAME_COLOURS = {"game_1": "tab:olive", "game_5": "tab:green", "game_10": "tab:pu
 
 
 class LastRecord(KVWriter):
-    """The last record of a logger."""
+    """A log output that keeps the last record."""
 
     def write(self, key_values: dict[str, Any], key_excluded: Mapping[str, Any], step: int = 0) -> None:
-        """Keep it."""
+        """Keep the record."""
         self.record = dict(key_values)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 def run_one(case: str, method: str, seed: int, lam: float, iterations: int) -> Data:
-    """One point of one curve."""
+    """Run one point of one curve."""
     chosen, (_, penalty, follower) = CASES[case], METHODS[method]
     problem, tau = chosen.make(seed), chosen.tau
     x0 = np.random.default_rng(seed).standard_normal(problem.leader_dim) if chosen.random_start else None
@@ -127,7 +127,7 @@ def run_one(case: str, method: str, seed: int, lam: float, iterations: int) -> D
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every penalty at every lam on every instance."""
+    """Run every penalty with every lam on every instance."""
     seeds, lams, iterations = (SEEDS[:2], LAMS[::4], 40) if quick else (SEEDS, LAMS, ITERATIONS)
     cells = [cell for c, m in SERIES for cell in grid(case=[c], method=[m], seed=seeds, lam=lams)]
     points = run_all(run_one, cells, jobs, "points", iterations=iterations)
@@ -138,25 +138,25 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def curves(data: Data, series: tuple[str, str], key: str) -> NDArray[np.float64]:
-    """One number at every lam, ``[seeds, lams]``."""
+    """One number for every lam, ``[seeds, lams]``."""
     found = {(p["seed"], p["lam"]): p[key] for p in data["points"] if (p["case"], p["method"]) == series}
     return np.array([[found[seed, lam] for lam in data["lams"]] for seed in data["seeds"]])
 
 
 def slope(data: Data, series: tuple[str, str]) -> Interval:
-    """Of log gap against log lam over the last two decades, mean over instances."""
+    """Slope of log gap against log lam over the last two decades, averaged over instances."""
     gaps = np.maximum(curves(data, series, "gap")[:, -FITTED:], 1e-15)
     return mean_interval([float(np.polyfit(np.log(data["lams"][-FITTED:]), np.log(one), 1)[0]) for one in gaps])
 
 
 def near_theory(data: Data, series: tuple[str, str]) -> str:
-    """The verdict on a slope of -2, within the tolerance."""
+    """The verdict on whether a slope is -2 within the tolerance."""
     found = slope(data, series)
     return all_of(verdict(found, -2.0 - SLOPE_TOLERANCE), verdict(found, -2.0 + SLOPE_TOLERANCE, below=True))
 
 
 def flat_range(data: Data, series: tuple[str, str]) -> tuple[str, int]:
-    """The lams around the best at which mean F is near the best's, in words, and which is the best."""
+    """The range of lams around the best in which mean F is near the best, as text, and the best lam."""
     mean, start = (curves(data, series, key).mean(0) for key in ("leader_return", "start"))
     best, lams = int(mean.argmax()), data["lams"]
     short = np.flatnonzero(mean < mean[best] - FLAT * (mean[best] - start[0]))
@@ -166,7 +166,7 @@ def flat_range(data: Data, series: tuple[str, str]) -> tuple[str, int]:
 
 @panels(2, len(PANELS), 17.0, 7.2)
 def picture(data: Data, *axes: Any) -> None:
-    """Returns above gaps, a column a problem; the games share one."""
+    """Draw returns above gaps, with one column per problem; the games share a column."""
     lams = np.asarray(data["lams"])
     for name, upper, lower in zip(PANELS, axes[: len(PANELS)], axes[len(PANELS) :], strict=True):
         series = [s for s in SERIES if CASES[s[0]].panel == name]

@@ -32,7 +32,7 @@ STARTS = 9
 STATIONARY = 1e-8
 """Target for the norm of ``x - Proj(x + gradient)`` at the end."""
 TARGETS = {"SAC": 0.9, "TD3": 0.9}
-"""For the share of the exact improvement over the start, last x."""
+"""Targets for the share of the exact improvement over the start, at the last x."""
 ALGORITHMS = {"SAC": "#d62728", "TD3": "#9467bd", "PPO": "#1f77b4"}
 LEADER_SEEDS = (10, 11, 12)
 ASKED = {"SAC": 94_000, "TD3": 188_000, "PPO": 94_000}
@@ -47,7 +47,7 @@ Floats = NDArray[np.float64]
 
 
 def game_of(name: str) -> LinearQuadraticProblem:
-    """A game by its name."""
+    """The game with this name."""
     return (
         steering_game().in_units(1.0)
         if name == STEERING
@@ -56,19 +56,19 @@ def game_of(name: str) -> LinearQuadraticProblem:
 
 
 def stationarity(problem: LinearQuadraticProblem, x: torch.Tensor) -> float:
-    """Norm of ``x - Proj(x + dF_0/dx)``."""
+    """The norm of ``x - Proj(x + dF_0/dx)``."""
     return float((x - problem.project(x + problem.leader_return_gradient(x))).norm())
 
 
 def penalised_value(problem: LinearQuadraticProblem, x: torch.Tensor, lam: float) -> torch.Tensor:
-    """max_F J_L(x, F) - lam ( J_F(x, F*) - J_F(x, F) ), whose gradient the envelope theorem gives."""
+    """The value max_F J_L(x, F) - lam ( J_F(x, F*) - J_F(x, F) ), whose gradient follows from the envelope theorem."""
     F, best = problem.best_response(x, 1.0 / lam).F, problem.best_response(x).F
     slack = problem.follower_return(x, best) - problem.follower_return(x, F)
     return problem.leader_return(x, F) - lam * slack
 
 
 def quasi_newton(problem: LinearQuadraticProblem, lam: float | None) -> list[Floats]:
-    """L-BFGS-B ascent on F_0, or on the penalised value, from the start and from random points; best first."""
+    """L-BFGS-B ascent on F_0, or on the penalised value, from the start and from random points; the best comes first."""
 
     def objective(z: Floats) -> tuple[float, Floats]:
         x = torch.tensor(z, requires_grad=True)
@@ -85,7 +85,7 @@ def quasi_newton(problem: LinearQuadraticProblem, lam: float | None) -> list[Flo
 
 
 def run_exact(game: str, iterations: int) -> Data:
-    """The hypergradient on one game, and what quasi-Newton ascent finds."""
+    """Run the hypergradient and quasi-Newton ascent on one game."""
     problem, norms, values = game_of(game), [], []
 
     def follow(leader: Leader) -> None:
@@ -115,7 +115,7 @@ def run_exact(game: str, iterations: int) -> Data:
 
 
 def run_sampled(method: str, seed: int, quick: bool) -> Data:
-    """PBRL with one algorithm and one seed."""
+    """Run PBRL with one algorithm and one seed."""
     follower, problem = getattr(stable_baselines3, method), steering_game()
     start = time.process_time()
     leader = PBRL(f"bilevel_gym/{STEERING}", follower, penalty=ValuePenalty(lam=LAM), config=CONFIG, seed=seed)
@@ -130,7 +130,7 @@ def run_sampled(method: str, seed: int, quick: bool) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every game, every algorithm."""
+    """Run every game and every algorithm."""
     names, iterations = (GAMES[:3], 100) if quick else (GAMES, ITERATIONS)
     seeds = (0,) if quick else LEADER_SEEDS
     exact = run_all(run_exact, grid(game=names), jobs, "exact games", iterations=iterations)
@@ -145,24 +145,24 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def share(data: Data, value: float) -> float:
-    """Of the way from the start to the optimum."""
+    """The share of the way from the start to the optimum."""
     first = data["exact"][0]
     return (value - float(first["start"])) / (float(first["optimum"]) - float(first["start"]))
 
 
 def shortfall(data: Data) -> float:
-    """What the hypergradient leaves to quasi-Newton ascent on the worst game."""
+    """The hypergradient's distance to the best quasi-Newton ascent, on the worst game."""
     return max(float(r["optimum"] - r["end"]) for r in data["exact"])
 
 
 def shares(data: Data, method: str, key: str = "last") -> list[float]:
-    """The same of every run of an algorithm."""
+    """The share of the way to the optimum for each run of an algorithm."""
     return [share(data, value) for value in Runs(data["sampled"])(method=method)[key]]
 
 
 @panels(1, 2, 11.5, 4.2)
 def picture(data: Data, exact: Any, sampled: Any) -> None:
-    """Left: how far from stationary the hypergradient is; right: F_0 of the sampled leaders against steps."""
+    """Draw how far the hypergradient is from stationarity (left) and F_0 of the sampled leaders against steps (right)."""
     for r in data["exact"]:
         own = r["game"] == STEERING
         label = STEERING if own else ("random games" if r["game"] == GAMES[1] else None)

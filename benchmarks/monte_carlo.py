@@ -57,7 +57,7 @@ STATES = 100
 GAMMA, TAU, TAU0, STEP, LENGTH = 0.9, 0.001, 0.002, 0.1, 5
 ITERATIONS, DESIGN_ITERATIONS = 7500, 3000
 SHARE = 1.0 - GAMMA**LENGTH
-"""What five steps hold of a constant reward's discounted sum: 0.41."""
+"""Share of a constant reward's discounted sum that five steps hold: 0.41."""
 CURVE_POINTS = 50
 
 PLAIN = MonteCarlo(LENGTH, 16, baseline=False, paired=False)
@@ -68,7 +68,7 @@ SIXTEEN, TWENTY_FOUR = MonteCarlo(LENGTH, 16), MonteCarlo(LENGTH, 24)
 
 
 def settings(problem: Any, estimator: MonteCarlo | None) -> dict[str, Any]:
-    """The published step; a stack's objective is the mean over its parts, whose own step is as many times as long."""
+    """The published step size, times the number of stacked problems, because the objective of a stack is their mean."""
     tau = problem.tau if isinstance(problem, IncentiveDesignProblem) else TAU
     schedule = {"learning_rate": STEP * len(problem.P), "optimizer_class": torch.optim.SGD, "tau": tau}
     return schedule | {"follower": Softmax(), "estimator": estimator, "keep_best": False, "eval_every": 10**9}
@@ -76,7 +76,7 @@ def settings(problem: Any, estimator: MonteCarlo | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Method:
-    """One row of a table.
+    """A method: a row of a table.
 
     Attributes:
         label: its name in tables and pictures.
@@ -95,7 +95,7 @@ class Method:
     style: str = "-"
 
     def build(self, problem: Any) -> ExactLeader:
-        """The leader of the stacked problem."""
+        """Build the leader of the stacked problem."""
         chosen = settings(problem, self.estimator)
         if self.penalty is None:
             return IndependentPolicyGradient(problem, config=IndependentPolicyGradientConfig(**chosen))
@@ -122,7 +122,7 @@ DESIGNS = {
 
 
 def stacked(name: str, n: int) -> Any:
-    """The first n instances of a method's problem, as one."""
+    """The first n instances of a method's problem, stacked into one problem."""
     if name in DESIGNS:
         return stack_problems([random_incentive_design(seed=seed) for seed in SEEDS[:n]]).in_units(1.0)
     return stack_problems([random_stackelberg(STATES, gamma=GAMMA, tau=TAU, seed=seed) for seed in SEEDS[:n]]).in_units(
@@ -145,7 +145,7 @@ def game_records(problem: StackelbergProblem, x: Tensor, pi: tuple[Tensor, ...])
 
 @torch.no_grad()
 def design_records(problem: IncentiveDesignProblem, x: Tensor, pi: tuple[Tensor, ...]) -> dict[str, list[float]]:
-    """Exact records of each instance; the return is that at the Nash equilibrium."""
+    """Exact records of each instance, with the return at the Nash equilibrium."""
     game, (pi1, pi2) = problem.game(x), pi
     nash = solve_nash(game, problem.tau)
     return {
@@ -156,7 +156,7 @@ def design_records(problem: IncentiveDesignProblem, x: Tensor, pi: tuple[Tensor,
 
 
 def run_method(method: str, n: int, quick: bool) -> Data:
-    """One method on all instances at once, with its records along the way."""
+    """Run one method on all instances at once, with records along the way."""
     chosen, problem = (GAMES | DESIGNS)[method], stacked(method, n)
     records, iterations = (design_records, DESIGN_ITERATIONS) if method in DESIGNS else (game_records, ITERATIONS)
     total = max(2, round(chosen.share * (40 if quick else iterations)))
@@ -182,7 +182,7 @@ def run_method(method: str, n: int, quick: bool) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every method on all of its instances."""
+    """Run every method on all of its instances."""
     n = 2 if quick else len(SEEDS)
     methods = [*GAMES, *DESIGNS]
     cells = grid(method=sorted(methods, key=lambda name: name != "bellman"))  # the longest first
@@ -194,17 +194,17 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def last(data: Data, name: str, key: str) -> list[float]:
-    """A method's last record of each instance."""
+    """The last record of a method for each instance."""
     return [float(v) for v in select(data, name)["curves"][key][-1]]
 
 
 def first(data: Data, name: str, key: str) -> list[float]:
-    """A method's first record of each instance."""
+    """The first record of a method for each instance."""
     return [float(v) for v in select(data, name)["curves"][key][0]]
 
 
 def select(data: Data, name: str) -> Data:
-    """A method's run."""
+    """The run of a method."""
     return next(r for r in data["runs"] if r["method"] == name)
 
 
@@ -216,7 +216,7 @@ PANELS = (
 
 
 def draw(panel: Any, data: Data, methods: dict[str, Method], key: str, heading: str) -> None:
-    """One quantity of every method; an exact run's iterations are stretched to the truncated ones."""
+    """Draw one quantity for every method, with the iterations of exact runs stretched to those of the truncated ones."""
     panel.set_title(heading, fontsize=10)
     for name, method in methods.items():
         curves = select(data, name)["curves"]
@@ -227,7 +227,7 @@ def draw(panel: Any, data: Data, methods: dict[str, Method], key: str, heading: 
 
 @panels(1, 4, 16.0, 3.9)
 def picture(data: Data, *axes: Any) -> None:
-    """Three panels of the Stackelberg games, one of incentive design."""
+    """Draw three panels for the Stackelberg games and one for incentive design."""
     for panel, (key, heading) in zip(axes, PANELS, strict=False):
         draw(panel, data, GAMES, key, heading)
     axes[1].set_yscale("log")

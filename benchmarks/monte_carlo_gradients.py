@@ -1,4 +1,4 @@
-"""Monte Carlo gradients beside exact ones: what an episode's end cuts off, how noisy a batch is, what batching games saves.
+"""Monte Carlo gradients compared with exact ones: bias from cut episodes, noise of a batch, time saved by batching games.
 
 The gradients are those of F_lam at the published settings of arXiv 2402.06886, section 6.1, as far as they are remembered and
 none of them checked against it (tau 0.001, the value penalty with lam 2, the Bellman penalty with lam 7), on ten random
@@ -63,7 +63,7 @@ def games(n: int, world: str) -> list[StackelbergProblem]:
 
 
 def trained(problem: TabularProblem, tau: float, iterations: int) -> tuple[Tensor, Tensor]:
-    """x and the follower's logits after some learning with exact gradients."""
+    """x and the follower's logits after some iterations with exact gradients."""
     config = TabularPBRLConfig(follower=Softmax(), learning_rate=0.05, tau=tau, keep_best=False, eval_every=10**9)
     leader = TabularPBRL(problem, penalty=ValuePenalty(LAM["value"]), config=config).learn(iterations)
     return torch.from_numpy(leader.last_x), leader.policies()[0].log()
@@ -75,7 +75,7 @@ def trained(problem: TabularProblem, tau: float, iterations: int) -> tuple[Tenso
 def exact(
     problem: TabularProblem, star: Tensor, kind: str, length: int | None, tau: float = TAU
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """-F_lam of each game, ``[N]``, as a function of x and pi_y; returns cut at ``length`` steps, None for whole ones."""
+    """The objective -F_lam of each game, ``[N]``, at x and pi_y; returns are cut at ``length`` steps, or whole (None)."""
 
     def value(mdp: TabularMDP, pi: Tensor, tau: float) -> Tensor:
         return policy_return(mdp, pi, tau) if length is None else truncated_return(mdp, pi, length, tau)
@@ -98,7 +98,7 @@ def exact(
 def sampled(
     problem: StackelbergProblem, mdp: TabularMDP, star: Tensor, kind: str, sampler: Sampler
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The same from episodes; ``mdp`` is M(x) without its graph."""
+    """The objective estimated from episodes; ``mdp`` is M(x) without its graph."""
 
     def function(x: Tensor, pi: Tensor) -> Tensor:
         kernel = problem.kernel(x)
@@ -111,26 +111,26 @@ def sampled(
 
 
 def gradients(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, rows: int) -> list[Tensor]:
-    """In x and in y, ``[rows, ...]``: one row a game."""
+    """The gradients in x and in y, ``[rows, ...]``, with one row per game."""
     x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
     found = torch.autograd.grad(function(x, torch.softmax(y, -1)).sum(), [x, y])
     return [g.reshape(rows, -1) for g in found]
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Of rows, averaged."""
+    """The cosine of rows, averaged."""
     return float(torch.nn.functional.cosine_similarity(a, b, -1).mean())
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
-    """|a - b| / |b| of rows, averaged."""
+    """The relative error |a - b| / |b| of rows, averaged."""
     return float(((a - b).norm(dim=-1) / b.norm(dim=-1)).mean())
 
 
 def truncation(
     problem: TabularProblem, x: Tensor, y: Tensor, kind: str, tau: float, lengths: tuple[int, ...], n: int
 ) -> list[Data]:
-    """The expected gradient of each length beside the whole one."""
+    """Compare the expected gradient of each episode length with the gradient of whole returns."""
     star = solve_soft(problem.follower_mdp(x), tau).pi
     whole, rows = gradients(exact(problem, star, kind, None, tau), x, y, n), []
     for length in lengths:
@@ -143,7 +143,7 @@ def truncation(
 
 
 def noise(problem: StackelbergProblem, x: Tensor, y: Tensor, kind: str, estimator: MonteCarlo, repeats: int) -> Data:
-    """The spread of estimates in units of the whole gradient's norm, and the direction of one."""
+    """The spread of estimates relative to the exact gradient's norm, and the direction of one estimate."""
     mdp = problem.follower_mdp(x)
     star = solve_soft(mdp, TAU).pi
     whole = gradients(exact(problem, star, kind, None), x, y, len(y))
@@ -158,7 +158,7 @@ def noise(problem: StackelbergProblem, x: Tensor, y: Tensor, kind: str, estimato
 
 
 def cost(n: int, repeats: int) -> Data:
-    """CPU milliseconds of one estimate of the value penalty's gradients for n games, in one call and in n calls."""
+    """CPU milliseconds for one estimate of the value penalty's gradients of n games, in one call and in n calls."""
     sampler = Sampler(MonteCarlo(PUBLISHED, 16), torch.Generator().manual_seed(0))
 
     def ready(problem: StackelbergProblem, y: Tensor) -> Callable[[], Any]:
@@ -184,7 +184,7 @@ def cost(n: int, repeats: int) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Truncation in both kinds of games, noise in the random ones, cost."""
+    """Measure truncation in both kinds of games, noise in the random ones, and cost."""
     n, repeats = (2, 5) if quick else (len(SEEDS), 40)
     cut, spread = [], []
     for world in WORLDS:
@@ -215,7 +215,7 @@ def run(quick: bool, jobs: int) -> Data:
 
 @panels(1, 2, 9.5, 3.8)
 def picture(data: Data, truncated: Any, noisy: Any) -> None:
-    """Truncation to the left, noise to the right; trained."""
+    """Draw truncation (left) and noise (right) at the trained point."""
     cut, noises = Runs(data["truncation"]), Runs(data["noise"])
     colours = {"value": "#1f77b4", "Bellman": "#d62728"}
     for kind, colour in colours.items():

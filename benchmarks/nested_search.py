@@ -1,4 +1,4 @@
-"""Nested search with ten times the steps: CMA-ES, its PPO follower retrained for every trial, and PBRL, one run an instance.
+"""Nested search with ten times the steps: CMA-ES, which trains a PPO follower for every trial, and PBRL, one run per instance.
 
 The method that a user would reach for today: a black-box optimiser proposes x, an SB3 follower learns from nothing to live
 under it, the leader's return is measured, and so on. All steps of training and of judging are counted for both methods, and
@@ -28,7 +28,7 @@ COLOURS = {"pbrl": "tab:blue", "cma_es": "tab:red"}
 
 
 def ppo(gamma: float, n_steps: int, gae_lambda: float) -> Callable[[VecEnv], PPO]:
-    """What a trial trains: a table, and settings that learn fast at an x that stays (the library's are for one that moves)."""
+    """The follower of a trial: a linear policy, with settings that learn fast at a fixed x."""
     settings: dict[str, Any] = {"gamma": gamma, "n_steps": n_steps, "gae_lambda": gae_lambda, "n_epochs": 8}
     settings |= {"learning_rate": 0.03, "ent_coef": 0.01, "policy_kwargs": {"net_arch": []}, "device": "cpu"}
     return lambda venv: PPO("MlpPolicy", venv, batch_size=16 * venv.num_envs, **settings)
@@ -40,7 +40,7 @@ CITY, FAR = {"n_nodes": 12, "tau": 0.1}, ppo(0.999, 32, 0.95)
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem, what PBRL may spend on it, where its gradient comes from, and how a trial's follower trains from nothing."""
+    """A problem, PBRL's budget and estimator, and the training of a trial's follower."""
 
     label: str
     env: str
@@ -66,7 +66,7 @@ PROBLEMS = {
 
 
 def run_one(method: str, problem: str, seed: int, quick: bool) -> Data:
-    """One method on one instance of a problem."""
+    """Run one method on one instance of a problem."""
     chosen, start = PROBLEMS[problem], time.process_time()
     env, kwargs = f"bilevel_gym/{chosen.env}", chosen.env_kwargs | {"seed": seed}
     steps = 50_000 if quick else chosen.budget
@@ -83,7 +83,7 @@ def run_one(method: str, problem: str, seed: int, quick: bool) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Both methods on every instance."""
+    """Run both methods on every instance."""
     seeds = SEEDS[:2] if quick else SEEDS
     cells = grid(method=reversed(METHODS), problem=PROBLEMS, seed=seeds)
     return {"seeds": list(seeds), "runs": run_all(run_one, cells, jobs, "runs", quick=quick)}
@@ -93,13 +93,13 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def bests(runs: Runs, name: str) -> list[list[float]]:
-    """Best returns on a problem, of PBRL and of CMA-ES, by instance."""
+    """The best returns of PBRL and of CMA-ES on a problem, by instance."""
     return [runs(problem=name, method=method)["best"] for method in METHODS]
 
 
 @panels(1, len(PROBLEMS), 14.0, 4.4)
 def picture(data: Data, *axes: Any) -> None:
-    """F_0 against steps, a panel a problem, a curve a run."""
+    """Draw F_0 against steps, with one panel per problem and one curve per run."""
     for panel, (name, problem) in zip(axes, PROBLEMS.items(), strict=True):
         for method, label in METHODS.items():
             for k, run in enumerate(Runs(data["runs"])(problem=name, method=method)):

@@ -1,4 +1,4 @@
-"""Pages of the benchmarks: a Markdown template each, in ``pages/``, filled from the data that is kept beside the page.
+"""Makes the benchmarks' pages: Markdown templates in ``pages/``, filled from the data stored beside each page.
 
 A template sees the names of its module, ``data``, and ``runs``, the table of ``data["runs"]``. Its block ``body`` is the page;
 the rows of its block ``standing`` stand on the page that sets our figures beside those from elsewhere.
@@ -54,16 +54,16 @@ def _environment() -> Environment:
 
 
 def _formatted(value: Any, form: str) -> str:
-    """A number by Python's format; what is not there is named by the error of its text."""
+    """Format a number with Python's format; a missing value raises an error that names it."""
     return str(value) if isinstance(value, Undefined) else format(value, form)
 
 
 WORDS = ("met", "**missed**", "unknown")
-"""Verdicts on a target."""
+"""All verdicts on a target."""
 
 
 def verdict(found: Any, target: float = 0.0, below: bool = False) -> str:
-    """The word of a table for a target; one rule for all tables.
+    """The verdict on a target, by one rule for all tables.
 
     *Met* where all of the 95% interval is at the target or beyond it, *missed* where none of it is, *unknown* where the
     interval holds the target and where a single run has none. A figure without an interval (a worst case, a count, a time) is
@@ -85,23 +85,23 @@ def verdict(found: Any, target: float = 0.0, below: bool = False) -> str:
 
 
 def all_of(*words: str) -> str:
-    """The verdict on several targets that are asked together, from the verdict on each."""
+    """The verdict on several targets together, from the verdict on each."""
     return next((word for word in ("**missed**", "unknown") if word in words), "met")
 
 
 def stored(name: str) -> Data | None:
-    """The data that another benchmark's page was written from, of :data:`RESULTS`; None where it has not been run."""
+    """The data of another benchmark's page in :data:`RESULTS`; None if it has not been run."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8"))["data"] if path.is_file() else None
 
 
 def module_of(name: str) -> ModuleType:
-    """A benchmark by its name."""
+    """The module of a benchmark."""
     return importlib.import_module(f"{__package__}.{name}")
 
 
 def title(name: str) -> str:
-    """The first line of a benchmark's docstring."""
+    """The first line of a benchmark's docstring, which is the title of its page."""
     return (module_of(name).__doc__ or name).strip().splitlines()[0].rstrip(".")
 
 
@@ -124,12 +124,12 @@ def page(record: Data) -> str:
 
 
 def _ruled(found: re.Match[str]) -> str:
-    """A table's headers above the line that Markdown wants: ``|-|`` stands for it, the first column to the left."""
+    """Expand ``|-|`` to the line that Markdown needs below table headers; the first column is left-aligned."""
     return f"{found[1]}\n| --- |{' ---: |' * found[1].count(' | ')}"
 
 
 def standing(record: Data) -> list[list[str]]:
-    """The rows that a benchmark holds against figures from elsewhere, targets and our own methods; none where it has none.
+    """The rows that a benchmark compares with figures from elsewhere, targets and our own methods; none if it has none.
 
     Returns:
         Of each row: the quantity, what it is held against, what was measured, and the verdict.
@@ -151,7 +151,7 @@ def standing(record: Data) -> list[list[str]]:
 
 
 def write_lists(out: Path, names: tuple[str, ...]) -> None:
-    """List the benchmarks that a folder has results of, and set their figures beside those from elsewhere."""
+    """Write the list of the benchmarks with results in a folder, and the page that compares their figures."""
     paths = {name: out / f"{name}.json" for name in names}
     records = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
     rows = {name: standing(record) for name, record in records.items()}

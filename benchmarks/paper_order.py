@@ -35,20 +35,20 @@ from .statistics import paired_difference
 SEEDS = (10, 11, 12, 13)
 STATES, TAU, LENGTH, BATCH = 100, 0.001, 5, 16
 RATES = {0.4: 1000, 0.1: 2000}
-"""Step of x and y, and the iterations with it."""
+"""Step sizes of x and y, and the number of iterations with each."""
 METHODS = {
     "value": ("PBRL, value, lam 2, T 1", ValuePenalty(lam=2.0), 1),
     "bellman": ("PBRL, Bellman, lam 7, T 10", BellmanPenalty(lam=7.0), 10),
     "independent": ("independent gradient", None, 0),
 }
-"""Label, penalty, inner steps."""
+"""Label, penalty and number of inner steps."""
 SOLVERS = {"policy_gradient": "policy gradient, the paper's", "mirror_descent": "mirror descent"}
 ORDER = (("value", "bellman"), ("bellman", "independent"))
 KEYS = {"at_pi_y": "J_L(x, pi_y)", "leader_return": "F_0"}
 
 
 def leader(method: str, solver: str, rate: float, problem: Any) -> ExactLeader:
-    """A leader of the stacked games; a stack's objective is the mean over them, whose own step is as many times as long."""
+    """A leader of the stacked games, with the step size times their number, because the objective of a stack is their mean."""
     _, penalty, steps = METHODS[method]
     shared: dict[str, Any] = {
         "learning_rate": rate * len(problem.P),
@@ -68,7 +68,7 @@ def leader(method: str, solver: str, rate: float, problem: Any) -> ExactLeader:
 
 
 def run_one(method: str, solver: str, rate: float, n: int, quick: bool) -> Data:
-    """One method on all games at once: its exact records at the end."""
+    """Run one method on all games at once; returns its exact records at the end."""
     problem = stack_problems(
         [random_stackelberg(STATES, gamma=0.9, tau=TAU, seed=seed) for seed in SEEDS[:n]]
     ).in_units(1.0)
@@ -78,7 +78,7 @@ def run_one(method: str, solver: str, rate: float, n: int, quick: bool) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every method with every solver at every rate; the independent gradient has none."""
+    """Run every method with every inner solver at every rate; the independent gradient has no inner solver."""
     n = 2 if quick else len(SEEDS)
     cells = [
         cell
@@ -92,12 +92,12 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def values(runs: Runs, method: str, solver: str, rate: float, key: str) -> list[float]:
-    """One number of every game."""
+    """One number for every game."""
     found = runs(method=method, rate=rate) if method == "independent" else runs(method=method, solver=solver, rate=rate)
     return [float(value) for value in found.one[key]]
 
 
 def differences(runs: Runs, solver: str, rate: float, key: str) -> list[Any]:
-    """By how much each method is above the next in the published order, paired by game."""
+    """The difference between each method and the next in the published order, paired by game."""
     pairs = [[values(runs, name, solver, rate, key) for name in pair] for pair in ORDER]
     return [paired_difference(above, below) for above, below in pairs]

@@ -37,23 +37,23 @@ COLOURS = {"pbrl": "tab:blue", "pbrl10": "tab:cyan", "drlhf": "tab:orange", "tru
 STEPS, RANDOM_STEPS, ITERATION, N_ENVS, EPISODES = 100_000, 13_600, 8_640, 16, 16
 FIRST_LABELS, LABELS_EACH = 576, 16
 LAM = Geometric(1e3, 1e4)
-"""The paper's coefficient of the upper level, 0.001 and falling, is 1/lam; the unit of the reward is ours."""
+"""The paper's coefficient of the upper level, which starts at 0.001 and falls, is 1/lam; the reward's unit is our choice."""
 LAMS: dict[str, float | Geometric] = {"pbrl": LAM, "pbrl10": 10.0}
-"""The second is that of the other benchmarks of preferences."""
+"""Values of lam; the second is that of the other preference benchmarks."""
 UNIT = 0.05
-"""The learned reward has mean 0 and this deviation: what public code of DRLHF pays an A2C, as remembered, unverified."""
+"""Standard deviation of the learned reward, which has mean 0; our default, not checked against public DRLHF code."""
 MEMORY = 6.0
-"""Gibibytes that a run may take."""
+"""Limit on the memory of a run in GiB."""
 FULL_STEPS, FULL_EPOCHS, FULL_WARM_UP, FULL_PAIRS = 10_000_000, 400, 500, 3000
-"""What a full run is taken to be: steps, reward epochs, epochs over the first pairs, pairs held."""
+"""Assumptions on a full run: steps, reward epochs, epochs over the first pairs, stored pairs."""
 GPU = 20.0
-"""Assumed, not measured: how many times faster than one core of a CPU a GPU fits the reward, copies to it included."""
+"""Assumed, not measured: how many times faster a GPU fits the reward than one CPU core, transfers included."""
 CORES = 8
-"""Assumed: how many cores step the emulator beside it."""
+"""Assumed number of cores that step the emulator beside the GPU."""
 
 
 def follower(venv: VecEnv, rate: float) -> A2C:
-    """A2C with the paper's net, rate and entropy bonus; all games' scores are kept."""
+    """A2C with the paper's network, rate and entropy bonus; the scores of all games are recorded."""
     kwargs: dict[str, Any] = {"features_extractor_class": AtariCNN, "net_arch": []}
     return A2C(
         "CnnPolicy", venv, rate, ent_coef=0.01, policy_kwargs=kwargs, stats_window_size=10**6, seed=0, device="cpu"
@@ -61,7 +61,7 @@ def follower(venv: VecEnv, rate: float) -> A2C:
 
 
 def config(followers: int, quick: bool) -> PreferenceConfig:
-    """The same questions and fits, whoever shares the steps."""
+    """Settings with the same questions and fits for all methods."""
     steps, iteration, random = (1_600, 480, 640) if quick else (STEPS, ITERATION, RANDOM_STEPS)
     first, each = (20, 4) if quick else (FIRST_LABELS, LABELS_EACH)
     return PreferenceConfig(
@@ -90,14 +90,14 @@ def config(followers: int, quick: bool) -> PreferenceConfig:
 
 
 class Watch:
-    """Seconds of CPU time spent in functions, and what they answered last, by name."""
+    """CPU seconds spent in functions, and the latest result of each, by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.last: dict[str, Any] = {}
 
     def on(self, owner: Any, method: str, name: str) -> None:
-        """Time a method of this object from now on."""
+        """Start timing a method of an object."""
         inner: Callable[..., Any] = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -112,7 +112,7 @@ class Watch:
 
 
 def random_play(game: str, quick: bool) -> Data:
-    """Scores of whole games, every action as likely as any other."""
+    """Scores of whole games with uniformly random actions."""
     learner = DRLHF(atari_copies(game), partial(follower, rate=RATES[game]), config=config(1, quick))
     space = learner.worlds.action_space
     space.seed(0)
@@ -122,7 +122,7 @@ def random_play(game: str, quick: bool) -> Data:
 
 
 def learn(game: str, method: str, quick: bool) -> Data:
-    """One run: curves of the scores of games that ended, final scores, memory, time by part."""
+    """Run one method: score curves, final scores, memory, and time by part."""
     world, build = atari_copies(game), partial(follower, rate=RATES[game])
     learner: PreferencePBRL | DRLHF
     if method in LAMS:
@@ -172,12 +172,12 @@ def learn(game: str, method: str, quick: bool) -> Data:
 
 
 def one(game: str, method: str, quick: bool) -> Data:
-    """One run, or random play."""
+    """Run one method, or random play."""
     return random_play(game, quick) if method == "random" else learn(game, method, quick)
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """All methods on all games."""
+    """Run all methods on all games."""
     games = list(RATES)[:1] if quick else list(RATES)
     cells = grid(game=games, method=["pbrl", "drlhf"]) + grid(method=["random", "true", "pbrl10"], game=games)
     return {"runs": run_all(one, cells, jobs, "runs", quick=quick)}
@@ -187,12 +187,12 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def late_games(run: Data) -> list[float]:
-    """Scores of the games that the judged follower ended in the last quarter of training."""
+    """Scores of the judged follower's games in the last quarter of training."""
     return [score for at in run["curve"] if at["steps"] > 0.75 * run["steps"] for score in at["games"][0]]
 
 
 def score(values: list[float]) -> str:
-    """Mean and deviation."""
+    """Mean and standard deviation of scores."""
     deviation = f", s.d. {np.std(values, ddof=1):,.0f}" if len(values) > 1 else ""
     return f"{np.mean(values):,.0f}{deviation}" if values else "no game ended"
 
@@ -205,14 +205,14 @@ def seconds_of(run: Data) -> dict[str, float]:
 
 
 def runs_of(data: Data, *methods: str) -> list[Data]:
-    """Runs of these methods, by game."""
+    """The runs of these methods, by game."""
     return [
         r for game in RATES for method in methods for r in data["runs"] if (r["game"], r["method"]) == (game, method)
     ]
 
 
 def missing(data: Data) -> list[str]:
-    """Runs that were not made."""
+    """The runs that were not made."""
     made = {(r["game"], r["method"]) for r in data["runs"]}
     return [f"{name} on {game}" for game in RATES for method, name in NAMES.items() if (game, method) not in made]
 
@@ -228,27 +228,27 @@ def config_of(run: Data) -> PreferenceConfig:
 
 
 def passes(run: Data) -> int:
-    """Passes over labelled pairs in all fits of a run."""
+    """Number of passes over labelled pairs in all fits of a run."""
     c = config_of(run)
     later: int = sum(at["labels"] for at in run["curve"])
     return c.first_epochs * c.first_labels + c.epochs * later
 
 
 def full_passes() -> int:
-    """The same of a full run."""
+    """Number of passes over labelled pairs in a full run."""
     held = FIRST_LABELS + LABELS_EACH * np.arange(1, FULL_EPOCHS + 1)
     return FULL_WARM_UP * FIRST_LABELS + int(np.minimum(FULL_PAIRS, held).sum())
 
 
 def full_hours(run: Data) -> dict[str, float]:
-    """Hours of a full run by part at this run's rates, on one core of a CPU."""
+    """Estimated hours of a full run by part, at this run's rates on one CPU core."""
     hours = {part: seconds * FULL_STEPS / run["steps"] / 3600.0 for part, seconds in seconds_of(run).items()}
     return hours | {"fits": run["parts"]["fit"] / passes(run) * full_passes() / 3600.0}
 
 
 @panels(1, len(RATES), 4.0 * len(RATES), 3.6)
 def picture(data: Data, *axes: Any) -> None:
-    """Scores of games that ended, against steps."""
+    """Draw the scores of finished games against steps."""
     for panel, game in zip(axes, RATES, strict=True):
         for r in (r for r in runs_of(data, *NAMES) if r["game"] == game):
             method, name = r["method"], NAMES[r["method"]]

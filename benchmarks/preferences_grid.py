@@ -34,44 +34,44 @@ from .statistics import paired_difference
 
 SEEDS = tuple(range(10))
 DRAWS = 4
-"""Runs of planners in a world, each with questions of its own, whose mean regret counts."""
+"""Runs of planners in each world, with different questions, whose mean regret counts."""
 SIZE, GAMMA = 5, 0.9
 LABELS = (6, 12, 25, 50, 100)
 FEW = 12
-"""Up to this many labels are few."""
+"""At most this many labels count as few."""
 LAM = 1.0
 LAMS = (0.01, 0.1, 1.0, 10.0, 100.0)
 SWEPT = 25
-"""Labels of the runs with other lam."""
+"""Number of labels in the runs with other values of lam."""
 STEPS, PER_ITERATION, COPIES = 102_400, 4096, 64
 TAU, SLOW = 0.3, 0.1
-"""The planners' temperature; share of its logits that a slow one takes from the newest Q."""
+"""The planners' temperature; and the share of its logits that a slow planner takes from the newest Q."""
 NAMES = {"pbrl": "PBRL", "drlhf": "DRLHF", "drlhf_slow": "DRLHF, slow follower"}
 NAMES |= {"pbrl_a2c": "PBRL, A2C", "drlhf_a2c": "DRLHF, A2C"}
 COLOURS = dict(zip(NAMES, ("tab:blue", "tab:orange", "tab:green", "tab:blue", "tab:orange"), strict=True))
 PAIRS = {"planners": ("pbrl", "drlhf"), "A2C": ("pbrl_a2c", "drlhf_a2c")}
-"""What is compared, by the followers."""
+"""Methods that are compared, by kind of follower."""
 
 
 def a2c(venv: VecEnv) -> A2C:
-    """A2C in a table: one-hot states and a linear policy."""
+    """A2C with one-hot states and a linear policy."""
     settings: dict[str, Any] = {"n_steps": 8, "gae_lambda": 0.95, "learning_rate": 0.03, "ent_coef": 0.05}
     return A2C("MlpPolicy", venv, gamma=GAMMA, policy_kwargs={"net_arch": []}, **settings)
 
 
 def best(venv: VecEnv, followers: int) -> Planner:
-    """The soft best response; one rollout an iteration."""
+    """A planner that plays the soft best response, with one rollout per iteration."""
     return Planner("MlpPolicy", venv, tau=TAU, n_steps=PER_ITERATION // followers // COPIES)
 
 
 def slow(venv: VecEnv, followers: int) -> Planner:
-    """One step of mirror descent towards it, an iteration: 1/(1 + eta tau) = 1 - SLOW."""
+    """A planner that takes one mirror descent step towards the best response per iteration: 1/(1 + eta tau) = 1 - SLOW."""
     oracle = MirrorDescent(eta=SLOW / (1.0 - SLOW) / TAU, iterations=1)
     return Planner("MlpPolicy", venv, oracle, TAU, n_steps=PER_ITERATION // followers // COPIES)
 
 
 def config(labels: int, followers: int, quick: bool) -> PreferenceConfig:
-    """The same questions and fits, whoever shares the steps."""
+    """Settings with the same questions and fits for all methods."""
     return PreferenceConfig(
         labels=labels,
         first_labels=max(3, labels // 4),
@@ -88,7 +88,7 @@ def config(labels: int, followers: int, quick: bool) -> PreferenceConfig:
 
 
 def learn(method: str, asked: int, lam: float, seed: int, draw: int, quick: bool) -> Data:
-    """One run and its exact record."""
+    """Run one method; returns its exact record."""
     kwargs: dict[str, Any] = {"seed": seed + 1000 * draw, "env_kwargs": {"seed": seed, "size": SIZE, "gamma": GAMMA}}
     start, world = time.process_time(), "bilevel_gym/RewardGrid-v0"
     learner: PreferencePBRL | DRLHF
@@ -103,7 +103,7 @@ def learn(method: str, asked: int, lam: float, seed: int, draw: int, quick: bool
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every method on every world with every number of labels; PBRL with other lam."""
+    """Run every method in every world with every number of labels, and PBRL with other values of lam."""
     seeds, counts = (SEEDS[:2], LABELS[:2]) if quick else (SEEDS, LABELS)
     draws = {method: 1 if quick or method.endswith("a2c") else DRAWS for method in NAMES}
     swept = counts[-1] if quick else SWEPT
@@ -122,29 +122,29 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def regrets(data: Data, method: str, labels: int, lam: float = LAM) -> list[float]:
-    """By world, the mean of its runs."""
+    """The mean regret of the runs in each world."""
     found = Runs(data["runs"])(method=method, asked=labels, lam=lam)
     return [float(np.mean(found(seed=world)["regret"])) for world in sorted(set(found["seed"]))]
 
 
 def difference(data: Data, labels: int, lam: float = LAM, method: str = "pbrl", other: str = "drlhf") -> Interval:
-    """PBRL less DRLHF, on the same worlds: negative is for PBRL."""
+    """The regret of PBRL minus that of DRLHF in the same worlds; negative if PBRL is better."""
     return paired_difference(regrets(data, method, labels, lam), regrets(data, other, labels))
 
 
 def lams_of(data: Data) -> list[float]:
-    """Every lam of the sweep."""
+    """All values of lam in the sweep."""
     return sorted(set(Runs(data["runs"])(method="pbrl", asked=data["swept"])["lam"]))
 
 
 def counts_of(data: Data) -> list[int]:
-    """Numbers of labels."""
+    """All numbers of labels."""
     return sorted({r["asked"] for r in data["runs"]})
 
 
 @panels(1, 2, 10.0, 4.0)
 def picture(data: Data, by_labels: Any, by_lam: Any) -> None:
-    """Regret against labels, and against lam."""
+    """Draw regret against the number of labels and against lam."""
     counts, swept, lams = counts_of(data), data["swept"], lams_of(data)
     for method, colour in COLOURS.items():
         curves = np.array([regrets(data, method, n) for n in counts]).T

@@ -1,4 +1,4 @@
-"""Preferences on Pendulum: 200 comparisons, the true return of a fresh agent on the learned reward, and the speed.
+"""Preferences on Pendulum: 200 comparisons, the true return of a new agent on the learned reward, and the speed.
 
 PBRL and DRLHF learn a reward for ``Pendulum-v1`` from 200 comparisons by the true return of segments in 124,928 agent steps
 (PBRL's two followers share them), as many as the tutorial of imitation 1.0.1 takes. Then a fresh PPO is trained on the learned
@@ -26,22 +26,22 @@ from .runs import Data, Runs, grid, run_all
 
 SEEDS = tuple(range(5))
 SWEPT = SEEDS[:3]
-"""Seeds of the runs with other lam."""
+"""Seeds of the runs with other values of lam."""
 GAMMA = 0.98
 STEPS, COMPARISONS, EPISODES = 124_928, 200, 100
 LAM = 10.0
 LAMS = (0.1, 1.0, 10.0, 100.0, 1000.0)
 RETURN, RATE = -173.0, 1_233.0
-"""imitation 1.0.1 in its tutorial, s.d. 106 over episodes; its agent steps per second."""
+"""imitation 1.0.1 in its tutorial: true return (s.d. 106 over episodes) and agent steps per second."""
 FASTER = 2.5
 NAMES = {"pbrl": "PBRL", "drlhf": "DRLHF", "true": "true reward"}
 COLOURS = {"pbrl": "tab:blue", "drlhf": "tab:orange", "true": "tab:gray"}
 LEVEL, UNIT, HORIZON = -6.0, 4.0, 200
-"""About the mean and the deviation of the true reward in random play; steps of an episode."""
+"""Approximate mean and deviation of the true reward in random play; steps per episode."""
 
 
 def falling(progress_remaining: float) -> float:
-    """The learning rate."""
+    """The falling learning rate of PPO."""
     return 2e-3 * progress_remaining + 1e-5
 
 
@@ -57,12 +57,12 @@ def follower(venv: VecEnv) -> PPO:
 
 
 def scaled_pendulum() -> gym.Env[Any, Any]:
-    """The true reward in the unit that a learned one is paid in."""
+    """Pendulum with its true reward scaled like a learned one."""
     return TransformReward(gym.make("Pendulum-v1"), lambda reward: (float(reward) - LEVEL) / UNIT)
 
 
 def config(followers: int, quick: bool) -> PreferenceConfig:
-    """The same questions and fits, whoever shares the steps."""
+    """Settings with the same questions and fits for all methods."""
     return PreferenceConfig(
         labels=10 if quick else COMPARISONS,
         first_labels=5 if quick else 40,
@@ -83,7 +83,7 @@ def config(followers: int, quick: bool) -> PreferenceConfig:
 
 
 def learn(method: str, lam: float, seed: int, quick: bool) -> Data:
-    """One run: speed, true returns of the fresh agent."""
+    """Run one method: speed, and the true returns of the new agent."""
     found: Data = {}
     if method == "true":
         returns = TrueReward(scaled_pendulum, follower, config=config(1, quick), seed=seed).true_returns()
@@ -107,7 +107,7 @@ def learn(method: str, lam: float, seed: int, quick: bool) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """All methods over the seeds; PBRL with other lam on some of them."""
+    """Run all methods over the seeds, and PBRL with other values of lam on some of them."""
     seeds = SEEDS[:1] if quick else SEEDS
     cells = grid(seed=seeds, lam=[LAM], method=NAMES)
     if not quick:
@@ -116,18 +116,18 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def of(data: Data, method: str, name: str, lam: float = LAM) -> list[float]:
-    """A number by seed."""
+    """One number for each seed."""
     return Runs(data["runs"])(method=method, lam=lam)[name]
 
 
 def swept(data: Data) -> list[float]:
-    """Every lam that was run."""
+    """All values of lam that were run."""
     return sorted(set(Runs(data["runs"])(method="pbrl")["lam"]))
 
 
 @panels(1, 3, 12.0, 3.8)
 def picture(data: Data, by_method: Any, by_lam: Any, speed: Any) -> None:
-    """True returns by method, and by lam; steps a second."""
+    """Draw true returns by method and by lam, and steps per second."""
     for at, method in enumerate(NAMES):
         found = of(data, method, "return")
         by_method.plot([at] * len(found), found, "o", color=COLOURS[method], alpha=0.7)

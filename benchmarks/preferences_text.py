@@ -1,4 +1,4 @@
-"""Text that pleases: a small language model learns from comparisons of its own messages which ones are liked.
+"""Text that pleases: a small language model learns from comparisons of its own messages which messages are preferred.
 
 The follower writes short messages (``HappyText-v0``) and starts from a language model that was pretrained on happy, plain and sad
 ones alike; PPO trains it, and every step away from the pretrained model costs (KL). Whole messages are compared by a rule of
@@ -32,22 +32,22 @@ WORLD = "bilevel_gym/HappyText-v0"
 SEEDS = tuple(range(1, 6))
 LABELS, FIRST_LABELS, FIRST_STEPS = 400, 150, 4096
 STEPS, ITERATION, CURVE = 30_720, 1024, 5
-"""Steps that each follower trains; of them, in an iteration; iterations between points of a curve."""
+"""Steps that each follower trains; steps per iteration; iterations between points of a curve."""
 MESSAGES, MESSAGE_SEED = 512, 1000
-"""Messages that every figure is of, begun alike for all methods of a seed."""
+"""Number of messages behind every figure, which begin alike for all methods of a seed; and their seed."""
 KL_LEARNED, KL_TRUE = 0.6, 0.06
 """Cost of a nat, in the unit of the learned reward (root mean square 1 a step) and of the true one (below 1 a message)."""
 LAM = 1.0
 METHODS = {"pretrained": "pretrained model", "drlhf": "DRLHF", "pbrl": "PBRL", "true": "PPO on the true sentiment"}
 GAIN, LOSS, VARIETY, DIFFERENT = 0.5, 0.75, 0.33, 0.9
-"""Targets: sentiment gained; nats a token lost; distinct-2 in parts of the pretrained model's; share of different messages."""
+"""Targets: sentiment gained; nats lost per token; distinct-2 relative to the pretrained model; share of different messages."""
 FIGURES = {"sentiment": 2, "log_likelihood": 2, "grammatical": 2, "distinct_1": 3, "distinct_2": 3}
 FIGURES |= {"distinct_messages": 3, "tokens": 1}
 """What is told of messages, with its digits."""
 
 
 def config(quick: bool) -> PreferenceConfig:
-    """What PBRL and DRLHF share."""
+    """Settings that PBRL and DRLHF share."""
     return PreferenceConfig(
         labels=30 if quick else LABELS,
         first_labels=20 if quick else FIRST_LABELS,
@@ -77,7 +77,7 @@ def learner(method: str, seed: int, quick: bool) -> Any:
 
 
 def one(method: str, seed: int, quick: bool) -> Data:
-    """One run: its curve of quality against steps of the follower, its last messages, what it cost."""
+    """Run one method: its quality curve against the follower's steps, its last messages, its cost."""
     env, pretrained = text_env(gym.make(WORLD)), load_word_model()
     found = learner(method, seed, quick)
     follower = found.best_response.follower
@@ -104,7 +104,7 @@ def one(method: str, seed: int, quick: bool) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every method with every seed."""
+    """Run every method with every seed."""
     cells = grid(seed=SEEDS[:1] if quick else SEEDS, method=METHODS)
     return {"runs": run_all(one, cells, jobs, "writers", quick=quick)}
 
@@ -115,13 +115,13 @@ def final(runs: Runs, method: str, figure: str) -> list[float]:
 
 
 def gained(runs: Runs, method: str) -> float:
-    """The part of what PPO gains on the true sentiment that a method has."""
+    """A method's gain in true sentiment, relative to that of PPO on the true sentiment."""
     before, true, own = (np.mean(final(runs, name, "sentiment")) for name in ("pretrained", "true", method))
     return float((own - before) / (true - before))
 
 
 def targets(runs: Runs, method: str) -> list[tuple[str, str, str, str]]:
-    """What was asked of a method, what came of it, and the verdict."""
+    """The targets of a method, its results, and the verdicts."""
     gain = paired_difference(final(runs, method, "sentiment"), final(runs, "pretrained", "sentiment"))
     loss = paired_difference(final(runs, "pretrained", "log_likelihood"), final(runs, method, "log_likelihood"))
     variety = paired_ratio(final(runs, method, "distinct_2"), final(runs, "pretrained", "distinct_2"))
@@ -136,7 +136,7 @@ def targets(runs: Runs, method: str) -> list[tuple[str, str, str, str]]:
 
 @panels(1, 2, 9.0, 3.8)
 def picture(data: Data, by_steps: Any, by_likelihood: Any) -> None:
-    """Sentiment against steps, and against likelihood."""
+    """Draw sentiment against steps and against likelihood."""
     colours = {"pretrained": "tab:gray", "drlhf": "tab:orange", "pbrl": "tab:blue", "true": "tab:green"}
     for method, colour in colours.items():
         runs = Runs(data["runs"])(method=method)["curve"]

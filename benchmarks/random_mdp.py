@@ -28,13 +28,13 @@ SEEDS = tuple(range(10))
 ITERATIONS, NORM, CPU_SECONDS = 3000, 1e-9, 2.0
 STEPS = (0.02, 0.05, 0.1, 0.2, 0.5, 0.9, 1.0)
 PUBLISHED = {0: 75.7, 500: 0.18, 3000: 3.4e-10}
-"""Norms of the published code's estimate at an instance of its own, by iteration; at 0 its adjoint is still a random draw."""
+"""Norms of the published code's estimate on one of its instances, by iteration; at 0 its adjoint is a random draw."""
 PUBLISHED_CPU = 88.0
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: the leader (None for L-BFGS on the exact hypergradient), its step, a colour of the picture."""
+    """A method: the leader (None for L-BFGS on the exact hypergradient), its step size, and its colour in the picture."""
 
     label: str
     leader: type[Hypergradient] | type[SoBiRL] | None
@@ -54,7 +54,7 @@ METHODS = {
 def exact_gradient(
     problem: RandomMDPProblem, x: NDArray[np.float64], warm: SoftOptimum | None = None
 ) -> tuple[float, NDArray[np.float64], SoftOptimum]:
-    """F(x), dF/dx by one follower solve and one adjoint solve, and the follower."""
+    """F(x), dF/dx from one follower solve and one adjoint solve, and the follower."""
     z = torch.tensor(x, requires_grad=True)
     value, follower = soft_leader_return(problem, z, problem.tau, warm)
     (gradient,) = torch.autograd.grad(value, z)
@@ -62,7 +62,7 @@ def exact_gradient(
 
 
 def descend(problem: RandomMDPProblem, method: Method) -> tuple[list[float], list[float], NDArray[np.float64]]:
-    """Norms of the method's own hypergradient, CPU seconds at each, and the last x; plain gradient steps."""
+    """Plain gradient steps: the norms of the method's hypergradient, CPU seconds at each, and the last x."""
     assert method.leader is not None
     settings: dict[str, Any] = {"optimizer_class": torch.optim.SGD, "eval_every": 10**9, "keep_best": False}
     config = HypergradientConfig if method.leader is Hypergradient else SoBiRLConfig
@@ -81,7 +81,7 @@ def descend(problem: RandomMDPProblem, method: Method) -> tuple[list[float], lis
 
 
 def quasi_newton(problem: RandomMDPProblem) -> tuple[list[float], list[float], NDArray[np.float64]]:
-    """The same by scipy's L-BFGS-B; one gradient an iteration of the count."""
+    """scipy's L-BFGS-B: the norms, CPU seconds and the last x; one gradient counts as one iteration."""
     norms, seconds, start = [], [], time.process_time()
     follower: SoftOptimum | None = None
 
@@ -98,14 +98,14 @@ def quasi_newton(problem: RandomMDPProblem) -> tuple[list[float], list[float], N
 
 
 def fitted_rate(norms: list[float]) -> float:
-    """The factor an iteration, from a line through log norm between 0.1 and 1e-9."""
+    """The convergence factor per iteration, from a line fitted to the log norm between 0.1 and 1e-9."""
     values = np.asarray(norms)
     tail = np.flatnonzero((values < 0.1) & (values > NORM))
     return float(np.exp(np.polyfit(tail, np.log(values[tail]), 1)[0])) if len(tail) > 2 else float("nan")
 
 
 def run_cell(seed: int, method: str) -> Data:
-    """One method on one instance, with its curve at up to 120 iterations."""
+    """Run one method on one instance; its curve has at most 120 points."""
     problem, chosen = RandomMDPProblem(seed=seed).in_units(1.0), METHODS[method]
     norms, seconds, x = quasi_newton(problem) if chosen.leader is None else descend(problem, chosen)
     shown = np.unique(np.linspace(0, len(norms) - 1, 120).astype(int))
@@ -126,13 +126,13 @@ def run_cell(seed: int, method: str) -> Data:
 
 
 def try_step(seed: int, step: float) -> Data:
-    """Iterations of the exact hypergradient at this step; None where it did not get there."""
+    """Iterations of the exact hypergradient with this step size; None if it did not reach the target."""
     norms, _, _ = descend(RandomMDPProblem(seed=seed).in_units(1.0), Method("", Hypergradient, step, ""))
     return {"iterations": len(norms) if norms[-1] <= NORM else None}
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every method on every instance, and the exact one at every step."""
+    """Run every method on every instance, and the exact hypergradient with every step size."""
     seeds = SEEDS[:2] if quick else SEEDS
     runs = run_all(run_cell, grid(seed=seeds, method=METHODS), jobs, "random_mdp")
     steps = run_all(try_step, grid(seed=seeds, step=STEPS), jobs, "steps")
@@ -147,7 +147,7 @@ def reached(runs: Runs) -> bool:
 
 @panels(1, 2, 11.0, 4.2)
 def picture(data: Data, by_iteration: Any, by_second: Any) -> None:
-    """The norm over iterations and over CPU seconds, a thin line an instance."""
+    """Draw the norm over iterations and over CPU seconds, with a thin line per instance."""
     for run in data["runs"]:
         method = METHODS[run["method"]]
         label = method.label if run["seed"] == data["seeds"][0] else None

@@ -1,4 +1,4 @@
-"""Whether a record says what is so: sampled records on ten problems whose truth is known, and is hidden from the leader.
+"""Sampled records compared with the truth, on ten problems whose model is hidden from the leader.
 
 Five tables, the linear-quadratic game, a pendulum and a car whose best response is known by design, CliffWalking with a fee, and
 a fishery. Each is evaluated at five points of X: the start, the best point known, and three drawn at random. The leader has
@@ -29,13 +29,13 @@ Floats = NDArray[np.float64]
 POINTS = 5
 """Points of X at which each problem is evaluated."""
 FOLLOWERS = (1, 3, 6)
-"""Numbers of fresh followers."""
+"""Numbers of fresh followers per record."""
 SHRINKS = ("table_20", "steering", "lq")
-"""Problems on which they are compared."""
+"""Problems on which these numbers are compared."""
 
 
 class Hidden(gym.Wrapper[Any, Any, Any, Any]):
-    """A wrapper of a user's that changes nothing: the leader no longer knows that there is a model."""
+    """A wrapper like one that a user writes; it changes nothing, but the leader no longer knows the model."""
 
 
 class Wish(torch.nn.Module):
@@ -59,7 +59,7 @@ class Wish(torch.nn.Module):
 
 
 def wanted(a: Any, cosine: Any) -> Any:
-    """The leader's reward, of a torque in [-1, 1]."""
+    """The leader's reward for a torque in [-1, 1]."""
     return 1.0 - (a - 0.5 * cosine + 0.2) ** 2
 
 
@@ -93,11 +93,11 @@ def designed_truth(notches: bool, x: Floats, n: int = 512) -> float:
 
 
 BESIDE = range(24, 36)
-"""The row beside the cliff."""
+"""The states beside the cliff."""
 
 
 def cliff() -> gym.Env[Any, Any]:
-    """CliffWalking with a fee on the row beside the cliff, on which the leader wants nobody to walk."""
+    """CliffWalking with a fee on the row beside the cliff, where the leader wants nobody to walk."""
     fee = EventPayments([lambda obs, action, after: int(after) in BESIDE])
     return ShapedReward(
         gym.make("CliffWalking-v1", max_episode_steps=200),
@@ -108,7 +108,7 @@ def cliff() -> gym.Env[Any, Any]:
 
 
 def cliff_problem() -> ArrayProblem:
-    """The same as a table."""
+    """CliffWalking with the fee as a tabular problem."""
     table: Any = gym.make("CliffWalking-v1").unwrapped
     n_states, n_actions = 48, 4
     P = torch.zeros(n_states, n_actions, n_states, dtype=torch.float64)
@@ -131,7 +131,7 @@ def cliff_problem() -> ArrayProblem:
 
 @dataclass(frozen=True)
 class Problem:
-    """One of the ten.
+    """One of the ten problems.
 
     Attributes:
         label: for the page.
@@ -151,12 +151,12 @@ class Problem:
 
 
 def hidden(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """An environment of the library's inside a wrapper of a user's."""
+    """An environment of the library with its model hidden."""
     return Hidden(gym.make(env_id, **kwargs))
 
 
 def table_truth(problem: Any, x: Floats) -> float:
-    """By dynamic programming, exact ties broken evenly."""
+    """The leader's return by dynamic programming, with exact ties broken evenly."""
     return leader_return_at_best_response(problem, torch.from_numpy(x), tau0=1e-5)
 
 
@@ -166,7 +166,7 @@ def ascended(problem: Any, x: Floats) -> Floats:
 
 
 def table(env_id: str, follower: Any, label: str, **kwargs: Any) -> Problem:
-    """An environment with tables."""
+    """A tabular problem."""
     problem: Any = gym.make(env_id, **kwargs).get_wrapper_attr("problem")
     make = partial(hidden, env_id, **kwargs)
     return Problem(label, make, partial(table_truth, problem), follower, partial(ascended, problem))
@@ -185,7 +185,7 @@ def lq() -> Problem:
 
 
 def pendulum(notches: bool, follower: Any, label: str) -> Problem:
-    """One of the two designed pendulums; x = (0.5, -0.2) gives the leader what it wants."""
+    """One of the two designed pendulums; x = (0.5, -0.2) makes the follower do what the leader wants."""
     truth = partial(designed_truth, notches)
     return Problem(label, partial(designed, notches), truth, follower, lambda x: np.array([0.5, -0.2]), steps=30_000)
 
@@ -199,7 +199,7 @@ def fishery() -> Problem:
 
 @cache
 def problems() -> dict[str, Problem]:
-    """The ten."""
+    """All ten problems."""
     game = "bilevel_gym/StackelbergGame-v0"
     return {
         "two_state": table("bilevel_gym/TwoState-v0", PPO, "two states"),
@@ -218,7 +218,7 @@ def problems() -> dict[str, Problem]:
 
 
 def point(name: str, number: int) -> Floats:
-    """The start, the best point known, or one drawn at random from the segment and the box between them."""
+    """The start, the best point known, or one drawn at random between them."""
     problem = problems()[name]
     env = problem.make()
     space, start = env.get_wrapper_attr("leader_space"), np.asarray(env.get_wrapper_attr("leader_x"), dtype=np.float64)
@@ -243,7 +243,7 @@ def point(name: str, number: int) -> Floats:
 
 
 def run_one(name: str, number: int, followers: int, quick: bool) -> Data:
-    """One record."""
+    """Make one record."""
     problem, x = problems()[name], point(name, number)
     steps = 2_000 if quick else problem.steps
     config = PBRLConfig(n_envs=16, evaluation_followers=followers, evaluation_steps=steps)
@@ -264,7 +264,7 @@ def run_one(name: str, number: int, followers: int, quick: bool) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Fifty records by three followers, and some of them by one and by six."""
+    """Make fifty records per problem with three followers, and some with one and with six."""
     three = grid(name=problems(), number=range(2 if quick else POINTS), followers=[FOLLOWERS[1]])
     others = grid(name=SHRINKS[:1] if quick else SHRINKS, number=range(1, 4), followers=[FOLLOWERS[0], FOLLOWERS[2]])
     return {"runs": run_all(run_one, three + others, jobs, "records", quick=quick)}
@@ -279,6 +279,6 @@ def within(rows: Runs) -> list[bool]:
 
 
 def shares(rows: Runs, of: str) -> list[float]:
-    """Of each record its standard error or its error, as a share of what can be gained on the problem."""
+    """The standard error or the error of each record, as a share of the possible gain on the problem."""
     values = [r["stderr"] if of == "stderr" else abs(r["found"] - r["truth"]) for r in rows]
     return [value / abs(r["gain"]) for value, r in zip(values, rows, strict=True)]

@@ -1,4 +1,4 @@
-"""References: the best exact answer known of every instance that a page or the suite reports shares of.
+"""References: the best exact answer known for every instance in the pages and the suite.
 
 A share is (return - start) / (reference - start), all at the follower's best response, where start is the untrained leader. The
 reference of an instance is the best return that any of the leaders below finds, all of which know the model: our hypergradient
@@ -49,12 +49,12 @@ from .runs import Data, Runs, grid, run_all
 STAGES = 7
 ITERATIONS = 300
 RATE = 0.1
-"""Step of our leaders, which falls to a tenth."""
+"""Initial step size of our leaders, which falls to a tenth."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Problems of one kind.
+    """A kind of problem.
 
     Attributes:
         label: in tables.
@@ -111,12 +111,12 @@ Floats = NDArray[np.float64]
 
 
 def temperatures(kind: Kind) -> list[float]:
-    """Those of the stages, in equal ratios."""
+    """The temperatures of the stages, a geometric sequence."""
     return [0.0] if kind.hot is None else [float(tau) for tau in np.geomspace(kind.hot, kind.cold, STAGES)]
 
 
 def staged(problem: Any, taus: Iterable[float], x: Floats, most: int) -> Floats:
-    """Quasi-Newton ascent on F_tau, a stage a temperature, each from where the last one ended."""
+    """Quasi-Newton ascent on F_tau in stages of falling temperature, each from the end of the last."""
     bounds = list(zip(problem.leader_set.low.tolist(), problem.leader_set.high.tolist(), strict=True))
     for tau in taus:
         last: Any = None
@@ -132,7 +132,7 @@ def staged(problem: Any, taus: Iterable[float], x: Floats, most: int) -> Floats:
 
 
 def penalised(kind: Kind, problem: Any, iterations: int, x0: Floats) -> Floats:
-    """PBRL, annealed like the hypergradient."""
+    """PBRL with a temperature that falls like the hypergradient's."""
     tau: Any = 0.1 if problem.lower_level == "zero_sum" else Geometric(kind.hot or 1.0, kind.cold)
     penalty = (
         NikaidoIsodaPenalty(lam=Geometric(2.0, 20.0)) if problem.lower_level == "zero_sum" else ValuePenalty(lam=20.0)
@@ -142,21 +142,21 @@ def penalised(kind: Kind, problem: Any, iterations: int, x0: Floats) -> Floats:
 
 
 def quenched(kind: Kind, problem: Any, iterations: int, x0: Floats) -> Floats:
-    """The hypergradient as it comes: hot for a sixth of the iterations, then at the last temperature at once."""
+    """The hypergradient with its default temperatures: high for a sixth of the iterations, then the last one."""
     hot = 0.2 if problem.lower_level == "zero_sum" else 0.07
     tau: Any = 0.0 if kind.hot is None else Quench(max(hot, kind.cold), max(0.003, kind.cold))
     return Hypergradient(problem, config=HypergradientConfig(tau=tau, learning_rate=0.1), x0=x0).learn(iterations).x
 
 
 def cooled(kind: Kind, problem: Any, iterations: int, x0: Floats) -> Floats:
-    """The hypergradient, its temperature falling in equal ratios."""
+    """The hypergradient with a geometrically falling temperature."""
     tau: Any = 0.0 if kind.hot is None else Geometric(kind.hot, kind.cold)
     config = HypergradientConfig(tau=tau, learning_rate=Geometric(RATE, RATE / 10.0))
     return Hypergradient(problem, config=config, x0=x0).learn(iterations).x
 
 
 def run_one(kind: str, seed: int, quick: bool) -> Data:
-    """Every leader on one instance: the returns at the follower's best response."""
+    """Run every leader on one instance; returns their returns at the follower's best response."""
     chosen, problem = KINDS[kind], KINDS[kind].make(seed)
     most, iterations = (10, 20) if quick else (200, ITERATIONS)
     before = time.process_time()
@@ -186,7 +186,7 @@ def run_one(kind: str, seed: int, quick: bool) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every instance of every kind."""
+    """Run every instance of every kind."""
     cells = [
         cell for kind, chosen in KINDS.items() for cell in grid(kind=[kind], seed=chosen.seeds[: 1 if quick else None])
     ]
@@ -210,7 +210,7 @@ def _known() -> dict[tuple[str, int], Data]:
 
 
 def reference(kind: str, seed: int, *found: float) -> float:
-    """The best return known of an instance.
+    """The best return known for an instance.
 
     Args:
         kind: of :data:`KINDS`.
@@ -230,12 +230,12 @@ def reference(kind: str, seed: int, *found: float) -> float:
 
 
 def known(kind: str, seed: int) -> bool:
-    """Whether an instance has a reference."""
+    """Whether a reference is stored for an instance."""
     return (kind, seed) in _known()
 
 
 def coverage(kind: str, seeds: Iterable[int]) -> str:
-    """A sentence of a page: of how many of its instances references are stored."""
+    """A sentence for a page: for how many of its instances references are stored."""
     asked = list(seeds)
     stored_of = sum(known(kind, seed) for seed in asked)
     return (
@@ -245,7 +245,7 @@ def coverage(kind: str, seeds: Iterable[int]) -> str:
 
 
 def won(runs: Runs, kind: str, leader: str) -> int:
-    """Instances whose reference a leader found, ties within 1e-6 of their improvement counted for each."""
+    """Number of instances whose reference a leader found; all leaders within 1e-6 of the improvement count."""
     own = list(runs(kind=kind))
     return sum(r["returns"].get(leader, -math.inf) >= r["best"] - 1e-6 * (r["best"] - r["start"]) for r in own)
 

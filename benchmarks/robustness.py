@@ -1,4 +1,4 @@
-"""Robustness: what the leader gets at one x from followers of other algorithms than it was learned with.
+"""Robustness: the leader's return at one x when followers use other algorithms than in training.
 
 x is learned on random Stackelberg games of 20 states, by PBRL with PPO followers from rollouts alone and by the exact
 hypergradient. At each x, followers of three algorithms are then trained from nothing, with the library's settings and with
@@ -31,18 +31,18 @@ STEPS, BUDGET = 100_000, 1_000_000
 
 
 def untuned(algorithm: str) -> Callable[[VecEnv], BaseAlgorithm]:
-    """SB3's own settings, but for the discount."""
+    """SB3's own settings, except for the discount."""
     return lambda venv: getattr(stable_baselines3, algorithm)("MlpPolicy", venv, gamma=GAMMA, device="cpu")
 
 
 def followers() -> dict[str, Any]:
-    """Every follower by name."""
+    """All followers by name."""
     tuned = {name: getattr(stable_baselines3, name) for name in ALGORITHMS}
     return tuned | {f"{name}, SB3's settings": untuned(name) for name in ALGORITHMS}
 
 
 def run_one(leader: str, game: int, quick: bool) -> Data:
-    """One leader's x on one game, and every follower there."""
+    """Train all followers at one leader's x on one game."""
     kwargs = {"n_states": SIZE, "seed": game, "reward_unit": 1.0}
     if leader == "pbrl":
         x = PBRL(ENV, stable_baselines3.PPO, env_kwargs=kwargs).learn(30_000 if quick else BUDGET).x
@@ -59,7 +59,7 @@ def run_one(leader: str, game: int, quick: bool) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every x and every follower."""
+    """Run every leader and every follower."""
     cells = grid(leader=LEADERS, game=SEEDS[:1] if quick else SEEDS)
     return {"runs": [row for found in run_all(run_one, cells, jobs, "x", quick=quick) for row in found["rows"]]}
 
@@ -68,14 +68,14 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def column(data: Data, leader: str, follower: str, key: str) -> Any:
-    """``[games, seeds]`` of one number."""
+    """One number of all runs, ``[games, seeds]``."""
     runs = Runs(data["runs"])(leader=leader, follower=follower)
     return np.array([runs(game=game)[key] for game in sorted(set(runs["game"]))])
 
 
 @panels(1, len(LEADERS), 11.0, 4.4)
 def picture(data: Data, *axes: Any) -> None:
-    """The leader's share of F_0 against the follower's slack, a dot a training."""
+    """Draw the leader's share of F_0 against the follower's regret, with one dot per training."""
     colours = dict(zip(ALGORITHMS, ("#1f77b4", "#ff7f0e", "#2ca02c"), strict=True))
     for panel, (leader, label) in zip(axes, LEADERS.items(), strict=True):
         for follower in followers():

@@ -1,4 +1,4 @@
-"""Runs of a benchmark: side by side, kept on disk until the page is written, and read as a table."""
+"""Runs of a benchmark: executes them in parallel, stores them until the page is written, and reads them as a table."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Data = dict[str, Any]
 
 STORE = Path("runs/benchmarks")
 _of_now: dict[Path, bool] = {}
-"""Files of the benchmark in hand, and whether each was there before."""
+"""Files of the current benchmark, and whether each existed before."""
 
 
 @cache
 def _version(file: str) -> str:
-    """Changes with the code of the package and of a benchmark, whose runs are then made anew."""
+    """A hash of the code of the package and of a benchmark; stored runs of other code are not used."""
     root = Path(bilevel_gym.__path__[0])
     files = [
         Path(file),
@@ -39,12 +39,12 @@ def _version(file: str) -> str:
 
 
 def grid(**axes: Iterable[Any]) -> list[Data]:
-    """The cells of a grid, one for every choice of a value on each axis; the first axis changes slowest."""
+    """All cells of a grid, one for every combination of values; the first axis changes slowest."""
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def run_all(function: Callable[..., Data], cells: Sequence[Data], jobs: int, label: str, **same: Any) -> list[Data]:
-    """``function(**cell, **same)`` of every cell of a grid, each in a process of its own with one thread, ``jobs`` at a time.
+    """Call ``function(**cell, **same)`` for every cell, each in its own process with one thread, ``jobs`` at a time.
 
     What has ended is kept in :data:`STORE`: a benchmark that was stopped goes on from there, as long as the code is the same.
 
@@ -77,12 +77,12 @@ def _row(function: Callable[..., Data], cell: Data, same: Data) -> Data:
 
 
 def kept() -> int:
-    """Runs of the benchmark in hand that were taken from the disk."""
+    """Number of runs of the current benchmark that were read from the store."""
     return sum(_of_now.values())
 
 
 def forget() -> None:
-    """Remove what :func:`run_all` kept since the last time: it now stands in the benchmark's own data."""
+    """Remove the runs that :func:`run_all` stored, once they are in the benchmark's own data."""
     for path in _of_now:
         path.unlink(missing_ok=True)
     _of_now.clear()
@@ -96,12 +96,12 @@ def cpu_seconds(function: Callable[..., Any], *args: Any, **kwargs: Any) -> floa
 
 
 def shortfall(record: Any) -> float:
-    """What a method's own follower falls short of its best response by: pages call it the gap."""
+    """By how much a method's own follower falls short of its best response; pages call it the gap."""
     return float(record.follower_regret if record.penalty is None else record.penalty)
 
 
 def history(leader: Any, *keys: str, digits: int | None = None, **names: str) -> dict[str, list[float]]:
-    """What a leader recorded on its way, by key (``names``: of another name there; ``gap``: :func:`shortfall`); 0 for None."""
+    """The leader's records as lists by key, 0 for None; ``names`` renames keys, ``gap`` is :func:`shortfall`."""
 
     def read(record: Any, name: str) -> float:
         return shortfall(record) if name == "gap" else float(getattr(record, name) or 0.0)
@@ -112,7 +112,7 @@ def history(leader: Any, *keys: str, digits: int | None = None, **names: str) ->
 
 
 def outcome(leader: Any) -> Data:
-    """Returns at the best response: where a leader started, of its last x and of the best; its last record's shortfall."""
+    """Returns at the best response of the start, the last x and the best x; and the last record's shortfall."""
     last = leader.history[-1]
     return {
         "start": leader.history[0].leader_return,
@@ -125,12 +125,12 @@ def outcome(leader: Any) -> Data:
 
 
 def spent(leader: Any) -> Data:
-    """What a sampled leader took, and how often its best response was certified to be in error."""
+    """Steps that a sampled leader took, and its number of oracle failures."""
     return {"steps": leader.num_timesteps, "oracle_failures": leader.oracle_failures}
 
 
 class Runs:
-    """Runs as a table, a row each: ``runs(method="pbrl", size=20)["last.leader_return"]`` selects, then reads a column.
+    """A table with one row per run: ``runs(method="pbrl", size=20)["last.leader_return"]`` selects rows and reads a column.
 
     Args:
         rows: of plain data; what stands one level deeper has a column ``key.inner`` of its own.

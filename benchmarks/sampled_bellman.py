@@ -1,4 +1,4 @@
-"""The Bellman penalty from samples, beside the value penalty: DQN followers, rollouts alone, one run an instance.
+"""The Bellman penalty from samples, beside the value penalty: DQN followers, rollouts alone, one run per instance.
 
 Two kinds of problem: random Stackelberg games of 20 states, where x is the leader's policy; and tolls in small cities, where x
 enters the reward alone and drivers are regularised at 0.5 minutes. Both penalties have the same follower, lam, steps of x and
@@ -69,7 +69,7 @@ QUICK_STEPS = 30_000
 
 
 def run_exact(kind: str, seed: int) -> Data:
-    """The untrained leader and the hypergradient's, on one instance."""
+    """The returns of the untrained leader and of the hypergradient on one instance."""
     chosen = PROBLEMS[kind]
     problem: Any = gym.make(chosen["id"], seed=seed, **chosen["kwargs"]).get_wrapper_attr("problem")
     leader = Hypergradient(problem, config=chosen["exact"])
@@ -79,7 +79,7 @@ def run_exact(kind: str, seed: int) -> Data:
 
 
 def run_sampled(kind: str, seed: int, penalty: str, quick: bool) -> Data:
-    """PBRL with one penalty on one instance."""
+    """Run PBRL with one penalty on one instance."""
     chosen = PROBLEMS[kind]
     kwargs = chosen["kwargs"] | {"seed": seed}
     with warnings.catch_warnings():
@@ -94,7 +94,7 @@ def run_sampled(kind: str, seed: int, penalty: str, quick: bool) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Both penalties and the exact answer on all instances."""
+    """Run both penalties and the exact methods on all instances."""
     seeds = {kind: chosen["seeds"][: 2 if quick else None] for kind, chosen in PROBLEMS.items()}
     instances = [cell for kind in PROBLEMS for cell in grid(kind=[kind], seed=seeds[kind])]
     exact = run_all(run_exact, instances, jobs, "exact references")
@@ -107,13 +107,13 @@ KNOWN = {"games": "game_20", "cities": "city_9"}
 
 
 def reference(data: Data, kind: str, seed: int) -> float:
-    """The best return known of an instance."""
+    """The best return known for an instance."""
     found = [value for r in Runs(data["runs"])(kind=kind, seed=seed) for value in (r["last"], r["best"])]
     return references.reference(KNOWN[kind], seed, *found, Runs(data["exact"])(kind=kind, seed=seed).one["exact"])
 
 
 def share(data: Data, r: Data, value: float) -> float:
-    """The part of the best exact improvement over the untrained leader that a return is."""
+    """A return as a share of the best exact improvement over the untrained leader."""
     start = Runs(data["exact"])(kind=r["kind"], seed=r["seed"]).one["start"]
     return float((value - start) / (reference(data, r["kind"], r["seed"]) - start))
 
@@ -125,7 +125,7 @@ def shares(data: Data, kind: str, penalty: str, key: str) -> list[float]:
 
 @panels(1, 2, 11.0, 4.2)
 def picture(data: Data, *axes: Any) -> None:
-    """Share of the exact improvement against steps, a panel a kind of problem."""
+    """Draw the share of the exact improvement against steps, with one panel per kind of problem."""
     for panel, (kind, chosen) in zip(axes, PROBLEMS.items(), strict=True):
         for name in PENALTIES:
             runs = list(Runs(data["runs"])(kind=kind, penalty=name))

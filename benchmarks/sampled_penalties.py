@@ -1,4 +1,4 @@
-"""Penalties from samples: the Nikaido-Isoda penalty over zero-sum games, four PPO followers, one run an instance.
+"""Penalties from samples: the Nikaido-Isoda penalty over zero-sum games, four PPO followers, one run per instance.
 
 Random instances of incentive design (10 states, 5 x 5 actions, gamma 0.9, tau 0.1) under three million steps, those of the four
 followers and of the leader's own episodes. Beside it, on the same instances, exact PBRL and the hypergradient through the
@@ -37,7 +37,7 @@ EXACT = {"pbrl": "PBRL, exact, lam 2 to 20", "hypergradient": "hypergradient thr
 
 
 def run_method(seed: int, method: str, steps: int, iterations: int) -> Data:
-    """Four PPO followers, every setting the default, or a method that knows the model, on one instance."""
+    """Run four PPO followers with default settings, or a method that knows the model, on one instance."""
     problem = random_incentive_design(seed=seed).in_units(1.0)
     leader: Any
     if method == "sampled":
@@ -57,7 +57,7 @@ def run_method(seed: int, method: str, steps: int, iterations: int) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """All methods on all instances."""
+    """Run all methods on all instances."""
     seeds, steps, iterations = (SEEDS[:2], 60_000, 30) if quick else (SEEDS, BUDGET, ITERATIONS)
     cells = grid(seed=seeds, method=["sampled"]) + grid(seed=seeds, method=EXACT)
     runs = run_all(run_method, cells, jobs, "instances", steps=steps, iterations=iterations)
@@ -65,12 +65,12 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def shares(runs: Runs, key: str = "leader_return") -> list[float]:
-    """The part of the best exact improvement over the start line that the sampled leader has, an instance each."""
+    """The sampled leader's share of the best exact improvement over the start line, per instance."""
     return [(r[key] - r["start"]) / (reference(runs, r["seed"]) - r["start"]) for r in runs(method="sampled")]
 
 
 def reference(runs: Runs, seed: int) -> float:
-    """The best designer's return known of an instance."""
+    """The best designer's return known for an instance."""
     own = runs(seed=seed)
     found = [value for r in own(method="sampled") for value in (r["leader_return"], r["best"])]
     return references.reference("design", seed, *found, *(own(method=name).one["leader_return"] for name in EXACT))
@@ -78,7 +78,7 @@ def reference(runs: Runs, seed: int) -> float:
 
 @panels(1, 2, 11.0, 4.4)
 def picture(data: Data, returns: Any, gap: Any) -> None:
-    """Return at Nash and at the own policies, and the gap, against steps."""
+    """Draw the return at Nash and at the method's own policies, and the gap, against steps."""
     every = Runs(data["runs"])
     runs = every(method="sampled")["history"]
     steps, (at_nash, at_pi_y, gaps) = on_grid(runs, 80, "leader_return", "leader_return_at_pi_y", "gap")

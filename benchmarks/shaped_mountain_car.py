@@ -1,4 +1,4 @@
-"""A shaping learned for Mountain Car: how soon a fresh follower reaches the goal.
+"""A shaping learned for Mountain Car: how soon a new follower reaches the goal.
 
 The leader adds a potential's differences to a reward that says nothing on the way (``ShapedMountainCar-v0``, three
 coordinates). They leave the optimal policies what they are, so the return at the exact best response has no gradient in x; what
@@ -39,24 +39,24 @@ TUNED: dict[str, Any] = {
     "exploration_final_eps": 0.07,
     "policy_kwargs": {"net_arch": [256, 256]},
 }
-"""rl-baselines3-zoo's for MountainCar-v0."""
+"""Settings of rl-baselines3-zoo for MountainCar-v0."""
 BUDGET = 120_000
-"""Steps of a run at most: the zoo's."""
+"""Maximal steps of a run, which are the zoo's."""
 CHECK, AFTER, TESTS = 1_000, 10_000, 20
-"""Steps between tests; steps that a run goes on after it has reached the goal; episodes of a test, of 200 steps at most."""
+"""Steps between tests; steps after the goal was reached; episodes per test, of at most 200 steps each."""
 TRIAL_STEPS, POPULATION, GENERATIONS = 4_000, 6, 5
 RATIO, GAP = 0.5, 10.0
-"""Targets: share of the plain algorithm's steps; steps by which the shaped follower's way may be longer."""
+"""Targets: share of the plain algorithm's steps; how many steps longer the shaped follower's way may be."""
 WAYS = {"plain": "plain reward", "shaped": "learned shaping"}
 
 
 def tuned_dqn(venv: VecEnv) -> DQN:
-    """The tuned follower, on a VecEnv of one copy."""
+    """The tuned follower, on a VecEnv with one environment."""
     return DQN("MlpPolicy", venv, **TUNED)
 
 
 def search(quick: bool) -> Data:
-    """The leader: x, what it spent, its returns by generation."""
+    """Search for x: returns x, its cost, and the returns by generation."""
     population, generations = (4, 1) if quick else (POPULATION, GENERATIONS)
     config = CMAESConfig(
         sigma=0.25,
@@ -92,7 +92,7 @@ def search(quick: bool) -> Data:
 
 
 def ways(model: DQN, tests: VecEnv) -> NDArray[np.float64]:
-    """Return of each greedy test episode on plain Mountain Car, from the same starts: minus its steps, ``[TESTS]``."""
+    """Returns of the greedy test episodes on plain Mountain Car, from fixed starts, ``[TESTS]``: minus their steps."""
     tests.seed(7)
     obs, alive, returns = tests.reset(), np.ones(TESTS), np.zeros(TESTS)
     while alive.any():
@@ -104,7 +104,7 @@ def ways(model: DQN, tests: VecEnv) -> NDArray[np.float64]:
 
 
 def follow(x: list[float], seed: int, quick: bool) -> Data:
-    """One fresh follower: its tests, and the steps after which it first reached the goal in every episode of a test."""
+    """Train a new follower: its tests, and the steps until it first reached the goal in every episode of a test."""
     env = gym.make("bilevel_gym/ShapedMountainCar-v0", gamma=GAMMA)
     env.get_wrapper_attr("set_leader")(x)
     venv = DummyVecEnv([lambda: env])
@@ -132,12 +132,12 @@ def follow(x: list[float], seed: int, quick: bool) -> Data:
 
 
 def part(way: str, seed: int, x: list[float], quick: bool) -> Data:
-    """The search, or a follower of a way."""
+    """Run the search, or train one follower."""
     return search(quick) if way == "search" else follow(x, seed, quick)
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """The search and the plain followers, then the shaped ones."""
+    """Run the search and the plain followers, then the shaped ones."""
     seeds = SEEDS[:1] if quick else SEEDS
     first = [{"way": "search", "seed": SEARCH_SEED}, *grid(way=["plain"], seed=seeds)]
     leader, *runs = run_all(part, first, jobs, "search, plain followers", x=[0.0, 0.0, 0.0], quick=quick)
@@ -146,7 +146,7 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def steps_to_goal(runs: Runs) -> list[float]:
-    """One number a run; the whole budget where it never was there."""
+    """Steps to the goal of each run; the whole budget if it never reached the goal."""
     return [float(BUDGET if goal is None else goal) for goal in runs["goal"]]
 
 
@@ -157,7 +157,7 @@ def final_returns(runs: Runs) -> list[float]:
 
 @panels(1, 1, 7.0, 4.2)
 def picture(data: Data, panel: Any) -> None:
-    """Test returns against steps."""
+    """Draw test returns against steps."""
     for way, colour in (("plain", "tab:gray"), ("shaped", "tab:blue")):
         runs = Runs(data["runs"])(way=way)
         longest = max(len(r["steps"]) for r in runs)

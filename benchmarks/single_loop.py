@@ -1,4 +1,4 @@
-"""Goal placement: the single loop with attenuating entropy beside fixed tau and three more methods, a million transitions each.
+"""Goal placement: the single loop with attenuating entropy, fixed tau and three more methods, a million transitions each.
 
 GoalPlacement-v0 with its defaults, ten grids (seeds 0 to 9 of the ground and of the blobs' places), each played six times and the
 plays averaged. A method's x is scored by the leader's objective at the follower's best response at tau0, less the least that any
@@ -48,7 +48,7 @@ RATES = ("alpha", "beta", "occupancy_rate", "w", "tau", "learning_rate")
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table.
+    """A method: a row of the table.
 
     Attributes:
         label: its name in tables and pictures.
@@ -71,7 +71,7 @@ TUNED = SingleLoopConfig(
     tau=Power(0.289, 0.0242, 0.8),
     w=Power(5.28, 2.69, 0.15),
 )
-"""The best of the search for the attenuating method: the defaults, in the rewards' own unit."""
+"""The defaults, which are the best settings of the search for attenuating tau."""
 assert isinstance(TUNED.tau, Power)
 START, END = TUNED.tau.start, TUNED.tau.end
 HELD = {"start": START, "middle": (START * END) ** 0.5, "end": END}
@@ -83,7 +83,7 @@ FIXED = SingleLoopConfig(
     occupancy_rate=Power(0.00783, 0.00081, 0.5),
     tau=0.0265,
 )
-"""The best of the search for fixed tau."""
+"""The best settings of the search for fixed tau."""
 NESTED = NestedLoopConfig(
     learning_rate=Power(1.34e-4, 4.92e-6, 0.9),
     alpha=Power(0.41, 0.192, 0.5),
@@ -119,7 +119,7 @@ REFERENCE = "attenuating"
 
 
 class Grids(GoalPlacementProblem):
-    """Many grids at once, row by row: they differ in their ground and in what the leader wants, and share their dynamics."""
+    """Many grids in one batch, which differ in their ground and in the leader's target and share their dynamics."""
 
     def __init__(self, grids: Sequence[GoalPlacementProblem]) -> None:
         super().__init__()
@@ -128,19 +128,19 @@ class Grids(GoalPlacementProblem):
         self._scale = torch.stack([grid._kernel[0, 0] for grid in grids]) / self._kernel[0, 0]
 
     def discrepancy(self, m: Tensor) -> Tensor:
-        """f, ``[n]``, of visitations ``[n, S]``."""
+        """The objective f, ``[n]``, of visitations ``[n, S]``."""
         return super().discrepancy(m) * self._scale
 
 
 class Draws:
-    """Random numbers of plays, ``[..., plays * methods]``; the methods of a play share them."""
+    """Random numbers of plays, ``[..., plays * methods]``; all methods of a play use the same ones."""
 
     def __init__(self, seeds: Sequence[int], n_methods: int) -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._n = n_methods
 
     def __call__(self, draw: Callable[..., Tensor], *shape: int) -> Tensor:
-        """Of ``torch.rand`` or ``torch.randn``."""
+        """Draw with ``torch.rand`` or ``torch.randn``."""
         rows = [draw(shape, dtype=torch.float64, generator=generator) for generator in self._generators]
         return torch.stack(rows, -1).repeat_interleave(self._n, -1)
 
@@ -148,7 +148,7 @@ class Draws:
 def side_by_side(
     grids: Sequence[GoalPlacementProblem], seeds: Sequence[int], plays: int, methods: Sequence[Method], transitions: int
 ) -> tuple[Tensor, Tensor]:
-    """Methods of one kind and one block, which differ in their settings, on every play of every grid in one batch.
+    """Run methods of one kind and block length, with different settings, on all plays of all grids in one batch.
 
     Returns:
         x at the checkpoints, ``[points, grids, plays, methods, dim]``, and the first follower's last policy,
@@ -178,12 +178,12 @@ def side_by_side(
 
 
 def distance(problem: GoalPlacementProblem, x: Tensor, tau0: float) -> float:
-    """F_0(x) less the least that any follower can score; at least 0."""
+    """F_0(x) minus the least value that any follower can reach; at least 0."""
     return problem.optimum(0.0).leader_return - leader_return_at_best_response(problem, x, tau0)
 
 
 def record(grid: GoalPlacementProblem, method: Method, xs: Tensor, policies: Tensor) -> Data:
-    """What is reported of one method on one grid, from x ``[points, plays, dim]`` and its followers' policies at the end."""
+    """The record of a method on one grid, from x ``[points, plays, dim]`` and its followers' final policies."""
     curve = [np.mean([distance(grid, x, TAU0S[0]) for x in plays]) for plays in xs]
     tau = as_schedule(method.config.tau, "tau", positive=False)(0.0)  # type: ignore[arg-type]
     mdps = [grid.follower_mdp(x) for x in xs[-1]]
@@ -193,7 +193,7 @@ def record(grid: GoalPlacementProblem, method: Method, xs: Tensor, policies: Ten
 
 
 def run_together(names: Sequence[str], seeds: Sequence[int], plays: int, transitions: int) -> Data:
-    """Methods of one kind and one block on every grid: ``methods``, by name ``seconds`` a run and ``grids``."""
+    """Run methods of one kind and block length on every grid: ``methods``, and by name ``seconds`` per run and ``grids``."""
     grids, methods = (
         [GoalPlacementProblem(seed=seed).in_units(1.0) for seed in seeds],
         [METHODS[name] for name in names],
@@ -209,7 +209,7 @@ def run_together(names: Sequence[str], seeds: Sequence[int], plays: int, transit
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every method on every grid."""
+    """Run every method on every grid."""
     seeds, plays, transitions = (SEEDS[:2], 2, 100_000) if quick else (SEEDS, PLAYS, TRANSITIONS)
     together: dict[tuple[str, int], list[str]] = {}
     for name, method in METHODS.items():
@@ -236,7 +236,7 @@ def last(data: Data, name: str, tau0: float = TAU0S[0]) -> list[float]:
 
 
 def nearer(data: Data, name: str, tau0: float = TAU0S[0]) -> tuple[str, Interval]:
-    """By how much the attenuating method ends nearer than another, in words and as an interval."""
+    """By how much the attenuating method ends nearer than another, as text and as an interval."""
     other, own = last(data, name, tau0), last(data, REFERENCE, tau0)
     difference = paired_difference(other, own)
     text = f"{difference.text(3)}, on {wins(other, own)} of {len(own)} grids"
@@ -245,7 +245,7 @@ def nearer(data: Data, name: str, tau0: float = TAU0S[0]) -> tuple[str, Interval
 
 @panels(1, 2, 11.0, 4.2)
 def picture(data: Data, *axes: Any) -> None:
-    """Distance to the optimum over transitions."""
+    """Draw the distance to the optimum over transitions."""
     points = np.linspace(0.0, data["transitions"], CHECKPOINTS + 1)
     taus = [name for name in METHODS if name in (REFERENCE, "fixed") or name.startswith("held")]
     others = [name for name in METHODS if name not in taus or name == REFERENCE]

@@ -1,4 +1,4 @@
-"""Sparse grids: the soft-optimal answer to a million states, and a hypergradient through it.
+"""Sparse grids: the soft-optimal policy of a million states, and a hypergradient through it.
 
 Square grids, four moves of which the one meant is made with probability 0.7, gamma 0.99, tau 0.01, rho uniform; a reward of 1
 in the middle cell (*goal*) or a uniform reward in every cell (*rewards*), paid every step. Solved from V = 0 until
@@ -38,7 +38,7 @@ SIDES, KINDS = (100, 316, 1000, 2000), ("goal", "rewards")
 GAMMA, TAU, RESIDUAL, INTENDED = 0.99, 0.01, 1e-8, 0.7
 TARGET_SIDE, TARGET_SECONDS, TARGET_GIB = 1000, 60.0, 8.0
 CHECKED_SIDE = 316
-"""Up to here value iteration is run to the end and the hypergradient is held to central differences."""
+"""Up to this size value iteration runs to the end, and the hypergradient is compared with central differences."""
 
 
 # --- one cell, in its own process -------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def grid_mdp(side: int, kind: str) -> SparseMDP:
 
 
 def toll_problem(base: SparseMDP) -> ArrayProblem:
-    """x is a toll in each cell; it is the leader's income, less a harm done there (uniform on [0, 1])."""
+    """A toll x in each cell; the leader gets the tolls, minus a harm in each cell (uniform on [0, 1])."""
     harm = torch.rand(base.n_states, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return ArrayProblem(
         base,
@@ -69,20 +69,20 @@ def toll_problem(base: SparseMDP) -> ArrayProblem:
 
 
 def timed(function: Callable[[], Any]) -> tuple[Any, float, float]:
-    """What it returns, its CPU and its wall seconds."""
+    """The result of a call, with its CPU and wall seconds."""
     cpu, wall = time.process_time(), time.perf_counter()
     answer = function()
     return answer, time.process_time() - cpu, time.perf_counter() - wall
 
 
 def peak_gib() -> float:
-    """Largest resident memory of this process so far."""
+    """Largest resident memory of this process so far, in GiB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def sweeps_to_the_end(mdp: SparseMDP, most: int | None) -> tuple[int, bool]:
-    """Applications of T until ``max |T V - V|`` is under 1e-8, and whether it is (``most`` sweeps at most)."""
+    """Applications of T until ``max |T V - V|`` is under 1e-8, at most ``most``; and whether that was reached."""
     V, sweeps = torch.zeros(mdp.n_states, dtype=torch.float64), 0
     while True:
         TV = value_iteration(mdp, TAU, V, 1)
@@ -94,7 +94,7 @@ def sweeps_to_the_end(mdp: SparseMDP, most: int | None) -> tuple[int, bool]:
 
 
 def gradient_error(problem: ArrayProblem, x: Tensor, gradient: Tensor, follower: SoftOptimum) -> float:
-    """Relative error along one random direction, against central differences of fourth order."""
+    """Relative error along one random direction, compared with central differences of fourth order."""
     way, h = torch.randn(len(x), generator=torch.Generator().manual_seed(2), dtype=torch.float64), 1e-3 * TAU
     numerical = 0.0
     with torch.no_grad():
@@ -106,7 +106,7 @@ def gradient_error(problem: ArrayProblem, x: Tensor, gradient: Tensor, follower:
 
 
 def measure(side: int, kind: str) -> Data:
-    """One cell of the table."""
+    """Measure one cell of the table."""
     mdp, build_cpu, _ = timed(lambda: grid_mdp(side, kind))
     tol = RESIDUAL * (1.0 - GAMMA) / (1.0 + TAU * math.log(4.0))  # times max |V|: at most 1e-8
     optimum, cpu, wall = timed(lambda: solve_soft(mdp, TAU, tol=tol))
@@ -145,17 +145,17 @@ def measure(side: int, kind: str) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every cell, one after the other whatever ``jobs`` is: they are timed."""
+    """Measure every cell, one after another for any ``jobs``, because they are timed."""
     return {"runs": run_all(measure, grid(side=SIDES[:1] if quick else SIDES, kind=KINDS), 1, "sparse_grid")}
 
 
 def met(run: Data) -> bool:
-    """Whether a cell is within the target."""
+    """Whether a cell meets the target."""
     return bool(run["wall"] <= TARGET_SECONDS and run["peak_gib"] <= TARGET_GIB and run["residual"] <= RESIDUAL)
 
 
 def sweep_seconds(data: Data, run: Data) -> tuple[int, float]:
-    """Sweeps of value iteration and their CPU seconds; beyond the grids where it was run to the end, as many as on the last."""
+    """Sweeps of value iteration and their CPU seconds; on larger grids, as many sweeps as on the last completed one."""
     known = [other["sweeps"] for other in data["runs"] if other["kind"] == run["kind"] and other["sweeps"]]
     sweeps = int(run["sweeps"] or known[-1])
     return sweeps, sweeps * run["sweep_cpu"]
@@ -163,7 +163,7 @@ def sweep_seconds(data: Data, run: Data) -> tuple[int, float]:
 
 @panels(1, 2, 10.0, 4.0)
 def picture(data: Data, seconds: Any, memory: Any) -> None:
-    """Time and memory over the number of states."""
+    """Draw time and memory over the number of states."""
     for kind, colour in zip(KINDS, ("tab:blue", "tab:orange"), strict=True):
         runs = Runs(data["runs"])(kind=kind)
         states = runs["states"]  # where a grid has no hypergradient, its place is empty

@@ -32,7 +32,7 @@ ENV_ID = "bilevel_gym/StackelbergGame-v0"
 ALGORITHMS = ("PPO", "A2C", "DQN")
 SIZES = (20, 100)
 STEPS = 60_000
-"""Environment steps, those of both followers together, of one repetition of either kind."""
+"""Environment steps per repetition, of both followers together."""
 REPEATS = 7
 COPIES, SIMULATOR_REPEATS = (64, 4096), 9
 ITERATIONS = 100
@@ -41,7 +41,7 @@ RATIO, NATIVE_US, NATIVE_RATIO, EXACT_MS = 0.95, 0.05, 75.0, 3.0
 
 @dataclass
 class Clock:
-    """CPU and wall seconds spent inside ``with``."""
+    """A context manager that measures CPU and wall seconds."""
 
     cpu: float = 0.0
     wall: float = 0.0
@@ -62,14 +62,14 @@ def follower_steps(leader: PBRL) -> int:
 
 
 def plain_model(leader: PBRL) -> BaseAlgorithm:
-    """The same algorithm with the same settings on the same stack of wrappers, its copies at x + noise as in the loop."""
+    """The same algorithm with the same settings and wrappers, with its environments at x + noise as in the loop."""
     venv = RewardMixing(leader.worlds.make(leader.config.n_envs), 1.0 / leader.lam)
     set_leader(venv, leader.neighbourhood(leader.state))
     return build_model(leader.follower_spec, venv, leader.worlds.gamma, seed=0, linear=leader.worlds.linear)
 
 
 def loop_speed(leader: PBRL, steps: int) -> Data:
-    """Frames a second of the followers while the leader learns, and what share of its time they take."""
+    """Frames per second of the followers while the leader learns, and their share of the total time."""
     clock, whole, before, level = Clock(), Clock(), follower_steps(leader), leader.level
 
     def train(*arguments: Any) -> Any:
@@ -86,7 +86,7 @@ def loop_speed(leader: PBRL, steps: int) -> Data:
 
 
 def plain_speed(model: BaseAlgorithm, steps: int) -> Data:
-    """Frames a second of one long call of ``learn``."""
+    """Frames per second of one long call of ``learn``."""
     before = model.num_timesteps
     with Clock() as clock:
         model.learn(steps, reset_num_timesteps=False)
@@ -95,12 +95,12 @@ def plain_speed(model: BaseAlgorithm, steps: int) -> Data:
 
 
 def medians(records: list[Data]) -> Data:
-    """Median of every key."""
+    """The median of every key."""
     return {key: statistics.median(r[key] for r in records) for key in records[0]}
 
 
 def follower_speed(algorithm: str, size: int, steps: int, repeats: int) -> Data:
-    """Row 1: frames a second in the leader's loop and in plain ``learn``, in turns."""
+    """Row 1: frames per second in the leader's loop and in plain ``learn``, measured alternately."""
     leader = PBRL(ENV_ID, getattr(stable_baselines3, algorithm), env_kwargs={"n_states": size})
     model = plain_model(leader)
     leader.learn(2 * int(leader.config.warmup_steps))
@@ -123,7 +123,7 @@ def follower_speed(algorithm: str, size: int, steps: int, repeats: int) -> Data:
 
 
 def hand_over_ms(leader: PBRL, repeats: int = 50) -> float:
-    """Milliseconds, of the above, of drawing x + noise and giving it to one follower's copies."""
+    """Milliseconds, within the above, to draw x + noise and set it in one follower's environments."""
     with Clock() as clock:
         for _ in range(repeats):
             set_leader(leader.best_response.venv, leader.neighbourhood(leader.state))
@@ -131,7 +131,7 @@ def hand_over_ms(leader: PBRL, repeats: int = 50) -> float:
 
 
 def microseconds_per_step(env: gym.vector.VectorEnv[Any, Any, Any], steps: int) -> float:
-    """Microseconds an environment step, a copy counted once: the median over runs of so many ``steps``."""
+    """Median microseconds per environment step, counted once per parallel environment."""
     rng = np.random.default_rng(0)
     actions = rng.integers(env.single_action_space.n, size=(steps, env.num_envs))  # type: ignore[attr-defined]
     env.reset(seed=0)
@@ -146,7 +146,7 @@ def microseconds_per_step(env: gym.vector.VectorEnv[Any, Any, Any], steps: int) 
 
 
 def simulator_speed() -> dict[str, float]:
-    """Row 2: ``native_<n>_us`` and ``ratio_<n>`` for n copies, ``sync_us`` and ``set_leader_us``, infos included.
+    """Row 2: ``native_<n>_us`` and ``ratio_<n>`` for n parallel environments, ``sync_us`` and ``set_leader_us``.
 
     SyncVectorEnv is measured at 64 copies: each copy holds its own game, and its time a copy hardly depends on their number.
     """
@@ -173,7 +173,7 @@ EXACT: dict[str, Callable[[Any], ExactLeader]] = {
 
 
 def exact_speed(label: str, iterations: int, repeats: int) -> Data:
-    """Row 3: milliseconds an exact iteration, 100 states and 5 x 5 actions, evaluations included."""
+    """Row 3: milliseconds per exact iteration with 100 states and 5 x 5 actions, evaluations included."""
     problem, times = random_stackelberg(100, 5, 5), []
     EXACT[label](problem).learn(5)
     for _ in range(repeats):
@@ -185,7 +185,7 @@ def exact_speed(label: str, iterations: int, repeats: int) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Measure, one thing after the other whatever ``jobs`` is."""
+    """Measure everything, one after another for any ``jobs``."""
     steps, repeats, iterations = (8_000, 2, 20) if quick else (STEPS, REPEATS, ITERATIONS)
     tasks = [(name, size) for size in SIZES for name in ALGORITHMS]
     return {

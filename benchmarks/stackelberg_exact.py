@@ -55,7 +55,7 @@ PUBLISHED: dict[str, Any] = {"learning_rate": 0.1, "optimizer_class": torch.opti
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table.
+    """A method: a row of the table.
 
     Attributes:
         label: its name in tables and pictures.
@@ -74,7 +74,7 @@ class Method:
     colour: str = "black"
 
     def build(self, problem: StackelbergProblem, eval_every: int) -> ExactLeader:
-        """The leader."""
+        """Build the leader."""
         return self.leader(problem, **self.arguments, config=replace(self.config, eval_every=eval_every))
 
 
@@ -115,7 +115,7 @@ METHODS = {
 
 
 def point(problem: StackelbergProblem, x: Any, evaluation: Evaluation) -> Data:
-    """What is reported of one x: exact returns, and the method's own record."""
+    """The report of one x: exact returns, and the method's own record."""
     tensor = torch.from_numpy(x)
     return {
         "leader_return": leader_return_at_best_response(problem, tensor, TAU0),
@@ -125,7 +125,7 @@ def point(problem: StackelbergProblem, x: Any, evaluation: Evaluation) -> Data:
 
 
 def run_game(size: int, method: str, seed: int, iterations: int) -> Data:
-    """One method on one game."""
+    """Run one method on one game."""
     problem = random_stackelberg(size, seed=seed, reward_unit=1.0)
     leader = METHODS[method].build(problem, max(10, iterations // CURVE_POINTS)).learn(iterations)
     return {
@@ -136,14 +136,14 @@ def run_game(size: int, method: str, seed: int, iterations: int) -> Data:
 
 
 def cost_ms(size: int, name: str, iterations: int) -> float:
-    """CPU milliseconds an iteration on game 0, evaluations every 10 iterations included."""
+    """CPU milliseconds per iteration on game 0, with an evaluation every 10 iterations."""
     leader = METHODS[name].build(random_stackelberg(size, seed=0, reward_unit=1.0), 10)
     leader.learn(5)
     return cpu_seconds(leader.learn, iterations) / iterations * 1e3
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every method on every game."""
+    """Run every method on every game."""
     seeds, own, published = (SEEDS[:2], 40, 100) if quick else (SEEDS, ITERATIONS, PUBLISHED_ITERATIONS)
     longest_first = sorted(METHODS, key=lambda name: not METHODS[name].published)
     cells = [
@@ -183,7 +183,7 @@ PANELS = (
 
 @panels(2, 3, 12.5, 6.8)
 def picture(data: Data, *axes: Any) -> None:
-    """Three panels over iterations, the published settings above and the annealed ones below."""
+    """Draw three panels over iterations, the published settings above and the annealed ones below."""
     size = max(data["sizes"])
     for row, published in ((axes[:3], True), (axes[3:], False)):
         for panel, (key, heading) in zip(row, PANELS, strict=True):

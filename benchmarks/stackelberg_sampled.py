@@ -1,4 +1,4 @@
-"""Random Stackelberg games, learned followers: PBRL with PPO, A2C and DQN in two million steps, one run a game.
+"""Random Stackelberg games, learned followers: PBRL with PPO, A2C and DQN in two million steps, one run per game.
 
 Five random games each of 20 and of 100 states (seeds 5 to 9). Two followers of one algorithm are trained, the best response
 and the penalised follower, and x's gradient comes from rollouts alone or goes through the known model at the followers'
@@ -42,16 +42,16 @@ from .runs import Data, Runs, cpu_seconds, grid, history, outcome, run_all, spen
 from .statistics import paired_ratio
 
 SEEDS = tuple(range(5, 10))
-"""Defaults were tuned on games 0 to 2: these were not looked at."""
+"""Seeds of the games; defaults were tuned on games 0 to 2, which are not among them."""
 SIZES = (20, 100)
 BUDGET = 2_000_000
 ASKED = 1_980_000
-"""Steps asked for: the last iteration is finished, and the sum stays within the budget."""
+"""Requested steps: the last iteration is finished, and the total stays within the budget."""
 EXACT_ITERATIONS = 300
 ALGORITHMS = {"PPO": "#1f77b4", "A2C": "#ff7f0e", "DQN": "#2ca02c"}
 SOURCES = {"rollouts": "rollouts alone", "model": "through the known model"}
 TARGETS = {("rollouts", 20): 0.80, ("rollouts", 100): None, ("model", 20): 0.90, ("model", 100): 0.85}
-"""Share of the best exact answer's return, any algorithm; DQN from rollouts alone has its own."""
+"""Target share of the best exact return, for any algorithm; DQN from rollouts alone has its own."""
 DQN_TARGETS = {20: 0.92, 100: 0.85}
 EXACT = {
     "independent": "independent gradient, exact",
@@ -61,9 +61,9 @@ EXACT = {
 NAIVE = PBRLConfig(
     estimator=KnownModel(), observe_commitment=False, averaging=0.0, entropy=0.01, learning_rate=0.05, eval_every=10
 )
-"""PPO as it would be written down from the formulas: the follower relearns whenever x moves, lam is 3."""
+"""PPO written directly from the formulas: followers do not see x and learn again whenever it moves; lam is 3."""
 SHORTFALL = 0.03
-"""How far the last x may lie under the best."""
+"""How far the last x may be below the best."""
 
 
 def exact_leader(name: str, problem: StackelbergProblem) -> ExactLeader:
@@ -82,7 +82,7 @@ def exact_leader(name: str, problem: StackelbergProblem) -> ExactLeader:
 
 
 def sampled_leader(method: str, size: int, seed: int) -> PBRL:
-    """``algorithm/source``, or the naive method."""
+    """The leader ``algorithm/source``, or the naive method."""
     kwargs = {"n_states": size, "seed": seed, "reward_unit": 1.0}
     if method == "naive":
         penalty = ValuePenalty(lam=3.0)
@@ -101,14 +101,14 @@ def sampled_leader(method: str, size: int, seed: int) -> PBRL:
 
 
 def run_exact(method: str, size: int, seed: int, iterations: int) -> Data:
-    """An exact method on one game."""
+    """Run an exact method on one game."""
     leader = exact_leader(method, random_stackelberg(size, seed=seed, reward_unit=1.0))
     seconds = cpu_seconds(leader.learn, iterations)
     return outcome(leader) | {"seconds": round(seconds, 1)}
 
 
 def run_sampled(method: str, size: int, seed: int, steps: int) -> Data:
-    """A sampled method on one game."""
+    """Run a sampled method on one game."""
     start = time.process_time()
     leader = sampled_leader(method, size, seed).learn(steps)
     seconds = time.process_time() - start
@@ -118,12 +118,12 @@ def run_sampled(method: str, size: int, seed: int, steps: int) -> Data:
 
 
 def sampled_methods() -> list[str]:
-    """Every sampled method's name."""
+    """Names of all sampled methods."""
     return ["naive", *(f"{algorithm}/{source}" for source in SOURCES for algorithm in ALGORITHMS)]
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every method on every game."""
+    """Run every method on every game."""
     seeds, sizes = (SEEDS[:2], SIZES[:1]) if quick else (SEEDS, SIZES)
     asked, iterations = (60_000, 30) if quick else (ASKED, EXACT_ITERATIONS)
     slowest_first = sorted(sampled_methods(), key=lambda name: not name.startswith("DQN"))
@@ -138,7 +138,7 @@ def run(quick: bool, jobs: int) -> Data:
 
 @cache
 def untrained(size: int, seed: int) -> float:
-    """The untrained leader's return on a game, exact."""
+    """The untrained leader's exact return on a game."""
     problem = random_stackelberg(size, seed=seed, reward_unit=1.0)
     return leader_return_at_best_response(problem, problem.start_x())
 
@@ -169,7 +169,7 @@ def share(runs: Runs, method: str, size: int, of: str = "level", against: str = 
 
 
 def label(method: str) -> str:
-    """A method's name in tables."""
+    """The name of a method in tables."""
     if method in EXACT:
         return EXACT[method]
     if method == "naive":
@@ -179,7 +179,7 @@ def label(method: str) -> str:
 
 
 def target(method: str, size: int) -> float | None:
-    """The share that is asked of a method."""
+    """The target share of a method."""
     if "/" not in method:
         return None
     algorithm, source = method.split("/")
@@ -187,7 +187,7 @@ def target(method: str, size: int) -> float | None:
 
 
 def picture(data: Data, path: Path) -> None:
-    """F_0 against steps, a column a source, a row a size; the naive method grey, its own view of it dashed, exact as lines."""
+    """Draw F_0 against steps, columns by source, rows by size; the naive method's own estimate is dashed."""
     every = Runs(data["runs"])
     figure, axes = new_figure(len(data["sizes"]), len(SOURCES), 11.0, 3.9 * len(data["sizes"]))
     for row, size in zip(axes, data["sizes"], strict=True):

@@ -1,4 +1,4 @@
-"""Intervals over games and seeds: Student's t below 20 runs, the bootstrap from there on (see ``cli.statistics``)."""
+"""Intervals over games and seeds: Student's t below 20 runs, else the bootstrap (see ``cli.statistics``)."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ Floats = NDArray[np.float64]
 
 
 def mean_interval(values: ArrayLike) -> Interval:
-    """The mean over games."""
+    """The mean over games, with its interval."""
     return interval(values)
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike) -> Interval:
-    """Mean of a less mean of b, over the same games."""
+    """The mean of a minus the mean of b over the same games, with its interval."""
     return interval(a, b, statistic=_difference)
 
 
 def paired_ratio(a: ArrayLike, b: ArrayLike) -> Interval:
-    """Mean of a over mean of b, over the same games."""
+    """The mean of a over the mean of b over the same games, with its interval."""
     return interval(a, b, statistic=_ratio)
 
 
 def stratified_interval(values: ArrayLike) -> Interval:
-    """The mean over tasks and seeds, ``[tasks, seeds]``: the seeds' spread within each task counts, not the tasks' own."""
+    """The mean over tasks and seeds, ``[tasks, seeds]``; its interval counts the seeds' spread within each task."""
     return interval(*np.asarray(values, dtype=np.float64), statistic=_mean_of_means, paired=False)
 
 
 def wins(a: ArrayLike, b: ArrayLike) -> int:
-    """Games on which a is larger."""
+    """Number of games on which a is larger."""
     return int(np.sum(np.asarray(a, dtype=np.float64) > np.asarray(b, dtype=np.float64)))
 
 

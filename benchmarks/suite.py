@@ -1,4 +1,4 @@
-"""The suite: any leader on frozen problems, one judge, one score.
+"""The suite: compares any leaders on fixed problems, with one judge and one score.
 
     python -m benchmarks suite --leader my_module:MyLeader [--leader ...]
 
@@ -53,11 +53,11 @@ ENTRIES = (
     "bilevel_gym.agents:ZeroOrder",
     "examples.extending.exact_method:ConditionalGradient",
 )
-"""Three of our leaders, a baseline, and one of a user's own."""
+"""Three of our leaders, a baseline, and one that a user might write."""
 TOLERANCE = 1.1
-"""Steps that a leader over samples may take, of its budget: it finishes its last iteration."""
+"""Steps that a leader with samples may take, relative to its budget, to finish its last iteration."""
 TIE = 1e-6
-"""Scores nearer than this are equal."""
+"""Scores closer than this count as equal."""
 
 GAME, CITY = "bilevel_gym/StackelbergGame-v0", "bilevel_gym/TollDesign-v0"
 CITY_9: Data = {"n_nodes": 9, "tau": 0.5, "gamma": 0.999}
@@ -76,9 +76,9 @@ PROBLEMS: dict[str, Data] = {
     },
     "tolls_9_sampled": {"track": "samples", "env": CITY, "kwargs": CITY_9, "seeds": [1, 2], "kind": "city_9"},
 }
-"""What a freeze makes the suite of."""
+"""The problems from which a freeze makes the suite."""
 BUDGETS = {"model": 300, "samples": 200_000}
-"""Iterations, environment steps."""
+"""Iterations (track *model*) and environment steps (track *samples*)."""
 TRACKS = {"model": "the model is known", "samples": "followers are learned from samples"}
 
 
@@ -119,13 +119,13 @@ def best_response(P: Floats, r: Floats, gamma: float, tau: float, terminal: Any,
 
 
 def values(P: Floats, paid: Floats, pi: Floats, gamma: float, on: Any) -> Floats:
-    """What a policy earns from each state, ``[..., S]``, of what it is paid there."""
+    """The value of a policy in each state, ``[..., S]``, for rewards that are given per state."""
     moves = np.einsum("...sa,...sat->...st", pi * on, P)
     return np.asarray(np.linalg.solve(np.eye(pi.shape[-2]) - gamma * moves, paid[..., None])[..., 0])
 
 
 def judge(problem: Any, x: Any, tau: float) -> float:
-    """The leader's return at the follower's best response of temperature tau, exact.
+    """The leader's exact return at the follower's best response of temperature tau.
 
     Args:
         problem: a follower in a table whose leader is paid by state and action.
@@ -157,7 +157,7 @@ def made(problem: Data, seed: int) -> gym.Env[Any, Any]:
 
 
 def fingerprint(problem: Any) -> list[float]:
-    """Numbers that nearly every change of the tables moves."""
+    """Numbers that change with nearly every change of the tables."""
     x = problem.leader_set.project(problem.start_x() + 0.1)
     mdp, parts = problem.follower_mdp(x), []
     for part in (mdp.P, mdp.r, mdp.rho, problem.leader_reward(x)):
@@ -167,13 +167,13 @@ def fingerprint(problem: Any) -> list[float]:
 
 
 def checksum(suite: Data) -> str:
-    """Of all that a suite holds, but the checksum."""
+    """A checksum of the suite, without the checksum itself."""
     text = json.dumps({key: value for key, value in suite.items() if key != "checksum"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def frozen(problems: dict[str, Data] | None = None) -> Data:
-    """The suite that the code makes now, with the references that are stored.
+    """The suite that the current code makes, with the stored references.
 
     Raises:
         ValueError: an instance without a reference.
@@ -193,7 +193,7 @@ def frozen(problems: dict[str, Data] | None = None) -> Data:
 
 
 def read(path: Path = FILE) -> Data:
-    """The frozen suite.
+    """Read the frozen suite.
 
     Raises:
         ValueError: a file that is not what was frozen.
@@ -210,7 +210,7 @@ def read(path: Path = FILE) -> Data:
 
 
 class Sampled(gym.Wrapper[Any, Any, Any, Any]):
-    """An environment whose tables are hidden, and whose steps are counted over all its copies in this process."""
+    """An environment that hides its tables and counts its steps over all its copies in this process."""
 
     taken = 0
     allowed = 10**18
@@ -249,12 +249,12 @@ def load(leader: str) -> Callable[..., Any]:
 
 
 def track_of(leader: Callable[..., Any]) -> str:
-    """The track that a leader enters: ``"samples"`` where it takes a follower."""
+    """The track of a leader: ``"samples"`` if it takes a follower, else ``"model"``."""
     return "samples" if "follower" in inspect.signature(leader).parameters else "model"
 
 
 def play(leader: str, about: Data, seed: int, budget: int) -> tuple[Any, int]:
-    """The x that a leader learns on an instance, and what it spent."""
+    """Train a leader on an instance: its x, and what it used."""
     found, env = load(leader), made(about, seed)
     if track_of(found) == "model":
         learned = found(env, seed=0)
@@ -269,7 +269,7 @@ def play(leader: str, about: Data, seed: int, budget: int) -> tuple[Any, int]:
 
 
 def run_one(leader: str, problem: str, seed: int, suite: Data, budget: int | None = None, code: str = "") -> Data:
-    """One leader on one instance: its score, or the error by which it ended.
+    """Run one leader on one instance: its score, or the error that it raised.
 
     Args:
         leader: ``module:name``.
@@ -301,7 +301,7 @@ def run_one(leader: str, problem: str, seed: int, suite: Data, budget: int | Non
 
 
 def cells_of(suite: Data, leaders: Sequence[str]) -> list[Data]:
-    """The runs of leaders: the problems of their tracks."""
+    """The runs of all leaders, on the problems of their tracks."""
     return [
         cell
         for leader in leaders
@@ -314,13 +314,13 @@ def cells_of(suite: Data, leaders: Sequence[str]) -> list[Data]:
 
 
 def code(leader: str) -> str:
-    """Changes with the file of a leader: what was kept of a run that was stopped is then made anew."""
+    """A hash of a leader's file, so that stored runs of another version are not used."""
     file = inspect.getsourcefile(inspect.unwrap(load(leader)))
     return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
 def run(quick: bool, jobs: int, leaders: Sequence[str] = ENTRIES) -> Data:
-    """Leaders on the problems of their tracks."""
+    """Run leaders on the problems of their tracks."""
     suite = read()
     cells = cells_of(suite, leaders)
     if quick:
@@ -338,7 +338,7 @@ COLUMNS = ("version", "track", "problem", "seed", "leader", "score", "leader_ret
 
 
 def table(data: Data) -> str:
-    """The scores as CSV, a row a run; a second run of the same leaders gives the same text."""
+    """The scores as CSV, one row per run; a second run of the same leaders gives the same text."""
     suite, text = read(), io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -360,18 +360,18 @@ def entrants(data: Data, track: str) -> list[str]:
 
 
 def scores(data: Data, leader: str, problem: str | None = None) -> Floats:
-    """A leader's scores, of a problem or of all; a run that raised counts as the untrained leader."""
+    """A leader's scores on one problem or on all; a run that raised counts as the untrained leader."""
     rows = Runs(data["runs"])(leader=leader)
     return np.array(rows(problem=problem)["score"] if problem else rows["score"], dtype=np.float64)
 
 
 def interquartile_mean(values: Floats) -> Interval:
-    """The mean of the middle half."""
+    """The mean of the middle half of the scores."""
     return interval(values, statistic=lambda sample, axis: trim_mean(sample, 0.25, axis=axis))
 
 
 def improvement(data: Data, a: str, b: str) -> Interval:
-    """The probability that a leader's score is above another's on the same instance, with its exact binomial interval.
+    """The probability that a leader's score exceeds another's on the same instance; ties count half.
 
     Equal scores count half.
     """
@@ -383,5 +383,5 @@ def improvement(data: Data, a: str, b: str) -> Interval:
 
 
 def short(leader: str) -> str:
-    """A leader's name in tables."""
+    """The short name of a leader in tables."""
     return leader.partition(":")[2]

@@ -1,4 +1,4 @@
-"""Runs that are killed: SIGKILL at random moments, and what is left in the end, to the bit.
+"""Killed runs: SIGKILL at random moments, and whether the final files are equal to the bit.
 
 A process learns with a ``Checkpoint`` and is killed after a random time; the next one loads the file and resumes, to be killed
 again. The last one comes to its end. Then its files, of the leader with its followers, replay buffers, generators and records,
@@ -53,7 +53,7 @@ ASKED = PreferenceConfig(
 
 @dataclass(frozen=True)
 class Run:
-    """A run to be killed.
+    """A run that will be killed.
 
     Attributes:
         leader: its class.
@@ -70,11 +70,11 @@ class Run:
     every: int
 
     def make(self) -> Any:
-        """The leader."""
+        """Build the leader."""
         return self.leader(*self.arguments, **self.named)
 
     def load(self, path: Path) -> Any:
-        """The leader from its file, which does not hold followers that are functions."""
+        """Load the leader from its file; followers that are functions are passed again."""
         return self.leader.load(path, *filter(inspect.isfunction, self.arguments))
 
 
@@ -105,7 +105,7 @@ RUNS: dict[str, Run] = {
 
 
 def work(name: str, folder: Path, connection: Any) -> None:
-    """Begin a run, or resume it from its checkpoint; ``connection`` is told each iteration. For a process of its own."""
+    """Start a run or resume it from its checkpoint, in its own process; ``connection`` receives each iteration."""
     torch.set_num_threads(1)
     run, path = RUNS[name], folder / "leader.zip"
     resumed = path.exists()
@@ -124,7 +124,7 @@ def work(name: str, folder: Path, connection: Any) -> None:
 
 @dataclass(frozen=True)
 class Lived:
-    """How one process fared.
+    """The life of one process.
 
     Attributes:
         first: iterations at its start.
@@ -142,7 +142,7 @@ class Lived:
 
 
 def live(name: str, folder: Path, kill: tuple[int, float] | None) -> Lived:
-    """A process that begins or resumes a run, killed so many iterations and so many seconds after it has begun to learn."""
+    """Start a process that runs or resumes, and kill it after this many iterations and seconds of learning."""
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.survival"])
     ours, theirs = context.Pipe(duplex=False)
@@ -169,7 +169,7 @@ def live(name: str, folder: Path, kill: tuple[int, float] | None) -> Lived:
 
 
 def contents(path: Path) -> dict[str, Any]:
-    """Header, tensors and arrays of a leader file."""
+    """The header, tensors and arrays of a leader file."""
     readers: dict[str, Any] = {".json": json.load, ".pt": partial(torch.load, weights_only=True)}
     with zipfile.ZipFile(path) as archive:
         files = {name: io.BytesIO(archive.read(name)) for name in archive.namelist()}
@@ -177,7 +177,7 @@ def contents(path: Path) -> dict[str, Any]:
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
-    """Where two nested things differ by a bit."""
+    """Where two nested structures differ by a bit."""
     if type(one) is not type(other):
         return [f"{where} ({type(one).__name__}, {type(other).__name__})"]
     if isinstance(one, torch.Tensor):
@@ -195,7 +195,7 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
 
 
 def survive(name: str, kills: int, seed: int = 0) -> Data:
-    """Kill a run so many times; what became of it."""
+    """Kill a run this many times and report the result."""
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, broken = Path(folder) / "whole", Path(folder) / "broken"
@@ -242,6 +242,6 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def equal(row: Data) -> bool:
-    """Whether a run's files and log are those of the run that nobody killed, and nothing else is left."""
+    """Whether the files and logs equal those of the run that was not killed, and no other files are left."""
     clean = row["left"] == ["final.zip", "leader.zip", "log"] and row["exit_code"] == 0
     return clean and not any(row["differences"].values())

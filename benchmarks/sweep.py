@@ -1,4 +1,4 @@
-"""Side by side: sixteen runs in two processes and on a local Ray cluster, and the two followers of one leader.
+"""Parallel runs: sixteen runs in two processes and on a local Ray cluster, and the two followers of one leader.
 
 Sixteen runs of PBRL with A2C followers on random Stackelberg games (four games, four learning rates), 600,000 steps each, by
 ``bilevel_gym.cli.sweep`` in every way it has. Wall time is what a user waits for, the start of the processes and the imports in
@@ -32,7 +32,7 @@ from .runs import Data
 JOBS = 2
 RATES, GAMES, STEPS = (0.02, 0.05, 0.1, 0.2), 4, 600_000
 TARGET = 1.6
-"""Times as fast as one after another, on two cores."""
+"""Target speed relative to one run after another, on two cores."""
 NAMES: dict[Backend, str] = {
     "serial": "one after another",
     "processes": f"{JOBS} processes",
@@ -41,7 +41,7 @@ NAMES: dict[Backend, str] = {
 
 
 def runs(quick: bool) -> list[Settings]:
-    """The sixteen, or four short ones."""
+    """The sixteen runs, or four short ones."""
     steps, rates, games = (3_000, RATES[:2], 2) if quick else (STEPS, RATES, GAMES)
     base = Settings(
         "bilevel_gym/StackelbergGame-v0", "PBRL", "A2C", steps, env_kwargs={"n_states": 20, "reward_unit": 1.0}
@@ -51,12 +51,12 @@ def runs(quick: bool) -> list[Settings]:
 
 
 def numbers(outcomes: list[Outcome]) -> list[Any]:
-    """What may not depend on what ran them."""
+    """The numbers that must not depend on the backend."""
     return [o.result and {k: v for k, v in o.result.items() if k not in ("seconds", "run")} for o in outcomes]
 
 
 def timed(backend: Backend, todo: list[Settings]) -> tuple[float, list[Outcome]]:
-    """Seconds, and what came of it, in a folder of its own."""
+    """Wall seconds and the outcomes of all runs, in a new folder."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         outcomes = Pool(Path(folder), backend, JOBS).run(todo)
@@ -77,11 +77,11 @@ LEADERS: dict[str, tuple[str, type[BaseAlgorithm], dict[str, Any], PBRLConfig, i
     ),
     "LQStackelberg-v0, SAC": ("bilevel_gym/LQStackelberg-v0", SAC, {}, SHORT, 40_000),
 }
-"""World, follower, arguments of the world, settings, steps."""
+"""Environment, follower, arguments of the environment, settings, and steps."""
 
 
 def leader_alone_and_beside(name: str, quick: bool) -> Data:
-    """Wall seconds of one leader's ``learn`` in one process and with its followers side by side; whether x is the same."""
+    """Wall seconds of one leader's ``learn`` with one process and with two; and whether x is the same."""
     world, follower, kwargs, config, steps = LEADERS[name]
     found: Data = {}
     xs = []
@@ -97,7 +97,7 @@ def leader_alone_and_beside(name: str, quick: bool) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every backend that is installed; ``jobs`` is not heeded."""
+    """Run every installed backend; ``jobs`` is ignored."""
     assert set(NAMES) <= set(get_args(Backend))
     todo, found = runs(quick), {}
     reference: list[Any] | None = None
@@ -114,4 +114,4 @@ def run(quick: bool, jobs: int) -> Data:
             "load": round(load, 2),
         }
     beside = {name: leader_alone_and_beside(name, quick) for name in LEADERS}
-    return {"runs": len(todo), "steps": todo[0].n_timesteps, "backends": found, "leaders": beside}
+    return {"runs": len(todo), "steps": todo[0].budget, "backends": found, "leaders": beside}

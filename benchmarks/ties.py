@@ -1,4 +1,4 @@
-"""Ties: what a leader loses where a nearly indifferent follower chooses against it.
+"""Ties: what a leader loses if a nearly indifferent follower chooses against it.
 
 The leaders of ``stackelberg_exact`` on its games (seeds 0 to 9, 20 and 100 states, this library's settings), each judged at its
 last x. A follower that is within epsilon of its optimum may play any of many policies; the worst of them for the leader is the
@@ -44,7 +44,7 @@ SIZES = (20, 100)
 ITERATIONS = 300
 EPSILONS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SHOWN = 1e-2
-"""What the follower gives up in the tables."""
+"""By how much the follower may fall short of its optimum in the tables."""
 AGAINST = -0.01
 METHODS = {
     "pbrl": ("PBRL", "#1f77b4"),
@@ -57,7 +57,7 @@ METHODS = {
 
 @torch.no_grad()
 def worst_over_ties(problem: StackelbergProblem, x: Tensor, epsilon: float) -> float:
-    """The least leader's return over all of the follower's policies that are within epsilon of its optimum, exact.
+    """The leader's least return over all policies within epsilon of the follower's optimum, exact.
 
     Args:
         problem: a follower in a table, without contexts.
@@ -99,7 +99,7 @@ def learned(method: str, problem: StackelbergProblem, iterations: int) -> Tensor
 
 
 def run_one(size: int, method: str, seed: int, iterations: int) -> Data:
-    """One leader on one game."""
+    """Run one leader on one game."""
     problem = random_stackelberg(size, seed=seed, reward_unit=1.0)
     x = learned(method, problem, iterations)
     tie = problem.follower_mdp(x).with_reward(problem.follower_mdp(x).r + AGAINST * problem.leader_reward(x))
@@ -114,7 +114,7 @@ def run_one(size: int, method: str, seed: int, iterations: int) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every leader on every game."""
+    """Run every leader on every game."""
     seeds, sizes, iterations = (SEEDS[:2], SIZES[:1], 30) if quick else (SEEDS, SIZES, ITERATIONS)
     cells = grid(size=sizes, method=METHODS, seed=seeds)
     return {"sizes": list(sizes), "runs": run_all(run_one, cells, jobs, "games", iterations=iterations)}
@@ -124,21 +124,21 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def loss(runs: Runs, size: int, method: str, epsilon: float = SHOWN) -> Interval:
-    """What the worst tie costs a leader, in per cent of its return at the best response, paired by game."""
+    """The leader's loss to the worst tie, in per cent of its return at the best response, paired by game."""
     own = runs(size=size, method=method)
     worst = np.array(own["worst"])[:, EPSILONS.index(epsilon)]
     return paired_ratio(100.0 * (np.array(own["leader_return"]) - worst), own["leader_return"])
 
 
 def loss_against(runs: Runs, size: int, method: str) -> Interval:
-    """The same of the tie that a multiplier breaks."""
+    """The leader's loss to a tie that is broken against it by a multiplier, in per cent, paired by game."""
     own = runs(size=size, method=method)
     return paired_ratio(100.0 * (np.array(own["leader_return"]) - own["against"]), own["leader_return"])
 
 
 @panels(1, 2, 10.5, 4.0)
 def picture(data: Data, *axes: Any) -> None:
-    """The loss in the worst case against what the follower gives up, a panel a size."""
+    """Draw the worst-case loss against the follower's shortfall, with one panel per size."""
     for panel, size in zip(axes, data["sizes"], strict=False):
         for method, (label, colour) in METHODS.items():
             own = Runs(data["runs"])(size=size, method=method)

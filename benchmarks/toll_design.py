@@ -36,7 +36,7 @@ from .statistics import paired_ratio
 
 SEEDS = tuple(range(10))
 SETTINGS = ((0.5, 0.0), (0.5, 0.1), (0.1, 0.0))
-"""tau0 (minutes) and weight of revenue."""
+"""tau0 (minutes) and weight of the revenue."""
 
 ITERATIONS = 300
 UNIFORM_STEP = 0.01
@@ -49,11 +49,11 @@ SHOWN = 0
 
 
 Tolls = Callable[[TollDesignProblem, bool], Tensor]
-"""What a method does: tolls for a city, found in fewer iterations for a quick run."""
+"""A method: it finds tolls for a city, in fewer iterations for a quick run."""
 
 
 def uniform(problem: TollDesignProblem, quick: bool) -> Tensor:
-    """The best of the tolls 0, 0.01, ..., 5, the same on every link."""
+    """The best of the tolls 0, 0.01, ..., 5, with the same toll on every link."""
     best, V = (-np.inf, 0.0), None
     for toll in np.linspace(0.0, problem.max_toll, 1 + round(problem.max_toll / (10 if quick else 1) / UNIFORM_STEP)):
         x = torch.full((problem.leader_dim,), float(toll), dtype=torch.float64)
@@ -63,7 +63,7 @@ def uniform(problem: TollDesignProblem, quick: bool) -> Tensor:
 
 
 def learned(make: Callable[[TollDesignProblem], ExactLeader]) -> Tolls:
-    """What a leader finds."""
+    """The tolls that a leader learns."""
     return lambda problem, quick: torch.from_numpy(make(problem).learn(30 if quick else ITERATIONS).x)
 
 
@@ -78,7 +78,7 @@ def annealed(problem: TollDesignProblem) -> Hypergradient:
 
 
 def many_starts(problem: TollDesignProblem, quick: bool) -> Tensor:
-    """The best of four hypergradient runs from random tolls: how much the start matters."""
+    """The best of four hypergradient runs from random tolls, which shows how much the start matters."""
     starts = np.random.default_rng(0).uniform(0.0, problem.max_toll, (RANDOM_STARTS, problem.leader_dim))
     runs = [at_tau0(problem, x0).learn(30 if quick else ITERATIONS) for x0 in starts]
     return torch.from_numpy(max(runs, key=lambda run: run.evaluate().leader_return).x)
@@ -86,7 +86,7 @@ def many_starts(problem: TollDesignProblem, quick: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table.
+    """A method: a row of the table.
 
     Attributes:
         label: its name.
@@ -113,7 +113,7 @@ LEARNERS = ("pbrl", "hypergradient")
 
 
 def run_city(tau: float, weight: float, seed: int, method: str, quick: bool) -> Data:
-    """One method in one city."""
+    """Run every method in one city."""
     problem = TollDesignProblem(random_city(seed=seed), tau=tau, revenue_weight=weight).in_units(1.0)
     start = time.process_time()
     x = METHODS[method].tolls(problem, quick)
@@ -136,7 +136,7 @@ def run_city(tau: float, weight: float, seed: int, method: str, quick: bool) -> 
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Every method in every city and setting."""
+    """Run every method in every city and setting."""
     seeds, settings = (SEEDS[:2], SETTINGS[:2]) if quick else (SEEDS, SETTINGS)
     cells = [c for tau, weight in settings for c in grid(tau=[tau], weight=[weight], seed=seeds, method=METHODS)]
     runs = run_all(run_city, cells, jobs, "cities", quick=quick)
@@ -148,7 +148,7 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def change(runs: Runs, name: str, base: str, key: str = "external") -> Interval:
-    """Ratio of means, paired by city, in per cent less 100."""
+    """The change of the mean in per cent, paired by city."""
     ratio = paired_ratio(runs(method=name)[key], runs(method=base)[key])
     low, high = (None if end is None else 100.0 * (end - 1.0) for end in (ratio.low, ratio.high))
     return Interval(100.0 * (ratio.estimate - 1.0), low, high)
@@ -156,7 +156,7 @@ def change(runs: Runs, name: str, base: str, key: str = "external") -> Interval:
 
 @panels(1, 3, 15.0, 4.6)
 def picture(data: Data, before: Any, after: Any, cities: Any) -> None:
-    """One city's map before and after, and the external cost in every city."""
+    """Draw the map of one city before and after, and the external cost in every city."""
     tau, weight = map(float, data["settings"][0])
     runs = Runs(data["runs"])(tau=tau, weight=weight)
     shown = runs(method="pbrl", seed=SHOWN).one

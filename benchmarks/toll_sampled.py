@@ -1,4 +1,4 @@
-"""Tolls for drivers that learn: PBRL with PPO and DQN in five cities, one run a city.
+"""Tolls for drivers that learn: PBRL with PPO and DQN in five cities, one run per city.
 
 Five random cities of 12 nodes (seeds 10 to 14) and all trips between their nodes; drivers choose by a recursive logit of
 tau0 = 0.1 minutes. PBRL's two followers are SB3's algorithms on the streets of the city; x's gradient goes through the known
@@ -43,7 +43,7 @@ NODES, TAU, GAMMA = 12, 0.1, 0.999
 LEADER_SEEDS = (0,)
 ITERATIONS = 300
 HOT_TAU = 1.0
-"""Minutes: temperature from which drivers cool to tau0, exact ones in one row and learned ones throughout."""
+"""Temperature in minutes from which exact drivers (in one row) and learned drivers cool to tau0."""
 TARGET = 0.95
 ALGORITHMS = {"PPO": "#1f77b4", "DQN": "#2ca02c"}
 STEPS = {"PPO": 1_000_000, "DQN": 500_000}
@@ -67,7 +67,7 @@ def city(seed: int) -> TollDesignProblem:
 
 
 def ppo(venv: VecEnv) -> PPO:
-    """Linear in one-hot states, that is a table; a large rate, for x moves and they are not told of it."""
+    """PPO with one-hot states and a linear policy; its rate is large because x moves and the drivers do not see it."""
     settings: dict[str, Any] = {"gamma": GAMMA, "n_steps": 32, "n_epochs": 8, "gae_lambda": 0.95, "learning_rate": 0.03}
     return PPO(
         "MlpPolicy", venv, batch_size=16 * venv.num_envs, policy_kwargs={"net_arch": []}, device="cpu", **settings
@@ -78,7 +78,7 @@ FOLLOWERS: dict[str, FollowerSpec] = {"PPO": ppo, "DQN": DQN}
 
 
 def run_exact(seed: int, iterations: int) -> Data:
-    """The leader's return without tolls and under those of each exact method."""
+    """The leader's return without tolls and under the tolls of each exact method."""
     problem = city(seed)
     hot = HypergradientConfig(tau=Geometric(HOT_TAU, TAU))
     leaders = (
@@ -95,7 +95,7 @@ def run_exact(seed: int, iterations: int) -> Data:
 
 
 def run_sampled(method: str, seed: int, leader_seed: int, quick: bool) -> Data:
-    """PBRL with one algorithm and one seed in one city."""
+    """Run PBRL with one algorithm and one seed in one city."""
     before = time.process_time()
     kwargs = {"n_nodes": NODES, "seed": seed, "gamma": GAMMA, "tau": TAU}
     follower, config = FOLLOWERS[method], CONFIGS[method]
@@ -106,7 +106,7 @@ def run_sampled(method: str, seed: int, leader_seed: int, quick: bool) -> Data:
 
 
 def run(quick: bool, jobs: int) -> Data:
-    """Both algorithms and the exact methods in every city."""
+    """Run both algorithms and the exact methods in every city."""
     seeds, leader_seeds = (SEEDS[:2], LEADER_SEEDS[:1]) if quick else (SEEDS, LEADER_SEEDS)
     exact = run_all(run_exact, grid(seed=seeds), jobs, "exact", iterations=30 if quick else ITERATIONS)
     cells = grid(method=ALGORITHMS, seed=seeds, leader_seed=leader_seeds)
@@ -118,7 +118,7 @@ def run(quick: bool, jobs: int) -> Data:
 
 
 def reference(data: Data, e: Data) -> float:
-    """The best return known in a city."""
+    """The best return known for a city."""
     found = [e[name] for name in EXACT] + [
         r[key] for r in Runs(data["runs"])(seed=e["seed"]) for key in ("last", "best")
     ]
@@ -126,7 +126,7 @@ def reference(data: Data, e: Data) -> float:
 
 
 def improvements(data: Data, method: str, key: str) -> list[float]:
-    """What the leader gains over no tolls, by city: of learned drivers the mean over seeds; "reference": what is best known."""
+    """The leader's gain over no tolls, by city: the mean over seeds for learned drivers; "reference" is the best known."""
     if method in ALGORITHMS:
         runs = Runs(data["runs"])(method=method)
         return [float(np.mean(runs(seed=e["seed"])[key]) - e["none"]) for e in data["exact"]]
@@ -134,13 +134,13 @@ def improvements(data: Data, method: str, key: str) -> list[float]:
 
 
 def share(data: Data, method: str, key: str = "last", of: str = "reference") -> Interval:
-    """Mean improvement over that of the reference or of an exact method, paired by city."""
+    """The mean improvement relative to that of the reference or of an exact method, paired by city."""
     return paired_ratio(improvements(data, method, key), improvements(data, of, ""))
 
 
 @panels(1, len(ALGORITHMS), 10.5, 4.2)
 def picture(data: Data, *axes: Any) -> None:
-    """The share against steps, one panel an algorithm, exact methods as lines."""
+    """Draw the share against steps, with one panel per algorithm and exact methods as lines."""
     scale = float(np.mean(improvements(data, "reference", "")))
     for panel, (method, colour) in zip(axes, ALGORITHMS.items(), strict=True):
         runs = Runs(data["runs"])(method=method)
