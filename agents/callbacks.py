@@ -4,7 +4,7 @@ For SB3's callbacks an outer iteration counts as a rollout of one step: ``on_rol
 ``on_rollout_end``. The leader takes the model's place: ``num_timesteps``, ``logger``, ``save``, ``get_env``. So callbacks that
 count calls count outer iterations. ``CheckpointCallback``, ``EveryNTimesteps``, ``ConvertCallback`` and ``CallbackList`` work, as
 do ``StopTrainingOnRewardThreshold`` and ``StopTrainingOnNoModelImprovement`` below a :class:`LeaderEvalCallback`. Callbacks
-that read the local variables of SB3's own loop (``StopTrainingOnMaxEpisodes``, ``ProgressBarCallback``) find none here.
+that read SB3's own loop (``EvalCallback``, ``StopTrainingOnMaxEpisodes``, ``ProgressBarCallback``) are refused before a step.
 """
 
 from __future__ import annotations
@@ -14,12 +14,21 @@ import os
 import signal
 import threading
 import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback, EventCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    EvalCallback,
+    EventCallback,
+    ProgressBarCallback,
+    StopTrainingOnMaxEpisodes,
+    StopTrainingOnNoModelImprovement,
+    StopTrainingOnRewardThreshold,
+)
 
 from ..envs.mdp.checks import check_size, require
 from ..wrappers.workers import SIGNALS
@@ -120,7 +129,7 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
             leader.save(self.path, replay=True)
             self.saved = leader.iteration
         except OSError as error:
-            there = "none so far" if self.saved is None else f"of iteration {self.saved}"
+            there = "none so far" if self.saved is None else f"iteration {self.saved}"
             warnings.warn(
                 f"checkpoint: expected to write {self.path} at iteration {leader.iteration}, got an error ({error}); learning "
                 f"goes on; last checkpoint: {there}",
@@ -146,6 +155,23 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
+_UNFIT: dict[type[BaseCallback], str] = {
+    EvalCallback: "LeaderEvalCallback, which evaluates the leader, in place of SB3's EvalCallback",
+    StopTrainingOnMaxEpisodes: "a callable that counts leader.num_timesteps: a leader's loop counts no episodes",
+    ProgressBarCallback: "learn(progress_bar=True) in place of SB3's ProgressBarCallback",
+}
+"""SB3's callbacks that read a model's own loop or environment, and what to use instead."""
+
+
+def _within(callback: Any) -> Iterator[Any]:
+    """A callback, and those that it calls."""
+    yield callback
+    parts = [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
+    for part in [*getattr(callback, "callbacks", []), *parts]:
+        if isinstance(part, BaseCallback):
+            yield from _within(part)
+
+
 class OnLeader(AbstractContextManager["OnLeader"]):
     """An SB3 callback as a leader's callback: entered when learning starts, called after each outer iteration.
 
@@ -156,6 +182,21 @@ class OnLeader(AbstractContextManager["OnLeader"]):
 
     def __init__(self, callback: BaseCallback, leader: Any) -> None:
         self._callback, self._leader = callback, leader
+        for one in _within(callback):
+            for kind, instead in _UNFIT.items():
+                require(not isinstance(one, kind), "callback", instead, type(one).__name__)
+            orphan = isinstance(one, (StopTrainingOnRewardThreshold, StopTrainingOnNoModelImprovement))
+            below = "one below LeaderEvalCallback(callback_on_new_best=...) or callback_after_eval"
+            require(
+                not orphan or getattr(one, "parent", None) is not None, "callback", below, f"{type(one).__name__} alone"
+            )
+            scaled = getattr(one, "save_vecnormalize", False) is True
+            require(
+                not scaled,
+                "callback",
+                "CheckpointCallback with save_vecnormalize=False: a leader's file holds them",
+                True,
+            )
 
     def __enter__(self) -> OnLeader:
         self._callback.init_callback(self._leader)

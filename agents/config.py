@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +62,8 @@ class LeaderConfig:
         low: lower bound on x, a number or one a coordinate; X is cut by it.
         high: upper bound on x, likewise.
         budget: bound on ``sum |x_i|``.
-        eval_every: outer iterations between evaluations at the best response.
+        eval_every: outer iterations between records, i.e. evaluations at the best response. None: 10 where a record costs no
+            environment steps; else as many records as a third of the budget pays for, at even distances.
         keep_best: whether x is the best seen by those evaluations, or the last.
     """
 
@@ -71,7 +73,7 @@ class LeaderConfig:
     low: Any = None
     high: Any = None
     budget: float | None = None
-    eval_every: int = 10
+    eval_every: int | None = None
     keep_best: bool = True
 
     def __post_init__(self) -> None:
@@ -86,7 +88,8 @@ class LeaderConfig:
         except Exception as error:  # whatever the class raises
             expected = f"arguments of {cls.__name__}, got {kwargs!r} ({error})"
             raise ValueError(f"optimizer_kwargs: expected {expected}") from error
-        check_size(self.eval_every, "eval_every")
+        if self.eval_every is not None:
+            check_size(self.eval_every, "eval_every")
         require(isinstance(self.keep_best, bool), "keep_best", "True or False", repr(self.keep_best))
         if self.budget is not None:
             check_number(self.budget, "budget", low=0.0)
@@ -94,6 +97,13 @@ class LeaderConfig:
     def optimizer(self, groups: list[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
         """The optimiser over these parameter groups."""
         return self.optimizer_class(groups, lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def reach(self, rate: Schedule, iterations: int) -> float:
+        """How far so many steps can take a coordinate of x; infinite for an optimiser whose steps follow the gradient's size."""
+        scaled = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax)
+        if not issubclass(self.optimizer_class, scaled):
+            return math.inf
+        return iterations * sum(rate((k + 0.5) / 100) for k in range(100)) / 100
 
     @property
     def narrows(self) -> bool:

@@ -1,9 +1,9 @@
-r"""Evaluation at the follower's *best response*.
+r"""Evaluation of a leader at the follower's *best response*.
 
-    F_0(x) = J_L(x, pi*_{tau0}(x)),      over a zero-sum game pi* = (pi1, pi2) is the Nash equilibrium,
+    F_0(x) = J_L(x, pi*_{tau0}(x)),      in a zero-sum game pi* = (pi1, pi2) is the Nash equilibrium,
 
-beside ``J_L(x, pi_y)``, which at finite lam counts the penalised follower's shortfall as the leader's gain. Near indifference
-of the follower ties decide: a small tau0 breaks them evenly; ``tie`` > 0 breaks them for the leader, ``tie`` < 0 against it.
+in contrast to ``J_L(x, pi_y)``, which at finite lam counts the penalised follower's shortfall as the leader's gain. Where the
+follower is nearly indifferent, ties matter: a small tau0 breaks them evenly, ``tie`` > 0 for the leader, ``tie`` < 0 against it.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from ..envs.mdp.checks import check_tau
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A leader's record at one x.
+    """The record of a leader at one x.
 
     Attributes:
-        leader_return: ``F_0(x)``, the leader's return at the follower's best response; in a game at the Nash equilibrium. Where
-            no model is known, at the best answer that was found.
+        leader_return: ``F_0(x)``, the leader's return at the follower's best response; in a game at the Nash equilibrium.
+            Without a known model, at the best answer found.
         leader_return_at_pi_y: ``J_L(x, pi_y)`` at the method's own follower; None where it has none.
-        follower_regret: ``V_f`` of the best answer known at x less ``V_f`` of the method's best response pihat, at temperature
-            tau; None where the method has none. Of a method without a penalty, that of its follower, in a game the
+        follower_regret: ``V_f`` of the best known answer at x minus ``V_f`` of the method's best response pihat, at temperature
+            tau; None where the method has no pihat. For a method without a penalty, the regret of its follower; in a game the
             Nikaido-Isoda gap of its players.
-        penalty: pi_y's shortfall ``V*(rho) - V^{pi_y}(rho)`` at temperature tau, without lam; in a game the Nikaido-Isoda gap
+        penalty: shortfall of pi_y, ``V*(rho) - V^{pi_y}(rho)`` at temperature tau, without lam; in a game the Nikaido-Isoda gap
             of the method's own policies; None where the method has no penalty.
         lam: penalty coefficient; None where the method has none.
-        tau: the method's temperature.
-        steps: environment steps of followers spent so far, this record's included; 0 for exact methods.
-        iteration: outer iterations so far.
-        leader_return_stderr: standard error of ``leader_return`` where it was sampled, 0 where it is exact.
-        follower_regret_stderr: likewise of ``follower_regret``.
-        evaluation_followers: followers that were trained afresh for this record; 0 where the best response is exact.
-        evaluation_steps: environment steps that this record cost.
-        best_answer: which policy was the best answer, ``"exact"`` where a model tells.
+        tau: the method's temperature, in units of reward.
+        steps: environment steps spent so far, including this record's; 0 for exact methods.
+        iteration: number of outer iterations so far.
+        leader_return_stderr: standard error of ``leader_return`` where sampled; 0 where exact.
+        follower_regret_stderr: standard error of ``follower_regret``, likewise.
+        evaluation_followers: number of followers newly trained for this record; 0 where the best response is exact.
+        evaluation_steps: environment steps spent on this record.
+        best_answer: name of the best answer; ``"exact"`` where a model is known.
     """
 
     leader_return: float
@@ -58,11 +58,11 @@ class Evaluation:
 
     @property
     def gap(self) -> float | None:
-        """Another name of ``follower_regret``; in a game with a penalty, of ``penalty``."""
+        """Alias of ``follower_regret``; in a game with a penalty, of ``penalty``."""
         return self.penalty if self.follower_regret is None else self.follower_regret
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """The record as plain numbers."""
+        """Return the record as plain numbers."""
         return dataclasses.asdict(self)
 
 
@@ -70,17 +70,17 @@ class Evaluation:
 def leader_return_at_best_response(
     problem: BilevelProblem, x: Tensor, tau0: float | None = None, tie: float = 0.0
 ) -> float:
-    """F_0(x), exact.
+    """Return F_0(x), exactly.
 
     Args:
         problem: the bilevel problem.
         x: a point of X, ``[dim]``.
         tau0: temperature of the best response; None takes the problem's own ``tau0``.
-        tie: weight of the leader's reward in the follower's, to break ties for (+) or against (-) the leader; 0 over a
-            game, whose equilibrium at tau0 = 0 is whichever the linear programs find.
+        tie: weight of the leader's reward added to the follower's, to break ties for (+) or against (-) the leader; must be 0
+            in a game, where at tau0 = 0 the equilibrium is the one that the linear programs find. Default: 0.
 
     Raises:
-        ValueError: an x outside X, a tau0 that is negative, a tie over a game or without a leader reward.
+        ValueError: x is outside X, tau0 is negative, or a tie is given for a game or without a leader reward.
     """
     from .lower_levels import lower_level
 

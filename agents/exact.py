@@ -176,6 +176,9 @@ class ExactMethod(Method):
         state.optimizer = self.config.optimizer(self.parameters(state), self._rate(1.0))
         return state
 
+    def reach(self, iterations: int) -> float:
+        return float(self.config.reach(self._rate, iterations))
+
     def step(self, state: Any, progress: Progress) -> tuple[Any, dict[str, float]]:
         tau = self.schedule(progress.remaining)
         if isinstance(self.schedule, Quench) and tau != state.tau:

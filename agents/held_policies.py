@@ -183,6 +183,11 @@ class HeldMethod(ExactMethod):
         if self.config.estimator is not None:
             self.level.require_return()
 
+    @property
+    def estimates(self) -> bool:  # type: ignore[override]
+        """Whether x's gradient comes from episodes."""
+        return self.config.estimator is not None
+
     def prepare(self, state: Any, seed: int | None) -> None:
         if not self.solves:
             state.held = HeldPolicies(self.config.follower or Softmax(self.level.rate), self.level.views)

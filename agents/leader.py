@@ -10,9 +10,8 @@ import dataclasses
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
@@ -23,22 +22,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..envs.mdp import LeaderSet
-from ..envs.mdp.checks import ArgumentError, check_seed, check_size, require
+from ..envs.mdp.checks import check_seed, require
 from .checkpoint import read_arrays, read_header, read_state, size_of, write_leader
 from .evaluation import Evaluation
 from .files import reading
+from .plan import Cost, Plan, RecordCost, budget, plan_of, warn_of_end, warn_of_reach
 from .records import decode, encode, restore, snapshot
+from .run import Callback, Gradients, Kept, Run, entered
 from .sources import Source, source_of_file
 
 if TYPE_CHECKING:
     from stable_baselines3.common.logger import Logger
     from stable_baselines3.common.vec_env import VecEnv
 
-Callback = Any
-"""A callable or one of SB3's callbacks, or a sequence of such: called with the leader after every outer iteration.
-
-False stops learning. One that is a context manager is entered first. For SB3's see ``callbacks``.
-"""
 Projection = Callable[[Tensor], Tensor]
 Self = TypeVar("Self", bound="Leader")
 
@@ -78,6 +74,7 @@ class Method(ABC):
         leader_set: X, cut by the config's bounds and budget.
         counts: what ``learn`` counts, ``"num_iterations"`` or ``"total_timesteps"``: the name of its argument.
         judges: whether x is evaluated as it goes and the best kept.
+        estimates: whether x's gradient, which a step leaves at ``x.grad``, is an estimate from random draws.
         source: where the world came from.
         follower_spec: what the user gave as follower; only of methods over learned followers.
     """
@@ -86,6 +83,7 @@ class Method(ABC):
     leader_set: LeaderSet
     counts: ClassVar[str] = "num_iterations"
     judges: ClassVar[bool] = True
+    estimates: bool = False
     source: Source
 
     @abstractmethod
@@ -116,6 +114,29 @@ class Method(ABC):
 
     def begin(self, state: Any, progress: Progress, afresh: bool) -> None:  # noqa: B027
         """What precedes the first iteration of a call of ``learn``; ``afresh``: counting begins anew."""
+
+    def first_steps(self, state: Any) -> int:
+        """Environment steps of :meth:`begin`."""
+        return 0
+
+    def iteration_steps(self, state: Any, total: int, first: bool, left: float = math.inf) -> Cost:
+        """Environment steps of an iteration; none where the method does not say.
+
+        Args:
+            state: the state before the call of ``learn``.
+            total: up to which the call counts.
+            first: whether it is the call's first.
+            left: what is left of the budget before it, for methods that stop within an iteration.
+        """
+        return Cost()
+
+    def record_steps(self, state: Any) -> RecordCost:
+        """Environment steps of :meth:`evaluate`."""
+        return RecordCost()
+
+    def reach(self, iterations: int) -> float:
+        """How far so many iterations can take a coordinate of x; infinite where nothing tells."""
+        return math.inf
 
     def end(self, state: Any, iterations: int) -> None:  # noqa: B027
         """What follows a call of ``learn`` that made so many iterations, e.g. a warning."""
@@ -152,37 +173,6 @@ class Method(ABC):
 
     def close(self, state: Any) -> None:  # noqa: B027
         """End what a state holds open."""
-
-
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """The best x seen and its record."""
-
-    x: Tensor
-    evaluation: Evaluation
-
-
-@dataclass
-class Run:
-    """What a leader's loop keeps beside the method's state.
-
-    Attributes:
-        iteration: outer iterations so far.
-        total: up to which ``num_timesteps`` the last call of ``learn`` goes.
-        evaluated_at: the iteration last evaluated, None before any.
-        kept: the best x seen (the last one evaluated, without ``keep_best``), with its record.
-        history: every record since counting began.
-        columns: each set of what was logged together: keys, with the formats that leave them out.
-        log: what was logged: steps, which of the columns, and their values.
-    """
-
-    iteration: int = 0
-    total: int = 0
-    evaluated_at: int | None = None
-    kept: Kept | None = None
-    history: list[Evaluation] = field(default_factory=list)
-    columns: list[list[tuple[str, list[str]]]] = field(default_factory=list)
-    log: list[tuple[int, int, list[bool | int | float | str]]] = field(default_factory=list)
 
 
 class Leader:
@@ -260,24 +250,26 @@ class Leader:
         Args:
             total: the budget, in the unit that :attr:`num_timesteps` counts.
             callback: called with the leader after every iteration; False stops.
-            progress_bar: show one.
+            progress_bar: show one, and the plan before it.
             reset_num_timesteps: False goes on counting; schedules then run over the sum, as SB3's do.
             total_timesteps: the budget of a sampled leader: environment steps of all followers and of the leader's own episodes.
             num_iterations: the budget of an exact leader: outer iterations.
 
         Raises:
-            ValueError: no budget, one that is no whole number of at least 1, or one in the unit of other leaders.
+            ValueError: no budget, one that is no whole number of at least 1, one in the unit of other leaders, or one that buys
+                no iteration (see :meth:`plan`).
         """
-        word = self.method.counts
-        words = {"total_timesteps": total_timesteps, "num_iterations": num_iterations}
-        named = {name: value for name, value in words.items() if value is not None}
-        wrong = ", ".join(name for name in named if name != word)
-        if wrong:
-            raise ArgumentError(f"{wrong}: expected {word}, which is what {type(self).__name__} counts, got {wrong}")
-        given = [value for value in (total, *named.values()) if value is not None]
-        if len(given) != 1:
-            raise ArgumentError(f"{word}: expected one number, got {given if given else 'none'}")
-        return self._learn(check_size(given[0], word), callback, progress_bar, reset_num_timesteps)
+        asked = budget(self, total, total_timesteps=total_timesteps, num_iterations=num_iterations)
+        return self._learn(asked, callback, progress_bar, reset_num_timesteps)
+
+    def plan(self, total: int, reset_num_timesteps: bool = True) -> Plan:
+        """What ``learn(total)`` would do now: iterations, environment steps of each part, records. Nothing is spent.
+
+        Args:
+            total: the budget, in what :attr:`num_timesteps` counts.
+            reset_num_timesteps: as of ``learn``.
+        """
+        return plan_of(self, budget(self, total), reset_num_timesteps)
 
     def resume(self: Self, callback: Callback | None = None, progress_bar: bool = False) -> Self:
         """Finish the call of ``learn`` that ended early: the one that a file's leader was saved in.
@@ -291,33 +283,46 @@ class Leader:
         return self._learn(self.remaining_timesteps, callback, progress_bar, False)
 
     def _learn(self: Self, total: int, callback: Callback | None, progress_bar: bool, afresh: bool) -> Self:
-        method, run = self.method, self.run
+        method, run, plan = self.method, self.run, plan_of(self, total, afresh) if total else None
+        if plan is not None and afresh:
+            plan.require_iteration()
         if afresh:
             self.state.num_timesteps = 0
             self.run = run = Run(total=run.total)
         done, before = self.state.num_timesteps, run.iteration
-        if total:  # none is asked for where a run that had come to its end is resumed
+        if method.judges and run.start is None:
+            run.start = self.state.x.detach().clone()
+        if plan is not None:  # none is asked for where a run that had come to its end is resumed
+            # A call that ends where the last one was to end finishes it, with the records that were planned.
+            run.cadence = run.cadence if not afresh and run.total == done + total else plan.cadence
             run.total = done + total
+            if progress_bar:
+                tqdm.write(str(plan), file=sys.stderr)
+            if afresh:
+                warn_of_reach(self, plan)
         unit = "step" if method.counts == "total_timesteps" else "it"
         try:
-            with _entered(callback, self) as called, tqdm(total=total, disable=not progress_bar, unit=unit) as bar:
+            with entered(callback, self) as called, tqdm(total=total, disable=not progress_bar, unit=unit) as bar:
                 method.begin(self.state, Progress(done, run.total), afresh)
-                if method.judges and run.kept is None:
+                if run.cadence.start and run.kept is None:
                     self._judge()
-                while self.state.num_timesteps < run.total:
+                while self.state.num_timesteps < run.total - run.cadence.reserved:
                     self.state, found = method.step(self.state, Progress(self.state.num_timesteps, run.total))
                     run.iteration += 1
+                    if method.estimates and self.state.x.grad is not None:
+                        self._weigh(self.state.x.grad, run.gradients)
                     bar.n = min(self.state.num_timesteps, run.total) - done
                     bar.update(0)
-                    if not method.judges:
+                    every = run.cadence.every
+                    if every == 0:
                         bar.set_postfix({key: f"{found[key]:.3f}" for key in list(found)[:2]})
                         self.record(found)
-                    elif run.iteration % self.config.eval_every == 0:
+                    elif run.iteration % every == 0:
                         self._judge(found)
                         bar.set_postfix({"best leader return": f"{run.kept.evaluation.leader_return:.3f}"})  # type: ignore[union-attr]
-                    if not called(self):
+                    if not all([one(self) is not False for one in called]):
                         break
-                if method.judges and run.evaluated_at != run.iteration:
+                if run.cadence.end and run.evaluated_at != run.iteration:
                     self._judge()
         except Exception as error:
             path = method.checkpoint_on(error)
@@ -325,6 +330,8 @@ class Leader:
                 raise
             raise type(error)(f"{error}; saved in {self.save(path)}") from error
         method.end(self.state, run.iteration - before)
+        if run.iteration > before:
+            warn_of_end(self)
         return self
 
     def _judge(self, found: dict[str, float] | None = None) -> None:
@@ -333,13 +340,36 @@ class Leader:
         evaluation = self.method.evaluate(self.state, x, run.iteration)
         run.evaluated_at = run.iteration
         run.history.append(evaluation)
-        if (
-            run.kept is None
-            or _score(evaluation) > _score(run.kept.evaluation) + _TIE * abs(evaluation.leader_return)
-            or not self.config.keep_best
-        ):
+        # Of two records that differ by rounding the earlier is kept.
+        tie, held = 1e-12 * abs(evaluation.leader_return), run.kept
+        if held is None or not self.config.keep_best or _score(evaluation) > _score(held.evaluation) + tie:
             run.kept = Kept(x.clone(), evaluation)
-        self.record(dataclasses.asdict(evaluation) | (found or {}))
+        told = {"moved": self.moved, "gradient_signal": self.gradient_signal}
+        self.record(dataclasses.asdict(evaluation) | (found or {}) | told)
+
+    @property
+    def moved(self) -> float:
+        """How far the last x is from where the run began: the largest distance of a coordinate, as a share of X's width in it."""
+        X, x = self.method.leader_set, self.state.x.detach()
+        start = x if self.run.start is None else self.run.start
+        return float(((x - start).abs() / torch.where(X.high > X.low, X.high - X.low, 1.0)).max())
+
+    @property
+    def gradient_signal(self) -> float | None:
+        """The mean of x's estimated gradients over the run, in standard errors: about 1 where they are noise.
+
+        The largest that it was after 4, 8, 16, ... iterations; None before, and where the gradient is no estimate.
+        """
+        return self.run.gradients.signal if self.run.gradients.n >= 4 else None
+
+    def _weigh(self, gradient: Tensor, held: Gradients) -> None:
+        """Follow the mean of x's gradient over the run and its spread."""
+        before = torch.zeros_like(gradient) if held.mean is None else held.mean
+        held.n, held.mean = held.n + 1, before + (gradient - before) / (held.n + 1)
+        held.squares += float((gradient - before) @ (gradient - held.mean))
+        if held.n >= 4 and held.n & (held.n - 1) == 0:
+            stderr, size = math.sqrt(held.squares / held.n / (held.n - 1)), float(held.mean.norm())
+            held.signal = max(held.signal, size / stderr if stderr > 0.0 else float(size > 0.0) * 1e9)
 
     def evaluate(self) -> Any:
         """The record of :attr:`x`: return at the best response, return at pi_y, follower regret, penalty, lam, tau, steps.
@@ -518,38 +548,10 @@ class Leader:
             self.method.leader_set.check(self.run.kept.x, "kept")
 
 
-_TIE = 1e-12
-"""Relative difference of returns that is rounding: of two records so near each other the earlier is kept."""
-
-
 def _score(record: Evaluation) -> float:
     """What records of x are compared by: the return less one standard error, so that none is kept for its luck."""
     error = record.leader_return_stderr
     return record.leader_return - (error if math.isfinite(error) else 0.0)
-
-
-@contextmanager
-def _entered(callback: Callback | None, leader: Any) -> Iterator[Callable[[Any], bool]]:
-    """One callback or several, SB3's among them, entered where they are context managers: one that says whether to go on.
-
-    Raises:
-        ValueError: something that cannot be called.
-    """
-    several = callback if isinstance(callback, Sequence) else [] if callback is None else [callback]
-    fits = all(callable(one) or hasattr(one, "on_step") for one in several)
-    require(fits, "callback", "a callable that takes the leader, one of SB3's, or several", repr(callback))
-    known = []
-    for one in several:
-        if hasattr(one, "on_step"):
-            from .callbacks import OnLeader
-
-            one = OnLeader(one, leader)
-        known.append(one)
-    with ExitStack() as stack:
-        for one in known:
-            if isinstance(one, AbstractContextManager):
-                stack.enter_context(one)
-        yield lambda leader: all([one(leader) is not False for one in known])
 
 
 # --- a step of x --------------------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ BENCHMARKS = (
     "black_box",
     "nested_search",
     "robustness",
+    "records",
     "shaped_mountain_car",
     "preferences_grid",
     "preferences_pendulum",

@@ -114,4 +114,4 @@ def run(quick: bool, jobs: int) -> Data:
             "load": round(load, 2),
         }
     beside = {name: leader_alone_and_beside(name, quick) for name in LEADERS}
-    return {"runs": len(todo), "steps": todo[0].n_timesteps, "backends": found, "leaders": beside}
+    return {"runs": len(todo), "steps": todo[0].budget, "backends": found, "leaders": beside}

@@ -60,18 +60,20 @@ def train(
     extras = Extras(**{field.name: options[field.name] for field in fields(Extras)})
     given = o.given_settings(options)
     if resume is not None:
-        steps = given.pop("n_timesteps")
+        budget = {name: given.pop(name) for name in o.BUDGETS}
         others = [key for key, item in {**given, "conf_file": conf_file}.items() if item not in (None, {})]
         if others:
             names = ", ".join(f"--{key.replace('_', '-')}" for key in others)
-            raise click.UsageError(f"--resume: expected no other setting than --n-timesteps beside it, got {names}")
-        _show(run.resume(resume, extras, steps, trust_code), as_json)
+            raise click.UsageError(f"--resume: expected no other setting than a budget beside it, got {names}")
+        _show(run.resume(resume, extras, budget, trust_code), as_json)
         return
     settings = settings_of(given, None if conf_file is None else read(conf_file), trust_code)
 
-    def folder() -> Path:
+    def folder(plan: Any) -> Path:
         made = run.new_folder(log_folder, settings)
         click.echo(f"{settings.env}, {settings.name}, seed {settings.seed}: {made}", err=True)
+        if plan is not None and not extras.progress:  # learn shows it before its bar
+            click.echo(plan, err=True)
         return made
 
     _show(run.train(settings, folder, extras), as_json)
@@ -212,7 +214,13 @@ def sweep(as_json: bool, conf_file: Path | None, trust_code: bool, **options: An
             named = [{"env": env, "leader": leader, "follower": follower} for follower in options["followers"]]
         else:  # it solves its follower
             named = [{"env": env, "leader": leader, "follower_kwargs": None}]
-        found += [settings_of(given | names, conf, trust_code) for names in named]
+        # Of two budgets, one for each kind of leader, each leader takes its own.
+        both = given["n_timesteps"] is not None and given["n_iterations"] is not None
+        own = {
+            name: given[name] for name in o.BUDGETS if not both or name == catalogue.counts(catalogue.leader(leader))
+        }
+        rest = {name: item for name, item in given.items() if name not in o.BUDGETS}
+        found += [settings_of(rest | own | names, conf, trust_code) for names in named]
     chosen = seeds or range(options["n_seeds"] or 1)
     keys = ("log_folder", "jobs", "backend", "address", "save_freq")
     pool = runs.Pool(**{key: options[key] for key in keys}, report=_report)
@@ -235,26 +243,28 @@ def sweep(as_json: bool, conf_file: Path | None, trust_code: bool, **options: An
 @cli.command()
 @o.CHOICE
 @click.option("--n-seeds", type=Whole(1), default=3, help="How many seeds of the recorded result to repeat.")
-@click.option("-n", "--n-timesteps", type=Whole(1), help="Train for fewer steps, as a smoke test.")
+@o.BUDGET
 @o.log_folder("runs/benchmark")
 @o.SIDE_BY_SIDE
 @o.AS_JSON
-def benchmark(as_json: bool, n_seeds: int, n_timesteps: int | None, **options: Any) -> None:
+def benchmark(as_json: bool, n_seeds: int, **options: Any) -> None:
     """Repeat tuned settings and compare the result with the recorded one (`list tuned`).
 
-    Choose them with --env, --leader or --follower. `python -m benchmarks` in a checkout makes the pages of docs/results.
+    Choose them with --env, --leader or --follower. A smaller budget than the recorded one makes it a smoke test.
+    `python -m benchmarks` in a checkout makes the pages of docs/results.
     """
     from .evidence import chosen, rows, runs_of
     from .statistics import table
     from .sweep import Pool
 
     names = [options.pop(key) for key in ("env", "leader", "follower")]
+    budget = {key: options.pop(key) for key in o.BUDGETS}
     if names == [None, None, None]:
         raise click.UsageError("--env: expected --env, --leader or --follower, got none of them")
     entries = chosen(*names)
-    runs = [runs_of(entry, n_seeds, n_timesteps) for entry in entries]
+    runs = [runs_of(entry, n_seeds, budget) for entry in entries]
     outcomes = Pool(**options, report=_report).run(list(itertools.chain(*runs)))
-    found = rows(entries, runs, outcomes, n_timesteps is not None)
+    found = rows(entries, runs, outcomes, any(budget.values()))
     click.echo(json.dumps(found) if as_json else table(found))
     _end(outcomes)
 

@@ -22,7 +22,7 @@ from ..envs.mdp.checks import require
 
 PREFIX = "bilevel_gym/"
 Kind = Literal["exact", "sampled", "preferences"]
-"""What a leader needs: the model, sampled steps, or sampled steps and answers to comparisons."""
+"""What a leader learns from: an exact solution of the model; environment steps; steps and answers to questions."""
 
 assert envs
 
@@ -116,12 +116,19 @@ def takes_follower(cls: type) -> bool:
 
 
 def kind(cls: type) -> Kind:
-    """What a leader needs: "exact", "sampled" or "preferences"."""
+    """What a leader learns from."""
     from ..agents.preferences.method import PreferenceLeader
 
     if issubclass(cls, PreferenceLeader):
         return "preferences"
-    return "sampled" if takes_follower(cls) else "exact"
+    return "sampled" if counts(cls) == "n_timesteps" else "exact"
+
+
+def counts(cls: type[Any]) -> str:
+    """What a leader's ``learn`` counts, as a field of the settings: ``n_timesteps`` or ``n_iterations``."""
+    method = getattr(cls, "method_class", None)
+    word = getattr(method, "counts", "total_timesteps" if takes_follower(cls) else "num_iterations")
+    return "n_timesteps" if word == "total_timesteps" else "n_iterations"
 
 
 # --- followers ------------------------------------------------------------------------------------------------------------

@@ -33,12 +33,12 @@ def chosen(env: str | None, leader: str | None, follower: str | None) -> list[En
     return matching
 
 
-def runs_of(entry: Entry, n_seeds: int, n_timesteps: int | None) -> list[Settings]:
-    """The runs behind a recorded result: its first seeds, in its environments."""
+def runs_of(entry: Entry, n_seeds: int, budget: dict[str, int | None]) -> list[Settings]:
+    """The runs behind a recorded result: its first seeds, in its environments; with another ``budget`` if one is given."""
     env, leader, follower, tuned = entry
     evidence = tuned["evidence"]
     given = {"env": env, "leader": leader, "follower": None if follower == EXACT else follower}
-    settings = settings_of({**given, "env_kwargs": evidence["env_kwargs"], "n_timesteps": n_timesteps})
+    settings = settings_of({**given, "env_kwargs": evidence["env_kwargs"], **budget})
     return over_seeds(settings, evidence["seeds"][:n_seeds], evidence["env_seeds"])
 
 
@@ -57,7 +57,7 @@ def rows(
                 "env": env,
                 "leader": leader,
                 "follower": follower,
-                "steps": mine[0].n_timesteps,
+                "steps": mine[0].budget,
                 "measure": evidence["measure"] + (" (cut short here)" if short else ""),
                 "evidence": f"{evidence['value']:.4g}",
                 "here": here if evidence["measure"] == SCORE else f"leader_return {here}",

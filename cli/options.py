@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+BUDGETS = ("n_timesteps", "n_iterations", "budget")
+"""The options of a run's length."""
 F = TypeVar("F", bound=Callable[..., Any])
 _OPTION = re.compile(r"--?[A-Za-z]|--$")
 
@@ -118,11 +120,16 @@ CHOICE = many(
         "--follower", metavar="NAME", help="Algorithm of SB3 or sb3-contrib, or module:callable; PPO by default."
     ),
 )
+BUDGET = many(
+    click.option("--n-timesteps", type=Whole(1), help="Budget of a sampled leader: environment steps."),
+    click.option("--n-iterations", type=Whole(1), help="Budget of an exact leader: outer iterations."),
+    click.option("-n", "budget", type=Whole(1), help="Budget of either, in what it counts."),
+)
 WITH = many(
     kwargs_option("--env-kwargs", "Arguments of the environment."),
     kwargs_option("--leader-kwargs", "Arguments of the leader, and fields of its config."),
     kwargs_option("--follower-kwargs", "Arguments of the follower's algorithm."),
-    click.option("-n", "--n-timesteps", type=Whole(1), help="Steps of all followers; iterations of an exact leader."),
+    BUDGET,
     click.option("--n-envs", type=Whole(1), help="Parallel environments per follower."),
     click.option(
         "--vec-env", type=OneOf(("native", "dummy", "subproc")), help="How the parallel environments are stepped."
@@ -159,8 +166,8 @@ def log_folder(default: str) -> Callable[[F], F]:
 
 
 def given_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that are settings of a run; ``n_envs`` and ``vec_env`` become fields of the leader's config."""
-    found = {key: options.get(key) for key in ("env", "leader", "follower", "seed", "n_timesteps", "eval_freq")}
+    """The options that are settings; ``n_envs`` and ``vec_env`` are fields of the leader's config."""
+    found = {key: options.get(key) for key in ("env", "leader", "follower", "seed", *BUDGETS, "eval_freq")}
     kwargs = {key: dict(options.get(key) or {}) for key in ("env_kwargs", "leader_kwargs", "follower_kwargs")}
     kwargs["leader_kwargs"] |= {key: options[key] for key in ("n_envs", "vec_env") if options.get(key) is not None}
     return found | kwargs

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..envs.mdp.checks import check_size, require
+from ..envs.mdp.checks import require
 from . import catalogue
 from .logs import Extras, new_logger, require_folder, require_writers, write_text
 from .processes import stop_asked
-from .settings import Settings, build, checked, follower_of, read, require_no_code, world_of
+from .settings import BUDGETS, Settings, build, checked, follower_of, in_its_unit, read, require_no_code, world_of
 
 SETTINGS, LEADER, RESULT = "settings.yml", "leader.zip", "result.json"
 NEVER = 10**12
@@ -51,36 +51,57 @@ def new_folder(root: Path, settings: Settings) -> Path:
     return folder
 
 
-def train(settings: Settings, folder: Callable[[], Path], extras: Extras) -> dict[str, Any]:
-    """Build a leader, make its folder, train it there and return the result that was written.
+def train(settings: Settings, folder: Callable[[Any], Path], extras: Extras) -> dict[str, Any]:
+    """Learn in the folder that is made once the leader is built; the result that is written there.
+
+    Args:
+        settings: of the run.
+        folder: makes the folder; called with the leader's plan for the budget, None for a leader that has no plans.
+        extras: what else is written.
 
     Raises:
-        ValueError: the leader cannot be built, or the folder cannot be written to; nothing has been learned yet.
-        RunFailed: the run ended with any other error.
+        ValueError: settings that cannot be built, a budget that buys no iteration, a folder that cannot be written to; nothing
+            has been learned then.
+        RunFailed: what else ends the run.
     """
     require_writers(extras)
     leader = build(settings)
-    made = require_folder(folder(), "--log-folder")
+    plan = leader.plan(settings.budget) if hasattr(leader, "plan") else None
+    if plan is not None:
+        plan.require_iteration()
+    made = require_folder(folder(plan), "--log-folder")
     write_text(made / SETTINGS, settings.as_yaml())
     return _learn(leader, settings, made, extras, upto=None)
 
 
-def resume(folder: Path, extras: Extras, n_timesteps: int | None, trust_code: bool) -> dict[str, Any]:
-    """Resume a run from its last checkpoint, to its own number of steps or to another one.
+def resume(folder: Path, extras: Extras, budget: dict[str, int | None], trust_code: bool) -> dict[str, Any]:
+    """Go on with the run of a folder from its last checkpoint, to its own budget or to another.
+
+    Args:
+        folder: of the run.
+        extras: what else is written.
+        budget: ``n_timesteps``, ``n_iterations`` or ``budget``, whichever the leader counts; nothing for its own.
+        trust_code: whether code that the settings there name may be imported and run.
 
     Raises:
-        ValueError: there is no checkpoint, its settings name code that is not trusted, or a library that should write the
-            records is not installed.
-        RunFailed: the run ended with any other error.
+        ValueError: a budget that the leader does not count, no checkpoint there, code that is named there and not trusted, a
+            library that is to write the records and is not installed.
+        RunFailed: what ends the run.
     """
     require_writers(extras)
     settings = settings_in(folder, "--resume")
-    if n_timesteps is not None:
-        settings = replace(settings, n_timesteps=check_size(n_timesteps, "--n-timesteps"))
+    given = {name: number for name, number in budget.items() if number is not None}
+    if given:
+        if not trust_code:
+            require_no_code(asdict(settings), "--resume")
+        unit = catalogue.counts(catalogue.leader(settings.leader))
+        require(len(given) == 1, "--resume", "one budget", ", ".join(given))
+        changes = {unit if name == "budget" else name: number for name, number in given.items()}
+        settings = in_its_unit(checked(replace(settings, **{unit: None} | changes)))  # type: ignore[arg-type]
         write_text(folder / SETTINGS, settings.as_yaml())
     leader = load(folder, "--resume", trust_code)
     done = leader.num_timesteps
-    if done >= settings.n_timesteps:
+    if done >= settings.budget:
         return _finish(leader, settings, folder, 0.0)
     return _learn(leader, settings, folder, extras, upto=done)
 
@@ -94,7 +115,8 @@ def settings_in(folder: Path, name: str) -> Settings:
     require((folder / SETTINGS).is_file(), name, f"a run's folder, with {SETTINGS}", repr(str(folder)))
     found = read(folder / SETTINGS, name)
     known = {field.name for field in fields(Settings)}
-    require(set(found) == known, name, f"{SETTINGS} with {', '.join(sorted(known))}", ", ".join(sorted(found)))
+    whole = found.keys() <= known and known - found.keys() <= set(BUDGETS)
+    require(whole, name, f"{SETTINGS} with {', '.join(sorted(known))}", ", ".join(sorted(found)))
     return checked(Settings(**found))
 
 
@@ -147,9 +169,9 @@ def _learn(leader: Any, settings: Settings, folder: Path, extras: Extras, upto: 
     start = time.perf_counter()
     try:
         with one_thread():
-            left = settings.n_timesteps - (upto or 0)
+            left = settings.budget - (upto or 0)
             leader.learn(left, callbacks, extras.progress, reset_num_timesteps=upto is None)
-            if leader.num_timesteps < settings.n_timesteps:  # a signal that whoever held it before has let pass
+            if leader.num_timesteps < settings.budget:  # a signal that whoever held it before has let pass
                 raise KeyboardInterrupt
             if checkpoint.saved != leader.iteration:  # it only warned
                 leader.save(folder / LEADER)

@@ -35,6 +35,7 @@ from .values import value
 EXACT = "exact"
 """The follower's key for a leader that solves its follower."""
 KWARGS = ("env_kwargs", "leader_kwargs", "follower_kwargs")
+BUDGETS = ("n_timesteps", "n_iterations")
 LARGEST, DEEPEST = 2**18, 32
 """Maximal size of a settings file in bytes, and its maximal nesting."""
 _CODE = re.compile(r"[\w.]:[\w./-]")
@@ -48,8 +49,9 @@ class Settings:
         env: an environment's id, or ``module:callable``.
         leader: a leader's name, or ``module:class``.
         follower: an algorithm's name, or ``module:callable``; None for a leader that solves its follower.
-        n_timesteps: what the leader's ``learn`` counts: steps, or iterations of exact leaders.
-        seed: seed of the leader.
+        n_timesteps: budget of a leader whose ``learn`` counts environment steps; None for one that counts iterations.
+        n_iterations: budget of a leader whose ``learn`` counts outer iterations; None for one that counts steps.
+        seed: of the leader.
         env_kwargs: arguments of the environment.
         leader_kwargs: arguments of the leader and fields of its config.
         follower_kwargs: arguments of the algorithm, which override this library's settings for it, or of the callable.
@@ -59,12 +61,20 @@ class Settings:
     env: str
     leader: str
     follower: str | None
-    n_timesteps: int
+    n_timesteps: int | None = None
+    n_iterations: int | None = None
     seed: int = 0
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     leader_kwargs: dict[str, Any] = field(default_factory=dict)
     follower_kwargs: dict[str, Any] = field(default_factory=dict)
     eval_freq: int | None = None
+
+    @property
+    def budget(self) -> int:
+        """The budget, in what the leader counts."""
+        found = self.n_timesteps if self.n_iterations is None else self.n_iterations
+        assert found is not None
+        return found
 
     @property
     def name(self) -> str:
@@ -83,8 +93,9 @@ class Settings:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def as_yaml(self) -> str:
-        """The settings as YAML, which :func:`read` reads."""
-        return str(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True))
+        """What :func:`read` reads."""
+        held = {key: item for key, item in asdict(self).items() if key not in BUDGETS or item is not None}
+        return str(yaml.safe_dump(held, sort_keys=False, allow_unicode=True))
 
 
 # --- files ----------------------------------------------------------------------------------------------------------------
@@ -164,8 +175,9 @@ def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None,
     """Combine given settings, which have priority, with those of a file and then with tuned ones.
 
     Args:
-        given: fields of :class:`Settings`; None or empty if not given. Mappings are merged key by key.
-        conf: the file's settings, from :func:`read`.
+        given: fields of :class:`Settings`; None or empty where nothing was given. Mappings are merged key by key. ``budget``
+            stands for the one of ``n_timesteps`` and ``n_iterations`` that the leader counts.
+        conf: what :func:`read` gave.
         trust_code: whether the file may name code (see :func:`require_no_code`).
 
     Raises:
@@ -177,6 +189,7 @@ def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None,
     if not trust_code:
         require_no_code(flat, "--conf-file")
     given = {key: item for key, item in given.items() if item not in (None, {})}
+    either = given.pop("budget", None)
     chosen = {name: given.get(name, flat.get(name)) for name in ("env", "leader", "follower")}
     require(chosen["env"] is not None, "--env", "an environment (`bilevel-gym list environments`)", None)
     require(
@@ -193,6 +206,10 @@ def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None,
         require(not given.get("follower_kwargs"), "--follower-kwargs", expected, given.get("follower_kwargs"))
     else:
         catalogue.follower(follower)
+    unit = catalogue.counts(cls)
+    if either is not None:
+        require(not any(name in given for name in BUDGETS), "-n", "one budget", f"{_option(unit)} too")
+        given[unit] = either
     layers: list[Any] = [flat or look_up(tuned(), env, leader, follower), look_up(conf, env, leader, follower), given]
     if not trust_code:
         require_no_code(layers[1], "--conf-file")
@@ -205,9 +222,7 @@ def settings_of(given: Mapping[str, Any], conf: Mapping[str, Any] | None = None,
         for key, item in layer.items():
             merged[key] = {**merged.get(key, {}), **item} if key in KWARGS and isinstance(item, Mapping) else item
     merged |= {"env": env, "leader": leader, "follower": follower}
-    expected = f"a number: there are no tuned settings for {env}, {leader}, {follower or EXACT}"
-    require(merged.get("n_timesteps") is not None, "--n-timesteps", expected, None)
-    return checked(Settings(**merged))
+    return in_its_unit(checked(Settings(**merged)))
 
 
 def checked(settings: Settings) -> Settings:
@@ -216,13 +231,33 @@ def checked(settings: Settings) -> Settings:
         held = getattr(settings, name)
         require(isinstance(held, str) or (held is None and name == "follower"), f"--{name}", "a name", repr(held))
     check_count(settings.seed, "--seed")
-    steps = check_size(settings.n_timesteps, "--n-timesteps")
+    known = f"a number: there are no tuned settings for {settings.env}, {settings.leader}, {settings.follower or EXACT}"
+    given = [name for name in BUDGETS if getattr(settings, name) is not None]
+    require(bool(given), "-n", known, None)
+    steps = {name: check_size(getattr(settings, name), _option(name)) for name in given}
     if settings.eval_freq is not None:
         check_size(settings.eval_freq, "--eval-freq")
     for name in KWARGS:
         held = getattr(settings, name)
-        require(isinstance(held, Mapping), f"--{name.replace('_', '-')}", "keys and values", repr(held))
-    return replace(settings, n_timesteps=steps)
+        require(isinstance(held, Mapping), _option(name), "keys and values", repr(held))
+    return replace(settings, **steps)  # type: ignore[arg-type]
+
+
+def in_its_unit(settings: Settings) -> Settings:
+    """The settings, if their budget is in what the leader counts, whose class is looked up; raises ``ValueError``."""
+    unit = catalogue.counts(catalogue.leader(settings.leader))
+    counted = "outer iterations" if unit == "n_iterations" else "steps"
+    for name in BUDGETS:
+        if name != unit and getattr(settings, name) is not None:
+            raise ValueError(
+                f"{_option(name)}: expected {_option(unit)}: {settings.leader} counts {counted}, got {_option(name)}"
+            )
+    return settings
+
+
+def _option(field: str) -> str:
+    """The command line's name of a field."""
+    return f"--{field.replace('_', '-')}"
 
 
 # --- what they mean -------------------------------------------------------------------------------------------------------
@@ -236,6 +271,11 @@ def config_class(cls: type) -> type[Any] | None:
     hints = get_type_hints(cls.__init__)  # type: ignore[misc]
     kinds = get_args(hints.get("config")) or [hints.get("config")]
     return next((hint for hint in kinds if isinstance(hint, type) and hint is not type(None)), None)
+
+
+def takes_fields(cls: type) -> bool:
+    """Whether a leader takes the fields of its config as keywords; a user's own may take a config alone."""
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(cls).parameters.values())
 
 
 def follower_of(settings: Settings) -> Any:
@@ -270,11 +310,10 @@ def build(settings: Settings) -> Any:
     Raises:
         ValueError: an argument does not exist or does not fit.
     """
-    from ..agents import PBRLConfig
-    from ..agents.sources import is_game
+    from ..agents.config import keywords
 
     cls = catalogue.leader(settings.leader)
-    own = [name for name in inspect.signature(cls).parameters if name not in _OWN]
+    own = [name for name in keywords(cls) if name not in _OWN]
     config = config_class(cls)
     known = [f.name for f in fields(config)] if config is not None else []
     arguments: dict[str, Any] = {}
@@ -288,11 +327,10 @@ def build(settings: Settings) -> Any:
     env, env_kwargs = world_of(settings)
     follower = follower_of(settings)
     try:
-        if changes and config is not None:
-            for_a_game = config is PBRLConfig and is_game(env)
-            arguments["config"] = PBRLConfig.for_a_game(**changes) if for_a_game else config(**changes)
+        if changes and config is not None and not takes_fields(cls):
+            arguments["config"], changes = config(**changes), {}
         given = [env] if follower is None else [env, follower]
-        return cls(*given, seed=settings.seed, env_kwargs=env_kwargs, **arguments)
+        return cls(*given, seed=settings.seed, env_kwargs=env_kwargs, **arguments, **changes)
     except TypeError as error:  # an argument of the environment or of the algorithm, whose signatures are not ours
         reason = " ".join(str(error).split())
         raise ValueError(f"arguments: expected some that fit {settings.env}, {settings.name}, got {reason}") from error

@@ -25,7 +25,7 @@ from ..envs.mdp.checks import check_size, require
 from .logs import Extras, require_folder, write_text
 from .processes import THREADS, run_all
 from .run import LEADER, RESULT, RunFailed, load, read_result, resume, score, settings_in, train
-from .settings import KWARGS, Settings
+from .settings import BUDGETS, KWARGS, Settings
 from .statistics import Interval, interval
 from .values import literal
 
@@ -126,7 +126,7 @@ def run_one(settings: Settings, root: Path, save_freq: int | None, search_path: 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = _go_on(folder, settings) or train(settings, lambda: folder, Extras(save_freq=save_freq))
+            result = _go_on(folder, settings) or train(settings, lambda _: folder, Extras(save_freq=save_freq))
     except Exception as error:
         text = " ".join(str(error if isinstance(error, (ValueError, RunFailed)) else repr(error)).split())
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def _go_on(folder: Path, settings: Settings) -> dict[str, Any] | None:
         load(folder, trust_code=True)  # the code that these settings name was named by the user
     except ValueError:
         return None
-    return resume(folder, Extras(), None, trust_code=True)
+    return resume(folder, Extras(), {}, trust_code=True)
 
 
 # --- many runs ------------------------------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         settings = asdict(found[0].settings)
         rows.append(
             {
-                **{key: settings[key] for key in ("env", "leader", "follower", "n_timesteps", *KWARGS)},
+                **{key: settings[key] for key in ("env", "leader", "follower", *BUDGETS, *KWARGS)},
                 "score": mean,
                 "low": low,
                 "high": high,
@@ -329,7 +329,7 @@ def differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the summary with only those settings that differ between rows, besides environment and leader."""
     flat: list[dict[str, Any]] = []
     for row in rows:
-        own = {name: row[name] for name in ("env", "leader", "follower", "n_timesteps")}
+        own = {name: row[name] for name in ("env", "leader", "follower", *BUDGETS)}
         for part, name in _PARTS.items():
             own |= {f"{part}.{key}": item for key, item in row[name].items() if (part, key) != ("env", "seed")}
         flat.append(own)

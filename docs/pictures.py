@@ -23,7 +23,7 @@ import bilevel_gym
 
 FOLDER = Path(__file__).parent / "images" / "environments"
 WIDTH, COLOURS = 640, 48
-EXACT = ["--leader", "Hypergradient", "--n-timesteps", "300"]
+EXACT = ["--leader", "Hypergradient", "--n-iterations", "300"]
 
 # name: steps shown, the trained leader
 RUNS: dict[str, tuple[int, list[str]]] = {

@@ -11,6 +11,7 @@ scratch and counts its steps. Needs the extra ``search``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +31,9 @@ from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
 from ..followers.sb3 import SB3Follower
 from ..followers.spec import Answering, FollowerSpec
 from ..leader import Leader, Method, Progress, State
-from ..learned.answers import Evaluating, judge
+from ..learned.answers import Evaluating, judge, judge_steps
 from ..learned.worlds import EnvSpec, Worlds
+from ..plan import Cost, RecordCost
 from ..records import snapshot, storable
 
 MOST_TRIALS = 10**6
@@ -162,6 +164,11 @@ class Search:
         self._es.tell(self._asked, [-value for value in returns])
 
     @property
+    def population(self) -> int:
+        """Trials a generation."""
+        return int(self._es.popsize)
+
+    @property
     def mean(self) -> Tensor:
         """m, projected on X, ``[dim]``."""
         return self._point(self._es.result.xfavorite)
@@ -209,6 +216,9 @@ class TabularCMAESMethod(ExactMethod):
 
     def default_tau(self) -> float:
         return float(self.problem.tau0)
+
+    def reach(self, iterations: int) -> float:
+        return math.inf
 
     def prepare(self, state: TabularCMAESState, seed: int | None) -> None:
         c = self.config
@@ -283,7 +293,8 @@ class CMAESMethod(Method):
         state = CMAESState(x, words=_words(seed))
         state.search = Search(self.leader_set, x.detach(), c.sigma, c.population, state.words)
         self.training, self._rollouts = self.worlds.make(c.n_envs), self.worlds.make(c.rollout_envs)
-        self.worlds.require_every_action(x.detach(), self.new_follower(0))  # what does not fit shows before any work
+        self._example = self.new_follower(0)
+        self.worlds.require_every_action(x.detach(), self._example)  # what does not fit shows before any work
         return state
 
     def new_follower(self, seed: int) -> SB3Follower:
@@ -301,6 +312,25 @@ class CMAESMethod(Method):
         with torch.no_grad():
             state.x.copy_(state.search.mean)
         return state, {"trials": float(state.trials), "best_trial": max(returns)}
+
+    def _trial_steps(self, steps: int) -> Cost:
+        """Environment steps of :meth:`trial`."""
+        measured = self.config.rollout_envs * self.worlds.horizon(self.config.rollout_tail)
+        return self._example.cost(steps)._replace(leader=measured)
+
+    def iteration_steps(self, state: CMAESState, total: int, first: bool, left: float = math.inf) -> Cost:
+        one, n = self._trial_steps(self.config.follower_steps), state.search.population
+        begun = int(min(n, -(-left // one.steps)))
+        return Cost(begun * one.followers, begun * one.leader, one.certain, begun == n)
+
+    def record_steps(self, state: CMAESState) -> RecordCost:
+        if self.worlds.model is not None:
+            return RecordCost()
+        return judge_steps(self.worlds, self._sizes(1), self._example, 0, bool(state.earlier))
+
+    def _sizes(self, n_followers: int) -> Evaluating:
+        c = self.config
+        return Evaluating(n_followers, c.evaluation_steps, c.n_envs, c.rollout_envs)
 
     def trial(self, state: CMAESState, x: NDArray[np.float64], steps: int, *number: int) -> NDArray[np.float64]:
         """Train a follower from scratch at x; the leader's return in each of a few fresh episodes of it, ``[n]``.
@@ -329,11 +359,10 @@ class CMAESMethod(Method):
         if known is not None:
             value = leader_return_at_best_response(known, x)
             return Evaluation(value, None, None, None, None, 0.0, state.num_timesteps, iteration)
-        c, seeds = self.config, np.random.SeedSequence([*state.words, state.evaluations, 1])
+        seeds = np.random.SeedSequence([*state.words, state.evaluations, 1])
         state.evaluations += 1
         earlier = [("the best answer of an earlier record", state.earlier)] if state.earlier else []
-        sizes = Evaluating(n_followers, c.evaluation_steps, c.n_envs, c.rollout_envs)
-        found = judge(self.worlds, self.follower_spec, x.numpy(), {}, earlier, sizes, seeds)
+        found = judge(self.worlds, self.follower_spec, x.numpy(), {}, earlier, self._sizes(n_followers), seeds)
         state.earlier = found.policy
         state.num_timesteps += found.steps
         value, stderr = found.leader_return

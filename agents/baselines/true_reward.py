@@ -26,6 +26,9 @@ class TrueRewardMethod(PreferenceMethod):
     def begin(self, state: Any, progress: Progress, afresh: bool) -> None:
         state.begun = True
 
+    def first_steps(self, state: Any) -> int:
+        return 0
+
     def ask(self, state: Any, n: int, since: int) -> None: ...
 
     def fit(self, state: Any, epochs: int, since: dict[str, int] | None, progress: Progress) -> Fit:

@@ -64,6 +64,7 @@ class ZeroOrderMethod(ExactMethod):
 
     config_class = ZeroOrderConfig
     state_class = ZeroOrderState
+    estimates = True
 
     def prepare(self, state: ZeroOrderState, seed: int | None) -> None:
         state.generator = generator(seed)

@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import VectorizedActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
@@ -33,6 +35,7 @@ from torch.optim.swa_utils import AveragedModel
 from ...envs.mdp import TabularMDP
 from ...envs.mdp.checks import check_count, check_number, require
 from ..files import write_whole
+from ..plan import Cost
 from .model_state import explorations, load_model_state, model_state
 from .replay import TrueReplay, buffer_arrays, require_playable
 from .spec import FALLING_ENTROPY, AlgorithmSpec, Answering, FollowerSpec, build_model
@@ -212,6 +215,22 @@ class SB3Follower:
             if self._average is not None:
                 self._average.update_parameters(model.policy)
         return self.num_timesteps - before
+
+    def cost(self, steps: int) -> Cost:
+        """What :meth:`train` spends where ``steps`` are asked for: whole rollouts. About, where they are whole episodes."""
+        model: Any = self.model
+        if isinstance(model, OnPolicyAlgorithm):
+            rollout = model.n_steps * model.n_envs
+        elif isinstance(model, OffPolicyAlgorithm) and model.train_freq.unit is TrainFrequencyUnit.STEP:  # type: ignore[union-attr]
+            rollout = model.train_freq.frequency * model.n_envs  # type: ignore[union-attr]
+        else:  # of episodes
+            return Cost(steps, certain=False)
+        return Cost(-(-steps // rollout) * rollout)
+
+    def cost_alone(self, steps: int) -> Cost:
+        """What :meth:`train_alone` spends."""
+        tenth = self.cost(-(-steps // 10))
+        return tenth._replace(followers=-(-steps // tenth.followers) * tenth.followers)
 
     def begin_episodes(self) -> None:
         """Begin new episodes, with a seed drawn from the follower's seed and steps, so that no state of an environment is used.

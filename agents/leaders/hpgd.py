@@ -146,6 +146,7 @@ class HPGDMethod(ExactMethod):
     config_class = HPGDConfig
     state_class = HPGDState
     positive_tau = True
+    estimates = True
 
     def __init__(self, problem: Any, config: Any = None, env_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(problem, config, env_kwargs)

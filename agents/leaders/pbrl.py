@@ -32,6 +32,7 @@ Where the environment is tabular, honest evaluation, and with it the choice of t
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -63,6 +64,7 @@ from ..learned.game_worlds import GameSpec
 from ..learned.players import LearnedPlayers
 from ..learned.worlds import EnvSpec, Vectorisation
 from ..penalties import Penalty
+from ..plan import Cost, RecordCost
 from ..records import snapshot, storable
 from ..schedules import Linear, Schedule, as_schedule
 from ..sources import is_game, makes_one
@@ -230,6 +232,14 @@ class PBRLMethod(Method):
             state.oracle_failures = 0
         self._failures_before = state.oracle_failures
 
+    @property
+    def estimates(self) -> bool:  # type: ignore[override]
+        """Whether x's gradient comes from episodes."""
+        return isinstance(self.config.estimator, Rollouts)
+
+    def reach(self, iterations: int) -> float:
+        return float(self.config.reach(self._rate, iterations))
+
     def step(self, state: PBRLState, progress: Progress) -> tuple[PBRLState, dict[str, float]]:
         state.lam = self._lam(progress.remaining)
         state.optimizer.param_groups[0]["lr"] = self._rate(progress.remaining)
@@ -239,11 +249,10 @@ class PBRLMethod(Method):
         state.num_timesteps += found.steps
         state.penalty_estimate, state.gain = found.penalty, found.gain
         # Where the best response is certified worse than pi_y, by more than the penalty's range, x waits.
-        p = found.penalty
+        p, state.x.grad = found.penalty, -found.ascent
         if p.margin < -2.0 * p.margin_stderr:
             state.oracle_failures += 1
         else:
-            state.x.grad = -found.ascent
             projected_step(state.optimizer, [self.leader_set.project])
         return state, {
             "penalty_estimate": p.mean,
@@ -262,8 +271,8 @@ class PBRLMethod(Method):
 
     def _train(self, state: PBRLState, progress: Progress) -> None:
         config, n, points = self.config, len(state.followers), self.neighbourhood(state)
-        # Steps asked of each follower now, the warm-up's at first, and those it will be asked for in all.
-        asked = config.follower_steps + (0 if state.warm else min(int(config.warmup_steps), progress.total // 8))
+        # Steps asked of each follower now, and those it will be asked for in all.
+        asked = self._asked(progress.total, state.warm)
         per_iteration = n * config.follower_steps + state.estimator.planned_steps
         planned = int(progress.total * config.follower_steps / per_iteration) + int(config.warmup_steps)
         state.warm = True
@@ -284,6 +293,19 @@ class PBRLMethod(Method):
                     f"{asked} asked: a rollout of {model} counts for each of {config.n_envs} copies",
                     stacklevel=5,
                 )
+
+    def iteration_steps(self, state: PBRLState, total: int, first: bool, left: float = math.inf) -> Cost:
+        asked = self._asked(total, state.warm or not first)
+        costs = [follower.cost(asked) for follower in state.followers.values()]
+        certain = all(cost.certain for cost in costs)
+        return Cost(sum(cost.followers for cost in costs), state.estimator.planned_steps, certain)
+
+    def _asked(self, total: int, warm: bool) -> int:
+        """Steps that each follower is asked for in an iteration, the warm-up's at first."""
+        return int(self.config.follower_steps) + (0 if warm else min(int(self.config.warmup_steps), total // 8))
+
+    def record_steps(self, state: PBRLState) -> RecordCost:
+        return self.level.record_steps(state)  # type: ignore[no-any-return]
 
     def end(self, state: PBRLState, iterations: int) -> None:
         failures = state.oracle_failures - self._failures_before

@@ -35,6 +35,7 @@ The exponents 9/10 (zeta), 1/2 (alpha, beta), 3/20 (w) and 1/20 (tau) of the pub
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -49,6 +50,7 @@ from ...envs.tabular import AliasSampler, Floats, Integers
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState, generator
 from ..leader import Progress, projected_step
 from ..lower_levels import Policies
+from ..plan import Cost
 from ..records import storable
 from ..schedules import Power, Schedule, as_schedule, scaled
 
@@ -392,6 +394,7 @@ class SingleLoopMethod(ExactMethod):
     state_class = SingleLoopState
     counts = "total_timesteps"
     n_followers: ClassVar[int] = 2
+    estimates = True
 
     def __init__(self, problem: Any, config: Any = None, env_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(problem, config, env_kwargs)
@@ -418,6 +421,9 @@ class SingleLoopMethod(ExactMethod):
         state.generator, state.w = generator(seed), self.schedules[3](1.0)
         u = torch.rand(1, dtype=torch.float64, generator=state.generator).numpy()
         state.followers = Followers.new(self.world, self.n_followers, u)
+
+    def iteration_steps(self, state: SingleLoopState, total: int, first: bool, left: float = math.inf) -> Cost:
+        return Cost(self.n_followers * self.config.block)
 
     def step(self, state: SingleLoopState, progress: Progress) -> tuple[SingleLoopState, dict[str, float]]:
         state.tau, block = self.schedule(progress.remaining), self.config.block

@@ -27,8 +27,9 @@ from ...wrappers import set_leader
 from ..estimators.rollouts import Rollout, collect, episode_returns, start_values
 from ..followers.sb3 import SB3Follower
 from ..followers.spec import Answering, FollowerSpec
+from ..plan import RecordCost
 from ..schedules import Geometric
-from .counted import FLOOR, LARGEST, Counting, Counts, Planned, plan, seek
+from .counted import FLOOR, LARGEST, Counting, Counts, Planned, plan, seek, seek_steps
 from .worlds import Worlds
 
 Floats = NDArray[np.float64]
@@ -250,6 +251,26 @@ def judge(
         spent,
         kept.policy_state(),
     )
+
+
+def judge_steps(worlds: Worlds, sizes: Evaluating, like: SB3Follower, n_held: int, earlier: bool) -> RecordCost:
+    """Environment steps of :func:`judge`.
+
+    Args:
+        worlds: the environment.
+        sizes: how much is trained and played.
+        like: a follower of the same algorithm, in as many environments.
+        n_held: how many are held up against the best answer.
+        earlier: whether there is an answer of an earlier record, as there is after the first.
+    """
+    trained, episode = like.cost_alone(sizes.steps), sizes.episodes * worlds.horizon(TAIL)
+    spent, certain = sizes.followers * trained.followers, trained.certain
+    if _counts(worlds) is not None:  # one policy plays, where the table foretells what it earns; else all do
+        spent += seek_steps(sizes.n_envs, sizes.steps) + episode
+        return RecordCost(spent, spent, False)
+    ways = 1 if worlds.continuous_actions else 2
+    first, later = (spent + episode * (ways * (sizes.followers + more) + 2 * n_held) for more in (earlier, 1))
+    return RecordCost(first, later, certain)
 
 
 def _counts(worlds: Worlds) -> Counts | None:

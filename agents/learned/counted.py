@@ -305,6 +305,11 @@ class Counting(StepWrapper):
         return rewards
 
 
+def seek_steps(n_envs: int, steps: int) -> int:
+    """Environment steps of :func:`seek`, which is asked for about ``steps``."""
+    return STAGES * n_envs * max(1, -(-steps // (STAGES * n_envs)))
+
+
 def seek(venv: Counting, steps: int, rng: np.random.Generator) -> int:
     """Explore for about ``steps`` steps: first the least tried actions, then policies that may be best; return the steps spent.
 

@@ -43,8 +43,9 @@ from ..followers.soft_q import SoftQFollower
 from ..followers.spec import Answering, FollowerSpec
 from ..lower_levels import lower_level
 from ..penalties import Penalty, Role, ValuePenalty
+from ..plan import RecordCost
 from ..schedules import Geometric, as_schedule
-from .answers import TAIL, Evaluating, Judged, judge
+from .answers import TAIL, Evaluating, Judged, judge, judge_steps
 from .worlds import Worlds
 
 Floats = NDArray[np.float64]
@@ -207,6 +208,20 @@ class LearnedFollower:
         """Return the leader's gain from pi_y over pihat."""
         return float(earned - self.exact.leader_return(x, best)), None
 
+    def record_steps(self, state: Any) -> RecordCost:
+        """Environment steps of :meth:`evaluate` of one follower: none where a model is known, but those of paired episodes."""
+        hat, pi_y = state.followers["best_response"], state.followers["penalised"]
+        if self.worlds.model is None:
+            return judge_steps(self.worlds, self._sizes(state, 1), hat, len(state.followers), bool(state.earlier))
+        if self.worlds.problem is not None and not pi_y.recurrent:
+            return RecordCost()
+        played = 3 * state.estimator.venv.num_envs * self.worlds.horizon(TAIL)
+        return RecordCost(played, played)
+
+    def _sizes(self, state: Any, n_followers: int) -> Evaluating:
+        c = self.config
+        return Evaluating(n_followers, c.evaluation_steps, c.n_envs, state.estimator.venv.num_envs)
+
     # --- evaluation -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -270,11 +285,9 @@ class LearnedFollower:
 
     def _by_answers(self, state: Any, x: Tensor, spec: FollowerSpec, n: int, seeds: np.random.SeedSequence) -> Judged:
         """Evaluate x at the best answer found, without touching the random generators of training."""
-        c, trained = self.config, state.warm
-        known = [("best_response", state.followers["best_response"].policy_state())] if trained else []
+        known = [("best_response", state.followers["best_response"].policy_state())] if state.warm else []
         known += [("the best answer of an earlier record", state.earlier)] if state.earlier else []
-        sizes = Evaluating(n, c.evaluation_steps, c.n_envs, state.estimator.venv.num_envs)
-        found = judge(self.worlds, spec, x.numpy(), dict(state.followers), known, sizes, seeds)
+        found = judge(self.worlds, spec, x.numpy(), dict(state.followers), known, self._sizes(state, n), seeds)
         state.earlier = found.policy
         return found
 

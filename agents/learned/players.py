@@ -49,6 +49,7 @@ from ..followers.sb3 import SB3Follower
 from ..followers.spec import Answering, FollowerSpec
 from ..lower_levels import lower_level
 from ..penalties import NikaidoIsodaPenalty, Penalty
+from ..plan import RecordCost
 from ..schedules import as_schedule
 from ..sources import is_game, makes_one
 from .game_worlds import Floats, GameWorlds, PlayerEnv
@@ -203,6 +204,10 @@ class LearnedPlayers:
         d = pair_visitation(model, own[0], best[1]), pair_visitation(model, best[0], own[1])
         gain = LeaderGain(leader_advantages(leaders, *own), pair_visitation(leaders, *own), d)
         return gain.at_stake, gain
+
+    def record_steps(self, state: Any) -> RecordCost:
+        """Environment steps of :meth:`evaluate`: none, for the model is known."""
+        return RecordCost()
 
     # --- evaluation -----------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ True rewards are recorded with the segments, and read only by labellers and by `
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -41,6 +42,7 @@ from ..followers.sb3 import Generators, SB3Follower
 from ..followers.spec import Answering, FollowerSpec
 from ..leader import Leader, Method, Progress, State
 from ..learned.worlds import EnvSpec
+from ..plan import Cost
 from .asking import Asking
 from .config import PreferenceConfig, PreferenceEvaluation
 from .labels import Labeller, Pair, PreferenceBuffer, TrueReturnLabeller
@@ -238,6 +240,14 @@ class PreferenceMethod(Method):
             "pending": float(len(state.pending)),
             **{key: value for key, value in self.found(state).items() if value is not None},
         }
+
+    def first_steps(self, state: Any) -> int:
+        n = self.config.n_envs
+        return 0 if state.begun else -(-self.config.first_steps // n) * n
+
+    def iteration_steps(self, state: Any, total: int, first: bool, left: float = math.inf) -> Cost:
+        costs = [f.follower.cost(self.config.follower_steps) for f in state.followers.values()]
+        return Cost(sum(cost.followers for cost in costs), certain=all(cost.certain for cost in costs))
 
     def end(self, state: Any, iterations: int) -> None:
         if state.pending:

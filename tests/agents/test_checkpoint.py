@@ -179,7 +179,7 @@ def test_learning_goes_on_over_a_full_disk(tmp_path: Path) -> None:
         full = 6 <= leader.iteration < 12
         resource.setrlimit(resource.RLIMIT_FSIZE, (2048 if full else held[0], held[1]))
 
-    with pytest.warns(RuntimeWarning, match=r"^checkpoint: .* at iteration 8, .* last checkpoint: of iteration 4"):
+    with pytest.warns(RuntimeWarning, match=r"^checkpoint: .* at iteration 8, .* last checkpoint: iteration 4"):
         leader = TabularPBRL(TWO).learn(10, [fill_and_empty, Checkpoint(path, every=4)])
     resource.setrlimit(resource.RLIMIT_FSIZE, held)
     assert leader.iteration == 10

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3 import A2C
@@ -13,7 +15,9 @@ from stable_baselines3.common.callbacks import (
     CallbackList,
     CheckpointCallback,
     ConvertCallback,
+    EvalCallback,
     EveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
     StopTrainingOnNoModelImprovement,
     StopTrainingOnRewardThreshold,
 )
@@ -139,3 +143,25 @@ def test_what_an_evaluation_cannot_call() -> None:
         LeaderEvalCallback(callback_on_new_best=print)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="eval_freq"):
         LeaderEvalCallback(0)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: EvalCallback(gym.make("CartPole-v1")), "LeaderEvalCallback"),
+        (lambda: CallbackList([EvalCallback(gym.make("CartPole-v1"))]), "LeaderEvalCallback"),
+        (lambda: EveryNTimesteps(5, EvalCallback(gym.make("CartPole-v1"))), "LeaderEvalCallback"),
+        (lambda: StopTrainingOnMaxEpisodes(3), "a callable that counts leader.num_timesteps"),
+        (lambda: StopTrainingOnRewardThreshold(1.0), "one below LeaderEvalCallback"),
+        (lambda: StopTrainingOnNoModelImprovement(3), "one below LeaderEvalCallback"),
+        (
+            lambda: CheckpointCallback(5, "nowhere", save_vecnormalize=True),
+            "CheckpointCallback with save_vecnormalize=False",
+        ),
+    ],
+)
+def test_a_callback_that_does_not_fit_is_refused_before_a_step(make: Callable[[], Any], expected: str) -> None:
+    leader = TabularPBRL("bilevel_gym/TwoState-v0")
+    with pytest.raises(ValueError, match=f"^callback: expected {expected}"):
+        leader.learn(60, make())
+    assert (leader.iteration, leader.history) == (0, [])

@@ -42,7 +42,10 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 def test_an_exact_leader_is_trained_and_evaluated(call: Call) -> None:
     answer = call("train", *EXACT, "-n", "20", "--seed", "3", "--json")
     assert answer.code == 0
-    assert answer.err == "bilevel_gym/TwoState-v0, TabularPBRL, seed 3: runs/TabularPBRL/TwoState-v0_1\n"
+    lines = answer.err.splitlines()
+    assert lines[0] == "bilevel_gym/TwoState-v0, TabularPBRL, seed 3: runs/TabularPBRL/TwoState-v0_1"
+    assert lines[1] == "TabularPBRL: 20 iterations"
+    assert [line for line in lines[2:] if "x cannot cross X" not in line] == []
     result = json.loads(answer.out)
     expected = TabularPBRL("bilevel_gym/TwoState-v0", seed=3).learn(20)
     assert result["evaluation"] == expected.evaluate().as_dict()
@@ -61,12 +64,12 @@ def test_an_exact_leader_is_trained_and_evaluated(call: Call) -> None:
     again = call("evaluate", str(folder), "--json")
     assert again.code == 0
     assert json.loads(again.out)["evaluation"] == result["evaluation"]
-    assert call("train", *EXACT, "-n", "1").err.endswith("TwoState-v0_2\n")
+    assert "TwoState-v0_2\nTabularPBRL: 1 iteration\n" in call("train", *EXACT, "-n", "1").err
 
 
 def test_a_sampled_leader_takes_arguments_of_all_three(call: Call) -> None:
     words = ("--follower-kwargs", "n_steps:4", "learning_rate:lin_0.01", "policy_kwargs:dict(net_arch=[8])")
-    answer = call("train", *SAMPLED, *words, "--env-kwargs", "gamma:0.8", "-n", "600", "--eval-freq", "2", "--json")
+    answer = call("train", *SAMPLED, *words, "--env-kwargs", "gamma:0.8", "-n", "1200", "--eval-freq", "2", "--json")
     assert answer.code == 0, answer.err
     result = json.loads(answer.out)
     leader = _loaded(Path(result["run"]))
@@ -86,7 +89,7 @@ def _loaded(folder: Path) -> Any:
 
 
 def test_the_settings_that_a_run_leaves_give_it_again(call: Call) -> None:
-    first = json.loads(call("train", *SAMPLED, "-n", "300", "--seed", "5", "--json").out)
+    first = json.loads(call("train", *SAMPLED, "-n", "900", "--seed", "5", "--json").out)
     again = json.loads(call("train", "--conf-file", f"{first['run']}/settings.yml", "--json").out)
     assert again["run"] != first["run"]
     for key in ("settings", "evaluation", "x"):
@@ -98,8 +101,8 @@ def test_a_run_is_resumed_to_its_own_length(call: Call) -> None:
     run = json.loads(call("train", *EXACT, "-n", "20", "--json").out)["run"]
     Path(run, "result.json").unlink()
     settings = yaml.safe_load(Path(run, "settings.yml").read_text())
-    assert settings["n_timesteps"] == 20
-    answer = call("train", "--resume", run, "--n-timesteps", "40", "--json")
+    assert settings["n_iterations"] == 20
+    answer = call("train", "--resume", run, "--n-iterations", "40", "--json")
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)
     assert found["num_timesteps"] == whole["num_timesteps"] == 40
@@ -169,7 +172,7 @@ def test_leaders_that_learn_from_preferences(call: Call, leader: str) -> None:
 def test_a_game_takes_four_followers(call: Call) -> None:
     words = ("--env", "incentive_design_v0", "--env-kwargs", "n_states:2", "n_actions_1:2", "n_actions_2:2")
     more = ("--leader-kwargs", "warmup_steps:64", "follower_steps:64", "estimator:Rollouts(n_envs=4)", "n_envs:4")
-    answer = call("train", *words, "--follower", "A2C", *more, "-n", "600", "--json")
+    answer = call("train", *words, "--follower", "A2C", *more, "-n", "1200", "--json")
     assert answer.code == 0, answer.err
     config = _loaded(Path(json.loads(answer.out)["run"])).config
     assert (config.observe_commitment, config.follower_steps) == (False, 64)  # what suits a game, with these changes
@@ -183,7 +186,7 @@ def test_names_of_ones_own(call: Call) -> None:
     )
     words = ("--env", "mine:world", "--env-kwargs", "gamma:0.9", "--follower", "mine:follower")
     kwargs = ("--follower-kwargs", "rate:0.02", "--leader-kwargs", *SMALL_KWARGS, "--n-envs", "4")
-    answer = call("train", *words, *kwargs, "-n", "300", "--json")
+    answer = call("train", *words, *kwargs, "-n", "900", "--json")
     assert answer.code == 0, answer.err
     run = json.loads(answer.out)["run"]
     assert run == "runs/PBRL-mine.follower/mine.world_1"
@@ -195,7 +198,7 @@ def test_names_of_ones_own(call: Call) -> None:
 
 
 def test_a_card_of_a_run(call: Call) -> None:
-    run = json.loads(call("train", *SAMPLED, "-n", "300", "--json").out)["run"]
+    run = json.loads(call("train", *SAMPLED, "-n", "900", "--json").out)["run"]
     answer = call("card", run)
     assert (answer.code, answer.out) == (0, f"{run}/card\n")
     names = {path.relative_to(f"{run}/card").as_posix() for path in Path(run, "card").rglob("*")}
@@ -223,7 +226,7 @@ def test_weights_and_biases(call: Call, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Error=OSError, init=init))
     assert call("train", *EXACT, "-n", "10", "--track", "--wandb-project-name", "mine").code == 0
     assert (sent[0]["project"], sent[0]["name"]) == ("mine", "TwoState-v0__TabularPBRL__0")
-    assert sent[0]["config"]["n_timesteps"] == 10
+    assert sent[0]["config"]["n_iterations"] == 10
     assert [item[0] for item in sent[1:-1]] == [0, 10]
     assert "leader/leader_return" in sent[1][1]
     assert sent[-1] == "finished"
@@ -286,8 +289,15 @@ def test_list_names_everything_with_a_line(call: Call) -> None:
         (("train", "--env", "TowState-v0"), "--env: expected one of DesignedHopper-v0, "),
         (("train", "--env", "nothing_here:world"), "--env: expected module:callable, got 'nothing_here:world'"),
         (("train", *EXACT), None),
-        (("train", *EXACT, "-n", "0"), "-n/--n-timesteps: expected a whole number, at least 1, got '0'"),
-        (("train", *EXACT, "-n", "many"), "-n/--n-timesteps: expected a whole number, at least 1, got 'many'"),
+        (("train", *EXACT, "-n", "0"), "-n: expected a whole number, at least 1, got '0'"),
+        (("train", *EXACT, "-n", "many"), "-n: expected a whole number, at least 1, got 'many'"),
+        (("train", *EXACT, "--n-timesteps", "9"), "--n-timesteps: expected --n-iterations: TabularPBRL counts outer "),
+        (("train", *SAMPLED, "--n-iterations", "9"), "--n-iterations: expected --n-timesteps: PBRL counts steps, got "),
+        (
+            ("train", "--env", "TwoState-v0", "--leader", "SingleLoop", "--n-iterations", "9"),
+            "--n-iterations: expected --n-timesteps: SingleLoop counts steps, got ",
+        ),
+        (("train", *EXACT, "-n", "9", "--n-iterations", "9"), "-n: expected one budget, got --n-iterations too"),
         (("train", *EXACT, "--seed", "-1"), "--seed: expected a whole number, at least 0, got '-1'"),
         (("train", "--env", "TwoState-v0", "--leader", "PBLR", "-n", "9"), "--leader: expected one of CMAES, "),
         (("train", "--env", "TwoState-v0", "--follower", "PPP", "-n", "9"), "--follower: expected one of A2C, "),
@@ -303,7 +313,7 @@ def test_list_names_everything_with_a_line(call: Call) -> None:
         (("train", "--foo"), "--foo: expected an option that --help lists, got --foo"),
         (("train", "--conf-file", "none.yml"), "--conf-file: expected a file, got 'none.yml'"),
         (("train", "--resume", "nowhere"), "--resume: expected a run's folder, with settings.yml, got 'nowhere'"),
-        (("train", "--resume", "r", "--seed", "1"), "--resume: expected no other setting than --n-timesteps beside it, got "),
+        (("train", "--resume", "r", "--seed", "1"), "--resume: expected no other setting than a budget beside it, got "),
         (("evaluate",), "RUN: expected a value, got none"),
         (("evaluate", "nowhere"), "RUN: expected a run's folder, with settings.yml, got 'nowhere'"),
         (("list", "cars"), "what: expected one of environments, leaders, followers, tuned, all, got 'cars'"),

@@ -28,8 +28,8 @@ def test_every_command_parses(command: str) -> None:
     given: dict[str, Any] = cli.commands[name].make_context(name, words).params
     if name == "train" and given["resume"] is None:
         kwargs = {key: item for key, item in given.items() if key.endswith("_kwargs")}
-        chosen = {key: given[key] for key in ("env", "leader", "follower", "n_timesteps")}
-        assert settings_of({**chosen, **kwargs}).n_timesteps > 0
+        chosen = {key: given[key] for key in ("env", "leader", "follower", "n_timesteps", "n_iterations")}
+        assert settings_of({**chosen, **kwargs}).budget > 0
     assert grid(given.get("grid") or ())
     space(given.get("space") or ())
 

@@ -62,9 +62,9 @@ RUNS = {
     "exact": ONE,
     "linear-quadratic": ("--env", "LQStackelberg-v0", "--leader", "Hypergradient", "-n", "1"),
     "game": ("--env", "incentive_design_v0", "--leader", "TabularPBRL", "-n", "1"),
-    "sampled": ("--env", "TwoState-v0", "--follower", "A2C", "-n", "200", "--leader-kwargs", *SMALL),
+    "sampled": ("--env", "TwoState-v0", "--follower", "A2C", "-n", "900", "--leader-kwargs", *SMALL),
     "search": (
-        *("--env", "TwoState-v0", "--leader", "CMAES", "--follower", "A2C", "-n", "100", "--leader-kwargs"),
+        *("--env", "TwoState-v0", "--leader", "CMAES", "--follower", "A2C", "-n", "2000", "--leader-kwargs"),
         *("follower_steps:64", "n_envs:4", "rollout_envs:4", "evaluation_steps:64", "population:4"),
     ),
     "preferences": (

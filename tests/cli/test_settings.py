@@ -21,8 +21,8 @@ GAME = "bilevel_gym/StackelbergGame-v0"
 @pytest.mark.parametrize(("env", "leader", "follower", "entry"), ENTRIES)
 def test_every_tuned_entry_constructs(env: str, leader: str, follower: str, entry: dict[str, Any]) -> None:
     (found,) = chosen(env, leader, follower)
-    settings = runs_of(found, 1, None)[0]
-    assert settings.n_timesteps == entry["n_timesteps"]
+    settings = runs_of(found, 1, {})[0]
+    assert settings.budget == entry[catalogue.counts(catalogue.leader(leader))]
     built = build(settings)
     for key, raw in entry.get("leader_kwargs", {}).items():
         if isinstance(raw, (int, float, bool)) and hasattr(built.config, key):
@@ -36,7 +36,7 @@ def test_every_tuned_entry_constructs(env: str, leader: str, follower: str, entr
 
 @pytest.mark.parametrize(("env", "leader", "follower", "entry"), ENTRIES)
 def test_the_evidence_stands_on_the_page(env: str, leader: str, follower: str, entry: dict[str, Any]) -> None:
-    assert set(entry) <= {"n_timesteps", "leader_kwargs", "follower_kwargs", "evidence"}
+    assert set(entry) <= {"n_timesteps", "n_iterations", "leader_kwargs", "follower_kwargs", "evidence"}
     evidence = entry["evidence"]
     assert set(evidence) == {"measure", "value", "shown", "runs", "seeds", "env_seeds", "env_kwargs", "page"}
     assert evidence["shown"] in (ROOT / evidence["page"]).read_text(encoding="utf-8")

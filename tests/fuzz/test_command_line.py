@@ -168,7 +168,7 @@ def test_a_run_whose_files_are_damaged(data: Any) -> None:
 def too_long(folder: Path) -> bool:
     """Whether the settings, read as they are, ask for more than a test may take."""
     try:
-        return float(read(folder / "settings.yml")["n_timesteps"]) > 1000
+        return float(read(folder / "settings.yml")["n_iterations"]) > 1000
     except (ValueError, KeyError, TypeError, OverflowError):
         return False
 

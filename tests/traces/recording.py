@@ -80,7 +80,8 @@ class _Kept(KVWriter):
         self.rows: list[dict[str, Any]] = []
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        self.rows.append({key: key_values[key] for key in sorted(key_values) if not key.startswith("time/")})
+        left_out = ("time/", "leader/moved", "leader/gradient_signal")  # of the log alone
+        self.rows.append({key: key_values[key] for key in sorted(key_values) if not key.startswith(left_out)})
 
     def close(self) -> None: ...
 

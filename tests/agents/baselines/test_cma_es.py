@@ -119,9 +119,16 @@ def test_every_step_counts_and_the_last_trial_is_finished() -> None:
 def test_a_generation_that_is_cut_off_moves_nothing() -> None:
     leader = small()
     start = leader.last_x
-    leader.learn(700)  # two of four trials
-    assert leader.trials == 2
-    np.testing.assert_array_equal(leader.last_x, start)
+    leader.learn(1952 + 700)  # a generation, and two of the next one's four trials
+    assert leader.trials == 4 + 2
+    assert leader.iteration == 2
+    after = leader.last_x
+    assert not np.array_equal(after, start)
+    with pytest.raises(ValueError, match="total_timesteps: expected at least 1952 "):
+        small().learn(1951)
+    once = small()
+    once.learn(1952)
+    np.testing.assert_array_equal(once.last_x, after)
 
 
 def test_a_trial_s_follower_knows_nothing_of_earlier_ones() -> None:
@@ -161,10 +168,10 @@ def test_where_there_is_no_model_it_evaluates_by_one_more_trial() -> None:
     env = Wrapped(TabularEnv(random_stackelberg(3, 2, 2)))
     leader = small(env=gym.wrappers.TimeLimit(env, 30), evaluation_steps=512)
     assert leader.worlds.problem is None
-    record = leader.learn(1500).evaluate()
+    record = leader.learn(2500).evaluate()
     assert record.leader_return_stderr > 0.0
     assert leader.num_timesteps > leader.trials * (256 + 8 * 29)  # honest evaluation's steps are among them
-    assert leader.trials <= 4
+    assert leader.trials <= 8
 
 
 def test_files_of_sampled_leaders(tmp_path: Path) -> None:
@@ -227,3 +234,13 @@ def test_without_pycma_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch
     for make in (lambda: TabularCMAES(TwoStateProblem()), small):
         with pytest.raises(ImportError, match=r"bilevel-gym\[search\]"):
             make()
+
+
+@pytest.mark.parametrize("config", [CMAESConfig, TabularCMAESConfig])
+def test_a_search_that_cannot_be_made_is_refused(config: Any) -> None:
+    for sigma in (1e308, 0.0, float("inf")):
+        with pytest.raises(ValueError, match=r"^sigma: expected a number in \(0, 1000"):
+            config(sigma=sigma)
+    for population in (2**40, 10**6 + 1, 1):
+        with pytest.raises(ValueError, match=r"^population: expected a number in \[2, 1000000\]"):
+            config(population=population)

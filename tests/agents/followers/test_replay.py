@@ -283,7 +283,7 @@ def test_relabelling_is_refused_where_it_is_not_valid() -> None:
 
 
 def test_sb3s_own_buffer_is_left_alone_where_that_is_asked() -> None:
-    leader = PBRL(TabularEnv(reward_problem()), driver, config=replace(CONFIG, relabel=False)).learn(300)
+    leader = PBRL(TabularEnv(reward_problem()), driver, config=replace(CONFIG, relabel=False)).learn(500)
     assert type(leader.penalised.model.replay_buffer) is ReplayBuffer
 
 
@@ -292,7 +292,7 @@ def test_continuous_followers_relabel_too() -> None:
         return SAC("MlpPolicy", venv, gamma=0.5, learning_starts=8, batch_size=16, device="cpu")
 
     config = replace(CONFIG, relabel=True, evaluation_steps=64)
-    leader = PBRL(lambda: gym.wrappers.TimeLimit(Aim(), 10), build, config=config).learn(400)
+    leader = PBRL(lambda: gym.wrappers.TimeLimit(Aim(), 10), build, config=config).learn(500)
     assert leader.iteration >= 2
     assert leader.penalised.replay is not None
     assert leader.penalised.replay.size() * 4 == leader.penalised.num_timesteps
@@ -305,7 +305,7 @@ def test_continuous_followers_relabel_too() -> None:
 )
 def test_a_file_asks_for_no_room_that_no_draw_takes(draws: Any) -> None:
     config = PBRLConfig(n_envs=4, warmup_steps=64, follower_steps=64, estimator=Rollouts(4))
-    leader = PBRL("bilevel_gym/StackelbergGame-v0", DQN, config=config, env_kwargs={"n_states": 4}).learn(400)
+    leader = PBRL("bilevel_gym/StackelbergGame-v0", DQN, config=config, env_kwargs={"n_states": 4}).learn(500)
     state = leader.best_response.state_dict()
     buffer = leader.best_response.model.replay_buffer
     before = buffer.draws
