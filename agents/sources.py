@@ -73,9 +73,15 @@ def is_game(env: Any) -> bool:
 
 
 def problem_of(source: Any) -> Any:
-    """Return an environment's problem, or None; a problem is returned as it is."""
+    """Return an environment's problem, or None; a problem is returned as it is.
+
+    A wrapper that puts a leader over an environment has no problem, whatever that environment has.
+    """
     if isinstance(source, gym.Env):
-        return source.get_wrapper_attr("problem") if source.has_wrapper_attr("problem") else None
+        while (
+            isinstance(source, gym.Wrapper) and "problem" not in vars(source) and not hasattr(type(source), "problem")
+        ):
+            source = source.env
     return source if isinstance(source, BilevelProblem) else getattr(source, "problem", None)
 
 

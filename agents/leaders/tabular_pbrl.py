@@ -105,7 +105,7 @@ class TabularPBRLMethod(HeldMethod):
         if self.given_penalty is not None:
             return self.given_penalty
         lam: float | Schedule = Geometric(2.0, 20.0) if self.level.n_players > 1 else LAM
-        return self.level.default_penalty(scaled(as_schedule(lam, "lam", positive=True), self.leader_unit / self.unit))
+        return self.level.default_penalty(scaled(as_schedule(lam, "lam", positive=True), self.leader_unit / self.unit))  # type: ignore[no-any-return]
 
     @property
     def positive_tau(self) -> bool:  # type: ignore[override]

@@ -114,10 +114,10 @@ class TollDesignProblem(TabularProblem):
         # Destinations, slots of outgoing links, who may use which on the way to which destination.
         N = network.n_nodes
         tail, head = network.links.unbind(-1)
-        trips = network.demand.sum(0)
-        self.destinations = trips.nonzero().flatten()
+        arrivals = network.demand.sum(0)
+        self.destinations = arrivals.nonzero().flatten()
         C = len(self.destinations)
-        self.context_probs = trips[self.destinations] / trips.sum()
+        self.context_probs = arrivals[self.destinations] / arrivals.sum()
         degree = torch.bincount(tail, minlength=N)
         A = int(degree.max())
         expected = (
@@ -126,7 +126,7 @@ class TollDesignProblem(TabularProblem):
         entries = C * N * A * N
         require(entries <= MAX_ENTRIES, "network", expected, f"{C} x {N} x {A} x {N} = {entries}")
         self._rho = torch.zeros(C, N, dtype=torch.float64)
-        self._rho[:, : len(trips)] = (network.demand[:, self.destinations] / trips[self.destinations]).T
+        self._rho[:, : len(arrivals)] = (network.demand[:, self.destinations] / arrivals[self.destinations]).T
         order = torch.argsort(tail, stable=True)
         rank = torch.arange(len(tail)) - (degree.cumsum(0) - degree)[tail[order]]
         self.link_of = torch.full((N, A), -1).index_put((tail[order], rank), order)

@@ -32,6 +32,7 @@ from bilevel_gym.envs.lq_stackelberg import LQStackelbergEnv
 from bilevel_gym.envs.mdp.linear_quadratic import steering_game
 from bilevel_gym.envs.tabular import TabularEnv
 from bilevel_gym.envs.two_state import TwoStateProblem
+from bilevel_gym.wrappers import EventPayments, ShapedReward
 
 TWO = "bilevel_gym/TwoState-v0"
 SMALL: dict[str, Any] = {"n_envs": 4, "follower_steps": 64, "warmup_steps": 0}
@@ -215,3 +216,12 @@ def test_a_budget_is_given_first_or_by_name(word: str | None) -> None:
     leader = Hypergradient(TWO)
     assert leader.learn(3) if word is None else leader.learn(num_iterations=3)
     assert (leader.num_timesteps, leader.iteration) == (3, 3)
+
+
+def test_the_problem_inside_a_wrapper_with_a_leader_of_its_own_is_not_that_leader_s() -> None:
+    """It would be solved for another x, without a word."""
+    inside = gym.make("bilevel_gym/TwoState-v0")
+    paid = ShapedReward(inside, EventPayments([lambda obs, action, next_obs: bool(action == 1)]))
+    with pytest.raises(ValueError, match=r"^problem: expected a TabularProblem"):
+        Hypergradient(paid)
+    assert Hypergradient(inside).problem is inside.get_wrapper_attr("problem")

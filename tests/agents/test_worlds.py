@@ -19,6 +19,7 @@ import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import PBRL, Checkpoint, NikaidoIsodaPenalty, PBRLConfig, Rollouts
 from bilevel_gym.agents.estimators.rollouts import collect, episode_returns
 from bilevel_gym.agents.learned.worlds import Worlds
+from bilevel_gym.envs.mdp import LeaderSet
 from bilevel_gym.wrappers import RewardMixing, VectorEnvAdapter, WorkerVecEnv, set_leader
 from tests.agents.followers.test_family import CONTINUOUS, DISCRETE, ENVS, tiny
 
@@ -187,3 +188,34 @@ def test_a_checkpoint_needs_a_folder_that_exists(tmp_path: Path) -> None:
         Checkpoint(tmp_path / "nowhere" / "leader.zip")
     with pytest.raises(ValueError, match="every: expected"):
         Checkpoint(tmp_path / "leader.zip", every=0)
+
+
+class Budgeted(gym.Wrapper):
+    """A game whose X is less than its box: sum |x_i| <= 2."""
+
+    def __init__(self, env: Any, leader_set: Any = None) -> None:
+        super().__init__(env)
+        space = env.unwrapped.leader_space
+        self.leader_set = leader_set or LeaderSet(torch.as_tensor(space.low), torch.as_tensor(space.high), 2.0)
+
+    def set_leader(self, x: Any) -> None:
+        """Refuse what is outside X."""
+        self.get_wrapper_attr("leader_set").check(x)
+        self.env.unwrapped.set_leader(x)  # type: ignore[attr-defined]
+
+
+def test_a_leader_set_that_the_environment_states_is_kept_to() -> None:
+    """x and the points around it at which followers train lie in X, though the box is wider."""
+
+    def make(leader_set: Any = None) -> Any:
+        return Budgeted(gym.make(GAME, n_states=3, n_leader_actions=2), leader_set)
+
+    worlds = Worlds(make(), None, observe_commitment=True)
+    assert worlds.leader_set.budget == 2.0
+    config = PBRLConfig(n_envs=4, follower_steps=64, warmup_steps=64, estimator=Rollouts(n_envs=8), learning_rate=1.0)
+    leader = PBRL(make(), A2C, config=config, seed=0).learn(8000)
+    assert leader.iteration >= 1
+    assert np.abs(leader.last_x).sum() <= 2.0 + 1e-9
+    for wrong in (LeaderSet.box(2, -1.0, 1.0), "a budget"):
+        with pytest.raises(ValueError, match=r"^env.leader_set: expected a LeaderSet of 6 coordinates"):
+            Worlds(make(wrong), None, observe_commitment=False)

@@ -330,3 +330,12 @@ def test_ansi_rendering() -> None:
     env.step(1)
     assert env.render() is not None
     assert str(env.render()).endswith("state 1")
+
+
+@pytest.mark.parametrize("action", [0.5, -0.5, 1.5, np.float64(0.25)])
+def test_an_action_that_is_no_whole_number_is_refused(action: float) -> None:
+    env = gym.make("bilevel_gym/TwoState-v0").unwrapped
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"^action: expected one that exists in state"):
+        env.step(action)
+    env.step(np.int64(1))

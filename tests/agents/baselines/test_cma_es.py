@@ -234,3 +234,13 @@ def test_without_pycma_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch
     for make in (lambda: TabularCMAES(TwoStateProblem()), small):
         with pytest.raises(ImportError, match=r"bilevel-gym\[search\]"):
             make()
+
+
+@pytest.mark.parametrize("config", [CMAESConfig, TabularCMAESConfig])
+def test_a_search_that_cannot_be_made_is_refused(config: Any) -> None:
+    for sigma in (1e308, 0.0, float("inf")):
+        with pytest.raises(ValueError, match=r"^sigma: expected a number in \(0, 1000"):
+            config(sigma=sigma)
+    for population in (2**40, 10**6 + 1, 1):
+        with pytest.raises(ValueError, match=r"^population: expected a number in \[2, 1000000\]"):
+            config(population=population)

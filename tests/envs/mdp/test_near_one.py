@@ -60,12 +60,16 @@ def never_ending(gamma: float) -> TabularMDP:
 
 def never_ending_sparse(gamma: float) -> SparseMDP:
     return SparseMDP(
-        csr_array(np.eye(2).repeat(2, 0)), torch.rand(2, 2), [1.0, 0.0], gamma, torch.tensor([False, True])
+        csr_array(np.eye(2).repeat(2, 0)),
+        torch.rand(2, 2),
+        torch.tensor([1.0, 0.0]),
+        gamma,
+        torch.tensor([False, True]),
     )
 
 
 def game(gamma: float) -> ZeroSumGame:
-    return ZeroSumGame(torch.full((2, 2, 2, 2), 0.5), torch.rand(2, 2, 2), [0.5, 0.5], gamma)
+    return ZeroSumGame(torch.full((2, 2, 2, 2), 0.5), torch.rand(2, 2, 2), torch.tensor([0.5, 0.5]), gamma)
 
 
 def array_problem(gamma: float) -> ArrayProblem:
@@ -75,7 +79,7 @@ def array_problem(gamma: float) -> ArrayProblem:
 
 def stackelberg(gamma: float) -> StackelbergProblem:
     return StackelbergProblem(
-        torch.full((2, 2, 2, 2), 0.5), torch.rand(2, 2, 2), torch.rand(2, 2, 2), [0.5, 0.5], gamma
+        torch.full((2, 2, 2, 2), 0.5), torch.rand(2, 2, 2), torch.rand(2, 2, 2), torch.tensor([0.5, 0.5]), gamma
     )
 
 
