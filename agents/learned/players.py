@@ -206,7 +206,7 @@ class LearnedPlayers:
         return gain.at_stake, gain
 
     def record_steps(self, state: Any) -> RecordCost:
-        """Environment steps of :meth:`evaluate`: none, for the model is known."""
+        """Return the environment steps of :meth:`evaluate`: none, since the model is known."""
         return RecordCost()
 
     # --- evaluation -----------------------------------------------------------------------------------------------------

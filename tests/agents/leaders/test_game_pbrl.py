@@ -44,7 +44,7 @@ def small(follower: Any = A2C, **changes: Any) -> PBRL:
     return PBRL(arguments.pop("env"), follower, **arguments)
 
 
-@pytest.mark.filterwarnings("ignore:the best response was certified worse")  # 128 steps are few
+@pytest.mark.filterwarnings("ignore:the best response was significantly worse")  # 128 steps are few
 @pytest.mark.parametrize("estimator", [Rollouts(8), KnownModel()])
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
 def test_every_step_is_counted(algorithm: Any, estimator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
