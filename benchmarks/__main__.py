@@ -1,12 +1,12 @@
 """Run benchmarks: ``python -m benchmarks [NAME ...] [--quick] [--cell CELL ...] [--out DIR] [--jobs N] [--pages]``.
 
-``python -m benchmarks suite --leader my_module:MyLeader`` runs a leader of one's own on the frozen suite, beside ours.
+``python -m benchmarks suite --leader my_module:MyLeader`` runs your own leader and ours on the fixed suite.
 
-Each writes ``NAME.json`` (data, command, versions, seconds), ``NAME.md`` and, where it has one, ``NAME.png``; the folder's
-``README.md`` lists them and ``standing.md`` sets them beside figures from elsewhere. ``--quick`` is a smoke test of minutes,
-written elsewhere; so are the results of single cells of a table. A benchmark that was stopped goes on where it was: what
-has ended of it is kept in ``runs/benchmarks`` until its page is written. ``--pages`` runs nothing: pages and pictures are written
-anew from the data beside them.
+Each benchmark writes ``NAME.json`` (data, command, versions, seconds), ``NAME.md`` and perhaps ``NAME.png``. The folder's
+``README.md`` lists them, and ``standing.md`` compares them with targets and with figures from elsewhere. ``--quick`` is a
+smoke test of minutes; its results, and those of single cells, go to another folder. A benchmark that was stopped continues
+where it was: its finished runs are kept in ``runs/benchmarks`` until its page is written. ``--pages`` runs nothing and writes
+pages and pictures again from the stored data.
 """
 
 from __future__ import annotations
@@ -76,16 +76,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Reproduce figures and tables, measure speed."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="a smoke test: few games, few iterations")
-    parser.add_argument("--cell", action="append", default=[], dest="cells", help="a cell of a table; may be repeated")
-    parser.add_argument("--out", type=Path, help=f"folder of the results (default: {FULL}; of a part {QUICK})")
-    parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
     parser.add_argument(
-        "--pages", action="store_true", help="run nothing: write pages and pictures anew from their data"
+        "--cell", action="append", default=[], dest="cells", help="run only this cell of a table; may be repeated"
     )
-    parser.add_argument("--leader", action="append", default=[], dest="leaders", help="of the suite: module:name")
-    parser.add_argument("--freeze", action="store_true", help="write the suite's file anew from the stored references")
+    parser.add_argument(
+        "--out", type=Path, help=f"folder of the results (default: {FULL}; for --quick and --cell {QUICK})"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="number of processes (default: 2)")
+    parser.add_argument(
+        "--pages", action="store_true", help="run nothing; write pages and pictures again from their stored data"
+    )
+    parser.add_argument(
+        "--leader", action="append", default=[], dest="leaders", help="module:name of a leader for the suite"
+    )
+    parser.add_argument("--freeze", action="store_true", help="write the suite's file again from the stored references")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:

@@ -1,14 +1,14 @@
 """What a gradient is worth: black-box search and other gradient methods against ours, on the same games.
 
-Ten random Stackelberg games of 20 states (seeds 5 to 14; x has 100 coordinates), the model known to every method. CMA-ES and the
-zero-order leader see the leader's return alone, and a follower solved exactly for every value; the meta-gradient looks some
+Ten random Stackelberg games of 20 states (seeds 5 to 14; x has 100 coordinates); every method knows the model. CMA-ES and the
+zero-order leader use only the leader's return, for which the follower is solved exactly; the meta-gradient looks a few
 steps of the follower ahead; HPGD solves the follower and estimates the gradient from its trajectories; SoBiRL tracks the
 follower and the adjoint. Ours are the exact hypergradient and PBRL.
 
-Every method's settings, ours among them, were searched in the same way: a grid of nine, three values each of the two settings
-that matter most to it, on games 0 and 1; the setting with the best mean return of the best x is the one that is run. Every
-method has 300 iterations, CMA-ES and the zero-order leader, whose iterations see values alone, 600. Where followers are
-learned, see ``nested_search``.
+The settings of every method, ours included, are searched in the same way: a grid of nine, with three values each of the two
+most important settings, on games 0 and 1. The setting whose best x has the best mean return is run. Every method has 300
+iterations, but CMA-ES and the zero-order leader, whose iterations use only values, have 600. For learned followers see
+``nested_search``.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The paper's section 6 with its Monte Carlo gradients: episodes of five steps, batches of 16 and 24.
 
 Ten random Stackelberg games (seeds 0 to 9; 100 states, 5 actions each, gamma 0.9, rho uniform) are one stacked problem: every
-iteration draws and differentiates the episodes of all ten in one call. Settings of arXiv 2402.06886, section 6.1, as far as they
-are remembered, none of them checked against it: episodes of 5 steps, 16 a policy, SGD with step 0.1 on x and y, tau 0.001, the
-value penalty with lam 2 and one inner step, the Bellman penalty with lam 7 and ten. The inner solver, mirror descent, knows
-the model. Section 6.3 likewise: ten random instances of incentive design, episodes of 5 steps, 24 a policy, lam 4, one inner
+iteration draws and differentiates the episodes of all ten in one call. The settings stand for those of arXiv 2402.06886, section
+6.1; we could not check them against it: episodes of 5 steps, 16 per policy, SGD with step 0.1 on x and y, tau 0.001, the value
+penalty with lam 2 and one inner step, the Bellman penalty with lam 7 and ten. The inner solver, mirror descent, knows the
+model. Section 6.3 likewise: ten random instances of incentive design, episodes of 5 steps, 24 per policy, lam 4, one inner
 step, step 0.1, tau 0.1.
 
 Returns are exact: ``F_0(x) = J_L(x, pi*_tau0(x))`` at the follower's best response, tau0 = 0.002 (in incentive design at the Nash

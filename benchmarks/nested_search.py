@@ -1,8 +1,8 @@
 """Nested search with ten times the steps: CMA-ES, which trains a PPO follower for every trial, and PBRL, one run per instance.
 
-The method that a user would reach for today: a black-box optimiser proposes x, an SB3 follower learns from nothing to live
-under it, the leader's return is measured, and so on. All steps of training and of judging are counted for both methods, and
-CMA-ES is given ten times as many.
+This is the obvious method without this library: a black-box optimiser proposes x, a new SB3 follower trains under it, the
+leader's return is measured, and so on. All steps of training and evaluation are counted for both methods, and CMA-ES gets ten
+times as many.
 """
 
 from __future__ import annotations

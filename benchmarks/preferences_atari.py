@@ -1,12 +1,13 @@
 """Preferences on Atari: PBRL, DRLHF and the true reward, 100,000 steps of three games on a CPU: scores, memory, speed.
 
-The settings are those of arXiv 2402.06886 (6.2) as remembered, but for what a CPU has no time for: 100,000 environment steps,
-20 epochs over the first 576 pairs where the paper takes 500, and one seed. This shows that everything runs from end to end, what
-it needs, and what it costs. In so few steps A2C hardly learns to play, whatever it is paid: the scores do not order the methods.
+The settings stand for those of arXiv 2402.06886 (6.2), which we could not check, except where a CPU is too slow: 100,000
+environment steps, 20 epochs over the first 576 pairs instead of 500, and one seed. The benchmark shows that everything runs from
+end to end, what it needs and what it costs. In so few steps A2C hardly learns to play with any reward, so the scores do not
+order the methods.
 
-A follower is A2C with the paper's net, in 16 copies; PBRL's two share the steps. Labels go by the true score of segments of 25
-steps. Each run has a process of its own, so that its peak memory is its own, and is stored when it ends: a benchmark that was
-interrupted goes on.
+A follower is A2C with the paper's network in 16 parallel environments; PBRL's two followers share the steps. Labels compare the
+true scores of segments of 25 steps. Each run has its own process, so that its peak memory is measured, and is stored when it
+ends: an interrupted benchmark continues.
 """
 
 from __future__ import annotations

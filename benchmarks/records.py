@@ -1,8 +1,8 @@
 """Sampled records compared with the truth, on ten problems whose model is hidden from the leader.
 
 Five tables, the linear-quadratic game, a pendulum and a car whose best response is known by design, CliffWalking with a fee, and
-a fishery. Each is evaluated at five points of X: the start, the best point known, and three drawn at random. The leader has
-learned nothing before, so that a record rests on the followers that it trains, and is one of many that could have been drawn.
+a fishery. Each is evaluated at five points of X: the start, the best point known, and three random points. The leader has not
+learned anything before, so that a record depends only on the followers that it trains.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """References: the best exact answer known for every instance in the pages and the suite.
 
-A share is (return - start) / (reference - start), all at the follower's best response, where start is the untrained leader. The
-reference of an instance is the best return that any of the leaders below finds, all of which know the model: our hypergradient
-quenched and cooled slowly, PBRL, and quasi-Newton ascent (L-BFGS-B) in seven stages from a high temperature down to the
-problem's own, from the untrained leader and from random points. None of these problems is concave: a reference is the best
-answer *known*, and a better one may exist. Where a method on a page finds a better one, that one is the page's reference, so that
-no share is above 1.
+A share is (return - start) / (reference - start), with returns at the follower's best response and start the untrained
+leader's. The reference of an instance is the best return that any of the leaders below finds. All of them know the model: our
+hypergradient with its default and with slowly falling temperatures, PBRL, and quasi-Newton ascent (L-BFGS-B) in seven stages
+from a high temperature to the problem's own, from the untrained leader and from random points. None of these problems is
+concave, so a reference is the best answer *known*, and a better one may exist. If a method on a page finds a better one, the
+page uses that one as its reference, so that no share is above 1.
 """
 
 from __future__ import annotations

@@ -2,19 +2,19 @@
 
     python -m benchmarks suite --leader my_module:MyLeader [--leader ...]
 
-A leader is a class or a callable. With a parameter named ``follower`` it enters the track *samples*: it is called as
-``MyLeader(env, follower, seed=seed)``, where ``env`` is a leader environment whose tables are hidden and ``follower`` SB3's
-PPO, and ``learn(steps)`` may take so many steps of ``env`` and its copies, all counted. Without one it enters the track
-*model*: it is called as ``MyLeader(env, seed=seed)``, finds the tables in ``env.get_wrapper_attr("problem")``, and
-``learn(iterations)`` has as many iterations. What is judged is ``leader.x`` after ``learn``.
+A leader is a class or a callable. If it has a parameter named ``follower``, it enters the track *samples*. It is called as
+``MyLeader(env, follower, seed=seed)``, where ``env`` is a leader environment with hidden tables and ``follower`` is SB3's
+PPO; ``learn(steps)`` may take this many steps in ``env`` and its copies, all of which are counted. Otherwise it enters the
+track *model*. It is called as ``MyLeader(env, seed=seed)``, finds the tables in ``env.get_wrapper_attr("problem")``, and
+``learn(iterations)`` may take this many iterations. The suite judges ``leader.x`` after ``learn``.
 
-The judge solves the follower's problem at x by soft policy iteration, in NumPy, apart from the library's solvers, and works
-out the leader's return exactly. The score is (return - start) / (reference - start): 0 is the untrained leader, 1 the best
-exact answer known when the suite was frozen; below 0 a leader is worse than none. Above 1 it counts as 1, and the page says
-where the reference is beaten.
+The judge solves the follower's problem at x by soft policy iteration in NumPy, without the library's solvers, and computes
+the leader's return exactly. The score is (return - start) / (reference - start): 0 is the untrained leader, 1 the best
+exact answer known when the suite was frozen. A negative score is worse than no training. A score above 1 counts as 1, and the
+page says where the reference was beaten.
 
-``suite.json`` beside this file is the suite: the problems with their parameters, seeds, budgets, the judge's temperature, starts,
-references, fingerprints of the tables, a version and a checksum. A problem whose tables have changed is refused.
+``suite.json`` beside this file is the suite: the problems with their parameters, seeds, budgets, the judge's temperature,
+starts, references, fingerprints of the tables, a version and a checksum. A problem whose tables have changed is refused.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Killed runs: SIGKILL at random moments, and whether the final files are equal to the bit.
 
-A process learns with a ``Checkpoint`` and is killed after a random time; the next one loads the file and resumes, to be killed
-again. The last one comes to its end. Then its files, of the leader with its followers, replay buffers, generators and records,
-and the log are compared with those of a process that nobody killed.
+A process learns with a ``Checkpoint`` and is killed after a random time; the next one loads the file, resumes, and is killed
+again. The last one finishes. Its files (the leader with its followers, replay buffers, generators and records) and its log are
+then compared with those of a process that was never killed.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Parallel runs: sixteen runs in two processes and on a local Ray cluster, and the two followers of one leader.
 
 Sixteen runs of PBRL with A2C followers on random Stackelberg games (four games, four learning rates), 600,000 steps each, by
-``bilevel_gym.cli.sweep`` in every way it has. Wall time is what a user waits for, the start of the processes and the imports in
-them included; the results have to be the same numbers, whichever way.
+``bilevel_gym.cli.sweep`` with every backend. Wall time includes the start of the processes and their imports; the numbers must
+be the same for all backends.
 
-Then one leader whose penalised follower is trained in a process of its own (``PBRLConfig.side_by_side``) beside the same leader
-without: wall time of ``learn``, the start of the process included. A follower's training is most of the work there, as it is
-where one would ask for this; the leader's own episodes are in one process either way.
+Then one leader with and without a second process for its penalised follower (``PBRLConfig.side_by_side``): wall time of
+``learn``, with the start of the process. The problems are chosen so that most of the work is the followers' training; the
+leader's own episodes use one process in both cases.
 """
 
 from __future__ import annotations

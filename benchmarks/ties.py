@@ -1,14 +1,14 @@
 """Ties: what a leader loses if a nearly indifferent follower chooses against it.
 
 The leaders of ``stackelberg_exact`` on its games (seeds 0 to 9, 20 and 100 states, this library's settings), each judged at its
-last x. A follower that is within epsilon of its optimum may play any of many policies; the worst of them for the leader is the
-solution of a linear programme over occupancies d(s,a):
+last x. Many of the follower's policies are within epsilon of its optimum. The worst of them for the leader solves a linear
+programme over occupancies d(s,a):
 
     min  sum d r_l     s.t.   sum_a d(s',a) - gamma sum_{s,a} P(s'|s,a) d(s,a) = rho(s'),   d >= 0,
                               sum d r_f >= V*(rho) - epsilon
 
-Beside it, the tie broken by a multiplier: the follower's reward less 0.01 of the leader's. That fixes the price of the leader's
-loss, not what the follower gives up for it, and shows less.
+The page also shows ties broken by a multiplier, where the follower maximises its reward minus 0.01 times the leader's. This
+fixes the price of the leader's loss but not the follower's shortfall, and it shows smaller losses.
 """
 
 from __future__ import annotations
