@@ -157,14 +157,14 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
 
 _UNFIT: dict[type[BaseCallback], str] = {
     EvalCallback: "LeaderEvalCallback, which evaluates the leader, in place of SB3's EvalCallback",
-    StopTrainingOnMaxEpisodes: "a callable that counts leader.num_timesteps: a leader's loop counts no episodes",
+    StopTrainingOnMaxEpisodes: "a callable that checks leader.num_timesteps (a leader's loop counts no episodes)",
     ProgressBarCallback: "learn(progress_bar=True) in place of SB3's ProgressBarCallback",
 }
-"""SB3's callbacks that read a model's own loop or environment, and what to use instead."""
+"""SB3 callbacks that need a model's own loop or environment, and what to use instead."""
 
 
 def _within(callback: Any) -> Iterator[Any]:
-    """A callback, and those that it calls."""
+    """Iterate over a callback and the callbacks that it calls."""
     yield callback
     parts = [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
     for part in [*getattr(callback, "callbacks", []), *parts]:
@@ -194,7 +194,7 @@ class OnLeader(AbstractContextManager["OnLeader"]):
             require(
                 not scaled,
                 "callback",
-                "CheckpointCallback with save_vecnormalize=False: a leader's file holds them",
+                "CheckpointCallback with save_vecnormalize=False (a leader file holds the statistics)",
                 True,
             )
 

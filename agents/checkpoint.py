@@ -198,7 +198,7 @@ def _filled(member: Any, array: NDArray[Any]) -> NDArray[Any]:
             raise EOFError(f"an array ends after {done} bytes")
         done += got
     if member.read(1):  # also checks the entry's checksum
-        raise TypeError("an array is longer than it says")
+        raise TypeError("an array is longer than its header says")
     return array
 
 

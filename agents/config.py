@@ -1,4 +1,4 @@
-"""Options that all leaders share: the step of x, the bounds of X, when x is judged."""
+"""Options shared by all leaders: the learning rate of x, the bounds of X, how often x is evaluated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .schedules import Schedule, as_schedule
 
 
 def keywords(cls: type) -> list[str]:
-    """The names of a constructor's keyword arguments, without those that only gather others (``*args``, ``**kwargs``)."""
+    """Return the names of a constructor's keyword arguments, without ``*args`` and ``**kwargs``."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [name for name, parameter in inspect.signature(cls).parameters.items() if parameter.kind in named]
 
@@ -26,25 +26,25 @@ def keywords(cls: type) -> list[str]:
 def configured(
     leader: type, config_class: type[Any], config: Any, settings: dict[str, Any], make: Callable[..., Any] | None = None
 ) -> Any:
-    """The config of a leader, which is given whole or by its fields as keyword arguments.
+    """Build a leader's config from a config object or from its fields as keyword arguments.
 
     Args:
         leader: the leader's class.
         config_class: the class of its config.
-        config: a config, or None.
-        settings: fields of a config by name; none beside a config.
-        make: what makes a config of settings; None takes ``config_class``.
+        config: a config object, or None.
+        settings: fields of the config by name; must be empty if ``config`` is given.
+        make: function that makes a config from settings; None takes ``config_class``.
 
     Raises:
-        ArgumentError: a name that is neither an argument of the leader nor a field of its config.
-        ValueError: a config of another class, or both a config and settings.
+        ArgumentError: a name is neither an argument of the leader nor a field of its config.
+        ValueError: the config has another class, or both a config and settings are given.
     """
     fields = [field.name for field in dataclasses.fields(config_class)]
     unknown = [name for name in settings if name not in fields]
     if unknown:
         known = ", ".join(dict.fromkeys([*keywords(leader), *fields]))
         raise ArgumentError(f"{leader.__name__}: expected arguments named {known}, got {', '.join(map(repr, unknown))}")
-    both = f"None beside {', '.join(settings)}: give the config whole, or its fields as keywords"
+    both = f"None with {', '.join(settings)}: give either a config or its fields as keywords"
     require(config is None or not settings, "config", both, type(config).__name__)
     fits = config is None or isinstance(config, config_class)
     require(fits, "config", f"a {config_class.__name__}", repr(config))
@@ -56,15 +56,15 @@ class LeaderConfig:
     """Options shared by all leaders.
 
     Attributes:
-        learning_rate: step of x, a number or a schedule.
+        learning_rate: learning rate of x, a number or a schedule.
         optimizer_class: a class of ``torch.optim``.
-        optimizer_kwargs: its further arguments.
-        low: lower bound on x, a number or one a coordinate; X is cut by it.
+        optimizer_kwargs: further arguments of that class.
+        low: lower bound on x, a number or one per coordinate; it narrows X.
         high: upper bound on x, likewise.
-        budget: bound on ``sum |x_i|``.
-        eval_every: outer iterations between records, i.e. evaluations at the best response. None: 10 where a record costs no
-            environment steps; else as many records as a third of the budget pays for, at even distances.
-        keep_best: whether x is the best seen by those evaluations, or the last.
+        budget: upper bound on ``sum |x_i|``; None for none.
+        eval_every: number of outer iterations between records, i.e. evaluations at the best response. None: 10 where a
+            record costs no environment steps; else as many evenly spaced records as a third of the budget pays for.
+        keep_best: whether the leader's x is the best one evaluated, or the last.
     """
 
     learning_rate: float | Schedule = 0.1
@@ -95,11 +95,11 @@ class LeaderConfig:
             check_number(self.budget, "budget", low=0.0)
 
     def optimizer(self, groups: list[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
-        """The optimiser over these parameter groups."""
+        """Make the optimiser of these parameter groups."""
         return self.optimizer_class(groups, lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def reach(self, rate: Schedule, iterations: int) -> float:
-        """How far so many steps can take a coordinate of x; infinite for an optimiser whose steps follow the gradient's size."""
+        """Return how far a coordinate of x can move in these iterations; infinite if steps scale with the gradient."""
         scaled = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax)
         if not issubclass(self.optimizer_class, scaled):
             return math.inf
@@ -107,11 +107,11 @@ class LeaderConfig:
 
     @property
     def narrows(self) -> bool:
-        """Whether X is cut by bounds or a budget."""
+        """Whether bounds or a budget make X smaller."""
         return self.low is not None or self.high is not None or self.budget is not None
 
     def cut(self, leader_set: LeaderSet) -> LeaderSet:
-        """X cut by this config's bounds and budget."""
+        """Return X restricted to this config's bounds and budget."""
         if not self.narrows:
             return leader_set
         low = -np.inf if self.low is None else self.low

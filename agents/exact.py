@@ -1,4 +1,4 @@
-"""Exact methods: the problem is known. tau on a schedule, one projected step an iteration, evaluation by the lower level."""
+"""Exact methods, for known problems: tau follows a schedule, x takes one projected step per iteration."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from .schedules import Geometric, Quench, Schedule, as_schedule
 from .sources import ProblemSource, resolve_problem
 
 HOT = 0.4
-"""Reward units: the temperature at which leaders begin that begin hot."""
+"""Initial temperature of leaders that start with a high one, in reward units."""
 
 LEAST_TAU = 0.003
-"""Reward units: where an annealed temperature ends if the problem has none of its own."""
+"""Final temperature of annealing where the problem has none of its own, in reward units."""
 
 
 @storable
@@ -36,8 +36,8 @@ class ExactConfig(LeaderConfig):
     """Options shared by all exact leaders.
 
     Attributes:
-        tau: temperature, a number or a schedule in the unit of the follower's rewards; None takes the leader's default, a
-            number of the problem's ``reward_unit``.
+        tau: temperature in units of the follower's reward, a number or a schedule; None takes the leader's default, a
+            multiple of the problem's ``reward_unit``.
     """
 
     tau: float | Schedule | None = None
@@ -45,12 +45,12 @@ class ExactConfig(LeaderConfig):
 
 @dataclass
 class ExactState(State):
-    """What an exact method goes on from; a method's own state adds fields.
+    """The state that an exact method continues from; methods add fields.
 
     Attributes:
-        optimizer: over x, then whatever else the method moves.
-        tau: the temperature last used.
-        evaluation_V: values of the last evaluation, ``[..., S]``: the next one's warm start.
+        optimizer: optimiser of x and of any other parameters of the method.
+        tau: the latest temperature.
+        evaluation_V: values at the last evaluation, ``[..., S]``, where the next one starts.
     """
 
     optimizer: Any = None
@@ -59,21 +59,21 @@ class ExactState(State):
 
 
 class ExactMethod(Method):
-    """A method that knows the problem. It says ``descend``, and ``policies`` where it has a follower of its own.
+    """A method for known problems. Subclasses define ``descend``, and ``policies`` where they have a follower of their own.
 
     Args:
-        problem: a problem, an environment that has one, or its id.
-        config: its settings; None takes those of ``config_class``.
-        env_kwargs: arguments of an id.
+        problem: a problem, an environment that has one, or an environment's id.
+        config: the settings; None takes the defaults of ``config_class``.
+        env_kwargs: arguments of the environment, where an id is given.
 
     Attributes:
         problem: the bilevel problem.
         level: its lower level.
-        unit: the problem's ``reward_unit``, of which default temperatures are multiples.
-        leader_unit: its ``leader_reward_unit``, by which gradients are divided for optimisers that rescale them, such as Adam.
+        unit: the problem's ``reward_unit``; default temperatures are multiples of it.
+        leader_unit: the problem's ``leader_reward_unit``, which divides gradients for optimisers that rescale them, e.g. Adam.
 
     Raises:
-        ValueError: an unknown id, a problem whose lower level is none of ``levels``, a tau that the method cannot take.
+        ValueError: the id is unknown, the problem's lower level is not in ``levels``, or tau does not suit the method.
     """
 
     config: Any
@@ -81,7 +81,7 @@ class ExactMethod(Method):
     config_class: ClassVar[type[ExactConfig]] = ExactConfig
     state_class: ClassVar[type[ExactState]] = ExactState
     levels: ClassVar[tuple[str, ...] | None] = ("single",)
-    """Kinds of lower levels that the method takes; None for any in tables."""
+    """Kinds of lower levels that the method supports; None for any tabular one."""
     positive_tau: ClassVar[bool] = False
 
     def __init__(
@@ -105,65 +105,65 @@ class ExactMethod(Method):
         rate = self.default_rate() if self.config.learning_rate is None else self.config.learning_rate
         self._rate = as_schedule(rate, "learning_rate", positive=True)
 
-    # --- what a method says ---------------------------------------------------------------------------------------------
+    # --- what a method defines ------------------------------------------------------------------------------------------
 
     @abstractmethod
     def descend(self, state: Any, progress: Progress) -> dict[str, float]:
-        """Leave the gradients of the minimised objective at the parameters; return what to log."""
+        """Set the parameters' gradients of the objective to minimise; return what to log."""
 
     def policies(self, state: Any, model: Any) -> Policies:
-        """The method's own policies at x, one a player, ``[..., S, A_i]``, without graph; by default the level's solution."""
+        """Return the method's own policies at x, one per player, ``[..., S, A_i]``, detached; by default the level's solution."""
         return self.level.policies(self.level.solve(model, state.tau))  # type: ignore[no-any-return]
 
     def lam_now(self, state: Any) -> float | None:
-        """The penalty's coefficient now; None of a method without a penalty."""
+        """Return the current penalty coefficient; None for a method without a penalty."""
         return None
 
     def response(self, state: Any, own: Policies) -> Policies | None:
-        """What stands for the best response; None for nothing yet. Without a penalty, by default, the method's own policies."""
+        """Return the policies used as best responses; None before any. By default, without a penalty, the method's own."""
         return own
 
     def sampled_steps(self, state: Any) -> int:
-        """Environment steps drawn so far."""
+        """Return the number of environment steps so far."""
         return 0
 
     def default_tau(self) -> float | Schedule:
-        """The temperature where the config names none: the problem's own."""
+        """Return the temperature where the config gives none: the problem's own."""
         return self.problem.tau  # type: ignore[no-any-return]
 
     def default_rate(self) -> Schedule:
-        """The step of x where the config names none."""
+        """Return the learning rate of x where the config gives none."""
         raise ValueError("learning_rate: expected a number or a schedule, got None")
 
     def parameters(self, state: Any) -> list[dict[str, Any]]:
-        """Parameter groups of the optimiser; the first is x's."""
+        """Return the optimiser's parameter groups, x's first."""
         return [{"params": [state.x]}]
 
     def projections(self, state: Any) -> list[Projection]:
-        """The projection of each group of :meth:`parameters`."""
+        """Return the projection of each group of :meth:`parameters`."""
         return [self.leader_set.project if self.config.narrows else self.problem.project]
 
     def prepare(self, state: Any, seed: int | None) -> None:
-        """Fill what a state holds beside x, before its optimiser is made."""
+        """Fill in the rest of a new state, before its optimiser is made."""
 
     def jumped(self, state: Any) -> None:
-        """Where tau jumps it is another problem: go on with a fresh optimiser."""
+        """React to a jump in tau, which changes the problem: continue with a fresh optimiser."""
         state.optimizer = self.config.optimizer(self.parameters(state), self._rate(1.0))
 
-    # --- what all share -------------------------------------------------------------------------------------------------
+    # --- shared by all methods ------------------------------------------------------------------------------------------
 
     def final_tau(self) -> float:
-        """The temperature of evaluation; 0.003 reward units where that is lower and no part of the problem."""
+        """Return the temperature of evaluation, or 0.003 reward units where that is lower and not part of the problem."""
         tau0 = float(self.problem.tau0)
         return tau0 if tau0 == self.problem.tau else max(tau0, LEAST_TAU * self.unit)
 
     def annealed(self, start: float) -> Schedule:
-        """From ``start`` reward units down to the final temperature in equal ratios."""
+        """Return a schedule from ``start`` reward units to the final temperature, by geometric interpolation."""
         end = self.final_tau()
         return Geometric(max(start * self.unit, end), end)
 
     def quenched(self) -> Schedule:
-        """``HOT`` reward units for a sixth of training, then the final temperature."""
+        """Return a schedule: ``HOT`` reward units for a sixth of training, then the final temperature."""
         end = self.final_tau()
         return Quench(max(HOT * self.unit, end), end)
 
@@ -192,7 +192,7 @@ class ExactMethod(Method):
         return state, found
 
     def move(self, state: Any) -> None:
-        """One projected step along the gradients, in the unit of the leader's rewards; plain descent's are the rewards' own."""
+        """Take a projected step; gradients are scaled by the unit of the leader's rewards, except for plain descent."""
         if not isinstance(state.optimizer, torch.optim.SGD):
             for group in state.optimizer.param_groups:
                 for parameter in group["params"]:
@@ -204,7 +204,7 @@ class ExactMethod(Method):
     def evaluate(self, state: Any, x: Tensor, iteration: int) -> Evaluation:
         level, problem, tau = self.level, self.problem, state.tau
         model = level.model(x)
-        # The leader is judged at the level's solution, its own policies by their best responses.
+        # The leader is evaluated at the level's solution, and the method's own policies against their best responses.
         solution = level.solve(model, problem.tau0, state.evaluation_V)
         state.evaluation_V = solution.V
         own = self.policies(state, model)
@@ -231,14 +231,14 @@ class ExactMethod(Method):
         return self.level.fingerprint()  # type: ignore[no-any-return]
 
     def room(self, state: Any) -> int:
-        """Warm starts, and what an optimiser keeps of policies in tables: of float64, up to eight tables a player."""
+        """Return a bound on the size of a state in bytes: warm starts, and up to eight float64 tables per player."""
         return sum(64 * math.prod((*view.batch_shape, view.n_states, view.n_actions)) for view in self.level.views)
 
     def loaded(self, state: Any, replay: bool, path: Path) -> None:
         views = self.level.views
         if not views:
             return
-        # Values, policies and Q have this problem's sizes.
+        # Values, policies and Q must have this problem's sizes.
         values = self.level.value_shapes
         actions = [*((view.n_actions,) for view in views), tuple(view.n_actions for view in views)]
         policies = {(*shape, *n) for shape in values for n in actions}
@@ -248,7 +248,7 @@ class ExactMethod(Method):
 
 
 def _tables(part: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Values, policies and Q in a state, by name: those that a fresh state need not have."""
+    """Iterate over a state's values, policies and Q by name, which a fresh state may lack."""
     if dataclasses.is_dataclass(part):
         for field in dataclasses.fields(part):
             yield from _tables(getattr(part, field.name), field.name)
@@ -260,25 +260,25 @@ def _tables(part: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def generator(seed: int | None) -> torch.Generator:
-    """A private generator of a method's."""
+    """Make a private random generator."""
     made = torch.Generator()
     made.seed() if seed is None else made.manual_seed(seed)
     return made
 
 
 class ExactLeader(Leader):
-    """A leader by an exact method: its class attribute ``method_class``.
+    """A leader by an exact method, named by the class attribute ``method_class``.
 
     Args:
-        problem: a problem, an environment that has one, or its id.
-        config: the method's settings; None takes those of the keyword arguments.
-        seed: of all that is drawn.
-        env_kwargs: arguments of an id.
-        x0: start, ``[dim]``; by default the problem's own, projected on X.
-        settings: fields of the config by name, e.g. ``learning_rate=0.1``; none beside ``config``.
+        problem: a problem, an environment that has one, or an environment's id.
+        config: the method's settings; None takes them from the keyword arguments.
+        seed: seed of all random numbers.
+        env_kwargs: arguments of the environment, where an id is given.
+        x0: initial x, ``[dim]``; by default the problem's, projected onto X.
+        settings: fields of the config by name, e.g. ``learning_rate=0.1``; not allowed with ``config``.
 
     Raises:
-        ValueError: an unknown id, an x0 outside X, a problem or a config that the method does not take.
+        ValueError: the id is unknown, x0 is outside X, or the problem or config does not suit the method.
     """
 
     method_class: ClassVar[type[ExactMethod]]
@@ -298,6 +298,6 @@ class ExactLeader(Leader):
 
     @torch.no_grad()
     def policies(self) -> Policies:
-        """The method's own policies at the last x, one a player, ``[..., S, A_i]``."""
+        """The method's own policies at the latest x, one per player, ``[..., S, A_i]``."""
         method, state = self.method, self.state
         return tuple(pi.detach() for pi in method.policies(state, method.level.model(state.x.detach())))

@@ -28,7 +28,7 @@ def reading(path: object, what: str = "leader file") -> Iterator[None]:
             raise
         raise ValueError(f"{error} (reading {path})") from error
     except Exception as error:
-        reason = f"which is truncated or none ({type(error).__name__}: {error})"
+        reason = f"which is truncated or not one ({type(error).__name__}: {error})"
         raise ValueError(f"path: expected a whole {what}, got {path}, {reason}") from error
 
 

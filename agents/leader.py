@@ -1,7 +1,7 @@
-"""A leader: x learned in X by a method. The one class with SB3's verbs, files, callbacks, logging and the best x seen.
+"""A leader learns x in X by a method. This class alone has SB3's methods, files, callbacks, logging and the best x so far.
 
-A method (:class:`Method`) is what happens in an iteration, ``init`` and ``step`` over a state record (:class:`State`), and
-nothing else. What stands in its state and in the method is read from the leader: ``leader.lam``, ``leader.problem``.
+A :class:`Method` only defines one iteration: ``init`` and ``step`` over a state record (:class:`State`). Attributes of the state
+and of the method are also attributes of the leader: ``leader.lam``, ``leader.problem``.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ Self = TypeVar("Self", bound="Leader")
 
 
 class Progress(NamedTuple):
-    """Where a run stands, in the unit that ``learn`` counts: environment steps, or iterations."""
+    """The progress of a run, in the unit that ``learn`` counts: environment steps or iterations."""
 
     done: int
     total: int
 
     @property
     def remaining(self) -> float:
-        """The share of the run that remains, 1 at the start and 0 at the end: what schedules take."""
+        """The remaining share of the run, from 1 at the start to 0 at the end: the argument of schedules."""
         return 1.0 - self.done / self.total
 
 
 @dataclass
 class State:
-    """What a method goes on from: tensors, numbers, generators, and objects with ``state_dict`` and ``load_state_dict``.
+    """The state that a method continues from: tensors, numbers, generators and objects with ``state_dict``/``load_state_dict``.
 
-    A file holds all of it, by its annotations; a method's own state adds fields.
+    A file holds all of it, according to its annotations; methods add fields.
 
     Attributes:
         x: the leader's parameter, ``[dim]``.
-        num_timesteps: what ``learn`` counts.
+        num_timesteps: the count of ``learn``: environment steps, or iterations.
     """
 
     x: Tensor
@@ -67,16 +67,16 @@ class State:
 
 
 class Method(ABC):
-    """One method: what a leader does in an iteration, apart from loops, files and logging.
+    """A method: what a leader does in one iteration, without loops, files and logging.
 
     Attributes:
-        config: its settings.
-        leader_set: X, cut by the config's bounds and budget.
-        counts: what ``learn`` counts, ``"num_iterations"`` or ``"total_timesteps"``: the name of its argument.
-        judges: whether x is evaluated as it goes and the best kept.
+        config: the settings.
+        leader_set: X, restricted to the config's bounds and budget.
+        counts: the unit of ``learn`` and the name of its argument: ``"num_iterations"`` or ``"total_timesteps"``.
+        judges: whether x is evaluated during learning and the best kept.
         estimates: whether x's gradient, which a step leaves at ``x.grad``, is an estimate from random draws.
-        source: where the world came from.
-        follower_spec: what the user gave as follower; only of methods over learned followers.
+        source: how the environment was given.
+        follower_spec: the follower that the user gave; only for methods with learned followers.
     """
 
     config: Any
@@ -88,112 +88,112 @@ class Method(ABC):
 
     @abstractmethod
     def start_x(self) -> Tensor | None:
-        """The untrained leader, ``[dim]``; None where :meth:`init` draws it."""
+        """Return the initial x, ``[dim]``; None where :meth:`init` draws it."""
 
     @abstractmethod
     def init(self, x: Any, seed: int | None) -> Any:
-        """The state at the start.
+        """Return the initial state.
 
         Args:
-            x: where the leader starts, a point of X, ``[dim]``, which requires a gradient: the state's x. None where
-                :meth:`start_x` gives none.
-            seed: of all that is drawn; None for an arbitrary one.
+            x: the initial point of X, ``[dim]``, which requires a gradient and becomes the state's x. None where :meth:`start_x`
+                returns None.
+            seed: seed of all random numbers; None for an arbitrary one.
         """
 
     @abstractmethod
     def step(self, state: Any, progress: Progress) -> tuple[Any, dict[str, float]]:
-        """One outer iteration: the next state (x moved, ``num_timesteps`` advanced), and what to log."""
+        """Run one outer iteration; return the next state (x moved, ``num_timesteps`` advanced), and what to log."""
 
     @abstractmethod
     def evaluate(self, state: Any, x: Tensor, iteration: int) -> Any:
-        """The record of x, ``[dim]``, at the follower's best response."""
+        """Return the record of x, ``[dim]``, at the follower's best response."""
 
     def final(self, state: Any, x: Tensor, record: Any, iteration: int) -> Any:
-        """The record that is told of x; ``record``: the one by which it was chosen, None before any."""
+        """Return the final record of x; ``record`` is the one by which x was chosen, or None."""
         return self.evaluate(state, x, iteration) if record is None else record
 
     def begin(self, state: Any, progress: Progress, afresh: bool) -> None:  # noqa: B027
-        """What precedes the first iteration of a call of ``learn``; ``afresh``: counting begins anew."""
+        """Prepare for the first iteration of a call of ``learn``; ``afresh``: counting starts again at 0."""
 
     def first_steps(self, state: Any) -> int:
-        """Environment steps of :meth:`begin`."""
+        """Return the environment steps of :meth:`begin`."""
         return 0
 
     def iteration_steps(self, state: Any, total: int, first: bool, left: float = math.inf) -> Cost:
-        """Environment steps of an iteration; none where the method does not say.
+        """Return the environment steps of an iteration; 0 where the method does not know.
 
         Args:
             state: the state before the call of ``learn``.
-            total: up to which the call counts.
-            first: whether it is the call's first.
-            left: what is left of the budget before it, for methods that stop within an iteration.
+            total: count at which the call ends.
+            first: whether it is the call's first iteration.
+            left: remaining budget before the iteration, for methods that can stop within one.
         """
         return Cost()
 
     def record_steps(self, state: Any) -> RecordCost:
-        """Environment steps of :meth:`evaluate`."""
+        """Return the environment steps of :meth:`evaluate`."""
         return RecordCost()
 
     def reach(self, iterations: int) -> float:
-        """How far so many iterations can take a coordinate of x; infinite where nothing tells."""
+        """Return how far a coordinate of x can move in these iterations; infinite where unknown."""
         return math.inf
 
     def end(self, state: Any, iterations: int) -> None:  # noqa: B027
-        """What follows a call of ``learn`` that made so many iterations, e.g. a warning."""
+        """Finish a call of ``learn`` after this number of iterations, e.g. with a warning."""
 
     def checkpoint_on(self, error: Exception) -> str | Path | None:
-        """Where the leader is saved when an iteration fails so; None for nowhere."""
+        """Return where to save the leader when an iteration fails with this error; None for nowhere."""
         return None
 
     def arguments(self) -> dict[str, Any]:
-        """Constructor arguments beside the world, the follower and the seed, for a file."""
+        """Return the constructor arguments besides the environment, the follower and the seed, for a file."""
         return {"config": self.config}
 
     def fingerprint(self) -> list[float]:
-        """A few numbers by which two worlds can be told apart, up to rounding."""
+        """Return a few numbers that differ between environments, up to rounding."""
         return []
 
     def room(self, state: Any) -> int:
-        """Bytes that the arrays of a file's state may take beyond a fresh one's, e.g. for data that is gathered."""
+        """Return how many bytes a file's arrays may hold beyond those of a fresh state, e.g. for collected data."""
         return 0
 
     def replay(self, state: Any, whole: bool = False) -> dict[str, npt.NDArray[Any]]:
-        """Large arrays of the state, such as replay buffers, by name; ``whole``: to be read into, else what is filled."""
+        """Return large arrays of the state by name, e.g. replay buffers; ``whole`` returns whole arrays, to read into."""
         return {}
 
     def place(self, state: Any) -> Any:
-        """Where the state stands in episodes that go on, numbers and arrays; saved with :meth:`replay`'s arrays."""
+        """Return the state's place in its episodes, as numbers and arrays, saved with the arrays of :meth:`replay`."""
         return None
 
     def stand(self, state: Any, place: Any, path: Path) -> None:  # noqa: B027
-        """Go on from a :meth:`place` that was read, before :meth:`replay`'s arrays are."""
+        """Continue from a :meth:`place` that was read; called before :meth:`replay`'s arrays are read."""
 
     def loaded(self, state: Any, replay: bool, path: Path) -> None:  # noqa: B027
-        """What follows reading a state; ``replay``: whether the file holds the arrays of :meth:`replay`."""
+        """Finish loading a state; ``replay``: whether the file holds the arrays of :meth:`replay`."""
 
     def close(self, state: Any) -> None:  # noqa: B027
-        """End what a state holds open."""
+        """Close what the state holds open."""
 
 
 class Leader:
     """A leader that learns x in X by a method.
 
     Args:
-        method: what happens in an iteration.
-        seed: of all that is drawn.
-        x0: start, ``[dim]``; by default the method's.
+        method: the method.
+        seed: seed of all random numbers.
+        x0: initial x, ``[dim]``; by default the method's.
 
     Attributes:
         method: the method.
-        state: what it goes on from; its fields are the leader's too.
-        num_timesteps: what ``learn`` counts: outer iterations of exact leaders, environment steps of sampled ones.
-        iteration: outer iterations so far.
-        kept: the best x seen at the best response, with its record.
-        history: every record since counting began.
+        state: the method's state; its fields are also attributes of the leader.
+        num_timesteps: the count of ``learn``: outer iterations for exact leaders, environment steps for sampled ones.
+        iteration: number of outer iterations so far.
+        kept: the best x so far by evaluation at the best response, with its record.
+        history: all records since counting began.
     """
 
     given: ClassVar[tuple[str, ...]] = ("problem",)
-    """What :meth:`load` takes beside the path, in this order: the world, as ``problem`` or ``env``, and what a file lacks."""
+    """Arguments of :meth:`load` after the path, in order: the environment, as ``problem`` or ``env``, and what files lack."""
 
     method: Any
 
@@ -208,7 +208,7 @@ class Leader:
         self._logger: Logger | None = None
 
     def __getattr__(self, name: str) -> Any:
-        """What stands in the method's state, or in the method."""
+        """Look up an attribute of the method's state or of the method."""
         if not name.startswith("_") and name not in ("state", "method", "run"):
             for holder in (self.state, self.method, self.run):
                 if hasattr(holder, name):
@@ -217,17 +217,17 @@ class Leader:
 
     @property
     def x(self) -> npt.NDArray[np.float64]:
-        """The leader's parameter, ``[dim]``: the best seen at the best response (with ``keep_best``), the start before any."""
+        """The leader's parameter, ``[dim]``: the best evaluated so far (with ``keep_best``), the initial one before any."""
         return np.array((self.state.x if self.run.kept is None else self.run.kept.x).detach().numpy())
 
     @property
     def last_x(self) -> npt.NDArray[np.float64]:
-        """The last iterate of x, ``[dim]``, from which learning goes on."""
+        """The latest iterate of x, ``[dim]``, from which learning continues."""
         return np.array(self.state.x.detach().numpy())
 
     @property
     def remaining_timesteps(self) -> int:
-        """What is left of the last call of ``learn``, in its unit: 0 where it came to its end."""
+        """What remains of the latest call of ``learn``, in its unit: 0 if it was completed."""
         return int(max(0, self.run.total - self.state.num_timesteps))
 
     # --- learning -----------------------------------------------------------------------------------------------------
@@ -242,43 +242,43 @@ class Leader:
         total_timesteps: int | None = None,
         num_iterations: int | None = None,
     ) -> Self:
-        """Learn x; the last iteration is finished.
+        """Learn x; the last iteration is always completed.
 
-        The budget is given first, or by the name of its unit: ``learn(300_000)`` or ``learn(total_timesteps=300_000)`` of a
-        sampled leader, ``learn(60)`` or ``learn(num_iterations=60)`` of an exact one.
+        Pass the budget first, or by the name of its unit: ``learn(300_000)`` or ``learn(total_timesteps=300_000)`` for a sampled
+        leader, ``learn(60)`` or ``learn(num_iterations=60)`` for an exact one.
 
         Args:
-            total: the budget, in the unit that :attr:`num_timesteps` counts.
-            callback: called with the leader after every iteration; False stops.
-            progress_bar: show one, and the plan before it.
-            reset_num_timesteps: False goes on counting; schedules then run over the sum, as SB3's do.
+            total: the budget, in the unit of :attr:`num_timesteps`.
+            callback: called with the leader after every iteration; returning False stops learning.
+            progress_bar: whether to show a progress bar. Default: False.
+            reset_num_timesteps: False continues counting; schedules then run over the sum, as in SB3. Default: True.
             total_timesteps: the budget of a sampled leader: environment steps of all followers and of the leader's own episodes.
             num_iterations: the budget of an exact leader: outer iterations.
 
         Raises:
-            ValueError: no budget, one that is no whole number of at least 1, one in the unit of other leaders, or one that buys
-                no iteration (see :meth:`plan`).
+            ValueError: the budget is missing, not an integer of at least 1, in the unit of other leaders, or too small for one
+                iteration (see :meth:`plan`).
         """
         asked = budget(self, total, total_timesteps=total_timesteps, num_iterations=num_iterations)
         return self._learn(asked, callback, progress_bar, reset_num_timesteps)
 
     def plan(self, total: int, reset_num_timesteps: bool = True) -> Plan:
-        """What ``learn(total)`` would do now: iterations, environment steps of each part, records. Nothing is spent.
+        """Return what ``learn(total)`` would do: iterations, environment steps of each part, records. It spends no steps.
 
         Args:
-            total: the budget, in what :attr:`num_timesteps` counts.
-            reset_num_timesteps: as of ``learn``.
+            total: the budget, in the unit of :attr:`num_timesteps`.
+            reset_num_timesteps: as in ``learn``.
         """
         return plan_of(self, budget(self, total), reset_num_timesteps)
 
     def resume(self: Self, callback: Callback | None = None, progress_bar: bool = False) -> Self:
-        """Finish the call of ``learn`` that ended early: the one that a file's leader was saved in.
+        """Continue the latest call of ``learn`` if it ended early, e.g. the one in which a file was saved.
 
-        On one machine the leader is then, to the bit, what the unbroken call would have left (see ``Checkpoint``).
+        On the same machine the result is bitwise that of an uninterrupted call (see ``Checkpoint``).
 
         Args:
-            callback: called with the leader after every iteration; False stops.
-            progress_bar: show one.
+            callback: called with the leader after every iteration; returning False stops learning.
+            progress_bar: whether to show a progress bar. Default: False.
         """
         return self._learn(self.remaining_timesteps, callback, progress_bar, False)
 
@@ -292,8 +292,8 @@ class Leader:
         done, before = self.state.num_timesteps, run.iteration
         if method.judges and run.start is None:
             run.start = self.state.x.detach().clone()
-        if plan is not None:  # none is asked for where a run that had come to its end is resumed
-            # A call that ends where the last one was to end finishes it, with the records that were planned.
+        if plan is not None:  # None where a completed run is resumed
+            # A call with the same end as the last one finishes that one, with the records planned for it.
             run.cadence = run.cadence if not afresh and run.total == done + total else plan.cadence
             run.total = done + total
             if progress_bar:
@@ -335,12 +335,12 @@ class Leader:
         return self
 
     def _judge(self, found: dict[str, float] | None = None) -> None:
-        """Evaluate the last x at the best response, log it, keep it if it is the best by its return less one standard error."""
+        """Evaluate the latest x at the best response, log it, and keep it if its return minus one standard error is the best."""
         run, x = self.run, self.state.x.detach()
         evaluation = self.method.evaluate(self.state, x, run.iteration)
         run.evaluated_at = run.iteration
         run.history.append(evaluation)
-        # Of two records that differ by rounding the earlier is kept.
+        # Of two records that differ by rounding only, keep the earlier.
         tie, held = 1e-12 * abs(evaluation.leader_return), run.kept
         if held is None or not self.config.keep_best or _score(evaluation) > _score(held.evaluation) + tie:
             run.kept = Kept(x.clone(), evaluation)
@@ -349,21 +349,21 @@ class Leader:
 
     @property
     def moved(self) -> float:
-        """How far the last x is from where the run began: the largest distance of a coordinate, as a share of X's width in it."""
+        """Distance of the latest x from the run's start: the largest over coordinates, as a share of X's width."""
         X, x = self.method.leader_set, self.state.x.detach()
         start = x if self.run.start is None else self.run.start
         return float(((x - start).abs() / torch.where(X.high > X.low, X.high - X.low, 1.0)).max())
 
     @property
     def gradient_signal(self) -> float | None:
-        """The mean of x's estimated gradients over the run, in standard errors: about 1 where they are noise.
+        """Mean of x's estimated gradients over the run, in standard errors: about 1 where they are noise.
 
-        The largest that it was after 4, 8, 16, ... iterations; None before, and where the gradient is no estimate.
+        The largest value after 4, 8, 16, ... iterations; None before, and for exact gradients.
         """
         return self.run.gradients.signal if self.run.gradients.n >= 4 else None
 
     def _weigh(self, gradient: Tensor, held: Gradients) -> None:
-        """Follow the mean of x's gradient over the run and its spread."""
+        """Update the mean and the spread of x's gradient over the run."""
         before = torch.zeros_like(gradient) if held.mean is None else held.mean
         held.n, held.mean = held.n + 1, before + (gradient - before) / (held.n + 1)
         held.squares += float((gradient - before) @ (gradient - held.mean))
@@ -372,9 +372,9 @@ class Leader:
             held.signal = max(held.signal, size / stderr if stderr > 0.0 else float(size > 0.0) * 1e9)
 
     def evaluate(self) -> Any:
-        """The record of :attr:`x`: return at the best response, return at pi_y, follower regret, penalty, lam, tau, steps.
+        """Evaluate :attr:`x`: return at the best response, return at pi_y, follower regret, penalty, lam, tau, steps.
 
-        Where no model is known each call trains followers anew, none of which x was chosen by; their steps count.
+        Without a known model each call trains new followers, other than those by which x was chosen; their steps count.
         """
         run = self.run
         if not self.method.judges:
@@ -383,7 +383,7 @@ class Leader:
         return self.method.final(self.state, x, record, run.iteration)
 
     def evaluate_last(self) -> Any:
-        """The record of :attr:`last_x`: logged, and kept where it is the best."""
+        """Evaluate :attr:`last_x`, log the record, and keep it if it is the best."""
         if not self.method.judges:
             return self.evaluate()
         if self.run.evaluated_at != self.run.iteration or not self.run.history:
@@ -391,7 +391,7 @@ class Leader:
         return self.run.history[-1]
 
     def get_env(self) -> VecEnv | None:
-        """The follower's parallel environments, for SB3's callbacks; None where it has none."""
+        """Return the follower's parallel environments, for SB3's callbacks; None where there is no follower."""
         return None
 
     def close(self) -> None:
@@ -402,7 +402,7 @@ class Leader:
 
     @property
     def logger(self) -> Logger:
-        """SB3's logger; by default it writes nowhere."""
+        """SB3's logger; by default it writes nothing."""
         if self._logger is None:
             from stable_baselines3.common.logger import Logger
 
@@ -410,10 +410,10 @@ class Leader:
         return self._logger
 
     def set_logger(self, logger: Logger) -> None:
-        """Write the records with an SB3 logger, e.g. ``configure(folder, ["csv", "json", "tensorboard"])``.
+        """Log records with an SB3 logger, e.g. ``configure(folder, ["csv", "json", "tensorboard"])``.
 
-        What was logged since counting began, also by the run that a loaded leader comes from, is written first, but not on the
-        screen: the files are then those of an unbroken run.
+        Earlier rows since counting began, including those of the run that a leader was loaded from, are written first, except to
+        the screen, so that the files are those of an uninterrupted run.
         """
         from stable_baselines3.common.logger import HumanOutputFormat
 
@@ -427,7 +427,7 @@ class Leader:
         logger.output_formats = formats
 
     def record(self, found: dict[str, Any]) -> None:
-        """Log what was found, with all that others recorded, and keep the row."""
+        """Log these values together with all values recorded by others, and store the row."""
         logger = self.logger
         for key, value in found.items():
             if value is not None:
@@ -446,21 +446,21 @@ class Leader:
     # --- files --------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, replay: bool = False) -> Path:
-        """Write the leader to a zip, whole or not at all: all that learning on needs, so that it goes on to the bit.
+        """Write the leader to a zip file, atomically, with all that exact resumption needs.
 
-        A follower given as a class is named in the file; a callable is not stored and has to be given again.
+        A follower given as a class is stored by name; a callable is not stored and must be given again.
 
         Args:
-            path: the file, ``.zip`` where it has no suffix.
-            replay: whether the followers' replay buffers go in, and the place in episodes that go on. They may be large;
-                without them learning on with a follower that has one is not to the bit.
+            path: the file; ``.zip`` is added where there is no suffix.
+            replay: whether to store the followers' replay buffers and the place in running episodes. They may be large; without
+                them, learning with a replay buffer does not resume bitwise. Default: False.
 
         Returns:
             The path written.
 
         Raises:
-            OSError: a file that cannot be written; what was there before still is.
-            TypeError: a config with something that no file can hold.
+            OSError: the file cannot be written; an old file is kept.
+            TypeError: the config holds something that cannot be stored.
         """
         method = self.method
         header: dict[str, Any] = {
@@ -482,17 +482,17 @@ class Leader:
 
     @classmethod
     def load(cls: type[Self], path: str | Path, *given: Any, **named: Any) -> Self:
-        """Read a leader back, ready to evaluate, to :meth:`resume`, or to learn on with ``reset_num_timesteps=False``.
+        """Load a leader to evaluate it, to :meth:`resume`, or to continue learning with ``reset_num_timesteps=False``.
 
         Args:
             path: the file.
-            given: what the file lacks, in the order of :attr:`given`: of exact leaders ``problem``, of sampled ones ``follower``
-                and ``env``. A follower that was a callable, and a world that was an object and not an id.
+            given: what the file lacks, in the order of :attr:`given`: ``problem`` for exact leaders, ``follower`` and ``env`` for
+                sampled ones. Needed are a follower that was a callable, and an environment that was given as an object.
             named: the same by name.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: a file that is truncated, of another version, leader or world; something that is missing or another.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is truncated, or of another version, leader or environment; or an argument is missing or wrong.
         """
         named |= dict(zip(cls.given, given, strict=False))
         unknown = [name for name in named if name not in cls.given]
@@ -520,7 +520,7 @@ class Leader:
 
     @classmethod
     def _arguments(cls, header: dict[str, Any], named: dict[str, Any], path: str | Path) -> dict[str, Any]:
-        """Constructor arguments beside the world and the seed: the file's, and those that are given again."""
+        """Return constructor arguments besides environment and seed: the file's, and those given again."""
         arguments = {name: decode(value) for name, value in header["arguments"].items()}
         if "follower" in cls.given:
             from .followers.spec import follower_of_file
@@ -529,9 +529,9 @@ class Leader:
         return arguments
 
     def _take_back(self, header: dict[str, Any], path: str | Path) -> None:
-        """Take back what :meth:`save` wrote of the run and the state."""
+        """Load the run and the state from what :meth:`save` wrote."""
         method, replay = self.method, bool(header["replay"])
-        # Beside a fresh state's arrays, an optimiser keeps two numbers a parameter; a method may gather data.
+        # Besides a fresh state's arrays, an optimiser stores two numbers per parameter; a method may collect data.
         tree = read_state(path, header["state"], 3 * size_of(snapshot(self.state)) + method.room(self.state))
         restore(self.state, tree["state"])
         if replay:
@@ -549,7 +549,7 @@ class Leader:
 
 
 def _score(record: Evaluation) -> float:
-    """What records of x are compared by: the return less one standard error, so that none is kept for its luck."""
+    """Return a record's score: its return minus one standard error, so that no x is chosen by luck."""
     error = record.leader_return_stderr
     return record.leader_return - (error if math.isfinite(error) else 0.0)
 
@@ -559,12 +559,12 @@ def _score(record: Evaluation) -> float:
 
 @torch.no_grad()
 def projected_gradient(z: Tensor, alpha: float, project: Projection) -> Tensor:
-    """(z - Proj(z - alpha g)) / alpha (arXiv 2402.06886, eq. 4.6), the shape of z, whose gradient g is at ``z.grad``.
+    """Return (z - Proj(z - alpha g)) / alpha (arXiv 2402.06886, eq. 4.6), the shape of z, with the gradient g in ``z.grad``.
 
-    It is 0 exactly at stationary points, and g where the projection does nothing.
+    It is 0 exactly at stationary points, and equals g where the projection changes nothing.
 
     Raises:
-        FloatingPointError: a gradient that is not finite.
+        FloatingPointError: the gradient is not finite.
     """
     assert z.grad is not None
     if not bool(torch.isfinite(z.grad).all()):
@@ -577,14 +577,14 @@ def projected_gradient(z: Tensor, alpha: float, project: Projection) -> Tensor:
 
 @torch.no_grad()
 def projected_step(optimizer: torch.optim.Optimizer, projections: Sequence[Projection]) -> None:
-    """One step of an optimiser that stays in a convex set; each of its groups holds one tensor, with a projection of its own.
+    """Take an optimiser's step within convex sets; each parameter group has one tensor and its own projection.
 
-    An optimiser that rescales coordinates (Adam) and a projection that couples them (a simplex, a budget) do not get along:
-    where all gradients point out of the set, Adam's steps are all alike, the projection takes them back, and z stays at a point
-    that is not stationary. So the optimiser is given the projected gradient. Plain gradient descent steps as before.
+    An optimiser that rescales coordinates (Adam) does not combine with a projection that couples them (a simplex, a budget):
+    where all gradients point out of the set, Adam's steps are equal, the projection undoes them, and z stays at a point that is
+    not stationary. So the optimiser gets the projected gradient. Plain gradient descent is not changed by this.
 
     Raises:
-        FloatingPointError: a gradient that is not finite, before anything is moved.
+        FloatingPointError: a gradient is not finite; nothing is moved then.
     """
     pairs = [(group["params"][0], group["lr"], p) for group, p in zip(optimizer.param_groups, projections, strict=True)]
     for z, alpha, project in pairs:

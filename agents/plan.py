@@ -1,9 +1,9 @@
-"""What a budget buys, worked out before a step is spent: iterations, the steps of each part, and when records are made.
+"""Plan what a budget buys before any step is spent: iterations, the steps of each part, and when records are made.
 
-And what is said of a run whose steps cannot cross X, and of one that learned nothing.
+It also warns of runs whose steps cannot cross X, and of runs that learned nothing.
 
-A method says what its parts cost (``first_steps``, ``iteration_steps``, ``record_steps`` of :class:`~.leader.Method`), SB3's
-rounding up to whole rollouts included; :func:`plan_of` runs through the loop of ``learn`` with these numbers.
+A method gives the cost of its parts (``first_steps``, ``iteration_steps``, ``record_steps`` of :class:`~.leader.Method`),
+including SB3's rounding up to whole rollouts; :func:`plan_of` simulates the loop of ``learn`` with these numbers.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ import torch
 from ..envs.mdp.checks import ArgumentError, check_size, require
 
 CADENCE = 10
-"""Iterations between records that cost nothing, where the config names no number."""
+"""Default number of iterations between records that cost no steps."""
 FAR = 0.75
-"""Share of the way from where x starts to the farther end of X that a run's steps should be able to go."""
+"""Share of the distance from x's start to the farther end of X that a run should be able to cover."""
 NOISE = 2.0
-"""Standard errors within which a mean gradient is not distinguishable from 0."""
+"""Number of standard errors within which a mean gradient counts as 0."""
 SHARE = 3
-"""Records take at most one part in so many of the budget, where the config names no number."""
+"""By default, records take at most the budget divided by this."""
 
 
 class Cost(NamedTuple):
     """Environment steps of one iteration.
 
     Attributes:
-        followers: of the followers' training.
-        leader: of the leader's own episodes, from which x's gradient is estimated.
-        certain: whether these are exact numbers. Algorithms that train for whole episodes spend about so many.
-        whole: whether x moves; not where the steps that are left end before it does.
+        followers: steps of the followers' training.
+        leader: steps of the leader's own episodes, which estimate x's gradient.
+        certain: whether the numbers are exact; for algorithms that train for whole episodes they are approximate.
+        whole: whether x moves; False where the remaining steps end before that.
     """
 
     followers: int = 0
@@ -56,9 +56,9 @@ class RecordCost(NamedTuple):
     """Environment steps of a record, i.e. of an evaluation at the best response.
 
     Attributes:
-        first: of the next one.
-        later: of those after it, for which there are more policies to compare with.
-        certain: whether these are exact numbers.
+        first: steps of the next record.
+        later: steps of each record after it, which compares more policies.
+        certain: whether the numbers are exact.
     """
 
     first: int = 0
@@ -66,7 +66,7 @@ class RecordCost(NamedTuple):
     certain: bool = True
 
     def steps(self, n: int) -> int:
-        """Of n records."""
+        """Return the environment steps of n records."""
         return self.first + (n - 1) * self.later if n > 0 else 0
 
 
@@ -75,10 +75,10 @@ class Cadence:
     """When a run makes records.
 
     Attributes:
-        every: iterations between them; 0 for none in between.
-        start: whether there is one of the x that the run begins with.
-        end: whether there is one of the last x.
-        reserved: steps of the budget that are kept for the last one.
+        every: number of iterations between records; 0 for none in between.
+        start: whether the run's initial x gets a record.
+        end: whether the run's last x gets a record.
+        reserved: steps of the budget reserved for the last record.
     """
 
     every: int = CADENCE
@@ -97,16 +97,16 @@ class Plan:
 
     Attributes:
         leader: the leader's class.
-        unit: what is counted, ``"total_timesteps"`` or ``"num_iterations"``.
+        unit: unit of the budget, ``"total_timesteps"`` or ``"num_iterations"``.
         total: the budget.
-        iterations: outer iterations that it buys, i.e. steps of x; None where the method does not say what one costs.
+        iterations: number of outer iterations, i.e. updates of x; None where the method does not know their cost.
         first_steps: environment steps before the first iteration, e.g. random play.
-        follower_steps: environment steps of the followers' training, a warm-up among them.
+        follower_steps: environment steps of the followers' training, including a warm-up.
         leader_steps: environment steps of the leader's own episodes.
-        record: what a record costs.
-        records: how many there are.
-        cadence: when.
-        least: the smallest budget that buys an iteration: what the first one costs, and what precedes it.
+        record: cost of a record.
+        records: number of records.
+        cadence: when they are made.
+        least: the smallest budget that buys an iteration: the cost of the first one and of all before it.
         certain: whether the numbers are exact.
     """
 
@@ -130,13 +130,13 @@ class Plan:
 
     @property
     def spent(self) -> int:
-        """Environment steps in all: more than the budget by what its last iteration and record take beyond it."""
+        """Total environment steps; the last iteration and record may exceed the budget."""
         return self.first_steps + self.follower_steps + self.leader_steps + self.evaluation_steps
 
     def require_iteration(self) -> None:
         """Raise ``ValueError`` where the budget buys no iteration."""
         about = "" if self.certain else "about "
-        costs = f"one iteration costs {about}{self.least:,} steps, with what precedes the first one"
+        costs = f"one iteration costs {about}{self.least:,} steps, including all before the first one"
         expected = f"at least {self.least} ({costs}; see leader.plan)"
         require(self.iterations is None or self.total >= self.least, self.unit, expected, self.total)
 
@@ -168,15 +168,15 @@ class Plan:
 
 
 def budget(leader: Any, total: Any, **words: Any) -> int:
-    """The budget of a call of ``learn`` or ``plan``: the first argument, or the one that is named by what the leader counts.
+    """Return the budget of a call of ``learn`` or ``plan``: the first argument, or the one named by the leader's unit.
 
     Args:
         leader: the leader.
         total: the first argument, or None.
-        words: ``total_timesteps`` and ``num_iterations``, None where they are not given.
+        words: ``total_timesteps`` and ``num_iterations``, None where not given.
 
     Raises:
-        ValueError: no number, two of them, one that is no whole number of at least 1, or one in the unit of other leaders.
+        ValueError: no budget or two are given, or one that is not an integer of at least 1, or in the unit of other leaders.
     """
     word, name = leader.method.counts, type(leader).__name__
     named = {key: value for key, value in words.items() if value is not None}
@@ -189,31 +189,31 @@ def budget(leader: Any, total: Any, **words: Any) -> int:
 
 
 def plan_of(leader: Any, total: int, afresh: bool) -> Plan:
-    """What ``learn(total)`` would do now.
+    """Plan a call of ``learn(total)``.
 
     Args:
-        leader: the leader, whose state tells what was warmed up already.
+        leader: the leader, whose state shows whether the warm-up is done.
         total: the budget of the call.
-        afresh: whether counting begins anew.
+        afresh: whether counting starts again at 0.
     """
     method, state, run = leader.method, leader.state, leader.run
     done, gone = (0, 0) if afresh else (state.num_timesteps, run.iteration)
     limit, first = done + total, method.first_steps(state)
     steps, record = method.counts == "total_timesteps", method.record_steps(state) if method.judges else RecordCost()
-    # What an iteration takes of the budget: its steps, or one.
+    # The cost of an iteration, in units of the budget: its steps, or 1.
     cost: Callable[..., Cost] = partial(method.iteration_steps, state) if steps else lambda *_: Cost(1)
     wanted = method.config.eval_every if method.judges else None
     cadence = Cadence(wanted or CADENCE) if method.judges else SILENT
     plan = Plan(type(leader).__name__, method.counts, total, None, first, record=record, cadence=cadence)
-    if cost(limit, True).steps == 0:  # a method that does not say
+    if cost(limit, True).steps == 0:  # a method that does not know its cost
         return plan
 
     def looped(cadence: Cadence) -> dict[str, Any]:
-        """What the loop of ``learn`` comes to."""
+        """Simulate the loop of ``learn``; return its counts."""
         begins = cadence.start and (afresh or run.kept is None)
 
         def made(n: int) -> int:
-            """Records that follow the first n iterations."""
+            """Return the number of records made in the first n iterations."""
             return (gone + n) // every - gone // every if every else 0
 
         at, records, spent = done + first + record.steps(begins), int(begins), list[Cost]()
@@ -223,7 +223,7 @@ def plan_of(leader: Any, total: int, afresh: bool) -> Plan:
             at = done + first + spent[0].steps + record.steps(begins + made(1))
         one = cost(limit, False)
         if at < enough:
-            # So many more, each with the records that follow it; the last one may end before it is whole.
+            # Further iterations with their records; the last iteration may end early.
             def spends(m: int) -> int:
                 return m * one.steps + record.steps(begins + made(1 + m)) - record.steps(begins + made(1))
 
@@ -237,12 +237,12 @@ def plan_of(leader: Any, total: int, afresh: bool) -> Plan:
         steps = {"follower_steps": sum(c.followers for c in spent), "leader_steps": sum(c.leader for c in spent)}
         return {"iterations": whole, "records": records, **steps, "certain": all(c.certain for c in (record, *spent))}
 
-    # Records: as the config says; every ten iterations where they cost nothing; else as many as a third of the budget allows.
+    # Records: as the config says; else every ten iterations if they cost no steps, or as often as a third of the budget allows.
     if method.judges and wanted is None and record.later > 0:
         k = total // SHARE // record.later
         n = looped(replace(SILENT, reserved=k * record.later))["iterations"]
         cadence = SILENT if k == 0 else Cadence(math.ceil(n / (k - 1)) if k > 1 else 0, k > 1, True, record.later)
-    # The smallest budget that holds what precedes the first iteration, and that one; a smaller one has a shorter warm-up.
+    # The smallest budget for the first iteration and all before it; a smaller budget has a shorter warm-up.
     before = first + (record.first if cadence.start and wanted is not None else 0)
     least = before + cost(0, True).steps
     while least < (longer := before + cost(least, True).steps):
@@ -252,7 +252,7 @@ def plan_of(leader: Any, total: int, afresh: bool) -> Plan:
 
 
 def warn_of_reach(leader: Any, plan: Plan) -> None:
-    """Warn, before a run begins, where its steps cannot take x across X."""
+    """Warn before a run if its steps cannot move x across X."""
     if plan.iterations is None or not leader.method.judges:
         return
     X, x = leader.method.leader_set, leader.state.x.detach()
@@ -267,7 +267,7 @@ def warn_of_reach(leader: Any, plan: Plan) -> None:
 
 
 def warn_of_end(leader: Any) -> None:
-    """Warn, after a run, where x is where it began, or where its gradient's estimates were noise and no record is better."""
+    """Warn after a run if x is where it started, or if its gradient estimates were noise and no record is better."""
     run, signal = leader.run, leader.gradient_signal
     if not leader.method.judges or run.start is None:
         return
@@ -278,15 +278,15 @@ def warn_of_end(leader: Any) -> None:
         if np.array_equal(leader.last_x, run.start.numpy()):
             why = told or "its gradient is 0 there, or points out of X, or x waited for the best response"
         else:
-            later = f"of {len(run.history):,} records none is better than the start's, though last_x is {leader.moved:.2g} of X's"
+            later = f"none of {len(run.history):,} records is better than the first, though last_x is {leader.moved:.2g} of X's"
             why = f"{later} width away" + (f"; {told}" if told else "")
         warnings.warn(f"x ends where it began: {why}. What may help: {remedy}", stacklevel=4)
     elif noise and not _improved(run):
-        warnings.warn(f"nothing tells that x is better than its start: {told}. What may help: {remedy}", stacklevel=4)
+        warnings.warn(f"x may be no better than its start: {told}. What may help: {remedy}", stacklevel=4)
 
 
 def _improved(run: Any) -> bool:
-    """Whether the kept record is better than the start's, beyond their errors."""
+    """Whether the best record is better than the initial one by more than their errors."""
     first = run.history[0] if run.history else None
     if first is None or first.iteration > 0 or run.kept is None:
         return False

@@ -4,7 +4,7 @@ At a fixed x each follower is trained from scratch, without further tuning. We c
 
     J_L(x, pi_k)  with  F_0(x) = J_L(x, pi*(x)),        regret_k = V_f^*(x) - V_f^{pi_k}(x)
 
-A leader that needs an exactly optimal follower shows here: a small regret of the follower costs it much.
+A leader that relies on an exactly optimal follower is exposed: a small regret of the follower costs it much.
 """
 
 from __future__ import annotations

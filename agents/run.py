@@ -1,4 +1,4 @@
-"""A run of ``learn``: what the leader's loop keeps beside the method's state, and its callbacks."""
+"""A run of ``learn``: the state of the leader's loop, besides the method's state, and its callbacks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .evaluation import Evaluation
 from .plan import Cadence
 
 Callback = Any
-"""A callable or one of SB3's callbacks, or a sequence of such: called with the leader after every outer iteration.
+"""A callable, an SB3 callback, or a sequence of these, called with the leader after every outer iteration.
 
-False stops learning. One that is a context manager is entered first. For SB3's see ``callbacks``.
+If it returns False, learning stops. A context manager is entered first. For SB3's callbacks see ``callbacks``.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """The best x seen and its record."""
+    """The best x so far and its record."""
 
     x: Tensor
     evaluation: Evaluation
@@ -30,13 +30,13 @@ class Kept:
 
 @dataclass
 class Gradients:
-    """x's gradient over a run, where it is an estimate.
+    """Statistics of x's gradient over a run, where it is estimated.
 
     Attributes:
-        n: how many estimates.
+        n: number of estimates.
         mean: their mean, ``[dim]``.
-        squares: the sum of their squared distances from it.
-        signal: the largest ``|mean| / stderr`` after 4, 8, 16, ... of them.
+        squares: sum of their squared distances from the mean.
+        signal: the largest ``|mean| / stderr`` after 4, 8, 16, ... estimates.
     """
 
     n: int = 0
@@ -47,19 +47,19 @@ class Gradients:
 
 @dataclass
 class Run:
-    """What a leader's loop keeps beside the method's state.
+    """The state of a leader's loop, besides the method's state.
 
     Attributes:
-        iteration: outer iterations so far.
-        total: up to which ``num_timesteps`` the last call of ``learn`` goes.
+        iteration: number of outer iterations so far.
+        total: value of ``num_timesteps`` at which the latest call of ``learn`` ends.
         cadence: when that call makes records.
         start: x when counting began, ``[dim]``.
-        gradients: x's gradient since then.
-        evaluated_at: the iteration last evaluated, None before any.
-        kept: the best x seen (the last one evaluated, without ``keep_best``), with its record.
-        history: every record since counting began.
-        columns: each set of what was logged together: keys, with the formats that leave them out.
-        log: what was logged: steps, which of the columns, and their values.
+        gradients: statistics of x's gradient since then.
+        evaluated_at: the latest iteration evaluated; None before any.
+        kept: the best x so far, with its record (without ``keep_best``, the latest one evaluated).
+        history: all records since counting began.
+        columns: the sets of keys that were logged together, with the formats that exclude them.
+        log: the logged rows: step count, index into ``columns``, and values.
     """
 
     iteration: int = 0
@@ -76,10 +76,10 @@ class Run:
 
 @contextmanager
 def entered(callback: Callback | None, leader: Any) -> Iterator[list[Callable[[Any], Any]]]:
-    """The callbacks of a call of ``learn``, one or several, SB3's among them, entered where they are context managers.
+    """Enter the callbacks of a call of ``learn``, one or several, including SB3's, and yield them as a list.
 
     Raises:
-        ValueError: something that cannot be called.
+        ValueError: a callback is not callable.
     """
     several = callback if isinstance(callback, Sequence) else [] if callback is None else [callback]
     fits = all(callable(one) or hasattr(one, "on_step") for one in several)

@@ -1,8 +1,8 @@
 """Robustness: the leader's return at one x when followers use other algorithms than in training.
 
 x is learned on random Stackelberg games of 20 states, by PBRL with PPO followers from rollouts alone and by the exact
-hypergradient. At each x, followers of three algorithms are then trained from nothing, with the library's settings and with
-SB3's own, and the leader's return under what they have learned is exact.
+hypergradient. At each x, new followers of three algorithms are then trained, with the library's settings and with SB3's own. The
+leader's return under the trained followers is exact.
 """
 
 from __future__ import annotations

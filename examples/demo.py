@@ -1,6 +1,6 @@
-"""What a leader gains by foreseeing its follower: one random Stackelberg game of 20 states, five leaders, one picture.
+"""What a leader gains by anticipating its follower: one random Stackelberg game of 20 states, five leaders, one picture.
 
-`make demo` runs this; `python examples/demo.py --help` shows its arguments. It writes `demo.png`, `demo.json` and the
+`make demo` runs this, and `python examples/demo.py --help` shows its arguments. It writes `demo.png`, `demo.json` and the
 best trained leader, `leader.zip`, to `runs/demo/`.
 """
 
@@ -61,7 +61,7 @@ def train_sampled(seed: int, env_kwargs: dict[str, Any], timesteps: int, folder:
 
 
 def as_row(method: str, value: float, at_pi_y: float | None = None, penalty: float | None = None) -> dict[str, Any]:
-    """A row of what is exact: it draws nothing, so it has no interval and takes no steps."""
+    """A row for an exact leader, which has no interval and takes no steps."""
     return {
         "method": method,
         "leader_return": value,
@@ -79,7 +79,7 @@ def exact_row(name: str, leader: ExactLeader) -> dict[str, Any]:
 
 
 def sampled_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row of the sampled leader: mean over seeds with a 95% t-interval."""
+    """The row of the sampled leader: the mean over seeds with a 95% t-interval."""
     returns, at_pi_y, penalties = (
         [run["best"][key] for run in runs] for key in ("leader_return", "leader_return_at_pi_y", "penalty")
     )
@@ -92,7 +92,7 @@ def sampled_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def show_table(rows: list[dict[str, Any]], n_seeds: int) -> None:
-    """Print the rows."""
+    """Print all rows as a table."""
     table = Table(title=f"Leader's return at the follower's best response ({n_seeds} seeds where sampled)")
     for name in ("method", "at best response", "95% interval", "at pi_y", "penalty", "steps"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name == "method")
@@ -107,7 +107,7 @@ def show_table(rows: list[dict[str, Any]], n_seeds: int) -> None:
 
 
 def draw(rows: list[dict[str, Any]], runs: list[dict[str, Any]], path: Path) -> None:
-    """Left: the five leaders. Right: how the sampled one learns, beside the exact ones."""
+    """Draw the five leaders (left) and the learning curves of the sampled one (right)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=(1, 1.25), layout="constrained")
     names = [row["method"] for row in rows]
     values = np.array([row["leader_return"] for row in rows])
@@ -141,7 +141,7 @@ def draw(rows: list[dict[str, Any]], runs: list[dict[str, Any]], path: Path) -> 
 
 
 def sampled_runs(arguments: argparse.Namespace, env_kwargs: dict[str, Any]) -> list[dict[str, Any]]:
-    """The sampled leaders, by seed, trained side by side."""
+    """Train the sampled leaders in parallel, one for each seed."""
     tasks = [(seed, env_kwargs, arguments.timesteps, arguments.out) for seed in range(arguments.seeds)]
     runs: dict[int, dict[str, Any]] = {}
     with tqdm(total=len(tasks), desc="PBRL over PPO followers, seeds") as bar:

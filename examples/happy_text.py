@@ -1,4 +1,4 @@
-"""Teach a small language model to write what is liked, from comparisons of its own messages; a minute on one core."""
+"""Teach a small language model to write messages that are liked, from comparisons; takes a minute on one core."""
 
 import gymnasium as gym
 
@@ -31,7 +31,7 @@ CONFIG = PreferenceConfig(
 
 
 def main(steps: int = 40_000, config: PreferenceConfig = CONFIG) -> tuple[Quality, Quality]:
-    """Print some messages before and after, and what they are worth."""
+    """Print some messages before and after training, with their scores."""
     leader = PreferencePBRL(WORLD, writer(kl=0.6), config=config)  # labels come from the sentiment rule
     env, pretrained, found = text_env(gym.make(WORLD)), load_word_model(), []
     for when in ("before", "after"):

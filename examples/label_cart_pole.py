@@ -1,6 +1,8 @@
-"""Ask a person which of two stretches of CartPole is better, and fit a reward to the answers.
+"""Ask a person which of two segments of CartPole is better, and fit a reward to the answers.
 
-python examples/label_cart_pole.py [FILE]    records and asks; says how to open the page. Once more: reads the answers.
+python examples/label_cart_pole.py [FILE]
+
+The first call records segments, asks and says how to open the page; the second one reads the answers.
 """
 
 import sys
@@ -24,17 +26,17 @@ LENGTH, QUERIES = 40, 20
 
 
 class SmallPictures(gym.Wrapper[Any, Any, Any, Any]):
-    """Pictures of half the height and width: a quarter of the file."""
+    """Renders pictures with half the height and width, which take a quarter of the file size."""
 
     def render(self) -> NDArray[np.uint8]:
-        """The mean of each square of four pixels."""
+        """The picture with each square of four pixels averaged."""
         picture: Any = self.env.render()
         height, width, colours = picture.shape
         return np.asarray(picture.reshape(height // 2, 2, width // 2, 2, colours).mean((1, 3)), np.uint8)
 
 
 def play(venv: SegmentRecorder, steps: int, rng: np.random.Generator) -> None:
-    """A follower that pushes at random seven times in ten, else towards where the pole falls."""
+    """A follower that pushes at random in 70% of the steps, and otherwise towards where the pole falls."""
     obs: Any = venv.reset()
     for _ in range(steps):
         fair = rng.random(venv.num_envs) < 0.7
@@ -42,7 +44,7 @@ def play(venv: SegmentRecorder, steps: int, rng: np.random.Generator) -> None:
 
 
 def main(path: Path) -> None:
-    """Ask where nothing was asked yet; then read what has been answered."""
+    """Ask questions if none were asked yet; otherwise read the answers."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     env = DummyVecEnv([lambda: SmallPictures(gym.make("CartPole-v1", render_mode="rgb_array"))] * 2)

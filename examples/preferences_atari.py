@@ -1,9 +1,9 @@
-"""Learn a reward for Atari games from comparisons, by the penalty method and without it; what is killed goes on with --resume.
+"""Learn a reward for Atari games from comparisons, with and without the penalty; --resume continues a killed run.
 
 python examples/preferences_atari.py [--quick] [--resume] [--games GAME ...] [--methods pbrl drlhf true]
 
-Needs the extra `atari`. Settings are read from preferences_atari.yaml. Every label is in ``labels.prefs`` of the run's folder as
-soon as it is given, and what was learned in ``leader.zip`` every few iterations; --resume reads both.
+Needs the extra `atari`. Settings are read from preferences_atari.yaml. Each run saves every label at once in ``labels.prefs`` of
+its folder, and the leader every few iterations in ``leader.zip``; --resume reads both.
 """
 
 import argparse
@@ -34,19 +34,19 @@ METHODS: dict[str, Any] = {"pbrl": PreferencePBRL, "drlhf": DRLHF, "true": TrueR
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Learn a reward for Atari games from comparisons.")
     parser.add_argument("--settings", type=Path, default=Path(__file__).with_suffix(".yaml"))
     parser.add_argument("--quick", action="store_true", help="the settings under `quick`: a few minutes")
-    parser.add_argument("--resume", action="store_true", help="go on with what the folder holds")
-    parser.add_argument("--games", nargs="+", help="default: those of the settings")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: those of the settings")
-    parser.add_argument("--out", type=Path, default=Path("runs/atari"), help="a folder for each run is made here")
+    parser.add_argument("--resume", action="store_true", help="continue the runs in the folder")
+    parser.add_argument("--games", nargs="+", help="games; default: those in the settings")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="methods; default: those in the settings")
+    parser.add_argument("--out", type=Path, default=Path("runs/atari"), help="folder in which each run makes its own")
     return parser.parse_args()
 
 
 def read_settings(path: Path, quick: bool) -> dict[str, Any]:
-    """The settings; quick ones take the places of others, those of ``preferences`` one by one."""
+    """Read the settings; quick ones replace others, and those under ``preferences`` one by one."""
     settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     changed = settings.pop("quick")
     if not quick:
@@ -55,13 +55,13 @@ def read_settings(path: Path, quick: bool) -> dict[str, Any]:
 
 
 def build_follower(venv: VecEnv, **settings: Any) -> A2C:
-    """A2C with the paper's net."""
+    """A2C with the paper's network."""
     kwargs: dict[str, Any] = {"features_extractor_class": AtariCNN, "net_arch": []}
     return A2C("CnnPolicy", venv, policy_kwargs=kwargs, seed=0, **settings)
 
 
 def learn(game: str, method: str, settings: dict[str, Any], folder: Path, resume: bool) -> None:
-    """One run."""
+    """Run one method on one game."""
     preferences = dict(settings["preferences"])
     preferences["follower_steps"] *= 1 if method == "pbrl" else 2
     config = PreferenceConfig(**preferences, fit=FitConfig(**settings["fit"]))
@@ -97,7 +97,7 @@ def learn(game: str, method: str, settings: dict[str, Any], folder: Path, resume
 
 
 def main() -> None:
-    """All games, all methods."""
+    """Run all methods on all games."""
     options = parse()
     torch.set_num_threads(1)  # on a CPU the nets are too small for more; a GPU does not mind
     settings = read_settings(options.settings, options.quick)

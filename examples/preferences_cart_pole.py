@@ -1,4 +1,4 @@
-"""Learn to balance a pole from comparisons alone: which of two stretches lasted longer.
+"""Learn to balance a pole from comparisons alone: which of two segments lasted longer.
 
 python examples/preferences_cart_pole.py [--quick]
 """
@@ -14,12 +14,12 @@ QUICK = "--quick" in sys.argv[1:]
 
 
 def follower(venv: VecEnv) -> PPO:
-    """Any Stable-Baselines3 algorithm will do; this is PPO with short rollouts."""
+    """PPO with short rollouts; any other Stable-Baselines3 algorithm also works."""
     return PPO("MlpPolicy", venv, n_steps=256, batch_size=256, n_epochs=10, learning_rate=1e-3, gamma=0.99)
 
 
 def main() -> None:
-    """Three ways to the same follower: the paper's penalty method, Christiano et al.'s, and the true reward."""
+    """Train the same follower in three ways: the penalty method, DRLHF (Christiano et al.), and the true reward."""
     config = PreferenceConfig(
         labels=20 if QUICK else 150,
         first_labels=10 if QUICK else 40,

@@ -1,4 +1,4 @@
-"""Learn to swing up a pendulum from 200 comparisons; a fresh agent on the learned reward tells what it is worth.
+"""Learn to swing up a pendulum from 200 comparisons, and train a new agent on the learned reward to judge it.
 
 python examples/preferences_pendulum.py [--quick]
 """
@@ -17,7 +17,7 @@ GAMMA = 0.98  # a swing-up takes some 50 steps
 
 
 def falling(progress_remaining: float) -> float:
-    """The learning rate."""
+    """The falling learning rate."""
     return 2e-3 * progress_remaining + 1e-5
 
 
@@ -27,7 +27,7 @@ def follower(venv: VecEnv) -> PPO:
 
 
 def main() -> None:
-    """Learn the reward, save what was learned, judge it."""
+    """Learn the reward, save the leader, and judge the reward."""
     config = PreferenceConfig(
         labels=20 if QUICK else 200,
         first_labels=10 if QUICK else 40,

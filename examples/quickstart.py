@@ -1,4 +1,4 @@
-"""Train a leader over one's own SB3 algorithm, keep it, and read it back."""
+"""Train a leader with your own SB3 follower, save it, and load it again."""
 
 from stable_baselines3 import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -8,7 +8,7 @@ from bilevel_gym.agents import PBRL
 
 
 def follower(venv: VecEnv) -> BaseAlgorithm:
-    """Any SB3 model on the environment that it is given; its gamma has to be the environment's."""
+    """Any SB3 model on the environment that it receives; its gamma must equal the environment's."""
     return A2C(
         "MlpPolicy",
         venv,
@@ -24,6 +24,6 @@ def follower(venv: VecEnv) -> BaseAlgorithm:
 if __name__ == "__main__":
     leader = PBRL("bilevel_gym/StackelbergGame-v0", follower, env_kwargs={"n_states": 20})
     leader.learn(total_timesteps=300_000, progress_bar=True)
-    print(leader.evaluate())  # the leader's return at the follower's best response, the gap, the steps spent
+    print(leader.evaluate())  # the leader's return at the follower's best response, the follower's regret, the steps
     leader.save("leader.zip")
     leader = PBRL.load("leader.zip", follower=follower)  # a callable is never stored

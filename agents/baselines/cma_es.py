@@ -1,12 +1,12 @@
-r"""Nested black box: CMA-ES over x, the follower trained afresh for every trial.
+r"""Nested black-box search: CMA-ES over x, with a newly trained follower for every trial.
 
-Each generation draws x_1 .. x_k ~ N(m, sigma^2 C), asks for the leader's return at a follower that knows nothing of earlier
-trials, and moves m, sigma and C by the ranking (Hansen and Ostermeier 2001; the search is pycma's). The search runs in
-coordinates in which the box around X is [0, 1]^dim; bounds are pycma's, a budget is met by projecting each trial. The leader's
-x is the mean m: in many dimensions it is better than any one trial, and no maximum over noisy returns.
+Each generation draws x_1 .. x_k ~ N(m, sigma^2 C), measures the leader's return at a follower that knows nothing of earlier
+trials, and updates m, sigma and C by the ranking (Hansen and Ostermeier 2001; implemented by pycma). The search scales the box
+around X to [0, 1]^dim. pycma handles bounds; a budget is met by projecting each trial. The leader's x is the mean m: in many
+dimensions it is better than any single trial, and it is not the maximum of noisy returns.
 
-:class:`TabularCMAES` solves the follower exactly for every trial and counts trials; :class:`CMAES` trains an SB3 follower from
-scratch and counts its steps. Needs the extra ``search``.
+:class:`TabularCMAES` solves for the follower exactly in every trial and counts trials. :class:`CMAES` trains an SB3 follower from
+scratch and counts its steps. Both need the extra ``search``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ..plan import Cost, RecordCost
 from ..records import snapshot, storable
 
 MOST_TRIALS = 10**6
-"""Largest population: a generation of more does not fit in memory."""
+"""Maximum population: a larger generation does not fit in memory."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,32 +60,32 @@ class _SearchConfig(LeaderConfig):
 @storable
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TabularCMAESConfig(ExactConfig, _SearchConfig):
-    """How :class:`TabularCMAES` searches; the optimiser's settings of other leaders are not used.
+    """Options of :class:`TabularCMAES`; other leaders' optimiser settings are not used.
 
     Attributes:
-        tau: the follower's temperature; None takes that of honest evaluation.
-        sigma: standard deviation at the start, as a share of X's width in each coordinate.
-        population: trials a generation; None takes pycma's ``4 + 3 log dim``.
-        eval_every: generations between honest evaluations.
+        tau: the follower's temperature in units of reward; None takes that of evaluation.
+        sigma: initial standard deviation, as a share of X's width in each coordinate.
+        population: number of trials per generation; None takes pycma's ``4 + 3 log dim``.
+        eval_every: number of generations between evaluations at the best response.
     """
 
 
 @storable
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CMAESConfig(_SearchConfig):
-    """How :class:`CMAES` searches; the optimiser's settings of other leaders are not used.
+    """Options of :class:`CMAES`; other leaders' optimiser settings are not used.
 
     Attributes:
-        sigma: standard deviation at the start, as a share of X's width in each coordinate.
-        population: trials a generation; None takes pycma's ``4 + 3 log dim``.
-        eval_every: generations between honest evaluations.
-        follower_steps: steps that each trial's follower trains from scratch (SB3 rounds up to whole rollouts).
-        n_envs: copies of the world that it trains in.
-        rollout_envs: episodes by which a trial's leader return is measured.
-        rollout_tail: discount at which they are cut; a critic of these episodes stands for the rest.
-        evaluation_followers: followers that ``evaluate()`` trains afresh, where no model is known; a record in ``learn`` trains
-            one.
-        evaluation_steps: steps that each of them trains.
+        sigma: initial standard deviation, as a share of X's width in each coordinate.
+        population: number of trials per generation; None takes pycma's ``4 + 3 log dim``.
+        eval_every: number of generations between evaluations at the best response.
+        follower_steps: training steps of each trial's follower, from scratch (SB3 rounds up to whole rollouts).
+        n_envs: number of its parallel environments.
+        rollout_envs: number of episodes that measure a trial's leader return.
+        rollout_tail: discount at which these episodes are cut; a critic fitted on them estimates the rest.
+        evaluation_followers: number of followers that ``evaluate()`` newly trains, where no model is known; a record in
+            ``learn`` trains one.
+        evaluation_steps: training steps of each of them.
     """
 
     follower_steps: int = 20_000
@@ -103,17 +103,17 @@ class CMAESConfig(_SearchConfig):
 
 
 class Search:
-    """pycma's search over X; it draws from its own generator.
+    """pycma's search over X, with its own random generator.
 
-    pycma keeps no state that is fit for a file which runs no code. What the search was told is: from the same seed it then goes
-    the same way again.
+    pycma's state cannot be stored safely without running code from a file. Instead the returns given to the search are stored;
+    with the same seed they reproduce it.
 
     Args:
-        leader_set: X.
-        mean: where it starts, a point of X.
-        sigma: standard deviation of every coordinate at the start, as a share of X's width.
-        population: trials a generation, or None.
-        entropy: words that seed its generator.
+        leader_set: the leader's set X.
+        mean: initial mean, a point of X.
+        sigma: initial standard deviation, as a share of X's width in each coordinate.
+        population: number of trials per generation, or None.
+        entropy: numbers that seed its generator.
 
     Raises:
         ImportError: pycma is not installed.
@@ -136,13 +136,13 @@ class Search:
         unit = torch.where(self._width > 0, (self._start - self._low) / self._width, 0.5)
         options = {
             "bounds": [0.0, 1.0],
-            "seed": np.nan,  # leaves numpy's global generator alone
+            "seed": np.nan,  # does not touch numpy's global generator
             "randn": lambda *shape: rng.standard_normal(shape),
             "verbose": -9,
             "verb_log": 0,
             "CMA_stds": torch.full_like(unit, self._sigma).numpy(),
             **({} if self._population is None else {"popsize": self._population}),
-            # pycma 4.5 fails where one coordinate reaches its bound on it
+            # pycma 4.5 fails with this where a coordinate reaches its bound
             **({"maxstd": np.inf} if len(unit) == 1 else {}),
         }
         self._es = self._cma.CMAEvolutionStrategy(unit.clamp(0.0, 1.0).numpy(), 1.0, options)
@@ -153,32 +153,32 @@ class Search:
         return self._set.project(self._low + torch.as_tensor(np.asarray(unit), dtype=torch.float64) * self._width)
 
     def ask(self) -> Tensor:
-        """A generation's trials, points of X, ``[population, dim]``."""
+        """Return the trials of a generation, points of X, ``[population, dim]``."""
         self._told.append(None)
         self._asked = self._es.ask()
         return self._point(np.stack(self._asked))
 
     def tell(self, returns: list[float]) -> None:
-        """The leader's returns at the trials last asked for."""
+        """Report the leader's returns at the latest trials."""
         self._told[-1] = [float(value) for value in returns]
         self._es.tell(self._asked, [-value for value in returns])
 
     @property
     def population(self) -> int:
-        """Trials a generation."""
+        """Number of trials per generation."""
         return int(self._es.popsize)
 
     @property
     def mean(self) -> Tensor:
-        """m, projected on X, ``[dim]``."""
+        """m, projected onto X, ``[dim]``."""
         return self._point(self._es.result.xfavorite)
 
     def state_dict(self) -> dict[str, Any]:
-        """Seed and start of the search, and what it was told of each generation (None: it was given up)."""
+        """Return seed and start of the search, and the returns of each generation (None where it was abandoned)."""
         return {"entropy": self._entropy, "start": self._start, "told": self._told}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave: the same search is made again, without the trials."""
+        """Rebuild the search from what :meth:`state_dict` returned, without running the trials again."""
         self._entropy = [int(word) for word in state["entropy"]]
         self._start = self._set.check(state["start"], "start")
         self._begin()
@@ -195,12 +195,12 @@ def _words(seed: int | None) -> list[int]:
 
 @dataclass
 class TabularCMAESState(ExactState):
-    """What the search goes on from.
+    """The state that the search continues from.
 
     Attributes:
-        search: the search itself.
-        V: values that the solver starts from, ``[..., S]``; None before the first generation.
-        evaluations: trials so far.
+        search: the search.
+        V: the solver's initial values, ``[..., S]``; None before the first generation.
+        evaluations: number of trials so far.
     """
 
     search: Any = None
@@ -209,7 +209,7 @@ class TabularCMAESState(ExactState):
 
 
 class TabularCMAESMethod(ExactMethod):
-    """CMA-ES on F, the follower solved for every trial; see :class:`TabularCMAES`."""
+    """CMA-ES on F, solving for the follower in every trial; see :class:`TabularCMAES`."""
 
     config_class = TabularCMAESConfig
     state_class = TabularCMAESState
@@ -231,22 +231,22 @@ class TabularCMAESMethod(ExactMethod):
         state.search.tell((values / self.leader_unit).tolist())
         state.evaluations += len(points)
         with torch.no_grad():
-            state.x.copy_(state.search.mean)  # no gradient: the step that follows leaves it there
+            state.x.copy_(state.search.mean)  # without a gradient, the optimiser's step does not move x
         return {"evaluations": float(state.evaluations), "best_trial": float(values.max())}
 
 
 class TabularCMAES(ExactLeader):
-    """CMA-ES on F(x) = J_L(x, pi*_tau(x)), the follower solved for every trial.
+    """CMA-ES on F(x) = J_L(x, pi*_tau(x)), solving for the follower in every trial.
 
     Args:
-        problem: a tabular problem, an environment that has one, or its id.
-        config: the search, bounds.
-        seed: of the search.
-        env_kwargs: arguments of an id.
-        x0: start, ``[dim]``; by default 0, projected on X.
+        problem: a tabular problem, an environment that has one, or an environment's id.
+        config: a :class:`TabularCMAESConfig`: search and bounds.
+        seed: seed of the search.
+        env_kwargs: arguments of the environment, where an id is given.
+        x0: initial x, ``[dim]``; by default 0, projected onto X.
 
     Attributes:
-        evaluations: trials so far; honest evaluations come on top.
+        evaluations: number of trials so far, without those of evaluations.
 
     Raises:
         ImportError: pycma is not installed.
@@ -257,14 +257,14 @@ class TabularCMAES(ExactLeader):
 
 @dataclass
 class CMAESState(State):
-    """What the search goes on from.
+    """The state that the search continues from.
 
     Attributes:
-        search: the search itself.
-        words: that seed the trials.
-        trials: followers trained so far.
-        evaluations: records so far; they seed what a record draws.
-        earlier: the weights of the best answer in the last record, where no model is known.
+        search: the search.
+        words: numbers that seed the trials.
+        trials: number of followers trained so far.
+        evaluations: number of records so far, which seeds the next one.
+        earlier: weights of the best answer in the last record, where no model is known.
     """
 
     search: Any = None
@@ -294,14 +294,14 @@ class CMAESMethod(Method):
         state.search = Search(self.leader_set, x.detach(), c.sigma, c.population, state.words)
         self.training, self._rollouts = self.worlds.make(c.n_envs), self.worlds.make(c.rollout_envs)
         self._example = self.new_follower(0)
-        self.worlds.require_every_action(x.detach(), self._example)  # what does not fit shows before any work
+        self.worlds.require_every_action(x.detach(), self._example)  # errors show before any work
         return state
 
     def new_follower(self, seed: int) -> SB3Follower:
         return SB3Follower(self.follower_spec, self.training, self.worlds.gamma, seed, self.worlds.linear, Answering())
 
     def step(self, state: CMAESState, progress: Progress) -> tuple[CMAESState, dict[str, float]]:
-        """A generation; one that the steps do not suffice for is given up."""
+        """Run a generation; abandon it if the remaining steps do not suffice."""
         points, returns = state.search.ask(), []
         for x in points:
             if state.num_timesteps >= progress.total:
@@ -314,7 +314,7 @@ class CMAESMethod(Method):
         return state, {"trials": float(state.trials), "best_trial": max(returns)}
 
     def _trial_steps(self, steps: int) -> Cost:
-        """Environment steps of :meth:`trial`."""
+        """Return the environment steps of :meth:`trial`."""
         measured = self.config.rollout_envs * self.worlds.horizon(self.config.rollout_tail)
         return self._example.cost(steps)._replace(leader=measured)
 
@@ -333,13 +333,13 @@ class CMAESMethod(Method):
         return Evaluating(n_followers, c.evaluation_steps, c.n_envs, c.rollout_envs)
 
     def trial(self, state: CMAESState, x: NDArray[np.float64], steps: int, *number: int) -> NDArray[np.float64]:
-        """Train a follower from scratch at x; the leader's return in each of a few fresh episodes of it, ``[n]``.
+        """Train a follower from scratch at x; return the leader's return in each of a few episodes, ``[n]``.
 
         Args:
-            state: whose words seed it, and which counts its steps.
+            state: the state, which seeds the trial and counts its steps.
             x: a point of X, ``[dim]``.
             steps: environment steps of training.
-            number: of which its seed is drawn.
+            number: numbers that the trial's seed depends on.
         """
         seed, w = int(np.random.default_rng([*state.words, *number]).integers(2**31)), self.worlds
         for venv in (self.training, self._rollouts):
@@ -354,7 +354,7 @@ class CMAESMethod(Method):
         return leader
 
     def evaluate(self, state: CMAESState, x: Tensor, iteration: int, n_followers: int = 1) -> Evaluation:
-        """Exact where a model is known; else by the best answer that is found, whose steps count."""
+        """Evaluate x exactly where a model is known, else at the best answer found, whose steps count."""
         known = self.worlds.model
         if known is not None:
             value = leader_return_at_best_response(known, x)
@@ -373,13 +373,13 @@ class CMAESMethod(Method):
         )
 
     def final(self, state: CMAESState, x: Tensor, record: Evaluation, iteration: int) -> Evaluation:
-        """Where no model is known, by ``evaluation_followers`` trained anew: not the record that x was chosen by."""
+        """Where no model is known, evaluate with ``evaluation_followers`` new ones, not by the record that x was chosen by."""
         if self.worlds.model is not None:
             return super().final(state, x, record, iteration)  # type: ignore[no-any-return]
         return self.evaluate(state, x, iteration, self.config.evaluation_followers)
 
     def room(self, state: CMAESState) -> int:
-        """Of the earlier answer's weights."""
+        """Return the size in bytes of the earlier answer's weights."""
         return size_of(snapshot(self.new_follower(0).policy_state()))
 
     def fingerprint(self) -> list[float]:
@@ -390,21 +390,21 @@ class CMAES(Leader):
     """CMA-ES on the leader's return at an SB3 follower, trained from scratch for every trial.
 
     Args:
-        env: a leader environment: its id, an environment (it is copied), a callable that makes one, or a problem.
+        env: a leader environment: an id, an environment (it is copied), a callable that makes one, or a problem.
         follower: an SB3 class, or a callable ``VecEnv -> BaseAlgorithm``.
-        config: the search, the trials, bounds.
-        seed: of the search, the followers and their worlds.
-        env_kwargs: arguments of an id.
-        x0: start, ``[dim]``; by default the environment's own.
-        settings: fields of the config by name, e.g. ``population=8``; none beside ``config``.
+        config: a :class:`CMAESConfig`: search, trials and bounds.
+        seed: seed of the search, the followers and their environments.
+        env_kwargs: arguments of the environment, where an id is given.
+        x0: initial x, ``[dim]``; by default the environment's own.
+        settings: fields of the config by name, e.g. ``population=8``; not allowed with ``config``.
 
     Attributes:
-        trials: followers trained so far.
-        num_timesteps: their environment steps, those of measuring returns included.
+        trials: number of followers trained so far.
+        num_timesteps: their environment steps, including those that measure returns.
 
     Raises:
         ImportError: pycma is not installed.
-        ValueError: as :class:`PBRL`.
+        ValueError: see :class:`PBRL`.
     """
 
     given = ("follower", "env")

@@ -1,6 +1,6 @@
 """Deep reinforcement learning from human preferences (Christiano et al. 2017): the loop of PBRL without its penalty.
 
-One follower is paid r_x and asked about; r_x is fitted to the answers by the Bradley-Terry loss alone, as if the segments did not
+One follower is paid r_x and compared; r_x is fitted to the answers by the Bradley-Terry loss alone, as if the segments did not
 depend on it.
 """
 
@@ -10,9 +10,9 @@ from ..preferences.method import PreferenceLeader
 
 
 class DRLHF(PreferenceLeader):
-    """A reward learned from preferences, without regard to how the follower depends on it.
+    """Learn a reward from preferences, ignoring that the follower's behaviour depends on it.
 
-    Arguments, attributes and errors as ``PreferencePBRL``, without the penalty.
+    Arguments, attributes and errors are those of ``PreferencePBRL``, without the penalty.
 
     Example:
         >>> from stable_baselines3 import A2C

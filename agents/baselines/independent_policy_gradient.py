@@ -1,6 +1,6 @@
-r"""Independent policy gradient (Daskalakis et al. 2020): each level ascends its own value, nobody foresees anything.
+r"""Independent policy gradient (Daskalakis et al. 2020): each level ascends its own value and ignores the others' reactions.
 
-x += alpha grad_x J_L(x, pi_y),      y_i += alpha grad_{y_i} V_i^{pi_y}(rho), each player i in the MDP that it faces
+x += alpha grad_x J_L(x, pi_y),      y_i += alpha grad_{y_i} V_i^{pi_y}(rho), for each player i in the MDP that it faces
 
 For optimisers that rescale gradients, such as Adam, each is measured in the unit of its player's rewards.
 """
@@ -23,12 +23,12 @@ from ..records import storable
 @storable
 @dataclass(frozen=True, eq=False, kw_only=True)
 class IndependentPolicyGradientConfig(HeldConfig):
-    """How :class:`IndependentPolicyGradient` learns.
+    """Options of :class:`IndependentPolicyGradient`.
 
     Attributes:
-        follower: how pi_y is held, :class:`Softmax` or :class:`Direct`.
-        estimator: ``MonteCarlo(...)`` takes gradients from episodes; None, the default, takes exact ones.
-        keep_best: by default the last x is the answer, as the method is published.
+        follower: how pi_y is parametrised, :class:`Softmax` or :class:`Direct`.
+        estimator: ``MonteCarlo(...)`` estimates gradients from episodes; None, the default, computes exact ones.
+        keep_best: default False: the last x is kept, as in the publication.
     """
 
     follower: Softmax | Direct = field(default_factory=Softmax)
@@ -53,7 +53,7 @@ class IndependentMethod(HeldMethod):
             (-level.sampled_independent(x, level.model(x), pi_y, state.tau, state.sampler)).backward()
             self._measure_own(state)
             return {}
-        # J_L with the policies held, and each player's value with x and the others held.
+        # J_L at fixed policies, and each player's value at fixed x and other policies.
         held = tuple(pi.detach() for pi in pi_y)
         faced = level.faced(level.model(x.detach()), held, state.tau)
         own = [policy_return(mdp, pi, state.tau) for mdp, pi in zip(faced, pi_y, strict=True)]
@@ -63,7 +63,7 @@ class IndependentMethod(HeldMethod):
         return {}
 
     def _measure_own(self, state: HeldState) -> None:
-        """Bring the players' gradients from their own unit to the leader's, by which all are divided; not in plain descent."""
+        """Convert the players' gradients from their own unit to the leader's, which divides all; not for plain descent."""
         assert state.held is not None
         if isinstance(state.optimizer, torch.optim.SGD):
             return
@@ -73,17 +73,17 @@ class IndependentMethod(HeldMethod):
 
 
 class IndependentPolicyGradient(ExactLeader):
-    """Each player follows its own gradient: the method without a penalty.
+    """Gradient ascent of each player on its own return, without a penalty.
 
     Args:
-        problem: a tabular problem or one over a zero-sum game, an environment that has one, or its id.
-        config: steps, schedules, bounds.
-        seed: of a Monte Carlo estimator; exact gradients draw nothing.
-        env_kwargs: arguments of an id.
-        x0: start, ``[dim]``; by default 0, projected on X.
+        problem: a tabular problem, one over a zero-sum game, an environment that has one, or an environment's id.
+        config: learning rates, schedules and bounds.
+        seed: seed of a Monte Carlo estimator; unused by exact gradients.
+        env_kwargs: arguments of the environment, where an id is given.
+        x0: initial x, ``[dim]``; by default 0, projected onto X.
 
     Raises:
-        ValueError: as :class:`TabularPBRL`.
+        ValueError: see :class:`TabularPBRL`.
     """
 
     method_class = IndependentMethod

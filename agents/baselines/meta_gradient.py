@@ -1,12 +1,12 @@
 r"""Meta-gradient (Yang et al. 2021, adaptive incentive design): differentiate the leader's return through the followers' step.
 
-    theta' = theta + alpha grad_theta J_F(theta; x)             each player in the MDP that it faces, at once
+    theta' = theta + alpha grad_theta J_F(theta; x)             all players at once, each in the MDP that it faces
     x     += eta ( d_x J_L(x, theta') + (d theta'/dx)^T grad_theta' J_L(x, theta') )
     theta  = theta'
 
-theta are softmax logits. The gradients are exact: autograd differentiates the policy gradient, itself two linear solves, once
-more. With K inner steps the leader's return is differentiated through all of them; the published method has K = 1. There
-is no penalty: the followers' slack is not held against x.
+theta are softmax logits. The gradients are exact: autograd differentiates through the policy gradient, which takes two linear
+solves. With K inner steps the leader's return is differentiated through all of them; the published method has K = 1. There is no
+penalty on the followers' regret.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from ..schedules import Geometric, Schedule, as_schedule
 @storable
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MetaGradientConfig(ExactConfig):
-    """How :class:`MetaGradient` learns.
+    """Options of :class:`MetaGradient`.
 
     Attributes:
-        learning_rate: eta, the step of x.
-        inner_rate: alpha, the followers' plain gradient step; a number or a schedule. None takes 3 per unit of their rewards.
-        inner_steps: K, steps of the followers in an iteration.
-        keep_best: by default the last x is the answer, as the method is published.
+        learning_rate: eta, the learning rate of x.
+        inner_rate: alpha, the followers' learning rate, a number or a schedule. None takes 3 per unit of their rewards.
+        inner_steps: K, number of the followers' gradient steps per iteration.
+        keep_best: default False: the last x is kept, as in the publication.
     """
 
     learning_rate: float | Schedule = field(default_factory=lambda: Geometric(0.1, 0.01))
@@ -52,22 +52,22 @@ class MetaGradientConfig(ExactConfig):
 
 
 def softmax_policies(level: TabularLevel, thetas: Policies) -> Policies:
-    """pi_theta of each player."""
+    """Return pi_theta of each player."""
     return tuple(Softmax().policy(theta, view) for theta, view in zip(thetas, level.views, strict=True))
 
 
 def followers_step(level: TabularLevel, model: Any, thetas: Policies, tau: float, alpha: float) -> Policies:
-    """theta' of each player, ``[..., S, A_i]``: one step up its own value.
+    """Return theta' of each player, ``[..., S, A_i]``: one gradient step up its own value.
 
     Args:
-        level: the players.
-        model: their model at x, carrying x's graph.
-        thetas: logits, ``[..., S, A_i]``, each requiring a gradient.
-        tau: temperature.
-        alpha: the step.
+        level: the lower level of the players.
+        model: the players' model at x, in x's graph.
+        thetas: logits, ``[..., S, A_i]``, which require gradients.
+        tau: temperature, in units of reward.
+        alpha: the followers' learning rate.
 
     Returns:
-        The logits after it, carrying the graph of x and of ``thetas``.
+        The new logits, in the graph of x and of ``thetas``.
     """
     pi = softmax_policies(level, thetas)
     values = [policy_return(mdp, own, tau).sum() for mdp, own in zip(level.faced(model, pi, tau), pi, strict=True)]
@@ -77,7 +77,7 @@ def followers_step(level: TabularLevel, model: Any, thetas: Policies, tau: float
 
 @dataclass
 class MetaGradientState(ExactState):
-    """The players' logits."""
+    """The state of :class:`MetaGradientMethod`: the players' logits."""
 
     thetas: tuple[Tensor, ...] = ()
 
@@ -108,14 +108,14 @@ class MetaGradientMethod(ExactMethod):
 
 
 class MetaGradient(ExactLeader):
-    """Ascent on the leader's return after the followers' next step.
+    """Gradient ascent on the leader's return after the followers' next step.
 
     Args:
-        problem: a tabular problem or one over a zero-sum game, an environment that has one, or its id.
-        config: steps, schedules, bounds.
-        seed: kept for files; the method draws nothing.
-        env_kwargs: arguments of an id.
-        x0: start, ``[dim]``; by default 0, projected on X.
+        problem: a tabular problem, one over a zero-sum game, an environment that has one, or an environment's id.
+        config: learning rates, schedules and bounds.
+        seed: stored in files; the method uses no random numbers.
+        env_kwargs: arguments of the environment, where an id is given.
+        x0: initial x, ``[dim]``; by default 0, projected onto X.
 
     Example:
         >>> from bilevel_gym.agents import MetaGradient

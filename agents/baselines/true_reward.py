@@ -1,4 +1,4 @@
-"""The upper bound of learning from preferences: the same SB3 follower on the true reward, which it never has to guess."""
+"""The upper bound for learning from preferences: the same SB3 follower, trained on the true reward."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .drlhf import DRLHF
 
 
 class TrueRewardMethod(PreferenceMethod):
-    """Nobody is asked, nothing is fitted."""
+    """Train on the true reward: nobody is asked and nothing is fitted."""
 
     def paying(self, model: RewardModel, recorder: SegmentRecorder) -> VecEnv:
         return RewardMixing(recorder, weight=1.0, own_weight=0.0) if self.worlds.has_leader else recorder
@@ -41,9 +41,9 @@ class TrueRewardMethod(PreferenceMethod):
 
 
 class TrueReward(DRLHF):
-    """A follower that is paid the true reward, or what ``Copies`` pay for it; it asks nobody.
+    """A follower that is paid the true reward, or what ``Copies`` pay for it, and asks nobody.
 
-    Arguments as ``DRLHF``; a labeller is not used.
+    Arguments are those of ``DRLHF``; a labeller is not used.
     """
 
     method_class = TrueRewardMethod

@@ -1,10 +1,10 @@
-r"""Zero-order leader: the gradient of F(x) = J_L(x, pi*_tau(x)) from values alone, by two-point Gaussian smoothing.
+r"""Zero-order leader: the gradient of F(x) = J_L(x, pi*_tau(x)) from its values, by two-point Gaussian smoothing.
 
     g = (1/n) sum_i [ F(x + u Z_i) - F(x - u Z_i) ] / (2u) Z_i,      Z_i standard normal,
 
-whose expectation is the gradient of the smoothed E F(x + u Z) (Nesterov and Spokoiny, Random gradient-free minimization
-of convex functions, 2017); for one direction of a linear F its mean square is dim + 2 times the gradient's. Each value asks
-for the follower solved anew: all 2n are solved in one batch. Points outside X are projected on it first.
+whose expectation is the gradient of the smoothed E F(x + u Z) (Nesterov and Spokoiny, Random gradient-free minimization of convex
+functions, 2017). For one direction and a linear F, its mean square is dim + 2 times that of the gradient. Each value needs the
+solution of the follower; all 2n are solved in one batch. Points outside X are first projected onto it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ..schedules import Schedule, as_schedule
 @storable
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ZeroOrderConfig(ExactConfig):
-    """How :class:`ZeroOrder` learns.
+    """Options of :class:`ZeroOrder`.
 
     Attributes:
-        tau: temperature; None takes the problem's own.
-        directions: n, pairs of values an iteration.
+        tau: temperature in units of reward; None takes the problem's own.
+        directions: n, pairs of values per iteration.
         smoothing: u, a number or a schedule, positive.
-        keep_best: by default the last x is the answer, as the method is published.
+        keep_best: default False: the last x is kept, as in the publication.
     """
 
     directions: int = 8
@@ -46,12 +46,12 @@ class ZeroOrderConfig(ExactConfig):
 
 @dataclass
 class ZeroOrderState(ExactState):
-    """What zero-order ascent goes on from.
+    """The state that zero-order ascent continues from.
 
     Attributes:
-        generator: of the directions.
-        V: values that the solver starts from, ``[..., S]``; None before the first iteration.
-        evaluations: values of F asked for so far.
+        generator: random generator of the directions.
+        V: the solver's initial values, ``[..., S]``; None before the first iteration.
+        evaluations: number of values of F computed so far.
     """
 
     generator: Any = None
@@ -60,7 +60,7 @@ class ZeroOrderState(ExactState):
 
 
 class ZeroOrderMethod(ExactMethod):
-    """x ascends F by differences of its values; see :class:`ZeroOrder`."""
+    """Ascent on F by differences of its values; see :class:`ZeroOrder`."""
 
     config_class = ZeroOrderConfig
     state_class = ZeroOrderState
@@ -86,14 +86,14 @@ class ZeroOrder(ExactLeader):
     """Ascent on F by differences of its values.
 
     Args:
-        problem: a tabular problem, an environment that has one, or its id.
-        config: steps, directions, schedules, bounds.
-        seed: of the directions.
-        env_kwargs: arguments of an id.
-        x0: start, ``[dim]``; by default 0, projected on X.
+        problem: a tabular problem, an environment that has one, or an environment's id.
+        config: learning rate, directions, schedules and bounds.
+        seed: seed of the directions.
+        env_kwargs: arguments of the environment, where an id is given.
+        x0: initial x, ``[dim]``; by default 0, projected onto X.
 
     Attributes:
-        evaluations: values of F asked for so far, each a follower solved anew; honest evaluations come on top.
+        evaluations: number of values of F computed so far, each with a new follower, without those of evaluations.
 
     Example:
         >>> from bilevel_gym.agents import ZeroOrder

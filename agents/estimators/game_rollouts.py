@@ -2,8 +2,8 @@ r"""x's gradient from episodes of a zero-sum game's four followers, and the lead
 
     grad_x J_L(x, pi1, pi2) - lam ( grad_x V(pi1*, pi2) - grad_x V(pi1, pi2*) ),     p^ = V(pi1*, pi2) - V(pi1, pi2*)
 
-**From rollouts.** Episodes of (pi1*, pi2) and (pi1, pi2*) are played in the players' world, those of (pi1, pi2) in the leader's.
-The followers' policies are known in every state. So with d^ the discounted count of visits
+**From rollouts.** Episodes of (pi1*, pi2) and (pi1, pi2*) are played in the players' environment, those of (pi1, pi2) in the
+leader's. The followers' policies are known in every state. So with d^ the discounted count of visits
 
     grad_x V(pi1, pi2) ~ sum_s d^(s) sum_{a1,a2} pi1(a1|s) pi2(a2|s) grad_x r_x(s,a1,a2)
 
@@ -15,16 +15,17 @@ This holds where x affects rewards only; where it moves transitions, use :class:
 obeyed it; to first order ``R = sum_s d_L(s) [ max_a1 A_L1 + max_a2 A_L2 ]``. With exact best responses psi >= 0. So where the
 estimate lies below -R/lam, with certainty, the error of the best responses is larger than all that is at stake.
 
-**The linearised return** is the leader's return as a reward in another world, linearised in the occupancy at the current policy.
+**The linearised return** is the leader's return as a reward in another environment, linearised in the occupancy at the current
+policy.
 
-A follower that ascends ``J_L(pi) / lam + V(pi)`` may be paid ``r + r_l / lam`` where both returns belong to one world. A
-designer's world has transitions of its own, and a sum of rewards is an objective of neither. With ``d_L, A_L`` the leader's
-discounted visitation and advantage of pi, and ``d`` the follower's visitation in its own world,
+A follower that ascends ``J_L(pi) / lam + V(pi)`` may be paid ``r + r_l / lam`` where both returns belong to one environment. If
+the leader's environment has transitions of its own, the sum of rewards is an objective of neither. With ``d_L, A_L`` the
+leader's discounted visitation and advantage of pi, and ``d`` the follower's visitation in its own environment,
 
     r_L(s,a) = d_L(s) / d(s) * A_L(s,a),        sum_a pi(a|s) A_L(s,a) = 0
 
-is paid beside its own reward. At pi the values of r_L are 0 in every state, so its Q is r_L itself. By the policy gradient
-theorem in either world
+is added to its own reward. At pi the values of r_L are 0 in every state, so its Q is r_L itself. By the policy gradient theorem
+in either environment
 
     d/dpi(a|s) E_pi[ sum_t gamma^t r_L(s_t,a_t) ]  =  d(s) r_L(s,a)  =  d_L(s) A_L(s,a)  =  dJ_L/dpi(a|s)
 
@@ -72,7 +73,7 @@ def leader_advantages(game: ZeroSumGame, pi1: Tensor, pi2: Tensor) -> tuple[Tens
     """Return each player's advantage in the leader's return, ``[S, A1]`` and ``[S, A2]``, the other policy held fixed.
 
     Args:
-        game: the leader's world and reward, ``problem.leader_game(x)``.
+        game: the leader's transitions and reward, ``problem.leader_game(x)``.
         pi1: player 1's policy, ``[S, A1]``.
         pi2: player 2's policy, ``[S, A2]``.
     """

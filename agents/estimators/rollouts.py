@@ -244,20 +244,18 @@ class LinearCritic:
 
 
 MOST_FEATURES = 2048
-"""Features that a linear critic may have: its cost grows with their square."""
+"""Maximum number of features of a linear critic, whose cost grows with its square."""
 
 
 def require_linear_critic(space: gym.spaces.Space[Any]) -> None:
-    """Raise ``ValueError`` where a linear critic would have more than ``MOST_FEATURES`` features of these observations."""
+    """Raise ``ValueError`` if a linear critic on these observations needs more than ``MOST_FEATURES`` features."""
     shape = tuple(space.shape or ())
     n = (
         int(space.n)
         if isinstance(space, gym.spaces.Discrete)
         else state_features(space)(np.zeros((1, *shape))).shape[1]
     )
-    expected = (
-        f"observations of which the leader's linear critic has at most {MOST_FEATURES} features (make them smaller)"
-    )
+    expected = f"observations that give the leader's linear critic at most {MOST_FEATURES} features (make them smaller)"
     require(n <= MOST_FEATURES, "env", expected, f"{n} features of {space}")
 
 

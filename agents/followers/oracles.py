@@ -30,7 +30,7 @@ from ...envs.mdp.tabular import LOG_FLOOR, entropy_weight, largest_reward
 from ..records import storable
 
 DEFAULT_STEP = 10.0
-"""Step size of the iterative oracles, per ``reward_unit``."""
+"""Default step size of the iterative oracles, per ``reward_unit``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +182,7 @@ class PolicyGradient:
 
 
 def in_unit(oracle: Oracle, unit: float) -> Oracle:
-    """The oracle with the default step of its kind for rewards of this unit, where it was given no step."""
+    """Return an oracle with its default step size for rewards of this unit, if it has none."""
     if isinstance(oracle, MirrorDescent) and oracle.eta is None:
         return replace(oracle, eta=DEFAULT_STEP / unit)
     if isinstance(oracle, PolicyGradient) and oracle.step is None:

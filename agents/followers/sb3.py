@@ -217,18 +217,18 @@ class SB3Follower:
         return self.num_timesteps - before
 
     def cost(self, steps: int) -> Cost:
-        """What :meth:`train` spends where ``steps`` are asked for: whole rollouts. About, where they are whole episodes."""
+        """Return the environment steps of :meth:`train` for ``steps``, in whole rollouts; approximate for whole episodes."""
         model: Any = self.model
         if isinstance(model, OnPolicyAlgorithm):
             rollout = model.n_steps * model.n_envs
         elif isinstance(model, OffPolicyAlgorithm) and model.train_freq.unit is TrainFrequencyUnit.STEP:  # type: ignore[union-attr]
             rollout = model.train_freq.frequency * model.n_envs  # type: ignore[union-attr]
-        else:  # of episodes
+        else:  # in whole episodes
             return Cost(steps, certain=False)
         return Cost(-(-steps // rollout) * rollout)
 
     def cost_alone(self, steps: int) -> Cost:
-        """What :meth:`train_alone` spends."""
+        """Return the environment steps of :meth:`train_alone`."""
         tenth = self.cost(-(-steps // 10))
         return tenth._replace(followers=-(-steps // tenth.followers) * tenth.followers)
 

@@ -1,18 +1,18 @@
 r"""Hyper policy gradient descent, HPGD (Thoma, Pasztor, Krause, Ramponi and Hu, arXiv 2406.01575): the hypergradient of
 F(x) = J_L(x, pi*_tau(x)) from the follower's trajectories.
 
-With pi* = softmax(Q*/tau), d_x log pi* = (1/tau) d_x A_F, and the policy gradient theorem gives
+With pi* = softmax(Q*/tau), d_x log pi* = (1/tau) d_x A_F. The policy gradient theorem gives
 
     dF/dx = d_x V_L(s_0) + (1/tau) E sum_t gamma^t A_L(s_t,a_t) d_x A_F(s_t,a_t),       A = Q - V,
 
-where d_x V_L holds pi*, and so does d_x A_F = d_x Q_F - d_x V_F (Danskin). It equals the implicit hypergradient, without an
-adjoint solve: :class:`HPGD` estimates it from episodes.
+where d_x V_L is taken at fixed pi*, and so is d_x A_F = d_x Q_F - d_x V_F (Danskin's theorem). It equals the implicit
+hypergradient, without an adjoint solve. :class:`HPGD` estimates it from episodes.
 
-**The estimate.** From each of n episodes of pi*, of T steps, a few steps (s,a) are kept, t with probability ~ gamma^t until the
-episode's end. From (s,a) and from s go two pairs of episodes, independent of each other: one for A_L(s,a), one for d_x A_F(s,a),
-both members of a pair on the same random numbers. The product of the two, weighted by the episode's sum of gamma^t, has the
-expectation above, cut at T steps. One context is drawn for all.
-The publication's own truncation is another, and its code averages returns over visits in place of fresh episodes.
+**The estimate.** A few steps (s,a) are kept from each of n episodes of pi*, of length T: step t with probability ~ gamma^t, until
+the episode ends. Two pairs of episodes start from (s,a) and from s, independent of each other: one pair for A_L(s,a), one for
+d_x A_F(s,a); the two members of a pair share their random numbers. The product of both, weighted by the episode's sum of gamma^t,
+has the expectation above, truncated at T steps. One context is drawn for all episodes.
+The publication truncates in another way, and its code averages returns over visits instead of playing further episodes.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from ..schedules import Schedule
 @storable
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HPGDConfig(ExactConfig):
-    """How :class:`HPGD` learns.
+    """Options of :class:`HPGD`.
 
     Attributes:
-        learning_rate: step of x.
-        optimizer_class: plain gradient descent, as the method is published.
-        tau: temperature, positive; None takes the problem's own, and that of honest evaluation where it has none.
-        max_gradient_norm: longer gradients are cut to this norm. None measures gradients in the unit of the leader's rewards,
-            and cuts them to 1.
-        episodes: n, episodes an iteration.
-        points: steps kept of each; four more episodes go from every one.
-        tail: episodes are cut once gamma^T is no more than this.
-        keep_best: by default the last x is the answer, as the method is published.
+        learning_rate: learning rate of x.
+        optimizer_class: default plain gradient descent, as in the publication.
+        tau: temperature in units of reward, positive; None takes the problem's own, or that of evaluation.
+        max_gradient_norm: maximum norm of a gradient; longer ones are clipped. None clips them to norm 1 in the unit of the
+            leader's rewards.
+        episodes: n, number of episodes per iteration.
+        points: number of steps kept of each episode; each starts four more episodes.
+        tail: the length T is the smallest with gamma^T at most this.
+        keep_best: default False: the last x is kept, as in the publication.
     """
 
     learning_rate: float | Schedule = 0.5
@@ -68,7 +68,7 @@ class HPGDConfig(ExactConfig):
 
 
 def _leader_reward(problem: TabularProblem, x: Tensor) -> Tensor:
-    """r_l, ``[..., S, A]``; ``ValueError`` where J_L is no return."""
+    """Return r_l, ``[..., S, A]``; raise ``ValueError`` where J_L is not a return."""
     reward = problem.leader_reward(x)
     require(reward is not None, "problem", "a leader whose objective is a return of the follower's MDP", repr(problem))
     assert reward is not None
@@ -78,16 +78,16 @@ def _leader_reward(problem: TabularProblem, x: Tensor) -> Tensor:
 def sampled_advantage_return(
     mdp: TabularMDP, reward: Tensor, pi: Tensor, tau: float, length: int, config: HPGDConfig, generator: torch.Generator
 ) -> tuple[Tensor, int]:
-    """The leader's return estimated as above in one context, a scalar whose gradient in x is HPGD's; steps spent.
+    """Estimate the leader's return in one context, a scalar whose gradient in x is HPGD's; also return the steps spent.
 
     Args:
-        mdp: M(x), carrying x's graph, without batch axes.
-        reward: r_l at x, ``[S, A]``, carrying x's graph.
+        mdp: M(x), in x's graph, without batch axes.
+        reward: r_l at x, ``[S, A]``, in x's graph.
         pi: the follower's policy pi*, ``[S, A]``.
-        tau: its temperature, positive.
-        length: T.
-        config: how many episodes, and steps kept of each.
-        generator: source of the random numbers.
+        tau: temperature, in units of reward, positive.
+        length: length T of an episode.
+        config: number of episodes, and of steps kept of each.
+        generator: random number generator.
     """
     pi, world = pi.detach(), mdp_world(mdp)
     leaders = world.with_reward(reward.unsqueeze(-1))
@@ -106,7 +106,7 @@ def sampled_advantage_return(
         advantages.append(Q - sampled_return(kind, pi, from_s, temperature))
         steps += int(from_s.alive.sum() + from_sa.alive.sum())
     A_L, A_F = advantages
-    # Where a last step earns no entropy, the policy is no softmax and x moves nothing.
+    # Where the last step earns no entropy, the policy there is not a softmax and does not depend on x.
     earns = torch.as_tensor(entropy_weight(mdp, 1.0), dtype=mdp.r.dtype).expand(mdp.n_states)
     weight = weights.sum(-1).repeat_interleave(config.points) * earns[s]
     response = (weight * A_L * A_F).mean() / tau
@@ -114,7 +114,7 @@ def sampled_advantage_return(
 
 
 def in_context(mdp: TabularMDP, context: int) -> TabularMDP:
-    """One instance of a model with a context axis, or the model itself where it has none."""
+    """Return a model in one of its contexts, or the model itself where it has no context axis."""
     if not mdp.batch_shape:
         return mdp
 
@@ -127,12 +127,12 @@ def in_context(mdp: TabularMDP, context: int) -> TabularMDP:
 
 @dataclass
 class HPGDState(ExactState):
-    """What HPGD goes on from.
+    """The state that HPGD continues from.
 
     Attributes:
-        generator: of the trajectories and the contexts drawn.
+        generator: random generator of the trajectories and contexts.
         V: the follower's values in each context, ``[C or 1, S]``; None before the first iteration.
-        steps: the follower's environment steps spent.
+        steps: the follower's environment steps so far.
     """
 
     generator: Any = None
@@ -141,7 +141,7 @@ class HPGDState(ExactState):
 
 
 class HPGDMethod(ExactMethod):
-    """x ascends F by the estimate from the follower's trajectories; see :class:`HPGD`."""
+    """Ascent on F by a gradient estimated from the follower's trajectories; see :class:`HPGD`."""
 
     config_class = HPGDConfig
     state_class = HPGDState
@@ -162,7 +162,7 @@ class HPGDMethod(ExactMethod):
         state.generator = generator(seed)
 
     def descend(self, state: HPGDState, progress: Progress) -> dict[str, float]:
-        # One context is drawn for all episodes; the follower answers x in it exactly.
+        # One context is drawn for all episodes; the follower's best response in it is exact.
         mdp, reward = self.problem.follower_mdp(state.x), _leader_reward(self.problem, state.x)
         probs = self.problem.context_probs
         c = 0 if probs is None else int(torch.multinomial(probs, 1, generator=state.generator))
@@ -171,7 +171,7 @@ class HPGDMethod(ExactMethod):
             state.V = torch.zeros(1 if probs is None else len(probs), mdp.n_states, dtype=mdp.r.dtype)
         optimum = solve_soft(mdp.detach(), state.tau, state.V[c])
         state.V[c] = optimum.V
-        # The estimate, its gradient cut to a norm.
+        # The estimate; its gradient is clipped to a norm.
         how = (self.length, self.config, state.generator)
         value, steps = sampled_advantage_return(mdp, reward, optimum.pi, state.tau, *how)
         state.steps += steps
@@ -188,20 +188,20 @@ class HPGDMethod(ExactMethod):
 
 
 class HPGD(ExactLeader):
-    """Ascent on F by the gradient estimated from the follower's trajectories; the follower answers x exactly.
+    """Ascent on F by a gradient estimated from trajectories of the follower's exact best response.
 
     Args:
-        problem: a tabular problem, an environment that has one, or its id.
-        config: steps, episodes, schedules, bounds.
-        seed: of the trajectories and the contexts drawn.
-        env_kwargs: arguments of an id.
-        x0: start, ``[dim]``; by default 0, projected on X.
+        problem: a tabular problem, an environment that has one, or an environment's id.
+        config: learning rate, episodes, schedules and bounds.
+        seed: seed of the trajectories and contexts.
+        env_kwargs: arguments of the environment, where an id is given.
+        x0: initial x, ``[dim]``; by default 0, projected onto X.
 
     Attributes:
-        steps: the follower's environment steps spent.
+        steps: the follower's environment steps so far.
 
     Raises:
-        ValueError: as :class:`TabularPBRL`; tau must be positive, J_L a return.
+        ValueError: see :class:`TabularPBRL`; also if tau is not positive, or J_L not a return.
 
     Example:
         >>> from bilevel_gym.agents import HPGD, HPGDConfig

@@ -2,10 +2,11 @@ r"""The exact hypergradient of F(x) = J_L(x, pi*_tau(x)), by the implicit functi
 
     dF/dx = d_x J_L(x, pi(x,V))|_{V=V*}  +  (d_V J_L)^T (I - gamma P_{pi*})^{-1} d_x T(x, V*)
 
-one adjoint solve beside the follower's Newton solve. Over a zero-sum game pi* is the Nash equilibrium, unique and smooth in x
-for tau > 0, T the value of each state's matrix game, and pi(x,V) its saddle point, whose derivative is one more linear
-system a state (:mod:`~bilevel_gym.envs.mdp.nash`). Needs tau > 0; lowering tau leads to the unregularised problem.
-Over a linear-quadratic problem pi* is Riccati's and tau is 0 (:mod:`~bilevel_gym.envs.mdp.linear_quadratic`).
+It needs one adjoint solve besides the follower's Newton solve. In a zero-sum game pi* is the Nash equilibrium, which for tau > 0
+is unique and smooth in x, T is the value of each state's matrix game, and pi(x,V) is its saddle point, whose derivative takes one
+more linear system per state (:mod:`~bilevel_gym.envs.mdp.nash`). The method needs tau > 0; a falling tau leads to the
+unregularised problem. In a linear-quadratic problem pi* is Riccati's and tau is 0
+(:mod:`~bilevel_gym.envs.mdp.linear_quadratic`).
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ from ..schedules import Schedule
 @storable
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HypergradientConfig(ExactConfig):
-    """How :class:`Hypergradient` learns.
+    """Options of :class:`Hypergradient`.
 
     Attributes:
-        tau: temperature, positive; None takes 0.4 reward units for a sixth of training, and then the problem's own, or
-            0.003 reward units. Over a game None anneals it from 0.2 reward units to the problem's own. Over a
-            linear-quadratic problem it is 0.
+        tau: temperature in units of the follower's reward, positive. None takes 0.4 reward units for a sixth of training,
+            then the problem's own, or 0.003 reward units. In a game None anneals it from 0.2 reward units to the problem's
+            own. In a linear-quadratic problem it must be 0.
     """
 
 
 def soft_leader_return(problem: BilevelProblem, x: Tensor, tau: float, warm: Any = None) -> tuple[Tensor, Any]:
-    """F(x) = J_L(x, pi*_tau(x)), a scalar whose gradient in x is the exact hypergradient, and the lower level's solution.
+    """Return F(x) = J_L(x, pi*_tau(x)), a scalar whose gradient in x is the exact hypergradient, and the lower level's solution.
 
-    The solution is a :class:`SoftOptimum` over one follower, a :class:`NashEquilibrium` over a game, a
-    :class:`LinearResponse` over a linear-quadratic problem.
+    The solution is a :class:`SoftOptimum` for one follower, a :class:`NashEquilibrium` for a game, and a
+    :class:`LinearResponse` for a linear-quadratic problem.
 
     Args:
-        problem: over one follower or over a zero-sum game.
+        problem: the bilevel problem, of one follower, a zero-sum game or linear-quadratic.
         x: a point of X, ``[dim]``.
-        tau: temperature, positive; 0 over a linear-quadratic problem.
-        warm: the solution at a nearby x, or what else has its values ``V``; None for none.
+        tau: temperature, positive; 0 for a linear-quadratic problem.
+        warm: the solution at a nearby x, or any object with its values ``V``. Default: None.
     """
     level = lower_level(problem)
     model = level.model(x)
@@ -59,9 +60,9 @@ def soft_leader_return(problem: BilevelProblem, x: Tensor, tau: float, warm: Any
 def cotangents(
     mdp: TabularMDP, reward: Tensor, tau: float, optimum: SoftOptimum, weights: Tensor | None, with_P: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    r"""F, dF/dr and dF/dr_l, ``[..., S, A]``, and dF/dP, ``[..., S, A, S]``, where J_L is the return of ``reward``.
+    r"""Return F, dF/dr and dF/dr_l, ``[..., S, A]``, and dF/dP, ``[..., S, A, S]``, where J_L is the return of ``reward``.
 
-    With Q_l and V_l the values of the leader's reward under pi*, and A = I - gamma P_{pi*}:
+    Let Q_l and V_l be the values of the leader's reward under pi*, and A = I - gamma P_{pi*}:
 
         A^T d = rho,                        the visitation
         g = d pi* (Q_l - V_l) / tau         through Q*, since d pi*(a)/d Q*(b) = pi*(a) ( 1[a=b] - pi*(b) ) / tau
@@ -71,10 +72,10 @@ def cotangents(
     Args:
         mdp: the follower's model.
         reward: r_l, ``[..., S, A]``.
-        tau: temperature, positive.
+        tau: temperature, positive, in units of reward.
         optimum: the follower's soft optimum.
-        weights: of the contexts, ``[C]``, by which F is summed over the batch; None where there are none.
-        with_P: whether to work out dF/dP; else it is None.
+        weights: weights ``[C]`` of the contexts in F; None where there are none.
+        with_P: whether to compute dF/dP; otherwise it is None.
     """
     pi, resolvent = optimum.pi, FactoredResolvent(mdp, optimum.pi)
     rho = mdp.rho.expand(pi.shape[:-1])
@@ -84,7 +85,7 @@ def cotangents(
     to_reward = d.unsqueeze(-1) * pi
     g = to_reward * (Q_l - V_l.unsqueeze(-1)) / tau
     entropy = entropy_weight(mdp, tau)
-    if isinstance(entropy, Tensor):  # a state that earns no entropy has a greedy policy
+    if isinstance(entropy, Tensor):  # in a state without entropy the policy is greedy
         g = g * (entropy > 0).unsqueeze(-1)
     following = going_on(mdp, g).flatten(-2).unsqueeze(-2) @ mdp.P.flatten(-3, -2)
     w = resolvent.solve_adjoint(mdp.gamma * following.squeeze(-2))
@@ -98,10 +99,10 @@ def cotangents(
 
 
 def hypergradient(problem: BilevelProblem, x: Tensor, tau: float, warm: Any = None) -> tuple[Tensor, Tensor, Any]:
-    """F(x), dF/dx, ``[dim]``, and the lower level's solution; the arguments are those of :func:`soft_leader_return`.
+    """Return F(x), dF/dx, ``[dim]``, and the lower level's solution; for the arguments see :func:`soft_leader_return`.
 
-    Over one follower one factored matrix beside its own Newton steps. Games, an objective that is no return and a sparse
-    model are left to autograd, through :func:`soft_leader_return`.
+    For one follower it takes one factorised matrix besides the Newton steps. Games, objectives that are no returns and sparse
+    models use autograd, through :func:`soft_leader_return`.
     """
     x = x.detach().requires_grad_()
     level = lower_level(problem)
@@ -127,13 +128,13 @@ def hypergradient(problem: BilevelProblem, x: Tensor, tau: float, warm: Any = No
 
 @dataclass
 class HypergradientState(ExactState):
-    """Values of the lower level's solution at the last x, ``[..., S]``; None before the first."""
+    """The state of :class:`HypergradientMethod`: the solution's values at the latest x, ``[..., S]``; None before the first."""
 
     V: Tensor | None = None
 
 
 class HypergradientMethod(ExactMethod):
-    """x ascends F by its exact gradient; see :class:`Hypergradient`."""
+    """Ascent on F by its exact gradient; see :class:`Hypergradient`."""
 
     config_class = HypergradientConfig
     state_class = HypergradientState
@@ -157,17 +158,17 @@ class HypergradientMethod(ExactMethod):
 
 
 class Hypergradient(ExactLeader):
-    """Ascent on F by its exact gradient.
+    """Ascent on F by its exact gradient, the hypergradient.
 
     Args:
-        problem: a tabular problem, one over a zero-sum game or a linear-quadratic one, an environment that has one, or its id.
-        config: steps, schedules, bounds.
-        seed: kept for files; the method draws nothing.
-        env_kwargs: arguments of an id.
-        x0: start, ``[dim]``; by default 0, projected on X.
+        problem: a tabular problem, one over a zero-sum game or a linear-quadratic one, an environment that has one, or an id.
+        config: learning rate, schedules and bounds.
+        seed: stored in files; the method uses no random numbers.
+        env_kwargs: arguments of the environment, where an id is given.
+        x0: initial x, ``[dim]``; by default 0, projected onto X.
 
     Raises:
-        ValueError: as :class:`TabularPBRL`; tau must be positive, over a linear-quadratic problem 0.
+        ValueError: see :class:`TabularPBRL`; also if tau is not positive, or for a linear-quadratic problem not 0.
     """
 
     method_class = HypergradientMethod

@@ -1,32 +1,32 @@
-r"""PBRL over any SB3 follower (Shen, Yang and Chen, arXiv 2402.06886, sampled).
+r"""PBRL with any SB3 follower (Shen, Yang and Chen, arXiv 2402.06886), by sampling.
 
-Which policies are learned and which returns make up x's gradient is what the penalty says (:mod:`..penalties.base`); what they
-live in, how they are trained and how x is judged, what the lower level says: one follower
-(:mod:`..learned.follower`) or two players (:mod:`..learned.players`).
+The penalty (:mod:`..penalties.base`) defines which policies are learned and which returns make up x's gradient. The lower level
+defines their environments, their training and the evaluation of x: one follower (:mod:`..learned.follower`) or two players
+(:mod:`..learned.players`).
 
-For the value penalty, minimising F_lam over y is itself reinforcement learning, ``max_y V^{pi_y}`` with reward
-``r_f + r_l/lam``: exact where leader and follower share gamma, rho and dynamics and J_L is linear in the occupancy. So
-two followers of the user's algorithm are needed:
+For the value penalty, minimising F_lam over y is itself reinforcement learning: ``max_y V^{pi_y}`` with reward ``r_f + r_l/lam``.
+This is exact where leader and follower share gamma, rho and dynamics, and J_L is linear in the occupancy. So we need two
+followers of the user's algorithm:
 
     best response          trained on r_f under the current x              stands for  pihat ~ pi*(x)
     penalised follower     trained on r_f + r_l/lam under the current x    stands for  pi_y
 
     x += alpha [ grad_x V_l^{pi_y} + lam ( grad_x V_f^{pi_y} - grad_x V_f^{pihat} ) ]
 
-That gradient comes from their rollouts alone, or, where the model is known and only the follower is learned, through the
-model at their policies (``PBRLConfig.estimator``). Returns are those of the unregularised problem (tau = 0): an algorithm's
-entropy bonus is a means of its training, no part of what is solved.
+This gradient is estimated from rollouts only or, where the model is known and only the follower is learned, computed through the
+model at the followers' policies (``PBRLConfig.estimator``). Returns are those of the unregularised problem (tau = 0): an
+algorithm's entropy bonus is a means of training and not part of the problem.
 
-**The oracle is watched.** With exact followers ``p = V_f^{pihat} - V_f^{pi_y}`` lies between 0 and G/lam, G being what the
-leader gains by pi_y. Where the estimate p^ is certified (by two standard errors) to lie below 0 by more than that range, the
-best response's error is larger than the penalty, and x is not moved.
+**The check on the best response.** With exact followers ``p = V_f^{pihat} - V_f^{pi_y}`` lies between 0 and G/lam, where G is the
+leader's gain from pi_y. Where the estimate p^ lies below 0 by more than that range (by two standard errors), the error of the
+best response is larger than the penalty, and x is not moved.
 
-**A best response that lags behind a moving x** is the method's weak point: the leader climbs on the lag. Against it followers
-see the leader's commitment, and most copies train at x plus noise, so that they need not relearn when x moves; what answers
-is an average of their weights over iterations; and the entropy bonus of followers given as a class falls slowly from a large
-one, as an exact leader's temperature does, so that no action is given up before x has settled.
+**A best response that lags behind a moving x** is the method's weak point, since the leader exploits the lag. Against it:
+followers observe the leader context, and most parallel environments train at x plus noise, so that they need not relearn when x
+moves; a follower's policy is an average of its weights over iterations; and the entropy bonus of followers given as a class falls
+slowly from a large value, like an exact leader's temperature, so that actions stay in use until x has settled.
 
-Where the environment is tabular, honest evaluation, and with it the choice of the best x, reads the model; with
+Where the environment is tabular, evaluation at the best response, and so the choice of the best x, uses the model; with
 :class:`Rollouts` the path of x (``last_x``) does not.
 """
 
@@ -73,33 +73,33 @@ from ..sources import is_game, makes_one
 @storable
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PBRLConfig(LeaderConfig):
-    """How :class:`PBRL` learns.
+    """Options of :class:`PBRL`.
 
     Attributes:
-        learning_rate: step of x.
-        n_envs: copies of the world per follower.
-        follower_steps: steps that each follower trains per outer iteration (SB3 rounds up to whole rollouts).
-        warmup_steps: steps that each follower trains before x first moves, at most an eighth of the budget.
-        estimator: where x's gradient comes from: :class:`Rollouts`, the followers' episodes alone, or
-            :class:`KnownModel`, the model of a tabular problem at the followers' policies.
-        observe_commitment: whether followers see the leader's commitment.
-        x_noise: standard deviation of the noise on x under which followers train; 0 without ``observe_commitment``.
-        noisy_share: share of a follower's copies with that noise; the others train at x.
-        q_temperature: followers with a Q-network act by ``softmax(Q / q_temperature)`` when asked for their policy; in the
-            reward's unit.
-        averaging: the followers that the leader sees are averages over iterations, of which the past keeps this share, in
-            [0, 1); what is trained is not averaged.
-        entropy: entropy bonus of followers that have a fixed one; None takes what suits an algorithm given as a class, and
-            the model's own from a callable.
-        evaluation_followers: followers that ``evaluate()`` trains afresh, where no model is known; a record in ``learn`` trains
-            one.
-        evaluation_steps: steps that each of them trains.
-        vec_env: ``"native"``, the environment's own simulator of many copies; ``"dummy"``, SB3's ``DummyVecEnv``; ``"subproc"``,
-            a process for each copy (2 ``n_envs``, and those of the estimator); None: native where there is one, else dummy.
-        relabel: whether replay buffers are kept true when x and lam move (see ``agents.followers.replay``). None does all that
-            is valid; True also raises where rewards cannot be relabelled; False leaves SB3's buffer alone.
-        side_by_side: whether the penalised follower is trained in a process of its own while the best response is trained here;
-            the numbers are the same, to the bit. Scripts then need ``if __name__ == "__main__":``.
+        learning_rate: learning rate of x.
+        n_envs: number of parallel environments per follower.
+        follower_steps: training steps of each follower per outer iteration (SB3 rounds up to whole rollouts).
+        warmup_steps: training steps of each follower before x first moves, at most an eighth of the budget.
+        estimator: how x's gradient is estimated: :class:`Rollouts`, from the followers' episodes only, or :class:`KnownModel`,
+            through the model of a tabular problem at the followers' policies.
+        observe_commitment: whether followers observe the leader context.
+        x_noise: standard deviation of the noise on x in training; must be 0 without ``observe_commitment``.
+        noisy_share: share of a follower's parallel environments with that noise; the others train at x.
+        q_temperature: temperature, in units of reward, of the policy ``softmax(Q / q_temperature)`` of followers with a
+            Q-network.
+        averaging: weight of the past, in [0, 1), in the average over iterations of followers that the leader uses; training
+            itself is not averaged.
+        entropy: entropy bonus of followers that have a constant one. None takes one that suits an algorithm given as a class,
+            and leaves a callable's model its own.
+        evaluation_followers: number of followers that ``evaluate()`` newly trains, where no model is known; a record in
+            ``learn`` trains one.
+        evaluation_steps: training steps of each of them.
+        vec_env: ``"native"``, the environment's own batched simulator; ``"dummy"``, SB3's ``DummyVecEnv``; ``"subproc"``, a
+            process per environment (2 ``n_envs``, and those of the estimator). None: native where there is one, else dummy.
+        relabel: whether replay buffers are updated when x and lam move (see ``agents.followers.replay``). None does what is
+            valid; True raises an error where rewards cannot be relabelled; False uses SB3's buffer as it is.
+        side_by_side: whether to train the penalised follower in its own process while the best response trains here. The
+            numbers are bitwise the same. Scripts then need ``if __name__ == "__main__":``.
     """
 
     learning_rate: float | Schedule = 0.05
@@ -121,7 +121,7 @@ class PBRLConfig(LeaderConfig):
 
     @staticmethod
     def for_a_game(**changes: Any) -> PBRLConfig:
-        """The settings that suit four on-policy followers over a zero-sum game, with these changes."""
+        """Return a config, with these changes, that suits four on-policy followers in a zero-sum game."""
         settings: dict[str, Any] = {
             "learning_rate": Linear(0.05, 0.005),
             "follower_steps": 1024,
@@ -156,21 +156,21 @@ class PBRLConfig(LeaderConfig):
 
 @dataclass
 class PBRLState(State):
-    """What PBRL goes on from.
+    """The state that PBRL continues from.
 
     Attributes:
-        optimizer: of x.
-        followers: by role.
-        estimator: of x's gradient.
-        rng: of the noise on x and of the episodes' seeds.
-        words: that seed evaluations.
-        lam: the penalty's coefficient now.
-        warm: whether the warm-up is over.
-        oracle_failures: iterations in which p^ was certified negative and x was not moved.
-        penalty_estimate: the last p^.
-        evaluations: records so far; they seed what a record draws.
-        earlier: the weights of the best answer in the last record, where no model is known.
-        gain: over a game, what the players' policies owe to the leader.
+        optimizer: optimiser of x.
+        followers: the followers by role.
+        estimator: estimator of x's gradient.
+        rng: random generator of the noise on x and of the episodes' seeds.
+        words: numbers that seed evaluations.
+        lam: current coefficient of the penalty.
+        warm: whether the warm-up is done.
+        oracle_failures: number of iterations in which p^ was too negative and x was not moved.
+        penalty_estimate: the latest p^.
+        evaluations: number of records so far, which seeds the next one.
+        earlier: weights of the best answer in the last record, where no model is known.
+        gain: in a game, the leader's gain from the players' policies.
     """
 
     optimizer: Any = None
@@ -188,14 +188,14 @@ class PBRLState(State):
 
 
 class PBRLMethod(Method):
-    """The penalty method over learned followers; see :class:`PBRL`."""
+    """The penalty method with learned followers; see :class:`PBRL`."""
 
     counts = "total_timesteps"
 
     def __init__(
         self, env: Any, follower: FollowerSpec, penalty: Penalty | None, config: PBRLConfig, env_kwargs: Any
     ) -> None:
-        # Over a PettingZoo game, or with a penalty of several players, the players are learned; else one follower.
+        # The lower level: two players for a PettingZoo game or a penalty of several players, else one follower.
         learned = LearnedPlayers if is_game(env) or getattr(penalty, "several", False) else LearnedFollower
         self.config, self.env, self.env_kwargs, self.follower_spec = config, env, env_kwargs, follower
         self.penalty = learned.default_penalty() if penalty is None else penalty
@@ -243,12 +243,12 @@ class PBRLMethod(Method):
     def step(self, state: PBRLState, progress: Progress) -> tuple[PBRLState, dict[str, float]]:
         state.lam = self._lam(progress.remaining)
         state.optimizer.param_groups[0]["lr"] = self._rate(progress.remaining)
-        # The followers train at x and around it; then x's gradient and p^ are estimated at them as they are.
+        # Train the followers at x and around it; then estimate x's gradient and p^ at the current followers.
         self._train(state, progress)
         found: GradientEstimate = state.estimator(state.x, self.terms, state.followers, state.lam)
         state.num_timesteps += found.steps
         state.penalty_estimate, state.gain = found.penalty, found.gain
-        # Where the best response is certified worse than pi_y, by more than the penalty's range, x waits.
+        # Where the best response is worse than pi_y by more than the penalty's range, x does not move.
         p, state.x.grad = found.penalty, -found.ascent
         if p.margin < -2.0 * p.margin_stderr:
             state.oracle_failures += 1
@@ -262,7 +262,7 @@ class PBRLMethod(Method):
         }
 
     def neighbourhood(self, state: PBRLState) -> NDArray[np.float64]:
-        """x for every parallel environment, ``[n_envs, dim]``: x itself, and x plus noise, projected on X."""
+        """Return x for every parallel environment, ``[n_envs, dim]``: x itself or x plus noise, projected onto X."""
         config = self.config
         points = np.repeat(state.x.detach().numpy()[None], config.n_envs, axis=0)
         noisy = round(config.noisy_share * config.n_envs) if config.observe_commitment else 0
@@ -271,7 +271,7 @@ class PBRLMethod(Method):
 
     def _train(self, state: PBRLState, progress: Progress) -> None:
         config, n, points = self.config, len(state.followers), self.neighbourhood(state)
-        # Steps asked of each follower now, and those it will be asked for in all.
+        # Training steps of each follower now, and over the whole run.
         asked = self._asked(progress.total, state.warm)
         per_iteration = n * config.follower_steps + state.estimator.planned_steps
         planned = int(progress.total * config.follower_steps / per_iteration) + int(config.warmup_steps)
@@ -290,7 +290,7 @@ class PBRLMethod(Method):
                 model = type(state.followers[name].model).__name__
                 warnings.warn(
                     f"follower: expected rollouts of about follower_steps={config.follower_steps} steps, got {steps} for "
-                    f"{asked} asked: a rollout of {model} counts for each of {config.n_envs} copies",
+                    f"{asked} asked: a rollout of {model} counts for each of {config.n_envs} parallel environments",
                     stacklevel=5,
                 )
 
@@ -301,7 +301,7 @@ class PBRLMethod(Method):
         return Cost(sum(cost.followers for cost in costs), state.estimator.planned_steps, certain)
 
     def _asked(self, total: int, warm: bool) -> int:
-        """Steps that each follower is asked for in an iteration, the warm-up's at first."""
+        """Return the training steps of each follower in an iteration; the first one includes the warm-up."""
         return int(self.config.follower_steps) + (0 if warm else min(int(self.config.warmup_steps), total // 8))
 
     def record_steps(self, state: PBRLState) -> RecordCost:
@@ -311,7 +311,7 @@ class PBRLMethod(Method):
         failures = state.oracle_failures - self._failures_before
         if 2 * failures > iterations:
             warnings.warn(
-                f"the best response was certified worse than the penalised follower in {failures} of {iterations} "
+                f"the best response was significantly worse than the penalised follower in {failures} of {iterations} "
                 "iterations, and x was not moved in them: give the followers more steps (PBRLConfig.follower_steps)",
                 stacklevel=4,
             )
@@ -322,7 +322,7 @@ class PBRLMethod(Method):
         return self.level.evaluate(state, x, iteration, self.follower_spec, 1)  # type: ignore[no-any-return]
 
     def final(self, state: PBRLState, x: Tensor, record: Evaluation, iteration: int) -> Evaluation:
-        """Where no model is known, by ``evaluation_followers`` trained anew: not the record that x was chosen by."""
+        """Where no model is known, evaluate with ``evaluation_followers`` new ones, not by the record that x was chosen by."""
         if self.worlds.model is not None:
             return super().final(state, x, record, iteration)  # type: ignore[no-any-return]
         n = self.config.evaluation_followers
@@ -345,7 +345,7 @@ class PBRLMethod(Method):
         return self.worlds.fingerprint()
 
     def room(self, state: PBRLState) -> int:
-        """Of the earlier answer's weights."""
+        """Return the size in bytes of the earlier answer's weights."""
         first = next(iter(state.followers.values()))
         return size_of(snapshot(first.policy_state()))
 
@@ -364,33 +364,33 @@ class PBRLMethod(Method):
 
 
 class PBRL(Leader):
-    """The penalty method over any Stable-Baselines3 algorithm.
+    """The penalty method with any Stable-Baselines3 algorithm as the follower.
 
     Args:
-        env: a leader environment: its id, an environment (it is copied), a callable that makes one, or a problem (whose
-            environment is then simulated without a time limit). A PettingZoo game likewise, for four on-policy followers.
-        follower: an SB3 class, built with settings that suit a moving x, or a callable ``VecEnv -> BaseAlgorithm``
-            (its discount has to be the environment's).
+        env: a leader environment: an id, an environment (it is copied), a callable that makes one, or a problem (simulated
+            without a time limit). Likewise a PettingZoo game, for four on-policy followers.
+        follower: an SB3 class, built with settings that suit a moving x, or a callable ``VecEnv -> BaseAlgorithm`` (with the
+            environment's discount).
         penalty: a :class:`ValuePenalty`, by default lam 2 to 8; a :class:`BellmanPenalty` for followers with a Q-network over
-            discrete actions; over a game a :class:`NikaidoIsodaPenalty`.
-        config: steps, parallel environments, bounds; over a game by default :meth:`PBRLConfig.for_a_game`.
-        seed: of the followers, their worlds, and the leader's episodes.
-        env_kwargs: arguments of an id.
-        x0: start, ``[dim]``; by default the environment's own.
-        settings: fields of the config by name, e.g. ``learning_rate=0.1``; none beside ``config``.
+            discrete actions; for a game a :class:`NikaidoIsodaPenalty`.
+        config: steps, parallel environments and bounds; for a game by default :meth:`PBRLConfig.for_a_game`.
+        seed: seed of the followers, their environments and the leader's episodes.
+        env_kwargs: arguments of the environment, where ``env`` is an id.
+        x0: initial x, ``[dim]``; by default the environment's own.
+        settings: fields of the config by name, e.g. ``learning_rate=0.1``; not allowed with ``config``.
 
     Attributes:
-        best_response: the follower that stands for pihat; its ``model`` is the SB3 model. Over a game a dict by player.
-        penalised: the follower that stands for pi_y, likewise.
-        followers: all of them by role.
-        penalty_estimate: the last p^.
-        oracle_failures: iterations in which p^ was certified negative and x was not moved.
-        num_timesteps: environment steps of both followers and of the leader's episodes.
+        best_response: the follower trained as pihat; its ``model`` is the SB3 model. In a game a dict by player.
+        penalised: the follower trained as pi_y, likewise.
+        followers: all followers by role.
+        penalty_estimate: the latest p^.
+        oracle_failures: number of iterations in which p^ was too negative and x was not moved.
+        num_timesteps: environment steps of all followers and of the leader's episodes.
 
     Raises:
-        ValueError: an unknown id, an environment without a leader, an x0 outside X, a follower that cannot act in the
-            environment or has another discount, a penalty that is not the lower level's, a leader whose objective is
-            no return.
+        ValueError: the id is unknown, the environment has no leader, x0 is outside X, the follower cannot act in the
+            environment or has another discount, the penalty does not suit the lower level, or the leader's objective is no
+            return.
 
     Example:
         >>> from stable_baselines3 import A2C
@@ -415,7 +415,7 @@ class PBRL(Leader):
         x0: Any = None,
         **settings: Any,
     ) -> None:
-        # Over a PettingZoo game, or with a penalty of several players, other settings suit. One that a callable makes is made.
+        # A PettingZoo game, or a penalty of several players, has other defaults. A callable is called to find out.
         if makes_one(env) and is_game(made := env()):  # type: ignore[operator]
             env = made
         several = is_game(env) or getattr(penalty, "several", False)
@@ -425,17 +425,17 @@ class PBRL(Leader):
 
     @property
     def best_response(self) -> Any:
-        """What stands for pihat: the follower, or over a game a dict by player."""
+        """The follower trained as pihat; in a game a dict by player."""
         return self.method.level.by_player(self.state.followers, "best_response")
 
     @property
     def penalised(self) -> Any:
-        """What stands for pi_y: the follower, or over a game a dict by player."""
+        """The follower trained as pi_y; in a game a dict by player."""
         return self.method.level.by_player(self.state.followers, "penalised")
 
     @property
     def follower(self) -> SB3Follower:
-        """The trained best response, over a game the first player's; ``follower.save(path)`` writes a plain SB3 model."""
+        """The trained best response, in a game the first player's; ``follower.save(path)`` writes a plain SB3 model."""
         return next(iter(self.state.followers.values()))  # type: ignore[no-any-return]
 
     def get_env(self) -> VecEnv:
@@ -443,25 +443,25 @@ class PBRL(Leader):
         return self.follower.venv
 
     def follower_env(self, x: Any = None, render_mode: str | None = None) -> gym.Env[Any, Any]:
-        """The world that followers live in, under x: what a saved follower is evaluated, watched and trained on in.
+        """Make the followers' environment under x, to evaluate, watch or train a saved follower in.
 
-        Over a game it is the first player's, while the second plays its own policy.
+        In a game it is the first player's, while the second plays its own policy.
 
         Args:
             x: the leader's parameter, ``[dim]``; None takes :attr:`x`.
-            render_mode: of an environment that was given as an id.
+            render_mode: render mode of an environment that was given as an id.
 
         Raises:
-            ValueError: an x outside X, a ``render_mode`` for an environment that is already made.
+            ValueError: x is outside X, or ``render_mode`` is given for an environment that is already made.
         """
         point = self.leader_set.check(self.x if x is None else x, "x").detach()
         return self.method.level.alone(self.state.followers, point.numpy(), render_mode)  # type: ignore[no-any-return]
 
 
 def _twin(env: Any, follower: Any, arguments: dict[str, Any]) -> tuple[SB3Follower, Callable[[Any], int]]:
-    """In the penalised follower's process: it, and what trains it by ``(lam, points, asked, planned)``."""
+    """In the penalised follower's process: return it, and a function that trains it by ``(lam, points, asked, planned)``."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said by the leader
+        warnings.simplefilter("ignore")  # the leader has already warned
         leader = PBRL(env, follower, **arguments)
 
     def train(task: tuple[float, NDArray[np.float64], int, int]) -> int:

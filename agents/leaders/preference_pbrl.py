@@ -1,46 +1,45 @@
-r"""PBRL for preferences (Shen, Yang and Chen, arXiv 2402.06886, section 6.2), over any SB3 follower.
+r"""PBRL for preferences (Shen, Yang and Chen, arXiv 2402.06886, section 6.2), with any SB3 follower.
 
-The leader is the reward model r_x, the follower's problem the MDP that it pays, and the leader's loss is how badly r_x explains
-preferences between segments of the follower's own behaviour:
+The leader is the reward model r_x. The follower's problem is the MDP with this reward. The leader's loss is how badly r_x
+explains the preferences between segments of the follower's own behaviour:
 
     f(x, y) = E_{d1, d2 ~ pi_y} [ CE_x(d1, d2) ],      p(x, y) = V*_x(rho) - V_x^{pi_y}(rho),      min  f + lam p
 
-CE being the Bradley-Terry cross-entropy of the answer. Two followers of the user's algorithm stand for the two policies:
+where CE is the Bradley-Terry cross-entropy of the answer. Two followers of the user's algorithm are trained:
 
     best response          paid r_x                                          stands for  pihat ~ pi*(x)
     penalised follower     paid r_x, and -H (CE - baseline)/lam at the       stands for  pi_y
                            last step of each labelled segment of H steps
 
-The second is the score trick: who draws the segments is paid for drawing pairs that r_x explains, ``CE/lam`` for each of their
-steps. It is paid when the segment is complete, for then every action in it, and what led to it, has the whole of it in its
-return to go; paid step by step, later actions would count less than earlier ones, though the answer is to all of them. Both
-segments of a pair carry it, unlabelled steps carry nothing. Questions are asked about the penalised follower. x goes down
+The second is the score-function trick: the follower that draws the segments is paid for drawing pairs that r_x explains,
+``CE/lam`` for each of their steps. It is paid when the segment is complete, so that the return to go of every action in it, and
+before it, contains all of it; paid step by step, later actions would count less, though the answer depends on all of them. Both
+segments of a pair are paid, unlabelled steps are not. Questions are asked about the penalised follower. x descends along
 
     grad_x CE + lam (1 - gamma) ( grad_x V_x^{pihat} - grad_x V_x^{pi_y} )
 
-the first over all labelled pairs held, the second (Lemmas 6 and 7a) from the steps that both just trained on, weighted by
-gamma^t, or exactly where both plan in a known model (``Planner``); times 1 - gamma, so that p is in reward a step and lam needs
-no other value at another discount.
+where the first term uses all labelled pairs. The second (Lemmas 6 and 7a) uses the latest training steps of both followers,
+weighted by gamma^t, or is exact where both plan in a known model (``Planner``). The factor 1 - gamma makes p a reward per step,
+so that lam need not change with the discount.
 
-**Both followers are watched.** Exact ones keep ``0 <= p <= f/lam``: the best response is best, and the penalised follower
-forgoes no more learned reward than its answers can cost, f >= 0 being the least. An estimate below tells of a best response
-that lags, one above of a penalised follower that does; either error is then larger than the penalty, and its gradient is left
-out. f is estimated by answers to which x was not yet fitted. Both followers have the same seed, so that they differ by their
-rewards alone.
+**The checks on both followers.** Exact followers have ``0 <= p <= f/lam``: the best response is best, and the penalised follower
+gives up no more learned reward than its answers can cost, since f >= 0. An estimate below shows that the best response lags, one
+above that the penalised follower does. Then the error is larger than the penalty, and its gradient is left out. f is estimated
+from answers that x has not been fitted to. Both followers have the same seed, so that they differ by their rewards only.
 
-**Or pi_y follows slowly**, as in the paper's algorithm, which moves y by one step where it solves for the best response: two
-algorithms are given, in :class:`Tracked`. Then pi_y lags by design, and nothing above is an error. Its questions are about what
-the follower did for a while, and the penalty takes reward from where the best response has just gone and pi_y has not been.
+**A slow pi_y**, as in the paper's algorithm, which takes one step of y for each best response: give two algorithms, as
+:class:`Tracked`. Then pi_y lags by design, and none of the above counts as an error. The questions are about what the follower
+did for a while, and the penalty lowers the reward where the best response has just gone and pi_y has not been.
 
-Without the second term of each, it is DRLHF (Christiano et al. 2017).
+Without the second term of each, this is DRLHF (Christiano et al. 2017).
 
-**A follower's value under the learned reward**, and how it moves with x, is read from its recorded steps:
+**The follower's value under the learned reward**, and its gradient in x, are estimated from its recorded steps:
 
     (1 - gamma) V_x^pi(rho) = sum_t w_t r_x(s_t, a_t),      w_t = gamma^t / ( sum_t gamma^t + sum_ends gamma^T / (1 - gamma) )
 
-over steps numbered within their episodes; T is the length of an episode that ended by itself, after which nothing is paid. Of
-an episode that is cut, what lies beyond is taken to be like what was seen. By Lemma 7a (arXiv 2402.06886) the gradient in x,
-the policy held, is the same sum of grad_x r_x. Without a discount, w is uniform and the sum is the mean reward of a step.
+over steps numbered within their episodes. T is the length of an episode that terminated; after it the reward is 0. A cut episode
+is assumed to continue like its recorded part. By Lemma 7a (arXiv 2402.06886) the gradient in x at a fixed policy is the same sum
+of grad_x r_x. Without a discount, w is uniform and the sum is the mean reward per step.
 """
 
 from __future__ import annotations
@@ -76,11 +75,11 @@ from ..preferences.worlds import Copies
 
 @dataclass(frozen=True)
 class Tracked:
-    """Two algorithms for the two followers.
+    """Two algorithms, one for each follower.
 
     Attributes:
-        best_response: what stands for pihat.
-        penalised: what stands for pi_y, and moves slowly, e.g. a ``Planner`` by one step of ``MirrorDescent`` an iteration.
+        best_response: the follower trained as pihat.
+        penalised: the follower trained as pi_y, which moves slowly, e.g. a ``Planner`` with one step of ``MirrorDescent``.
     """
 
     best_response: FollowerSpec
@@ -89,12 +88,12 @@ class Tracked:
 
 @dataclass(frozen=True, eq=False)
 class Occupancy:
-    """Steps and their weights.
+    """Recorded steps and their weights.
 
     Attributes:
-        obs: ``[B, ...]``.
-        actions: ``[B, ...]``.
-        weight: ``[B]``.
+        obs: observations, ``[B, ...]``.
+        actions: actions, ``[B, ...]``.
+        weight: weights, ``[B]``.
     """
 
     obs: Tensor
@@ -102,13 +101,13 @@ class Occupancy:
     weight: Tensor
 
     def mean_reward(self, model: RewardModel) -> Tensor:
-        """Each member's ``(1 - gamma) V_x``, not normalised, ``[M]``, differentiable in the weights."""
+        """Return each member's ``(1 - gamma) V_x``, not normalised, ``[M]``, differentiable in the weights."""
         r: Tensor = model(self.obs, self.actions)
         return (r * self.weight.to(r.dtype)).sum(-1)
 
 
 def weights(steps: Steps, gamma: float | None) -> NDArray[np.float64]:
-    """w, ``[T, n]``; uniform for gamma None."""
+    """Return the weights w, ``[T, n]``; uniform if gamma is None."""
     if gamma is None:
         return np.full(steps.age.shape, 1.0 / max(1, steps.age.size))
     powers = gamma ** steps.age.astype(np.float64)
@@ -119,7 +118,7 @@ def weights(steps: Steps, gamma: float | None) -> NDArray[np.float64]:
 def occupancy(
     recorder: SegmentRecorder, since: int, gamma: float | None, model: RewardModel, most: int, rng: np.random.Generator
 ) -> Occupancy:
-    """The steps recorded from step ``since`` on, or ``most`` of them drawn by their weights where there are more."""
+    """Return the steps recorded from step ``since`` on; of more than ``most``, a sample drawn by their weights."""
     steps = recorder.window(since)
     w = weights(steps, gamma).ravel()
     chosen = np.arange(len(w))
@@ -134,13 +133,13 @@ def occupancy(
 
 @dataclass(kw_only=True)
 class PenalisedState(PreferenceState):
-    """What PBRL for preferences goes on from.
+    """The state that PBRL for preferences continues from.
 
     Attributes:
-        lam: the penalty's coefficient now.
-        penalty_estimate: the last p^, in reward a step.
-        penalty_share: share of the last fit's steps, and of the members, in which the penalty's gradient was counted.
-        loss_estimate: f at the current x and pi_y, from answers to which x was not yet fitted; None before any.
+        lam: current coefficient of the penalty.
+        penalty_estimate: the latest p^, in reward per step.
+        penalty_share: share of the latest fit's steps and members in which the penalty's gradient was used.
+        loss_estimate: f at the current x and pi_y, from answers that x had not been fitted to; None before any.
     """
 
     lam: float = 1.0
@@ -174,13 +173,13 @@ class PreferencePBRLMethod(PreferenceMethod):
     # --- the penalised follower's reward ----------------------------------------------------------------------------
 
     def cross_entropies(self, state: PenalisedState, preferences: list[Preference]) -> NDArray[np.float64]:
-        """Of each pair at the current x, mean over members, ``[n]``."""
+        """Return the cross-entropy of each pair at the current x, as a mean over members, ``[n]``."""
         with torch.no_grad():
             losses, _ = pair_losses(state.model, preferences, self.config.fit.error)
         return np.asarray(losses.mean(0).double().cpu().numpy())
 
     def credit(self, state: PenalisedState, first: int, last: int) -> NDArray[np.float64]:
-        """-H (CE - baseline)/lam, in the paid reward's unit, at the last step of each labelled segment of H steps taken."""
+        """Return -H (CE - baseline)/lam, in units of the paid reward, at the last step of each labelled segment of H steps."""
         credit = np.zeros((last - first, state.followers["penalised"].recorder.num_envs))
         sides = [(p, (p.pair.left, p.pair.right)) for p in state.buffer]
         recent = [(p, both) for p, both in sides if min(s.time for s in both) >= max(0, first - len(both[0]))]
@@ -196,7 +195,7 @@ class PreferencePBRLMethod(PreferenceMethod):
         return credit / (state.lam * float(state.model.scale))
 
     def collect(self, state: PenalisedState) -> int:
-        """Also follow f(x, y): the loss of pairs that x was not yet fitted to, a moving average."""
+        """Also update f(x, y), a moving average of the loss on pairs that x was not yet fitted to."""
         before = state.buffer.seen
         taken = super().collect(state)
         fresh = list(state.buffer)[len(state.buffer) - min(state.buffer.seen - before, len(state.buffer)) :]
@@ -211,7 +210,7 @@ class PreferencePBRLMethod(PreferenceMethod):
     def further(self, state: PenalisedState, since: dict[str, int], progress: Progress) -> Callable[[], Tensor]:
         best, own = (self._occupancy(state, f, since[role]) for role, f in state.followers.items())
         state.lam = self.penalty.lam_at(1.0 - min(1.0, state.num_timesteps / max(1, progress.total)))
-        # p < f / lam where followers are exact; before any answer f is that of a coin.
+        # p < f / lam where followers are exact; before any answer, f is the loss of a coin toss.
         most = (math.log(2.0) if state.loss_estimate is None else state.loss_estimate) / state.lam
         counted: list[float] = []
 
@@ -226,7 +225,7 @@ class PreferencePBRLMethod(PreferenceMethod):
 
     def _occupancy(self, state: PenalisedState, f: RecordedFollower, since: int) -> Occupancy:
         planner, model = f.follower.model, state.model
-        if isinstance(planner, Planner):  # all pairs of a state and an action, weighted exactly
+        if isinstance(planner, Planner):  # all state-action pairs, with exact weights
             d = planner.occupancy()
             states, actions = np.divmod(np.arange(d.numel()), d.shape[1])
             return Occupancy(model.tensor(states), model.tensor(actions), model.tensor(d.flatten().numpy()))
@@ -250,25 +249,25 @@ class PreferencePBRL(PreferenceLeader):
     """The penalty method for learning a reward from preferences.
 
     Args:
-        env: an id, an environment (copied), a callable that makes one, a problem, or ``Copies``.
+        env: an id, an environment (it is copied), a callable that makes one, a problem, or ``Copies``.
         follower: an SB3 class, or a callable ``VecEnv -> BaseAlgorithm``; or two of them, :class:`Tracked`.
-        penalty: a :class:`ValuePenalty`; lam is in nats (of a pair's cross-entropy) per unit of learned reward a step.
-        config: how.
-        labeller: who answers; None takes the true return's sign.
-        seed: of the nets, the followers, their worlds and the choice of pairs.
-        env_kwargs: arguments of an id.
-        settings: fields of the config by name, e.g. ``labels=400``; none beside ``config``.
+        penalty: a :class:`ValuePenalty`; lam is in nats (of a pair's cross-entropy) per unit of learned reward per step.
+        config: a :class:`PreferenceConfig`.
+        labeller: the labeller; None compares true returns.
+        seed: seed of the networks, the followers, their environments and the choice of pairs.
+        env_kwargs: arguments of the environment, where ``env`` is an id.
+        settings: fields of the config by name, e.g. ``labels=400``; not allowed with ``config``.
 
     Attributes:
-        best_response: the follower that stands for pihat.
-        penalised: the one that stands for pi_y; its segments are compared.
-        lam: the penalty's coefficient now.
-        penalty_estimate: the last p^, in reward a step.
-        penalty_share: share of the last fit's steps, and of the members, in which the penalty's gradient was counted.
-        loss_estimate: f at the current x and pi_y, from answers to which x was not yet fitted; None before any.
+        best_response: the follower trained as pihat.
+        penalised: the follower trained as pi_y; its segments are compared.
+        lam: current coefficient of the penalty.
+        penalty_estimate: the latest p^, in reward per step.
+        penalty_share: share of the latest fit's steps and members in which the penalty's gradient was used.
+        loss_estimate: f at the current x and pi_y, from answers that x had not been fitted to; None before any.
 
     Raises:
-        ValueError: as ``PreferenceLeader``; a penalty of another kind.
+        ValueError: see ``PreferenceLeader``; also if the penalty is of another kind.
 
     Example:
         >>> from stable_baselines3 import A2C
@@ -298,9 +297,9 @@ class PreferencePBRL(PreferenceLeader):
         Leader.__init__(self, self.method_class(penalty, env, follower, config, labeller, env_kwargs), seed)
 
     penalised = PreferenceLeader.observed
-    """What is paid r_x and what explains it; its segments are compared."""
+    """The follower that is paid r_x and a credit; its segments are compared."""
 
 
 def _last(segment: Segment) -> int:
-    """The recorder's number of the last step taken."""
+    """Return the recorder's number of the last step that was taken."""
     return segment.time + int(segment.mask.sum()) - 1

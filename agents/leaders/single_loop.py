@@ -1,36 +1,36 @@
-r"""Single-loop actor-critic with attenuating entropy (Zeng, Bhatt, Ganesh and Koppel, arXiv 2601.16399), and its rivals.
+r"""Single-loop actor-critic with attenuating entropy (Zeng, Bhatt, Ganesh and Koppel, arXiv 2601.16399), and its competitors.
 
-x enters the follower's reward only; f = -J_L is a smooth function of x and of the occupancy m(s,a) = (1-gamma) d(s) pi(a|s).
-Two followers, softmax tables with a table critic each, track the best response and the answer of the penalised problem,
+x affects the follower's reward only; f = -J_L is a smooth function of x and of the occupancy m(s,a) = (1-gamma) d(s) pi(a|s). Two
+followers, each a softmax table with a tabular critic, track the best response and the solution of the penalised problem,
 
     L(x,pi_L) = f(x,pi_L) + (1/w) ( J_tau(x,pi*_tau(x)) - J_tau(x,pi_L) ),
     grad_x L  = d_x f(x,pi_L) + 1/(w(1-gamma)) ( E_{m(pi)} grad r_x - E_{m(pi_L)} grad r_x )  at pi = pi*_tau(x),
 
-one transition (s,a,s') each per iterate; tau and w fall as power laws of the number of iterates, as the steps do:
+with one transition (s,a,s') each per iterate; tau, w and the learning rates fall as power laws of the number of iterates:
 
     x       <- Proj_X( x - zeta [ d_x f + (grad r_x(s,a) - grad r_x(s_L,a_L)) / (w(1-gamma)) ] )
     theta   <- theta + alpha delta grad log pi(a|s),      delta = r(s,a) - tau log pi(a|s) + gamma V(s') - V(s)
     V(s)    <- V(s) + beta delta                          and the same for pi_L, with its own reward r_L
 
-- **States** follow the occupancy: after its transition a follower starts anew with probability 1-gamma. Sums over a discounted
-  episode are then means over transitions, divided by 1-gamma; alpha takes in the followers' factor.
-- **f's gradient in pi_L** is a policy gradient: grad f = E_m[ A_c grad log pi_L ] with A_c the advantage under the pseudo-reward
-  c(s,a) = df/dm(s,a). So pi_L ascends J_tau - w f, up to a factor, by one critic of the reward r_L = r_x - w (1-gamma) c; m is
-  estimated from pi_L's own transitions, an average with steps of its own. Nothing is known of P but transitions.
-- **Blocks.** x, the slowest, moves once in ``block`` iterates, by all their steps; the tables of r_x and c are made then.
-  A block of one iterate is the method as published.
-- **Common random numbers.** Both followers are handed the same uniform numbers. That changes neither's law and takes most of
-  the noise out of the difference of two gradients, which 1/w magnifies; it is this library's own.
+- **States** follow the occupancy: after each transition a follower restarts with probability 1-gamma. Sums over a discounted
+  episode are then means over transitions, divided by 1-gamma; alpha contains this factor for the followers.
+- **f's gradient in pi_L** is a policy gradient: grad f = E_m[ A_c grad log pi_L ], with A_c the advantage under the pseudo-reward
+  c(s,a) = df/dm(s,a). So pi_L ascends J_tau - w f, up to a factor, with a single critic of the reward r_L = r_x - w (1-gamma) c.
+  m is estimated from pi_L's own transitions, as an average with its own rate. P is known through transitions only.
+- **Blocks.** x is the slowest: it moves once in ``block`` iterates, by the sum of their steps, and the tables of r_x and c are
+  computed then. A block of one iterate is the method as published.
+- **Common random numbers.** Both followers get the same uniform numbers. This changes neither's distribution, and removes most of
+  the noise from the difference of two gradients, which 1/w magnifies. It is our addition.
 
-The publication compares with four methods, which are known here by name alone; each is what its name says, in this setting:
+The publication compares with four methods that we know by name only; each is implemented in this setting as its name says:
 
-- **fixed tau**: the same with ``tau`` a number.
-- **partial SGD** (:class:`PartialSGD`): x follows d_x f(x,pi) at the tracked best response, as if the follower did not answer.
-- **nested loop** (:class:`NestedLoopConfig`): x rests for a long block and steps by the mean gradient of its last part.
-- **finite differences** (:class:`FiniteDifferences`): two followers, at x + h u and x - h u, u standard normal, and the
+- **fixed tau**: the same method with a number as ``tau``.
+- **partial SGD** (:class:`PartialSGD`): x follows d_x f(x,pi) at the tracked best response, as if the follower did not react.
+- **nested loop** (:class:`NestedLoopConfig`): x stays fixed for a long block, then steps by the mean gradient of its last part.
+- **finite differences** (:class:`FiniteDifferences`): two followers, at x + h u and x - h u with u standard normal, and the
   difference of their f.
 
-The exponents 9/10 (zeta), 1/2 (alpha, beta), 3/20 (w) and 1/20 (tau) of the publication are remembered, not read (unverified).
+The exponents 9/10 (zeta), 1/2 (alpha, beta), 3/20 (w) and 1/20 (tau) are our default, meant as the publication's (unverified).
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ from ..schedules import Power, Schedule, as_schedule, scaled
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """What the followers live in, to draw from and no more.
+    """A source of transitions for the followers, and nothing more.
 
     Attributes:
-        n_states: S.
-        n_actions: A.
+        n_states: number of states S.
+        n_actions: number of actions A.
         gamma: discount.
-        following: draws s' from row ``s * A + a``.
-        start: draws a start state from row 0.
+        following: sampler of s' from row ``s * A + a``.
+        start: sampler of a start state from row 0.
     """
 
     n_states: int
@@ -75,36 +75,36 @@ class World:
 
     @staticmethod
     def of(problem: TabularProblem) -> World:
-        """The world of a problem.
+        """Return the source of transitions of a problem.
 
         Raises:
-            ValueError: contexts, terminal states, missing actions, an x that enters the transitions or nothing.
+            ValueError: there are contexts, terminal states or unavailable actions, or x affects the transitions or nothing.
         """
         mdp = problem.follower_mdp(problem.start_x().requires_grad_())
         ends = mdp.terminal is not None and bool(mdp.terminal.any())
         missing = mdp.mask is not None and not bool(mdp.mask.all())
         plain = not mdp.batch_shape and problem.context_probs is None and not ends and not missing
-        wanted = "a single context, no terminal states and every action in every state"
+        wanted = "a single context, no terminal states and all actions available"
         require(plain, "problem", wanted, repr(problem))
         enters = mdp.r.requires_grad and not mdp.P.requires_grad
-        require(enters, "problem", "an x that enters the follower's reward and not its transitions", repr(problem))
+        require(enters, "problem", "an x that affects the follower's reward and not its transitions", repr(problem))
         rows = mdp.P.reshape(-1, mdp.n_states).numpy()
         following, start = AliasSampler(rows), AliasSampler(mdp.rho.reshape(1, -1).numpy())
         return World(mdp.n_states, mdp.n_actions, mdp.gamma, following, start)
 
     def begin(self, u: Floats) -> Integers:
-        """Start states from uniform numbers, the shape of u."""
+        """Return start states from uniform numbers, in the shape of u."""
         return self.start.draw(np.zeros(u.size, dtype=np.int64), u.ravel()).reshape(u.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class Followers:
-    """F followers of each of n runs.
+    """F followers for each of n runs.
 
     Attributes:
         theta: logits of the policies, ``[F, n, S, A]``.
         V: critics, ``[F, n, S]``.
-        state: where they stand, ``[F, n]``.
+        state: current states, ``[F, n]``.
         occupancy: running averages of their transitions, ``[F, n, S, A]``.
     """
 
@@ -116,30 +116,30 @@ class Followers:
     def __post_init__(self) -> None:
         n_states = self.theta.shape[-2]
         there = bool(((self.state >= 0) & (self.state < n_states)).all())
-        require(there, "state", f"a place among {n_states} states", self.state)
+        require(there, "state", f"an index below {n_states} states", self.state)
 
     @staticmethod
     def new(world: World, F: int, u: Floats) -> Followers:
-        """Uniform policies at start states drawn by uniform numbers u, ``[n]``."""
+        """Make followers with uniform policies, at start states drawn by uniform numbers u, ``[n]``."""
         n, S, A = len(u), world.n_states, world.n_actions
         state = np.broadcast_to(world.begin(u), (F, n)).copy()
         return Followers(np.zeros((F, n, S, A)), np.zeros((F, n, S)), state, np.full((F, n, S, A), 1.0 / (S * A)))
 
     @property
     def policies(self) -> Floats:
-        """softmax(theta), ``[F, n, S, A]``."""
+        """Return the policies softmax(theta), ``[F, n, S, A]``."""
         return softmax(self.theta, -1)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False)
 class Rates:
-    """The schedules' values in a block, each ``[n]``, one a run.
+    """The values of the schedules in a block, each ``[n]``, one per run.
 
     Attributes:
-        alpha: step of the policies.
-        beta: step of the critics.
-        occupancy: step of the occupancies, the weight of the newest transition in the average.
-        w: penalty weight 1/lam.
+        alpha: learning rate of the policies.
+        beta: learning rate of the critics.
+        occupancy: weight of the newest transition in the running occupancy.
+        w: weight w = 1/lam of the penalty.
         tau: temperature.
     """
 
@@ -151,17 +151,17 @@ class Rates:
 
 
 def track(world: World, followers: Followers, reward: Floats, rates: Rates, u: Floats) -> tuple[Followers, Integers]:
-    """K actor-critic steps of every follower, one transition each.
+    """Run K actor-critic steps of every follower, with one transition each.
 
     Args:
-        world: what they live in.
-        followers: where they stand.
-        reward: what each is paid, ``[F, n, S, A]``.
-        rates: steps and temperatures.
-        u: uniform numbers for the action, the next state and the start anew, ``[K, 3, n]``; a run's followers share them.
+        world: the source of transitions.
+        followers: the followers.
+        reward: reward of each follower, ``[F, n, S, A]``.
+        rates: learning rates and temperatures.
+        u: uniform numbers for the action, the next state and the restart, ``[K, 3, n]``, shared by a run's followers.
 
     Returns:
-        The followers after it, and the transitions' pairs ``s * A + a``, ``[K, F, n]``.
+        The followers after the steps, and the transitions' pairs ``s * A + a``, ``[K, F, n]``.
     """
     F, n, S, A = reward.shape
     K, N, gamma = len(u), F * n, world.gamma
@@ -200,7 +200,7 @@ def track(world: World, followers: Followers, reward: Floats, rates: Rates, u: F
 
 
 def tally(world: World, pairs: Integers, weights: Floats | float) -> Floats:
-    """Sums of weights by pair, ``[F, n, S, A]``, of pairs ``[K, F, n]``."""
+    """Sum weights by state-action pair, ``[F, n, S, A]``, for pairs ``[K, F, n]``."""
     _, F, n = pairs.shape
     S, A = world.n_states, world.n_actions
     cells = (pairs + (np.arange(F * n) * (S * A)).reshape(F, n)).ravel()
@@ -210,19 +210,19 @@ def tally(world: World, pairs: Integers, weights: Floats | float) -> Floats:
 
 
 def frequencies(world: World, pairs: Integers) -> Floats:
-    """How often each pair occurred, ``[F, n, S, A]``, of ``[K, F, n]``."""
+    """Return the frequency of each pair, ``[F, n, S, A]``, in pairs ``[K, F, n]``."""
     return tally(world, pairs, 1.0 / len(pairs))
 
 
 def _cost(problem: TabularProblem, x: Tensor, occupancy: Tensor) -> Tensor:
-    """f, ``[n]``, at x ``[n, dim]`` and occupancies ``[n, S, A]``; more runs than one need a problem that takes them."""
+    """Return f, ``[n]``, at x ``[n, dim]`` and occupancies ``[n, S, A]``; several runs need a problem with batch axes."""
     if len(x) == 1:
         return -problem.occupancy_return(x[0], occupancy[0]).reshape(1)
     return -problem.occupancy_return(x, occupancy)
 
 
 def _slopes(problem: TabularProblem, x: Tensor, occupancy: Floats) -> tuple[Tensor, Tensor]:
-    """d_x f, ``[n, dim]``, and c = df/dm, ``[n, S, A]``."""
+    """Return d_x f, ``[n, dim]``, and c = df/dm, ``[n, S, A]``."""
     x, m = x.detach().requires_grad_(), torch.from_numpy(occupancy).requires_grad_()
     f = _cost(problem, x, m).sum()
     direct, c = torch.autograd.grad(f, (x, m), allow_unused=True, materialize_grads=True)
@@ -230,22 +230,22 @@ def _slopes(problem: TabularProblem, x: Tensor, occupancy: Floats) -> tuple[Tens
 
 
 def _reward(problem: TabularProblem, x: Tensor) -> Tensor:
-    """r_x, ``[n, S, A]``."""
+    """Return r_x, ``[n, S, A]``."""
     return problem.follower_mdp(x[0]).r.unsqueeze(0) if len(x) == 1 else problem.follower_mdp(x).r
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """What a method's step is given.
+    """The input of a method's step.
 
     Attributes:
-        problem: the bilevel problem; of several runs at once, one whose functions take leading axes.
-        world: its world.
-        followers: where they stand.
-        x: the leader's parameters, ``[n, dim]``, without graph.
+        problem: the bilevel problem; for several runs its functions must accept leading axes.
+        world: its source of transitions.
+        followers: the followers.
+        x: the leader's parameters, ``[n, dim]``, detached.
         rates: the schedules' values.
         u: uniform numbers, ``[K, 3, n]``.
-        burn_in: how many of the first transitions do not enter x's gradient.
+        burn_in: number of first transitions that x's gradient leaves out.
     """
 
     problem: TabularProblem
@@ -258,11 +258,11 @@ class Block:
 
 
 Step = tuple[Followers, Tensor]
-"""Followers after a block, and the descent gradient of x, ``[n, dim]``, the mean over the block's iterates."""
+"""The followers after a block, and x's descent gradient, ``[n, dim]``, as a mean over the block's iterates."""
 
 
 def single_loop(block: Block) -> Step:
-    """K iterates of the method above; two followers, the best response and the penalised one."""
+    """Run K iterates of the method above with two followers, the best response and the penalised one."""
     x, scale = block.x.detach().requires_grad_(), block.rates.w * (1.0 - block.world.gamma)
     direct, c = _slopes(block.problem, x, block.followers.occupancy[1])
     r = _reward(block.problem, x)
@@ -276,7 +276,7 @@ def single_loop(block: Block) -> Step:
 
 
 def partial_sgd(block: Block) -> Step:
-    """d_x f at the tracked best response; one follower."""
+    """Return d_x f at the tracked best response, with one follower."""
     direct, _ = _slopes(block.problem, block.x, block.followers.occupancy[0])
     with torch.no_grad():
         paid = _reward(block.problem, block.x).numpy()
@@ -286,7 +286,7 @@ def partial_sgd(block: Block) -> Step:
 
 @torch.no_grad()
 def finite_differences(block: Block, direction: Tensor, h: float) -> Step:
-    """(f(x + h u) - f(x - h u)) / 2h times u, ``direction``, at the occupancies of two followers, one at each point."""
+    """Return (f(x + h u) - f(x - h u)) / 2h times u, ``direction``, at the occupancies of two followers, one per point."""
     points = [block.problem.project(block.x + sign * h * direction) for sign in (1.0, -1.0)]
     paid = np.stack([_reward(block.problem, point).numpy() for point in points])
     followers, pairs = track(block.world, block.followers, paid, block.rates, block.u)
@@ -296,30 +296,30 @@ def finite_differences(block: Block, direction: Tensor, h: float) -> Step:
 
 
 UNIT = 0.1526
-"""``reward_unit`` of goal placement, where the schedules below were found (``benchmarks/single_loop.py``)."""
+"""``reward_unit`` of goal placement, for which the schedules below were tuned (``benchmarks/single_loop.py``)."""
 ZETA, ALPHA, BETA = Power(9.65e-5, 6.54e-6, 0.9), Power(0.877, 0.192, 0.5), Power(0.354, 0.0471, 0.5)
 TAU, W, OCCUPANCY_RATE = Power(0.289, 0.0242, 0.8), Power(5.28, 2.69, 0.15), Power(0.0166, 0.00171, 0.5)
-"""Found by random search; other problems may need their own."""
+"""Default schedules, found by random search; other problems may need other values."""
 
 
 @storable
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SingleLoopConfig(ExactConfig):
-    """How :class:`SingleLoop` learns. Every schedule runs over the budget of ``learn``.
+    """Options of :class:`SingleLoop`. Every schedule runs over the budget of ``learn``.
 
     Attributes:
-        learning_rate: zeta, the step of x an iterate; a block moves x by ``block`` times it. None takes a schedule for the unit
-            of the leader's rewards.
-        optimizer_class: plain gradient descent, as the method is published.
-        tau: temperature; None takes a schedule for the unit of the follower's rewards.
-        alpha: step of the policies; None takes a schedule likewise.
-        beta: step of the critics.
-        w: weight 1/lam of the penalty, positive; None takes a schedule for the units of both players' rewards.
-        occupancy_rate: step of the occupancies' averages, at most 1.
-        block: iterates between two steps of x.
-        burn_in: how many of a block's first iterates do not enter x's gradient.
-        eval_every: blocks between honest evaluations.
-        keep_best: by default the last x is the answer, as the method is published.
+        learning_rate: zeta, the learning rate of x per iterate; a block moves x by ``block`` times it. None takes a schedule
+            in the unit of the leader's rewards.
+        optimizer_class: default plain gradient descent, as in the publication.
+        tau: temperature in units of the follower's reward; None takes a schedule in the unit of the follower's rewards.
+        alpha: learning rate of the policies; None takes a schedule, likewise.
+        beta: learning rate of the critics.
+        w: weight 1/lam of the penalty, positive; None takes a schedule in the units of the leader's and follower's rewards.
+        occupancy_rate: weight of the newest transition in the running occupancies, at most 1.
+        block: number of iterates between two steps of x.
+        burn_in: number of a block's first iterates that x's gradient leaves out.
+        eval_every: number of blocks between evaluations at the best response.
+        keep_best: default False: the last x is kept, as in the publication.
     """
 
     learning_rate: float | Schedule | None = None  # type: ignore[assignment]
@@ -349,7 +349,7 @@ class SingleLoopConfig(ExactConfig):
 @storable
 @dataclass(frozen=True, eq=False, kw_only=True)
 class NestedLoopConfig(SingleLoopConfig):
-    """The nested loop: x rests while its followers learn, then steps by the mean gradient of the block's last part."""
+    """The nested loop: x stays fixed while its followers learn, then steps by the mean gradient of the block's last part."""
 
     block: int = 2000
     burn_in: int = 1000
@@ -359,10 +359,10 @@ class NestedLoopConfig(SingleLoopConfig):
 @storable
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FiniteDifferencesConfig(NestedLoopConfig):
-    """How :class:`FiniteDifferences` learns: in blocks as long as the nested loop's.
+    """Options of :class:`FiniteDifferences`, with blocks as long as the nested loop's.
 
     Attributes:
-        h: how far from x its followers live, times a standard normal direction.
+        h: distance of the followers' points from x, along a standard normal direction.
     """
 
     h: float = 0.05
@@ -374,11 +374,11 @@ class FiniteDifferencesConfig(NestedLoopConfig):
 
 @dataclass
 class SingleLoopState(ExactState):
-    """What the single loop goes on from.
+    """The state that the single loop continues from.
 
     Attributes:
-        generator: of all that is drawn.
-        followers: the followers' policies, critics, places and occupancies.
+        generator: random generator.
+        followers: the followers' policies, critics, states and occupancies.
         w: weight 1/lam of the penalty.
     """
 
@@ -388,7 +388,7 @@ class SingleLoopState(ExactState):
 
 
 class SingleLoopMethod(ExactMethod):
-    """x and two followers move together; see :class:`SingleLoop`."""
+    """x and two followers are updated together; see :class:`SingleLoop`."""
 
     config_class: ClassVar[type[ExactConfig]] = SingleLoopConfig
     state_class = SingleLoopState
@@ -445,7 +445,7 @@ class SingleLoopMethod(ExactMethod):
         return {"gradient_norm": float(gradient.norm()), "w": state.w}
 
     def advance(self, block: Block, state: SingleLoopState) -> Step:
-        """The followers after a block, and x's descent gradient."""
+        """Return the followers after a block, and x's descent gradient."""
         return single_loop(block)
 
     def policies(self, state: SingleLoopState, model: Any) -> Policies:
@@ -464,27 +464,28 @@ class SingleLoopMethod(ExactMethod):
 
 
 class SingleLoop(ExactLeader):
-    """Single-loop actor-critic: x and two followers move together, a transition each an iterate.
+    """Single-loop actor-critic: x and two followers are updated together, with one transition each per iterate.
 
-    The model serves to draw from, and for evaluation at the best response.
+    The model is used only to draw transitions, and for evaluation at the best response.
 
-    ``evaluate()``: ``leader_return`` is that at the exact best response; ``leader_return_at_pi_y`` and ``penalty`` are those of
-    the penalised follower, lam = 1/w; ``follower_regret`` is that of the follower that stands for the best response.
-    ``num_timesteps`` counts transitions of all followers.
+    In ``evaluate()``, ``leader_return`` is taken at the exact best response; ``leader_return_at_pi_y`` and ``penalty`` are those
+    of the penalised follower, with lam = 1/w; ``follower_regret`` is that of the follower trained as best response.
+    ``num_timesteps`` counts the transitions of all followers.
 
     Args:
-        problem: a tabular problem, an environment that has one, or its id. x must enter the follower's reward only, there
-            must be one context, no terminal state and no missing action, and J_L must be a function of the occupancy.
-        config: steps, schedules, bounds.
-        seed: of all that is drawn.
-        env_kwargs: arguments of an id.
-        x0: start, ``[dim]``; by default 0, projected on X.
+        problem: a tabular problem, an environment that has one, or an environment's id. x must affect the follower's reward
+            only; there must be one context, no terminal states and no unavailable actions; J_L must be a function of the
+            occupancy.
+        config: learning rates, schedules and bounds.
+        seed: seed of all random numbers.
+        env_kwargs: arguments of the environment, where an id is given.
+        x0: initial x, ``[dim]``; by default 0, projected onto X.
 
     Attributes:
-        followers: the followers' policies, critics, places and occupancies.
+        followers: the followers' policies, critics, states and occupancies.
 
     Raises:
-        ValueError: an unknown id, an x0 outside X, a problem of another kind than the above.
+        ValueError: the id is unknown, x0 is outside X, or the problem is of another kind.
 
     Example:
         >>> from bilevel_gym.agents import SingleLoop, SingleLoopConfig
@@ -498,7 +499,7 @@ class SingleLoop(ExactLeader):
 
 
 class PartialSGDMethod(SingleLoopMethod):
-    """x follows d_x f alone, at a tracked best response."""
+    """x follows d_x f only, at a tracked best response; see :class:`PartialSGD`."""
 
     n_followers = 1
 
@@ -510,16 +511,16 @@ class PartialSGDMethod(SingleLoopMethod):
 
 
 class PartialSGD(SingleLoop):
-    """x follows d_x f alone, at a tracked best response.
+    """Partial SGD: x follows d_x f only, at a tracked best response.
 
-    Arguments as :class:`SingleLoop`, whose w is not used.
+    Arguments are those of :class:`SingleLoop`; w is not used.
     """
 
     method_class = PartialSGDMethod
 
 
 class FiniteDifferencesMethod(SingleLoopMethod):
-    """x follows central differences of f at tracked best responses."""
+    """x follows central differences of f at tracked best responses; see :class:`FiniteDifferences`."""
 
     config_class = FiniteDifferencesConfig
 
@@ -532,9 +533,9 @@ class FiniteDifferencesMethod(SingleLoopMethod):
 
 
 class FiniteDifferences(SingleLoop):
-    """x follows central differences of f at tracked best responses.
+    """Finite differences: x follows central differences of f at tracked best responses.
 
-    Arguments as :class:`SingleLoop`, whose w is not used.
+    Arguments are those of :class:`SingleLoop`; w is not used.
     """
 
     method_class = FiniteDifferencesMethod

@@ -1,7 +1,7 @@
-r"""M-SoBiRL: the implicit hypergradient with the follower and the adjoint tracked, a few sweeps and one step a turn.
+r"""M-SoBiRL: the implicit hypergradient with tracked follower and adjoint, updated by a few sweeps and one step per iteration.
 
-Source of the method: Yang, Gao and Yuan, arXiv 2405.19697 (AISTATS 2025). V stands for the follower's soft value, u for the
-adjoint; both start where the last turn left them. With ``pi(x,V) = softmax(Q/tau)``, ``Q = r_x + gamma P_x V``,
+Source: Yang, Gao and Yuan, arXiv 2405.19697 (AISTATS 2025). V approximates the follower's soft value and u the adjoint; both
+start where the last iteration left them. With ``pi(x,V) = softmax(Q/tau)``, ``Q = r_x + gamma P_x V``,
 
     V <- T(x, V)                                                  ``sweeps`` times; contracts at gamma
     u <- d_V J_L(x, pi(x,V)) + gamma P_pi^T u                     ``adjoint_steps`` times; contracts at gamma
@@ -9,11 +9,11 @@ adjoint; both start where the last turn left them. With ``pi(x,V) = softmax(Q/ta
     x <- Proj_X( x + alpha g )
 
 At the fixed point V = T(x, V) and ``u = (I - gamma P_pi)^{-T} d_V J_L``, so g is the exact hypergradient of
-:class:`Hypergradient`; no linear system is solved. The error of g follows those of V and u, which shrink by ``gamma^sweeps`` and
-``gamma^adjoint_steps`` a turn against what x moves: it vanishes with the steps of x.
+:class:`Hypergradient`; no linear system is solved. The error of g comes from those of V and u, which shrink by ``gamma^sweeps``
+and ``gamma^adjoint_steps`` per iteration and grow as x moves: it vanishes with the steps of x.
 
-The published code takes a step of 0.5 down ``|(I - gamma P_pi)^T u - b|^2 / 2`` in place of the fixed-point step: the same fixed
-point, one more constant, and a slowest direction that shrinks by ``1 - (1-gamma)^2 / 2`` at best.
+The published code instead takes a gradient step of 0.5 on ``|(I - gamma P_pi)^T u - b|^2 / 2``: the same fixed point, but one
+more constant, and a slowest direction that shrinks by ``1 - (1-gamma)^2 / 2`` at best.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from ..schedules import Schedule
 @storable
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SoBiRLConfig(ExactConfig):
-    """How :class:`SoBiRL` learns; tau is positive, and None anneals it as :class:`Hypergradient` does.
+    """Options of :class:`SoBiRL`; tau must be positive, and None anneals it as :class:`Hypergradient` does.
 
     Attributes:
-        sweeps: applications of T to the follower's value a turn.
-        adjoint_steps: steps of the adjoint a turn.
+        sweeps: number of applications of T to the follower's value per iteration.
+        adjoint_steps: number of adjoint steps per iteration.
     """
 
     sweeps: int = 10
@@ -54,7 +54,7 @@ class SoBiRLConfig(ExactConfig):
 def tracked_hypergradient(
     problem: TabularProblem, x: Tensor, tau: float, V: Tensor, u: Tensor, adjoint_steps: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """g, ``[dim]``, and the next u, ``[..., S]``, of the formulas above, from x ``[dim]``, V and u ``[..., S]``."""
+    """Return g, ``[dim]``, and the next u, ``[..., S]``, of the formulas above, given x ``[dim]``, V and u ``[..., S]``."""
     x, V = x.detach().requires_grad_(), V.detach().requires_grad_()
     mdp = problem.follower_mdp(x)
     Q = action_value(mdp, V)
@@ -70,14 +70,14 @@ def tracked_hypergradient(
 
 @dataclass
 class SoBiRLState(ExactState):
-    """The tracked value and adjoint, ``[..., S]``; None, for 0, before the first turn."""
+    """The state of :class:`SoBiRLMethod`: tracked value and adjoint, ``[..., S]``; None, for 0, before the first iteration."""
 
     V: Tensor | None = None
     u: Tensor | None = None
 
 
 class SoBiRLMethod(ExactMethod):
-    """x ascends F by the tracked hypergradient; see :class:`SoBiRL`."""
+    """Ascent on F by the tracked hypergradient; see :class:`SoBiRL`."""
 
     config_class = SoBiRLConfig
     state_class = SoBiRLState
@@ -105,17 +105,17 @@ def _or_zero(table: Tensor | None, mdp: TabularMDP) -> Tensor:
 
 
 class SoBiRL(ExactLeader):
-    """Ascent on F by the tracked hypergradient.
+    """Ascent on F by the tracked hypergradient (M-SoBiRL).
 
     Args:
-        problem: a tabular problem, an environment that has one, or its id.
-        config: steps, sweeps, schedules, bounds.
-        seed: kept for files; the method draws nothing.
-        env_kwargs: arguments of an id.
-        x0: start, ``[dim]``; by default the problem's, projected on X.
+        problem: a tabular problem, an environment that has one, or an environment's id.
+        config: learning rate, sweeps, schedules and bounds.
+        seed: stored in files; the method uses no random numbers.
+        env_kwargs: arguments of the environment, where an id is given.
+        x0: initial x, ``[dim]``; by default the problem's, projected onto X.
 
     Raises:
-        ValueError: as :class:`TabularPBRL`; tau must be positive.
+        ValueError: see :class:`TabularPBRL`; also if tau is not positive.
     """
 
     method_class = SoBiRLMethod

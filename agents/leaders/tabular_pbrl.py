@@ -1,12 +1,12 @@
-r"""PBRL, exact: Algorithm 1 (eq. 4.4) of Shen, Yang and Chen, arXiv 2402.06886, with the model known.
+r"""Exact PBRL: Algorithm 1 (eq. 4.4) of Shen, Yang and Chen, arXiv 2402.06886, with a known model.
 
     F_lam(x,y) = -J_L(x, pi_y) + lam p(x,y)
     z_{k+1} = Proj_{X x Y}[ z_k - alpha ( grad f(z_k) + lam grad^p(z_k; pihat_k) ) ],   z = (x, y)
 
-pihat_k is the oracle's last iterate in place of the best response pi*(x_k). Over a zero-sum game (section 5) y = (y1, y2), p is
-the Nikaido-Isoda penalty, and pihat_k holds each player's best response to the other: two single-agent oracles a step and
-no Nash solve. The step is taken by any ``torch.optim`` optimiser, which is given the projected gradient (4.6),
-``(z - Proj(z - alpha grad F_lam)) / alpha``. Its norm is logged as stationarity.
+pihat_k, the oracle's last iterate, approximates the best response pi*(x_k). In a zero-sum game (section 5) y = (y1, y2), p is the
+Nikaido-Isoda penalty, and pihat_k holds each player's best response to the other: two single-agent oracles per step, and no Nash
+solve. Any ``torch.optim`` optimiser takes the step, given the projected gradient (4.6), ``(z - Proj(z - alpha grad F_lam)) /
+alpha``, whose norm is logged as stationarity.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from ..schedules import Geometric, Schedule, as_schedule, scaled
 from ..sources import ProblemSource
 
 LAM = 20.0
-"""The penalty's default coefficient over one follower, in units of the leader's reward per unit of the follower's."""
+"""Default coefficient of the penalty for one follower, in units of the leader's reward per unit of the follower's."""
 
 
 @storable
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TabularPBRLConfig(HeldConfig):
-    """How :class:`TabularPBRL` learns.
+    """Options of :class:`TabularPBRL`.
 
     Attributes:
-        follower: how pi_y is held: :class:`Softmax` or :class:`Direct` (joint steps in x and y, the paper's), or
-            :class:`Solved`. None takes the best found: ``Solved`` where it applies, ``Softmax(0.2)`` over a game, whose two
-            players are held alike, and ``Softmax`` elsewhere.
-        tau: temperature; None takes 0.4 reward units for a sixth of training, and then that of evaluation (``problem.tau0``,
-            at least 0.003 reward units). Over a game None anneals it from 0.2 reward units.
-        learning_rate: step of x.
-        estimator: ``MonteCarlo(...)`` takes gradients from episodes; None, the default, takes exact ones.
+        follower: how pi_y is parametrised: :class:`Softmax` or :class:`Direct` (joint steps in x and y, as in the paper), or
+            :class:`Solved`. None takes our best setting: ``Solved`` where it applies, ``Softmax(0.2)`` in a game, for both
+            players, and ``Softmax`` elsewhere.
+        tau: temperature in units of the follower's reward. None takes 0.4 reward units for a sixth of training, then that of
+            evaluation (``problem.tau0``, at least 0.003 reward units). In a game None anneals it from 0.2 reward units.
+        learning_rate: learning rate of x.
+        estimator: ``MonteCarlo(...)`` estimates gradients from episodes; None, the default, computes exact ones.
     """
 
     follower: Softmax | Direct | Solved | None = None
@@ -61,12 +61,12 @@ class TabularPBRLConfig(HeldConfig):
 
 @dataclass
 class TabularPBRLState(HeldState):
-    """What exact PBRL goes on from.
+    """The state that exact PBRL continues from.
 
     Attributes:
-        lam: the penalty's coefficient.
-        solved_V: the values of a solved pi_y, ``[..., S]``.
-        answers: the oracle's last answer to each player; none before the first iteration.
+        lam: coefficient of the penalty.
+        solved_V: values of a solved pi_y, ``[..., S]``.
+        answers: the oracle's latest best response of each player; empty before the first iteration.
     """
 
     lam: float = 0.0
@@ -75,7 +75,7 @@ class TabularPBRLState(HeldState):
 
 
 class TabularPBRLMethod(HeldMethod):
-    """Algorithm 1 with the model known; see :class:`TabularPBRL`."""
+    """Algorithm 1 with a known model; see :class:`TabularPBRL`."""
 
     config_class = TabularPBRLConfig
     state_class = TabularPBRLState
@@ -93,7 +93,7 @@ class TabularPBRLMethod(HeldMethod):
         super().__init__(problem, config, env_kwargs)
         self.oracle: Oracle = in_unit(self.given_oracle, self.unit)
         self.penalty.check(self.level.n_players, self.level.views[0].n_states)
-        # pi_y is solved for every x where it can be, unless another way is asked for.
+        # pi_y is solved at every x where possible, unless another parametrisation is asked for.
         solvable = self.penalty.solvable and self.level.leader_reward(self.start_x()) is not None
         wanted = "Softmax or Direct without a value penalty and a J_L that is a return"
         require(solvable or not isinstance(self.config.follower, Solved), "config.follower", wanted, "Solved")
@@ -101,7 +101,7 @@ class TabularPBRLMethod(HeldMethod):
 
     @cached_property
     def penalty(self) -> Penalty:
-        """The penalty, by default the lower level's; its lam in units of the leader's reward per unit of the followers'."""
+        """The penalty; the default is the lower level's, with lam in units of the leader's reward per unit of the follower's."""
         if self.given_penalty is not None:
             return self.given_penalty
         lam: float | Schedule = Geometric(2.0, 20.0) if self.level.n_players > 1 else LAM
@@ -127,13 +127,13 @@ class TabularPBRLMethod(HeldMethod):
         model = level.model(x)
         held = model.detach()
         pi_y = self.policies(state, held)
-        # The oracle's best response of each player to the others, from its last answer.
+        # The oracle's best response of each player to the others, started from the last one.
         faced = level.faced(held, tuple(pi.detach() for pi in pi_y), tau)
         warm: Any = state.answers or [None] * len(faced)
         answers = [self.oracle.solve(mdp, tau, near) for mdp, near in zip(faced, warm, strict=True)]
         state.answers = answers
         best = tuple(answer.pi for answer in answers)
-        # F_lam, whose gradients in x and y are left at the parameters.
+        # F_lam, whose backward pass sets the gradients in x and y.
         if state.sampler is None:
             penalty = self.problem.over_contexts(self.penalty.value(level, model, pi_y, best, tau))
             leader_return = level.leader_return(x, pi_y)
@@ -155,7 +155,7 @@ class TabularPBRLMethod(HeldMethod):
 
     @torch.no_grad()
     def _stationarity(self, state: TabularPBRLState) -> float:
-        """Norm of the projected gradient (4.6) at this iteration's steps."""
+        """Return the norm of the projected gradient (4.6) at this iteration's learning rates."""
         pairs = zip(state.optimizer.param_groups, self.projections(state), strict=True)
         gradients = [projected_gradient(group["params"][0], group["lr"], project) for group, project in pairs]
         return math.sqrt(sum(float(g.square().sum()) for g in gradients))
@@ -164,7 +164,7 @@ class TabularPBRLMethod(HeldMethod):
         return state.lam
 
     def response(self, state: TabularPBRLState, own: Policies) -> Policies | None:
-        """The oracle's last answer, which was to the x before; None over a game, whose players answer each other."""
+        """Return the oracle's latest answer, to the previous x; None in a game, whose players respond to each other."""
         return (state.answers[0].pi,) if len(state.answers) == 1 else None
 
     def arguments(self) -> dict[str, Any]:
@@ -172,27 +172,27 @@ class TabularPBRLMethod(HeldMethod):
 
 
 class TabularPBRL(ExactLeader):
-    """The penalty method with the model known.
+    """The penalty method with a known model.
 
-    Over a zero-sum game ``evaluate().leader_return`` is that at the Nash equilibrium of x, ``penalty`` is the
+    In a zero-sum game, ``leader_return`` in ``evaluate()`` is that at the Nash equilibrium of x, and ``penalty`` is the
     Nikaido-Isoda gap of the method's own policies.
 
     Args:
-        problem: a tabular problem or one over a zero-sum game, an environment that has one, or its id.
-        penalty: :class:`ValuePenalty` or :class:`BellmanPenalty`; by default the value penalty. Over a zero-sum game
-            :class:`NikaidoIsodaPenalty`. lam weighs the follower's reward against the leader's, so it is measured in the
-            unit of the leader's reward per unit of the follower's; the default is 20 times
-            ``problem.leader_reward_unit / problem.reward_unit``, over a game it rises from 2 to 20 times that.
-        oracle: how best responses are found; by default soft policy iteration.
-        config: steps, schedules, bounds.
-        seed: of a Monte Carlo estimator; exact gradients draw nothing.
-        env_kwargs: arguments of an id.
-        x0: start, ``[dim]``; by default 0, projected on X.
+        problem: a tabular problem, one over a zero-sum game, an environment that has one, or an environment's id.
+        penalty: :class:`ValuePenalty` or :class:`BellmanPenalty`; by default the value penalty. In a zero-sum game
+            :class:`NikaidoIsodaPenalty`. lam weighs the follower's reward against the leader's, so its unit is that of the
+            leader's reward per unit of the follower's. The default is 20 times
+            ``problem.leader_reward_unit / problem.reward_unit``; in a game it rises from 2 to 20 times that.
+        oracle: solver of best responses; by default soft policy iteration.
+        config: learning rates, schedules and bounds.
+        seed: seed of a Monte Carlo estimator; unused by exact gradients.
+        env_kwargs: arguments of the environment, where an id is given.
+        x0: initial x, ``[dim]``; by default 0, projected onto X.
 
     Raises:
-        ValueError: an unknown id, an x0 outside X, a tau of 0 for a penalty that needs it positive, a penalty that is not
-            the problem's, a solved follower without the value penalty or without a leader reward, a Monte Carlo
-            estimator where J_L is no return.
+        ValueError: the id is unknown; x0 is outside X; tau is 0 for a penalty that needs tau > 0; the penalty does not suit the
+            problem; a solved follower lacks the value penalty or a leader reward; or a Monte Carlo estimator is used where J_L
+            is no return.
 
     Example:
         >>> from bilevel_gym.agents import NikaidoIsodaPenalty, TabularPBRL

@@ -254,18 +254,18 @@ def judge(
 
 
 def judge_steps(worlds: Worlds, sizes: Evaluating, like: SB3Follower, n_held: int, earlier: bool) -> RecordCost:
-    """Environment steps of :func:`judge`.
+    """Return the environment steps of :func:`judge`.
 
     Args:
         worlds: the environment.
-        sizes: how much is trained and played.
-        like: a follower of the same algorithm, in as many environments.
-        n_held: how many are held up against the best answer.
-        earlier: whether there is an answer of an earlier record, as there is after the first.
+        sizes: how much to train and to play.
+        like: a follower of the same algorithm, with as many environments.
+        n_held: number of followers to compare with the best answer.
+        earlier: whether there is an answer of an earlier record, as there is after the first record.
     """
     trained, episode = like.cost_alone(sizes.steps), sizes.episodes * worlds.horizon(TAIL)
     spent, certain = sizes.followers * trained.followers, trained.certain
-    if _counts(worlds) is not None:  # one policy plays, where the table foretells what it earns; else all do
+    if _counts(worlds) is not None:  # one policy plays if the table predicts its return; else all do
         spent += seek_steps(sizes.n_envs, sizes.steps) + episode
         return RecordCost(spent, spent, False)
     ways = 1 if worlds.continuous_actions else 2

@@ -306,7 +306,7 @@ class Counting(StepWrapper):
 
 
 def seek_steps(n_envs: int, steps: int) -> int:
-    """Environment steps of :func:`seek`, which is asked for about ``steps``."""
+    """Return the environment steps of :func:`seek` when asked for about ``steps``."""
     return STAGES * n_envs * max(1, -(-steps // (STAGES * n_envs)))
 
 

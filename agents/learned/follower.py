@@ -209,7 +209,7 @@ class LearnedFollower:
         return float(earned - self.exact.leader_return(x, best)), None
 
     def record_steps(self, state: Any) -> RecordCost:
-        """Environment steps of :meth:`evaluate` of one follower: none where a model is known, but those of paired episodes."""
+        """Return the environment steps of :meth:`evaluate` with one follower; with a model, those of paired episodes only."""
         hat, pi_y = state.followers["best_response"], state.followers["penalised"]
         if self.worlds.model is None:
             return judge_steps(self.worlds, self._sizes(state, 1), hat, len(state.followers), bool(state.earlier))

@@ -108,7 +108,7 @@ class GameWorlds:
 
 
 class PlayerEnv(gym.Env[Any, np.int64]):
-    """One player's world as an ordinary environment, with the other player's policy and x fixed.
+    """One player's environment in Gymnasium's form, with the other player's policy and x fixed.
 
     Args:
         simulator: a simulator with a single environment.

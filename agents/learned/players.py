@@ -5,7 +5,7 @@ r"""A lower level with the two learned players of a zero-sum game: a best respon
     own policy of 1         trained on V(., pi2*) + r_L1 / lam                  stands for  pi1
     own policy of 2         trained on -V(pi1*, .) + r_L2 / lam                 stands for  pi2
 
-The leader's world may differ from the players', and then a sum of rewards is no longer equivalent. So pi1 and pi2 are paid the
+The leader's transitions may differ from the players', and a sum of rewards is then not equivalent. So pi1 and pi2 are paid the
 leader's linearised return (see ``estimators.game_rollouts``). The players are regularised at the game's own tau by a soft policy
 gradient: each is paid -tau log pi(a|s) of its own policy, and tau h of the other's, as the game defines. An algorithm's own
 entropy bonus comes on top; a small one keeps every action in use, at the price of policies slightly softer than the game's. An
@@ -206,7 +206,7 @@ class LearnedPlayers:
         return gain.at_stake, gain
 
     def record_steps(self, state: Any) -> RecordCost:
-        """Environment steps of :meth:`evaluate`: none, for the model is known."""
+        """Return the environment steps of :meth:`evaluate`: none, since the model is known."""
         return RecordCost()
 
     # --- evaluation -----------------------------------------------------------------------------------------------------

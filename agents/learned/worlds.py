@@ -106,13 +106,13 @@ class Worlds:
         self._view: gym.Env[Any, Any] = ObserveCommitment(self.env) if observe_commitment else self.env
 
     def _stated_set(self, space: gym.spaces.Box) -> LeaderSet:
-        """X: the environment's ``leader_set``, else that of its problem, else the box of its ``leader_space``."""
+        """Return X: the environment's ``leader_set``, else that of its problem, else the box of its ``leader_space``."""
         stated = self.env.get_wrapper_attr("leader_set") if self.env.has_wrapper_attr("leader_set") else None
         if stated is None:
             if self.problem is not None:
                 return self.problem.leader_set
             return LeaderSet(torch.as_tensor(space.low), torch.as_tensor(space.high))
-        expected = f"a LeaderSet of {space.shape[0]} coordinates, as leader_space has"
+        expected = f"a LeaderSet of {space.shape[0]} coordinates, like leader_space"
         fits = isinstance(stated, LeaderSet) and (stated.dim,) == space.shape
         require(fits, "env.leader_set", expected, repr(stated))
         return stated  # type: ignore[no-any-return]

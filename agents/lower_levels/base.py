@@ -86,7 +86,7 @@ class LowerLevel(ABC):
 
     def at_best_response(self, x: Tensor, tau0: float, tie: float = 0.0) -> float:
         """Return F_0(x) = J_L at the solution at temperature tau0; for ``tie`` see ``leader_return_at_best_response``."""
-        require(tie == 0.0, "tie", "0 over this lower level", tie)
+        require(tie == 0.0, "tie", "0 for this lower level", tie)
         return float(self.leader_return(x, self.policies(self.solve(self.model(x), tau0))))
 
     def leader_reward(self, x: Tensor) -> Tensor | None:

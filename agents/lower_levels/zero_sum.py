@@ -1,4 +1,4 @@
-"""The lower level of a zero-sum game's two players; its solution is the Nash equilibrium. The designer's world may differ."""
+"""The lower level of a zero-sum game's two players; its solution is the Nash equilibrium."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Penalty(ABC):
 
     def check(self, n_players: int, n_states: int | None = None) -> None:
         """Raise ``ValueError`` where the penalty does not fit the number of players, or of states where given."""
-        one, game = "a ValuePenalty or a BellmanPenalty over one follower", "a NikaidoIsodaPenalty over a zero-sum game"
+        one, game = "a ValuePenalty or a BellmanPenalty for one follower", "a NikaidoIsodaPenalty for a zero-sum game"
         fits = self.several == (n_players > 1)
         require(fits, "penalty", game if n_players > 1 else one, type(self).__name__)
 

@@ -213,7 +213,7 @@ class PreferenceMethod(Method):
         state.begun = True
 
     def _require_segments(self, recorder: SegmentRecorder) -> None:
-        """Raise ``ValueError`` for what kept two segments from lying in what was played first."""
+        """Raise ``ValueError`` that explains why the first play has not two segments to compare."""
         config, played = self.config, recorder.window(0)
         longest, ended = int(played.age.max()) + 1, bool((played.ended != RUNNING).any())
         most = f"at most {longest} steps, the longest episode of the first play"

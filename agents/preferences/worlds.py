@@ -124,7 +124,7 @@ class PreferenceWorlds:
         return Signature.of(self.name, self.observation_space, self.action_space, length)
 
     def make(self, n_envs: int) -> VecEnv:
-        """``n_envs`` copies."""
+        """Make ``n_envs`` parallel environments."""
         if isinstance(self._env, Copies):
             return FiniteSteps(self._env.make(n_envs), self.name)
         if self._worlds is not None:

@@ -1,11 +1,11 @@
-"""An environment of one's own, one file: a fishery whose fishers are taxed by the size of the stock.
+"""Your own environment in one file: a fishery with a tax that depends on the size of the stock.
 
-Stock s in 0..39, effort e in 0..5, catch h = 0.06 e s; the stock that is left grows logistically, with noise. The leader sets a
-tax on effort in each of three zones of the stock, and wants fish in the sea, catches, and some of the tax:
+Stock s in 0..39, effort e in 0..5, catch h = 0.06 e s; the remaining stock grows logistically, with noise. The leader sets a
+tax on effort in each of three zones of the stock. It wants fish in the sea and catches, and little tax:
 
     follower   h - 0.15 e - x_zone e          leader   0.1 s + 0.2 h - 0.3 x_zone e
 
-A problem in tables is all there is to write: simulators, exact solutions, pictures and every leader come with it.
+You only write a tabular problem: the library provides simulators, exact solutions, pictures and every leader.
 
     python environment.py
 """
@@ -52,7 +52,7 @@ class FisheryProblem(TabularProblem):
 
 
 class FisheryEnv(TabularEnv):
-    """The fishery as a Gymnasium environment of the fisher's."""
+    """The fishery as a Gymnasium environment for the fisher."""
 
     def __init__(self, tau: float = 0.0, render_mode: str | None = None) -> None:
         super().__init__(FisheryProblem(tau), render_mode)

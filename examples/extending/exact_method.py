@@ -1,8 +1,8 @@
-"""A method of one's own, one file: conditional gradient (Frank and Wolfe 1956) on F(x) = J_L(x, pi*_tau(x)).
+"""Your own method in one file: conditional gradient (Frank and Wolfe 1956) on F(x) = J_L(x, pi*_tau(x)).
 
     x <- x + 2/(k+2) ( corner - x ),      corner = argmax_{z in X} <grad F(x), z>
 
-It needs no step size, and no projection: every x is a mixture of corners of the box X.
+It needs no step size and no projection: every x is a convex combination of corners of the box X.
 
     python exact_method.py
 """
@@ -22,13 +22,13 @@ from bilevel_gym.agents.schedules import Schedule
 
 @dataclass
 class ConditionalGradientState(ExactState):
-    """x, and how many corners it is a mixture of. A file holds every field, and a leader that is loaded goes on to the bit."""
+    """x and the number of corners in it; files store both, so that a loaded leader continues to the bit."""
 
     corners: int = 0
 
 
 class ConditionalGradientMethod(ExactMethod):
-    """What happens in an iteration; loops, files, logging and the best x seen are the leader's."""
+    """One iteration; the leader provides the loop, files, logging and the best x."""
 
     state_class = ConditionalGradientState
     positive_tau = True
@@ -48,7 +48,7 @@ class ConditionalGradientMethod(ExactMethod):
 
 
 class ConditionalGradient(ExactLeader):
-    """Conditional gradient on F. Arguments as every exact leader: problem, config, seed, env_kwargs, x0."""
+    """Conditional gradient on F, with the arguments of every exact leader: problem, config, seed, env_kwargs, x0."""
 
     method_class = ConditionalGradientMethod
 

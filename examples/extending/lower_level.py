@@ -1,12 +1,12 @@
-"""A lower level of one's own, one file: three followers, each in a world of its own, each paid its own reward.
+"""Your own lower level in one file: three followers, each in its own environment with its own reward.
 
-Three fishers fish three lakes. One tax x on effort holds for all; the leader earns it, and values what they leave in the lakes.
-Each fisher answers x by itself, so that the lower level's solution is three soft optima, and the penalty the sum of what each
-falls short of its own:
+Three fishers fish in three lakes. One tax x on effort applies to all; the leader earns it and values the fish left in the lakes.
+Each fisher responds to x independently. The lower level's solution is therefore three soft optima, and the penalty is the sum of
+the fishers' regrets:
 
     psi(x, pi) = sum_i [ max V_i(x, .) - V_i(x, pi_i) ]
 
-A level says how it is modelled, solved and judged; the leader and the penalty are those that are there.
+A lower level defines its model, its solution and its evaluation; the leader and the penalty are the library's.
 
     python lower_level.py
 """
@@ -30,12 +30,12 @@ Policies = tuple[Tensor, ...]
 
 @dataclass(frozen=True, eq=False)
 class Lakes:
-    """The three worlds at one x."""
+    """The three followers' models at one x."""
 
     worlds: tuple[TabularMDP, ...]
 
     def detach(self) -> Lakes:
-        """The same without the graph of x."""
+        """The models without the autograd graph of x."""
         return Lakes(tuple(world.detach() for world in self.worlds))
 
 
@@ -49,7 +49,7 @@ class Answers:
 
 
 class IndependentFishers(TabularLevel):
-    """Players who do not meet: each faces its own MDP, whatever the others do."""
+    """Players that do not meet: each faces its own MDP, independent of the others."""
 
     n_players: ClassVar[int] = 3
 
@@ -96,7 +96,7 @@ class LakesProblem(BilevelProblem):
         self.catch = torch.minimum(self.effort, self.stock)
 
     def lake(self, x: Tensor, i: int) -> TabularMDP:
-        """Lake i at x: what is left grows by one with its rate, and the fisher sells the catch."""
+        """Lake i at x: the remaining stock grows by one with the lake's rate, and the fisher sells the catch."""
         left = (self.stock - self.catch).long()
         P = torch.zeros(10, 3, 10, dtype=torch.float64)
         P.scatter_add_(-1, left.unsqueeze(-1), torch.full((10, 3, 1), 1.0 - self.growth[i], dtype=torch.float64))
@@ -107,7 +107,7 @@ class LakesProblem(BilevelProblem):
         return TabularMDP(P, self.catch - x[0] * self.effort, rho, gamma=0.9, validate=False)
 
     def leader_return(self, x: Tensor, pi: Policies) -> Tensor:
-        """A tenth of what stands in the lakes, and the taxes: the sum over the lakes."""
+        """A tenth of the stock in all lakes, plus the taxes."""
         paid = 0.1 * self.stock + x[0] * self.effort
         return torch.stack(
             [policy_return(self.lake(x, i).with_reward(paid), policy) for i, policy in enumerate(pi)]
@@ -115,7 +115,7 @@ class LakesProblem(BilevelProblem):
 
 
 def leader() -> TabularPBRL:
-    """The penalty method over the three."""
+    """The penalty method with three followers."""
     config = TabularPBRLConfig(follower=Softmax(0.5))
     return TabularPBRL(LakesProblem(), penalty=NikaidoIsodaPenalty(lam=10.0), config=config, x0=[0.2])
 

@@ -1,9 +1,9 @@
-"""A penalty of one's own, one file: a follower who is content with nearly the best.
+"""Your own penalty in one file: a follower who is content with a nearly optimal return.
 
     p(x, y) = max( V*(rho) - V^{pi_y}(rho) - slack, 0 )
 
-People often stop looking once they are near the best. A leader may count on it: within the slack the penalised policy costs
-nothing. What is learned, and which returns make up x's gradient, is data (roles and terms); here they are the value penalty's.
+People often stop improving once they are near the optimum, and a leader may rely on it: a regret up to the slack has no penalty.
+The policies that are learned and the returns in x's gradient are data (roles and terms); here they are the value penalty's.
 
     python penalty.py
 """
@@ -38,7 +38,7 @@ class ContentPenalty(ValuePenalty):
 
 
 def learned(slack: float, iterations: int = 120) -> TabularPBRL:
-    """A leader of the game below who counts on this slack."""
+    """A leader of the game below that relies on this slack."""
     penalty = ContentPenalty(lam=20.0, slack=slack)
     config = TabularPBRLConfig(follower=Softmax(0.2), tau=0.01)
     return TabularPBRL(

@@ -117,7 +117,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return TabularPBRL(TwoStateProblem()).learn(3).save(tmp_path_factory.mktemp("leader") / "leader.zip")
 
 
-BROKEN = r"^path: expected a whole leader file, got .*, which is truncated or none"
+BROKEN = r"^path: expected a whole leader file, got .*, which is truncated or not one"
 
 
 def test_a_truncated_file_is_an_error_at_every_length(saved: Path, tmp_path: Path) -> None:

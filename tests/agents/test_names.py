@@ -81,7 +81,7 @@ def test_fields_of_the_config_are_keywords(cls: Any, given: tuple[Any, ...], nam
     kwargs = {"env_kwargs": {"tau": 0.3}} if cls is SingleLoop else {}
     leader = cls(*given, **{name: value}, **kwargs)
     assert getattr(leader.config, name) == value
-    with pytest.raises(ValueError, match=f"^config: expected None beside {name}"):
+    with pytest.raises(ValueError, match=f"^config: expected None with {name}"):
         cls(*given, config=leader.config, **{name: value}, **kwargs)
 
 

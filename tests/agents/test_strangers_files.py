@@ -226,7 +226,9 @@ ATTACKS = {
         as_values({"array": 99}, npy(np.zeros(9 * MIB))), "evaluation_V: expected a shape"
     ),
     "an array that is said to be large": Attack(as_values({"array": 99}, said((2**40,), bytes(80))), "is said to be"),
-    "an array that is said to be small": Attack(as_values({"array": 99}, said((1,), bytes(80))), "longer than it says"),
+    "an array that is said to be small": Attack(
+        as_values({"array": 99}, said((1,), bytes(80))), "longer than its header says"
+    ),
     "an array of less than nothing": Attack(
         as_values({"array": 99}, said((-1, -8), bytes(64))), "numbers in C's order"
     ),
@@ -238,7 +240,7 @@ ATTACKS = {
     ),
     "entries": Attack(lambda entries: entries | {f"{i:040d}": b"" for i in range(30_000)}, "too many entries"),
     "replay that unfolds": Attack(
-        of_replay(lambda data: data + bytes(300 * MIB)), "longer than it says", zipfile.ZIP_DEFLATED
+        of_replay(lambda data: data + bytes(300 * MIB)), "longer than its header says", zipfile.ZIP_DEFLATED
     ),
     "replay that unfolds without bound": Attack(
         of_replay(lambda data: data + bytes(300 * MIB)), "another method", zipfile.ZIP_BZIP2

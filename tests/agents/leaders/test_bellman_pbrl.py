@@ -326,9 +326,7 @@ def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
 
 
 def test_over_a_game_it_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match="penalty: expected a NikaidoIsodaPenalty over a zero-sum game, got BellmanPen"
-    ):
+    with pytest.raises(ValueError, match="penalty: expected a NikaidoIsodaPenalty for a zero-sum game, got BellmanPen"):
         PBRL("bilevel_gym/incentive_design_v0", DQN, penalty=BellmanPenalty())
 
 

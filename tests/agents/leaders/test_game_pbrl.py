@@ -44,7 +44,7 @@ def small(follower: Any = A2C, **changes: Any) -> PBRL:
     return PBRL(arguments.pop("env"), follower, **arguments)
 
 
-@pytest.mark.filterwarnings("ignore:the best response was certified worse")  # 128 steps are few
+@pytest.mark.filterwarnings("ignore:the best response was significantly worse")  # 128 steps are few
 @pytest.mark.parametrize("estimator", [Rollouts(8), KnownModel()])
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
 def test_every_step_is_counted(algorithm: Any, estimator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +286,7 @@ def test_a_leader_of_a_game_is_closed_and_may_be_closed_again() -> None:
     ("changes", "message"),
     [
         ({"follower": DQN}, "follower: expected an on-policy algorithm over a game .* got DQN"),
-        ({"penalty": ValuePenalty()}, "penalty: expected a NikaidoIsodaPenalty over a zero-sum game, got ValuePenalty"),
+        ({"penalty": ValuePenalty()}, "penalty: expected a NikaidoIsodaPenalty for a zero-sum game, got ValuePenalty"),
         (
             {"env": "bilevel_gym/TwoState-v0", "env_kwargs": None, "penalty": NikaidoIsodaPenalty()},
             "env: expected a PettingZoo game for a NikaidoIsodaPenalty",

@@ -68,7 +68,7 @@ def test_a_certified_bad_oracle_is_reported_and_not_climbed_on() -> None:
     worst, best = mdp.r.argmin(-1).numpy(), mdp.r.argmax(-1).numpy()
     leader.best_response.act = lambda obs: worst[leader.worlds.base_observation(obs)]
     leader.penalised.act = lambda obs: best[leader.worlds.base_observation(obs)]
-    with pytest.warns(UserWarning, match="certified worse"):
+    with pytest.warns(UserWarning, match="significantly worse"):
         leader.learn(15_200)
     assert leader.iteration >= 1
     assert leader.oracle_failures == leader.iteration

@@ -391,10 +391,10 @@ def test_a_file_of_another_problem_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("problem", "wanted"),
     [
-        (random_stackelberg(4, 2, 2), "an x that enters the follower's reward and not its transitions"),
+        (random_stackelberg(4, 2, 2), "an x that affects the follower's reward and not its transitions"),
         (PROBLEMS["contexts"](0), "a single context"),
         (array_problem(random_mdp(0, terminal=True), 0, dynamics=False), "no terminal states"),
-        (array_problem(random_mdp(0, masked=True), 0, dynamics=False), "every action in every state"),
+        (array_problem(random_mdp(0, masked=True), 0, dynamics=False), "all actions available"),
         ("bilevel_gym/RandomMDP-v0", "a J_L that is a function of x and the occupancy"),
     ],
 )

@@ -123,7 +123,7 @@ def test_the_record_is_the_problem_s() -> None:
     expected = float(problem.leader_return(x, (colder.pi1, colder.pi2)))
     assert leader_return_at_best_response(problem, x, tau0=0.01) == pytest.approx(expected, rel=1e-12)
     assert abs(expected - record.leader_return) > 1e-3
-    with pytest.raises(ValueError, match=r"^tie: expected 0 over this lower level"):
+    with pytest.raises(ValueError, match=r"^tie: expected 0 for this lower level"):
         leader_return_at_best_response(problem, x, tie=0.01)
     assert record.leader_return_at_pi_y == pytest.approx(float(problem.leader_return(x, pair)), rel=1e-12)
     for gap in (record.gap, record.penalty):
