@@ -2,9 +2,9 @@ r"""How robust a leader's x is: its return when it meets followers trained by ot
 
 At a fixed x each follower is trained from scratch, without further tuning. We compare
 
-    J_L(x, pi_k)  with  F_0(x) = J_L(x, pi*(x)),        slack_k = V_f^*(x) - V_f^{pi_k}(x)
+    J_L(x, pi_k)  with  F_0(x) = J_L(x, pi*(x)),        regret_k = V_f^*(x) - V_f^{pi_k}(x)
 
-A leader that relies on an exactly optimal follower is exposed: a small slack (the follower's regret) costs it much.
+A leader that relies on an exactly optimal follower is exposed: a small regret of the follower costs it much.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ class Response:
     Attributes:
         follower: the follower's name.
         seed: seed of the follower, its environment and the evaluation episodes.
-        leader_return: ``J_L(x, pi)``; exact where the environment is tabular.
-        leader_return_stderr: standard error of ``leader_return``; 0 where exact.
-        follower_return: ``V_f^pi``, without entropy; exact where the environment is tabular.
-        leader_return_at_best_response: ``F_0(x)``; None where no model is known.
-        slack: the follower's regret ``V_f^* - V_f^pi``; None where no model is known.
-        steps: environment steps of its training.
+        leader_return: ``F_0(x)``, at the best response; None where no model is known.
+        leader_return_at_follower: ``J_L(x, pi)``; exact where the environment is tabular.
+        leader_return_at_follower_stderr: its standard error; 0 where exact.
+        follower_return: ``V_f^pi``, unregularised, exact or estimated likewise.
+        follower_regret: ``V_f^* - V_f^pi``; None where no model is known.
+        steps: environment steps that the follower was trained.
     """
 
     follower: str
     seed: int
-    leader_return: float
-    leader_return_stderr: float
+    leader_return: float | None
+    leader_return_at_follower: float
+    leader_return_at_follower_stderr: float
     follower_return: float
-    leader_return_at_best_response: float | None
-    slack: float | None
+    follower_regret: float | None
     steps: int
 
 
@@ -91,7 +91,7 @@ def robustness(
         >>> from stable_baselines3 import A2C
         >>> from bilevel_gym.agents import robustness
         >>> reports = robustness("bilevel_gym/TwoState-v0", [0.5], {"A2C": A2C}, steps=2_000, seeds=[0])
-        >>> reports[0].slack < 0.5
+        >>> reports[0].follower_regret < 0.5
         True
     """
     steps, n_envs = check_size(steps, "steps"), check_size(n_envs, "n_envs")
@@ -113,15 +113,15 @@ def _response(worlds: Worlds, x: Tensor, name: str, spec: FollowerSpec, seed: in
     worlds.require_every_action(x, follower)
     spent = follower.train_alone(steps)
     venv.close()
-    # Tabular: J_L, V_f, F_0 and the slack are exact, from the follower's policy table.
+    # Tabular: J_L, V_f, F_0 and the regret are exact, from the follower's policy table.
     if problem is not None and not follower.recurrent:
         with torch.no_grad():
             mdp = problem.follower_mdp(x)
             pi = follower.table(mdp, worlds.every_observation(x.numpy())).reshape(mdp.r.shape)
-            slack = float(problem.over_contexts(suboptimality(mdp, pi, 0.0, solve_soft(mdp, 0.0))))
+            regret = float(problem.over_contexts(suboptimality(mdp, pi, 0.0, solve_soft(mdp, 0.0))))
             theirs, ours = float(problem.over_contexts(policy_return(mdp, pi))), float(problem.leader_return(x, pi))
             best = leader_return_at_best_response(problem, x)
-        return Response(name, seed, ours, 0.0, theirs, best, slack, spent)
+        return Response(name, seed, best, ours, 0.0, theirs, regret, spent)
     # Otherwise: from fresh episodes; F_0 is known for a linear-quadratic problem, by the Riccati equation.
     venv = worlds.make(EPISODES)
     set_leader(venv, x.numpy())
@@ -132,4 +132,4 @@ def _response(worlds: Worlds, x: Tensor, name: str, spec: FollowerSpec, seed: in
     venv.close()
     paid, earned = episode_returns(episodes, worlds.base_space, worlds.gamma)
     stderr = float(earned.std(ddof=1) / np.sqrt(len(earned)))
-    return Response(name, seed, float(earned.mean()), stderr, float(paid.mean()), F_0, None, spent)
+    return Response(name, seed, F_0, float(earned.mean()), stderr, float(paid.mean()), None, spent)

@@ -62,12 +62,12 @@ class Method:
     """A method: a row of the table.
 
     Attributes:
-        label: in tables.
-        colour: in the picture.
-        make: the leader of a problem, of one setting of the grid, judged every so many iterations.
-        axes: names of the two settings that are searched, and three values each.
-        solves: followers solved in an iteration, given the setting; None for none.
-        iterations: how many.
+        label: name in tables.
+        colour: colour in the picture.
+        make: builds the leader, from the problem, a setting of the grid, and the number of iterations between evaluations.
+        axes: names of the two settings that are searched, with three values each.
+        solves: number of followers solved per iteration, given the setting; None if the method solves none.
+        iterations: number of iterations.
         every: iterations between evaluations.
     """
 

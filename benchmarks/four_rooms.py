@@ -1,8 +1,8 @@
 """Four Rooms: the published table, one setting for all nine cells.
 
-A cell is a pair tau, beta. Every figure is the leader's return at the follower's best response at that cell's tau, mean over
-both goals, exact. Published: Thoma et al. 2024, Table 1, means of ten seeds. Ours: ``Hypergradient`` as it comes, 600
-iterations, the last x; ten starts x0 ~ N(0, 1). No run is chosen from several.
+A cell is a pair of tau and beta. Every figure is the leader's exact return at the follower's best response at the cell's tau,
+averaged over both goals. Published: Thoma et al. 2024, Table 1, means of ten seeds. Ours: ``Hypergradient`` with its defaults,
+600 iterations, the last x; ten starts x0 ~ N(0, 1). No run is chosen from several.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ class Method:
     """A method: a column of the table.
 
     Attributes:
-        label: as it is printed.
-        make: a leader from the problem and its start.
+        label: name in tables.
+        make: builds the leader from the problem and its start.
         iterations: outer iterations.
-        random_start: whether x0 is drawn; else it is 0 and one run is all there is.
+        random_start: whether x0 is random; otherwise it is 0, and there is only one run.
     """
 
     label: str

@@ -79,12 +79,12 @@ class Method:
     """A method: a row of a table.
 
     Attributes:
-        label: its name in tables and pictures.
-        penalty: of PBRL, with the mirror descent that solves the follower; None for the independent gradient.
+        label: name in tables and pictures.
+        penalty: penalty of PBRL, with the mirror descent that solves the follower; None for the independent gradient.
         estimator: Monte Carlo, or None for exact gradients.
-        share: of the iterations, at the same step.
-        colour: in the picture.
-        style: in the picture.
+        share: share of the iterations, with the same step size.
+        colour: colour in the picture.
+        style: line style in the picture.
     """
 
     label: str

@@ -1,14 +1,14 @@
 """Monte Carlo gradients compared with exact ones: bias from cut episodes, noise of a batch, time saved by batching games.
 
-The gradients are those of F_lam at the published settings of arXiv 2402.06886, section 6.1, as far as they are remembered and
-none of them checked against it (tau 0.001, the value penalty with lam 2, the Bellman penalty with lam 7), on ten random
-Stackelberg games of 100 states (seeds 0 to 9) stacked into one problem; the best response is exact. They are taken at two points:
-the start, x = 0 and a uniform follower, and after 100 iterations of Adam with exact gradients and the value penalty.
+The gradients are those of F_lam with settings that stand for those of arXiv 2402.06886, section 6.1, but were not checked
+against it (tau 0.001, the value penalty with lam 2, the Bellman penalty with lam 7). The problem stacks ten random Stackelberg
+games of 100 states (seeds 0 to 9), and the best response is exact. Gradients are taken at two points: the start, with x = 0 and a
+uniform follower, and after 100 iterations of Adam with exact gradients and the value penalty.
 
-An estimate from episodes of T steps is unbiased for the gradient of returns cut at T; what is cut is bias, which is computed
-here, not sampled. The transitions of these games are dense, and a state is forgotten in one step; the *certain* games, which lead
-from each state and pair of actions to its likeliest next state, are set beside them, and so is Four Rooms, where the goal is far
-(gamma 0.99, tau 0.005, value penalty with lam 2, after 200 iterations at the trained point).
+An estimate from episodes of T steps is unbiased for the gradient of returns that are cut at T. The rest is bias, which is
+computed here and not sampled. In these games the next state hardly depends on the current one. For comparison, in the *certain*
+games each state and pair of actions leads to its likeliest next state; and in Four Rooms the goal is far away (gamma 0.99, tau
+0.005, value penalty with lam 2, trained for 200 iterations).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Preferences on Pendulum: 200 comparisons, the true return of a new agent on the learned reward, and the speed.
 
 PBRL and DRLHF learn a reward for ``Pendulum-v1`` from 200 comparisons by the true return of segments in 124,928 agent steps
-(PBRL's two followers share them), as many as the tutorial of imitation 1.0.1 takes. Then a fresh PPO is trained on the learned
-reward, held, for as many steps again, and judged by 100 episodes of the true one. The upper bound is the same PPO on the true
-reward, which it gets shifted and scaled, as a learned reward is too. Steps per second are those of a whole run of learning,
-questions, answers and reward fits included, per second of CPU time on one core; wall time is given beside it.
+(PBRL's two followers share them), as in the tutorial of imitation 1.0.1. Then a new PPO is trained on the fixed learned reward
+for as many steps and judged by 100 episodes with the true reward. The upper bound is the same PPO on the true reward, shifted
+and scaled like a learned one. Steps per second are those of a whole run of learning, with questions, answers and reward fits, per
+second of CPU time on one core; wall time is also given.
 """
 
 from __future__ import annotations

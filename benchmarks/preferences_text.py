@@ -1,9 +1,9 @@
 """Text that pleases: a small language model learns from comparisons of its own messages which messages are preferred.
 
-The follower writes short messages (``HappyText-v0``) and starts from a language model that was pretrained on happy, plain and sad
-ones alike; PPO trains it, and every step away from the pretrained model costs (KL). Whole messages are compared by a rule of
-sentiment, which nothing else that learns sees. PBRL and DRLHF stand beside the pretrained model and beside the same PPO on the
-true sentiment, which needs no labels.
+The follower writes short messages (``HappyText-v0``). It starts from a language model that was pretrained on happy, neutral and
+sad messages; PPO trains it with a KL penalty to the pretrained model. A sentiment rule, which only the labeller sees, compares
+whole messages. PBRL and DRLHF are compared with the pretrained model and with the same PPO on the true sentiment, which needs no
+labels.
 """
 
 from __future__ import annotations

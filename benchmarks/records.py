@@ -134,12 +134,12 @@ class Problem:
     """One of the ten problems.
 
     Attributes:
-        label: for the page.
-        make: the environment, its model hidden.
-        truth: ``F_0(x)``.
-        follower: of which algorithm.
-        best: the best point known, ``[dim]``, from the start.
-        steps: that each fresh follower trains.
+        label: name on the page.
+        make: makes the environment with its model hidden.
+        truth: the true ``F_0(x)``.
+        follower: the follower's algorithm.
+        best: the best point known, ``[dim]``, given the start.
+        steps: steps for which each new follower trains.
     """
 
     label: str

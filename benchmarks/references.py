@@ -57,13 +57,13 @@ class Kind:
     """A kind of problem.
 
     Attributes:
-        label: in tables.
-        make: the problem of a seed.
-        seeds: its instances.
-        hot: temperature of the first stage; None where the follower takes none.
-        cold: temperature of the last stage; that of evaluation is the problem's own.
-        leaders: those that look for its references, with the number of points that each starts from: the untrained leader,
-            then points drawn from X. Each kind has its strongest ones, as found on instances that are not here.
+        label: name in tables.
+        make: makes the problem of a seed.
+        seeds: seeds of the instances.
+        hot: temperature of the first stage; None if the follower has no temperature.
+        cold: temperature of the last stage; evaluation uses the problem's own.
+        leaders: the leaders that search for references, with the number of starts of each: the untrained leader, then random
+            points of X. Each kind has its strongest leaders, as found on other instances.
     """
 
     label: str

@@ -1,8 +1,8 @@
 """Robustness: the leader's return at one x when followers use other algorithms than in training.
 
 x is learned on random Stackelberg games of 20 states, by PBRL with PPO followers from rollouts alone and by the exact
-hypergradient. At each x, followers of three algorithms are then trained from nothing, with the library's settings and with
-SB3's own, and the leader's return under what they have learned is exact.
+hypergradient. At each x, new followers of three algorithms are then trained, with the library's settings and with SB3's own. The
+leader's return under the trained followers is exact.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run_one(leader: str, game: int, quick: bool) -> Data:
     for follower, spec in followers().items():
         start = time.process_time()
         (found,) = robustness(ENV, x, {follower: spec}, 2_000 if quick else STEPS, (0,), kwargs, n_envs=8)
-        row = asdict(found) | {"leader": leader, "game": game, "F_0": found.leader_return_at_best_response}
+        row = asdict(found) | {"leader": leader, "game": game, "F_0": found.leader_return}
         rows.append(row | {"seconds": round(time.process_time() - start, 1)})
     return {"rows": rows}
 
@@ -79,12 +79,12 @@ def picture(data: Data, *axes: Any) -> None:
     colours = dict(zip(ALGORITHMS, ("#1f77b4", "#ff7f0e", "#2ca02c"), strict=True))
     for panel, (leader, label) in zip(axes, LEADERS.items(), strict=True):
         for follower in followers():
-            value, F_0, slack = (column(data, leader, follower, key) for key in ("leader_return", "F_0", "slack"))
+            value, F_0, regret = (column(data, leader, follower, key) for key in ("leader_return_at_follower", "F_0", "follower_regret"))
             colour, filled = colours[follower.split(",")[0]], follower in ALGORITHMS
             style = {"s": 28, "edgecolors": colour, "facecolors": colour if filled else "none", "label": follower}
-            panel.scatter(slack.ravel(), (value / F_0).ravel(), **style)
+            panel.scatter(regret.ravel(), (value / F_0).ravel(), **style)
         panel.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
         panel.set_title(f"x by {label}", fontsize=10)
-        panel.set_xlabel("the follower's slack")
+        panel.set_xlabel("the follower's regret")
     axes[0].set_ylabel("leader's return, share of that at the best response")
     axes[1].legend(fontsize=8, frameon=False)

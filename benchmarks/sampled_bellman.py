@@ -2,8 +2,8 @@
 
 Two kinds of problem: random Stackelberg games of 20 states, where x is the leader's policy; and tolls in small cities, where x
 enters the reward alone and drivers are regularised at 0.5 minutes. Both penalties have the same follower, lam, steps of x and
-environment steps, all counted. Weighted by the occupancy of pi_y the Bellman penalty is the value penalty of the regularised
-problem, so that what is compared is how pi_y is found: kept near the best response, or trained on ``r_f + r_l/lam`` beside it.
+environment steps, all counted. Weighted by the occupancy of pi_y, the Bellman penalty is the value penalty of the regularised
+problem. The benchmark thus compares two ways to find pi_y: near the best response, or trained separately on ``r_f + r_l/lam``.
 Shares are of the improvement of the best exact answer known (``references``). The settings of tolls were chosen after runs on
 city 0, `PBRL`'s defaults on games 0 to 2.
 """

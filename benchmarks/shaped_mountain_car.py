@@ -1,10 +1,10 @@
 """A shaping learned for Mountain Car: how soon a new follower reaches the goal.
 
-The leader adds a potential's differences to a reward that says nothing on the way (``ShapedMountainCar-v0``, three
-coordinates). They leave the optimal policies what they are, so the return at the exact best response has no gradient in x; what
-x is worth is what a follower has learned from few steps. That is what the leader maximises, by CMA-ES: the true discounted return
-of a DQN follower trained from scratch for a few thousand steps. Then five fresh followers are trained on the learned shaping and
-five on the plain reward, all by DQN with the settings that rl-baselines3-zoo tuned for MountainCar-v0.
+The leader adds differences of a potential to a sparse reward (``ShapedMountainCar-v0``, three coordinates). This does not change
+the optimal policies, so the return at the exact best response has no gradient in x; a good x makes the follower learn faster. The
+leader therefore maximises, by CMA-ES, the true discounted return of a DQN follower that trains from scratch for a few thousand
+steps. Then five new followers train on the learned shaping and five on the plain reward, all by DQN with the settings that
+rl-baselines3-zoo tuned for MountainCar-v0.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Goal placement: the single loop with attenuating entropy, fixed tau and three more methods, a million transitions each.
 
 GoalPlacement-v0 with its defaults, ten grids (seeds 0 to 9 of the ground and of the blobs' places), each played six times and the
-plays averaged. A method's x is scored by the leader's objective at the follower's best response at tau0, less the least that any
-follower can score at any x and any temperature, which is known exactly (``GoalPlacementProblem.optimum``). Every transition of
-every follower counts. In one play of a grid all methods draw the same random numbers, as far as they draw alike.
+plays averaged. A method's x is scored by the leader's objective at the follower's best response at tau0, minus the least that any
+follower can reach at any x and any temperature, which is known exactly (``GoalPlacementProblem.optimum``). Every transition of
+every follower counts. In one play of a grid all methods use the same random numbers as far as possible.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Method:
     """A method: a row of the table.
 
     Attributes:
-        label: its name in tables and pictures.
-        config: its settings.
-        colour: in the picture.
-        kind: "single" (the nested loop too: a long block), "differences" or "partial".
-        share: of the transitions that it is given.
+        label: name in tables and pictures.
+        config: settings of the method.
+        colour: colour in the picture.
+        kind: "single" (also the nested loop, which has a long block), "differences" or "partial".
+        share: share of the transitions that it may use.
     """
 
     label: str

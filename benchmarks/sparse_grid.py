@@ -1,8 +1,8 @@
 """Sparse grids: the soft-optimal policy of a million states, and a hypergradient through it.
 
-Square grids, four moves of which the one meant is made with probability 0.7, gamma 0.99, tau 0.01, rho uniform; a reward of 1
-in the middle cell (*goal*) or a uniform reward in every cell (*rewards*), paid every step. Solved from V = 0 until
-``max |T V - V|`` is under 1e-8. Every cell of the table is a process of its own with one thread.
+Square grids with four moves, of which the chosen one is made with probability 0.7; gamma 0.99, tau 0.01, rho uniform. The reward
+is 1 in the middle cell (*goal*), or uniformly random in every cell (*rewards*), in every step. Solved from V = 0 until
+``max |T V - V|`` is under 1e-8. Each cell of the table runs in its own process with one thread.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Speed: followers inside the leader's loop, the native simulator, an exact iteration.
 
-Times of the first and the last table are CPU time of one thread, which other work on the machine disturbs little, and wall
-time beside it. What is compared is run in turns in one process, and the median over repetitions is reported.
+The first and the last table show CPU time of one thread, which other work on the machine hardly affects, and wall time. Runs that
+are compared alternate in one process, and the median over repetitions is reported.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def microseconds_per_step(env: gym.vector.VectorEnv[Any, Any, Any], steps: int) 
 def simulator_speed() -> dict[str, float]:
     """Row 2: ``native_<n>_us`` and ``ratio_<n>`` for n parallel environments, ``sync_us`` and ``set_leader_us``.
 
-    SyncVectorEnv is measured at 64 copies: each copy holds its own game, and its time a copy hardly depends on their number.
+    SyncVectorEnv is measured with 64 environments: each holds its own game, and the time of one hardly depends on their number.
     """
     sync = gym.make_vec(ENV_ID, num_envs=64, vectorization_mode="sync")
     results = {"sync_us": microseconds_per_step(sync, steps=100)}

@@ -1,10 +1,9 @@
 """Random Stackelberg games, exact gradients: PBRL, the independent gradient and the hypergradient.
 
 Ten random games (seeds 0 to 9; 5 actions each, gamma 0.9, rho uniform) of 20 and of 100 states; every method on the same
-games. Two groups of methods: this library's settings (Adam, 300 iterations), and the published experiment's as far as they
-are remembered (arXiv 2402.06886, section 6.1; none of them checked against it: SGD, tau 0.001, lam 2 with one inner
-step or lam 7 with ten), with exact gradients in place of its Monte Carlo ones, mirror descent as the inner solver, and
-10,000 iterations.
+games. There are two groups of methods: this library's settings (Adam, 300 iterations), and settings that stand for those of the
+published experiment (arXiv 2402.06886, section 6.1; not checked against it: SGD, tau 0.001, lam 2 with one inner step or lam 7
+with ten), with exact gradients instead of Monte Carlo ones, mirror descent as the inner solver, and 10,000 iterations.
 
 The leader's return is reported at the follower's best response, ``F_0(x) = J_L(x, pi*_tau0(x))``, tau0 = 0.002, and at
 the method's own follower, ``J_L(x, pi_y)``, which is what the paper plots.
@@ -58,12 +57,12 @@ class Method:
     """A method: a row of the table.
 
     Attributes:
-        label: its name in tables and pictures.
-        leader: its class.
-        config: its settings.
+        label: name in tables and pictures.
+        leader: class of the leader.
+        config: settings of the leader.
         arguments: further arguments: the penalty and the inner solver.
         published: whether it is one of the published settings.
-        colour: in the picture.
+        colour: colour in the picture.
     """
 
     label: str

@@ -2,9 +2,9 @@
 
 Five random games each of 20 and of 100 states (seeds 5 to 9). Two followers of one algorithm are trained, the best response
 and the penalised follower, and x's gradient comes from rollouts alone or goes through the known model at the followers'
-policies. All steps count, those of both followers and of the leader's own episodes. Beside it, on the same games, the naive
-sampled method and exact methods that know the model. Shares are of the best exact answer known (``references``), of its return
-and of its improvement over the untrained leader.
+policies. All steps count, those of both followers and of the leader's own episodes. A naive sampled method and exact methods that
+know the model run on the same games. Shares are relative to the best exact answer known (``references``): of its return, and of
+its improvement over the untrained leader.
 """
 
 from __future__ import annotations
@@ -154,9 +154,9 @@ def share(runs: Runs, method: str, size: int, of: str = "level", against: str = 
 
     Args:
         runs: all runs.
-        method: whose.
-        size: of the games.
-        of: ``"level"``, the return itself, or ``"improvement"``, what it has more than the untrained leader.
+        method: name of the method.
+        size: number of states of the games.
+        of: ``"level"`` for the return, or ``"improvement"`` for the return minus the untrained leader's.
         against: a method, or ``"reference"``.
     """
     own = runs(method=method, size=size)

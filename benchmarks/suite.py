@@ -96,8 +96,8 @@ def best_response(P: Floats, r: Floats, gamma: float, tau: float, terminal: Any,
         r: rewards, ``[..., S, A]``.
         gamma: discount.
         tau: temperature, positive.
-        terminal: states that pay once, without entropy, and end the episode, bool ``[..., S]``.
-        mask: actions that exist, bool ``[..., S, A]``.
+        terminal: terminal states, bool ``[..., S]``; they pay once, without entropy, and end the episode.
+        mask: available actions, bool ``[..., S, A]``.
 
     Raises:
         ArithmeticError: it has not converged to 1e-9.
@@ -128,9 +128,9 @@ def judge(problem: Any, x: Any, tau: float) -> float:
     """The leader's exact return at the follower's best response of temperature tau.
 
     Args:
-        problem: a follower in a table whose leader is paid by state and action.
+        problem: a tabular problem whose leader's reward depends on state and action.
         x: a point of X, ``[dim]``.
-        tau: temperature, positive: it breaks ties evenly.
+        tau: temperature, positive; a small one breaks ties evenly.
 
     Raises:
         ValueError: an x outside X.
@@ -273,11 +273,11 @@ def run_one(leader: str, problem: str, seed: int, suite: Data, budget: int | Non
 
     Args:
         leader: ``module:name``.
-        problem: of the suite.
-        seed: of the instance.
-        suite: what is frozen.
-        budget: in place of the suite's.
-        code: of the leader's file; a row is kept under it.
+        problem: name of a problem of the suite.
+        seed: seed of the instance.
+        suite: the frozen suite.
+        budget: a budget that replaces the suite's.
+        code: hash of the leader's file, under which a row is stored.
     """
     about = suite["problems"][problem]
     instance = next(i for i in about["instances"] if i["seed"] == seed)

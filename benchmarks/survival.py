@@ -56,10 +56,10 @@ class Run:
     """A run that will be killed.
 
     Attributes:
-        leader: its class.
-        arguments: what it is made of.
-        named: the same by name.
-        total: what ``learn`` is given.
+        leader: class of the leader.
+        arguments: positional arguments of the leader.
+        named: keyword arguments of the leader.
+        total: argument of ``learn``.
         every: outer iterations between checkpoints.
     """
 
@@ -128,10 +128,10 @@ class Lived:
 
     Attributes:
         first: iterations at its start.
-        last: the last iteration that it told of.
-        killed: whether it was.
-        seconds: from its start to its end, without imports.
-        exit_code: of the process.
+        last: the last iteration that it reported.
+        killed: whether it was killed.
+        seconds: seconds from its start to its end, without imports.
+        exit_code: exit code of the process.
     """
 
     first: int

@@ -60,12 +60,12 @@ def worst_over_ties(problem: StackelbergProblem, x: Tensor, epsilon: float) -> f
     """The leader's least return over all policies within epsilon of the follower's optimum, exact.
 
     Args:
-        problem: a follower in a table, without contexts.
+        problem: a tabular problem without contexts.
         x: a point of X, ``[dim]``.
-        epsilon: in the unit of the follower's return, at least 0.
+        epsilon: the follower's largest shortfall, in the unit of its return, at least 0.
 
     Raises:
-        RuntimeError: the linear programme has not been solved.
+        RuntimeError: the linear programme was not solved.
     """
     mdp, reward = problem.follower_mdp(x), problem.leader_reward(x).numpy()
     (n, m), P = mdp.r.shape, mdp.P.numpy()

@@ -1,10 +1,10 @@
 """Tolls in ten cities.
 
-External cost without tolls, under the best toll that is the same on all links, and under a toll for each link. Ten random
-cities (seeds 0 to 9; 25 nodes, a ring road, residential streets inside) and all trips between their nodes. Drivers choose
-routes by a recursive logit of temperature tau0, in minutes; there is no congestion. The leader sets tolls in [0, 5] minutes
-and is paid minus the external cost of every link used plus a weight times the tolls, discounted by 0.999 a link. Everything is
-exact, at the drivers' regularised best response; costs of a trip are undiscounted.
+The external cost without tolls, under the best toll that is the same on all links, and under a toll for each link. Ten random
+cities (seeds 0 to 9; 25 nodes, a ring road, residential streets inside) with all trips between their nodes. Drivers choose
+routes by a recursive logit model of temperature tau0, in minutes; there is no congestion. The leader sets tolls in [0, 5]
+minutes. Its reward is a weight times the tolls, minus the external cost of every link used, discounted by 0.999 per link.
+Everything is exact, at the drivers' regularised best response; the costs per trip are undiscounted.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Method:
     """A method: a row of the table.
 
     Attributes:
-        label: its name.
-        tolls: the tolls that it sets.
+        label: name in tables.
+        tolls: the tolls that the method sets.
     """
 
     label: str

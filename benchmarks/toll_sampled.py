@@ -2,9 +2,8 @@
 
 Five random cities of 12 nodes (seeds 10 to 14) and all trips between their nodes; drivers choose by a recursive logit of
 tau0 = 0.1 minutes. PBRL's two followers are SB3's algorithms on the streets of the city; x's gradient goes through the known
-model at their policies. Beside it, on the same cities at the same tau0, what exact drivers give the leader. Every F_0 is exact,
-at the drivers' regularised best response. Shares are of the improvement over no tolls of the best exact answer known
-(``references``).
+model at their policies. Exact methods run on the same cities with the same tau0. Every F_0 is exact, at the drivers' regularised
+best response. Shares are relative to the best exact improvement over no tolls (``references``).
 """
 
 from __future__ import annotations

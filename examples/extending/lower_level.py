@@ -35,7 +35,7 @@ class Lakes:
     worlds: tuple[TabularMDP, ...]
 
     def detach(self) -> Lakes:
-        """The same without the graph of x."""
+        """The models without the autograd graph of x."""
         return Lakes(tuple(world.detach() for world in self.worlds))
 
 

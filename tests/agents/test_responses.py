@@ -14,14 +14,14 @@ ENV, KWARGS = (
 )
 
 
-def test_training_leaves_little_slack() -> None:
+def test_training_leaves_little_regret() -> None:
     x = np.random.default_rng(0).normal(size=18)
     trained, raw = (robustness(ENV, x, {"PPO": PPO}, steps, [0], KWARGS)[0] for steps in (20_000, 1))
     F_0 = leader_return_at_best_response(random_stackelberg(6, 3, 3, seed=1), torch.from_numpy(x))
-    assert trained.leader_return_at_best_response == raw.leader_return_at_best_response == F_0
-    assert trained.slack is not None
-    assert raw.slack is not None
-    assert 0.0 <= trained.slack < 0.1 < raw.slack
+    assert trained.leader_return == raw.leader_return == F_0
+    assert trained.follower_regret is not None
+    assert raw.follower_regret is not None
+    assert 0.0 <= trained.follower_regret < 0.1 < raw.follower_regret
 
 
 def test_what_the_follower_earns_and_gives_up_is_what_there_is() -> None:
@@ -29,22 +29,22 @@ def test_what_the_follower_earns_and_gives_up_is_what_there_is() -> None:
     mdp = random_stackelberg(6, 3, 3, seed=1).follower_mdp(torch.from_numpy(x))
     best = float((mdp.rho * solve_soft(mdp, 0.0).V).sum())
     for found in robustness(ENV, x, {"PPO": PPO}, 2_000, [3, 4], KWARGS):
-        assert found.slack is not None
-        assert found.follower_return + found.slack == pytest.approx(best, abs=1e-9)
-        assert found.leader_return_stderr == 0.0
+        assert found.follower_regret is not None
+        assert found.follower_return + found.follower_regret == pytest.approx(best, abs=1e-9)
+        assert found.leader_return_at_follower_stderr == 0.0
 
 
 def test_one_seed_gives_one_answer() -> None:
     runs = [robustness(ENV, np.zeros(18), {"PPO": PPO}, 2_000, seeds, KWARGS) for seeds in ([0], [0], [1])]
     assert runs[0] == runs[1]
-    assert runs[0][0].leader_return != runs[2][0].leader_return
+    assert runs[0][0].leader_return_at_follower != runs[2][0].leader_return_at_follower
 
 
 def test_without_a_table_returns_are_sampled_and_riccati_tells_the_best_response() -> None:
     (found,) = robustness("bilevel_gym/LQStackelberg-v0", np.zeros(2), {"SAC": SAC}, 200, [0], n_envs=4)
-    assert found.leader_return_stderr > 0.0
-    assert found.slack is None
-    assert found.leader_return_at_best_response is not None
+    assert found.leader_return_at_follower_stderr > 0.0
+    assert found.follower_regret is None
+    assert found.leader_return is not None
 
 
 def test_bad_input_is_named() -> None:

@@ -35,7 +35,7 @@ def scaled(algorithm: Any, **kwargs: Any) -> Any:
         ({"norm_reward": False}, lambda c, s: c),
         ({"norm_obs": False, "epsilon": 4.0}, lambda c, s: np.clip(c / s, -10.0, 10.0)),
     ],
-    ids=str,
+    ids=lambda given: str(given) if isinstance(given, dict) else "",
 )
 def test_the_credit_is_scaled_as_rewards_are(kwargs: dict[str, Any], how: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is added to a rollout is the credit over the deviation of the discounted return, by VecNormalize's own formula."""
