@@ -83,7 +83,7 @@ class Direct(_Stepped):
         return self.project(torch.zeros((*mdp.batch_shape, *mdp.r.shape[-2:]), dtype=mdp.r.dtype), mdp)
 
     def policy(self, y: Tensor, mdp: TabularMDP) -> Tensor:
-        """y itself."""
+        """Return pi_y, which is y itself."""
         return y
 
     def project(self, y: Tensor, mdp: TabularMDP) -> Tensor:

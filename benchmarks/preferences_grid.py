@@ -1,13 +1,13 @@
 """Preferences on a grid world with a hidden reward: exact regret of PBRL and DRLHF against the number of labels.
 
 Ten 5 x 5 worlds (``RewardGrid-v0``, seeds 0 to 9), the same for every method and every number of labels; answers by the true
-return of segments of ten steps, without error. All methods spend the same environment steps, random play included, and ask as
-many questions, at the same times; PBRL's two followers share the steps. The regret of a learned reward is what its exact best
-response falls short of the true optimum, V*(rho) - V^{pi*(r)}(rho).
+return of segments of ten steps, without error. All methods use the same environment steps, random play included, and ask as
+many questions at the same times; PBRL's two followers share the steps. The regret of a learned reward is the loss of its exact
+best response compared with the true optimum, V*(rho) - V^{pi*(r)}(rho).
 
-Followers are planners in the known model: the soft best response, exact, in both methods, and as PBRL's pi_y one step of policy
-mirror descent an iteration, as in arXiv 2402.06886's algorithm. DRLHF asks about its best response, or, to tell what such
-questions do from what the penalty does, about a follower that takes the same slow steps. Second, both with A2C.
+Followers are planners in the known model: the exact soft best response in both methods, and for PBRL's pi_y one step of policy
+mirror descent per iteration, as in arXiv 2402.06886's algorithm. DRLHF asks about its best response, or about a follower that
+takes the same slow steps, which separates the effect of such questions from that of the penalty. Both methods also run with A2C.
 """
 
 from __future__ import annotations

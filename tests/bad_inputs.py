@@ -480,7 +480,7 @@ def sampled_file(follower: Any = A2C) -> Path:
     config = PBRLConfig(n_envs=2, follower_steps=8, warmup_steps=8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return PBRL(TWO, follower, config=config).learn(10).save("leader.zip")
+        return PBRL(TWO, follower, config=config).save("leader.zip")
 
 
 @case(FILES, "a leader whose follower was a callable, read without it", "")

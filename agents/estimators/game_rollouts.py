@@ -212,7 +212,7 @@ class GameRolloutEstimator(Estimator):
         return GradientEstimate(ascent, estimate, self.planned_steps, found)
 
     def _visits(self, name: str, episodes: Episodes) -> Tensor:
-        """d^, ``[S]``."""
+        """Return the discounted count of visits d^, ``[S]``."""
         weights = np.broadcast_to(self.weights, episodes.state.shape)
         counts = np.bincount(episodes.state.ravel(), weights.ravel(), self.S).astype(np.float64)
         return torch.from_numpy(self.sums[name].add(counts))

@@ -77,7 +77,7 @@ class Asking:
 
     @property
     def room(self) -> int:
-        """Return the maximum size in bytes of the pairs, in a file and in memory: that of a preference file with pictures."""
+        """Maximum size in bytes of the pairs in a file or in memory, as large as a preference file with pictures."""
         arrays = (self._like.obs, self._like.actions, self._like.mask)
         one = MOST if self._config.pictures else 2 * sum(array.nbytes for array in arrays) + 2**14
         return one * (self._config.capacity + self._config.max_pending)

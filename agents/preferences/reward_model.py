@@ -214,7 +214,7 @@ class RewardModel(nn.Module):
         return (r * mask).sum(-1)  # type: ignore[no-any-return]
 
     def numbers(self, obs: NDArray[Any]) -> int:
-        """Return how many numbers a net computes with for observations ``[n, ...]``, at least; one-hot states count in full."""
+        """Return the number of net inputs for observations ``[n, ...]``, where one-hot states count in full."""
         width = max(int(getattr(member, "width", 1)) for member in self.members)
         return max(1, obs.size, len(obs) * width)
 

@@ -151,7 +151,7 @@ def test_what_an_evaluation_cannot_call() -> None:
         (lambda: EvalCallback(gym.make("CartPole-v1")), "LeaderEvalCallback"),
         (lambda: CallbackList([EvalCallback(gym.make("CartPole-v1"))]), "LeaderEvalCallback"),
         (lambda: EveryNTimesteps(5, EvalCallback(gym.make("CartPole-v1"))), "LeaderEvalCallback"),
-        (lambda: StopTrainingOnMaxEpisodes(3), "a callable that counts leader.num_timesteps"),
+        (lambda: StopTrainingOnMaxEpisodes(3), "a callable that checks leader.num_timesteps"),
         (lambda: StopTrainingOnRewardThreshold(1.0), "one below LeaderEvalCallback"),
         (lambda: StopTrainingOnNoModelImprovement(3), "one below LeaderEvalCallback"),
         (

@@ -229,9 +229,7 @@ ATTACKS = {
     "an array that is said to be small": Attack(
         as_values({"array": 99}, said((1,), bytes(80))), "longer than its header says"
     ),
-    "an array of less than nothing": Attack(
-        as_values({"array": 99}, said((-1, -8), bytes(64))), "numbers in C's order"
-    ),
+    "an array of less than nothing": Attack(as_values({"array": 99}, said((-1, -8), bytes(64))), "numbers in C order"),
     "an array that unfolds": Attack(
         as_values({"array": 99}, npy(np.zeros(40 * MIB))), "is compressed", zipfile.ZIP_DEFLATED
     ),
