@@ -82,5 +82,7 @@ def test_equal_ratios_need_positive_ends(start: float, end: float, name: str) ->
 @pytest.mark.parametrize("given", [lambda progress_remaining: 0.1 * progress_remaining, LinearSchedule(0.1, 0.01, 1.0)])
 @pytest.mark.parametrize("name", ["learning_rate", "q_temperature"])
 def test_a_function_as_sb3_takes_them_is_refused_by_name(name: str, given: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^{name}: expected a number or a schedule of bilevel_gym.agents, e.g. Linear"):
+    with pytest.raises(
+        ValueError, match=rf"^{name}: expected a number or a schedule of bilevel_gym.agents, e.g. Linear"
+    ):
         PBRLConfig(**{name: given})

@@ -38,7 +38,7 @@ def test_curves_of_runs_by_environment_and_leader(call: Call) -> None:
     answer = call("plot", "runs", "-o", "curves.png")
     assert (answer.code, answer.out) == (0, "curves.png\n")
     assert Image.open("curves.png").size[0] > 500
-    assert call("plot", *map(str, folders), "-y", "gap", "-x", "iteration", "-o", "gap.svg").code == 0
+    assert call("plot", *map(str, folders), "-y", "follower_regret", "-x", "iteration", "-o", "gap.svg").code == 0
     wrong = call("plot", "runs", "-y", "speed")
     assert (wrong.code, wrong.err.count("\n")) == (2, 1)
     assert wrong.err.startswith(
@@ -62,7 +62,7 @@ RUNS = {
     "exact": ONE,
     "linear-quadratic": ("--env", "LQStackelberg-v0", "--leader", "Hypergradient", "-n", "1"),
     "game": ("--env", "incentive_design_v0", "--leader", "TabularPBRL", "-n", "1"),
-    "sampled": ("--env", "TwoState-v0", "--follower", "A2C", "-n", "900", "--leader-kwargs", *SMALL),
+    "sampled": ("--env", "TwoState-v0", "--follower", "A2C", "-n", "4000", "--leader-kwargs", *SMALL),
     "search": (
         *("--env", "TwoState-v0", "--leader", "CMAES", "--follower", "A2C", "-n", "2000", "--leader-kwargs"),
         *("follower_steps:64", "n_envs:4", "rollout_envs:4", "evaluation_steps:64", "population:4"),

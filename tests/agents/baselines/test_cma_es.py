@@ -223,7 +223,7 @@ def test_bad_arguments_are_named() -> None:
         small(SAC)
     with pytest.raises(ValueError, match=r"^config: "):
         CMAES("bilevel_gym/TwoState-v0", A2C, config=TabularCMAESConfig())  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^env: expected actions that exist in every state"):
+    with pytest.raises(ValueError, match=r"^env: expected an environment without action masks"):
         small(env=TabularEnv(PROBLEMS["terminal, masked"](0)))
     with pytest.raises(ValueError, match=r"^total_timesteps: "):
         small().learn(0)

@@ -120,7 +120,8 @@ def test_it_learns_over_games_and_over_one_follower() -> None:
 def test_a_stack_takes_each_problem_s_own_steps() -> None:
     problems = [random_incentive_design(3, 2, 2, seed=seed) for seed in range(2)]
     one, all_at_once = (
-        MetaGradientConfig(learning_rate=rate, optimizer_class=torch.optim.SGD) for rate in (0.5, 0.5 * len(problems))
+        MetaGradientConfig(learning_rate=rate, inner_rate=1.0, optimizer_class=torch.optim.SGD)
+        for rate in (0.5, 0.5 * len(problems))
     )
     alone = [MetaGradient(problem, config=one).learn(5).last_x for problem in problems]
     stacked = MetaGradient(stack_problems(problems), config=all_at_once).learn(5).last_x

@@ -188,7 +188,7 @@ def test_maskable_ppo_never_takes_a_missing_action() -> None:
     table = leader.level.table(leader.penalised, torch.from_numpy(leader.x))
     assert table[1].tolist() == [1.0, 0.0]
     assert 0.0 < float(table[0, 0]) < 1.0
-    with pytest.raises(ValueError, match="env: expected actions that exist in every state"):
+    with pytest.raises(ValueError, match="env: expected an environment without action masks"):
         PBRL(env, tiny(PPO), config=config)
 
 

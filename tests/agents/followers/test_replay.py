@@ -231,7 +231,7 @@ def test_followers_train_on_rewards_of_the_x_and_lam_of_now(
     assert np.ptp(np.stack(moved), axis=0).max() > 0.05
 
 
-# --- where x is the leader's policy or moves the dynamics ---------------------------------------------------------------
+# --- where x is the leader's policy or affects the dynamics ---------------------------------------------------------------
 
 
 def test_what_the_observation_tells_is_kept_and_mixed_at_the_current_lam() -> None:
@@ -273,7 +273,9 @@ def test_what_it_does_not_tell_is_dropped_when_x_moves() -> None:
 def test_relabelling_is_refused_where_it_is_not_valid() -> None:
     asked = replace(CONFIG, relabel=True)
     for env in (lambda: gym.make(GAME, n_states=4), lambda: TabularEnv(reward_problem(moves_transitions=True))):
-        with pytest.raises(ValueError, match="relabel: expected None or False where x is the leader's policy or moves"):
+        with pytest.raises(
+            ValueError, match="relabel: expected None or False where x is the leader's policy or affects"
+        ):
             PBRL(env, driver, config=asked)
     with pytest.raises(ValueError, match="relabel: expected None or False for PPO, which has no plain replay"):
         PBRL(TabularEnv(reward_problem()), PPO, config=asked)

@@ -68,7 +68,7 @@ def test_save_leaves_the_statistics_beside_the_model(leader: PBRL, tmp_path: Pat
     for env in (leader.follower_env(), DummyVecEnv([leader.follower_env])):
         same_policy(leader.follower, load_follower(path, A2C, env, trust_pickle=True))
     with pytest.raises(
-        ValueError, match=r"env: expected the follower's environment, for .*vecnormalize.pkl scales what"
+        ValueError, match=r"env: expected the follower's environment, since .*vecnormalize.pkl scales its"
     ):
         load_follower(path, A2C, trust_pickle=True)
     with pytest.raises(ValueError, match="trust_pickle: expected True"):

@@ -250,7 +250,7 @@ def test_without_a_model_a_fresh_best_response_judges(observe_commitment: bool) 
         """A wrapper that does nothing, but hides that the environment is tabular."""
 
     config = replace(SMALL, evaluation_steps=2000, observe_commitment=observe_commitment, eval_every=1000)
-    leader = small(env=Plain(gym.make(ENV_ID, n_states=5)), env_kwargs=None, config=config).learn(3000)
+    leader = small(env=Plain(gym.make(ENV_ID, n_states=5)), env_kwargs=None, config=config).learn(6000)
     record = leader.evaluate()
     assert record.leader_return_stderr > 0.0
     assert record.tau == leader.best_response.temperature

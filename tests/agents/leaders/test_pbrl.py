@@ -442,7 +442,7 @@ def test_missing_actions_are_refused_before_training() -> None:
         mask=torch.tensor([[True, True], [True, False]]),
     )
     problem = ArrayProblem(base, LeaderSet.box(1, -1, 1), lambda x: base.r + x, lambda x: base.r - x)
-    with pytest.raises(ValueError, match="env: expected actions that exist in every state"):
+    with pytest.raises(ValueError, match="env: expected an environment without action masks"):
         PBRL(TabularEnv(problem), A2C)
 
 
@@ -521,7 +521,7 @@ def test_environments_that_break_the_contract_are_told_so_before_training() -> N
     ):
         with pytest.raises(ValueError, match=message):
             PBRL(env, ppo_for_chase)
-    with pytest.warns(UserWarning, match="leader_model: the follower's reward of a step"):
+    with pytest.warns(UserWarning, match="leader_model: in a trial step the follower's reward"):
         PBRL(Wrong, ppo_for_chase)
 
 

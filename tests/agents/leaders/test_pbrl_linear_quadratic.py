@@ -22,7 +22,7 @@ LQ = "bilevel_gym/LQStackelberg-v0"
 def test_continuous_algorithms_play_the_linear_quadratic_game(algorithm: Any, tmp_path: Path) -> None:
     """The record is exact at the best response; the penalised follower, hardly trained, falls short of it."""
     config = PBRLConfig(n_envs=8, follower_steps=256, warmup_steps=256, estimator=Rollouts(16), eval_every=1)
-    leader = PBRL(LQ, algorithm, config=config).learn(3000)
+    leader = PBRL(LQ, algorithm, config=config).learn(4500)
     game = steering_game()
     record, x = leader.evaluate(), torch.from_numpy(leader.x)
     assert record.leader_return == float(game.leader_return(x, game.best_response(x).F))
