@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..envs.mdp.checks import check_number, plain_fields
+from ..envs.mdp.checks import check_number, plain_fields, require
 from .records import storable
 
 
@@ -113,8 +113,12 @@ def as_schedule(value: float | Schedule, name: str, *, positive: bool) -> Schedu
     """Turn a number into a constant schedule, and return a schedule unchanged.
 
     Raises:
-        ValueError: the value at the start or the end is negative, not finite, or zero where ``positive``.
+        ValueError: the value at the start or the end is negative, not finite, or zero where ``positive``; a function, as
+            Stable-Baselines3 takes them, which no leader file could hold.
     """
+    plain = isinstance(value, Schedule) or not callable(value)
+    expected = "a number or a schedule of bilevel_gym.agents, e.g. Linear(0.05, 0.005): a leader file holds no function"
+    require(plain, name, expected, repr(value))
     schedule = value if isinstance(value, Schedule) else Constant(check_number(value, name))
     for progress_remaining in (1.0, 0.0):
         check_number(schedule(progress_remaining), name, low=0.0, high=float("inf"), open_low=positive, open_high=True)

@@ -79,7 +79,8 @@ def picture(data: Data, *axes: Any) -> None:
     colours = dict(zip(ALGORITHMS, ("#1f77b4", "#ff7f0e", "#2ca02c"), strict=True))
     for panel, (leader, label) in zip(axes, LEADERS.items(), strict=True):
         for follower in followers():
-            value, F_0, regret = (column(data, leader, follower, key) for key in ("leader_return_at_follower", "F_0", "follower_regret"))
+            names = ("leader_return_at_follower", "F_0", "follower_regret")
+            value, F_0, regret = (column(data, leader, follower, name) for name in names)
             colour, filled = colours[follower.split(",")[0]], follower in ALGORITHMS
             style = {"s": 28, "edgecolors": colour, "facecolors": colour if filled else "none", "label": follower}
             panel.scatter(regret.ravel(), (value / F_0).ravel(), **style)

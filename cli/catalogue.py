@@ -185,5 +185,5 @@ def named(text: str, name: str, missing_is_none: bool = False) -> Any:
     found: Any = loaded
     for part in attribute.split("."):
         found = getattr(found, part, None)
-    require(found is not None or missing_is_none, name, f"something that {module} has", repr(attribute))
+    require(found is not None or missing_is_none, name, f"the name of something in {module}", repr(attribute))
     return found

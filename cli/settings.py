@@ -152,7 +152,7 @@ def require_no_code(found: Mapping[str, Any], name: str) -> None:
         found: fields of :class:`Settings`.
         name: name of the argument in errors.
     """
-    expected = "settings that name no code, or --trust-code, with which what they name is imported and run"
+    expected = "settings that name no code, or --trust-code to import and run the code that they name"
     for key in ("env", "leader", "follower"):
         require(":" not in str(found.get(key)), name, expected, f"{key} {str(found.get(key))!r}")
     for key in KWARGS:

@@ -91,7 +91,7 @@ def value(raw: Any, name: str, files: bool = True) -> Any:
         from ..agents import Linear
 
         start = literal(raw[len("lin_") :])
-        require(isinstance(start, (int, float)), name, "lin_ and a number", repr(raw))
+        require(isinstance(start, (int, float)), name, "lin_ followed by a number", repr(raw))
         return Linear(float(start), 0.0)
     try:
         return _Reader(name, files).read(ast.parse(raw.strip(), mode="eval").body)
@@ -151,7 +151,7 @@ class _Reader:
         known = word == "dict" or word in self.known
         require(known, self.name, f"a call of dict or one of {', '.join(sorted(self.known))}", f"{word}(...)")
         if word == "dict":
-            require(not args, self.name, "dict with keys alone", f"dict({', '.join(map(repr, args))}, ...)")
+            require(not args, self.name, "dict with keyword arguments only", f"dict({', '.join(map(repr, args))}, ...)")
             return kwargs
         signature = inspect.signature(self.known[word])
         try:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.utils import LinearSchedule
 
+from bilevel_gym.agents import PBRLConfig
 from bilevel_gym.agents.schedules import Constant, Geometric, Linear, Power, Quench, as_schedule
 
 
@@ -75,3 +77,10 @@ def test_ends_are_numbers() -> None:
 def test_equal_ratios_need_positive_ends(start: float, end: float, name: str) -> None:
     with pytest.raises(ValueError, match=rf"^{name}: expected a number in \(0"):
         Geometric(start, end)
+
+
+@pytest.mark.parametrize("given", [lambda progress_remaining: 0.1 * progress_remaining, LinearSchedule(0.1, 0.01, 1.0)])
+@pytest.mark.parametrize("name", ["learning_rate", "q_temperature"])
+def test_a_function_as_sb3_takes_them_is_refused_by_name(name: str, given: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: expected a number or a schedule of bilevel_gym.agents, e.g. Linear"):
+        PBRLConfig(**{name: given})
