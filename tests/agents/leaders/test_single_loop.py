@@ -376,12 +376,12 @@ def test_evaluation_is_that_of_the_penalised_follower() -> None:
     optimum = solve_soft(mdp, leader.tau)
     assert record.penalty == pytest.approx(float(suboptimality(mdp, pi_L, leader.tau, optimum)), abs=1e-9)
     assert record.follower_regret == pytest.approx(float(suboptimality(mdp, answer, leader.tau, optimum)), abs=1e-9)
-    assert PartialSGD(SMALL).learn(20).evaluate().lam is None
+    assert PartialSGD(SMALL).learn(50).evaluate().lam is None
 
 
 def test_a_file_of_another_problem_is_refused(tmp_path: Path) -> None:
     """Problems that differ in what the leader wants and in nothing else."""
-    path = SingleLoop(SMALL).learn(40).save(tmp_path / "leader")
+    path = SingleLoop(SMALL).learn(100).save(tmp_path / "leader")
     with pytest.raises(ValueError, match=r"^problem: expected the problem of"):
         SingleLoop.load(path, GoalPlacementProblem(size=3, width=2.0))
     with pytest.raises(ValueError, match=r"^path: expected the file of a PartialSGD, got that of a SingleLoop"):
