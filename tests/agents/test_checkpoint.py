@@ -187,6 +187,7 @@ def test_learning_goes_on_over_a_full_disk(tmp_path: Path) -> None:
     leader.resume(Checkpoint(path))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="x cannot cross X")
         leader.learn(4, [fill_and_empty, Checkpoint(path, every=4)])
     assert TabularPBRL.load(path).iteration == 4
 

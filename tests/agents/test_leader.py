@@ -228,8 +228,7 @@ def test_the_record_is_what_it_says(name: str, penalty: ValuePenalty | BellmanPe
     assert leader.held is not None
     pi_y = leader.held.ys[0].detach()
     assert record.leader_return == pytest.approx(leader_return_at_best_response(problem, x), rel=1e-11)
-    tau0 = 0.002 if problem.tau in (0.0, 0.001) else problem.tau
-    honest = problem.leader_return(x, solve_soft(mdp, tau0).pi)
+    honest = problem.leader_return(x, solve_soft(mdp, problem.tau0).pi)
     assert record.leader_return == pytest.approx(float(honest), rel=1e-11)
     assert record.leader_return_at_pi_y == pytest.approx(float(problem.leader_return(x, pi_y)), rel=1e-12)
     gap = start_value(mdp, solve_soft(mdp, leader.tau).V) - policy_return(mdp, pi_y, leader.tau)

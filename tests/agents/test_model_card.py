@@ -37,7 +37,7 @@ def metadata(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory: pytest.TempPathFactory) -> tuple[PBRL, Path]:
-    leader = PBRL(ENV, A2C, config=SMALL).learn(400)
+    leader = PBRL(ENV, A2C, config=SMALL).learn(500)
     return leader, write_model_card(leader, tmp_path_factory.mktemp("card"))
 
 

@@ -103,7 +103,7 @@ def asking(kind: Kind) -> DRLHF:
 
 
 @kinds
-@pytest.mark.parametrize(("make", "total"), [(exact, 6), (sampled, 900), (searching, 3000), (asking, 200)])
+@pytest.mark.parametrize(("make", "total"), [(exact, 6), (sampled, 900), (searching, 9000), (asking, 200)])
 def test_a_leader_made_with_scalars_is_the_leader_made_with_numbers(
     make: Callable[[Kind], Any], total: int, kind: Kind, tmp_path: Path
 ) -> None:

@@ -158,8 +158,8 @@ SAMPLED: dict[str, tuple[str, Any, dict[str, Any], Any, int]] = {
         2600,
     ),
     "random search": (GAME, built(ARS, "LinearPolicy", n_delta=1, n_eval_episodes=4), {}, None, 6000),
-    "SAC": (LQ, built(SAC, gamma=0.95, **OFF), {"vec_env": "dummy"}, None, 3600),
-    "SAC, gSDE": (LQ, built(SAC, gamma=0.95, use_sde=True, **OFF), {"averaging": 0.0}, None, 3600),
+    "SAC": (LQ, built(SAC, gamma=0.95, **OFF), {"vec_env": "dummy"}, None, 4800),
+    "SAC, gSDE": (LQ, built(SAC, gamma=0.95, use_sde=True, **OFF), {"averaging": 0.0}, None, 4800),
     "PPO, gSDE": (
         LQ,
         built(PPO, gamma=0.95, use_sde=True, n_steps=16, batch_size=32, policy_kwargs=NET),
@@ -167,8 +167,8 @@ SAMPLED: dict[str, tuple[str, Any, dict[str, Any], Any, int]] = {
         None,
         8000,
     ),
-    "TD3": (LQ, noisy(TD3), {}, None, 3600),
-    "TQC": (LQ, built(TQC, gamma=0.95, **OFF), {}, None, 3600),
+    "TD3": (LQ, noisy(TD3), {}, None, 4800),
+    "TQC": (LQ, built(TQC, gamma=0.95, **OFF), {}, None, 4800),
 }
 
 

@@ -212,14 +212,14 @@ def test_small_pictures_with_channels_last(algorithm: Any) -> None:
 )
 def test_small_pictures_under_preferences(learner: Any, obs: Any) -> None:
     """Too small for convolutions: the reward is a perceptron's."""
-    leader = preferences(Users(obs), A2C, learner).learn(100)
+    leader = preferences(Users(obs), A2C, learner).learn(130)
     assert 0.0 <= leader.evaluate().true_return <= 10.0
     assert type(leader.model.members[0]).__name__ == "MLPReward"
 
 
 def test_larger_pictures_are_convolved() -> None:
     obs = spaces.Box(0, 255, (56, 56, 3), np.uint8)
-    leader = preferences(Users(obs), lambda venv: A2C("CnnPolicy", venv), n_envs=1, first_steps=16).learn(40)
+    leader = preferences(Users(obs), lambda venv: A2C("CnnPolicy", venv), n_envs=1, first_steps=16).learn(60)
     assert type(leader.model.members[0]).__name__ == "ConvReward"
     moved = preferences(Users(obs, spaces.Box(-1.0, 1.0, (1,))), A2C, n_envs=1, first_steps=16, first_epochs=1)
     assert type(moved.model.members[0]).__name__ == "MLPReward"
@@ -278,7 +278,7 @@ def test_a_context_that_multiplies_is_refused_with_its_size() -> None:
 
 def test_preferences_over_large_observations_take_little_memory() -> None:
     """One-hot states are worked on in batches that fit: 30,000 numbers a step."""
-    leader = preferences(Users(spaces.Discrete(30_000)), A2C, n_envs=1, first_steps=32).learn(40)
+    leader = preferences(Users(spaces.Discrete(30_000)), A2C, n_envs=1, first_steps=32).learn(64)
     most = 0
 
     def look(module: Any, arguments: Any, out: Any) -> None:
@@ -306,7 +306,7 @@ def test_actions_in_float64(learner: Any, actions: Any) -> None:
     leader = preferences(
         Users(action_space=actions, paid=lambda step, action: float(action.mean() > 0.0)), A2C, learner
     )
-    leader.learn(100)
+    leader.learn(130)
     assert 0.0 <= leader.evaluate().true_return <= 10.0
     net = leader.model.members[0]
     assert {tensor.dtype for tensor in net.state_dict().values()} == {torch.float32}

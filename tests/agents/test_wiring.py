@@ -292,9 +292,9 @@ def test_with_the_bellman_penalty_the_penalised_follower_is_paid_the_leaders_rew
 
 
 @pytest.mark.parametrize("make", [lambda **how: in_the_diary([], **how), lambda **how: over_a_game(**how)])
-@pytest.mark.parametrize(("total", "warmup"), [(10_000, 40), (256, 32)])  # at most an eighth of the budget
+@pytest.mark.parametrize(("total", "warmup"), [(10_000, 96), (640, 80)])  # at most an eighth of the budget
 def test_followers_warm_up_once_before_x_first_moves(make: Any, total: int, warmup: int) -> None:
-    leader = make(warmup_steps=40)
+    leader = make(warmup_steps=96)
     seen: list[Any] = [[0] * len(followers_of(leader))]
 
     def look(one: Any) -> list[int]:

@@ -211,7 +211,7 @@ def test_penalties_meet_it_as_it_is(penalty: Any) -> None:
 @pytest.mark.filterwarnings("ignore:the environment's follower is regularised")
 def test_a_sampled_leader_meets_both_goals() -> None:
     config = PBRLConfig(n_envs=8, follower_steps=256, warmup_steps=256, estimator=Rollouts(8))
-    leader = PBRL("bilevel_gym/FourRooms-v0", A2C, config=config, env_kwargs={"tau": 0.005}, seed=0).learn(2000)
+    leader = PBRL("bilevel_gym/FourRooms-v0", A2C, config=config, env_kwargs={"tau": 0.005}, seed=0).learn(6000)
     moved = leader.last_x
     assert moved.shape == (105,)
     assert bool(np.all(np.isfinite(moved)))

@@ -88,7 +88,7 @@ KINDS = {
     ),
     "sampled CMA-ES": Kind(
         lambda: CMAES(TWO, A2C, config=CMAESConfig(follower_steps=16, n_envs=2, rollout_envs=2, population=2)),
-        60,
+        150,
         CMAES.load,
     ),
     "DRLHF": Kind(lambda: DRLHF("bilevel_gym/RewardGrid-v0", A2C, config=ASKED), 64, DRLHF.load),
@@ -216,7 +216,7 @@ def test_no_part_of_a_state_is_taken_on_trust(name: str) -> None:
 @cache
 def preferences() -> bytes:
     learner = DRLHF("bilevel_gym/RewardGrid-v0", A2C, config=ASKED)
-    learner.learn(32)
+    learner.learn(48)
     pairs = {100 + i: preference.pair for i, preference in enumerate(learner.buffer)}
     return preferences_as_bytes(learner.buffer, pairs, learner.worlds.signature(ASKED.length))
 

@@ -285,7 +285,7 @@ def test_a_leader_of_a_game_is_closed_and_may_be_closed_again() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"follower": DQN}, "follower: expected an on-policy algorithm over a game .* got DQN"),
+        ({"follower": DQN}, "follower: expected an on-policy algorithm for a game .* got DQN"),
         ({"penalty": ValuePenalty()}, "penalty: expected a NikaidoIsodaPenalty for a zero-sum game, got ValuePenalty"),
         (
             {"env": "bilevel_gym/TwoState-v0", "env_kwargs": None, "penalty": NikaidoIsodaPenalty()},

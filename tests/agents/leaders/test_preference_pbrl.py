@@ -564,7 +564,7 @@ def test_saved_in_the_middle_no_label_is_lost(method: Any, tmp_path: Path) -> No
 
 
 def test_a_file_of_another_method_or_environment_is_refused(tmp_path: Path) -> None:
-    path = DRLHF(GRID, A2C, config=SMALL).learn(100).save(tmp_path / "leader.zip")
+    path = DRLHF(GRID, A2C, config=SMALL).learn(200).save(tmp_path / "leader.zip")
     with pytest.raises(ValueError, match="expected the file of a PreferencePBRL, got that of a DRLHF"):
         PreferencePBRL.load(path)
     with pytest.raises(ValueError, match="path: expected preferences of CartPole-v1"):

@@ -105,7 +105,7 @@ def small_net(observations: Any, actions: Any) -> MLPReward:
 
 
 def test_a_net_of_ones_own_is_given_again(tmp_path: Path) -> None:
-    leader = DRLHF(GRID, A2C, config=replace(SMALL, net=small_net)).learn(100)
+    leader = DRLHF(GRID, A2C, config=replace(SMALL, net=small_net)).learn(200)
     path = leader.save(tmp_path / "leader")
     with pytest.raises(ValueError, match=r"^net: expected the net of the config, if it had one, got None"):
         DRLHF.load(path)
@@ -114,7 +114,7 @@ def test_a_net_of_ones_own_is_given_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.x, leader.x)
     with pytest.raises(ValueError, match=r"leader\.zip"):
         DRLHF.load(path, net=lambda o, a: MLPReward(o, a, (9,)))
-    plain = DRLHF(GRID, A2C, config=SMALL).learn(100).save(tmp_path / "plain")
+    plain = DRLHF(GRID, A2C, config=SMALL).learn(200).save(tmp_path / "plain")
     with pytest.raises(ValueError, match=r"^net: expected"):
         DRLHF.load(plain, net=small_net)
 
@@ -202,7 +202,7 @@ def test_pairs_of_another_world_or_of_a_hostile_size_are_refused(
     ],
 )
 def test_forged_numbers_are_refused(method: Any, field: str, value: Any, tmp_path: Path) -> None:
-    path = method(GRID, A2C, config=SMALL).learn(100).save(tmp_path / "leader.zip")
+    path = method(GRID, A2C, config=SMALL).learn(200).save(tmp_path / "leader.zip")
     other = forged(path, lambda header, _: header["state"]["state"].update({field: value}))
     with pytest.raises(ValueError, match=rf"{field}.*forged\.zip"):
         method.load(other)

@@ -163,7 +163,7 @@ def test_malformed_answers_are_refused_and_write_nothing(server: PageServer, pat
         (right | {"label": None}, 400, "label: expected one of"),
         (right | {"label": ["left"]}, 400, "label: expected one of"),
         (right | {"id": 9}, 404, "There is no question 9 in the file"),
-        (right | {"check": "00000000"}, 409, "Question 0 is another by now"),
+        (right | {"check": "00000000"}, 409, "Question 0 has changed"),
         (right | {"x": "x" * (LONGEST_ANSWER - 50)}, 413, "expected an answer of at most"),
     ):
         got, told = post(server, body)
@@ -283,7 +283,7 @@ def test_the_command_says_what_is_wrong(
     (tmp_path / "text").write_text("something else", encoding="utf-8")
     for arguments, text in (
         ([str(tmp_path / "none")], "expected a preference file, got .*none, which does not exist"),
-        ([str(tmp_path / "text")], "expected a preference file, got .*text, which is none"),
+        ([str(tmp_path / "text")], "expected a preference file, got .*text, which is not one"),
         ([str(path), "--port", str(server.server_port)], f"port {server.server_port} is taken"),
     ):
         assert main([*arguments, "--no-browser"]) == 2
