@@ -565,7 +565,7 @@ def command_of_a_run() -> str:
     err = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err), contextlib.suppress(SystemExit):
         main(TRAIN)
-    return err.getvalue().split()[-1]
+    return next(word for word in err.getvalue().split() if word.startswith("runs/"))
 
 
 @case(SHELL, "a sweep in which one run of two cannot be built", "exit code 1; the other run's result")

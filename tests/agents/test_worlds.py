@@ -179,7 +179,7 @@ def test_a_vectorisation_that_is_none_is_refused() -> None:
 def test_games_are_simulated_natively() -> None:
     game, asked = "bilevel_gym/incentive_design_v0", PBRLConfig.for_a_game
     for config, name in ((asked(vec_env="dummy"), "vec_env"), (asked(relabel=True), "relabel")):
-        with pytest.raises(ValueError, match=f"{name}: expected None or .* over a game"):
+        with pytest.raises(ValueError, match=f"{name}: expected None or .* for a game"):
             PBRL(game, A2C, penalty=NikaidoIsodaPenalty(), config=config)
 
 

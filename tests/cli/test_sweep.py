@@ -35,7 +35,7 @@ def numbers(outcomes: list[Outcome]) -> list[Any]:
 def sampled() -> list[Settings]:
     """Four short runs with learned followers."""
     kwargs = {"warmup_steps": 64, "follower_steps": 64, "estimator": "Rollouts(n_envs=4)", "n_envs": 4}
-    base = Settings(TWO, "PBRL", "A2C", 300, leader_kwargs=kwargs)
+    base = Settings(TWO, "PBRL", "A2C", 1_000, leader_kwargs=kwargs)
     return over_seeds(base, range(4), env_seeds=False)
 
 

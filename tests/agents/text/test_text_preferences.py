@@ -175,7 +175,7 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    before, after = example.main(1_200, replace(SMALL, labels=20))
+    before, after = example.main(2_000, replace(SMALL, labels=20))
     assert before.grammatical > 0.7
     assert before != after
     assert "after: Quality(" in capsys.readouterr().out
