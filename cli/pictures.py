@@ -53,7 +53,8 @@ def curves(folders: Sequence[Path], x: str, y: str) -> dict[str, dict[str, list[
     known: set[str] = set()
     for folder in folders:
         settings, rows = settings_in(folder, "RUN"), read_progress(folder / PROGRESS)
-        known |= {key.removeprefix("leader/") for row in rows for key in row}
+        numbers = [(key, value) for row in rows for key, value in row.items() if isinstance(value, (int, float))]
+        known |= {key.removeprefix("leader/") for key, _ in numbers}
         drawn = [key if key == STEPS else f"leader/{key}" for key in (x, y)]
         points = [
             [row[key] for key in drawn] for row in rows if all(isinstance(row.get(k), (int, float)) for k in drawn)

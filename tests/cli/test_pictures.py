@@ -42,7 +42,7 @@ def test_curves_of_runs_by_environment_and_leader(call: Call) -> None:
     wrong = call("plot", "runs", "-y", "speed")
     assert (wrong.code, wrong.err.count("\n")) == (2, 1)
     assert wrong.err.startswith(
-        "bilevel-gym: error: --y: expected a record of these runs: gap, gradient_norm, iteration, lam,"
+        "bilevel-gym: error: --y: expected a record of these runs: evaluation_followers, evaluation_steps, follower_regret,"
     )
     assert call("plot", "runs", "-o", "curves.xyz").err.startswith(
         "bilevel-gym: error: --output: expected a file name that ends in"

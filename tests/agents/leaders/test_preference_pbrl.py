@@ -356,7 +356,9 @@ def test_late_answers_are_taken_when_they_come() -> None:
 
 def test_a_labeller_that_never_answers_is_not_waited_for_in_vain() -> None:
     learner = DRLHF(GRID, A2C, config=replace(SMALL, patience=0.1), labeller=Slow(10**9))
-    with pytest.raises(TimeoutError, match=r"labeller: expected an answer within 0.1 s, got no left, right or equal to 6 queries"):
+    with pytest.raises(
+        TimeoutError, match=r"labeller: expected an answer within 0.1 s, got no left, right or equal to 6 queries"
+    ):
         learner.learn(500)
     assert len(learner.pending) == 6
 
