@@ -546,6 +546,9 @@ class Leader:
             self.method.leader_set.check(self.state.x.detach(), "x")
         if self.run.kept is not None:
             self.method.leader_set.check(self.run.kept.x, "kept")
+        shape = tuple(self.state.x.shape)
+        for name, beside in (("start", self.run.start), ("mean", self.run.gradients.mean)):
+            require(beside is None or beside.shape == shape, name, f"shape {shape}, as x", beside)
 
 
 def _score(record: Evaluation) -> float:
