@@ -249,7 +249,7 @@ def test_any_environment_without_a_model() -> None:
         warmup_steps=4000,
         estimator=Rollouts(8),
         eval_every=1000,
-        evaluation_steps=5000,
+        evaluation_steps=2000,
         x_noise=0.2,
     )
     leader = PBRL(Chase, ppo_for_chase, penalty=ValuePenalty(lam=2.0), config=config, seed=0)

@@ -131,6 +131,7 @@ def test_one_seed_gives_the_same_records_and_a_file_goes_on_with_them(env: Any, 
     assert second.leader_return != third.leader_return
 
 
+@pytest.mark.long
 def test_the_truth_lies_within_the_error_and_more_followers_make_it_smaller() -> None:
     """A follower of a table whose algorithm has learned next to nothing; the truth is known, and hidden."""
     problem: Any = gym.make(GAME, n_states=5, seed=1).get_wrapper_attr("problem")
