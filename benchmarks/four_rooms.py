@@ -124,7 +124,7 @@ def penalised(problem: FourRoomsProblem, x0: Tensor) -> ExactLeader:
 
 
 METHODS = {
-    "quenched": Method("hypergradient (default)", quenched),
+    "quenched": Method("hypergradient (0.1's default)", quenched),
     "pbrl": Method("PBRL, value, lam 100", penalised),
     "kept": Method(
         "optimiser not made afresh", lambda problem, x0: OptimiserKept(problem, tau=Quench(0.07, problem.tau), x0=x0)

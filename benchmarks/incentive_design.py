@@ -68,7 +68,7 @@ METHODS: dict[str, tuple[str, str, Callable[[GameProblem], ExactLeader]]] = {
     "pbrl_4": ("PBRL, lam 4 (as published)", "tab:blue", pbrl(4.0)),
     "pbrl_10": ("PBRL, lam 10", "tab:cyan", pbrl(10.0)),
     "pbrl_30": ("PBRL, lam 30", "tab:purple", pbrl(30.0)),
-    "pbrl_rising": ("PBRL, lam 2 to 20 (default)", "tab:olive", pbrl(Geometric(2.0, 20.0))),
+    "pbrl_rising": ("PBRL, lam 2 to 20 (0.1's default)", "tab:olive", pbrl(Geometric(2.0, 20.0))),
     "hypergradient": ("hypergradient through the equilibrium", "tab:red", hypergradient(0.1, 0.2)),
 }
 """Label, colour, and a function that makes the leader."""

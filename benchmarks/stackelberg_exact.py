@@ -91,13 +91,13 @@ COOLED, RISING = (
 
 METHODS = {
     "independent": Method("independent gradient", IndependentPolicyGradient, NAIVE, colour="#7f7f7f"),
-    "pbrl": Method("PBRL, value, annealed (default)", TabularPBRL, COOLED, RISING, colour="#1f77b4"),
+    "pbrl": Method("PBRL, value, annealed (0.1's default)", TabularPBRL, COOLED, RISING, colour="#1f77b4"),
     "pbrl_joint": Method(
         "PBRL, value, annealed, joint steps", TabularPBRL, replace(COOLED, follower=Softmax()), RISING, colour="#17becf"
     ),
     "hypergradient": Method("hypergradient, annealed", Hypergradient, ANNEALED, colour="#2ca02c"),
     "hypergradient_quenched": Method(
-        "hypergradient, hot, then cold (default)",
+        "hypergradient, hot, then cold (0.1's default)",
         Hypergradient,
         HypergradientConfig(tau=Quench(0.07, 0.003)),
         colour="#9467bd",

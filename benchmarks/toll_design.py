@@ -23,6 +23,8 @@ from bilevel_gym.agents import (
     Hypergradient,
     HypergradientConfig,
     TabularPBRL,
+    TabularPBRLConfig,
+    ValuePenalty,
     leader_return_at_best_response,
 )
 from bilevel_gym.agents.exact import ExactLeader
@@ -72,6 +74,12 @@ def at_tau0(problem: TollDesignProblem, x0: Any = None) -> Hypergradient:
     return Hypergradient(problem, config=HypergradientConfig(tau=problem.tau0), x0=x0)
 
 
+def rising(problem: TollDesignProblem) -> TabularPBRL:
+    """PBRL at the drivers' own temperature, with lam from 2 to 20."""
+    config = TabularPBRLConfig(tau=problem.tau0, learning_rate=0.05)
+    return TabularPBRL(problem, penalty=ValuePenalty(lam=Geometric(2.0, 20.0)), config=config)
+
+
 def annealed(problem: TollDesignProblem) -> Hypergradient:
     """The hypergradient with a temperature that falls from 1 minute to the drivers' own."""
     return Hypergradient(problem, config=HypergradientConfig(tau=Geometric(HOT_TAU, problem.tau0)))
@@ -101,8 +109,8 @@ METHODS = {
     "none": Method("no tolls", lambda problem, _: problem.start_x()),
     "uniform": Method("best uniform toll", uniform),
     "pigou": Method("toll = external cost", lambda problem, _: problem.project(problem.network.external_cost)),
-    "pbrl": Method("PBRL (default)", learned(TabularPBRL)),
-    "hypergradient": Method("hypergradient (default)", learned(at_tau0)),
+    "pbrl": Method("PBRL (0.1's default)", learned(rising)),
+    "hypergradient": Method("hypergradient (0.1's default)", learned(at_tau0)),
     "annealed": Method("hypergradient, tau from 1 minute", learned(annealed)),
     "many_starts": Method(f"hypergradient, best of {RANDOM_STARTS} random starts", many_starts),
 }
