@@ -420,9 +420,9 @@ class ResponsePool(Leader):
             gymnasium.error.DependencyNotInstalled: matplotlib is missing.
         """
         state, method = self.state, self.method
-        require(bool(state.trained), "draw", "a leader that has learned; call learn first", "one without policies")
+        require(bool(state.responses), "draw", "a leader that has learned; call learn first", "one without policies")
         finds = [found > 0.0 for *_, found in state.finds]
-        x, trained = torch.as_tensor(self.x), torch.stack(state.trained)
+        x, trained = torch.as_tensor(self.x), torch.stack([state.start, *state.trained])[1:]
         figure = draw_belief(method.pool(state), self.leader_set, x, trained, finds)
         if path is not None:
             figure.savefig(path)

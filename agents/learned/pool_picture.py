@@ -37,7 +37,7 @@ def draw_belief(pool: Pool, leader_set: Any, x: Any, trained: Any, finds: Any) -
         from matplotlib.figure import Figure
     except ImportError as error:
         raise DependencyNotInstalled('pictures need matplotlib: pip install "bilevel-gym[plots]"') from error
-    trained, refuted = torch.as_tensor(np.asarray(trained)), np.asarray(finds, dtype=bool)
+    refuted = torch.as_tensor(finds, dtype=torch.bool)
 
     # Slices through x; with a budget, points beyond it are projected onto X.
     slices = []
@@ -54,7 +54,7 @@ def draw_belief(pool: Pool, leader_set: Any, x: Any, trained: Any, finds: Any) -
     rows = -(-len(chosen) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.4 * rows), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    at_trained = pool.believe(trained)
+    at_trained = pool.believe(trained) if len(trained) else None
     for n, i in enumerate(chosen):
         panel = figure.add_subplot(rows, columns, n + 1)
         along, belief = slices[i]
@@ -67,7 +67,7 @@ def draw_belief(pool: Pool, leader_set: Any, x: Any, trained: Any, finds: Any) -
             (refuted, "tab:red", "trained at: the belief was refuted"),
             (~refuted, "0.4", "trained at: nothing found"),
         ):
-            if which.any():
+            if at_trained is not None and bool(which.any()):
                 panel.plot(trained[which, i], at_trained.feared[which], "o", color=colour, markersize=4.5, label=label)
         panel.axvline(float(x[i]), color="0.6", linewidth=1.0, linestyle="--", label="the leader's x")
         panel.set(
