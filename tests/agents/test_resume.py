@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 from sb3_contrib import ARS, QRDQN, TQC, TRPO, RecurrentPPO
@@ -55,6 +54,7 @@ from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.agents.leaders.single_loop import FiniteDifferences, FiniteDifferencesConfig
 from bilevel_gym.agents.preferences.fragmenters import ActiveFragmenter
 from bilevel_gym.agents.schedules import Quench
+from tests.agents.users import forgetful
 
 TWO, GAME, LQ = "bilevel_gym/TwoState-v0", "bilevel_gym/StackelbergGame-v0", "bilevel_gym/LQStackelberg-v0"
 INCENTIVE = "bilevel_gym/incentive_design_v0"
@@ -135,14 +135,14 @@ def scaled(venv: Any) -> Any:
 
 
 SAMPLED: dict[str, tuple[str, Any, dict[str, Any], Any, int]] = {
-    "A2C": (GAME, A2C, {}, None, 3600),
-    "PPO, dummy": (GAME, PPO, {"vec_env": "dummy", "averaging": 0.0}, None, 3600),
+    "A2C": (GAME, A2C, {}, None, 2200),
+    "PPO, dummy": (GAME, PPO, {"vec_env": "dummy", "averaging": 0.0}, None, 2200),
     "known model": (GAME, A2C, {"estimator": KnownModel()}, None, 1400),
-    "DQN": (GAME, built(DQN, target_update_interval=70, **OFF), {}, None, 3600),
-    "DQN, x unseen": (GAME, built(DQN, **OFF), {"observe_commitment": False}, None, 3600),
-    "Bellman": (GAME, built(QRDQN, **{**OFF, "policy_kwargs": {**NET, "n_quantiles": 5}}), {}, BellmanPenalty(), 3600),
-    "VecNormalize": (GAME, scaled, {}, None, 3600),
-    "TRPO": (GAME, built(TRPO, n_steps=16, batch_size=16, policy_kwargs=NET), {}, None, 3600),
+    "DQN": (GAME, built(DQN, target_update_interval=70, **OFF), {}, None, 2200),
+    "DQN, x unseen": (GAME, built(DQN, **OFF), {"observe_commitment": False}, None, 2200),
+    "Bellman": (GAME, built(QRDQN, **{**OFF, "policy_kwargs": {**NET, "n_quantiles": 5}}), {}, BellmanPenalty(), 2200),
+    "VecNormalize": (GAME, scaled, {}, None, 2200),
+    "TRPO": (GAME, built(TRPO, n_steps=16, batch_size=16, policy_kwargs=NET), {}, None, 2200),
     "recurrent": (
         GAME,
         built(
@@ -158,17 +158,17 @@ SAMPLED: dict[str, tuple[str, Any, dict[str, Any], Any, int]] = {
         2600,
     ),
     "random search": (GAME, built(ARS, "LinearPolicy", n_delta=1, n_eval_episodes=4), {}, None, 6000),
-    "SAC": (LQ, built(SAC, gamma=0.95, **OFF), {"vec_env": "dummy"}, None, 4800),
-    "SAC, gSDE": (LQ, built(SAC, gamma=0.95, use_sde=True, **OFF), {"averaging": 0.0}, None, 4800),
+    "SAC": (LQ, built(SAC, gamma=0.95, **OFF), {"vec_env": "dummy"}, None, 3600),
+    "SAC, gSDE": (LQ, built(SAC, gamma=0.95, use_sde=True, **OFF), {"averaging": 0.0}, None, 3600),
     "PPO, gSDE": (
         LQ,
         built(PPO, gamma=0.95, use_sde=True, n_steps=16, batch_size=32, policy_kwargs=NET),
         {},
         None,
-        8000,
+        4500,
     ),
-    "TD3": (LQ, noisy(TD3), {}, None, 4800),
-    "TQC": (LQ, built(TQC, gamma=0.95, **OFF), {}, None, 4800),
+    "TD3": (LQ, noisy(TD3), {}, None, 3600),
+    "TQC": (LQ, built(TQC, gamma=0.95, **OFF), {}, None, 3600),
 }
 
 
@@ -188,11 +188,6 @@ def test_sampled_leaders_go_on_to_the_bit(name: str, tmp_path: Path) -> None:
 def test_four_followers_over_a_game_go_on_to_the_bit(tmp_path: Path) -> None:
     config = PBRLConfig.for_a_game(n_envs=4, follower_steps=32, warmup_steps=32, estimator=Rollouts(8), eval_every=2)
     resumed(lambda: PBRL(INCENTIVE, A2C, config=config), PBRL.load, 4000, 2, tmp_path)
-
-
-def forgetful() -> gym.Env[Any, Any]:
-    """An environment that nobody can look into."""
-    return gym.make("bilevel_gym/ShapedMountainCar-v0", max_episode_steps=30)
 
 
 @pytest.mark.parametrize("vec_env", ["dummy", "subproc"])
