@@ -135,14 +135,14 @@ def scaled(venv: Any) -> Any:
 
 
 SAMPLED: dict[str, tuple[str, Any, dict[str, Any], Any, int]] = {
-    "A2C": (GAME, A2C, {}, None, 2200),
-    "PPO, dummy": (GAME, PPO, {"vec_env": "dummy", "averaging": 0.0}, None, 2200),
+    "A2C": (GAME, A2C, {}, None, 3600),
+    "PPO, dummy": (GAME, PPO, {"vec_env": "dummy", "averaging": 0.0}, None, 3600),
     "known model": (GAME, A2C, {"estimator": KnownModel()}, None, 1400),
-    "DQN": (GAME, built(DQN, target_update_interval=70, **OFF), {}, None, 2200),
-    "DQN, x unseen": (GAME, built(DQN, **OFF), {"observe_commitment": False}, None, 2200),
-    "Bellman": (GAME, built(QRDQN, **{**OFF, "policy_kwargs": {**NET, "n_quantiles": 5}}), {}, BellmanPenalty(), 2200),
-    "VecNormalize": (GAME, scaled, {}, None, 2200),
-    "TRPO": (GAME, built(TRPO, n_steps=16, batch_size=16, policy_kwargs=NET), {}, None, 2200),
+    "DQN": (GAME, built(DQN, target_update_interval=70, **OFF), {}, None, 3600),
+    "DQN, x unseen": (GAME, built(DQN, **OFF), {"observe_commitment": False}, None, 3600),
+    "Bellman": (GAME, built(QRDQN, **{**OFF, "policy_kwargs": {**NET, "n_quantiles": 5}}), {}, BellmanPenalty(), 3600),
+    "VecNormalize": (GAME, scaled, {}, None, 3600),
+    "TRPO": (GAME, built(TRPO, n_steps=16, batch_size=16, policy_kwargs=NET), {}, None, 3600),
     "recurrent": (
         GAME,
         built(
@@ -158,17 +158,17 @@ SAMPLED: dict[str, tuple[str, Any, dict[str, Any], Any, int]] = {
         2600,
     ),
     "random search": (GAME, built(ARS, "LinearPolicy", n_delta=1, n_eval_episodes=4), {}, None, 6000),
-    "SAC": (LQ, built(SAC, gamma=0.95, **OFF), {"vec_env": "dummy"}, None, 3600),
-    "SAC, gSDE": (LQ, built(SAC, gamma=0.95, use_sde=True, **OFF), {"averaging": 0.0}, None, 3600),
+    "SAC": (LQ, built(SAC, gamma=0.95, **OFF), {"vec_env": "dummy"}, None, 4800),
+    "SAC, gSDE": (LQ, built(SAC, gamma=0.95, use_sde=True, **OFF), {"averaging": 0.0}, None, 4800),
     "PPO, gSDE": (
         LQ,
         built(PPO, gamma=0.95, use_sde=True, n_steps=16, batch_size=32, policy_kwargs=NET),
         {},
         None,
-        4500,
+        8000,
     ),
-    "TD3": (LQ, noisy(TD3), {}, None, 3600),
-    "TQC": (LQ, built(TQC, gamma=0.95, **OFF), {}, None, 3600),
+    "TD3": (LQ, noisy(TD3), {}, None, 4800),
+    "TQC": (LQ, built(TQC, gamma=0.95, **OFF), {}, None, 4800),
 }
 
 
