@@ -6,6 +6,7 @@ from typing import Any
 
 import pettingzoo
 
+from ..envs.mdp import ContinuousProblem
 from .leader import Leader
 from .leaders.hypergradient import Hypergradient
 from .leaders.pbrl import PBRL, PBRLConfig
@@ -29,7 +30,7 @@ def leader_for(env: Any, follower: Any = None, *, env_kwargs: dict[str, Any] | N
     a game, or a ``penalty``        given, or PPO    ``PBRL`` with that penalty; for a game by default Nikaido-Isoda
     ==============================  ===============  =====================================================================
 
-    Whether x enters rewards only is read from the model, or tried in some random steps of ``env``. PPO takes any actions.
+    A :class:`ContinuousProblem` counts as no model: its grid judges, and gives no gradient. Whether x enters rewards only is read from the model, or tried in some random steps of ``env``. PPO takes any actions.
 
     Args:
         env: an id, a Gymnasium or PettingZoo environment, a problem, or a callable that makes one.
@@ -51,7 +52,7 @@ def leader_for(env: Any, follower: Any = None, *, env_kwargs: dict[str, Any] | N
     elif makes_one(env):
         made = env()
     problem = problem_of(made)
-    if follower is None and problem is not None:
+    if follower is None and problem is not None and not isinstance(problem, ContinuousProblem):
         leader: Any = Hypergradient if lower_level(problem).n_players == 1 else TabularPBRL
         return leader(env if isinstance(env, str) else problem, env_kwargs=env_kwargs, **kwargs)  # type: ignore[no-any-return]
     if follower is None:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if __name__ != "bilevel_gym.envs":
-    raise ImportError(f"import bilevel_gym.envs, not {__name__}: second copies of its classes would be strangers")
+    raise ImportError(f"import bilevel_gym.envs, not {__name__}: it would load a second copy of each class")
 
 import pettingzoo
 from gymnasium.envs.registration import register
@@ -22,6 +22,7 @@ _OF_PROBLEMS = (
     ("GoalPlacement-v0", "goal_placement:GoalPlacementEnv", 100),
     ("TollDesign-v0", "toll_design:TollDesignEnv", 100),
     ("LQStackelberg-v0", "lq_stackelberg:LQStackelbergEnv", 100),
+    ("SubsidisedPendulum-v0", "subsidised_pendulum:SubsidisedPendulumEnv", 100),
     ("RewardGrid-v0", "reward_grid:RewardGridEnv", 100),
 )
 _OTHERS = (

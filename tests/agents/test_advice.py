@@ -45,6 +45,7 @@ def world() -> gym.Env[Any, Any]:
         (lambda: incentive_design_v0.parallel_env(), {}, TabularPBRL),
         (world, {}, ResponsePool),
         (curved_dynamics, {}, PBRL),
+        ("bilevel_gym/SubsidisedPendulum-v0", {}, ResponsePool),
     ],
 )
 def test_without_a_follower_a_model_is_solved_and_other_worlds_are_learned_in_by_ppo(

@@ -250,10 +250,11 @@ def test_any_environment_without_a_model() -> None:
         estimator=Rollouts(8),
         eval_every=1000,
         evaluation_steps=2000,
+        evaluation_followers=1,
         x_noise=0.2,
     )
     leader = PBRL(Chase, ppo_for_chase, penalty=ValuePenalty(lam=2.0), config=config, seed=0)
-    leader.learn(24_000)
+    leader.learn(18_000)
     record = leader.history[-1]
     assert leader.worlds.problem is None
     assert abs(leader.last_x[0] - 0.6) < 0.25  # the follower goes where x is, so x goes where the leader is paid
@@ -477,11 +478,11 @@ def test_another_class_than_the_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_rollouts_far_longer_than_asked_are_reported() -> None:
-    def default_ppo(venv: VecEnv) -> BaseAlgorithm:
-        return PPO("MlpPolicy", venv, gamma=0.9, n_epochs=1, batch_size=2048, device="cpu")
+    def long_rollouts(venv: VecEnv) -> BaseAlgorithm:
+        return PPO("MlpPolicy", venv, gamma=0.9, n_steps=256, n_epochs=1, batch_size=2048, device="cpu")
 
-    with pytest.warns(UserWarning, match="follower: expected rollouts of about follower_steps=128 steps, got 16384"):
-        small(default_ppo).learn(40_000)
+    with pytest.warns(UserWarning, match="follower: expected rollouts of about follower_steps=128 steps, got 2048"):
+        small(long_rollouts).learn(6_000)
 
 
 class Unpaid(Chase):
