@@ -30,7 +30,8 @@ def leader_for(env: Any, follower: Any = None, *, env_kwargs: dict[str, Any] | N
     a game, or a ``penalty``        given, or PPO    ``PBRL`` with that penalty; for a game by default Nikaido-Isoda
     ==============================  ===============  =====================================================================
 
-    A :class:`ContinuousProblem` counts as no model: its grid judges, and gives no gradient. Whether x enters rewards only is read from the model, or tried in some random steps of ``env``. PPO takes any actions.
+    A ``ContinuousProblem`` counts as no model: its grid judges, and gives no gradient. Whether x enters rewards only is read from
+    a table, or tried in some random steps of ``env``. PPO takes any actions.
 
     Args:
         env: an id, a Gymnasium or PettingZoo environment, a problem, or a callable that makes one.

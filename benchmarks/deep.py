@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from stable_baselines3 import DQN, PPO, SAC
 
@@ -27,7 +24,6 @@ from bilevel_gym.agents.followers.spec import AlgorithmSpec
 from bilevel_gym.agents.followers.tuned import tuned_settings
 from bilevel_gym.agents.leader import Leader
 
-from .figures import new_figure, save_figure
 from .runs import Data, Runs, grid, run_all
 from .worlds import World, deep_worlds
 

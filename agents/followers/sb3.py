@@ -294,13 +294,15 @@ class SB3Follower:
 
     @torch.no_grad()
     def explore_again(self) -> None:
-        """Restore the exploration of a policy that was trained: the spread of a Gaussian, or flatter action probabilities."""
-        policy: Any = self.model.policy
-        if isinstance(policy, ActorCriticPolicy) and hasattr(policy, "log_std"):
-            policy.log_std.fill_(policy.log_std_init)
-        elif isinstance(policy, ActorCriticPolicy):
-            policy.action_net.weight.mul_(FLATTER)
-            policy.action_net.bias.mul_(FLATTER)
+        """Restore the exploration of a trained policy: the spread of a Gaussian, or flatter action probabilities."""
+        actor: Any = self.model.policy
+        if not isinstance(self.model.policy, ActorCriticPolicy):
+            return
+        if hasattr(actor, "log_std"):
+            actor.log_std.fill_(actor.log_std_init)
+        else:
+            actor.action_net.weight.mul_(FLATTER)
+            actor.action_net.bias.mul_(FLATTER)
 
     # --- acting --------------------------------------------------------------------------------------------------
 

@@ -104,7 +104,7 @@ def episodes_of(worlds: Worlds, rollout: Rollout, rng: np.random.Generator) -> E
     for value, column in zip(base, slopes, strict=True):
         J = torch.stack(column, dim=1)
         tables.append(torch.cat([(value - J @ low)[:, None], J], dim=1))
-    affine = Episodes(*tables)
+    affine = Episodes(tables[0], tables[1])
     points = low + width * torch.as_tensor(rng.random((PROBES, len(low))))
     for point in points:
         expected = affine.returns(point[None], model)
@@ -243,7 +243,7 @@ def ascend(pool: Pool, leader_set: LeaderSet, starts: Tensor, steps: int = 200) 
         F, L = pool.returns(low + width * z)
         smooth = (torch.softmax(beta * F.mean(-1), 0) * L.mean(-1)).sum()
         optimiser.zero_grad()
-        (-smooth).backward()  # type: ignore[no-untyped-call]
+        (-smooth).backward()
         optimiser.step()
         with torch.no_grad():
             inside = leader_set.project(low + width * z)

@@ -29,14 +29,14 @@ def threshold() -> gym.Env[Any, Any]:
     """
     P = torch.full((2, 2, 2), 0.5, dtype=torch.float64)
     second = torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
-    base = TabularMDP(P, torch.zeros(2, 2), [0.5, 0.5], gamma=0.9)
+    base = TabularMDP(P, torch.zeros(2, 2), torch.full((2,), 0.5), gamma=0.9)
     problem = ArrayProblem(base, LeaderSet.box(1, 0.0, 1.0), lambda x: (x - 0.3) * second, lambda x: (1.0 - x) * second)
     return gym.wrappers.TimeLimit(TabularEnv(problem), 50)
 
 
 @pytest.mark.parametrize("follower", [PPO, DQN])
 def test_it_crosses_a_threshold_that_a_gradient_does_not_see(follower: Any) -> None:
-    settings = {"n_envs": 16, "fresh_steps": 2_000, "warm_steps": 1_000, "episodes": 16, "points": 101}
+    settings: dict[str, Any] = {"n_envs": 16, "fresh_steps": 2_000, "warm_steps": 1_000, "episodes": 16, "points": 101}
     leader = ResponsePool(threshold, AlgorithmSpec(follower, SETTINGS[follower]), seed=1, **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

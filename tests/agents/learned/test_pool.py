@@ -44,7 +44,7 @@ def curved() -> gym.Env[Any, Any]:
     return ShapedReward(base, RewardModule(Curved()), gamma=0.9, low=-1.0, high=1.0, leader_reward=lambda step: 1.0)
 
 
-WORLDS = {
+WORLDS: dict[str, Any] = {
     "a table": "bilevel_gym/TwoState-v0",
     "tolls": "bilevel_gym/TollDesign-v0",
     "a reward that is not affine": curved,
@@ -104,7 +104,7 @@ def made(values: list[tuple[list[float], list[float]]], noise: float = 0.0, n: i
             if k == len(values) - 1:
                 rows[:, 0] += noise * torch.linspace(-1.0, 1.0, n, dtype=F64)
             tables.append(rows)
-        episodes.append(Episodes(*tables))
+        episodes.append(Episodes(tables[0], tables[1]))
     return Pool([Response("made", torch.zeros(1, dtype=F64), {}, e) for e in episodes], torch.nn.Identity())
 
 
