@@ -22,6 +22,7 @@ from torch import Tensor
 from .core import FromArguments
 from .mdp import GridMap, LeaderSet, TabularMDP, TabularProblem
 from .mdp.checks import check_number, check_tau
+from .mdp.problem import LOGIT_SCALE
 from .render import draw_grid
 from .tabular import TabularEnv
 
@@ -76,7 +77,7 @@ class FourRoomsProblem(TabularProblem):
         self.goals = tuple(self.grid.index(*goal) for goal in GOALS)
         self.leader_cell = self.grid.index(*LEADER_CELL)
         n = self.grid.n_cells
-        self.leader_set = LeaderSet.box(n + 1, -LOGIT_BOUND, LOGIT_BOUND)
+        self.leader_set = LeaderSet.box(n + 1, -LOGIT_BOUND, LOGIT_BOUND, LOGIT_SCALE)
         self.context_probs = torch.full((len(GOALS),), 0.5, dtype=torch.float64)
         self._P = self.grid.transition(INTENDED)
         self._rho = torch.nn.functional.one_hot(torch.tensor(self.grid.index(*START)), n).to(torch.float64)

@@ -118,8 +118,8 @@ class PlayerVectorEnv(TabularVectorEnv):
 
     In state s the player chooses an action, the other player's is drawn from its fixed policy, and the next state from P. The
     reward is the player's own payoff (player 2's is the negative of player 1's) plus ``bonus(s, a)``, if there is a bonus.
-    ``infos["leader_reward"]`` is the leader's reward in the step, ``infos["leader_draw"]`` the other player's action. A step draws
-    three random numbers for each environment, for any actions, so that equal seeds give common random numbers.
+    ``infos["leader_reward"]`` is the leader's reward in the step, ``infos["leader_draw"]`` the other player's action. A step
+    draws three random numbers for each environment, for any actions, so that equal seeds give common random numbers.
 
     Args:
         problem: the game problem, not a stack.

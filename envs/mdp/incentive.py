@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .checks import as_float64, check_seed, check_size, check_tau, require
-from .problem import GameProblem, LeaderSet
+from .problem import LOGIT_SCALE, GameProblem, LeaderSet
 from .zero_sum import ZeroSumGame, joint_return
 
 INCENTIVE_BOUND = 10.0
@@ -73,7 +73,9 @@ class IncentiveDesignProblem(GameProblem):
         for name in ("P", "r", "rho", "gamma"):
             object.__setattr__(self, name, getattr(players, name))
         object.__setattr__(self, "_designer", designer)
-        object.__setattr__(self, "leader_set", LeaderSet.box(self.r.numel(), -INCENTIVE_BOUND, INCENTIVE_BOUND))
+        object.__setattr__(
+            self, "leader_set", LeaderSet.box(self.r.numel(), -INCENTIVE_BOUND, INCENTIVE_BOUND, LOGIT_SCALE)
+        )
         if stack:
             object.__setattr__(self, "context_probs", torch.full(stack, 1.0 / stack[0], dtype=torch.float64))
 

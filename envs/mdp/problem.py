@@ -46,6 +46,9 @@ from .zero_sum import ZeroSumGame
 
 ProblemT = TypeVar("ProblemT", bound="BilevelProblem")
 
+LOGIT_SCALE = 1.5
+"""``LeaderSet.scale`` of logits: a change of 1.5 multiplies the odds by 4.5."""
+
 MEMBERSHIP_ATOL = 1e-9
 """A point counts as a member of X if no coordinate lies further outside than this, to allow for rounding."""
 
@@ -67,14 +70,18 @@ class LeaderSet:
         low: lower bounds, ``[dim]``, finite.
         high: upper bounds, ``[dim]``, finite, at least ``low``.
         budget: upper bound on ``sum |x_i|``, at least 0. Default: infinite, i.e. X is a box.
+        scale: a change of a coordinate that alters the problem strongly, positive, e.g. 1.5 for logits. Leaders warn before a run
+            whose steps cover neither this distance nor X. Default: infinite, i.e. x should be able to cross X.
 
     Raises:
-        ValueError: the bounds have different shapes, are not finite or cross; or no point of the box meets the budget.
+        ValueError: the bounds have different shapes, are not finite or cross; no point of the box meets the budget; or ``scale``
+            is not positive.
     """
 
     low: Tensor
     high: Tensor
     budget: float = math.inf
+    scale: float = math.inf
 
     def __post_init__(self) -> None:
         keep(self, "low", "high")
@@ -84,23 +91,25 @@ class LeaderSet:
         require(high.shape == low.shape, "high", f"shape {tuple(low.shape)}, as low has", f"shape {tuple(high.shape)}")
         require(bool((low <= high).all()), "low", "low <= high in every coordinate", "bounds that cross")
         object.__setattr__(self, "budget", check_number(self.budget, "budget", low=0.0))
+        object.__setattr__(self, "scale", check_number(self.scale, "scale", low=0.0, open_low=True))
         least = float(self._clip(torch.zeros_like(low)).abs().sum())
         require(least <= self.budget, "budget", f"at least {least:g}, the smallest sum |x_i| in the box", self.budget)
 
     @staticmethod
-    def box(dim: int, low: float, high: float) -> LeaderSet:
+    def box(dim: int, low: float, high: float, scale: float = math.inf) -> LeaderSet:
         """Return the box ``[low, high]^dim``.
 
         Args:
             dim: number of coordinates, at least 1.
             low: lower bound of every coordinate.
             high: upper bound of every coordinate.
+            scale: a change of a coordinate that alters the problem strongly, positive. Default: infinite.
 
         Raises:
-            ValueError: ``dim`` is below 1, or the bounds are not finite or cross.
+            ValueError: ``dim`` is below 1, the bounds are not finite or cross, or ``scale`` is not positive.
         """
         ends = [torch.full((check_size(dim, "dim"),), float(end), dtype=torch.float64) for end in (low, high)]
-        return LeaderSet(ends[0], ends[1])
+        return LeaderSet(ends[0], ends[1], scale=scale)
 
     @property
     def dim(self) -> int:
@@ -196,7 +205,8 @@ class LeaderSet:
             require(fits, name, expected, f"shape {tuple(value.shape)}")
             require(not bool(value.isnan().any()), name, "numbers", "NaN")
             cut.append(value.expand_as(self.low))
-        return LeaderSet(torch.maximum(self.low, cut[0]), torch.minimum(self.high, cut[1]), min(self.budget, budget))
+        low, high = torch.maximum(self.low, cut[0]), torch.minimum(self.high, cut[1])
+        return LeaderSet(low, high, min(self.budget, budget), self.scale)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_distribution, check_gamma, check_number, check_seed, check_size, check_tau, keep, require
-from .problem import EVALUATION_TAU, LeaderSet, TabularProblem
+from .problem import EVALUATION_TAU, LOGIT_SCALE, LeaderSet, TabularProblem
 from .tabular import TabularKernel, TabularMDP
 
 LOGIT_BOUND = 10.0
@@ -62,7 +62,9 @@ class StackelbergProblem(TabularProblem):
         check_distribution(self.rho, "rho")
         check_gamma(self.gamma, endless=True)
         check_tau(self.tau)
-        object.__setattr__(self, "leader_set", LeaderSet.box(stack.numel() * S * A_l, -LOGIT_BOUND, LOGIT_BOUND))
+        object.__setattr__(
+            self, "leader_set", LeaderSet.box(stack.numel() * S * A_l, -LOGIT_BOUND, LOGIT_BOUND, LOGIT_SCALE)
+        )
         if stack:
             object.__setattr__(self, "context_probs", torch.full(stack, 1.0 / stack[0], dtype=torch.float64))
         # The simulator's axis order [S, A_f, A_l, ...], and P as S matrices [A_l, A_f * S] for one batched product.

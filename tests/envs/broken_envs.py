@@ -506,7 +506,7 @@ BROKEN = [
     (ItsOwnArray, "^leader_x: expected a copy of x"),
     (Shared, "^set_leader: expected the x of other environments to stay unchanged .*got x = .* in a copy"),
     (SharedTable, "^set_leader: expected the x of other environments to stay unchanged .*got another reward"),
-    (NextBegins, "^leader_x: expected a new environment to begin at"),
+    (NextBegins, "^leader_x: expected a new environment to start at"),
     (Silent, "^info: expected the key 'leader_draw'"),
     (Unpaid, "^info: expected the key 'leader_reward'"),
     (Vectors, r"^reward: expected one number a step, got an array of shape \(2,\); make one number of it"),
