@@ -49,7 +49,7 @@ def warned(run: Callable[[], Any]) -> list[str]:
 def at_once(leader: Any) -> Any:
     """The leader, whose one iteration leaves x where it is and costs nothing: what is warned of is said before it."""
     leader.method.step = lambda state, progress: (state, {})
-    leader.method.evaluate = lambda state, x, iteration: Evaluation(iteration, 0.0)
+    leader.method.evaluate = lambda state, x, iteration: Evaluation(0.0, None, None, None, None, 0.0, 0, iteration)
     return leader
 
 
