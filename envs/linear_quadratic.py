@@ -249,7 +249,7 @@ class LinearQuadraticEnv(_LinearLeader, ProblemEnv):
         return self._state[0].copy(), {}
 
     def step(self, action: Any) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        """Take one step; it draws m_l + n normal numbers, whatever the action."""
+        """Take one step; it draws m_l + n normal numbers, for any action."""
         plant, s = self._plant, self._state
         if s is None:
             raise gym.error.ResetNeeded("step was called before reset")

@@ -505,7 +505,7 @@ class TabularEnv(_TabularLeader, ProblemEnv):
         return self._tables.masks(self._state).copy()
 
     def step(self, action: Any) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
-        """Take one step; it draws two random numbers, whatever the action."""
+        """Take one step; it draws two random numbers, for any action."""
         t, z, a = self._tables, self._state, int(action)
         if z is None:
             raise gym.error.ResetNeeded("step was called before reset")
