@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .baselines.drlhf import DRLHF as DRLHF
     from .baselines.independent_policy_gradient import IndependentPolicyGradient as IndependentPolicyGradient
     from .baselines.meta_gradient import MetaGradient as MetaGradient
+    from .baselines.optuna_search import OptunaSearch as OptunaSearch
+    from .baselines.sweep import Sweep as Sweep
     from .baselines.true_reward import TrueReward as TrueReward
     from .baselines.zero_order import ZeroOrder as ZeroOrder
     from .callbacks import Checkpoint as Checkpoint
@@ -58,6 +60,8 @@ _NAMES = {
     "baselines.drlhf": "DRLHF",
     "baselines.independent_policy_gradient": "IndependentPolicyGradient",
     "baselines.meta_gradient": "MetaGradient",
+    "baselines.optuna_search": "OptunaSearch",
+    "baselines.sweep": "Sweep",
     "baselines.true_reward": "TrueReward",
     "baselines.zero_order": "ZeroOrder",
     "callbacks": "Checkpoint LeaderEvalCallback",

@@ -13,8 +13,9 @@ from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.env_registry.exceptions import PettingZooRegistryError
 from torch import Tensor
 
+from ..envs.continuous import ContinuousEnv
 from ..envs.linear_quadratic import LinearQuadraticEnv
-from ..envs.mdp import BilevelProblem, GameProblem, LinearQuadraticProblem, TabularProblem
+from ..envs.mdp import BilevelProblem, ContinuousProblem, GameProblem, LinearQuadraticProblem, TabularProblem
 from ..envs.mdp.checks import require, require_imported
 from ..envs.tabular import TabularEnv
 from .records import decode
@@ -97,6 +98,8 @@ def as_env(given: Any) -> Any:
     """
     if isinstance(given, TabularProblem):
         return TabularEnv(given)
+    if isinstance(given, ContinuousProblem):
+        return ContinuousEnv(given)
     return LinearQuadraticEnv(given) if isinstance(given, LinearQuadraticProblem) else given
 
 

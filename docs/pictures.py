@@ -58,6 +58,11 @@ def swing_up(obs: Any) -> Any:
     return np.array([-2.0 * np.sign(energy * speed) if speed else 2.0], np.float32)
 
 
+def swing_up_gently(obs: Any) -> Any:
+    """Subsidised pendulum: pump energy and hold, with a torque in [-1, 1]."""
+    return swing_up(obs) / 2.0
+
+
 def lean(obs: Any) -> Any:
     """Hopper: hold still until it falls."""
     return np.array([-0.2, -0.1, 0.1], np.float32)
@@ -88,6 +93,7 @@ PLAYED: dict[str, tuple[int, dict[str, Any], Callable[[], Callable[[Any], Any]]]
     "ShapedMountainCar-v0": (120, {}, lambda: push_along),
     "ShapedCartPole-v0": (120, {}, lambda: balance),
     "DesignedPendulum-v0": (120, {}, lambda: swing_up),
+    "SubsidisedPendulum-v0": (100, {}, lambda: swing_up_gently),
     "DesignedHopper-v0": (90, {}, lambda: lean),
     "HappyText-v0": (60, {}, Write),
     "UnderLeader-v0": (
@@ -112,7 +118,7 @@ def play(name: str) -> None:
         if terminated or truncated:
             frames.append(Image.fromarray(np.asarray(env.render(), dtype=np.uint8)))
             obs, _ = env.reset()
-    every = 3 if name.startswith(("Shaped", "Designed")) else 1
+    every = 3 if name.startswith(("Shaped", "Designed", "Subsidised")) else 1
     keep(frames[::every], 1000 * every / float(env.metadata.get("render_fps") or 4), FOLDER / f"{name}.gif")
 
 

@@ -18,6 +18,7 @@ from .check_draws import ALPHA, check_table, rate, steps_at
 from .check_play import RTOL, Floats, Played, World, apart
 from .mdp import GameProblem, TabularProblem
 from .mdp.checks import require
+from .mdp.continuous import ContinuousProblem
 from .mdp.linear_quadratic import LinearQuadraticProblem
 
 STARTS = 400
@@ -44,11 +45,12 @@ def check_problem(world: World, x: Floats, before: Floats, steps: int) -> None:
         TabularProblem: _check_tabular,
         GameProblem: _check_game,
         LinearQuadraticProblem: _check_plant,
+        ContinuousProblem: _check_continuous,
     }
     check = next((check for kind, check in kinds.items() if isinstance(problem, kind)), None)
     if check is None:
         world.unchecked.append(
-            f"the problem, a {type(problem).__name__}: only tabular, zero-sum and linear-quadratic problems are checked"
+            f"the problem, a {type(problem).__name__}: only tabular, zero-sum, linear-quadratic and continuous ones are checked"
         )
         return
     box, X = world.box, problem.leader_set
@@ -233,3 +235,40 @@ def _check_gaussian(rest: Floats, covariance: Floats, what: str, known: Floats |
         fits = fits and log_e < -math.log(ALPHA)
     got = f"sum of z / sqrt(n) {mean} and sum of z^2 / n {spread / n} along its axes ({rate(n)})"
     require(fits, "problem", f"{what} drawn from the problem's Gaussian", got)
+
+
+# --- continuous states ------------------------------------------------------------------------------------------------
+
+
+def _check_continuous(
+    world: World, problem: ContinuousProblem, at: tuple[Tensor, Tensor], played: list[Played], starts: list[Any]
+) -> None:
+    """Check rewards, steps and starts of a continuous problem; steps with noise are not checked."""
+    _check_gamma(world, problem.gamma)
+    obs, after = (
+        np.stack([np.asarray(world.base(getattr(step, name)), dtype=np.float64) for step in played])
+        for name in ("obs", "next_obs")
+    )
+    a = np.stack([np.asarray(step.action, dtype=np.float64) for step in played])
+    a = a.clip(problem.action_low, problem.action_high)
+    modelled = problem.rewards(at[0].numpy(), obs, a, after)
+    for whose, numbers, name in zip(("follower", "leader"), modelled, ("reward", "leader_reward"), strict=True):
+        paid = [float(getattr(step, name)) for step in played]
+        _agree("problem", f"the {whose}'s reward", np.broadcast_to(numbers, len(paid)), paid)
+    values, weights = problem.noise
+    if len(weights) == 1:
+        expected = problem.observe(problem.step(problem.state_of(obs), a, np.broadcast_to(values, (len(a), 1))))
+        distance = apart(expected, after).max(-1)
+        i = int(distance.argmax())
+        told = f"the next observation {expected[i]} (step and problem must agree)"
+        require(bool(distance[i] <= RTOL), "problem", told, after[i])
+    else:
+        world.unchecked.append("the noise of a continuous problem")
+    # The mean of the first observations, within what chance allows.
+    states, weights = problem.starts()
+    seen, first = problem.observe(states), np.stack([np.asarray(start, dtype=np.float64) for start in starts])
+    mean = weights @ seen
+    spread = np.sqrt(weights @ (seen - mean) ** 2)
+    off = np.abs(first.mean(0) - mean) - norm.isf(ALPHA / (2 * len(mean))) * spread / math.sqrt(len(first))
+    fits = bool((off <= RTOL * (1.0 + np.abs(mean))).all())
+    require(fits, "problem", f"first observations whose mean is {mean}, that of its starts", first.mean(0))

@@ -36,6 +36,7 @@ from bilevel_gym.agents import (
     Checkpoint,
     FileLabeller,
     Hypergradient,
+    OptunaSearch,
     PBRLConfig,
     PreferenceConfig,
     TabularPBRL,
@@ -644,6 +645,12 @@ def _() -> str:
 def _() -> str:
     with without("cma"):
         return error(lambda: CMAES(TWO, A2C))
+
+
+@case(LIBRARIES, "Optuna's search without Optuna", "")
+def _() -> str:
+    with without("optuna"):
+        return error(lambda: OptunaSearch(TWO, A2C))
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------

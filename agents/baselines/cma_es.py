@@ -12,7 +12,7 @@ scratch and counts its steps. Both need the extra ``search``.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,23 +21,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...envs.mdp import LeaderSet
-from ...envs.mdp.checks import check_number, check_size, require
-from ...wrappers import set_leader
-from ..checkpoint import size_of
-from ..config import LeaderConfig, configured
-from ..estimators.rollouts import collect, episode_returns
-from ..evaluation import Evaluation, leader_return_at_best_response
+from ...envs.mdp.checks import check_number, require
+from ..config import LeaderConfig
+from ..evaluation import Evaluation
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
 from ..followers.sb3 import SB3Follower
-from ..followers.spec import Answering, FollowerSpec
-from ..leader import Leader, Method, Progress, State
-from ..learned.answers import Evaluating, judge, judge_steps
-from ..learned.worlds import EnvSpec, Worlds
-from ..plan import Cost, RecordCost
-from ..records import snapshot, storable
-
-MOST_TRIALS = 10**6
-"""Maximum population: a larger generation does not fit in memory."""
+from ..followers.spec import Answering
+from ..leader import Progress
+from ..plan import Cost
+from ..records import storable
+from .trials import (
+    TrialsConfig,
+    TrialsLeader,
+    TrialsMethod,
+    TrialsState,
+    check_population,
+    require_unused,
+    seed_words,
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,13 +49,9 @@ class _SearchConfig(LeaderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self.sigma, "sigma", low=0.0, high=1e3, open_low=True)
-        if self.population is not None:
-            fits = 2 <= check_size(self.population, "population") <= MOST_TRIALS
-            require(fits, "population", f"a number in [2, {MOST_TRIALS}]", self.population)
-        defaults = LeaderConfig()
-        for name in ("learning_rate", "optimizer_class", "optimizer_kwargs"):
-            value, unused = getattr(self, name), "none: CMA-ES takes no gradient steps (see sigma)"
-            require(value == getattr(defaults, name), name, unused, repr(value))
+        check_population(self.population)
+        optimiser = ("learning_rate", "optimizer_class", "optimizer_kwargs")
+        require_unused(self, optimiser, "CMA-ES takes no gradient steps (see sigma)")
 
 
 @storable
@@ -72,7 +69,7 @@ class TabularCMAESConfig(ExactConfig, _SearchConfig):
 
 @storable
 @dataclass(frozen=True, eq=False, kw_only=True)
-class CMAESConfig(_SearchConfig):
+class CMAESConfig(_SearchConfig, TrialsConfig):
     """Options of :class:`CMAES`; other leaders' optimiser settings are not used.
 
     Attributes:
@@ -86,20 +83,8 @@ class CMAESConfig(_SearchConfig):
         evaluation_followers: number of followers that ``evaluate()`` newly trains, where no model is known; a record in
             ``learn`` trains one.
         evaluation_steps: training steps of each of them.
+        vec_env: how parallel environments are stepped (see :class:`PBRLConfig`).
     """
-
-    follower_steps: int = 20_000
-    n_envs: int = 64
-    rollout_envs: int = 64
-    rollout_tail: float = 0.05
-    evaluation_followers: int = 3
-    evaluation_steps: int = 50_000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("follower_steps", "n_envs", "rollout_envs", "evaluation_followers", "evaluation_steps"):
-            check_size(getattr(self, name), name)
-        check_number(self.rollout_tail, "rollout_tail", low=0.0, high=1.0, open_low=True, open_high=True)
 
 
 class Search:
@@ -189,10 +174,6 @@ class Search:
                 self.tell([float(value) for value in returns])
 
 
-def _words(seed: int | None) -> list[int]:
-    return [int(word) for word in np.random.SeedSequence(seed).generate_state(4)]
-
-
 @dataclass
 class TabularCMAESState(ExactState):
     """The state that the search continues from.
@@ -222,7 +203,7 @@ class TabularCMAESMethod(ExactMethod):
 
     def prepare(self, state: TabularCMAESState, seed: int | None) -> None:
         c = self.config
-        state.search = Search(self.leader_set, state.x.detach(), c.sigma, c.population, _words(seed))
+        state.search = Search(self.leader_set, state.x.detach(), c.sigma, c.population, seed_words(seed))
 
     def descend(self, state: TabularCMAESState, progress: Progress) -> dict[str, float]:
         points = state.search.ask()
@@ -256,121 +237,55 @@ class TabularCMAES(ExactLeader):
 
 
 @dataclass
-class CMAESState(State):
+class CMAESState(TrialsState):
     """The state that the search continues from.
 
     Attributes:
         search: the search.
-        words: numbers that seed the trials.
-        trials: number of followers trained so far.
-        evaluations: number of records so far, which seeds the next one.
-        earlier: weights of the best answer in the last record, where no model is known.
     """
 
     search: Any = None
-    words: list[int] = field(default_factory=list)
-    trials: int = 0
-    evaluations: int = 0
-    earlier: dict[str, Any] = field(default_factory=dict)
 
 
-class CMAESMethod(Method):
+class CMAESMethod(TrialsMethod):
     """CMA-ES on the leader's return at a follower trained from scratch for every trial; see :class:`CMAES`."""
 
-    counts = "total_timesteps"
-
-    def __init__(self, env: EnvSpec, follower: FollowerSpec, config: CMAESConfig, env_kwargs: Any) -> None:
-        self.config = config
-        self.worlds, self.follower_spec = Worlds(env, env_kwargs, observe_commitment=False), follower
-        self.source, self.leader_set = self.worlds.source, self.config.cut(self.worlds.leader_set)
-
-    def start_x(self) -> Tensor:
-        return self.worlds.start_x()
+    config_class = CMAESConfig
 
     def init(self, x: Tensor, seed: int | None) -> CMAESState:
         c = self.config
-        self.worlds.require_sampled_return(x.detach())
-        state = CMAESState(x, words=_words(seed))
+        state = CMAESState(x, words=seed_words(seed))
         state.search = Search(self.leader_set, x.detach(), c.sigma, c.population, state.words)
-        self.training, self._rollouts = self.worlds.make(c.n_envs), self.worlds.make(c.rollout_envs)
-        self._example = self.new_follower(0)
-        self.worlds.require_every_action(x.detach(), self._example)  # errors show before any work
+        self.open(x)
         return state
 
     def new_follower(self, seed: int) -> SB3Follower:
         return SB3Follower(self.follower_spec, self.training, self.worlds.gamma, seed, self.worlds.linear, Answering())
 
+    def train(self, follower: SB3Follower, steps: int) -> int:
+        return follower.train(steps, steps)
+
+    def training_steps(self, steps: int) -> Cost:
+        return self._example.cost(steps)
+
     def step(self, state: CMAESState, progress: Progress) -> tuple[CMAESState, dict[str, float]]:
         """Run a generation; abandon it if the remaining steps do not suffice."""
-        points, returns = state.search.ask(), []
+        points, found = state.search.ask(), []
         for x in points:
             if state.num_timesteps >= progress.total:
                 return state, {"trials": float(state.trials)}
-            returns.append(float(self.trial(state, x.numpy(), self.config.follower_steps, state.trials).mean()))
+            _, returns = self.trial(state, x.numpy(), self.config.follower_steps, state.trials)
+            found.append(float(returns.mean()))
             state.trials += 1
-        state.search.tell(returns)
+        state.search.tell(found)
         with torch.no_grad():
             state.x.copy_(state.search.mean)
-        return state, {"trials": float(state.trials), "best_trial": max(returns)}
-
-    def _trial_steps(self, steps: int) -> Cost:
-        """Return the environment steps of :meth:`trial`."""
-        measured = self.config.rollout_envs * self.worlds.horizon(self.config.rollout_tail)
-        return self._example.cost(steps)._replace(leader=measured)
+        return state, {"trials": float(state.trials), "best_trial": max(found)}
 
     def iteration_steps(self, state: CMAESState, total: int, first: bool, left: float = math.inf) -> Cost:
-        one, n = self._trial_steps(self.config.follower_steps), state.search.population
+        one, n = self.trial_steps(), state.search.population
         begun = int(min(n, -(-left // one.steps)))
         return Cost(begun * one.followers, begun * one.leader, one.certain, begun == n)
-
-    def record_steps(self, state: CMAESState) -> RecordCost:
-        if self.worlds.model is not None:
-            return RecordCost()
-        return judge_steps(self.worlds, self._sizes(1), self._example, 0, bool(state.earlier))
-
-    def _sizes(self, n_followers: int) -> Evaluating:
-        c = self.config
-        return Evaluating(n_followers, c.evaluation_steps, c.n_envs, c.rollout_envs)
-
-    def trial(self, state: CMAESState, x: NDArray[np.float64], steps: int, *number: int) -> NDArray[np.float64]:
-        """Train a follower from scratch at x; return the leader's return in each of a few episodes, ``[n]``.
-
-        Args:
-            state: the state, which seeds the trial and counts its steps.
-            x: a point of X, ``[dim]``.
-            steps: environment steps of training.
-            number: numbers that the trial's seed depends on.
-        """
-        seed, w = int(np.random.default_rng([*state.words, *number]).integers(2**31)), self.worlds
-        for venv in (self.training, self._rollouts):
-            set_leader(venv, x)
-        follower = self.new_follower(seed)
-        state.num_timesteps += follower.train(steps, steps)
-        with follower.generators.active():
-            player = follower.player(self._rollouts, greedily=True)
-            episodes = collect(self._rollouts, player, w.horizon(self.config.rollout_tail), seed)
-        state.num_timesteps += episodes.steps
-        _, leader = episode_returns(episodes, w.base_space, w.gamma)
-        return leader
-
-    def evaluate(self, state: CMAESState, x: Tensor, iteration: int, n_followers: int = 1) -> Evaluation:
-        """Evaluate x exactly where a model is known, else at the best answer found, whose steps count."""
-        known = self.worlds.model
-        if known is not None:
-            value = leader_return_at_best_response(known, x)
-            return Evaluation(value, None, None, None, None, 0.0, state.num_timesteps, iteration)
-        seeds = np.random.SeedSequence([*state.words, state.evaluations, 1])
-        state.evaluations += 1
-        earlier = [("the best answer of an earlier record", state.earlier)] if state.earlier else []
-        found = judge(self.worlds, self.follower_spec, x.numpy(), {}, earlier, self._sizes(n_followers), seeds)
-        state.earlier = found.policy
-        state.num_timesteps += found.steps
-        value, stderr = found.leader_return
-        cost = {"evaluation_followers": found.followers, "evaluation_steps": found.steps}
-        steps = state.num_timesteps
-        return Evaluation(
-            value, None, None, None, None, 0.0, steps, iteration, stderr, best_answer=found.best_answer, **cost
-        )
 
     def final(self, state: CMAESState, x: Tensor, record: Evaluation, iteration: int) -> Evaluation:
         """Evaluate the chosen x again, with ``evaluation_followers`` new followers if no model is known."""
@@ -378,15 +293,8 @@ class CMAESMethod(Method):
             return super().final(state, x, record, iteration)  # type: ignore[no-any-return]
         return self.evaluate(state, x, iteration, self.config.evaluation_followers)
 
-    def room(self, state: CMAESState) -> int:
-        """Return the size in bytes of the earlier answer's weights."""
-        return size_of(snapshot(self.new_follower(0).policy_state()))
 
-    def fingerprint(self) -> list[float]:
-        return self.worlds.fingerprint()
-
-
-class CMAES(Leader):
+class CMAES(TrialsLeader):
     """CMA-ES on the leader's return at an SB3 follower, trained from scratch for every trial.
 
     Args:
@@ -407,18 +315,4 @@ class CMAES(Leader):
         ValueError: see :class:`PBRL`.
     """
 
-    given = ("follower", "env")
-
-    def __init__(
-        self,
-        env: EnvSpec,
-        follower: FollowerSpec,
-        *,
-        config: CMAESConfig | None = None,
-        seed: int | None = 0,
-        env_kwargs: dict[str, Any] | None = None,
-        x0: Any = None,
-        **settings: Any,
-    ) -> None:
-        config = configured(type(self), CMAESConfig, config, settings)
-        super().__init__(CMAESMethod(env, follower, config, env_kwargs), seed, x0)
+    method_class = CMAESMethod

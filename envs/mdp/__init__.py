@@ -1,5 +1,6 @@
 """Ground floor: tabular mathematics in torch float64, batched over leading axes, differentiable in x."""
 
+from .continuous import ContinuousProblem, GridResponse
 from .grid import GridMap
 from .incentive import IncentiveDesignProblem, random_incentive_design
 from .linear_quadratic import (
@@ -47,7 +48,8 @@ from .trajectories import TabularWorld, Trajectories, game_world, kernel_world, 
 from .zero_sum import ZeroSumGame, best_responses, joint_return, joint_value, nikaido_isoda_gap, player_mdp
 
 __all__ = [
-    "ArrayProblem", "BilevelProblem", "GameProblem", "GridMap", "IncentiveDesignProblem", "LeaderSet",
+    "ArrayProblem", "BilevelProblem", "ContinuousProblem", "GameProblem", "GridMap", "GridResponse",
+    "IncentiveDesignProblem", "LeaderSet",
     "LinearDynamics", "LinearOptimum", "LinearQuadraticProblem", "LinearResponse", "NashEquilibrium", "Optimum",
     "QuadraticCost", "RoadNetwork", "SoftOptimum", "SparseMDP", "StackelbergProblem", "TabularKernel", "TabularMDP",
     "TabularProblem", "TabularWorld", "TollDesignProblem", "Trajectories", "Trip", "ZeroSumGame", "action_value",

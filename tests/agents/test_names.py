@@ -19,8 +19,10 @@ from bilevel_gym.agents import (
     HPGD,
     PBRL,
     Hypergradient,
+    OptunaSearch,
     PreferencePBRL,
     SingleLoop,
+    Sweep,
     TabularPBRL,
     leader_for,
 )
@@ -72,6 +74,8 @@ def test_what_follows_is_by_name(make: Callable[[], Any]) -> None:
         (HPGD, (TWO,), "episodes", 3),
         (SingleLoop, (TWO,), "block", 7),
         (CMAES, (TWO, A2C), "population", 3),
+        (Sweep, (TWO, A2C), "warm_start", True),
+        (OptunaSearch, (TWO, A2C), "sampler", "cmaes"),
         (DRLHF, ("bilevel_gym/RewardGrid-v0", A2C), "labels", 33),
         (PreferencePBRL, ("bilevel_gym/RewardGrid-v0", A2C), "labels", 33),
     ],
@@ -100,6 +104,8 @@ def test_fields_of_the_config_keep_what_suits_a_game() -> None:
         (Hypergradient, (TWO,), "follower_steps"),
         (TabularPBRL, (TWO,), "n_envs"),
         (CMAES, (TWO, PPO), "penalty"),
+        (Sweep, (TWO, PPO), "population"),
+        (OptunaSearch, (TWO, PPO), "n_trials"),
         (DRLHF, ("bilevel_gym/RewardGrid-v0", PPO), "x0"),
     ],
     ids=str,
@@ -135,11 +141,22 @@ WORLDS: dict[str, Callable[[], Any]] = {
         lambda world: HPGD(world),
         lambda world: PBRL(world, A2C, **SMALL),
         lambda world: CMAES(world, A2C, n_envs=4),
+        lambda world: Sweep(world, A2C, n_envs=4),
         lambda world: DRLHF(world, A2C, n_envs=4),
         lambda world: leader_for(world),
         lambda world: leader_for(world, A2C, **SMALL),
     ],
-    ids=["Hypergradient", "TabularPBRL", "HPGD", "PBRL", "CMAES", "DRLHF", "leader_for, exact", "leader_for, sampled"],
+    ids=[
+        "Hypergradient",
+        "TabularPBRL",
+        "HPGD",
+        "PBRL",
+        "CMAES",
+        "Sweep",
+        "DRLHF",
+        "leader_for, exact",
+        "leader_for, sampled",
+    ],
 )
 def test_every_leader_takes_every_kind_of_world(world: str, make: Callable[[Any], Any]) -> None:
     leader = make(WORLDS[world]())
@@ -177,7 +194,7 @@ def test_what_is_no_world_is_told_what_is(make: Callable[[Any], Any], world: Any
 
 
 def test_every_leader_is_exported() -> None:
-    assert {"PBRL", "Hypergradient", "CMAES", "DRLHF"} <= set(leaders()) <= set(agents.__all__)
+    assert {"PBRL", "Hypergradient", "CMAES", "Sweep", "OptunaSearch", "DRLHF"} <= set(leaders()) <= set(agents.__all__)
 
 
 # --- what learn counts --------------------------------------------------------------------------------------------------

@@ -20,9 +20,11 @@ from bilevel_gym.agents import (
     BellmanPenalty,
     Hypergradient,
     KnownModel,
+    OptunaSearch,
     PreferencePBRL,
     Rollouts,
     SingleLoop,
+    Sweep,
     TabularCMAES,
     TrueReward,
 )
@@ -96,6 +98,12 @@ LEADERS: dict[str, tuple[Callable[[], Any], int]] = {
     "CMAES": (lambda: CMAES(TWO, A2C, population=3, n_envs=4, follower_steps=50, rollout_envs=2), 700),
     "CMAES, no model": (
         lambda: CMAES(unknown, A2C, population=2, n_envs=4, follower_steps=50, rollout_envs=2, evaluation_steps=50), 1_500),
+    "Sweep": (lambda: Sweep(TWO, A2C, n_envs=4, follower_steps=50, rollout_envs=2), 700),
+    "Sweep, warm starts, no model": (
+        lambda: Sweep(unknown, PPO, n_envs=4, follower_steps=50, rollout_envs=2, warm_start=True), 700),
+    "OptunaSearch": (lambda: OptunaSearch(TWO, A2C, n_envs=4, follower_steps=50, rollout_envs=2, startup_trials=2), 700),
+    "OptunaSearch, DQN": (
+        lambda: OptunaSearch(TWO, DQN, n_envs=4, follower_steps=50, rollout_envs=2, sampler="cmaes"), 700),
     "SingleLoop": (lambda: SingleLoop(TWO, env_kwargs={"tau": 0.3}, block=7, eval_every=13), 1_000),
     "PreferencePBRL": (lambda: PreferencePBRL(GRID, A2C, **ASKED), 1_000),
     "DRLHF": (lambda: DRLHF(GRID, PPO, **ASKED), 1_000),
@@ -155,6 +163,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], int]] = {
     "questions": (lambda: DRLHF(GRID, A2C), 2_000),
     "questions of two followers": (lambda: PreferencePBRL(GRID, A2C), 6_000),
     "a generation": (lambda: CMAES(TWO, A2C), 80_000),
+    "a trial": (lambda: Sweep(TWO, A2C), 60_000),
+    "a trial of Optuna": (lambda: OptunaSearch(unknown, A2C, sampler="cmaes"), 60_000),
     "two blocks": (lambda: SingleLoop(TWO, env_kwargs={"tau": 0.3}), 99),
     "four players": (lambda: PBRL("bilevel_gym/incentive_design_v0", A2C), 9_000),
 }

@@ -37,6 +37,7 @@ from bilevel_gym.agents import (
     MetaGradient,
     MonteCarlo,
     NikaidoIsodaPenalty,
+    OptunaSearch,
     PBRLConfig,
     PreferenceConfig,
     PreferencePBRL,
@@ -44,6 +45,7 @@ from bilevel_gym.agents import (
     SingleLoop,
     SingleLoopConfig,
     SoBiRL,
+    Sweep,
     TabularCMAES,
     TabularPBRL,
     TabularPBRLConfig,
@@ -215,6 +217,26 @@ def test_worlds_that_keep_their_state_to_themselves(vec_env: Any, tmp_path: Path
 def test_a_black_box_over_sampled_followers_goes_on_to_the_bit(tmp_path: Path) -> None:
     config = CMAESConfig(follower_steps=64, n_envs=4, rollout_envs=4, population=3, eval_every=2)
     resumed(lambda: CMAES(TWO, A2C, config=config), CMAES.load, 3000, 2, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("search", "settings"),
+    [
+        (Sweep, {}),
+        (Sweep, {"warm_start": True}),
+        (OptunaSearch, {"startup_trials": 2}),
+        (OptunaSearch, {"sampler": "cmaes", "warm_start": True}),
+    ],
+    ids=str,
+)
+def test_trials_one_after_another_go_on_to_the_bit(search: Any, settings: dict[str, Any], tmp_path: Path) -> None:
+    sizes = {"follower_steps": 64, "n_envs": 4, "rollout_envs": 2}
+    follower = built(DQN, **OFF)
+
+    def make() -> Any:
+        return search(GAME, follower, **sizes, **settings, env_kwargs={"n_states": 3})
+
+    resumed(make, lambda path: search.load(path, follower), 900, 3, tmp_path)
 
 
 ASKED = PreferenceConfig(

@@ -28,7 +28,7 @@ PAGES = {
     if "_build" not in path.parts and str(path.relative_to(DOCS)) not in GENERATED
 }
 TESTED_ELSEWHERE = {"command_line.md"}  # tests/cli/test_page.py
-NEEDS = {"methods/cma_es.md": "cma", "tutorial.md": "matplotlib"}
+NEEDS = {"methods/cma_es.md": "cma", "methods/trials.md": "optuna", "tutorial.md": "matplotlib"}
 KEPT = {"tutorial.md": "200_000"}  # a number that the page quotes a result of
 SHORT = 2_000
 WITH_PICTURES = any((DOCS / "results").glob("*.png"))  # an sdist has none of the results'

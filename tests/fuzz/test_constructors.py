@@ -26,11 +26,13 @@ from bilevel_gym.agents import (
     Hypergradient,
     IndependentPolicyGradient,
     MetaGradient,
+    OptunaSearch,
     PBRLConfig,
     PreferenceConfig,
     PreferencePBRL,
     SingleLoop,
     SoBiRL,
+    Sweep,
     TabularCMAES,
     TabularPBRL,
     TabularPBRLConfig,
@@ -149,6 +151,7 @@ def solved(oracle: Any) -> None:
         TabularPBRL(TwoStateProblem(), oracle=oracle).learn(2)
 
 
+TINY: dict[str, Any] = {"follower_steps": 8, "n_envs": 2, "rollout_envs": 2}
 RECORDS: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
     "TabularPBRLConfig": ({}, tabular(TabularPBRL)),
     "HypergradientConfig": ({}, tabular(Hypergradient)),
@@ -163,6 +166,11 @@ RECORDS: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
     "CMAESConfig": (
         {"follower_steps": 8, "n_envs": 2, "rollout_envs": 2, "population": 2},
         lambda config: CMAES(TWO, A2C, config=config).learn(10),
+    ),
+    "SweepConfig": (TINY, lambda config: Sweep(TWO, A2C, config=config).learn(200)),
+    "OptunaSearchConfig": (
+        TINY | {"startup_trials": 2},
+        lambda config: OptunaSearch(TWO, A2C, config=config).learn(200),
     ),
     "PBRLConfig": ({"n_envs": 2, "follower_steps": 8, "warmup_steps": 8}, sampled),
     "PreferenceConfig": ({"labels": 4, "first_labels": 2, "length": 4}, preferred),
@@ -217,6 +225,8 @@ LEADERS: dict[str, tuple[Any, dict[str, Any]]] = {
         for leader in (TabularPBRL, Hypergradient, HPGD, ZeroOrder, SoBiRL, MetaGradient, TabularCMAES)
     },
     "PBRL": (PBRL, {"env": TWO, "follower": A2C, "config": SMALL}),
+    "Sweep": (Sweep, {"env": TWO, "follower": A2C}),
+    "OptunaSearch": (OptunaSearch, {"env": TWO, "follower": A2C}),
     "CMAES": (CMAES, {"env": TWO, "follower": DQN}),
     "PreferencePBRL": (PreferencePBRL, {"env": GRID, "follower": A2C}),
 }

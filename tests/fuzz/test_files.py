@@ -29,6 +29,7 @@ from bilevel_gym.agents import (
     CMAESConfig,
     HPGDConfig,
     Hypergradient,
+    OptunaSearch,
     PBRLConfig,
     PreferenceConfig,
     PreferencePBRL,
@@ -90,6 +91,11 @@ KINDS = {
         lambda: CMAES(TWO, A2C, config=CMAESConfig(follower_steps=16, n_envs=2, rollout_envs=2, population=2)),
         150,
         CMAES.load,
+    ),
+    "Optuna's search": Kind(
+        lambda: OptunaSearch(TWO, A2C, follower_steps=16, n_envs=2, rollout_envs=2, startup_trials=2, warm_start=True),
+        220,
+        OptunaSearch.load,
     ),
     "DRLHF": Kind(lambda: DRLHF("bilevel_gym/RewardGrid-v0", A2C, config=ASKED), 64, DRLHF.load),
     "preference PBRL": Kind(
@@ -180,7 +186,7 @@ BAD: list[Any] = [None, True, -1, 2**70, "x", math.nan, math.inf, [], {}, [1], {
 EXACT = [name for name, kind in KINDS.items() if kind.total < 50]
 
 
-@pytest.mark.parametrize("name", [*EXACT, "sampled PBRL", "sampled PBRL, replay", "sampled CMA-ES"])
+@pytest.mark.parametrize("name", [*EXACT, "sampled PBRL", "sampled PBRL, replay", "sampled CMA-ES", "Optuna's search"])
 def test_no_part_of_a_state_is_taken_on_trust(name: str) -> None:
     """Each number, text and record of it, and each array, is damaged once: the file is refused, or the leader takes a step."""
     entries, path, rng = parts(whole(name)), folder() / "damaged.zip", np.random.default_rng(0)

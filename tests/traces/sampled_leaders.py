@@ -37,9 +37,11 @@ from tests.traces.names import (
     Linear,
     LinearReward,
     NikaidoIsodaPenalty,
+    OptunaSearch,
     PBRLConfig,
     Rollouts,
     ShapedReward,
+    Sweep,
     TabularEnv,
     ValuePenalty,
 )
@@ -239,6 +241,25 @@ CASES |= {
         ),
         9000,
         iterations=2,
+    ),
+}
+TRIALS: dict[str, Any] = {"follower_steps": 200, "n_envs": 4, "rollout_envs": 4}
+CASES |= {
+    "sweep, TwoState, A2C": partial(learned, partial(Sweep, TWO, A2C, **TRIALS), 6000, iterations=3),
+    "sweep, LQ, PPO, warm starts": partial(
+        learned,
+        partial(Sweep, LQ, built(PPO, gamma=0.95, **ON), **TRIALS, warm_start=True, env_kwargs={"gamma": 0.95}),
+        9000,
+        iterations=3,
+    ),
+    "Optuna, TwoState, A2C": partial(
+        learned, partial(OptunaSearch, TWO, A2C, **TRIALS, startup_trials=2), 6000, iterations=4
+    ),
+    "Optuna's CMA-ES, StackelbergGame, DQN": partial(
+        learned,
+        partial(OptunaSearch, GAME, built(DQN, **OFF), **TRIALS, sampler="cmaes", env_kwargs=SMALL_GAME),
+        9000,
+        iterations=4,
     ),
 }
 

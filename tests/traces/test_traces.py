@@ -39,6 +39,9 @@ SAMPLED = (
     "PBRL, ShapedCartPole, DQN",
     "PBRL, a callable, PPO",
     "CMA-ES, TwoState, A2C",
+    "sweep, TwoState, A2C",
+    "Optuna, TwoState, A2C",
+    "Optuna's CMA-ES, StackelbergGame, DQN",
     "preferences, RewardGrid, A2C",
     "preferences, RewardGrid, DQN",
     "preferences, RewardGrid, planner",
@@ -47,6 +50,8 @@ SAMPLED = (
     "DRLHF, RewardGrid, PPO",
     "true reward, RewardGrid, A2C",
 )
+SEVERAL = {"sweep, TwoState, A2C": 2, "Optuna, TwoState, A2C": 3, "Optuna's CMA-ES, StackelbergGame, DQN": 2}
+"""Iterations of cases whose first one shows too little; 1 for all others."""
 SHOWN = 100
 """Entries of x that are compared, at most: a learned reward has thousands."""
 
@@ -61,7 +66,7 @@ def numbers(name: str) -> dict[str, Any]:
     case = CASES[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trace = case() if name in exact_leaders.CASES else case(iterations=1)  # type: ignore[call-arg]
+        trace = case() if name in exact_leaders.CASES else case(iterations=SEVERAL.get(name, 1))  # type: ignore[call-arg]
     last = trace["iterations"][-1]
     return {
         "x": last["last_x"]["first"][:SHOWN],

@@ -138,7 +138,7 @@ def test_a_trial_s_follower_knows_nothing_of_earlier_ones() -> None:
     assert problem is not None
     for x in (1.4, -0.5, 1.0):
         point = np.array([x])
-        returns = leader.trial(leader.state, point, 4000)
+        _, returns = leader.trial(leader.state, point, 4000)
         best = leader_return_at_best_response(problem, torch.from_numpy(point), 0.002)
         assert float(returns.mean()) == pytest.approx(best, abs=max(4.0 * returns.std() / 8.0, 0.25))
 
@@ -222,7 +222,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"^follower: expected an algorithm for"):
         small(SAC)
     with pytest.raises(ValueError, match=r"^config: "):
-        CMAES("bilevel_gym/TwoState-v0", A2C, config=TabularCMAESConfig())  # type: ignore[arg-type]
+        CMAES("bilevel_gym/TwoState-v0", A2C, config=TabularCMAESConfig())
     with pytest.raises(ValueError, match=r"^env: expected an environment without action masks"):
         small(env=TabularEnv(PROBLEMS["terminal, masked"](0)))
     with pytest.raises(ValueError, match=r"^total_timesteps: "):
