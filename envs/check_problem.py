@@ -271,4 +271,4 @@ def _check_continuous(
     spread = np.sqrt(weights @ (seen - mean) ** 2)
     off = np.abs(first.mean(0) - mean) - norm.isf(ALPHA / (2 * len(mean))) * spread / math.sqrt(len(first))
     fits = bool((off <= RTOL * (1.0 + np.abs(mean))).all())
-    require(fits, "problem", f"first observations whose mean is {mean}, that of its starts", first.mean(0))
+    require(fits, "problem", f"first observations with the mean of its start states, {mean}", first.mean(0))
