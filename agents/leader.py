@@ -141,6 +141,10 @@ class Method(ABC):
     def end(self, state: Any, iterations: int) -> None:  # noqa: B027
         """Finish a call of ``learn`` after this number of iterations, e.g. with a warning."""
 
+    def finished(self, state: Any) -> bool:
+        """Whether the method has ended by itself, before the budget."""
+        return False
+
     def checkpoint_on(self, error: Exception) -> str | Path | None:
         """Return where to save the leader when an iteration fails with this error; None for nowhere."""
         return None
@@ -320,7 +324,7 @@ class Leader:
                     elif run.iteration % every == 0:
                         self._judge(found)
                         bar.set_postfix({"best leader return": f"{run.kept.evaluation.leader_return:.3f}"})  # type: ignore[union-attr]
-                    if not all([one(self) is not False for one in called]):
+                    if not all([one(self) is not False for one in called]) or method.finished(self.state):
                         break
                 if run.cadence.end and run.evaluated_at != run.iteration:
                     self._judge()

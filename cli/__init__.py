@@ -1,4 +1,7 @@
-"""The command line ``bilevel-gym``: train, evaluate, record, plot, sweep, benchmark, list. The library does not import it."""
+"""The command line ``bilevel-gym``: train, evaluate, record, plot, sweep, benchmark, list.
+
+No other package of the library imports this one.
+"""
 
 if __name__ != "bilevel_gym.cli":
-    raise ImportError(f"import bilevel_gym.cli, not {__name__}: second copies of its classes would be strangers")
+    raise ImportError(f"import bilevel_gym.cli, not {__name__}: it would load a second copy of each class")

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if __name__ != "bilevel_gym.envs":
-    raise ImportError(f"import bilevel_gym.envs, not {__name__}: second copies of its classes would be strangers")
+    raise ImportError(f"import bilevel_gym.envs, not {__name__}: it would load a second copy of each class")
 
 import pettingzoo
 from gymnasium.envs.registration import register

@@ -28,6 +28,7 @@ from benchmarks.ties import worst_over_ties
 from bilevel_gym.cli.processes import WorkerError
 from bilevel_gym.cli.statistics import Interval, band, interval
 from bilevel_gym.envs.mdp import policy_return, random_stackelberg
+from tests.squares import square
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 WRITTEN = [name for name in BENCHMARKS if (RESULTS / f"{name}.json").is_file()]
@@ -82,14 +83,6 @@ def test_a_template_that_names_what_is_not_there_says_so() -> None:
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------------
-
-
-def square(number: int) -> dict[str, float]:
-    if Path("broken").exists() and number > 2:
-        raise ValueError("not today")
-    with Path("log").open("a") as log:
-        log.write(f"{number} ")
-    return {"square": number**2, "pid": os.getpid()}
 
 
 def test_runs_that_ended_are_kept_until_they_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

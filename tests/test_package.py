@@ -99,35 +99,53 @@ def test_the_sdist_holds_what_builds_and_tests_it(built: Path) -> None:
     assert {"pyproject.toml", "constraints.txt", "README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE"} <= names
 
 
-def test_the_wheel_imports_from_elsewhere(wheel: Path, tmp_path: Path) -> None:
+EXTENSIONS = sorted(path.stem for path in (ROOT / "examples" / "extending").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def elsewhere(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
+    """Where the wheel was extracted, and what a process said there, in a folder with the examples of extensions alone: the
+    files that its packages were imported from, and what each extension printed."""
+    folder = tmp_path_factory.mktemp("elsewhere")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
-    code = f"import importlib\nfor name in {PACKAGES!r}: print(importlib.import_module(name).__file__)"
+        archive.extractall(folder / "site")
+    (folder / "empty").mkdir()
+    for name in EXTENSIONS:
+        shutil.copy(ROOT / "examples" / "extending" / f"{name}.py", folder / "empty")
+    code = f"""if True:
+        import importlib, runpy
+        print("== packages")
+        for name in {PACKAGES!r}: print(importlib.import_module(name).__file__)
+        for name in {EXTENSIONS!r}:
+            print("==", name)
+            runpy.run_path(name + ".py", run_name="__main__")
+    """
     # the extracted wheel stands before the editable install on the path
-    files = run_python(code, tmp_path, PYTHONPATH=str(tmp_path / "site")).splitlines()
-    expected = [tmp_path / "site" / Path(*name.split(".")) / "__init__.py" for name in PACKAGES]
-    assert [Path(file) for file in files] == expected
-    assert (tmp_path / "site" / "bilevel_gym" / "py.typed").is_file()
+    said = run_python(code, folder / "empty", PYTHONPATH=str(folder / "site"))
+    parts = [part.splitlines() for part in said.split("== ")[1:]]
+    return folder / "site", {name: lines for name, *lines in parts}
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "examples" / "extending").glob("*.py")))
-def test_an_extension_is_one_file_that_runs_from_elsewhere(name: str, wheel: Path, tmp_path: Path) -> None:
-    """In an empty folder, against the wheel, by public names alone; and the leader learns."""
+def test_the_wheel_imports_from_elsewhere(elsewhere: tuple[Path, dict[str, list[str]]]) -> None:
+    site, said = elsewhere
+    expected = [site / Path(*name.split(".")) / "__init__.py" for name in PACKAGES]
+    assert [Path(file) for file in said["packages"]] == expected
+    assert (site / "bilevel_gym" / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_an_extension_is_one_file_that_runs_from_elsewhere(
+    name: str, elsewhere: tuple[Path, dict[str, list[str]]]
+) -> None:
+    """In a folder without the package, against the wheel, by public names alone; and the leader learns."""
     text = (ROOT / "examples" / "extending" / f"{name}.py").read_text(encoding="utf-8")
     imported = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
     private = [alias.name for node in imported for alias in node.names if alias.name.rpartition(".")[2].startswith("_")]
     assert private == []
-    modules = {node.module for node in imported if isinstance(node, ast.ImportFrom)}
-    assert not any(
-        part.startswith("_") and part != "__future__" for module in modules for part in str(module).split(".")
-    )
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / f"{name}.py").write_text(text, encoding="utf-8")
-    code = f"import runpy; runpy.run_path({name + '.py'!r}, run_name='__main__'); import bilevel_gym; print(bilevel_gym.__file__)"
-    *said, where = run_python(code, tmp_path / "empty", PYTHONPATH=str(tmp_path / "site")).splitlines()
-    assert Path(where).is_relative_to(tmp_path / "site")
+    modules = {str(node.module) for node in imported if isinstance(node, ast.ImportFrom)}
+    assert not any(part.startswith("_") and part != "__future__" for module in modules for part in module.split("."))
+    assert not modules & set(EXTENSIONS)  # one file
+    said = elsewhere[1][name]
     if name == "penalty":  # the more slack it counts on, the more it expects of such a follower
         expected = [float(re.findall(r"[\d.]+", line)[1]) for line in said]
         assert expected == sorted(expected)
@@ -187,24 +205,24 @@ def test_the_version_is_the_same_everywhere(wheel: Path) -> None:
     assert [headings[0], *cited, wheel.name.split("-")[1]] == [version] * 3
 
 
-def test_import_loads_neither_torch_nor_sb3(tmp_path: Path) -> None:
-    code = "import sys, bilevel_gym; print(sorted({'torch', 'stable_baselines3'} & set(sys.modules)))"
-    assert run_python(code, tmp_path) == "[]"
-
-
-@pytest.mark.parametrize("name", SUBPACKAGES)
-def test_second_copies_of_the_classes_are_refused(name: str) -> None:
+def test_second_copies_of_the_classes_are_refused() -> None:
     """In the checkout's root, ``import envs`` would find the folder of that name."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert f"ImportError: import bilevel_gym.{name}, not {name}" in done.stderr
+    code = f"""if True:
+        import importlib
+        for name in {SUBPACKAGES!r}:
+            try: importlib.import_module(name)
+            except ImportError as error: print(error)
+    """
+    said = run_python(code, ROOT).splitlines()
+    assert [line.partition(":")[0] for line in said] == [
+        f"import bilevel_gym.{name}, not {name}" for name in SUBPACKAGES
+    ]
 
 
-def test_agents_and_wrappers_are_imported_on_first_use(tmp_path: Path) -> None:
+def test_import_loads_neither_torch_nor_sb3_and_agents_and_wrappers_come_on_first_use(tmp_path: Path) -> None:
     code = """if True:
         import sys, bilevel_gym
+        assert not {"torch", "stable_baselines3"} & set(sys.modules)
         assert not {"bilevel_gym.agents", "bilevel_gym.wrappers"} & set(sys.modules)
         assert {"agents", "envs", "wrappers"} <= set(dir(bilevel_gym))
         print(bilevel_gym.wrappers.__name__, bilevel_gym.agents.__name__)

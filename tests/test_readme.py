@@ -26,8 +26,21 @@ def blocks(language: str) -> list[str]:
 
 
 def shortened(text: str) -> str:
-    """With a hundredth of the steps where these are tens of thousands."""
-    return text if WHOLE else re.sub(r"\b([\d_]+)0_000\b", r"\g<1>00", text)
+    """With a hundredth of the steps where these are tens of thousands, and few of a follower's between two of the leader's."""
+    if WHOLE:
+        return text
+    return re.sub(r"follower_steps=\d+", "follower_steps=64", re.sub(r"\b([\d_]+)0_000\b", r"\g<1>00", text))
+
+
+def shortened_command(words: list[str]) -> list[str]:
+    """With few steps or iterations, whether the command says how many or leaves that to the tuned settings."""
+    words = [shortened(word) for word in words]
+    if WHOLE or words[0] not in ("train", "sweep") or {"--n-timesteps", "--help"} & set(words):
+        return words
+    if "--n-iterations" in words:
+        words[words.index("--n-iterations") + 1] = "10"
+        return words
+    return [*words, "--n-iterations", "10"]
 
 
 def commands() -> list[list[str]]:
@@ -45,7 +58,7 @@ def test_its_commands_run_one_after_another(
     for program, *words in commands():
         assert program == "bilevel-gym"
         with pytest.raises(SystemExit) as ended:
-            main([shortened(word) for word in words])
+            main(shortened_command(words))
         assert ended.value.code == 0, (words, capsys.readouterr().err)
         verbs.append(words[0])
     assert verbs == ["list", "train", "record", "train", "evaluate", "plot", "train", "sweep", "train"]
@@ -79,6 +92,7 @@ def test_the_first_example_prints_what_it_says(capsys: pytest.CaptureFixture[str
 @pytest.mark.skipif(WHOLE, reason="nothing is shortened")
 def test_what_is_shortened_is_the_steps() -> None:
     assert shortened("n=200_000 1_200_000 n_states:20 100") == "n=2000 1_2000 n_states:20 100"
+    assert shortened("n_envs=8, follower_steps=1024") == "n_envs=8, follower_steps=64"
 
 
 def test_what_it_makes_and_installs_is_there() -> None:

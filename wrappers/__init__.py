@@ -2,7 +2,7 @@
 recorded segments of behaviour."""
 
 if __name__ != "bilevel_gym.wrappers":
-    raise ImportError(f"import bilevel_gym.wrappers, not {__name__}: second copies of its classes would be strangers")
+    raise ImportError(f"import bilevel_gym.wrappers, not {__name__}: it would load a second copy of each class")
 
 from .drawn_attribute import Attribute, DrawnAttribute
 from .for_sb3 import ForSB3

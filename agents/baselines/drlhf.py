@@ -18,6 +18,6 @@ class DRLHF(PreferenceLeader):
         >>> from stable_baselines3 import A2C
         >>> from bilevel_gym.agents import DRLHF, PreferenceConfig
         >>> config = PreferenceConfig(labels=8, first_labels=4, length=5, first_steps=64, follower_steps=64)
-        >>> DRLHF("bilevel_gym/RewardGrid-v0", A2C, config=config).learn(1_000).evaluate().labels
+        >>> DRLHF("bilevel_gym/RewardGrid-v0", A2C, config=config).learn(400).evaluate().labels
         8
     """

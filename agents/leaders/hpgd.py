@@ -205,7 +205,7 @@ class HPGD(ExactLeader):
 
     Example:
         >>> from bilevel_gym.agents import HPGD, HPGDConfig
-        >>> leader = HPGD("bilevel_gym/TwoState-v0", config=HPGDConfig(learning_rate=0.1), x0=[0.5]).learn(100)
+        >>> leader = HPGD("bilevel_gym/TwoState-v0", config=HPGDConfig(learning_rate=0.1), x0=[0.5]).learn(20)
         >>> leader.evaluate().leader_return > 2.0
         True
     """

@@ -274,7 +274,7 @@ class PreferencePBRL(PreferenceLeader):
         >>> from bilevel_gym.agents import PreferenceConfig, PreferencePBRL
         >>> config = PreferenceConfig(labels=8, first_labels=4, length=5, first_steps=64, follower_steps=64)
         >>> leader = PreferencePBRL("bilevel_gym/RewardGrid-v0", A2C, config=config)
-        >>> record = leader.learn(1_000).evaluate()
+        >>> record = leader.learn(400).evaluate()
         >>> record.labels, record.regret > 0.0
         (8, True)
     """

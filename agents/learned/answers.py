@@ -12,7 +12,7 @@ return; its regret is 0, so no regret is negative. The error of the leader's ret
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -99,6 +99,8 @@ def best_answer(answers: Sequence[Answer], rng: np.random.Generator) -> Found:
 
 TAIL = 0.01
 """Discount at which episodes are cut; a critic fitted on them estimates the rest."""
+BEST_IN_TABLE = "the best policy in the counted table"
+"""Name of the answer that is planned in a counted table."""
 SETTLING = Answering(q_temperature=Geometric(0.2, 0.01), entropy=Geometric(0.2, 0.002))
 """For followers given as a class, with the library's settings: at a fixed x they end less soft than at a moving one."""
 
@@ -170,13 +172,64 @@ def judge(
         sizes: how much to train and to play.
         seeds: seeds of all random numbers.
     """
-    rng, spent = np.random.default_rng(seeds), 0
+    rng, counts = np.random.default_rng(seeds), _counts(worlds)
     episodes = worlds.make(sizes.episodes)
     set_leader(episodes, x)
-    counts = _counts(worlds)
+    trained, spent = _train(worlds, spec, x, known, sizes, counts, rng)
+    others = {}
+    for name, weights in known:
+        if name not in held:
+            others[name] = fresh_follower(worlds, spec, episodes, 0)
+            others[name].take_policy(weights)
+    kept = next(iter(trained.values()))
 
-    # Train followers from scratch, and every second one from known weights.
-    trained: dict[str, SB3Follower] = {}
+    # Where a table was counted, plan the best answer in it. If it predicts that answer's return, it gives every policy's return.
+    planned: Planned | None = None
+    if counts is not None:
+        planned, rollout, steps = _plan(worlds, x, sizes, counts, episodes, rng)
+        spent += steps
+        if not any(f.recurrent for f in held.values()) and _agrees(planned, rollout, worlds):
+            shown = worlds.every_observation(x)
+            policies = {name: np.asarray(f.probabilities(shown)) for name, f in held.items()}
+            episodes.close()
+            return Judged(
+                (planned.leader_return, planned.leader_return_stderr),
+                {name: planned.regret(pi) for name, pi in policies.items()},
+                {name: planned.returns(pi)[1] for name, pi in policies.items()},
+                BEST_IN_TABLE,
+                sizes.followers,
+                spent,
+                kept.policy_state(),
+            )
+
+    # Otherwise all play episodes with common random numbers.
+    answers, steps = _play(worlds, trained | dict(held) | others, held, planned, episodes, int(rng.integers(2**31)))
+    spent += steps
+    episodes.close()
+    found, by_name = best_answer(answers, rng), {answer.name: answer for answer in answers}
+    kept = (trained | others).get(found.best.source, kept)
+    return Judged(
+        (found.leader_return, found.leader_return_stderr),
+        {name: found.regret(by_name[name]) for name in held},
+        {name: float(by_name[name].leader.mean()) for name in held},
+        found.best.name,
+        sizes.followers,
+        spent,
+        kept.policy_state(),
+    )
+
+
+def _train(
+    worlds: Worlds,
+    spec: FollowerSpec,
+    x: Floats,
+    known: Sequence[tuple[str, dict[str, Any]]],
+    sizes: Evaluating,
+    counts: Counts | None,
+    rng: np.random.Generator,
+) -> tuple[dict[str, SB3Follower], int]:
+    """Train followers at x from scratch, every second one from known weights; return them by name, and the steps spent."""
+    trained, spent = dict[str, SB3Follower](), 0
     for i in range(sizes.followers):
         venv = worlds.make(sizes.n_envs)
         set_leader(venv, x)
@@ -189,68 +242,55 @@ def judge(
             spent += follower.train_alone(sizes.steps)
         venv.close()
         trained[f"{'warm' if warm else 'fresh'} follower {i + 1}"] = follower
-    first, others = next(iter(trained.values())), {}
-    for name, weights in known:
-        if name not in held:
-            others[name] = fresh_follower(worlds, spec, episodes, 0)
-            others[name].take_policy(weights)
+    return trained, spent
 
-    # Where a table was counted, plan the best answer in it and compute every policy's return.
-    planned = None
-    if counts is not None:
-        venv = Counting(worlds.make(sizes.n_envs), counts, worlds.base_observation)
-        set_leader(venv, x)
-        spent += seek(venv, sizes.steps, rng)
-        venv.close()
-        planned = plan(counts.table(), rng)
-        act = partial(_by_table, planned.pi, worlds)
-        rollout = collect(episodes, act, worlds.horizon(TAIL), int(rng.integers(2**31)))
+
+def _plan(
+    worlds: Worlds, x: Floats, sizes: Evaluating, counts: Counts, episodes: VecEnv, rng: np.random.Generator
+) -> tuple[Planned, Rollout, int]:
+    """Explore at x, plan the best policy in the counted table, and play it; return it, its episodes and the steps spent."""
+    venv = Counting(worlds.make(sizes.n_envs), counts, worlds.base_observation)
+    set_leader(venv, x)
+    spent = seek(venv, sizes.steps, rng)
+    venv.close()
+    planned = plan(counts.table(), rng)
+    act = partial(_by_table, planned.pi, worlds)
+    rollout = collect(episodes, act, worlds.horizon(TAIL), int(rng.integers(2**31)))
+    return planned, rollout, spent + rollout.steps
+
+
+def _play(
+    worlds: Worlds,
+    followers: Mapping[str, SB3Follower],
+    held: Mapping[str, SB3Follower],
+    planned: Planned | None,
+    episodes: VecEnv,
+    seed: int,
+) -> tuple[list[Answer], int]:
+    """Play episodes with the same random numbers by every follower, and by the planned policy if there is one.
+
+    Followers explore, and play greedily too; those of ``held`` do both where actions are continuous as well.
+
+    Returns:
+        The answers, and the steps spent.
+    """
+    answers, spent = list[Answer](), 0
+
+    def heard(name: str, source: str, act: Callable[[Any], Any]) -> None:
+        nonlocal spent
+        rollout = collect(episodes, act, worlds.horizon(TAIL), seed)
         spent += rollout.steps
-        tables = {name: f for name, f in held.items() if not f.recurrent}
-        if len(tables) == len(held) and _agrees(planned, rollout, worlds):
-            shown = worlds.every_observation(x)
-            policies = {name: np.asarray(f.probabilities(shown)) for name, f in tables.items()}
-            episodes.close()
-            return Judged(
-                (planned.leader_return, planned.leader_return_stderr),
-                {name: planned.regret(pi) for name, pi in policies.items()},
-                {name: planned.returns(pi)[1] for name, pi in policies.items()},
-                "the best policy in the counted table",
-                sizes.followers,
-                spent,
-                first.policy_state(),
-            )
+        answers.append(Answer(name, source, *episode_returns(rollout, worlds.base_space, worlds.gamma)))
 
-    # Otherwise all play episodes with common random numbers.
-    seed, answers = int(rng.integers(2**31)), []
-    sharp = [True] if worlds.continuous_actions else [False, True]
-    for name, follower in (trained | dict(held) | others).items():
-        for greedily in sharp if name not in held else [False, True]:
+    for name, follower in followers.items():
+        for greedily in [True] if worlds.continuous_actions and name not in held else [False, True]:
             state = follower.generators.state
             with follower.generators.active():
-                player = follower.player(episodes, greedily)
-                rollout = collect(episodes, player, worlds.horizon(TAIL), seed)
+                heard(name + (", greedily" if greedily else ""), name, follower.player(episodes, greedily))
             follower.generators.state = state
-            spent += rollout.steps
-            paid, earned = episode_returns(rollout, worlds.base_space, worlds.gamma)
-            answers.append(Answer(name + (", greedily" if greedily else ""), name, paid, earned))
     if planned is not None:
-        rollout = collect(episodes, partial(_by_table, planned.pi, worlds), worlds.horizon(TAIL), seed)
-        spent += rollout.steps
-        name = "the best policy in the counted table"
-        answers.append(Answer(name, name, *episode_returns(rollout, worlds.base_space, worlds.gamma)))
-    episodes.close()
-    found, by_name = best_answer(answers, rng), {answer.name: answer for answer in answers}
-    kept = (trained | others).get(found.best.source, first)
-    return Judged(
-        (found.leader_return, found.leader_return_stderr),
-        {name: found.regret(by_name[name]) for name in held},
-        {name: float(by_name[name].leader.mean()) for name in held},
-        found.best.name,
-        sizes.followers,
-        spent,
-        kept.policy_state(),
-    )
+        heard(BEST_IN_TABLE, BEST_IN_TABLE, partial(_by_table, planned.pi, worlds))
+    return answers, spent
 
 
 def judge_steps(worlds: Worlds, sizes: Evaluating, like: SB3Follower, n_held: int, earlier: bool) -> RecordCost:

@@ -31,7 +31,7 @@ from .files import Signature
 
 Play = Callable[[Any], NDArray[Any]]
 _TRIED = 5_000  # random steps within which an episode must end where there is no time limit
-_TOO_LONG = 30_000  # longest episode that we wait for, in steps
+_TOO_LONG = 30_000  # longest episode that we wait for, in steps; without a time limit _TRIED
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ class PreferenceWorlds:
                 self.problem = self._worlds.problem
                 self.true_reward = "leader_reward"
         self.has_leader = self._worlds is not None
+        self._longest = _TOO_LONG
         if isinstance(probe, gym.Env):
+            self._longest = _TRIED if episode_limit(probe) is None else _TOO_LONG
             probe = ForSB3(copy.deepcopy(probe) if isinstance(env, gym.Env) else probe)
             if self.true_mdp() is None:
                 _try_an_episode(probe, self.name, self.true_reward)
@@ -142,7 +144,7 @@ class PreferenceWorlds:
             seed: seed of the environments.
 
         Raises:
-            ValueError: an episode does not end within 30,000 steps.
+            ValueError: an episode does not end within 30,000 steps; within 5,000 where the environment has no time limit.
         """
         whole = self._env.whole if isinstance(self._env, Copies) else None
         venv = (self.make if whole is None else whole)(check_size(episodes, "episodes"))
@@ -150,7 +152,8 @@ class PreferenceWorlds:
         obs, act = venv.reset(), play(venv)
         alive, total, steps = np.ones(episodes), np.zeros(episodes), 0
         while alive.any():
-            require(steps < _TOO_LONG, "env", f"episodes that end within {_TOO_LONG} steps", "longer ones")
+            expected = f"episodes that end within {self._longest} steps (add a TimeLimit: gymnasium.wrappers.TimeLimit)"
+            require(steps < self._longest, "env", expected, f"{self.name}, where one was longer")
             obs, rewards, dones, infos = venv.step(act(obs))
             paid = rewards if self.true_reward is None else info_column(venv, infos, self.true_reward)
             total += alive * paid
@@ -180,7 +183,9 @@ def _try_an_episode(env: gym.Env[Any, Any], name: str, true_reward: str | None) 
     obs, _ = env.reset(seed=0)
     ended, steps = False, 0
     while not ended and (steps == 0 or episode_limit(env) is None):
-        expected = "episodes that end, e.g. by gymnasium.wrappers.TimeLimit, since whole episodes are evaluated"
+        expected = (
+            "episodes that end, since whole episodes are evaluated (add a TimeLimit: gymnasium.wrappers.TimeLimit)"
+        )
         require(steps < _TRIED, "env", expected, f"{name}, where none ended in {steps} random steps")
         obs, reward, terminated, truncated, info = env.step(legal_action(env))
         paid = reward if true_reward is None else info[true_reward]

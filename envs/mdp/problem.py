@@ -109,16 +109,27 @@ class LeaderSet:
         clipped = self._clip(x)
         if self.budget == math.inf:
             return clipped
-        if x.ndim > 1:
-            return torch.stack([self.project(row) for row in x])
-        if clipped.abs().sum() <= self.budget:
+        if x.ndim == 1:
+            return self.project(x[None])[0]
+        over = clipped.abs().sum(-1) > self.budget
+        if not bool(over.any()):
             return clipped
-        kinks = torch.cat([x.abs(), (x.abs() - self.low.abs()), (x.abs() - self.high.abs()), torch.zeros_like(x[:1])])
-        kinks = kinks.clamp_min(0.0).unique()
-        sums = torch.stack([self._spend(x, t).abs().sum() for t in kinks])
-        right = int((sums <= self.budget).nonzero()[0])
-        t_0, t_1, s_0, s_1 = kinks[right - 1], kinks[right], sums[right - 1], sums[right]
-        return self._spend(x, t_0 + (t_1 - t_0) * (s_0 - self.budget) / (s_0 - s_1))
+        # sum |clip(sign(x) max(|x| - t, 0))| falls in t, linearly between its kinks: find the piece on which it meets the budget.
+        z = x[over]
+        kinks = torch.cat(
+            [z.abs(), z.abs() - self.low.abs(), z.abs() - self.high.abs(), torch.zeros_like(z[:, :1])], -1
+        )
+        kinks = kinks.clamp_min(0.0).sort(-1).values
+        left, right = torch.zeros(len(z), 1, dtype=torch.long), torch.full((len(z), 1), kinks.shape[1] - 1)
+        while bool((right - left > 1).any()):
+            middle = (left + right) // 2
+            met = self._spend(z, kinks.gather(1, middle)).abs().sum(-1, keepdim=True) <= self.budget
+            left, right = torch.where(met, left, middle), torch.where(met, middle, right)
+        t_0, t_1 = kinks.gather(1, left), kinks.gather(1, right)
+        s_0, s_1 = (self._spend(z, t).abs().sum(-1, keepdim=True) for t in (t_0, t_1))
+        result = clipped.clone()
+        result[over] = self._spend(z, t_0 + (t_1 - t_0) * (s_0 - self.budget) / (s_0 - s_1))
+        return result
 
     def contains(self, x: Tensor) -> bool:
         """Whether x, ``[dim]``, lies in X up to rounding."""

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 from sb3_contrib import ARS, QRDQN, TQC, TRPO, RecurrentPPO
@@ -57,6 +56,7 @@ from bilevel_gym.agents.held_policies import Softmax
 from bilevel_gym.agents.leaders.single_loop import FiniteDifferences, FiniteDifferencesConfig
 from bilevel_gym.agents.preferences.fragmenters import ActiveFragmenter
 from bilevel_gym.agents.schedules import Quench
+from tests.agents.users import forgetful
 
 TWO, GAME, LQ = "bilevel_gym/TwoState-v0", "bilevel_gym/StackelbergGame-v0", "bilevel_gym/LQStackelberg-v0"
 INCENTIVE = "bilevel_gym/incentive_design_v0"
@@ -190,11 +190,6 @@ def test_sampled_leaders_go_on_to_the_bit(name: str, tmp_path: Path) -> None:
 def test_four_followers_over_a_game_go_on_to_the_bit(tmp_path: Path) -> None:
     config = PBRLConfig.for_a_game(n_envs=4, follower_steps=32, warmup_steps=32, estimator=Rollouts(8), eval_every=2)
     resumed(lambda: PBRL(INCENTIVE, A2C, config=config), PBRL.load, 4000, 2, tmp_path)
-
-
-def forgetful() -> gym.Env[Any, Any]:
-    """An environment that nobody can look into."""
-    return gym.make("bilevel_gym/ShapedMountainCar-v0", max_episode_steps=30)
 
 
 @pytest.mark.parametrize("vec_env", ["dummy", "subproc"])

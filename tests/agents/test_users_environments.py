@@ -355,11 +355,42 @@ def test_too_few_first_steps_are_named() -> None:
 def test_an_environment_whose_episodes_do_not_end_is_refused_at_once(learner: Any) -> None:
     env = Users(length=None)
     for given in (env, lambda: env, led(Users(length=None))):
-        with pytest.raises(ValueError, match=r"^env: expected episodes that end, e.g. by gymnasium.wrappers.TimeLimit"):
+        with pytest.raises(ValueError, match=r"^env: expected episodes that end, since .* \(add a TimeLimit: "):
             preferences(given, A2C, learner)
     assert env.steps <= 2 * 5_000
     preferences(limited(10), A2C, learner)
     preferences(Users(length=500), A2C, learner)
+
+
+class EndsByAnAction(Users):
+    """An episode ends when action 1 is taken, which pays nothing: random play ends it, a trained follower does not."""
+
+    def step(self, action: Any) -> Any:
+        obs, _, _, _, info = super().step(action)
+        return obs, 1.0 - float(action), bool(action == 1), False, info
+
+
+def balanced(obs: Any) -> Any:
+    """What keeps the pole of Cart Pole up for ever."""
+    return (obs @ np.array([0.1, 0.3, 2.0, 1.0]) > 0.0).astype(np.int64)
+
+
+@pytest.mark.parametrize(
+    ("make", "act"),
+    [
+        (EndsByAnAction, lambda obs: np.zeros(len(obs), np.int64)),
+        (lambda: led(EndsByAnAction(length=None)), lambda obs: np.zeros(len(obs), np.int64)),
+        (lambda: gym.make("CartPole-v1").unwrapped, balanced),
+    ],
+    ids=["bare", "under a leader", "Cart Pole"],
+)
+def test_without_a_time_limit_an_episode_that_does_not_end_is_not_waited_for_long(make: Any, act: Any) -> None:
+    """Random play ended, so the environment was accepted; the evaluation of a good follower says what to add."""
+    worlds = preferences(make, A2C).worlds
+    with pytest.raises(ValueError, match=r"^env: expected episodes that end within 5000 steps \(add a TimeLimit: "):
+        worlds.true_returns(lambda venv: act, 1, 0)
+    limited_worlds = preferences(lambda: gym.wrappers.TimeLimit(make(), 50), A2C).worlds
+    assert limited_worlds.true_returns(lambda venv: act, 1, 0)[1] == 50
 
 
 # --- threads, and numbers of NumPy's -------------------------------------------------------------------------------------

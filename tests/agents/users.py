@@ -146,6 +146,11 @@ def by_action(step: Step) -> float:
     return float(np.sum(step.action))
 
 
+def forgetful() -> gym.Env[Any, Any]:
+    """An environment that nobody can look into."""
+    return gym.make("bilevel_gym/ShapedMountainCar-v0", max_episode_steps=30)
+
+
 def led(env: gym.Env[Any, Any], **kwargs: Any) -> ShapedReward:
     """The environment under a leader that may pay something in every step, and is paid by the action."""
     return ShapedReward(env, EventPayments([always]), gamma=GAMMA, **({"leader_reward": by_action} | kwargs))

@@ -50,6 +50,14 @@ SAMPLED = (
     "DRLHF, RewardGrid, PPO",
     "true reward, RewardGrid, A2C",
 )
+LONGER = (
+    "PBRL, StackelbergGame, A2C, x unseen",
+    "PBRL, StackelbergGame, Bellman, DQN built",
+    "PBRL, LQ, PPO built",
+    "PBRL, ShapedCartPole, DQN",
+    "PBRL, a callable, PPO",
+)
+"""Of these, those that take seconds and whose parts others have too: ``make long`` compares them."""
 SEVERAL = {"sweep, TwoState, A2C": 2, "Optuna, TwoState, A2C": 3, "Optuna's CMA-ES, StackelbergGame, DQN": 2}
 """Iterations of cases whose first one shows too little; 1 for all others."""
 SHOWN = 100
@@ -85,7 +93,9 @@ def leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
         yield at, value
 
 
-@pytest.mark.parametrize("name", kept())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name in LONGER else []) for name in kept()]
+)
 def test_numbers_are_as_they_were(name: str) -> None:
     """Exact leaders to 1e-9, sampled ones, whose networks are in single precision, to 1e-5 of what was recorded."""
     threads = torch.get_num_threads()

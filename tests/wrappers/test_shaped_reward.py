@@ -53,7 +53,7 @@ class Network(nn.Module):
     def __init__(self, n_actions: int = 2, width: int = 4) -> None:
         super().__init__()
         self.embed = nn.Embedding(n_actions, 2)
-        self.net = nn.Sequential(nn.Linear(2 * width + 2, 5), nn.Tanh(), nn.Linear(5, 1))
+        self.net = nn.Sequential(nn.Linear(2 * width + 2, 2), nn.Tanh(), nn.Linear(2, 1))
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.net(torch.cat([obs, self.embed(action), next_obs], -1)).squeeze(-1)
@@ -65,7 +65,7 @@ class Flat(nn.Module):
 
     def __init__(self, width: int = 4) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(width, 5), nn.Tanh(), nn.Linear(5, 1))
+        self.net = nn.Sequential(nn.Linear(width, 2), nn.Tanh(), nn.Linear(2, 1))
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.net(obs).squeeze(-1)
@@ -284,7 +284,7 @@ def test_pbrl_learns_on_a_wrapped_environment() -> None:
         evaluation_steps=64,
         eval_every=100,
     )
-    leader = PBRL(make, A2C, config=config).learn(9_000)
+    leader = PBRL(make, A2C, config=config).learn(6_000)
     assert leader.oracle_failures < leader.iteration
     assert leader.last_x[0] > 0.0
     assert leader.worlds.horizon(0.01) == 30

@@ -166,7 +166,7 @@ def test_set_leader_reaches_every_copy(which: int) -> None:
 
 def test_subprocesses_equal_the_same_process_to_the_bit() -> None:
     make = partial(gym.make, GAME, **SMALL)
-    dummy, subproc = DummyVecEnv([make, make]), SubprocVecEnv([make, make], start_method="spawn")
+    dummy, subproc = DummyVecEnv([make, make]), SubprocVecEnv([make, make], start_method="forkserver")
     try:
         for venv in (dummy, subproc):
             venv.seed(7)

@@ -54,8 +54,9 @@ def fixed_policy(problem: TabularProblem, seed: int) -> Tensor:
     )
 
 
-@pytest.mark.parametrize("gae_lambda", [1.0, 0.0])
-@pytest.mark.parametrize("name", list(ENVS))
+@pytest.mark.parametrize(
+    ("name", "gae_lambda"), [("Stackelberg", 0.0), ("TwoState", 1.0), ("dynamics", 0.0), ("dynamics", 1.0)]
+)
 def test_sampled_gradient_is_the_exact_one_within_its_standard_error(name: str, gae_lambda: float) -> None:
     config = PBRLConfig(estimator=Rollouts(512, 1e-4, gae_lambda, 0.9), n_envs=4)
     x0 = 0.3 * np.arange(1, 4) if name == "dynamics" else None

@@ -180,6 +180,7 @@ def test_games_come_as_ids_environments_and_callables() -> None:
     assert all(np.array_equal(x, xs[0]) for x in [*xs, small().learn(1800).last_x])
 
 
+@pytest.mark.long
 def test_the_designer_learns() -> None:
     problem = random_incentive_design(3, 3, 2, seed=1)
     exact = TabularPBRL(problem, penalty=NikaidoIsodaPenalty(lam=4.0)).learn(200).evaluate().leader_return

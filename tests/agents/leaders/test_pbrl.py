@@ -242,6 +242,7 @@ def ppo_for_chase(venv: VecEnv) -> BaseAlgorithm:
     return PPO("MlpPolicy", venv, gamma=0.5, n_steps=32, batch_size=64, learning_rate=1e-3, n_epochs=10, device="cpu")
 
 
+@pytest.mark.long
 def test_any_environment_without_a_model() -> None:
     config = PBRLConfig(
         n_envs=4,
@@ -477,11 +478,11 @@ def test_another_class_than_the_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_rollouts_far_longer_than_asked_are_reported() -> None:
-    def default_ppo(venv: VecEnv) -> BaseAlgorithm:
-        return PPO("MlpPolicy", venv, gamma=0.9, n_epochs=1, batch_size=2048, device="cpu")
+    def long_rollouts(venv: VecEnv) -> BaseAlgorithm:
+        return PPO("MlpPolicy", venv, gamma=0.9, n_steps=256, n_epochs=1, batch_size=2048, device="cpu")
 
-    with pytest.warns(UserWarning, match="follower: expected rollouts of about follower_steps=128 steps, got 16384"):
-        small(default_ppo).learn(40_000)
+    with pytest.warns(UserWarning, match="follower: expected rollouts of about follower_steps=128 steps, got 2048"):
+        small(long_rollouts).learn(6_000)
 
 
 class Unpaid(Chase):

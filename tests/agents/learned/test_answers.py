@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {
     "follower_steps": 64,
     "warmup_steps": 64,
     "estimator": Rollouts(n_envs=16),
-    "evaluation_steps": 512,
+    "evaluation_steps": 256,
 }
 
 
@@ -99,7 +99,7 @@ def test_two_ways_to_play_one_policy_are_no_two_answers() -> None:
 def test_three_calls_differ_and_say_what_they_cost(name: str) -> None:
     if name == "search":
         pytest.importorskip("cma")
-        config = CMAESConfig(n_envs=8, rollout_envs=16, evaluation_steps=512, follower_steps=64)
+        config = CMAESConfig(n_envs=8, rollout_envs=16, evaluation_steps=256, follower_steps=64)
         leader: Leader = CMAES(hidden_game(), A2C, config=config)
     else:
         env, spec = (hidden_game(), A2C) if name == "table" else (Chase, ppo_for_chase)
@@ -112,7 +112,7 @@ def test_three_calls_differ_and_say_what_they_cost(name: str) -> None:
     assert sum(record.evaluation_steps for record in records) == leader.num_timesteps - before
     for record in records:
         assert record.evaluation_followers == n_followers
-        assert record.evaluation_steps >= n_followers * 512
+        assert record.evaluation_steps >= n_followers * 256
         assert record.leader_return_stderr > 0.0
         assert record.follower_regret is None or record.follower_regret >= 0.0
         assert record.penalty is None or record.penalty >= 0.0

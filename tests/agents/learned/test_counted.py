@@ -21,7 +21,7 @@ def drawn(mdp: TabularMDP, leader: Any, n: int, rng: np.random.Generator) -> Tab
     counts = Counts(S, A, GAMMA)
     counts.begin(rng.choice(S, size=n, p=mdp.rho.numpy()))
     s, a = rng.integers(S, size=n), rng.integers(A, size=n)
-    after = np.array([rng.choice(S, p=row) for row in mdp.P.numpy()[s, a]])
+    after = (mdp.P.numpy()[s, a].cumsum(-1) < rng.random((n, 1))).sum(-1)
     r_l = leader[s, a] + rng.standard_normal(n)
     for part in np.array_split(np.arange(n), 5):
         counts.add(s[part], a[part], after[part], mdp.r.numpy()[s[part], a[part]], r_l[part], np.zeros(len(part), bool))

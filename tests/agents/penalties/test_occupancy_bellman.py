@@ -163,8 +163,7 @@ def kept_near(P: Tensor, reward: Tensor, prior: Tensor, gamma: float, tau: float
     return torch.from_numpy(Q), torch.from_numpy(pi)
 
 
-@pytest.mark.parametrize("lam", [0.7, 3.0, 30.0])
-@pytest.mark.parametrize("name", ["reward", "dynamics", "Stackelberg"])
+@pytest.mark.parametrize(("name", "lam"), [("reward", 0.7), ("dynamics", 30.0), ("Stackelberg", 3.0)])
 def test_the_problem_of_y_has_the_stated_optimum(name: str, lam: float) -> None:
     """Near pi* on r_l at temperature lam tau; the same as soft-optimal for r_f + r_l/lam; no policy does better."""
     problem, x, other = problem_and_policy(name, 5)

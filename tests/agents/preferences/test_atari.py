@@ -81,7 +81,10 @@ def test_a_game_that_is_none_is_refused() -> None:
         atari_copies("Seequest")
 
 
-@pytest.mark.parametrize("game", ["Seaquest", "BeamRider", "MsPacman"])
+LONGER = [pytest.param(game, marks=pytest.mark.long) for game in ("BeamRider", "MsPacman")]
+
+
+@pytest.mark.parametrize("game", ["Seaquest", *LONGER])
 def test_the_sign_is_paid_and_the_score_told(game: str) -> None:
     """A life is an episode; the scores of its steps, sum over a game, are what the game shows."""
     needs_atari()

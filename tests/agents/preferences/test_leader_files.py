@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,10 +44,22 @@ def forged(path: Path, change: Callable[[Any, dict[str, bytes]], Any]) -> Path:
     return other
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    config = replace(SMALL, checkpoint=str(folder / "good.zip"))
+    return DRLHF(GRID, A2C, config=config).learn(300).save(folder / "leader.zip")
+
+
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    config = replace(SMALL, checkpoint=str(tmp_path / "good.zip"))
-    return DRLHF(GRID, A2C, config=config).learn(300).save(tmp_path / "leader.zip")
+def file(saved: Path, tmp_path: Path) -> Path:
+    """A file that a test may change."""
+    return Path(shutil.copy(saved, tmp_path))
+
+
+@pytest.fixture(scope="module")
+def penalised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return PreferencePBRL(GRID, A2C, config=SMALL).learn(200).save(tmp_path_factory.mktemp("penalised") / "leader.zip")
 
 
 # --- no path to write -------------------------------------------------------------------------------------------------
@@ -201,8 +214,10 @@ def test_pairs_of_another_world_or_of_a_hostile_size_are_refused(
         (DRLHF, "num_timesteps", -0.5),
     ],
 )
-def test_forged_numbers_are_refused(method: Any, field: str, value: Any, tmp_path: Path) -> None:
-    path = method(GRID, A2C, config=SMALL).learn(200).save(tmp_path / "leader.zip")
+def test_forged_numbers_are_refused(
+    method: Any, field: str, value: Any, saved: Path, penalised: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(saved if method is DRLHF else penalised, tmp_path))
     other = forged(path, lambda header, _: header["state"]["state"].update({field: value}))
     with pytest.raises(ValueError, match=rf"{field}.*forged\.zip"):
         method.load(other)
