@@ -220,6 +220,7 @@ def propose(
     return candidates[int(pool.believe(candidates).feared.argmax())].clone()
 
 
+@torch.enable_grad()
 def ascend(pool: Pool, leader_set: LeaderSet, starts: Tensor, steps: int = 200) -> Tensor:
     """Ascend ``sum_k softmax_k(beta V_f^k(x)) V_l^k(x)`` from several starts, beta rising; return every twentieth point.
 
