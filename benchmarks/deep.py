@@ -16,6 +16,7 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from stable_baselines3 import DQN, PPO, SAC
 
@@ -24,6 +25,7 @@ from bilevel_gym.agents.followers.spec import AlgorithmSpec
 from bilevel_gym.agents.followers.tuned import tuned_settings
 from bilevel_gym.agents.leader import Leader
 
+from .figures import panels
 from .runs import Data, Runs, grid, run_all
 from .worlds import World, deep_worlds
 
