@@ -249,7 +249,8 @@ class LinearCritic:
         assert isinstance(self.features, OneHot)
         n = self.features.n
         s, after = (np.asarray(o, dtype=np.int64).reshape(-1) for o in (obs, next_obs))
-        A: Floats = -self.gamma * np.bincount(s * n + after, weights=alive * goes_on, minlength=n * n).reshape(n, n)
+        moves = np.bincount(s * n + after, weights=alive * goes_on, minlength=n * n).reshape(n, n)
+        A = np.asarray(-self.gamma * moves, dtype=np.float64)
         A[np.diag_indices(n)] += np.bincount(s, weights=alive**2, minlength=n)
         b: Floats = np.stack([np.bincount(s, weights=alive * paid, minlength=n) for paid in rewards.T], axis=1)
         return A, b
@@ -274,8 +275,7 @@ class LinearCritic:
     def __call__(self, obs: NDArray[Any]) -> Floats:
         """Return the values of observations ``[n, ...]``, as ``[n, R]``."""
         if isinstance(self.features, OneHot):  # a product with one 1 picks a row
-            found: Floats = self.theta[np.asarray(obs, dtype=np.int64).reshape(-1)]
-            return found
+            return np.asarray(self.theta[np.asarray(obs, dtype=np.int64).reshape(-1)], dtype=np.float64)
         values: Floats = self.features(obs) @ self.theta
         return values
 
