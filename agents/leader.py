@@ -141,6 +141,10 @@ class Method(ABC):
     def end(self, state: Any, iterations: int) -> None:  # noqa: B027
         """Finish a call of ``learn`` after this number of iterations, e.g. with a warning."""
 
+    def finished(self, state: Any) -> bool:
+        """Whether the method has ended by itself, before the budget."""
+        return False
+
     def checkpoint_on(self, error: Exception) -> str | Path | None:
         """Return where to save the leader when an iteration fails with this error; None for nowhere."""
         return None
@@ -162,11 +166,11 @@ class Method(ABC):
         return {}
 
     def place(self, state: Any) -> Any:
-        """Return the state's place in its episodes, as numbers and arrays, saved with the arrays of :meth:`replay`."""
+        """Return the environments' current states, as numbers and arrays, which are saved with the arrays of :meth:`replay`."""
         return None
 
     def stand(self, state: Any, place: Any, path: Path) -> None:  # noqa: B027
-        """Continue from a :meth:`place` that was read; called before :meth:`replay`'s arrays are read."""
+        """Restore the environments' states of :meth:`place`; called before the arrays of :meth:`replay` are read."""
 
     def loaded(self, state: Any, replay: bool, path: Path) -> None:  # noqa: B027
         """Finish loading a state; ``replay``: whether the file holds the arrays of :meth:`replay`."""
@@ -227,7 +231,7 @@ class Leader:
 
     @property
     def remaining_timesteps(self) -> int:
-        """What remains of the latest call of ``learn``, in its unit: 0 if it was completed."""
+        """Remaining budget of the latest call of ``learn``, in its unit; 0 if it was completed."""
         return int(max(0, self.run.total - self.state.num_timesteps))
 
     # --- learning -----------------------------------------------------------------------------------------------------
@@ -320,7 +324,7 @@ class Leader:
                     elif run.iteration % every == 0:
                         self._judge(found)
                         bar.set_postfix({"best leader return": f"{run.kept.evaluation.leader_return:.3f}"})  # type: ignore[union-attr]
-                    if not all([one(self) is not False for one in called]):
+                    if not all([one(self) is not False for one in called]) or method.finished(self.state):
                         break
                 if run.cadence.end and run.evaluated_at != run.iteration:
                     self._judge()

@@ -18,12 +18,14 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3 import A2C, DQN, PPO, SAC
 
-from bilevel_gym.agents import PBRL, Hypergradient, PBRLConfig, leader_return_at_best_response
+from bilevel_gym.agents import PBRL, Hypergradient, PBRLConfig
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP
-from bilevel_gym.wrappers import EventPayments, RewardModule, ShapedReward
-from examples.extending.environment import FisheryEnv
+from bilevel_gym.envs.tabular import TabularEnv
+from bilevel_gym.wrappers import EventPayments, RewardModule, ShapedReward, hide_model
 
+from . import worlds
 from .runs import Data, Runs, grid, run_all
+from .worlds import plant_truth, table_truth
 
 Floats = NDArray[np.float64]
 POINTS = 5
@@ -32,10 +34,6 @@ FOLLOWERS = (1, 3, 6)
 """Numbers of fresh followers per record."""
 SHRINKS = ("table_20", "steering")
 """Problems on which these numbers are compared."""
-
-
-class Hidden(gym.Wrapper[Any, Any, Any, Any]):
-    """A wrapper like one that a user writes; it changes nothing, but the leader no longer knows the model."""
 
 
 class Wish(torch.nn.Module):
@@ -152,12 +150,7 @@ class Problem:
 
 def hidden(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
     """An environment of the library with its model hidden."""
-    return Hidden(gym.make(env_id, **kwargs))
-
-
-def table_truth(problem: Any, x: Floats) -> float:
-    """The leader's return by dynamic programming, with exact ties broken evenly."""
-    return leader_return_at_best_response(problem, torch.from_numpy(x), tau0=1e-5)
+    return hide_model(gym.make(env_id, **kwargs))
 
 
 def ascended(problem: Any, x: Floats) -> Floats:
@@ -175,13 +168,10 @@ def table(env_id: str, follower: Any, label: str, **kwargs: Any) -> Problem:
 def lq() -> Problem:
     """The linear-quadratic game."""
     problem: Any = gym.make("bilevel_gym/LQStackelberg-v0").get_wrapper_attr("problem")
-
-    def truth(x: Floats) -> float:
-        point = torch.from_numpy(x)
-        return float(problem.leader_return(point, problem.best_response(point).F))
-
     make = partial(hidden, "bilevel_gym/LQStackelberg-v0")
-    return Problem("linear-quadratic", make, truth, SAC, partial(ascended, problem), steps=10_000)
+    return Problem(
+        "linear-quadratic", make, partial(plant_truth, problem), SAC, partial(ascended, problem), steps=10_000
+    )
 
 
 def pendulum(notches: bool, follower: Any, label: str) -> Problem:
@@ -191,9 +181,9 @@ def pendulum(notches: bool, follower: Any, label: str) -> Problem:
 
 
 def fishery() -> Problem:
-    """The fishery of the examples."""
-    problem = FisheryEnv().problem
-    make = lambda: Hidden(gym.wrappers.TimeLimit(FisheryEnv(), 100))  # noqa: E731
+    """The fishery."""
+    problem = worlds.fishery()
+    make = partial(worlds.hidden, TabularEnv, problem)
     return Problem("fishery", make, partial(table_truth, problem), PPO, partial(ascended, problem))
 
 

@@ -246,31 +246,3 @@ def live_weights(mdp: TabularMDP) -> Tensor:
     """Uniform over the states that do not end the episode."""
     live = torch.ones(mdp.n_states, dtype=F64) if mdp.terminal is None else (~mdp.terminal).to(F64)
     return live / live.sum(-1, keepdim=True)
-
-
-def fishery(a: float = 0.1, c: float = 0.2, d: float = 0.3, unit: float = 1.0, tau: float = 0.0) -> ArrayProblem:
-    """A table of 40 stock levels and 6 efforts, taxed by zone of the stock: x in [0,1]^3, sum <= 2.
-
-    Effort e catches h = .06 e s; the next stock is m = clip(s + .35 s (1 - s/39) - h, 0, 39), shared linearly between its whole
-    neighbours, then moved by -1, 0, +1 with .25, .5, .25. The follower earns h - .15 e - x_zone e, the leader
-    a s + c h - d x_zone e; both times ``unit``.
-    """
-    s, e = torch.arange(40, dtype=F64).unsqueeze(-1), torch.arange(6, dtype=F64)
-    h = 0.06 * e * s
-    m = (s + 0.35 * s * (1.0 - s / 39.0) - h).clamp(0.0, 39.0)
-    k = m.floor().clamp_max(38.0)
-    P = torch.zeros(40, 6, 40, dtype=F64)
-    for place, share in ((k, 1.0 - (m - k)), (k + 1.0, m - k)):
-        for move, probability in ((-1.0, 0.25), (0.0, 0.5), (1.0, 0.25)):
-            to = (place + move).clamp(0.0, 39.0).long().unsqueeze(-1)
-            P.scatter_add_(-1, to, (probability * share).unsqueeze(-1))
-    zone = (torch.arange(40) // 14).clamp_max(2)
-    base = TabularMDP(P, h, (s[:, 0] >= 20).to(F64) / 20.0, 0.95)
-    X = LeaderSet(torch.zeros(3), torch.ones(3), 2.0)
-
-    def tax(x: Tensor) -> Tensor:
-        return x[zone].unsqueeze(-1) * e
-
-    return ArrayProblem(
-        base, X, lambda x: unit * (h - 0.15 * e - tax(x)), lambda x: unit * (a * s + c * h - d * tax(x)), tau=tau
-    )

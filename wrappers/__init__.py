@@ -6,6 +6,7 @@ if __name__ != "bilevel_gym.wrappers":
 
 from .drawn_attribute import Attribute, DrawnAttribute
 from .for_sb3 import ForSB3
+from .hidden_model import HiddenModel, hide_model
 from .leader_wrapper import CarriedLeaderModel, LeaderReward, LeaderWrapper, Step
 from .segments import LearnedReward, Segment, SegmentRecorder
 from .shaping import EventPayments, LinearPotential, LinearReward, PotentialModule, RewardModule, ShapedReward, Shaping
@@ -27,6 +28,7 @@ __all__ = [
     "EventPayments",
     "FiniteSteps",
     "ForSB3",
+    "HiddenModel",
     "LeaderReward",
     "LeaderWrapper",
     "LearnedReward",
@@ -43,6 +45,7 @@ __all__ = [
     "Step",
     "VectorEnvAdapter",
     "WorkerVecEnv",
+    "hide_model",
     "make_copy",
     "set_leader",
 ]

@@ -332,7 +332,7 @@ def episode_returns(rollout: Rollout, space: gym.spaces.Space[Any], gamma: float
 
 
 class RolloutEstimator(Estimator):
-    """The estimator that :class:`Rollouts` stands for, with a critic for each role.
+    """The estimator that :class:`Rollouts` configures, with a critic for each role.
 
     Args:
         worlds: the environment.

@@ -26,6 +26,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -41,6 +42,9 @@ from .replay import TrueReplay, buffer_arrays, require_playable
 from .spec import FALLING_ENTROPY, AlgorithmSpec, Answering, FollowerSpec, build_model
 
 _IN_USE = threading.RLock()
+
+FLATTER = 0.3
+"""Factor of a policy's logits where its exploration is restored."""
 
 
 class Generators:
@@ -235,7 +239,8 @@ class SB3Follower:
     def begin_episodes(self) -> None:
         """Begin new episodes, with a seed drawn from the follower's seed and steps, so that no state of an environment is used.
 
-        A follower loaded from a file thus continues as if it had never stopped, whatever state its environment keeps.
+        A follower loaded from a file thus continues as if it had never stopped, even if its environment keeps state across
+        episodes.
         """
         seed = int(np.random.SeedSequence([self.seed, self.num_timesteps]).generate_state(1)[0]) % 2**31
         self.venv.seed(seed)
@@ -287,6 +292,18 @@ class SB3Follower:
         if self._average is not None:
             self._average.module.load_state_dict(state["weights"])
         self._take_moments(state["moments"])
+
+    @torch.no_grad()
+    def explore_again(self) -> None:
+        """Restore the exploration of a trained policy: the spread of a Gaussian, or flatter action probabilities."""
+        actor: Any = self.model.policy
+        if not isinstance(self.model.policy, ActorCriticPolicy):
+            return
+        if hasattr(actor, "log_std"):
+            actor.log_std.fill_(actor.log_std_init)
+        else:
+            actor.action_net.weight.mul_(FLATTER)
+            actor.action_net.bias.mul_(FLATTER)
 
     # --- acting --------------------------------------------------------------------------------------------------
 

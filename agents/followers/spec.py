@@ -145,6 +145,18 @@ def build_model(spec: FollowerSpec, venv: VecEnv, gamma: float, seed: int, linea
     return model
 
 
+def at_fixed_x(spec: FollowerSpec, venv: VecEnv) -> FollowerSpec:
+    """Return a follower with the settings that are tuned for a fixed x; a callable is returned unchanged."""
+    own: dict[str, Any] = spec.settings if isinstance(spec, AlgorithmSpec) else {}
+    algorithm = spec.algorithm if isinstance(spec, AlgorithmSpec) else spec
+    if not isinstance(algorithm, type):
+        return spec
+    n_inputs = int(np.prod(venv.action_space.shape)) if isinstance(venv.action_space, gym.spaces.Box) else 0
+    return AlgorithmSpec(
+        algorithm, tuned_settings(algorithm.__name__, venv.num_envs, False, 1.0, n_inputs, fixed=True) | own
+    )
+
+
 def takes(call: Callable[..., Any], n: int) -> bool:
     """Whether a callable accepts ``n`` arguments, as far as its signature shows."""
     try:

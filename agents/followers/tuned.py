@@ -1,4 +1,4 @@
-"""Hyper-parameters of SB3 algorithms that follow a moving x, read from ``tuned.yml``."""
+"""Hyper-parameters of SB3 algorithms that follow a moving x or answer a fixed one, read from ``tuned.yml``."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def _tuned() -> dict[str, dict[str, Any]]:
     return found
 
 
-def tuned_settings(name: str, n_envs: int, linear: bool, gamma: float, n_inputs: int = 0) -> dict[str, Any]:
-    """Return an algorithm's tuned arguments for a moving x; empty for an algorithm that is not listed.
+def tuned_settings(
+    name: str, n_envs: int, linear: bool, gamma: float, n_inputs: int = 0, fixed: bool = False
+) -> dict[str, Any]:
+    """Return an algorithm's tuned arguments; empty for an algorithm that is not listed.
 
     Args:
         name: name of the algorithm's class, e.g. ``"PPO"``.
@@ -32,9 +34,12 @@ def tuned_settings(name: str, n_envs: int, linear: bool, gamma: float, n_inputs:
         linear: whether observations are product features, for which a linear policy or Q-function is exact.
         gamma: the discount.
         n_inputs: size of an action in a Box; 0, the default, for discrete actions.
+        fixed: whether the follower is trained at a fixed x. Default: False, for a moving x.
     """
     near = "linear_near" if gamma <= NEAR else "linear_far"
     section = "continuous" if n_inputs else near if linear else "network"
+    if fixed:
+        section = "fixed_box" if n_inputs else "fixed"
     settings: dict[str, Any] = _value(_tuned()[section].get(name, {}), n_envs, n_inputs)
     return settings
 

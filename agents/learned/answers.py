@@ -184,7 +184,7 @@ def judge(
     kept = next(iter(trained.values()))
 
     # Where a table was counted, plan the best answer in it. If it predicts that answer's return, it gives every policy's return.
-    planned = None
+    planned: Planned | None = None
     if counts is not None:
         planned, rollout, steps = _plan(worlds, x, sizes, counts, episodes, rng)
         spent += steps

@@ -13,6 +13,7 @@ from bilevel_gym.agents import (
     Hypergradient,
     NikaidoIsodaPenalty,
     PBRLConfig,
+    ResponsePool,
     TabularPBRL,
     ValuePenalty,
     leader_for,
@@ -21,6 +22,10 @@ from bilevel_gym.envs import incentive_design_v0
 from bilevel_gym.envs.two_state import TwoStateProblem
 
 TWO, GAME = "bilevel_gym/TwoState-v0", "bilevel_gym/incentive_design_v0"
+
+
+def curved_dynamics() -> gym.Env[Any, Any]:
+    return gym.make("bilevel_gym/DesignedPendulum-v0")
 
 
 def world() -> gym.Env[Any, Any]:
@@ -38,7 +43,9 @@ def world() -> gym.Env[Any, Any]:
         ("bilevel_gym/LQStackelberg-v0", {}, Hypergradient),
         (GAME, {}, TabularPBRL),
         (lambda: incentive_design_v0.parallel_env(), {}, TabularPBRL),
-        (world, {}, PBRL),
+        (world, {}, ResponsePool),
+        (curved_dynamics, {}, PBRL),
+        ("bilevel_gym/SubsidisedPendulum-v0", {}, ResponsePool),
     ],
 )
 def test_without_a_follower_a_model_is_solved_and_other_worlds_are_learned_in_by_ppo(
@@ -46,8 +53,8 @@ def test_without_a_follower_a_model_is_solved_and_other_worlds_are_learned_in_by
 ) -> None:
     leader = leader_for(env, **kwargs)
     assert type(leader) is kind
-    if kind is PBRL:
-        assert isinstance(leader.follower.model, PPO)
+    if kind in (PBRL, ResponsePool):
+        assert leader.method.follower_spec is PPO
         leader.close()
     else:
         before = leader.evaluate().leader_return
@@ -57,8 +64,8 @@ def test_without_a_follower_a_model_is_solved_and_other_worlds_are_learned_in_by
 @pytest.mark.parametrize(
     ("env", "penalty"),
     [
-        (TWO, ValuePenalty),
-        (lambda: gym.make(TWO), ValuePenalty),
+        ("bilevel_gym/LQStackelberg-v0", ValuePenalty),
+        (curved_dynamics, ValuePenalty),
         (GAME, NikaidoIsodaPenalty),
         (lambda: incentive_design_v0.parallel_env(), NikaidoIsodaPenalty),
     ],
@@ -70,6 +77,18 @@ def test_a_follower_that_is_given_learns(env: Any, penalty: Any) -> None:
     assert leader.seed == 3
     assert type(leader.penalty) is penalty
     leader.close()
+
+
+@pytest.mark.parametrize("env", [TWO, lambda: gym.make(TWO), gym.make(TWO), TwoStateProblem(), world])
+def test_where_x_enters_rewards_only_a_pool_of_responses_learns(env: Any) -> None:
+    leader = leader_for(env, A2C, seed=3, episodes=5)
+    assert type(leader) is ResponsePool
+    assert leader.method.follower_spec is A2C
+    assert (leader.seed, leader.config.episodes) == (3, 5)
+    leader.close()
+    penalised = leader_for(env, A2C, penalty=ValuePenalty(lam=3.0))
+    assert type(penalised) is PBRL
+    penalised.close()
 
 
 def test_arguments_go_on_to_the_leader() -> None:

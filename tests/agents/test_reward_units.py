@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.worlds import fishery
 from bilevel_gym.agents import (
     HPGD,
     BellmanPenalty,
@@ -51,7 +52,7 @@ from bilevel_gym.envs.mdp import (
     solve_soft,
 )
 from bilevel_gym.envs.reward_grid import RewardGridProblem
-from tests.problems import F64, fishery
+from tests.problems import F64
 
 UNITS = (1e-3, 7.0, 1e3)
 

@@ -1,0 +1,267 @@
+r"""A pool of responses: policies with stored episodes, which give their returns at every x.
+
+Where x enters rewards only, the distribution of a policy's episodes does not depend on x. So its stored episodes give both of its
+returns at any x, without a step:
+
+    V_f^k(x) = E sum_t gamma^t r_f(s_t, a_t; x),        V_l^k(x) likewise.
+
+    envelope   V^(x) = max_k V_f^k(x) <= V_f*(x)
+    belief     F^(x) = min { V_l^k(x) : V^(x) - V_f^k(x) <= m stderr_k(x) }
+
+The envelope is a lower bound of the follower's optimal value, convex in x where r_f is affine in x: each policy is a supporting
+plane, as in cutting-plane methods. The belief fears every policy that is as good as the best within the noise, so that it keeps
+away from thresholds. All policies play with common random numbers, and ``stderr_k`` is that of the paired difference.
+
+In terms of the penalty method, ``p^(x, k) = V^(x) - V_f^k(x) >= 0`` is the value penalty whose best response is taken over the
+pool. A gain over the pool refutes a best response; that nothing was found does not prove one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...envs.mdp import LeaderSet
+from ...wrappers.vec_env import leader_model
+from ..estimators.rollouts import Rollout, discounts
+from .worlds import Worlds
+
+AFFINE = 1e-9
+"""Relative error below which returns count as affine in x."""
+PROBES = 4
+"""Number of random points at which that is tested."""
+
+
+@dataclass(frozen=True, eq=False)
+class Episodes:
+    """The returns of one policy's episodes as functions of x.
+
+    Attributes:
+        follower: where affine in x, the follower's returns at x = 0 and their slopes, ``[N, 1 + dim]``; else None.
+        leader: the leader's, likewise.
+        steps: where not affine, base observations, actions, draws and next base observations, ``[T * N, ...]`` each.
+        weights: ``gamma^t`` while the episode runs, ``[T, N]``; empty where affine.
+    """
+
+    follower: Tensor | None
+    leader: Tensor | None
+    steps: list[Tensor] = field(default_factory=list)
+    weights: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+
+    def returns(self, x: Tensor, model: torch.nn.Module) -> tuple[Tensor, Tensor]:
+        """Return both players' returns of each episode at points of X, ``[m, N]`` each, differentiable in x.
+
+        Args:
+            x: ``[m, dim]``.
+            model: the environment's leader model; read only where the returns are not affine in x.
+        """
+        if self.follower is not None and self.leader is not None:
+            f, l = (table[:, 0] + x @ table[:, 1:].T for table in (self.follower, self.leader))  # noqa: E741
+            return f, l
+        pairs = [priced(model, self.steps, self.weights, point) for point in x]
+        return torch.stack([pair[0] for pair in pairs]), torch.stack([pair[1] for pair in pairs])
+
+
+def priced(model: torch.nn.Module, steps: Sequence[Tensor], weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both players' returns of each episode at x, ``[N]`` each, differentiable in x."""
+    parameter = model.get_parameter("x")
+    name = next(name for name, other in model.named_parameters() if other is parameter)
+    moved = x.reshape(parameter.shape).to(parameter.dtype)
+    r_f, r_l, _ = torch.func.functional_call(model, {name: moved}, tuple(steps))
+    f, l = ((weights * r.double().reshape(weights.shape)).sum(0) for r in (r_f, r_l))  # noqa: E741
+    return f, l
+
+
+def episodes_of(worlds: Worlds, rollout: Rollout, rng: np.random.Generator) -> Episodes:
+    """Return a policy's episodes as functions of x, given its rollout.
+
+    Whether the returns are affine in x is tested at random points of X's box.
+    """
+    low, high = worlds.leader_set.low, worlds.leader_set.high
+    model = leader_model(worlds.env, worlds.start_x().numpy())
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    names = ("base_obs", "action", "draw", "base_next_obs")
+    steps = [torch.as_tensor(rollout.flat(name)) for name in names]
+    weights = torch.as_tensor(discounts(rollout, worlds.gamma))
+
+    # Differences along each coordinate give the slopes where the returns are affine in x.
+    base = priced(model, steps, weights, low)
+    width = high - low
+    slopes: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for i in range(len(low)):
+        moved = low.clone()
+        moved[i] = high[i] if width[i] > 0 else low[i] + 1.0
+        apart = float(moved[i] - low[i])
+        for column, there, here in zip(slopes, priced(model, steps, weights, moved), base, strict=True):
+            column.append((there - here) / apart)
+    tables = []
+    for value, column in zip(base, slopes, strict=True):
+        J = torch.stack(column, dim=1)
+        tables.append(torch.cat([(value - J @ low)[:, None], J], dim=1))
+    affine = Episodes(tables[0], tables[1])
+    points = low + width * torch.as_tensor(rng.random((PROBES, len(low))))
+    for point in points:
+        expected = affine.returns(point[None], model)
+        got = priced(model, steps, weights, point)
+        for e, g in zip(expected, got, strict=True):
+            if float((e[0] - g).abs().max()) > AFFINE * (1.0 + float(g.abs().max())):
+                return Episodes(None, None, steps, weights)
+    return affine
+
+
+@dataclass(frozen=True, eq=False)
+class Response:
+    """One policy of the pool.
+
+    Attributes:
+        kind: how it came about: ``"untrained"``, ``"fresh"``, ``"warm"`` or the name of another source.
+        x: the point that it was trained at, ``[dim]``.
+        weights: its weights, for :meth:`SB3Follower.take_policy`.
+        episodes: its episodes.
+    """
+
+    kind: str
+    x: Tensor
+    weights: dict[str, Any]
+    episodes: Episodes
+
+
+@dataclass(frozen=True, eq=False)
+class Belief:
+    """What the pool says about m points of X.
+
+    Attributes:
+        best: index of the best response in the pool, ``[m]``.
+        envelope: V^, the follower's return at it, ``[m]``.
+        leader_return: the leader's return at it, ``[m]``.
+        feared: F^, the leader's smallest return at a policy that is as good within the noise, ``[m]``.
+    """
+
+    best: Tensor
+    envelope: Tensor
+    leader_return: Tensor
+    feared: Tensor
+
+
+class Pool:
+    """Policies with their episodes.
+
+    Args:
+        responses: the policies, in the order in which they were trained.
+        model: the environment's leader model; read only for returns that are not affine in x.
+        margin: number of standard errors within which a policy counts as good as the best.
+    """
+
+    def __init__(self, responses: Sequence[Response], model: torch.nn.Module, margin: float = 3.0) -> None:
+        self.responses, self.model, self.margin = responses, model, margin
+
+    def returns(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the follower's and the leader's return of each policy's episodes at points ``[m, dim]``, ``[K, m, N]`` each."""
+        pairs = [response.episodes.returns(x, self.model) for response in self.responses]
+        return torch.stack([pair[0] for pair in pairs]), torch.stack([pair[1] for pair in pairs])
+
+    def believe(self, x: Tensor) -> Belief:
+        """Return the belief at points of X, ``[m, dim]``."""
+        parts = [self._believe(part) for part in x.split(1024)]
+        return Belief(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    @torch.no_grad()
+    def _believe(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        F, L = self.returns(x)
+        V, J = F.mean(-1), L.mean(-1)  # [K, m]
+        envelope, best = V.max(0)
+        rows = torch.arange(x.shape[0])
+        apart = F[best, rows] - F  # [K, m, N], paired by episode
+        noise = apart.std(-1, correction=1) / apart.shape[-1] ** 0.5
+        near = envelope - V <= self.margin * noise
+        feared = torch.where(near, J, torch.inf).amin(0)
+        return best, envelope, J[best, rows], feared
+
+    def gain(self, x: Tensor) -> tuple[float, float]:
+        """Return by how much the newest policy's follower return at x, ``[dim]``, exceeds the best other, with its stderr."""
+        F = self.returns(x[None])[0][:, 0]  # [K, N]
+        others = F[:-1]
+        apart = F[-1] - others[int(others.mean(-1).argmax())]
+        return float(apart.mean()), float(apart.std(correction=1)) / len(apart) ** 0.5
+
+
+def propose(
+    pool: Pool, leader_set: LeaderSet, points: Tensor, trained: Tensor, rng: np.random.Generator, radius: float
+) -> Tensor:
+    """Return the point of X with the largest belief F^, ``[dim]``.
+
+    Candidates are fixed points of X, normal neighbours of the latest points trained at and of the best candidates, those points
+    themselves and, in more than three dimensions, what ascent on a smooth belief finds.
+
+    Args:
+        pool: the pool.
+        leader_set: X.
+        points: the fixed points, ``[n, dim]``.
+        trained: points trained at, latest last, ``[k, dim]``.
+        rng: source of the neighbours.
+        radius: standard deviation of the neighbours, as a share of X's width.
+    """
+    width = leader_set.high - leader_set.low
+    candidates = torch.cat([points, trained])
+    first = pool.believe(candidates).feared
+    centres = torch.cat([trained[-6:], candidates[first.topk(min(4, len(first))).indices]])
+    noise = torch.as_tensor(rng.standard_normal((len(centres), 128, leader_set.dim)))
+    near = leader_set.project((centres[:, None] + radius * width * noise).flatten(0, 1))
+    candidates = torch.cat([candidates, near])
+    if leader_set.dim > 3:
+        starts = torch.cat([candidates[first.topk(min(8, len(first))).indices], trained[-4:]])
+        candidates = torch.cat([candidates, ascend(pool, leader_set, starts)])
+    return candidates[int(pool.believe(candidates).feared.argmax())].clone()
+
+
+def ascend(pool: Pool, leader_set: LeaderSet, starts: Tensor, steps: int = 200) -> Tensor:
+    """Ascend ``sum_k softmax_k(beta V_f^k(x)) V_l^k(x)`` from several starts, beta rising; return every twentieth point.
+
+    Args:
+        pool: the pool.
+        leader_set: X.
+        starts: ``[n, dim]``.
+        steps: number of steps of Adam.
+
+    Returns:
+        Points of X, ``[n * steps // 20, dim]``.
+    """
+    width, low = leader_set.high - leader_set.low, leader_set.low
+    with torch.no_grad():
+        V = pool.returns(starts)[0].mean(-1)
+        unit = float((V.amax(0) - V.amin(0)).mean().clamp_min(1e-12))
+    z = ((starts - low) / width.clamp_min(1e-12)).clone().requires_grad_()
+    optimiser, found = torch.optim.Adam([z], lr=0.03), []
+    for t in range(steps):
+        beta = 20.0 * 20.0 ** (t / steps) / unit
+        F, L = pool.returns(low + width * z)
+        smooth = (torch.softmax(beta * F.mean(-1), 0) * L.mean(-1)).sum()
+        optimiser.zero_grad()
+        (-smooth).backward()
+        optimiser.step()
+        with torch.no_grad():
+            inside = leader_set.project(low + width * z)
+            z.copy_((inside - low) / width.clamp_min(1e-12))
+        if (t + 1) % 20 == 0:
+            found.append(inside.clone())
+    return torch.cat(found)
+
+
+def fixed_points(leader_set: LeaderSet, n: int) -> Tensor:
+    """Return points that fill X: a grid in one dimension, else scrambled Sobol points, projected onto X, ``[n, dim]``."""
+    if leader_set.dim == 1:
+        unit = torch.linspace(0.0, 1.0, min(n, 401), dtype=torch.float64)[:, None]
+    else:
+        unit = torch.quasirandom.SobolEngine(leader_set.dim, scramble=True, seed=0).draw(n).double()
+    return leader_set.project(leader_set.low + (leader_set.high - leader_set.low) * unit)
+
+
+def far_corner(leader_set: LeaderSet, x: Tensor) -> Tensor:
+    """Return the corner of X's box that is farthest from x, projected onto X, ``[dim]``."""
+    return leader_set.project(torch.where(leader_set.high - x >= x - leader_set.low, leader_set.high, leader_set.low))
