@@ -271,7 +271,9 @@ def test_a_context_that_multiplies_is_refused_with_its_size() -> None:
         ValueError, match=r"^observe_commitment: expected False if .* 65536 entries, got True with 82000 entries, for"
     ):
         pbrl(env, A2C, observe_commitment=True)
-    with pytest.raises(ValueError, match=r"^observe_commitment: expected False if .*, got True with 66000 entries, for"):
+    with pytest.raises(
+        ValueError, match=r"^observe_commitment: expected False if .*, got True with 66000 entries, for"
+    ):
         ObserveCommitment(ShapedReward(Users(spaces.Box(-1.0, 1.0, (65_960,))), payments))
     pbrl(env, A2C)
 
