@@ -15,6 +15,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakValueDictionary
 
 import gymnasium as gym
 import numpy as np
@@ -36,15 +37,27 @@ Integers = NDArray[np.int64]
 # --- drawing from many small distributions at once --------------------------------------------------------------------
 
 
+AT_ONCE = 2**20
+"""Entries whose alias tables are computed at once."""
+
+
 class AliasSampler:
     """A sampler for the rows of ``p``, ``[R, K]``, by Walker's alias method, with constant time per draw."""
 
+    source: Tensor | None = None
+    """The tensor of ``p``, kept so that no other takes its place in memory while the sampler is shared."""
+
     def __init__(self, p: Floats) -> None:
-        keep, alias = alias_tables(p)
-        self._size = p.shape[1]
-        # The draw compares u * K, not its fractional part: cell k holds k + keep.
-        self._threshold = (keep + np.arange(self._size)).ravel()
-        self._alias = alias.ravel()
+        R, self._size = p.shape
+        threshold, alias = np.empty(p.shape), np.empty(p.shape, np.int32)
+        # Some rows at a time, so that what the tables are computed with takes little memory.
+        rows = max(1, AT_ONCE // self._size)
+        for first in range(0, R, rows):
+            part = slice(first, first + rows)
+            keep, alias[part] = alias_tables(p[part])
+            # The draw compares u * K, not its fractional part: cell k holds k + keep.
+            threshold[part] = keep + np.arange(self._size)
+        self._threshold, self._alias = threshold.ravel(), alias.ravel()
 
     def draw(self, rows: Integers, u: Floats) -> Integers:
         """Draw one k for each row, ``[n]``, from uniform numbers in [0, 1), ``[n]``."""
@@ -284,7 +297,17 @@ class _Tables:
         values = tensor.detach().expand(own + self._contexts + inner).contiguous().numpy()
         rows = values.reshape(-1, values.shape[-1]) if sampler is not None else values.reshape(-1)
         offset: Integers | int = np.arange(self._n) * (rows.shape[0] // self._n) if own else 0
-        field = _Field(rows if sampler is None else np.empty(0), offset, None if sampler is None else sampler(rows))
+        made: Sampler | None = None
+        if sampler is AliasSampler and not own:
+            # Simulators of one problem share its largest table. Whoever holds the sampler also holds the tensor.
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version, inner)
+            made = _SHARED.get(key)
+            if made is None:
+                made = _SHARED[key] = AliasSampler(rows)
+                made.source = tensor
+        elif sampler is not None:
+            made = sampler(rows)
+        field = _Field(rows if sampler is None else np.empty(0), offset, made)
         self._seen[name] = (tensor, tensor._version, field)
         return field
 
@@ -296,6 +319,8 @@ class _Tables:
         return found
 
 
+_SHARED: WeakValueDictionary[Any, AliasSampler] = WeakValueDictionary()
+"""Alias tables in use, by the tensor that they are made from."""
 _RANK = {"draw": 3, "P": 4, "r_follower": 3, "r_leader": 3}
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_rewards_in_a_large_unit(unit: float) -> None:
 
 
 def test_an_exact_leader_and_an_attribute_of_a_large_unit() -> None:
-    base = TabularMDP(torch.full((2, 2, 2), 0.5), torch.eye(2), [0.5, 0.5], 0.9)
+    base = TabularMDP(torch.full((2, 2, 2), 0.5), torch.eye(2), torch.tensor([0.5, 0.5]), 0.9)
     tolls = ArrayProblem(base, LeaderSet.box(2, -1e4, 1e4), lambda x: base.r + x, lambda x: base.r - x.abs())
     (message, *_) = warned(lambda: TabularPBRL(tolls).learn(3))
     assert message.startswith("x cannot cross X: 3 steps of x")
@@ -138,8 +139,8 @@ def test_logits_need_not_cross_their_bounds() -> None:
     with pytest.raises(ValueError, match=r"^scale: expected a number in \(0"):
         LeaderSet.box(1, -1.0, 1.0, 0.0)
     for env in (GAME, "bilevel_gym/FourRooms-v0"):
-        assert warned(lambda env=env: Hypergradient(env, learning_rate=0.1).learn(16)) == []  # 1.6 of 10, and of 20
-        (message,) = warned(lambda env=env: Hypergradient(env, learning_rate=0.1).learn(14))
+        assert warned(partial(Hypergradient(env, learning_rate=0.1).learn, 16)) == []  # 1.6 of 10, and of 20
+        (message,) = warned(partial(Hypergradient(env, learning_rate=0.1).learn, 14))
         assert message.startswith("x cannot cross X: 14 steps of x move it by at most 1.4")
 
 
@@ -160,7 +161,7 @@ def test_a_gradient_that_is_noise_has_no_signal(monkeypatch: pytest.MonkeyPatch)
 
             monkeypatch.setattr(leader.method, "step", step)
             leader.method.config = leader.config.__class__(eval_every=32)
-            messages = warned(lambda leader=leader: leader.learn(100, callback=lambda leader: leader.iteration < 32))
+            messages = warned(partial(leader.learn, 100, callback=lambda leader: leader.iteration < 32))
             found.append(float(leader.gradient_signal or 0.0))
             ends = [one for one in messages if one.startswith("x ends where it began")]
             assert ["are noise" in one for one in ends] == [found[-1] < 2.0]

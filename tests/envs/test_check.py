@@ -361,9 +361,9 @@ def test_a_problem_whose_simulator_draws_otherwise_is_named() -> None:
 @pytest.mark.parametrize(
     ("field", "factor", "message"),
     [
-        ("A", 1.1, "^problem: expected the next state drawn from the Gaussian"),
-        ("noise", 1.5, "^problem: expected the next state drawn from the Gaussian"),
-        ("start", 3.0, "^problem: expected the first state drawn from the Gaussian"),
+        ("A", 1.1, "^problem: expected the next state drawn from the problem's Gaussian"),
+        ("noise", 1.5, "^problem: expected the next state drawn from the problem's Gaussian"),
+        ("start", 3.0, "^problem: expected the first state drawn from the problem's Gaussian"),
     ],
 )
 def test_a_plant_that_is_another_is_named(field: str, factor: float, message: str) -> None:
