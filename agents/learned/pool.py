@@ -33,6 +33,8 @@ from .worlds import Worlds
 
 AFFINE = 1e-9
 """Relative error below which returns count as affine in x."""
+MANY = 3
+"""Number of parameters up to which points that fill X suffice; beyond, gradients and penalised challengers help."""
 PROBES = 4
 """Number of random points at which that is tested."""
 
@@ -120,7 +122,7 @@ class Response:
     """One policy of the pool.
 
     Attributes:
-        kind: how it came about: ``"untrained"``, ``"fresh"``, ``"warm"`` or the name of another source.
+        kind: how it came about: ``"untrained"``, ``"fresh"``, ``"warm"`` or ``"penalised"``.
         x: the point that it was trained at, ``[dim]``.
         weights: its weights, for :meth:`SB3Follower.take_policy`.
         episodes: its episodes.
@@ -183,6 +185,12 @@ class Pool:
         feared = torch.where(near, J, torch.inf).amin(0)
         return best, envelope, J[best, rows], feared
 
+    @torch.no_grad()
+    def exchange(self, x: Tensor) -> float:
+        """Return the follower's spread of returns over the policies at x, ``[dim]``, in units of the leader's."""
+        spreads = [float(V.amax() - V.amin()) for V in (values.mean(-1)[:, 0] for values in self.returns(x[None]))]
+        return spreads[0] / spreads[1] if spreads[1] > 0.0 else 0.0
+
     def gain(self, x: Tensor) -> tuple[float, float]:
         """Return by how much the newest policy's follower return at x, ``[dim]``, exceeds the best other, with its stderr."""
         F = self.returns(x[None])[0][:, 0]  # [K, N]
@@ -214,7 +222,7 @@ def propose(
     noise = torch.as_tensor(rng.standard_normal((len(centres), 128, leader_set.dim)))
     near = leader_set.project((centres[:, None] + radius * width * noise).flatten(0, 1))
     candidates = torch.cat([candidates, near])
-    if leader_set.dim > 3:
+    if leader_set.dim > MANY:
         starts = torch.cat([candidates[first.topk(min(8, len(first))).indices], trained[-4:]])
         candidates = torch.cat([candidates, ascend(pool, leader_set, starts)])
     return candidates[int(pool.believe(candidates).feared.argmax())].clone()
