@@ -61,7 +61,13 @@ def _trials(sampler: str | None, steps: int, warm: bool, world: World, seed: int
     """A search whose every trial trains a follower with the settings that ours has at a fixed x."""
     n_inputs = 1 if world.box_actions else 0
     settings = tuned_settings("PPO", 32, False, world.gamma, n_inputs, fixed=True)
-    options = {"follower_steps": steps, "warm_start": warm, "n_envs": 32, "seed": seed, "x0": world.start}
+    options: dict[str, Any] = {
+        "follower_steps": steps,
+        "warm_start": warm,
+        "n_envs": 32,
+        "seed": seed,
+        "x0": world.start,
+    }
     follower = AlgorithmSpec(PPO, settings)
     if sampler is None:
         return Sweep(world.make, follower, **options)

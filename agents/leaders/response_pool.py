@@ -50,8 +50,8 @@ from ..records import snapshot, storable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LAM = 4.0
-"""Penalty coefficient of the penalised challengers, where both players' returns are in units of their spread over the pool."""
+LAM = (2.0, 8.0, 0.5)
+"""Penalty coefficients of the penalised challengers, with both players' returns in units of their spread over the pool."""
 FIND = 2.0
 """Standard errors by which a challenger's gain must exceed 0 to count as a find."""
 
@@ -208,8 +208,8 @@ class ResponsePoolMethod(Method):
             best = int(self.pool(state).believe(x[None]).best)
             challenger.take_policy(state.responses[best].weights)
             challenger.explore_again()
-        if kind == "penalised":
-            self.training.weight = self.pool(state).exchange(x) / LAM
+        if kind.startswith("penalised"):
+            self.training.weight = self.pool(state).exchange(x) / float(kind.partition(" ")[2])
         steps = self.config.fresh_steps if kind == "fresh" else self.config.warm_steps
         state.num_timesteps += challenger.train_alone(steps)
         self.training.weight = 0.0
@@ -253,7 +253,9 @@ class ResponsePoolMethod(Method):
     @property
     def _kinds(self) -> tuple[str, ...]:
         """Kinds of challenger, in the order in which they are tried near a point."""
-        return ("warm", "penalised", "fresh") if self.leader_set.dim > MANY else ("warm", "fresh")
+        if self.leader_set.dim <= MANY:
+            return ("warm", "fresh")
+        return ("warm", *(f"penalised {lam:g}" for lam in LAM), "fresh")
 
     def _tried(self, state: ResponsePoolState, x: Tensor) -> set[str]:
         """Return the kinds of challenger that have found nothing near x since the last find."""
