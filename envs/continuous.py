@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from .core import Flags, LeaderVectorEnv, OfProblem, ProblemEnv
 from .mdp.checks import as_float64, check_size, require
 from .mdp.continuous import ContinuousProblem
+from .render import FOLLOWER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Floats = NDArray[np.float64]
 Observations = NDArray[np.float32]
@@ -192,6 +196,16 @@ class ContinuousEnv(_ContinuousLeader, ProblemEnv):
     def commitment(self, obs: Any) -> Observations:
         """The leader context: x in every state, ``[commitment_size]``."""
         return self._x.numpy().astype(np.float32)
+
+    def _draw(self, panel: Axes) -> None:
+        """Draw where the state lies between the bounds of each of its dimensions, and x in the title."""
+        low, high = self.problem.state_low, self.problem.state_high
+        share = np.zeros(len(low)) if self._state is None else (self._state - low) / (high - low)
+        panel.bar(range(len(low)), share, color=FOLLOWER)
+        panel.set(
+            ylim=(0.0, 1.0), xticks=range(len(low)), xlabel="dimension of the state", ylabel="place in its interval"
+        )
+        panel.set_title(f"x = {_numbers(self.leader_x)}")
 
     def _text(self) -> str:
         return self._last + ("" if self._state is None else f"state {_numbers(self._state)}")

@@ -110,10 +110,14 @@ def random_stackelberg(
     sparsity: float = 0.7,
     seed: int | None = 0,
     reward_unit: float | None = None,
+    branching: int | None = None,
 ) -> StackelbergProblem:
     """The paper's random game (section 6.1).
 
     Rewards are U[0,1], those under ``sparsity`` set to 0; transitions U[0,1], normalised; rho is uniform.
+
+    With ``branching`` each state and pair of actions leads to so many random states only. Without it every row of P is nearly
+    uniform over many states, and the transitions hardly matter.
 
     ``reward_unit`` states the unit of both players' rewards, of which ``tau0`` and default temperatures are numbers; None
     measures it.
@@ -121,7 +125,8 @@ def random_stackelberg(
     The sizes, ``sparsity`` and ``tau`` are our default; the published experiment may use others.
 
     Raises:
-        ValueError: a size under one, gamma outside [0, 1), tau negative, ``sparsity`` outside [0, 1].
+        ValueError: a size under one, gamma outside [0, 1), tau negative, ``sparsity`` outside [0, 1], a ``branching`` that is
+            not between one and ``n_states``.
     """
     S = check_size(n_states, "n_states")
     A_l, A_f = check_size(n_leader_actions, "n_leader_actions"), check_size(n_follower_actions, "n_follower_actions")
@@ -130,7 +135,14 @@ def random_stackelberg(
     rng = np.random.default_rng(seed)
     rewards = rng.uniform(size=(2, S, A_l, A_f))
     rewards[rewards < sparsity] = 0.0
-    P = rng.uniform(size=(S, A_l, A_f, S))
+    if branching is None:
+        P = rng.uniform(size=(S, A_l, A_f, S))
+    else:
+        require(check_size(branching, "branching") <= S, "branching", f"at most n_states = {S}", branching)
+        P = np.zeros((S, A_l, A_f, S))
+        for row in P:  # one state at a time: what its successors are drawn by is as large as its part of P
+            successors = rng.random(row.shape).argpartition(branching - 1, axis=-1)[..., :branching]
+            np.put_along_axis(row, successors, 1.0 - rng.random(successors.shape), -1)
     P /= P.sum(-1, keepdims=True)
     r_leader, r_follower = torch.from_numpy(rewards)
     rho = torch.full((S,), 1.0 / S, dtype=torch.float64)
