@@ -166,11 +166,11 @@ class Method(ABC):
         return {}
 
     def place(self, state: Any) -> Any:
-        """Return the state's place in its episodes, as numbers and arrays, saved with the arrays of :meth:`replay`."""
+        """Return the environments' current states, as numbers and arrays, which are saved with the arrays of :meth:`replay`."""
         return None
 
     def stand(self, state: Any, place: Any, path: Path) -> None:  # noqa: B027
-        """Continue from a :meth:`place` that was read; called before :meth:`replay`'s arrays are read."""
+        """Restore the environments' states of :meth:`place`; called before the arrays of :meth:`replay` are read."""
 
     def loaded(self, state: Any, replay: bool, path: Path) -> None:  # noqa: B027
         """Finish loading a state; ``replay``: whether the file holds the arrays of :meth:`replay`."""
@@ -231,7 +231,7 @@ class Leader:
 
     @property
     def remaining_timesteps(self) -> int:
-        """What remains of the latest call of ``learn``, in its unit: 0 if it was completed."""
+        """Remaining budget of the latest call of ``learn``, in its unit; 0 if it was completed."""
         return int(max(0, self.run.total - self.state.num_timesteps))
 
     # --- learning -----------------------------------------------------------------------------------------------------

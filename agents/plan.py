@@ -252,16 +252,17 @@ def plan_of(leader: Any, total: int, afresh: bool) -> Plan:
 
 
 def warn_of_reach(leader: Any, plan: Plan) -> None:
-    """Warn before a run if its steps cannot move x across X."""
+    """Warn before a run if its steps can move x neither across X nor by the scale of X."""
     if plan.iterations is None or not leader.method.judges:
         return
     X, x = leader.method.leader_set, leader.state.x.detach()
     reach = leader.method.reach(plan.iterations)
     farthest = float(torch.maximum(X.high - x, x - X.low).clamp(max=2.0 * X.budget).max())
-    if reach < FAR * farthest:
+    rate = "learning_rate" if leader.config.learning_rate is None else f"learning_rate={leader.config.learning_rate}"
+    if reach < min(FAR * farthest, X.scale):
         warnings.warn(
-            f"x cannot cross X: {plan.iterations:,} steps of x move it by {reach:.3g} at most, and X reaches {farthest:.3g} from "
-            f"where it starts. Raise learning_rate ({leader.config.learning_rate}) or the budget, or bound X by low and high",
+            f"x cannot cross X: {plan.iterations:,} steps of x move it by at most {reach:.3g}, but X extends {farthest:.3g} from "
+            f"the initial x. Raise the learning rate ({rate}) or the budget, or bound X by low and high",
             stacklevel=4,
         )
 
@@ -271,15 +272,23 @@ def warn_of_end(leader: Any) -> None:
     run, signal = leader.run, leader.gradient_signal
     if not leader.method.judges or run.start is None:
         return
-    noise = signal is not None and signal < NOISE
+    noise = signal is not None and 0.0 < signal < NOISE  # exactly 0 where every estimate was
     told = f"the estimates of its gradient are noise (their mean is {signal:.2g} standard errors)" if noise else ""
-    remedy = "more steps of the followers, more episodes of the estimator, or a larger budget (see leader.plan)"
+    exact, zero = leader.method.counts == "num_iterations", "its gradient is 0 there, or points out of X"
+    effort = "more steps of the followers, more episodes of the estimator, or a larger budget (see leader.plan)"
+    remedy = (
+        effort
+        if noise
+        else "another initial x (x0), or more iterations"
+        if exact
+        else f"another initial x (x0), {effort}"
+    )
     if np.array_equal(leader.x, run.start.numpy()):
         if np.array_equal(leader.last_x, run.start.numpy()):
-            why = told or "its gradient is 0 there, or points out of X, or x waited for the best response"
+            why = told or (zero if exact else f"{zero}, or x waited for the best response")
         else:
-            later = f"none of {len(run.history):,} records is better than the first, though last_x is {leader.moved:.2g} of X's"
-            why = f"{later} width away" + (f"; {told}" if told else "")
+            later = f"no later record is better than the first, although last_x is {leader.moved:.2g} of X's width away"
+            why = later + (f"; {told}" if told else "")
         warnings.warn(f"x ends where it began: {why}. What may help: {remedy}", stacklevel=4)
     elif noise and not _improved(run):
         warnings.warn(f"x may be no better than its start: {told}. What may help: {remedy}", stacklevel=4)

@@ -76,7 +76,7 @@ def is_game(env: Any) -> bool:
 def problem_of(source: Any) -> Any:
     """Return an environment's problem, or None; a problem is returned as it is.
 
-    A wrapper that puts a leader over an environment has no problem, whatever that environment has.
+    A wrapper that puts a leader over an environment has no problem, even if the environment has one.
     """
     if isinstance(source, gym.Env):
         while (

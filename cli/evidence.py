@@ -34,7 +34,7 @@ def chosen(env: str | None, leader: str | None, follower: str | None) -> list[En
 
 
 def runs_of(entry: Entry, n_seeds: int, budget: dict[str, int | None]) -> list[Settings]:
-    """The runs behind a recorded result: its first seeds, in its environments; with another ``budget`` if one is given."""
+    """Return the settings that repeat a recorded result, for its first seeds, with another ``budget`` if one is given."""
     env, leader, follower, tuned = entry
     evidence = tuned["evidence"]
     given = {"env": env, "leader": leader, "follower": None if follower == EXACT else follower}

@@ -159,7 +159,7 @@ def _learn(leader: Any, settings: Settings, folder: Path, extras: Extras, upto: 
             leader.save(folder / LEADER, replay=True)
             raise KeyboardInterrupt
 
-    def judge(leader: Any) -> None:  # a preference learner's loop has no honest evaluations of its own
+    def judge(leader: Any) -> None:  # a preference learner's loop has no evaluations at the best response
         if settings.eval_freq is not None and leader.iteration % settings.eval_freq == 0:
             leader.record(leader.evaluate().as_dict())
 

@@ -295,7 +295,7 @@ def follower_of(settings: Settings) -> Any:
 
 
 def world_of(settings: Settings) -> tuple[Any, dict[str, Any] | None]:
-    """The environment and ``env_kwargs`` to give to the leader."""
+    """Return the arguments ``env`` and ``env_kwargs`` of the leader's constructor."""
     found = catalogue.environment(settings.env)
     kwargs = {key: value(raw, f"--env-kwargs {key}") for key, raw in settings.env_kwargs.items()}
     if isinstance(found, str):

@@ -1,4 +1,4 @@
-"""A check of one's own leader environment, before training is paid for."""
+"""Check your own leader environment before you spend time on training."""
 
 from __future__ import annotations
 
@@ -32,32 +32,33 @@ from .check_problem import check_problem
 from .mdp.checks import check_count, require
 
 EXEMPT = {
-    "bilevel_gym/HappyText-v0": "the leader is a reward model, and none is in the environment",
-    "bilevel_gym/UnderLeader-v0": "its leader has decided",
+    "bilevel_gym/HappyText-v0": "its leader is a reward model, which is not part of the environment",
+    "bilevel_gym/UnderLeader-v0": "its leader is fixed",
 }
-"""Environments of this library that have no parameter to set, and why."""
+"""Environments of this library that have no parameter to set, with the reason."""
 
 
 def check_leader_env(env: Any, steps: int = 2000, env_kwargs: dict[str, Any] | None = None) -> None:
-    """Check that an environment keeps the contract of ``LeaderEnv``: x arrives, and model and problem are the step.
+    """Check that an environment fulfils the contract of ``LeaderEnv``.
 
-    The environment is reset, stepped with random actions and given other x; afterwards it stands at the x that it had. What is
-    drawn is held against ``log_p`` and against the problem's tables by tests with a seed, each of which refuses a right
-    environment with probability 1e-6. Gymnasium's and Stable-Baselines3's own checks are apart: call them too.
+    The check tests that x has an effect, and that the leader model and the problem agree with ``step``. It resets and steps the
+    environment with random actions and sets several x; afterwards the environment has its old x again. Statistical tests with a
+    fixed seed compare random draws with ``log_p`` and with the problem's tables; each rejects a correct environment with
+    probability 1e-6. Gymnasium and Stable-Baselines3 have checks of their own: call those too.
 
     Args:
-        env: a Gymnasium environment, wrapped or not, or a PettingZoo game; its id, or a game's module; or a callable without
-            arguments that makes one. With an id, a module or a callable it is also checked that x does not leak into other
-            environments of the process.
-        steps: steps of each statistical test, and at most so many until x must have arrived (2000). An environment with slow
-            steps can be given fewer; the tests then notice less, and refuse no right environment more often.
-        env_kwargs: arguments of the environment, by name, where ``env`` is an id (none).
+        env: a Gymnasium environment, wrapped or not, or a PettingZoo game; an id; a game's module; or a callable without
+            arguments that makes an environment. With an id, a module or a callable, the check also tests that x does not leak
+            into other environments of the process.
+        steps: number of steps of each statistical test, and the largest number of steps within which x must have an effect,
+            at least 40. With fewer steps the tests find fewer faults, but reject no more correct environments. Default: 2000.
+        env_kwargs: keyword arguments of the environment, if ``env`` is an id. Default: none.
 
     Raises:
-        ValueError: what is missing or wrong, and what to do about it.
+        ValueError: something is missing or wrong; the message says what to do.
 
     Warns:
-        UserWarning: what could not be checked, and why.
+        UserWarning: something could not be checked; the message says why.
 
     Example:
         >>> from bilevel_gym.envs import check_leader_env
@@ -66,7 +67,7 @@ def check_leader_env(env: Any, steps: int = 2000, env_kwargs: dict[str, Any] | N
     check_count(steps, "steps", 2 * SHORT)
     name = env if isinstance(env, str) else getattr(getattr(env, "spec", None), "id", None)
     if name in EXEMPT:
-        warnings.warn(f"check_leader_env: {name} has no parameter to set, for {EXEMPT[name]}", stacklevel=2)
+        warnings.warn(f"check_leader_env: {name} has no parameter to set: {EXEMPT[name]}", stacklevel=2)
         return
     made, make = _opened(env, env_kwargs)
     world = World(made)
@@ -82,7 +83,7 @@ def check_leader_env(env: Any, steps: int = 2000, env_kwargs: dict[str, Any] | N
 
 
 def _check(world: World, make: Callable[[], Any] | None, start: Floats, steps: int) -> None:
-    """Every check, the simplest first, so that an error names the cause and not what follows from it."""
+    """Run all checks, the simplest first, so that an error names the cause and not a consequence."""
     rng = np.random.default_rng(SEED)
     points = drawn_points(world, rng, PAIRS)
     check_set_leader(world, points)
@@ -93,7 +94,7 @@ def _check(world: World, make: Callable[[], Any] | None, start: Floats, steps: i
     for x in (start, *points[:2]):
         played = trace(world, x, SEED, SHORT).steps
         models.append(Model(world, played))
-        check_rewards(models[-1], start, "steps that pay by the x that was set (use x in step)")
+        check_rewards(models[-1], start, "rewards that depend on the x that was set (use x in step)")
     silent = check_dependence(models)
     check_arrival(world, points, silent, steps)
     check_own_parameter(models[1], world, points[1])
@@ -115,13 +116,13 @@ def _check(world: World, make: Callable[[], Any] | None, start: Floats, steps: i
 
 
 def _opened(env: Any, env_kwargs: dict[str, Any] | None) -> tuple[Any, Callable[[], Any] | None]:
-    """The environment, and what makes another like it; None where that is not known."""
+    """Return the environment and a callable that makes another one like it, or None if there is no such callable."""
     require(not env_kwargs or isinstance(env, str), "env_kwargs", "none where env is no id", env_kwargs)
     if isinstance(env, gym.Env):
         again: Any = getattr(env.spec, "make", None)
         try:
             return env, None if again is None else again().close() or again
-        except Exception:  # a spec is no promise: a user's wrappers may not be in it
+        except Exception:  # a spec may not reproduce a user's wrappers
             return env, None
     if isinstance(env, (pettingzoo.ParallelEnv, pettingzoo.AECEnv)):
         return env, None
@@ -130,7 +131,7 @@ def _opened(env: Any, env_kwargs: dict[str, Any] | None) -> tuple[Any, Callable[
 
 
 def _maker(name: str, kwargs: dict[str, Any]) -> Callable[[], Any]:
-    """What makes an environment of an id, Gymnasium's or PettingZoo's."""
+    """Return a callable that makes an environment from its id in Gymnasium or PettingZoo."""
     for kind in ("parallel", "aec"):
         try:
             pettingzoo.spec(kind, name)

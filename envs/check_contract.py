@@ -1,4 +1,4 @@
-"""Checks of the leader's side of an environment: X, ``set_leader``, what is shown of x, and when x takes effect."""
+"""Checks of the leader's side of an environment: X, ``set_leader``, the leader context, and when x takes effect."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .check_play import Floats, Trace, World, held, same, trace
 from .mdp.checks import check_gamma, check_size, require
 
 NAMES = ("leader_space", "set_leader", "leader_x", "leader_model", "gamma", "commitment", "commitment_size")
-"""What an environment under a leader has."""
+"""Attributes that a leader environment must have."""
 
 PAIRS = 8
-"""Points of X that are drawn, between each two of which X is tried for holes."""
+"""Number of points drawn from X; points between two of them must lie in X, too."""
 
 SHORT = 20
-"""Steps of an episode that is played again and again."""
+"""Number of steps of an episode that is replayed several times."""
 
 SEED = 5
 
@@ -28,7 +28,7 @@ SEED = 5
 
 
 def check_names(world: World) -> None:
-    """Refuse an environment without the leader's side, or with a wrong discount, space or x."""
+    """Check that the leader's attributes exist, and that discount, space and x have valid values."""
     for name in NAMES:
         expected = (
             f"a leader environment, with the attribute {name} (see bilevel_gym.envs.core.LeaderEnv, or use a wrapper)"
@@ -55,16 +55,16 @@ def check_names(world: World) -> None:
 
 
 def leader_set(world: World) -> Any:
-    """The environment's ``LeaderSet``, where it or its problem has one."""
+    """Return the ``LeaderSet`` of the environment or of its problem; None if neither has one."""
     found = world.find("leader_set")
     return getattr(world.problem, "leader_set", None) if found is None else found
 
 
 def drawn_points(world: World, rng: Generator, n: int) -> list[Floats]:
-    """Points of X that the environment takes, drawn within the leader's space.
+    """Draw points of X that the environment accepts.
 
     Raises:
-        ValueError: an environment that refuses points of its space, and has no ``leader_set`` that says which.
+        ValueError: the environment refuses points of its leader space, and has no ``leader_set`` that excludes them.
     """
     start, box, X, points = world.x, world.box, leader_set(world), []
     low, high = (start - 0.1, start + 0.1) if box is None else (box.low, box.high)
@@ -72,7 +72,7 @@ def drawn_points(world: World, rng: Generator, n: int) -> list[Floats]:
         drawn, share, refused = rng.uniform(low, high), 1.0, ""
         if X is not None:
             drawn = X.project(_tensor(drawn)).numpy()
-        # A regulator's X is where the follower has a best response: nearer to the start it has.
+        # In a regulator's X the follower has a best response; near the initial x it has one.
         while share > 1e-3:
             point = start + share * (drawn - start)
             try:
@@ -80,13 +80,11 @@ def drawn_points(world: World, rng: Generator, n: int) -> list[Floats]:
                 break
             except ValueError as error:
                 share, refused = 0.5 * share, str(error)
-                way_out = (
-                    "every point of leader_space taken, or a leader_set (a LeaderSet) that says which points X has"
-                )
+                way_out = "every point of leader_space accepted, or a leader_set (a LeaderSet) that says which points belong to X"
                 require(X is not None or box is None, "set_leader", way_out, f"{point} refused: {refused}")
-        require(share > 1e-3, "set_leader", "points near the start taken, which lie in leader_space", refused)
+        require(share > 1e-3, "set_leader", "points of leader_space near the initial x accepted", refused)
         points.append(point)
-    # The two that lie farthest apart come first: most is tried between them.
+    # The two points that lie farthest apart come first: most checks compare these two.
     apart = [[float(np.abs(one - two).sum()) for two in points] for one in points]
     i, j = np.unravel_index(int(np.argmax(apart)), (n, n))
     return [points[i], points[j], *(point for k, point in enumerate(points) if k not in (i, j))]
@@ -99,14 +97,14 @@ def _tensor(x: Floats) -> Any:
 
 
 def check_set_leader(world: World, points: list[Floats]) -> None:
-    """x is copied, kept, and refused where it is no point of X."""
+    """Check that ``set_leader`` copies x, keeps it, and refuses points outside X."""
     box, x = world.box, points[0]
     given = x.copy()
     world.get("set_leader")(given)
     require(np.allclose(world.x, x, rtol=0.0, atol=1e-9), "set_leader", f"leader_x = {x} after it (keep x)", world.x)
     given += 1.0
     kept = np.allclose(world.x, x, rtol=0.0, atol=1e-9)
-    require(kept, "set_leader", f"leader_x = {x} after it, whatever becomes of the caller's array (copy x)", world.x)
+    require(kept, "set_leader", f"leader_x = {x} even if the caller changes its array later (copy x)", world.x)
     shown: Any = world.get("leader_x")
     with contextlib.suppress(TypeError, ValueError):  # a read-only array is as good
         shown += 1.0
@@ -138,15 +136,15 @@ def check_set_leader(world: World, points: list[Floats]) -> None:
         else:
             raise ValueError(f"set_leader: expected a ValueError for {what} (check x), got none")
         same_x = np.array_equal(world.x, x)
-        require(same_x, "set_leader", f"x left at {x} where {what} is refused (check before it is kept)", world.x)
-    # X is convex: what lies between two points of it, and nearer to one of them, is taken too.
+        require(same_x, "set_leader", f"x to stay at {x} after {what} is refused (check before you store x)", world.x)
+    # X is convex: points between two of its points must be accepted, too.
     for one, two in itertools.pairwise(points):
         for share in (0.25, 0.5, 0.75):
             point = one + share * (two - one)
             try:
                 world.set_leader(point)
             except ValueError as error:
-                between = f"{point} taken, between {one} and {two}, for X must be convex"
+                between = f"{point} accepted, which lies between {one} and {two}, since X must be convex"
                 raise ValueError(f"set_leader: expected {between}, got {error}") from error
 
 
@@ -154,13 +152,13 @@ def check_set_leader(world: World, points: list[Floats]) -> None:
 
 
 def check_steps(world: World, x: Floats) -> None:
-    """Steps have the leader's keys, share no memory, and follow from the seed."""
+    """Check that steps have the leader's keys in ``info``, share no memory, and are reproducible from the seed."""
     world.set_leader(x)
     world.seed_actions(SEED)
     for seed in (SEED, None):
         world.reset(seed)
         kept_x = np.allclose(world.x, x, rtol=0.0, atol=1e-9)
-        require(kept_x, "reset", f"x left at {x}, where set_leader put it", world.x)
+        require(kept_x, "reset", f"x to stay at {x}, as set_leader set it", world.x)
     steps, kept = [], []
     for _ in range(SHORT):
         step = world.step()
@@ -171,7 +169,10 @@ def check_steps(world: World, x: Floats) -> None:
     for step, (obs, draw) in zip(steps, kept, strict=True):
         for name, now, then in (("observation", step.next_obs, obs), ("info['leader_draw']", step.draw, draw)):
             require(
-                same(now, then), name, "an object that later steps leave alone (return a copy)", "one that they change"
+                same(now, then),
+                name,
+                "an object that later steps do not change (return a copy)",
+                "one that they change",
             )
     one, two = trace(world, x, SEED, SHORT), trace(world, x, SEED, SHORT)
     differs = one.differs(two, lambda obs: obs, "obs", "reward", "leader_reward", "draw", "ended")
@@ -180,7 +181,7 @@ def check_steps(world: World, x: Floats) -> None:
 
 
 def check_context(world: World, points: list[Floats]) -> None:
-    """The leader context has the size that is said, and depends on x."""
+    """Check that the leader context has the size ``commitment_size`` and depends on x."""
     size, seen = int(world.get("commitment_size")), []
     observed = [step.obs for step in trace(world, points[0], SEED, SHORT).steps]
     for x in points[:3]:
@@ -199,15 +200,15 @@ def check_context(world: World, points: list[Floats]) -> None:
         fits = all(bool((rows >= 0.0).all()) and np.allclose(rows.sum(-1), 1.0, atol=1e-4) for rows in seen)
         require(fits, "commitment", "rows that are distributions, as commitment_is_distribution says", seen[0][0])
     moved = size == 0 or any(not np.array_equal(rows, seen[0]) for rows in seen[1:])
-    expected = "entries that depend on x, from set_leader on (or commitment_size = 0 where followers are shown nothing)"
+    expected = "entries that depend on x as soon as set_leader was called (or commitment_size = 0 if followers see nothing of x)"
     require(moved, "commitment", expected, f"{seen[0][0]} under each x tried")
 
 
 def check_timing(world: World, a: Floats, b: Floats) -> Trace:
-    """x holds from the next step on, what an episode draws from the next reset on, and through every reset.
+    """Check that x takes effect at the next step, affects draws once per episode from the next reset, and survives resets.
 
     Returns:
-        The steps of an episode after x was set to b in the middle of it.
+        The steps of an episode after x was set from a to b in its middle.
     """
     at = SHORT // 4
     before = trace(world, a, SEED, SHORT, one_episode=True)
@@ -215,41 +216,41 @@ def check_timing(world: World, a: Floats, b: Floats) -> Trace:
     moved = trace(world, a, SEED, SHORT, then=b, at=at, one_episode=True)
     if world.find("draws_once"):
         differs = before.differs(moved, world.base, "obs", "draw")
-        way_out = "an episode that keeps what it drew from x until the next reset (draws_once is True)"
+        way_out = "an episode that keeps its draw until the next reset (draws_once is True)"
         require(
             differs is None,
             "set_leader",
             way_out,
-            f"another {differs} after it was called in the middle of the episode",
+            f"a different {differs} after it was called in the middle of the episode",
         )
     after, fresh = trace(world, None, SEED, SHORT), trace(world, b, SEED, SHORT)
     differs = after.differs(fresh, lambda obs: obs, "obs", "reward", "leader_reward", "draw", "ended")
-    expected = "an episode under the x that was set before it (hold x, and draw from it anew at each reset)"
-    require(differs is None, "reset", expected, f"another {differs} than where x is set once more")
+    expected = "an episode under the x that was set before it (keep x, and use it for the draws of each reset)"
+    require(differs is None, "reset", expected, f"a different {differs} than after x is set a second time")
     return Trace(moved.start, moved.steps[at:])
 
 
 def check_arrival(world: World, points: list[Floats], silent: bool, steps: int) -> None:
-    """x arrives at the follower; where log p says that nothing is drawn from x, nothing is.
+    """Check that x affects the follower, and that nothing random depends on x if ``log_p`` does not.
 
     Args:
         world: the environment.
-        points: of X, at least two.
+        points: at least two points of X.
         silent: whether the leader model's log_p has no gradient in x.
-        steps: how many are played before x is said not to arrive.
+        steps: the number of steps within which x must have an effect.
     """
     a, b = points[:2]
     length = min(steps, 5 * SHORT)
     one, two = trace(world, a, SEED, length), trace(world, b, SEED, length)
     differs = one.differs(two, world.base, "obs", "draw", "terminated") if silent else None
     way_out = (
-        "a log_p that depends on x where the world does (log p of what is drawn from x and of transitions that x moves; "
-        "observations leave x to commitment)"
+        "a log_p that depends on x, as the environment does (the log-probability of draws and transitions that depend on x; "
+        "observations must not show x, which is the task of commitment)"
     )
-    told = f"another {differs} at another x, from the same seed and actions, and a log_p without a gradient"
+    told = f"a different {differs} at another x, from the same seed and actions, but a log_p without a gradient"
     require(differs is None, "leader_model", way_out, told)
     while one.differs(two, world.base, "obs", "reward", "draw") is None:
-        expected = "a follower's reward, an observation or a draw that depends on x (use x in step, or in reset)"
+        expected = "a follower's reward, an observation or a draw that depends on x (use x in step or in reset)"
         require(length < steps, "set_leader", expected, f"the same {length} steps at x = {a} and at x = {b}")
         length = min(5 * length, steps)
         one, two = trace(world, a, SEED, length), trace(world, b, SEED, length)

@@ -1,4 +1,4 @@
-"""Checks that an x stays in its environment: neither parallel environments nor new ones know of it."""
+"""Checks that setting x in one environment does not change other environments, parallel or new."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .check_model import Model
 from .check_play import RTOL, Floats, Played, Trace, World, apart, held, trace
 from .mdp.checks import require
 
-ALONE = "the x of other parallel environments left alone (keep x, and what is worked out from it, in self)"
+ALONE = "the x of other environments to stay unchanged (store x, and all that is computed from it, in self)"
 
 
 def check_copies(world: World, make: Callable[[], Any] | None, a: Floats, b: Floats) -> None:
-    """x does not leak.
+    """Check that x does not leak into other environments.
 
     Args:
         world: the environment.
-        make: makes another one like it; None where that is not known.
+        make: a callable that makes another environment like it; None if there is none.
         a: a point of X.
-        b: another.
+        b: another point of X.
     """
     world.set_leader(a)
     world.reset(SEED)
@@ -33,7 +33,7 @@ def check_copies(world: World, make: Callable[[], Any] | None, a: Floats, b: Flo
         others["a copy (copy.deepcopy)"] = World(copy.deepcopy(world.env))
     except Exception as error:  # simulators in C cannot be copied
         world.unchecked.append(
-            f"copies of the environment, for copy.deepcopy(env) raises {type(error).__name__}: {error}"
+            f"copies of the environment, since copy.deepcopy(env) raises {type(error).__name__}: {error}"
         )
     if make is not None:
         others["another environment of the same id or callable"] = World(make())
@@ -55,13 +55,13 @@ def check_copies(world: World, make: Callable[[], Any] | None, a: Floats, b: Flo
         world.set_leader(a)
         first, again = World(make()).x, World(make()).x
         world.set_leader(b)
-        expected = f"a new environment to begin at {first}, whatever x others were given"
+        expected = f"a new environment to start at {first}, even after x was set in others"
         same = np.array_equal(first, World(make()).x) or not np.array_equal(first, again)
         require(same, "leader_x", expected, World(make()).x)
 
 
 def _beside(world: World, other: World, x: Floats, before: Trace) -> Trace:
-    """The other environment's episode once more, while the first is set to x, reset and stepped in turns with it."""
+    """Replay the other environment's episode while the first one is set to x, reset, and stepped in turns with it."""
     played = Trace(held(other.reset(SEED)))
     world.set_leader(x)
     world.reset(SEED + 1)
@@ -73,7 +73,7 @@ def _beside(world: World, other: World, x: Floats, before: Trace) -> Trace:
 
 
 def check_simulator(world: World, points: list[Floats]) -> None:
-    """The environment's own simulator of many in parallel pays each of them by its own x."""
+    """Check that the environment's own parallel simulator pays each environment according to that environment's x."""
     vectorised = None if world.game else getattr(world.env.unwrapped, "vectorised", None)
     simulator = None if vectorised is None else vectorised(len(points), None)
     if simulator is None or world.has("base_observation"):
@@ -82,7 +82,7 @@ def check_simulator(world: World, points: list[Floats]) -> None:
     simulator.set_leader(rows)
     kept = np.asarray(simulator.leader_x)
     fits = kept.shape == rows.shape and np.allclose(kept, rows, rtol=0.0, atol=1e-9)
-    require(fits, name, "parallel environments that keep the x of each, [num_envs, dim]", kept)
+    require(fits, name, "parallel environments that store one x for each, [num_envs, dim]", kept)
     obs, _ = simulator.reset(seed=SEED)
     simulator.action_space.seed(SEED)
     masks = getattr(simulator, "action_masks", None)
@@ -105,4 +105,4 @@ def check_simulator(world: World, points: list[Floats]) -> None:
         r_follower, r_leader, _ = (part.detach().numpy() for part in Model(world, played)())
         for modelled, field in ((r_follower, "reward"), (r_leader, "leader_reward")):
             near = bool(apart(modelled, [getattr(step, field) for step in played]).max() <= RTOL)
-            require(near, name, f"parallel environments that pay by the x of each, {x} here", "other rewards")
+            require(near, name, f"rewards of each parallel environment at its own x, {x} here", "different rewards")

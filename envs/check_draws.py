@@ -1,19 +1,19 @@
-r"""Statistical checks of what an environment draws: tests that refuse a right environment once in a million.
+r"""Statistical checks of an environment's random draws: tests that reject a correct environment once in a million.
 
-Each test holds the probabilities p that are claimed against alternatives q that are fixed before a draw is seen. Where the
-draws are truly from p, the product
+Each test compares the claimed probabilities p with alternatives q that are fixed before a draw is seen. If the draws are really
+from p, the product
 
     e_t = prod_{i <= t} q_i(w_i) / p_i(w_i)
 
-is a nonnegative martingale of mean 1, so that it exceeds 1/alpha with probability alpha at the most, whatever the number of draws
-(Ville's inequality); the mean over several alternatives is such a martingale too. An environment is refused where it exceeds one
-million. Alternatives are
+is a nonnegative martingale of mean 1, so that it exceeds 1/alpha with probability at most alpha, for any number of draws (Ville's
+inequality); the mean over several alternatives is such a martingale, too. An environment is rejected if it exceeds one million.
+The alternatives are
 
 - log p at another x: one that was set before, and points along the gradient of log p, summed over the first half of the draws;
-- for draws that are whole numbers: p, tilted by how often each came in the first half;
-- for tables: p of a row, corrected by what that row has drawn so far (Dirichlet), p mixed with the uniform, and p to a power.
+- for draws that are whole numbers: p, reweighted by how often each number occurred in the first half;
+- for tables: p of a row, updated by the row's draws so far (Dirichlet), p mixed with the uniform distribution, and p to a power.
 
-Real draws are also held against the whole of their density, by the exact distributions of two statistics.
+Real draws are also compared with their whole density, by the exact distributions of two statistics.
 """
 
 from __future__ import annotations
@@ -35,28 +35,29 @@ from .check_play import Floats, Played, World, same
 from .mdp.checks import require
 
 ALPHA = 1e-6
-"""How often each of these tests refuses an environment that is right."""
+"""Probability with which each of these tests rejects a correct environment."""
 
 REACHES = (0.01, 0.03, 0.1, 0.3, 1.0)
-"""How far along the gradient of log p an alternative x lies, in widths of X."""
+"""Distances of the alternative x along the gradient of log p, in widths of X."""
 
 MOST = 500
-"""Real draws whose distribution functions are worked out."""
+"""Largest number of real draws whose distribution functions are computed."""
 
 GRID = 300
-"""Half the points of the grid for that."""
+"""Half the number of grid points for these distribution functions."""
 
 ENTRIES = 4
-"""Entries of a draw up to which it is done."""
+"""Largest number of entries of a real draw that is tested in this way."""
 
 LARGEST = 64
-"""Different draws up to which whole numbers are counted."""
+"""Largest number of different whole numbers whose frequencies are tested."""
 
 
 def steps_at(world: World, x: Floats, before: Floats, steps: int) -> list[Played]:
-    """Steps whose draws are from x: the first of each episode where x draws once an episode, else all after x was set.
+    """Play steps whose draws depend on x.
 
-    There x is set in the middle of an episode that began at ``before``.
+    If x affects one draw per episode, these are the first steps of episodes. Otherwise x is set in the middle of an episode that
+    began at ``before``, and all later steps count.
     """
     world.seed_actions(SEED)
     played: list[Played] = []
@@ -81,23 +82,23 @@ def steps_at(world: World, x: Floats, before: Floats, steps: int) -> list[Played
 
 
 def log_mean_exp(logs: Sequence[float]) -> float:
-    """log of the mean of exp; what is no number counts as 0, which can only spare an environment."""
+    """Return the log of the mean of exp; NaN counts as exp = 0, which never rejects an environment."""
     return float(np.logaddexp.reduce([-math.inf if math.isnan(v) else v for v in logs]) - math.log(len(logs)))
 
 
 def rate(steps: int) -> str:
-    """What errors say of a test."""
-    return f"in {steps} draws; a right environment is refused with probability {ALPHA:g}"
+    """Return the sample size and error rate of a test, for error messages."""
+    return f"in {steps} draws; a correct environment is rejected with probability {ALPHA:g}"
 
 
 def check_log_p(world: World, x: Floats, before: tuple[Floats, ...], steps: int) -> None:
-    """What was drawn follows the leader model's log_p.
+    """Check that the environment's draws follow the leader model's log_p.
 
     Args:
         world: the environment.
-        x: where it draws.
-        before: x that were set earlier; the first is set beforehand.
-        steps: how many are played.
+        x: the x under which it draws.
+        before: other x as alternatives; the first is set before x is.
+        steps: number of steps to play.
     """
     played = steps_at(world, x, before[0], steps)
     first, second = played[: steps // 2], played[steps // 2 :]
@@ -114,7 +115,7 @@ def check_log_p(world: World, x: Floats, before: tuple[Floats, ...], steps: int)
     model = Model(world, second)
     own = model()[2].detach()
     logs = [float((model.at(torch.from_numpy(other))[2] - own).sum()) for other in others]
-    told = f"draws that follow its log_p at x = {x} (draw from the x that was set, by the probabilities of log_p)"
+    told = f"draws that follow its log_p at x = {x} (draw with the probabilities of log_p, at the x that was set)"
     best = int(np.argmax(np.nan_to_num(logs, nan=-math.inf)))
     likelier = f"draws that x = {others[best]} explains exp({logs[best]:.0f}) times as well ({rate(steps)})"
     require(log_mean_exp(logs) < -math.log(ALPHA), "leader_model", told, likelier)
@@ -124,7 +125,7 @@ def check_log_p(world: World, x: Floats, before: tuple[Floats, ...], steps: int)
 
 
 def _check_counts(first: Model, second: Model, told: str, steps: int) -> None:
-    """Draws that are whole numbers come as often as log_p says; a log_p that also holds transitions is left out."""
+    """Check the frequencies of draws that are whole numbers; skip a log_p that includes transitions."""
     draws = [np.array([np.asarray(step.draw) for step in model.steps]) for model in (first, second)]
     if draws[0].ndim != 1 or draws[0].dtype.kind not in "iu" or _reads_next_obs(second):
         return
@@ -150,15 +151,15 @@ def _check_counts(first: Model, second: Model, told: str, steps: int) -> None:
 
 
 def _check_reals(world: World, played: list[Played], told: str) -> bool:
-    """Real draws have the density exp(log_p), up to a constant: each entry of a draw given the others.
+    """Check that real draws have the density exp(log_p), up to a constant: each entry of a draw given the others.
 
-    The distribution function of that density at what was drawn, u, is uniform; its numbers are worked out on a grid. Kolmogorov's
-    test is of u, and the sum of squares of the normal quantiles of u is held against chi square.
+    The density's distribution function, evaluated at the draw, is a uniform number u; it is computed on a grid. Kolmogorov's test
+    is applied to u, and a chi-square test to the sum of squares of the normal quantiles of u.
 
     Returns:
-        Whether it could be checked: not where the grid is too coarse, nor where the entries depend on one another or log_p also
-        reads entries that are not drawn. Of independent entries, the densities f_1 ... f_K of a step have
-        ``sum_j log(integral of f over w_j) - (K - 1) log f = 0``, the same in every step.
+        Whether the draws could be checked. They cannot be if the grid is too coarse, if the entries depend on one another, or if
+        log_p reads entries that are not drawn. For independent entries, the density f of a step satisfies
+        ``sum_j log(integral of f over w_j) - (K - 1) log f = constant``, with the same constant in every step.
     """
     model, n = Model(world, played), len(played)
     draws = np.stack([np.asarray(step.draw, dtype=np.float64) for step in played])
@@ -172,7 +173,7 @@ def _check_reals(world: World, played: list[Played], told: str) -> bool:
 
     entries = []
     for j, column in enumerate(flat.T):
-        if not (column == np.round(column)).all():  # a flag, or a count, is no real number
+        if not (column == np.round(column)).all():  # flags and counts are not real numbers
             entries += [j] if not np.allclose(log_density(j, column + 0.1 * column.std()), log_p) else []
     if not 0 < len(entries) <= ENTRIES:
         return False
@@ -215,14 +216,14 @@ def _distribution(grid: Floats, density: Floats, at: Floats) -> tuple[Floats, Fl
 
 
 def _reads_next_obs(model: Model) -> bool:
-    """Whether log_p changes where next_obs is another step's."""
+    """Return whether log_p changes if next_obs is taken from another step."""
     obs, action, draw, after = model.given
     if not isinstance(after, torch.Tensor):
         return True
     with torch.no_grad():
         try:
             rolled = model.module(obs, action, draw, after.roll(1, 0))[2]
-        except Exception:  # a user's model, asked for a step that cannot be
+        except Exception:  # a user's model may refuse an impossible step
             return True
         return not same(rolled.numpy(), model()[2].numpy())
 
@@ -235,15 +236,15 @@ def check_table(
     what: str,
     likewise: Sequence[NDArray[Any]] = (),
 ) -> None:
-    """What was drawn follows a table's rows.
+    """Check that draws follow the rows of a table of probabilities.
 
     Args:
-        name: for errors.
-        rows: which row each draw is from, ``[n]``.
-        p: that row, ``[n, K]``.
+        name: the name at the start of error messages.
+        rows: the row of each draw, ``[n]``.
+        p: the probabilities in that row, ``[n, K]``.
         drawn: the draws, ``[n]``.
-        what: is drawn, for errors.
-        likewise: the same rows at other x, ``[n, K]`` each.
+        what: the name of the drawn quantity, for error messages.
+        likewise: the same rows at other x, ``[n, K]`` each. Default: none.
     """
     n, K = p.shape
     own = p[np.arange(n), drawn]
@@ -272,6 +273,6 @@ def check_table(
 
 
 def _power(p: NDArray[Any], exponent: float) -> NDArray[Any]:
-    """p to a power, normalised."""
+    """Return p to a power, normalised."""
     q = p**exponent
     return q / q.sum(-1, keepdims=True)  # type: ignore[no-any-return]

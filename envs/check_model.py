@@ -1,4 +1,4 @@
-"""Checks of the leader model: it says what steps pay, and its gradients are those of central differences.
+"""Checks of the leader model: it returns the rewards of the steps, and its gradients agree with central differences.
 
 For weights u, and a direction v of x, the derivative of ``f(x) = sum_i u_i r_i(x)`` along v is compared with
 
@@ -20,20 +20,20 @@ from .check_play import RTOL, Floats, Played, World, apart, batch
 from .mdp.checks import require
 
 AXES = 8
-"""Coordinates of x along which gradients are compared, beside as many random directions."""
+"""Number of coordinates of x along which gradients are compared; as many random directions are added."""
 
 GRADIENT_RTOL = 1e-5
-"""How far a derivative may be from the central difference, per unit of the largest derivative tried."""
+"""Tolerance between a derivative and its central difference, as a share of the largest derivative."""
 
 NAMES = ("r_follower", "r_leader", "log_p")
 
 
 class Model:
-    """A leader model, and the steps that it is asked about.
+    """A leader model with a batch of steps as its input.
 
     Args:
-        world: the environment, under the x that the model is asked for.
-        steps: the steps, under any x.
+        world: the environment; the model starts at its current x.
+        steps: the steps, taken under any x.
     """
 
     def __init__(self, world: World, steps: list[Played]) -> None:
@@ -49,7 +49,7 @@ class Model:
         require(held, "leader_model", f"its Parameter x at the leader's x, {x}", found.detach().numpy())
 
     def __call__(self, draw: Any = None) -> tuple[Tensor, Tensor, Tensor]:
-        """``(r_follower, r_leader, log_p)`` of the steps; ``draw`` in place of theirs where one is given."""
+        """Return ``(r_follower, r_leader, log_p)`` of the steps; ``draw``, if given, replaces their draws."""
         obs, action, drawn, after = self.given
         paid, n = (len(self.steps), *self.steps[0].reward.shape), len(self.steps)
         form = f"(r_follower, r_leader, log_p) of shapes {paid}, ({n},) and ({n},) for a batch of {n} steps"
@@ -64,7 +64,7 @@ class Model:
         return answer  # type: ignore[no-any-return]
 
     def at(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The answer at another x, without a graph."""
+        """Return the model's output at another x, without a graph."""
         own = self.x.detach().clone()
         with torch.no_grad():
             try:
@@ -74,7 +74,7 @@ class Model:
                 self.x.copy_(own)
 
     def slope(self, value: Tensor) -> Tensor:
-        """The gradient of a number in x, ``[dim]``; 0 where it has none."""
+        """Return the gradient of a scalar in x, ``[dim]``; 0 if the scalar does not depend on x."""
         if not value.requires_grad:
             return torch.zeros(self.x.numel(), dtype=torch.float64)
         (gradient,) = torch.autograd.grad(value, [self.x], allow_unused=True, retain_graph=True)
@@ -82,12 +82,12 @@ class Model:
 
 
 def check_rewards(model: Model, before: Floats, expected: str) -> None:
-    """The model says what the steps paid.
+    """Check that the model returns the rewards that the steps paid.
 
     Args:
-        model: at the x under which its steps were taken.
-        before: an x that was set earlier, by which an environment pays that ignores x or heeds it too late.
-        expected: what is said of such a one.
+        model: the model, at the x under which its steps were taken.
+        before: the x that was set earlier; an environment that ignores x, or uses it too late, pays the rewards at this x.
+        expected: the error message for such an environment.
     """
     r_follower, r_leader, log_p = (part.detach().numpy() for part in model())
     stale = model.at(torch.from_numpy(before))
@@ -99,14 +99,14 @@ def check_rewards(model: Model, before: Floats, expected: str) -> None:
         i = np.unravel_index(int(distance.argmax()), distance.shape)
         if distance[i] > RTOL:
             late = bool(apart(stale[k].numpy(), paid).max() <= RTOL)
-            require(not late, "set_leader", expected, f"the {whose}'s rewards at x = {before}, which was set before")
-        same = f"the {whose}'s reward that a step pays, {paid[i]:g} (let step pay what the model says)"
+            require(not late, "set_leader", expected, f"the {whose}'s rewards at x = {before}, which was set earlier")
+        same = f"the {whose}'s reward in a step, {paid[i]:g} (step and model must agree)"
         require(bool(distance[i] <= RTOL), "leader_model", same, f"{modelled[i]:g}")
     require(bool(np.isfinite(log_p).all()), "leader_model", "a finite log_p of what was drawn", log_p)
 
 
 def check_own_parameter(model: Model, world: World, x: Floats) -> None:
-    """The model is a function of its own Parameter x, and of no other x."""
+    """Check that the model reads x from its own Parameter only."""
     world.set_leader(x)
     elsewhere = Model(world, model.steps)
     for name, moved, made in zip(NAMES, model.at(torch.from_numpy(x)), elsewhere(), strict=True):
@@ -116,17 +116,17 @@ def check_own_parameter(model: Model, world: World, x: Floats) -> None:
             near,
             "leader_model",
             expected,
-            f"another answer where the Parameter is moved to {x} than where set_leader is",
+            f"different values if the Parameter is set to {x} than if set_leader is called with it",
         )
 
 
 def check_gradients(model: Model, rng: Generator, width: Floats) -> None:
-    """Gradients of the model are those of central differences.
+    """Check that the model's gradients agree with central differences.
 
     Args:
-        model: at a point inside X.
-        rng: for weights and directions.
-        width: of X along each coordinate, ``[dim]``.
+        model: the model, at a point inside X.
+        rng: random generator for weights and directions.
+        width: width of X along each coordinate, ``[dim]``.
     """
     x = model.x.detach().reshape(-1).clone()
     scale = torch.from_numpy(np.clip(width, 1e-3, 1.0))
@@ -157,12 +157,12 @@ def check_gradients(model: Model, rng: Generator, width: Floats) -> None:
         autograd, difference, _ = max(pairs, key=lambda pair: abs(pair[0] - pair[1]))
         close = abs(autograd - difference) <= GRADIENT_RTOL * largest + noise + 1e-300
         way_out = "(keep x in the graph: no detach, no numpy)"
-        expected = f"a gradient of {name} that is the central difference, {difference:.6g} {way_out}"
+        expected = f"a gradient of {name} equal to the central difference, {difference:.6g} {way_out}"
         require(bool(np.isnan(difference)) or close, "leader_model", expected, f"{autograd:.6g} along a direction of x")
 
 
 def check_dependence(models: list[Model]) -> bool:
-    """The model depends on x; answers whether log_p has no gradient in x at any step."""
+    """Check that the model depends on x; return whether log_p has no gradient in x at any step."""
     attached = [part for model in models for part in model() if part.requires_grad]
-    require(len(attached) > 0, "leader_model", "an answer that is differentiable in x", "three that are not")
+    require(len(attached) > 0, "leader_model", "outputs that are differentiable in x", "three that are not")
     return not any(bool(model.slope(model()[2].square().sum() + model()[2].sum()).any()) for model in models)

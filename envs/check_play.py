@@ -1,4 +1,4 @@
-"""How ``check_leader_env`` plays an environment: Gymnasium's and PettingZoo's by one interface, each step as a record."""
+"""Play Gymnasium environments and PettingZoo games through one interface, with a record of each step."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from .mdp.checks import one_number, require
 Floats = NDArray[np.float64]
 
 RTOL = 1e-4
-"""How far a step's reward may be from the leader model's, per unit of it: room for float32 rewards."""
+"""Relative tolerance between a step's reward and the leader model's, which allows for float32 rewards."""
 
 
 @dataclass(frozen=True)
 class Played:
-    """One step.
+    """The record of one step.
 
     Attributes:
         obs: the observation before the step.
         action: the action, or all players' actions in a game, ``[players]``.
         draw: ``info["leader_draw"]``.
         next_obs: the observation after the step, before any reset.
-        reward: the follower's reward, a number, or one a player, ``[players]``.
+        reward: the follower's reward, a number; in a game one for each player, ``[players]``.
         leader_reward: ``info["leader_reward"]``.
         ended: whether the episode ended with the step.
-        terminated: whether the environment ended it, and no time limit.
+        terminated: whether the environment, and not a time limit, ended the episode.
         first: whether the step was the episode's first.
-        mask: which actions existed, as the environment told before the step; None where it tells nothing.
+        mask: which actions were available, according to ``action_masks``; None if the environment has no such method.
     """
 
     obs: Any
@@ -56,13 +56,13 @@ class World:
     """An environment under check.
 
     Args:
-        env: Gymnasium's, or PettingZoo's in its parallel interface or turn by turn.
+        env: a Gymnasium environment, or a PettingZoo game in its parallel or its turn-by-turn (AEC) interface.
 
     Attributes:
-        env: the environment as it was given.
-        game: whether it is PettingZoo's.
-        unchecked: what the check leaves out, and why.
-        box: its leader space; None where x is no vector.
+        env: the environment, unchanged.
+        game: whether it is a PettingZoo game.
+        unchecked: properties that could not be checked, with the reasons.
+        box: the leader space; None if x is not a vector.
     """
 
     def __init__(self, env: Any) -> None:
@@ -82,15 +82,15 @@ class World:
     # --- the leader's side ---------------------------------------------------------------------------------------
 
     def has(self, name: str) -> bool:
-        """Whether the environment, or one that it wraps, has an attribute."""
+        """Return whether the environment, or one that it wraps, has an attribute."""
         return hasattr(self.env, name) if self.game else bool(self.env.has_wrapper_attr(name))
 
     def get(self, name: str) -> Any:
-        """An attribute of the environment or of one that it wraps."""
+        """Return an attribute of the environment or of one that it wraps."""
         return getattr(self.env, name) if self.game else self.env.get_wrapper_attr(name)
 
     def find(self, name: str) -> Any:
-        """The same; None where there is none."""
+        """Return an attribute, or None if there is none."""
         return self.get(name) if self.has(name) else None
 
     @property
@@ -99,7 +99,7 @@ class World:
 
     @property
     def x(self) -> Floats:
-        """The leader's parameter."""
+        """The leader's current parameter, ``[dim]``."""
         return np.array(self.get("leader_x"), dtype=np.float64)
 
     def set_leader(self, x: Floats) -> None:
@@ -108,7 +108,7 @@ class World:
 
     @property
     def problem(self) -> Any:
-        """The environment's own problem; None where there is none, or where it belongs to an environment under another leader."""
+        """The environment's own problem; None if there is none, or if it belongs to an inner environment with another leader."""
         found, inner = self.find("problem"), self.env.unwrapped
         own = found is not None and (getattr(inner, "problem", None) is found or not hasattr(inner, "leader_space"))
         return found if own else None
@@ -116,7 +116,7 @@ class World:
     # --- the followers' side -------------------------------------------------------------------------------------
 
     def seed_actions(self, seed: int) -> None:
-        """Let random actions begin anew."""
+        """Seed the random actions."""
         for i, space in enumerate(self._action_spaces()):
             space.seed(seed + i)
 
@@ -126,7 +126,7 @@ class World:
         return [self.env.action_space]
 
     def mask(self) -> Any:
-        """Which actions exist now; None where all do, or the environment does not tell."""
+        """Return which actions are available now; None if the environment has no ``action_masks``."""
         return (
             np.asarray(self.get("action_masks")(), dtype=np.int8)
             if not self.game and self.has("action_masks")
@@ -134,23 +134,23 @@ class World:
         )
 
     def sample(self, mask: Any) -> Any:
-        """A random action among those that exist, or one a player, ``[players]``."""
+        """Draw a random available action; in a game one for each player, ``[players]``."""
         if self.game:
             return np.array([space.sample() for space in self._action_spaces()])
         return draw_action(self.env.action_space, mask)
 
     def base(self, obs: Any) -> Any:
-        """The environment's own part of an observation that shows x beside it."""
+        """Return the environment's own observation, without the leader context that a wrapper adds."""
         return self.get("base_observation")(obs) if self.has("base_observation") else obs
 
     def reset(self, seed: int | None = None) -> Any:
-        """Begin an episode; answers its first observation."""
+        """Begin an episode; return its first observation."""
         obs = (self._player if self.game else self.env).reset(seed=seed)[0]
         self._obs, self._first = self._joint(obs), True
         return self._obs
 
     def _joint(self, obs: Any) -> Any:
-        """The players' observation: one where all see the same, else one a player."""
+        """Return the players' observations: a single one if all are equal, else one for each player."""
         if not self.game:
             return obs
         seen = [obs[agent] for agent in self._player.possible_agents if agent in obs]
@@ -160,7 +160,7 @@ class World:
         """Take a step, by default with a random action.
 
         Raises:
-            ValueError: rewards that are no finite numbers, an info without what the leader needs.
+            ValueError: a reward is not a finite number, or ``info`` lacks a key that the leader needs.
         """
         mask = self.mask() if action is None else None
         action = self.sample(mask) if action is None else action
@@ -180,7 +180,7 @@ class World:
         if not math.isfinite(paid_leader):
             raise ValueError(f"info['leader_reward']: expected one finite number in every step, got {paid_leader}")
         if not isinstance(draw, (dict, tuple)) and np.asarray(draw).dtype.kind not in "fiub":
-            told = "numbers: what x made the environment draw, 0 where it draws nothing"
+            told = "numbers: the random values whose distribution depends on x, 0 if there are none"
             raise ValueError(f"info['leader_draw']: expected {told}, got {draw!r}")
         after = self._joint(after)
         if isinstance(after, np.ndarray) and after.dtype.kind == "f" and np.isnan(after).any():
@@ -194,7 +194,7 @@ class World:
 
 
 def same(one: Any, two: Any, rtol: float = 1e-6) -> bool:
-    """Whether two observations, draws or rewards are equal, up to rounding."""
+    """Return whether two observations, draws or rewards are equal, up to rounding."""
     if isinstance(one, dict):
         return isinstance(two, dict) and one.keys() == two.keys() and all(same(one[k], two[k], rtol) for k in one)
     if isinstance(one, tuple):
@@ -202,12 +202,14 @@ def same(one: Any, two: Any, rtol: float = 1e-6) -> bool:
     a, b = np.asarray(one), np.asarray(two)
     if a.dtype.kind not in "fiub" or b.dtype.kind not in "fiub" or a.size == 0 or a.shape != b.shape:
         return a.shape == b.shape and bool((a == b).all())
-    small = 0.01 * rtol * float(np.abs(np.nan_to_num(a, posinf=0.0, neginf=0.0)).max())  # in no unit of its own
+    small = (
+        0.01 * rtol * float(np.abs(np.nan_to_num(a, posinf=0.0, neginf=0.0)).max())
+    )  # relative, since rewards can have any unit
     return bool(np.allclose(a, b, rtol=rtol, atol=small, equal_nan=True))
 
 
 def apart(modelled: Any, paid: Any) -> Floats:
-    """How far rewards are from one another, in shares of the larger, or of a hundredth of the largest of all."""
+    """Return relative differences of rewards, by the larger of each two, or by a hundredth of the largest of all."""
     modelled, paid = np.asarray(modelled, dtype=np.float64), np.asarray(paid, dtype=np.float64)
     larger = np.maximum(np.abs(modelled), np.abs(paid))
     distance: Floats = np.abs(modelled - paid) / np.maximum(larger, max(0.01 * float(larger.max()), 1e-300))
@@ -215,7 +217,7 @@ def apart(modelled: Any, paid: Any) -> Floats:
 
 
 def stacked(parts: Sequence[Any]) -> Any:
-    """Observations, actions or draws of several steps as one batch of tensors."""
+    """Stack observations, actions or draws of several steps into tensors."""
     if isinstance(parts[0], dict):
         return {key: stacked([part[key] for part in parts]) for key in parts[0]}
     if isinstance(parts[0], tuple):
@@ -224,13 +226,13 @@ def stacked(parts: Sequence[Any]) -> Any:
 
 
 def batch(steps: Sequence[Played]) -> tuple[Any, Any, Any, Any]:
-    """``(obs, action, draw, next_obs)`` of several steps, as the leader model takes them."""
+    """Return ``(obs, action, draw, next_obs)`` of several steps, the input of a leader model."""
     return tuple(stacked([getattr(step, name) for step in steps]) for name in ("obs", "action", "draw", "next_obs"))
 
 
 @dataclass
 class Trace:
-    """Steps from one seed, with the same random numbers for the actions.
+    """An episode, or several, from one seed that also determines the actions.
 
     Attributes:
         start: the first observation.
@@ -241,7 +243,7 @@ class Trace:
     steps: list[Played] = field(default_factory=list)
 
     def differs(self, other: Trace, base: Callable[[Any], Any], *names: str) -> str | None:
-        """The name of what differs first between two traces, among those of ``names``; None where nothing does."""
+        """Return which of the fields ``names`` differs first between two traces; None if all are equal."""
         if "obs" in names and not same(base(self.start), base(other.start)):
             return "first observation"
         for one, two in zip(self.steps, other.steps, strict=False):
@@ -266,16 +268,16 @@ def trace(
     at: int = 0,
     one_episode: bool = False,
 ) -> Trace:
-    """Play from a seed.
+    """Play steps from a seed.
 
     Args:
         world: the environment.
-        x: set before the reset; None leaves what is set.
-        seed: of the reset, and of random actions.
-        steps: how many.
-        then: another x, which is set after ``at`` steps; None for none.
-        at: when it is set.
-        one_episode: whether to stop where the first episode ends.
+        x: the leader's parameter to set before the reset; None leaves it unchanged.
+        seed: seed of the reset and of the random actions.
+        steps: number of steps.
+        then: another x, which is set after ``at`` steps; None (default) for none.
+        at: the step before which ``then`` is set. Default: 0.
+        one_episode: whether to stop at the end of the first episode. Default: False.
     """
     if x is not None:
         world.set_leader(x)
@@ -294,7 +296,7 @@ def trace(
 
 
 def held(value: Any) -> Any:
-    """A copy of an observation or a draw."""
+    """Return a copy of an observation or a draw."""
     if isinstance(value, dict):
         return {key: held(part) for key, part in value.items()}
     return value.copy() if isinstance(value, np.ndarray) else value

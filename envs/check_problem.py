@@ -1,4 +1,4 @@
-"""Checks of the problem that an environment brings: its tables, or its plant, are what the environment steps by."""
+"""Checks that an environment's steps agree with the tables, or the linear dynamics, of its problem."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from .mdp.continuous import ContinuousProblem
 from .mdp.linear_quadratic import LinearQuadraticProblem
 
 STARTS = 400
-"""Resets whose first states are held against rho."""
+"""Number of resets whose first states are compared with rho."""
 
 ROWS = 200
-"""Steps at which a problem's own tables are held against each other."""
+"""Number of steps at which a problem's tables are compared with its kernel."""
 
 
 @torch.no_grad()
 def check_problem(world: World, x: Floats, before: Floats, steps: int) -> None:
-    """The problem is the environment.
+    """Check that the environment behaves as its problem says.
 
     Args:
         world: the environment; one without a problem passes.
-        x: where it is compared.
-        before: an x that is set beforehand.
-        steps: how many are played.
+        x: the x at which both are compared.
+        before: an x that is set before x is.
+        steps: number of steps to play.
     """
     problem = world.problem
     if problem is None:
@@ -51,7 +51,8 @@ def check_problem(world: World, x: Floats, before: Floats, steps: int) -> None:
     }
     check = next((check for kind, check in kinds.items() if isinstance(problem, kind)), None)
     if check is None:
-        world.unchecked.append(f"the problem, a {type(problem).__name__}: only the library's own kinds are")
+        told = "only tabular, zero-sum, linear-quadratic and continuous ones are checked"
+        world.unchecked.append(f"the problem, a {type(problem).__name__}: {told}")
         return
     box, X = world.box, problem.leader_set
     fits = box is not None and box.shape == (X.dim,)
@@ -64,11 +65,11 @@ def check_problem(world: World, x: Floats, before: Floats, steps: int) -> None:
 
 
 def _agree(name: str, whose: str, modelled: Any, paid: Any) -> None:
-    """What the problem says of each step is what was paid."""
+    """Check that rewards of the problem equal the rewards that the steps paid."""
     modelled, paid = np.asarray(modelled), np.asarray(paid)
     distance = apart(modelled, paid)
     i = int(distance.argmax())
-    expected = f"{whose} of a step to be {modelled[i]:g} (step and problem must pay alike)"
+    expected = f"{whose} of a step to be {modelled[i]:g} (step and problem must agree)"
     require(bool(distance[i] <= RTOL), name, expected, f"{paid[i]:g}")
 
 
@@ -83,7 +84,7 @@ def _check_gamma(world: World, gamma: float) -> None:
 def _check_tabular(
     world: World, problem: TabularProblem, at: tuple[Tensor, Tensor], played: list[Played], starts: list[Any]
 ) -> None:
-    """r, P, rho, mask, terminal and gamma of a tabular problem."""
+    """Check r, P, rho, mask, terminal and gamma of a tabular problem."""
     x, before = at
     mdp, n_contexts = problem.follower_mdp(x), 1 if problem.context_probs is None else len(problem.context_probs)
     _check_gamma(world, mdp.gamma)
@@ -104,7 +105,7 @@ def _check_tabular(
     index: list[Any] = [z // S, z % S, a, w]
 
     def rows(field: Tensor, rank: int, depth: int) -> NDArray[Any]:
-        """A field at the steps' contexts and states, and so many of their actions and draws, ``[n, ...]``."""
+        """Index a table by context and state, and by action and draw up to ``depth``, of each step: ``[n, ...]``."""
         if rank > 1 and field.shape[field.ndim - rank + 1] == 1:
             field = field.expand(*field.shape[: field.ndim - rank + 1], A, *field.shape[field.ndim - rank + 2 :])
         where = tuple(torch.from_numpy(i) for i in index[1 : 1 + depth])
@@ -117,7 +118,7 @@ def _check_tabular(
         _agree("problem", "the leader's reward", rows(kernel.r_leader, 3, 3), [step.leader_reward for step in played])
     # Which actions exist, and where an episode ends.
     if mdp.mask is not None:
-        require(played[0].mask is not None, "action_masks", "a method that tells the problem's mask", "none")
+        require(played[0].mask is not None, "action_masks", "a method that returns the problem's mask", "none")
         shown, mask = np.stack([step.mask for step in played]).astype(bool), rows(mdp.mask, 2, 1)
         i = int((shown != mask).any(-1).argmax())
         require(bool((shown == mask).all()), "action_masks", f"{mask[i]} in state {z[i]}, the problem's mask", shown[i])
@@ -154,13 +155,13 @@ def _check_tabular(
     )
     for name, one, two in pairs:
         near = bool(apart(one, two).max() <= RTOL)
-        require(near, "problem", f"{name} of follower_mdp to be the mean of the kernel's over its draws", "another")
+        require(near, "problem", f"{name} of follower_mdp equal to the mean over the kernel's draws", "a different one")
 
 
 def _check_game(
     world: World, problem: GameProblem, at: tuple[Tensor, Tensor], played: list[Played], starts: list[Any]
 ) -> None:
-    """Payoffs, P, rho and gamma of a zero-sum game."""
+    """Check payoffs, P, rho and gamma of a zero-sum game."""
     game, leader_game = problem.game(at[0]), problem.leader_game(at[0])
     _check_gamma(world, game.gamma)
     s, s_next = (np.array([int(getattr(step, name)) for step in played]) for name in ("obs", "next_obs"))
@@ -184,7 +185,7 @@ def _check_game(
 def _check_plant(
     world: World, problem: LinearQuadraticProblem, at: tuple[Tensor, Tensor], played: list[Played], starts: list[Any]
 ) -> None:
-    """Costs, dynamics and start of a linear-quadratic game."""
+    """Check costs, dynamics and start distribution of a linear-quadratic game."""
     _check_gamma(world, problem.gamma)
     d = problem.dynamics
     s, s_next = (
@@ -205,10 +206,10 @@ def _check_plant(
 
 
 def _check_gaussian(rest: Floats, covariance: Floats, what: str, known: Floats | None = None) -> None:
-    """Rows are drawn from N(0, covariance), whatever was known before.
+    """Check that rows are drawn from N(0, covariance), independently of ``known``.
 
-    Their mean and their spread along its axes are held against their exact distributions; a mean that is linear in what was
-    known, fitted to the first half, against the second half by its likelihood ratio.
+    The rows' mean and variance along the principal axes are compared with their exact distributions. A linear prediction of the
+    rows from ``known``, fitted to the first half, must not explain the second half better, by its likelihood ratio.
     """
     values, axes = np.linalg.eigh(covariance)
     moved = values > 1e-12 * max(float(values.max()), 1e-300)
@@ -218,7 +219,7 @@ def _check_gaussian(rest: Floats, covariance: Floats, what: str, known: Floats |
     require(
         bool(still <= 1e-5 * scale),
         "problem",
-        f"{what} to move by the plant alone where it has no noise",
+        f"{what} to follow the dynamics exactly in directions without noise",
         f"{still:g} off it",
     )
     z = along[:, moved] / np.sqrt(values[moved])
@@ -234,7 +235,7 @@ def _check_gaussian(rest: Floats, covariance: Floats, what: str, known: Floats |
         log_e = float((z[n // 2 :] * predicted - 0.5 * predicted**2).sum())
         fits = fits and log_e < -math.log(ALPHA)
     got = f"sum of z / sqrt(n) {mean} and sum of z^2 / n {spread / n} along its axes ({rate(n)})"
-    require(fits, "problem", f"{what} drawn from the Gaussian that the problem says", got)
+    require(fits, "problem", f"{what} drawn from the problem's Gaussian", got)
 
 
 # --- continuous states ------------------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ def _check_gaussian(rest: Floats, covariance: Floats, what: str, known: Floats |
 def _check_continuous(
     world: World, problem: ContinuousProblem, at: tuple[Tensor, Tensor], played: list[Played], starts: list[Any]
 ) -> None:
-    """Rewards, steps and starts of a continuous problem; steps with noise are not held against it."""
+    """Check rewards, steps and starts of a continuous problem; steps with noise are not checked."""
     _check_gamma(world, problem.gamma)
     obs, after = (
         np.stack([np.asarray(world.base(getattr(step, name)), dtype=np.float64) for step in played])
@@ -260,7 +261,7 @@ def _check_continuous(
         expected = problem.observe(problem.step(problem.state_of(obs), a, np.broadcast_to(values, (len(a), 1))))
         distance = apart(expected, after).max(-1)
         i = int(distance.argmax())
-        told = f"the next observation {expected[i]} (step and problem must move alike)"
+        told = f"the next observation {expected[i]} (step and problem must agree)"
         require(bool(distance[i] <= RTOL), "problem", told, after[i])
     else:
         world.unchecked.append("the noise of a continuous problem")
@@ -271,7 +272,7 @@ def _check_continuous(
     spread = np.sqrt(weights @ (seen - mean) ** 2)
     off = np.abs(first.mean(0) - mean) - norm.isf(ALPHA / (2 * len(mean))) * spread / math.sqrt(len(first))
     fits = bool((off <= RTOL * (1.0 + np.abs(mean))).all())
-    require(fits, "problem", f"first observations whose mean is {mean}, that of its starts", first.mean(0))
+    require(fits, "problem", f"first observations with the mean of its start states, {mean}", first.mean(0))
 
 
 def _check_building(

@@ -1,10 +1,10 @@
 """The interface of leader environments: a Gymnasium environment for the follower, with a parameter x that the leader sets.
 
-- ``leader_space``: Box of x, float64, compact and convex; None where x is no vector (a large reward model).
-- ``set_leader(x)``: from the next step on.
-- ``info["leader_reward"]``, ``info["leader_draw"]``: of every step.
-- ``leader_model()``: torch module with parameter x, ``(obs, action, draw, next_obs) -> (r_follower, r_leader, log_p)``.
-- ``commitment(obs)``: what a follower may be shown of x at an observation.
+- ``leader_space``: the Box that x lies in, float64, bounded; None where x is not a vector (a large reward model).
+- ``set_leader(x)``: sets x from the next step on.
+- ``info["leader_reward"]``, ``info["leader_draw"]``: the leader's reward, and the random values that depend on x, in each step.
+- ``leader_model()``: a torch module with parameter x, ``(obs, action, draw, next_obs) -> (r_follower, r_leader, log_p)``.
+- ``commitment(obs)``: the leader context, i.e. the part of x that a follower may see at an observation.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class HasLeader(ABC):
     """The leader's interface, shared by single environments, parallel environments and games.
 
     Attributes:
-        leader_space: Box of x, float64; where x also has a budget (see ``LeaderSet``), the Box around X. None where x
-            is no vector.
-        gamma: the discount of both players.
-        commitment_size: number of entries of ``commitment``.
-        commitment_is_distribution: whether those entries are non-negative and sum to one.
+        leader_space: the Box that x lies in, float64; where x also has a budget (see ``LeaderSet``), X is a subset of this Box.
+            None where x is not a vector.
+        gamma: the discount factor of both players, in [0, 1).
+        commitment_size: number of entries of the leader context, an int.
+        commitment_is_distribution: whether the entries of the leader context are non-negative and sum to one. Default: False.
     """
 
     leader_space: gym.spaces.Box | None
@@ -52,75 +52,84 @@ class HasLeader(ABC):
     @property
     @abstractmethod
     def leader_x(self) -> NDArray[np.float64]:
-        """A copy of the leader's current parameter, ``[dim]``, or ``[num_envs, dim]`` where each environment has its own."""
+        """A copy of the leader's current parameter, ``[dim]``; ``[num_envs, dim]`` where each environment has its own x."""
 
     @abstractmethod
     def set_leader(self, x: Any) -> None:
-        """Set x; it takes effect at the next step, and for what is drawn once an episode at the next reset.
-
-        x is copied.
+        """Set x. It takes effect at the next step; values that are drawn once per episode use it from the next reset.
 
         Args:
-            x: a point of X, ``[dim]``; parallel environments also take ``[num_envs, dim]``, one row each.
+            x: a point of X, ``[dim]``, which is copied; parallel environments also take ``[num_envs, dim]``, one row for each.
 
         Raises:
-            ValueError: wrong shape, an entry that is not finite, or a point outside X.
+            ValueError: x has the wrong shape, has an entry that is not finite, or lies outside X.
         """
 
     @abstractmethod
     def leader_model(self) -> torch.nn.Module:
-        """Return a torch module of one step, whose Parameter ``x`` (float64) starts at the current x.
+        """Return a torch module that computes a step's rewards and log-probability as functions of x.
 
-        Called with batched tensors ``(obs, action, draw, next_obs)`` it returns ``(r_follower, r_leader, log_p)``:
-        the rewards of that step and the log-probability of what depends on x in it, each differentiable in x. Parallel
-        environments have one where all have one x.
+        Its Parameter ``x`` (float64) starts at the current x. Called with batched tensors ``(obs, action, draw, next_obs)``, it
+        returns ``(r_follower, r_leader, log_p)``, each differentiable in x: the rewards of the step, and the log-probability of
+        the random values in it whose distribution depends on x. Parallel environments must all have the same x.
         """
 
     @abstractmethod
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """The leader context, ``[commitment_size]``: what a follower may be shown of x at an observation.
+        """Return the leader context at an observation, ``[commitment_size]``: the part of x that a follower may see.
 
-        Parallel environments return one row each.
+        Parallel environments return ``[num_envs, commitment_size]``.
+
+        Args:
+            obs: an observation; for parallel environments one for each, ``[num_envs, ...]``.
         """
 
 
 class LeaderEnv(HasLeader, gym.Env[ObsType, ActType]):
     """Base class of environments with a leader.
 
-    ``step`` returns the follower's reward; ``info`` has ``leader_reward``, a float, undiscounted, and
-    ``leader_draw``, what x made the environment draw.
+    ``step`` returns the follower's reward. ``info["leader_reward"]`` is the leader's reward in the step, a float, undiscounted.
+    ``info["leader_draw"]`` holds the random values of the step whose distribution depends on x, e.g. the leader's own action.
 
     Attributes:
-        draws_once: whether x makes one draw an episode, which rules all of it and does not show in the observations: no
-            critic of them then knows what the draw is worth.
+        draws_once: whether one draw at the start of an episode depends on x, affects the whole episode and is not part of the
+            observations. A critic of the observations then cannot estimate what the draw is worth. Default: False.
 
-    The others are those of ``HasLeader``.
+    The other attributes are those of ``HasLeader``.
     """
 
     draws_once: bool = False
 
     def vectorised(self, num_envs: int, max_episode_steps: int | None) -> LeaderVectorEnv | None:
-        """Parallel environments like this one, stepped together; None if there is no such simulator."""
+        """Make parallel environments like this one that are stepped together.
+
+        Args:
+            num_envs: number of parallel environments.
+            max_episode_steps: number of steps after which an episode is truncated; None for never.
+
+        Returns:
+            The parallel environments; None, the default, if the environment has no such simulator.
+        """
         return None
 
 
 class LeaderVectorEnv(HasLeader, VectorEnv[Any, Any, Any]):
     """Parallel leader environments that are stepped together; each may have its own x.
 
-    ``leader_x`` and ``set_leader`` also take ``[num_envs, dim]``, one row an environment. Environments that end are reset in
-    the same step (``final_obs``, ``final_info``); ``infos["leader_reward"]`` and ``["leader_draw"]``, one row an environment,
-    belong to the step taken.
+    ``set_leader`` takes ``[dim]`` or ``[num_envs, dim]``, one row for each environment. An environment whose episode ends is
+    reset in the same step (``final_obs``, ``final_info``). ``infos["leader_reward"]`` and ``infos["leader_draw"]`` have one row
+    for each environment and always belong to the step that was taken, also where it ended an episode.
 
     Args:
-        num_envs: number of parallel environments.
-        max_episode_steps: steps after which an episode is truncated; None for never.
-        observation_space: of one of them.
-        action_space: of one of them.
+        num_envs: number of parallel environments, at least 1.
+        max_episode_steps: number of steps after which an episode is truncated, at least 1; None for never.
+        observation_space: observation space of one environment.
+        action_space: action space of one environment.
 
-    Attributes: as ``LeaderEnv``.
+    The attributes are those of ``HasLeader``.
 
     Raises:
-        ValueError: a size under one.
+        ValueError: ``num_envs`` or ``max_episode_steps`` is below 1.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
@@ -146,7 +155,7 @@ class LeaderVectorEnv(HasLeader, VectorEnv[Any, Any, Any]):
     def _restart(
         self, infos: dict[str, Any], done: Flags, following: NDArray[Any], start: NDArray[Any]
     ) -> NDArray[Any]:
-        """Restart the environments that are done at ``start``, write their last step into ``infos`` and return all states."""
+        """Restart finished environments at ``start``, write their last step into ``infos``, and return all states."""
         many = done.reshape(-1, *[1] * (following.ndim - 1))
         final: dict[str, Any] = {}
         for name in ("leader_reward", "leader_draw"):
@@ -162,7 +171,7 @@ class LeaderVectorEnv(HasLeader, VectorEnv[Any, Any, Any]):
         return np.where(many, start, following)
 
     def place(self) -> dict[str, Any] | None:
-        """The environments' state: arrays by name and the random generator's state; None before a reset."""
+        """Return the environments' state: arrays by name and the random generator's state; None before the first reset."""
         if self._state is None:
             return None
         arrays = {"_state": self._state.copy(), "_elapsed": self._elapsed.copy()}
@@ -171,12 +180,15 @@ class LeaderVectorEnv(HasLeader, VectorEnv[Any, Any, Any]):
     def stand(self, place: dict[str, Any]) -> None:
         """Restore the state that :meth:`place` returned.
 
+        Args:
+            place: what :meth:`place` returned, here or on environments of the same kind and number.
+
         Raises:
-            ValueError: the place of another environment.
+            ValueError: the state does not fit these environments, or they were never reset.
         """
         now, then = self.place() or {}, {name: np.array(place[name]) for name in ("_state", "_elapsed")}
         fits = now and all(a.shape == now[name].shape and a.dtype == now[name].dtype for name, a in then.items())
-        require(bool(fits), "place", "that of such environments, after a reset", "another")
+        require(bool(fits), "place", "the state of environments like these, after a reset", "another")
         self.np_random.bit_generator.state = place["generator"]
         self._state, self._elapsed = then["_state"], then["_elapsed"]
 
@@ -185,9 +197,9 @@ class OfProblem(HasLeader):
     """Base class of environments, single or parallel, that simulate a problem.
 
     Attributes:
-        problem: the model itself.
-        _x: the leader's parameter.
-        _spaces: of observations and of actions.
+        problem: the problem, i.e. the model.
+        _x: the leader's current parameter.
+        _spaces: the observation space and the action space.
     """
 
     _x: torch.Tensor
@@ -213,14 +225,14 @@ class ProblemEnv(Drawn, OfProblem, LeaderEnv[Any, Any]):
     """A single environment that simulates a problem.
 
     Args:
-        problem: the problem.
-        render_mode: None, ``"ansi"`` for one line of text, ``"rgb_array"`` for a picture; another draws nothing.
+        problem: the problem to simulate.
+        render_mode: ``"ansi"`` renders one line of text, ``"rgb_array"`` a picture; None (default) and other modes nothing.
     """
 
     vector_class: ClassVar[type[Any]]
 
     def __init__(self, problem: Any, render_mode: str | None = None) -> None:
-        # Gymnasium has warned of a mode that is none of ours.
+        # Gymnasium has already warned of an unknown mode.
         self.render_mode = render_mode if render_mode in self.metadata["render_modes"] else None
         self._set_up(problem, 1)
         self.observation_space, self.action_space = self._spaces
@@ -238,13 +250,14 @@ class FromArguments:
         class MyEnv(FromArguments, TabularEnv, problem=MyProblem):
             ...
 
-    ``MyEnv(**arguments)`` simulates ``MyProblem(**arguments)``; ``MyEnv.vector(num_envs, **arguments)`` simulates it in parallel
-    (a ``vector_entry_point`` for Gymnasium); ``inspect.signature(MyEnv)`` is that of ``MyProblem`` and ``render_mode``.
+    ``MyEnv(**arguments)`` simulates ``MyProblem(**arguments)``. ``MyEnv.vector(num_envs, **arguments)`` simulates it in parallel;
+    it is a ``vector_entry_point`` for Gymnasium. ``inspect.signature(MyEnv)`` shows the arguments of ``MyProblem``, and
+    ``render_mode``.
 
     Args:
-        args: of the problem.
-        render_mode: of the environment.
-        kwargs: of the problem.
+        args: positional arguments of the problem.
+        render_mode: the environment's render mode, see :class:`ProblemEnv`. Default: None.
+        kwargs: keyword arguments of the problem.
     """
 
     make_problem: ClassVar[Callable[..., Any]]
@@ -263,6 +276,13 @@ class FromArguments:
 
     @classmethod
     def vector(cls, num_envs: int, *args: Any, max_episode_steps: int | None = None, **kwargs: Any) -> LeaderVectorEnv:
-        """``num_envs`` parallel environments, stepped together; the other arguments are the problem's."""
+        """Make parallel environments that are stepped together.
+
+        Args:
+            num_envs: number of parallel environments.
+            args: positional arguments of the problem.
+            max_episode_steps: number of steps after which an episode is truncated; None (default) for never.
+            kwargs: keyword arguments of the problem.
+        """
         problem = cls.make_problem(*args, **kwargs)
         return cls.vector_class(problem, num_envs, max_episode_steps)  # type: ignore[no-any-return]

@@ -22,6 +22,7 @@ from torch import Tensor
 from .core import FromArguments
 from .mdp import GridMap, LeaderSet, TabularMDP, TabularProblem
 from .mdp.checks import check_number, check_tau
+from .mdp.problem import LOGIT_SCALE
 from .render import draw_grid
 from .tabular import TabularEnv
 
@@ -51,19 +52,19 @@ LOGIT_BOUND = 20.0
 
 
 class FourRoomsProblem(TabularProblem):
-    """The problem above; the two goals are its contexts.
+    """The Four Rooms problem (see the module), with one context for each of the two goals.
 
     Args:
-        tau: temperature of the follower, positive.
-        beta: what a unit of penalty costs the leader, whenever the follower arrives.
+        tau: temperature of the follower, positive. Default: 0.005.
+        beta: the leader's cost per unit of penalty, each time the follower reaches the goal, at least 0. Default: 1.
 
     Attributes:
         grid: the map; cells are numbered row by row.
         goals: the goal's cell in each context.
-        leader_cell: the cell that pays the leader.
+        leader_cell: the cell in which the leader earns a reward.
 
     Raises:
-        ValueError: tau not positive, beta negative or not finite.
+        ValueError: tau is not positive, or beta is negative or not finite.
     """
 
     batched_kernel: ClassVar[bool] = True
@@ -76,7 +77,7 @@ class FourRoomsProblem(TabularProblem):
         self.goals = tuple(self.grid.index(*goal) for goal in GOALS)
         self.leader_cell = self.grid.index(*LEADER_CELL)
         n = self.grid.n_cells
-        self.leader_set = LeaderSet.box(n + 1, -LOGIT_BOUND, LOGIT_BOUND)
+        self.leader_set = LeaderSet.box(n + 1, -LOGIT_BOUND, LOGIT_BOUND, LOGIT_SCALE)
         self.context_probs = torch.full((len(GOALS),), 0.5, dtype=torch.float64)
         self._P = self.grid.transition(INTENDED)
         self._rho = torch.nn.functional.one_hot(torch.tensor(self.grid.index(*START)), n).to(torch.float64)
@@ -85,26 +86,26 @@ class FourRoomsProblem(TabularProblem):
         self._at_leader_cell = torch.nn.functional.one_hot(torch.tensor(self.leader_cell), n).to(torch.float64)
 
     def penalty(self, x: Tensor) -> Tensor:
-        """-0.2 softmax(x) without its last entry, ``[..., S]``, for x ``[..., 105]``."""
+        """Return each cell's penalty, ``[..., S]``: -0.2 softmax(x) without the last entry, for x ``[..., 105]``."""
         return -PENALTY * torch.softmax(x, -1)[..., :-1]
 
     def _per_action(self, reward: Tensor) -> Tensor:
         return reward.unsqueeze(-1).expand(*reward.shape, self._P.shape[1])
 
     def follower_mdp(self, x: Tensor) -> TabularMDP:
-        """M(x), with one context for each goal, ``[..., 2]`` for x ``[..., 105]``."""
+        """Return M(x) for x ``[..., 105]``, with one context for each goal."""
         r = self._at_goal + self.penalty(x).unsqueeze(-2) * self._elsewhere
         return TabularMDP(
             self._P, self._per_action(r), self._rho, GAMMA, self._ends, terminal_entropy=True, validate=False
         )
 
     def leader_reward(self, x: Tensor) -> Tensor:
-        """The leader's reward, ``[..., 2, S, A]``: 1 in the leader's cell, -beta sum |penalty| in the goal."""
+        """Return the leader's reward, ``[..., 2, S, A]``: 1 in the leader's cell, -beta sum |penalty| in the goal."""
         cost = self.beta * -self.penalty(x).sum(-1)[..., None, None]
         return self._per_action(self._at_leader_cell - cost * self._at_goal)
 
     def commitment(self, x: Tensor) -> Tensor:
-        """The leader context softmax(x), ``[..., 1, 105]``; the follower's reward is linear in it."""
+        """Return the leader context softmax(x), ``[..., 1, 105]``; the follower's reward is linear in it."""
         return torch.softmax(x, -1).unsqueeze(-2)
 
 
@@ -113,8 +114,8 @@ class FourRoomsEnv(FromArguments, TabularEnv, problem=FourRoomsProblem):
 
     ## Description
     The follower starts in (4,1), row and column from 0, and wants to reach the episode's goal, (1,9) or (11,11), each
-    with probability 1/2. It moves as it means to with probability 0.56 and in each other direction with 0.44/3; into a
-    wall is staying. The leader spreads penalties over the cells, at a cost, so that the follower's way leads through
+    with probability 1/2. The chosen move happens with probability 0.56 and each other move with 0.44/3; a move into a
+    wall stays in the cell. The leader spreads penalties over the cells, at a cost, so that the follower's way leads through
     its own cell (8,4).
 
     ## Action Space
@@ -124,8 +125,8 @@ class FourRoomsEnv(FromArguments, TabularEnv, problem=FourRoomsProblem):
     ``Discrete(208)``: ``104 c + s``, c the goal and s the free cell, counted row by row.
 
     ## Leader Space
-    ``Box(-20, 20, (105,), float64)``: logits, one a cell and one more that is nobody's; the penalty of a cell is -0.2
-    times its probability under their softmax. ``commitment(s)`` is that softmax, ``info["leader_draw"]`` 0.
+    ``Box(-20, 20, (105,), float64)``: logits, one for each cell and one that belongs to no cell; the penalty of a cell is
+    -0.2 times its probability under their softmax. ``commitment(s)`` is that softmax, ``info["leader_draw"]`` 0.
 
     ## Rewards
     The follower's: 1 in the goal, the cell's penalty elsewhere. The leader's: 1 in (8,4); in the goal ``-beta`` times the

@@ -3,7 +3,7 @@ r"""Goal placement: the leader places rewards on a grid, and is scored by which 
 States are the cells of a size x size grid, actions the four moves; x_s in [0, 1] is the reward placed in cell s, and u_s in
 [0, 1] how rough the ground is there:
 
-    r_x(s,a) = x_s - roughness u_s,      P: the move meant with probability ``intended``, each other one a third of the rest
+    r_x(s,a) = x_s - roughness u_s,      P: the chosen move with probability ``intended``, each other a third of the rest
 
 The leader has a target distribution over cells, three blobs of unequal weight, and dislikes what separates it from the
 follower's visitation m(s) = (1-gamma) d(s), by a Gaussian kernel k (a squared maximum mean discrepancy):
@@ -60,16 +60,16 @@ OPTIMUM_GAP = 1e-12
 
 
 class GoalPlacementProblem(GridProblem):
-    """The problem above.
+    """The goal placement problem (see the module).
 
     Args:
-        size: rows and columns of the grid.
-        gamma: discount in [0, 1).
-        tau: default temperature of the follower.
-        intended: probability of the move that was meant.
-        roughness: what the roughest ground may cost a step; below 1, the largest reward that can be placed.
-        width: of the leader's kernel, in cells, at most ``size``.
-        seed: of the ground and the blobs' places; None draws anew.
+        size: number of rows and of columns of the grid, at least 2.
+        gamma: discount factor, in [0, 1).
+        tau: default temperature of the follower, at least 0.
+        intended: probability that the chosen move happens.
+        roughness: upper bound on a step's cost from rough ground, in [0, 1), i.e. below the largest reward that can be placed.
+        width: width of the leader's kernel in cells, positive and at most ``size``.
+        seed: seed of the ground and of the target's blobs; None draws a new seed.
 
     Attributes:
         grid: the map.
@@ -78,8 +78,7 @@ class GoalPlacementProblem(GridProblem):
         ground: -roughness u, ``[S]``.
 
     Raises:
-        ValueError: a size under two, gamma outside [0, 1), tau negative, a probability or a roughness outside its
-            interval, a width that is not positive, a negative seed.
+        ValueError: an argument lies outside its range.
     """
 
     def __init__(
@@ -106,26 +105,26 @@ class GoalPlacementProblem(GridProblem):
         self._solution: tuple[Tensor, Tensor] | None = None
 
     def leader_reward(self, x: Tensor) -> None:
-        """None, because J_L is not a discounted return."""
+        """Return None, because J_L is not a discounted return."""
 
     def discrepancy(self, m: Tensor) -> Tensor:
-        """The discrepancy f, ``[...]``, of a visitation distribution ``[..., S]``."""
+        """Return the discrepancy f, ``[...]``, of a visitation distribution ``[..., S]``."""
         apart = m - self.target
         return ((apart @ self._kernel) * apart).sum(-1)
 
     def occupancy_return(self, x: Tensor, occupancy: Tensor) -> Tensor:
-        """The leader's return -f for occupancies ``[..., S, A]``."""
+        """Return the leader's return -f, given occupancies ``[..., S, A]``."""
         return -self.discrepancy(occupancy.sum(-1))
 
     def leader_return(self, x: Tensor, pi: Tensor) -> Tensor:
-        """The leader's return -f(x, pi)."""
+        """Return the leader's return -f(x, pi)."""
         return -self.discrepancy((1.0 - self.gamma) * visitation(self.follower_mdp(x), torch.as_tensor(pi)))
 
     def optimum(self, tau: float | None = None) -> Optimum:
-        """The optimum at tau = 0, with ties broken in the leader's favour; its f is within 1e-12 of the minimum.
+        """Return the optimum at tau = 0, with ties broken in the leader's favour; its f is within 1e-12 of the minimum.
 
         Raises:
-            ValueError: a positive tau, at which the answer is not known.
+            ValueError: tau is positive; the optimum is then not known.
         """
         tau = self.tau if tau is None else check_tau(tau)
         require(tau == 0.0, "tau", "0, where the answer is known", tau)
@@ -180,15 +179,15 @@ class GoalPlacementEnv(FromArguments, TabularEnv, problem=GoalPlacementProblem):
     """The leader places rewards on a grid so that the follower spends its time in the cells that the leader wants.
 
     ## Description
-    The follower walks a grid of rough ground, slips now and then, and collects what the leader has placed in the cell it
-    stands in. The leader has a target distribution over cells, three blobs that are to receive a half, three tenths and
+    The follower walks a grid of rough ground, slips now and then, and collects the reward that the leader has placed in
+    its cell. The leader has a target distribution over cells, three blobs that are to receive a half, three tenths and
     a fifth of the follower's discounted visits, and is judged by a smoothed squared distance between the two:
     1 for a follower that wanders at random, 0 for a perfect match. ``problem.optimum(0.0)`` is the best that any
     follower can score; ``problem.leader_return`` is minus the distance.
 
     ## Action Space
-    ``Discrete(4)``: up, right, down, left. The move meant happens with probability ``intended``, each other one with a
-    third of the rest; off the grid is staying.
+    ``Discrete(4)``: up, right, down, left. The chosen move happens with probability ``intended``, each other move with
+    a third of the rest; a move off the grid stays in the cell.
 
     ## Observation Space
     ``Discrete(size ** 2)``: the cell, row by row.
@@ -210,12 +209,12 @@ class GoalPlacementEnv(FromArguments, TabularEnv, problem=GoalPlacementProblem):
     - ``size``: rows and columns (10).
     - ``gamma``: discount, in [0, 1) (0.9).
     - ``tau``: default temperature of the follower (0).
-    - ``intended``: probability of the move meant (0.8).
+    - ``intended``: probability that the chosen move happens (0.8).
     - ``roughness``: the ground costs a uniform share of it, drawn for each cell (0.1).
-    - ``width``: of the leader's kernel, in cells (1.0).
-    - ``seed``: of the ground and the blobs' places, not of the play (0); None draws a random grid.
+    - ``width``: width of the leader's kernel, in cells (1.0).
+    - ``seed``: seed of the ground and of the blobs, not of the episodes (0); None draws a random grid.
     - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``: the reward placed, the target (white lines), the follower's
-      visits at its best response (circles, by area), and where it stands.
+      visits at its best response (circles, by area), and its cell.
 
     The grid's size is that of a published experiment; everything else is this library's own.
 

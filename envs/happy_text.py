@@ -25,16 +25,16 @@ class HappyTextEnv(Drawn, gym.Env[Obs, np.int64]):
     ## Description
     An episode is one message. Its first words are drawn from the grammar of everyday messages (``envs.text.MESSAGES``), the
     follower writes the rest, token by token, until it writes the end or the message is full. At the end a rule scores the
-    sentiment of the whole text (``envs.text.SentimentRule``: a lexicon with negations and intensifiers, no model). It is a world
-    for learning from preferences: there is no leader in it, the leader is the reward model that ``PreferencePBRL`` fits to
-    comparisons of messages.
+    sentiment of the whole text (``envs.text.SentimentRule``: a lexicon with negations and intensifiers, no model). The
+    environment is for learning from preferences; its leader is the reward model that ``PreferencePBRL`` fits to comparisons of
+    messages.
 
     ## Action Space
     ``Discrete(V)``: the next token; token ``tokeniser.end`` (0) ends the message.
 
     ## Observation Space
-    ``MultiDiscrete([V + 1] * (1 + max_tokens))``: the end token, which begins every message, the tokens so far, and V where
-    nothing is written yet.
+    ``MultiDiscrete([V + 1] * (1 + max_tokens))``: the end token, which begins every message, the tokens so far, and V in
+    positions that are still empty.
 
     ## Rewards
     0 until the message ends, then its sentiment, in (-1, 1).
@@ -43,20 +43,20 @@ class HappyTextEnv(Drawn, gym.Env[Obs, np.int64]):
     The first ``prompt_words`` words of a message drawn from the grammar.
 
     ## Episode End
-    Terminates with the end token, or after ``max_tokens`` tokens with the first ones counted; then ``info["text"]`` is the
-    message.
+    Terminates with the end token, or when the message has ``max_tokens`` tokens, including the first words. ``info["text"]`` is
+    then the message.
 
     ## Arguments
-    - ``max_tokens``: tokens that a message may have, the end token included (24).
-    - ``prompt_words``: words that it begins with (2).
-    - ``tokeniser``: what turns texts into tokens; None for the grammar's words.
+    - ``max_tokens``: largest number of tokens of a message, including the end token (24).
+    - ``prompt_words``: number of first words that are given (2).
+    - ``tokeniser``: converts texts to tokens; None for the grammar's words.
     - ``render_mode``: None, ``"ansi"`` (the text so far) or ``"rgb_array"`` (the same as a picture, for a person to compare).
 
     ## Version History
     - v0: first version.
 
     ## References
-    A small version of the happy-tweet task of arXiv 2601.16399; its details are our default. Grammar, lexicon and rule are
+    A small version of the happy-tweet task of arXiv 2601.16399; its details are our defaults. Grammar, lexicon and rule are
     this library's own.
     """
 

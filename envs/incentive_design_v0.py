@@ -36,15 +36,15 @@ class IncentiveDesignEnv(Drawn, OfProblem, ParallelEnv[str, np.int64, Any]):
     """Two players play a random zero-sum game, to which a designer with another reward and other transitions adds incentives.
 
     ## Description
-    In each state both players choose an action at once. Player 2 pays player 1 ``r(s,a1,a2) + sigmoid(x(s,a1,a2))``,
-    where x is the designer's, and the state moves by ``P(s'|s,a1,a2)``. The designer earns what the players' policies
-    earn under transitions ``P_id`` and rewards ``r_id`` of its own: x reaches it through those policies alone. In the
-    registered environment rewards are drawn once, uniformly from [0, 1]; transition probabilities are uniform numbers,
-    normalised. ``IncentiveDesignEnv(problem)`` plays any :class:`IncentiveDesignProblem`, one built from the user's own
-    payoff tables for instance.
+    In each state both players choose an action at the same time. Player 2 pays player 1 ``r(s,a1,a2) + sigmoid(x(s,a1,a2))``,
+    where the designer chooses x, and the next state is drawn from ``P(s'|s,a1,a2)``. The designer's return is that of the
+    players' policies under its own transitions ``P_id`` and rewards ``r_id``; it depends on x through those policies only. In
+    the registered environment rewards are drawn once, uniformly from [0, 1]; transition probabilities are uniform numbers,
+    normalised. ``IncentiveDesignEnv(problem)`` simulates any :class:`IncentiveDesignProblem`, e.g. one from your own payoff
+    tables.
 
-    ``reset(options={"designer_world": True})`` starts an episode that moves by ``P_id``: there the discounted sum of
-    ``leader_reward`` is an unbiased estimate of the designer's return.
+    ``reset(options={"designer_world": True})`` starts an episode with transitions ``P_id``, in which the discounted sum
+    of ``leader_reward`` is an unbiased estimate of the designer's return.
 
     ## Agents
     ``player_1`` (maximises the payoff) and ``player_2`` (is paid its negative), in parallel.
@@ -57,13 +57,13 @@ class IncentiveDesignEnv(Drawn, OfProblem, ParallelEnv[str, np.int64, Any]):
 
     ## Leader Space
     ``Box(-10, 10, (n_states * n_actions_1 * n_actions_2,), float64)``: x, ``[S, A1, A2]`` flattened; 0 is the same
-    incentive 1/2 everywhere. ``set_leader(x)`` holds from the next step on. ``commitment(s)`` is what the players may be
-    shown of x: the incentives ``sigmoid(x(s, ., .))`` of their state, ``[A1 * A2]``. ``leader_model()`` takes both players'
-    actions, ``[..., 2]``, and answers with both their rewards, ``[..., 2]``.
+    incentive 1/2 everywhere. ``set_leader(x)`` takes effect at the next step. The players may see the leader context
+    ``commitment(s)``: the incentives ``sigmoid(x(s, ., .))`` of their state, ``[A1 * A2]``. ``leader_model()`` takes both
+    players' actions, ``[..., 2]``, and returns both rewards, ``[..., 2]``.
 
     ## Rewards
     The payoff and its negative. ``info["leader_reward"]``, the same for both players, is the designer's ``r_id`` of the
-    step, undiscounted; ``info["leader_draw"]`` is 0, for x makes the environment draw nothing.
+    step, undiscounted; ``info["leader_draw"]`` is 0, because nothing that is drawn depends on x.
 
     ## Starting State
     Uniform over the states.
@@ -73,14 +73,14 @@ class IncentiveDesignEnv(Drawn, OfProblem, ParallelEnv[str, np.int64, Any]):
 
     ## Arguments
     - ``n_states``, ``n_actions_1``, ``n_actions_2``: sizes (10, 5, 5).
-    - ``gamma``: discount of all, in [0, 1) (0.9).
+    - ``gamma``: discount factor of players and designer, in [0, 1) (0.9).
     - ``tau``: default temperature of the players (0.1).
-    - ``seed``: of the game's rewards and transitions, not of its play (0); None draws a random game.
+    - ``seed``: seed of the game's rewards and transitions, not of the episodes (0); None draws a random game.
     - ``max_cycles``: steps of an episode (100).
     - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``: the incentives, the state and the last pair of actions.
 
     These are arguments of ``parallel_env``, ``env`` and ``raw_env``; the class takes ``problem``, ``max_cycles`` and
-    ``render_mode``. The sizes, ``gamma`` and ``tau`` are our default; the published experiment may use others.
+    ``render_mode``. The sizes, ``gamma`` and ``tau`` are our defaults; the published experiment may use others.
 
     ## Version History
     - v0: first version.
@@ -129,20 +129,20 @@ class IncentiveDesignEnv(Drawn, OfProblem, ParallelEnv[str, np.int64, Any]):
         self._load(self.problem.leader_set.check(x).detach().clone())
 
     def leader_model(self) -> GameLeaderModel:
-        """The step as a function of x: see ``GameLeaderModel``."""
+        """Return the leader model of a step, see ``GameLeaderModel``."""
         return GameLeaderModel(self.problem, self._x)
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """The leader context in a state: its incentives, ``[A1 * A2]``."""
+        """Return the leader context in a state: its incentives, ``[A1 * A2]``."""
         shown: NDArray[np.float32] = self.problem.commitment(self._x)[int(obs)].to(torch.float32).numpy()
         return shown
 
     def observation_space(self, agent: str) -> gym.Space[Any]:
-        """The observation space of a player, always the same object."""
+        """Return the observation space of a player, always the same object."""
         return self.observation_spaces[agent]
 
     def action_space(self, agent: str) -> gym.Space[Any]:
-        """The action space of a player, always the same object."""
+        """Return the action space of a player, always the same object."""
         return self.action_spaces[agent]
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observations, Infos]:
@@ -160,10 +160,10 @@ class IncentiveDesignEnv(Drawn, OfProblem, ParallelEnv[str, np.int64, Any]):
     def step(
         self, actions: dict[str, Any]
     ) -> tuple[Observations, dict[str, float], dict[str, bool], dict[str, bool], Infos]:
-        """Take one step of both players; it draws one random number, whatever they do.
+        """Take one step of both players; it draws one random number, for any actions.
 
         Raises:
-            ValueError: an action that does not exist.
+            ValueError: an action does not exist.
         """
         if not self.agents:
             raise gym.error.ResetNeeded("step was called before reset, or after the episode's end")

@@ -1,7 +1,7 @@
 """Environments that simulate a linear-quadratic Stackelberg game, single and parallel.
 
-Observations are states, actions a in [-1, 1] stand for the follower's inputs ``u_f = action_bound * a``; what lies beyond is
-clipped. The leader draws ``u_l ~ N(-K s, sigma^2 I)``, then the plant its noise.
+Observations are states. Actions a are clipped to [-1, 1] and give the follower's inputs ``u_f = action_bound * a``. In each step
+the leader's input ``u_l ~ N(-K s, sigma^2 I)`` is drawn first, then the noise of the dynamics.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 
 
 def _root(covariance: Tensor) -> Floats:
-    """A matrix L with L L^T = covariance, which may be singular."""
+    """Return a matrix L with L L^T = covariance, which may be singular."""
     values, vectors = torch.linalg.eigh(covariance)
     root: Floats = (vectors * values.clamp_min(0.0).sqrt()).numpy()
     return root
@@ -58,7 +58,7 @@ class _Plant:
         Args:
             s: states, ``[N, n]``.
             K: gains, ``[m_l, n]`` for all, or ``[N, m_l, n]``.
-            action: ``[N, m_f]``.
+            action: the follower's actions, ``[N, m_f]``.
             normal: standard normal numbers, ``[N, m_l + n]``.
         """
         mean = s @ K.T if K.ndim == 2 else np.einsum("Nij,Nj->Ni", K, s)
@@ -74,7 +74,7 @@ class LinearQuadraticLeaderModel(nn.Module):
 
     Args:
         problem: the game.
-        x: where the parameter starts, ``[dim]``.
+        x: the initial value of the parameter, ``[dim]``.
     """
 
     def __init__(self, problem: LinearQuadraticProblem, x: Tensor) -> None:
@@ -89,7 +89,7 @@ class LinearQuadraticLeaderModel(nn.Module):
             obs: states, ``[..., n]``.
             action: the follower's actions, ``[..., m_f]``, clipped to [-1, 1].
             draw: the leader's inputs u_l, ``info["leader_draw"]``, ``[..., m_l]``.
-            next_obs: not used: given s, u_l and u_f it does not depend on x.
+            next_obs: not used, because its distribution given s, u_l and u_f does not depend on x.
 
         Returns:
             r_follower, r_leader, log_p, each ``[...]``, float64.
@@ -127,11 +127,11 @@ class _LinearLeader(OfProblem):
         """Set x (copied), which takes effect at the next step.
 
         Args:
-            x: a point of X, ``[dim]``; parallel environments also take ``[num_envs, dim]``, one row each.
+            x: a point of X, ``[dim]``; parallel environments also take ``[num_envs, dim]``, one row for each.
 
         Raises:
-            ValueError: wrong shape, an entry that is not finite, a point outside X, or one where the follower has no best
-                response of finite cost (naming the eigenvalue).
+            ValueError: x has the wrong shape, has an entry that is not finite, lies outside X, or has no best response of finite
+                cost (the message names the eigenvalue).
         """
         point, leader_set = as_float64(x, "x").detach(), self.problem.leader_set
         many = point.ndim == 2 and isinstance(self, LeaderVectorEnv)
@@ -140,10 +140,10 @@ class _LinearLeader(OfProblem):
         self._load(point.clone())
 
     def leader_model(self) -> LinearQuadraticLeaderModel:
-        """The step as a function of x.
+        """Return the leader model of a step.
 
         Raises:
-            ValueError: if the environments have different x.
+            ValueError: the environments have different x.
         """
         require(self._x.ndim == 1, "x", "one x for all environments", f"shape {tuple(self._x.shape)}")
         return LinearQuadraticLeaderModel(self.problem, self._x)
@@ -165,16 +165,16 @@ def _check_actions(actions: Any, shape: tuple[int, ...], name: str) -> Floats:
 class LinearQuadraticVectorEnv(_LinearLeader, LeaderVectorEnv):
     """Parallel ``LinearQuadraticEnv``, stepped together in numpy.
 
-    All environments start and are truncated together, and are reset in the same step. Each step draws m_l + n normal numbers
-    an environment from one generator, whatever the actions: two simulators reset with the same seed see common random numbers.
+    All environments start and are truncated together, and are reset in the same step. Each step draws m_l + n normal numbers for
+    each environment from one generator, for any actions, so that two simulators with the same seed have common random numbers.
 
     Args:
         problem: the game.
         num_envs: number of parallel environments.
-        max_episode_steps: steps after which an episode is truncated; None for never.
+        max_episode_steps: number of steps after which an episode is truncated; None for never.
 
     Raises:
-        ValueError: a size under one; in ``step``, actions of the wrong shape or that are not finite.
+        ValueError: a size is below 1; in ``step``, actions have the wrong shape or are not finite.
     """
 
     def __init__(self, problem: LinearQuadraticProblem, num_envs: int, max_episode_steps: int | None = None) -> None:
@@ -214,7 +214,7 @@ class LinearQuadraticVectorEnv(_LinearLeader, LeaderVectorEnv):
         return following.copy(), r_f, np.zeros(N, dtype=np.bool_), truncated, infos
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """The leader context of each environment: its x, ``[num_envs, commitment_size]``."""
+        """Return the leader context of each environment, its x, ``[num_envs, commitment_size]``."""
         shown: NDArray[np.float32] = np.broadcast_to(self._x.numpy(), (self.num_envs, self.commitment_size))
         return shown.astype(np.float32)
 
@@ -222,15 +222,15 @@ class LinearQuadraticVectorEnv(_LinearLeader, LeaderVectorEnv):
 class LinearQuadraticEnv(_LinearLeader, ProblemEnv):
     """The follower's side of a linear-quadratic Stackelberg game, under the leader's current K.
 
-    ``step`` returns the follower's reward and, in ``info``, ``leader_reward`` and ``leader_draw`` (u_l). It neither terminates
-    nor truncates: see ``gymnasium.wrappers.TimeLimit``.
+    ``step`` returns the follower's reward; ``info`` has ``leader_reward`` and ``leader_draw`` (u_l). Episodes do not end: use
+    ``gymnasium.wrappers.TimeLimit``.
 
     Args:
         problem: the game.
-        render_mode: None, ``"ansi"`` for one line of text, ``"rgb_array"`` for a picture; another draws nothing.
+        render_mode: ``"ansi"`` renders one line of text, ``"rgb_array"`` a picture; None (default) and other modes nothing.
 
     Raises:
-        ValueError: in ``step``, an action of the wrong shape or that is not finite.
+        ValueError: in ``step``, the action has the wrong shape or is not finite.
     """
 
     vector_class: ClassVar[type[Any]] = LinearQuadraticVectorEnv
@@ -249,7 +249,7 @@ class LinearQuadraticEnv(_LinearLeader, ProblemEnv):
         return self._state[0].copy(), {}
 
     def step(self, action: Any) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        """Take one step; it draws m_l + n normal numbers, whatever the action."""
+        """Take one step; it draws m_l + n normal numbers, for any action."""
         plant, s = self._plant, self._state
         if s is None:
             raise gym.error.ResetNeeded("step was called before reset")
@@ -267,7 +267,7 @@ class LinearQuadraticEnv(_LinearLeader, ProblemEnv):
         return self._state[0].copy(), reward, False, False, info
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """The leader context: x in every state, ``[commitment_size]``."""
+        """Return the leader context, which is x in every state, ``[commitment_size]``."""
         return self._x.numpy().astype(np.float32)
 
     def _text(self) -> str:

@@ -16,15 +16,15 @@ class LQStackelbergEnv(FromArguments, LinearQuadraticEnv, problem=steering_game)
         p' = 0.8 p             + 0.5 u_f + w_p
         q' = 0.7 q + 0.5 u_l   + 0.5 u_f + w_q
 
-    The follower is paid to hold q at 0, the leader wants p held at 0; the leader's input reaches q alone. It commits to
-    ``u_l ~ N(-K s, sigma^2)``. A leader who does not reckon with the follower does nothing (K = 0); one who does lets p show in
-    q, so that the follower, holding q, holds p too. For a given K the follower's best answer is ``u_f = -F s`` by a Riccati
-    equation: ``problem.best_response(x)``; ``problem.optimum()`` is the leader's best K. Games of other matrices:
+    The follower's cost keeps q near 0; the leader wants p near 0, but its input affects q only. It commits to
+    ``u_l ~ N(-K s, sigma^2)``. A leader without foresight does nothing (K = 0). A leader with foresight makes q depend on p, so
+    that the follower also controls p when it controls q. For a given K the best response is ``u_f = -F s``, from a Riccati
+    equation (``problem.best_response(x)``); ``problem.optimum()`` is the leader's best K. For games with other matrices, use
     ``LinearQuadraticEnv(problem)``.
 
     ## Action Space
-    ``Box(-1, 1, (1,), float32)``: ``u_f = problem.action_bound * a``; what lies beyond is clipped. The best response leaves the
-    bounds with probability under 1e-6 a step (``problem.saturation_probability(x)``).
+    ``Box(-1, 1, (1,), float32)``: ``u_f = problem.action_bound * a``, where a is clipped to [-1, 1]. The best response exceeds
+    the bounds with probability below 1e-6 per step (``problem.saturation_probability(x)``).
 
     ## Observation Space
     ``Box(-inf, inf, (2,), float64)``: (p, q).

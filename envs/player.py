@@ -17,11 +17,11 @@ class GameLeaderModel(nn.Module):
     """Rewards and log-probability of steps of a zero-sum game, as functions of x.
 
     Args:
-        problem: the problem, not a stack; its leader's objective is a return.
-        x: where the parameter starts, ``[dim]``.
+        problem: the problem, not a stack, whose leader's objective is a return.
+        x: the initial value of the parameter, ``[dim]``.
 
     Raises:
-        ValueError: a problem whose leader is paid no reward a step.
+        ValueError: the leader's objective is not a return.
     """
 
     def __init__(self, problem: GameProblem, x: Tensor) -> None:
@@ -37,12 +37,12 @@ class GameLeaderModel(nn.Module):
         Args:
             obs: states, ``[...]``, whole numbers.
             action: the players' actions, ``[..., 2]``.
-            draw: the leader's draws, ``[...]``; here it draws nothing.
+            draw: ``info["leader_draw"]``, ``[...]``; not used, since the leader draws nothing.
             next_obs: states after the step, ``[...]``.
 
         Returns:
-            r_follower, ``[..., 2]``, one a player, which add up to 0; r_leader and log_p, ``[...]``; all float64. log_p is 0
-            where x does not move the players' transitions. Where x does not enter, the gradient is zero.
+            r_follower, ``[..., 2]``, the players' rewards, which add up to 0; r_leader and log_p, ``[...]``; all float64. log_p
+            is 0 if the players' transitions do not depend on x. Values that do not depend on x have gradient zero.
         """
         s, joint, s_next = (torch.as_tensor(part).long() for part in (obs, action, next_obs))
         a1, a2 = joint.unbind(-1)
@@ -58,13 +58,13 @@ class PlayersProblem(TabularProblem):
     """The single-agent problem of one player of a game, in which the other player's actions are drawn from a fixed policy.
 
     Args:
-        game_problem: the game and its leader, not a stack.
-        player: whose world, 1 or 2.
-        leaders_world: whether the state moves by the leader's transitions.
+        game_problem: the game problem, not a stack.
+        player: the player, 1 or 2.
+        leaders_world: whether states follow the leader's transitions instead of the players'.
 
     Attributes:
-        held: the other player's policy, ``[S, A_other]`` or ``[num_envs, S, A_other]``; at first uniform.
-        bonus: what the player is paid beside its payoff, ``[S, A]`` or ``[num_envs, S, A]``; None for nothing.
+        held: the other player's policy, ``[S, A_other]`` or ``[num_envs, S, A_other]``; initially uniform.
+        bonus: a reward added to the player's payoff, ``[S, A]`` or ``[num_envs, S, A]``; None for none.
     """
 
     batched_kernel = True
@@ -84,20 +84,20 @@ class PlayersProblem(TabularProblem):
         return self.game_problem.start_x()
 
     def follower_mdp(self, x: Tensor) -> TabularMDP:
-        """The player's MDP against the fixed policy (one for all environments), without the bonus."""
+        """Return the player's MDP against the fixed policy (the same in all environments), without the bonus."""
         return player_mdp(self.game_problem.game(x), self.player, self.held, 0.0)
 
     def leader_reward(self, x: Tensor) -> None:
-        """None, because it depends on both actions; see :meth:`kernel`."""
+        """Return None, because the leader's reward depends on both players' actions; see :meth:`kernel`."""
 
     def kernel(self, x: Tensor) -> TabularKernel:
-        """The kernel at x, whose draw w is the other player's action; x is ``[dim]``, or ``[num_envs, dim]``, one row each."""
+        """Return the kernel at x, whose draw w is the other player's action; x is ``[dim]`` or ``[num_envs, dim]``."""
         rows = [x] if x.ndim == 1 else list(x)
         games: list[ZeroSumGame] = [self.game_problem.game(row) for row in rows]
         leaders: list[Any] = [self.game_problem.leader_game(row) for row in rows]  # never None: see the constructor
 
         def stacked(tables: list[Tensor], axis: int) -> Tensor:
-            """One table for all environments or one for each; the player's own actions come first, ``axis`` is player 1's."""
+            """Stack a table for each environment if they differ, with the player's own actions first; ``axis`` is player 1's."""
             shared = all(table is tables[0] for table in tables)
             table = tables[0] if shared else torch.stack(tables)
             return table if self.player == 1 else table.transpose(axis, axis + 1)
@@ -116,21 +116,21 @@ class PlayersProblem(TabularProblem):
 class PlayerVectorEnv(TabularVectorEnv):
     """Parallel single-agent environments of one player of a game, while the other player's policy is fixed.
 
-    In state s the player chooses an action, the other's is drawn from the held policy, and the state moves by the game's P.
-    The reward is the player's own payoff, that of player 2 the negative of player 1's, plus ``bonus(s, a)`` where one is
-    held. ``infos["leader_reward"]`` is the leader's reward of the step, ``infos["leader_draw"]`` the other player's action.
-    A step takes three random numbers an environment, whatever the actions: equal seeds give common random numbers.
+    In state s the player chooses an action, the other player's is drawn from its fixed policy, and the next state from P. The
+    reward is the player's own payoff (player 2's is the negative of player 1's) plus ``bonus(s, a)``, if there is a bonus.
+    ``infos["leader_reward"]`` is the leader's reward in the step, ``infos["leader_draw"]`` the other player's action. A step
+    draws three random numbers for each environment, for any actions, so that equal seeds give common random numbers.
 
     Args:
-        problem: the game and its leader, not a stack.
-        player: whose world, 1 or 2.
-        num_envs: number of parallel worlds.
-        max_episode_steps: steps after which an episode is truncated; None for never.
-        leaders_world: whether the state moves by the leader's transitions, ``problem.leader_game(x).P``.
+        problem: the game problem, not a stack.
+        player: the player, 1 or 2.
+        num_envs: number of parallel environments, at least 1.
+        max_episode_steps: number of steps after which an episode is truncated; None for never.
+        leaders_world: whether states follow the leader's transitions, ``problem.leader_game(x).P``, instead of the players'.
 
     Raises:
-        ValueError: a player other than 1 and 2, a size under one, a problem whose leader is paid no reward a step; in ``step``,
-            actions of the wrong shape or that do not exist.
+        ValueError: ``player`` is not 1 or 2, a size is below 1, or the leader's objective is not a return; in ``step``, actions
+            have the wrong shape or do not exist.
     """
 
     problem: PlayersProblem
@@ -147,10 +147,10 @@ class PlayerVectorEnv(TabularVectorEnv):
         self.player = player
 
     def leader_model(self) -> GameLeaderModel:  # type: ignore[override]
-        """The joint step as a function of x: see ``GameLeaderModel``.
+        """Return the leader model of the joint step, see ``GameLeaderModel``.
 
         Raises:
-            ValueError: if the environments have different x.
+            ValueError: the environments have different x.
         """
         require(self._x.ndim == 1, "x", "one x for all environments", f"shape {tuple(self._x.shape)}")
         return GameLeaderModel(self.problem.game_problem, self._x)
@@ -159,11 +159,11 @@ class PlayerVectorEnv(TabularVectorEnv):
         """Fix the other player's policy, and the player's bonus, from the next step on.
 
         Args:
-            policy: ``[S, A]`` of the other player, or ``[num_envs, S, A]``, one an environment.
-            bonus: ``[S, A]`` of the player, or ``[num_envs, S, A]``; None for nothing.
+            policy: the other player's policy, ``[S, A]``, or one for each environment, ``[num_envs, S, A]``.
+            bonus: a reward added to the player's payoff, ``[S, A]`` or ``[num_envs, S, A]``. Default: None, for none.
 
         Raises:
-            ValueError: another shape, a policy whose rows are no distribution.
+            ValueError: an argument has the wrong shape, or the policy's rows are not distributions.
         """
         held = self._table(policy, self._tables.W, "policy")
         fits = bool((held >= 0.0).all()) and bool(np.allclose(held.sum(-1), 1.0, atol=1e-6))

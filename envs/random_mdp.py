@@ -38,15 +38,15 @@ stays within ``|x|^2 <= |x_0|^2 + S``, and a coordinate of 100 would need ``|x_0
 
 
 class RandomMDPProblem(TabularProblem):
-    """The problem above.
+    """The random MDP problem (see the module).
 
     Args:
-        n_states: S.
-        n_actions: A.
-        dim: d, the size of x.
-        gamma: discount in [0, 1).
+        n_states: number of states S.
+        n_actions: number of actions A.
+        dim: number of coordinates d of x.
+        gamma: discount factor, in [0, 1).
         tau: default temperature.
-        seed: of everything drawn, the start of x included; None draws a random problem.
+        seed: seed of the problem and of the initial x; None draws a random problem.
 
     Attributes:
         c: coefficients of the rewards, ``[S, A]``.
@@ -54,7 +54,7 @@ class RandomMDPProblem(TabularProblem):
         leader_set: X; see ``BOUND``.
 
     Raises:
-        ValueError: a size under one, gamma outside [0, 1), tau negative.
+        ValueError: a size is below 1, gamma lies outside [0, 1), or tau is negative.
     """
 
     batched_kernel: ClassVar[bool] = True
@@ -85,24 +85,24 @@ class RandomMDPProblem(TabularProblem):
         self.leader_set = LeaderSet.box(d, -BOUND, BOUND)
 
     def start_x(self) -> Tensor:
-        """The first x, ``[d]``: one fixed draw from a standard normal."""
+        """Return the initial x, ``[d]``, which was drawn from a standard normal once."""
         return self._start.clone()
 
     def follower_mdp(self, x: Tensor) -> TabularMDP:
-        """M(x) for x ``[..., d]``."""
+        """Return M(x) for x ``[..., d]``."""
         q = ((x @ self.M) * x).sum(-1)
         return TabularMDP(self._P, q[..., None, None] * self.c, self._rho, self.gamma, validate=False)
 
     def leader_reward(self, x: Tensor) -> None:
-        """None, because f is not a discounted return."""
+        """Return None, because f is not a discounted return."""
         return None
 
     def leader_return(self, x: Tensor, pi: Tensor) -> Tensor:
-        """The leader's return -f(x, pi), a scalar, for x ``[d]`` and pi ``[S, A]``."""
+        """Return the leader's return -f(x, pi), a scalar, for x ``[d]`` and pi ``[S, A]``."""
         return -0.5 * (x.square().sum() + pi.square().sum())
 
     def optimum(self, tau: float | None = None) -> Optimum:
-        """The optimum: x = 0 and the uniform policy, at any temperature."""
+        """Return the optimum, which is x = 0 and the uniform policy at any temperature."""
         check_tau(self.tau if tau is None else tau)
         pi = torch.full_like(self.c, 1.0 / self.c.shape[1])
         return Optimum(torch.zeros_like(self._start), pi, -0.5 * self.c.shape[0] / self.c.shape[1])
@@ -113,7 +113,7 @@ class RandomMDPEnv(FromArguments, TabularEnv, problem=RandomMDPProblem):
 
     ## Description
     In state ``s`` the follower takes action ``a``, earns ``c(s,a) x^T M x`` and moves to one of a random set of states.
-    The leader minimises ``|x|^2/2 + |pi|^2/2``, which is no return: it is read from the policy, not from episodes.
+    The leader minimises ``|x|^2/2 + |pi|^2/2``, which is not a return: it depends on the policy itself, not on episodes.
     ``problem.optimum()`` is x = 0, where the follower is uniform.
 
     ## Action Space
@@ -140,7 +140,7 @@ class RandomMDPEnv(FromArguments, TabularEnv, problem=RandomMDPProblem):
     - ``dim``: size of x (100).
     - ``gamma``: discount, in [0, 1) (0.5).
     - ``tau``: default temperature of the follower (1.0).
-    - ``seed``: of the problem and of the start of x, not of its play (0); None draws a random problem.
+    - ``seed``: seed of the problem and of the initial x, not of the episodes (0); None draws a random problem.
     - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``.
 
     ## Version History

@@ -24,7 +24,7 @@ class Drawn:
     """Mixin for rendering: ``render_mode`` is None, ``"ansi"`` (one line of text) or ``"rgb_array"`` (a picture).
 
     Attributes:
-        size: of the picture, in inches.
+        size: width and height of the picture in inches.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
@@ -33,7 +33,7 @@ class Drawn:
 
     @abstractmethod
     def _text(self) -> str:
-        """The line of text that ``"ansi"`` shows."""
+        """Return the line of text for the render mode ``"ansi"``."""
 
     @abstractmethod
     def _draw(self, panel: Axes) -> None:
@@ -49,7 +49,7 @@ class Drawn:
 
 
 def new_panel(width: float = 5.0, height: float = 4.0) -> tuple[Figure, Axes]:
-    """Make a figure of this size in inches, with 100 dots an inch and no window, and its panel.
+    """Make a figure of this size in inches, at 100 dots per inch and without a window; return it with its axes.
 
     Raises:
         gymnasium.error.DependencyNotInstalled: matplotlib is missing.
@@ -101,13 +101,13 @@ def draw_grid(
     """Draw a grid map: a heat map of one number for each free cell, dark walls, a disc for the follower, letters in marked cells.
 
     Args:
-        panel: where to draw.
+        panel: the axes to draw on.
         grid: the map.
-        heat: a number a free cell, ``[n]``.
-        label: what the numbers are.
+        heat: one number for each free cell, ``[n]``.
+        label: label of the colour bar.
         follower: the follower's cell.
         marks: short texts by cell.
-        kwargs: of matplotlib's ``imshow``, e.g. ``cmap``, ``vmin``.
+        kwargs: arguments of matplotlib's ``imshow``, e.g. ``cmap``, ``vmin``.
     """
     rows, columns = grid.cells.numpy().T
     image = np.full(grid.shape, np.nan)

@@ -1,9 +1,9 @@
 r"""A grid world with a hidden true reward: the leader chooses the reward that the follower sees, and is scored by the true one.
 
-States are the cells of a size x size grid, actions the four moves; u_s in [0, 1] is what a cell is worth in truth, x_s in [-1,
-1] what the follower is paid there:
+States are the cells of a size x size grid, actions the four moves; u_s in [0, 1] is the true reward of a cell, x_s in [-1, 1]
+the reward that the follower is paid there:
 
-    r_x(s,a) = x_s,      r_l(s,a) = u_s,      P: the move meant with probability ``intended``, each other one a third of the
+    r_x(s,a) = x_s,      r_l(s,a) = u_s,      P: the chosen move with probability ``intended``, each other a third of the
     rest
 
 so that J_L(x, pi) is the true return of the follower. The true reward is a smooth random field: white noise convolved with a
@@ -34,23 +34,22 @@ if TYPE_CHECKING:
 
 
 class RewardGridProblem(GridProblem):
-    """The problem above.
+    """The reward grid problem (see the module).
 
     Args:
-        size: rows and columns of the grid.
-        gamma: discount in [0, 1).
-        tau: default temperature of the follower.
-        intended: probability of the move meant.
-        width: of the field, in cells.
-        seed: of the field; None draws one anew.
+        size: number of rows and of columns of the grid, at least 2.
+        gamma: discount factor of both players, in [0, 1).
+        tau: default temperature of the follower, at least 0.
+        intended: probability that the chosen move happens.
+        width: width of the Gaussian that smooths the true reward, in cells, positive.
+        seed: seed of the true reward; None draws a new seed.
 
     Attributes:
         grid: the map.
         true_reward: u, ``[S]``.
 
     Raises:
-        ValueError: a size under two, gamma outside [0, 1), tau negative, a probability outside [0, 1], a width that is not
-            positive, a negative seed.
+        ValueError: an argument lies outside its range.
     """
 
     def __init__(
@@ -72,14 +71,14 @@ class RewardGridProblem(GridProblem):
         self.true_reward = (field - field.min()) / (field.max() - field.min())
 
     def leader_reward(self, x: Tensor) -> Tensor:
-        """The true reward u of every cell, ``[..., S, 4]`` for x ``[..., S]``."""
+        """Return the true reward u of every cell, ``[..., S, 4]`` for x ``[..., S]``."""
         return (self.true_reward + 0.0 * x).unsqueeze(-1).expand(*x.shape, 4)
 
     def optimum(self, tau: float | None = None) -> Optimum:
-        """The optimum at tau = 0: x = u.
+        """Return the optimum at tau = 0, x = u.
 
         Raises:
-            ValueError: a positive tau, at which the answer is not known.
+            ValueError: tau is positive; the optimum is then not known.
         """
         tau = self.tau if tau is None else check_tau(tau)
         require(tau == 0.0, "tau", "0, where the answer is known", tau)
@@ -88,25 +87,25 @@ class RewardGridProblem(GridProblem):
 
 
 class RewardGridEnv(FromArguments, TabularEnv, problem=RewardGridProblem):
-    """A grid world with a hidden true reward, in which the leader pays what it believes each cell is worth.
+    """A grid world with a hidden true reward, in which the leader pays its estimate of that reward.
 
     ## Description
-    The follower walks a grid, slips now and then, and collects what the leader pays in the cell it stands in. What cells
-    are worth in truth is a smooth random field that the leader is judged by: its return is the true return of the follower.
-    A reward learned from preferences takes the place of x; its regret is exact, for the model is known.
+    The follower walks a grid, slips now and then, and collects what the leader pays in its cell. The true reward of the
+    cells is a smooth random field; the leader's return is the follower's return under this true reward. A reward learned from
+    preferences replaces x; its regret is exact, since the model is known.
 
     ## Action Space
-    ``Discrete(4)``: up, right, down, left. The move meant happens with probability ``intended``, each other one with a
-    third of the rest; off the grid is staying.
+    ``Discrete(4)``: up, right, down, left. The chosen move happens with probability ``intended``, each other move with
+    a third of the rest; a move off the grid stays in the cell.
 
     ## Observation Space
     ``Discrete(size ** 2)``: the cell, row by row.
 
     ## Leader Space
-    ``Box(-1, 1, (size ** 2,), float64)``: what is paid in each cell. ``commitment(s)`` is x, ``info["leader_draw"]`` 0.
+    ``Box(-1, 1, (size ** 2,), float64)``: the payment in each cell. ``commitment(s)`` is x, ``info["leader_draw"]`` 0.
 
     ## Rewards
-    The follower's: what is paid in its cell, 0 at the start. The leader's: what the cell is worth, in [0, 1].
+    The follower's: the payment in its cell, initially 0. The leader's: the true reward of the cell, in [0, 1].
 
     ## Starting State
     Uniform over the cells.
@@ -118,11 +117,11 @@ class RewardGridEnv(FromArguments, TabularEnv, problem=RewardGridProblem):
     - ``size``: rows and columns (6).
     - ``gamma``: discount of both players, in [0, 1) (0.9).
     - ``tau``: default temperature of the follower (0).
-    - ``intended``: probability of the move meant (0.9).
-    - ``width``: of the field, in cells (1.0).
-    - ``seed``: of the field, not of the play (0); None draws a random one.
-    - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``: what is paid, the true reward (white lines), and where the
-      follower stands.
+    - ``intended``: probability that the chosen move happens (0.9).
+    - ``width``: width of the Gaussian that smooths the true reward, in cells (1.0).
+    - ``seed``: seed of the true reward, not of the episodes (0); None draws a random one.
+    - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``: the payments, the true reward (white lines), and the
+      follower's cell.
 
     ## Version History
     - v0: first version.

@@ -3,13 +3,11 @@
 Both draw ``w ~ p_x(w|s,a)``, then ``s' ~ P_x(s'|s,a,w)``, from ``problem.kernel(x)``. A problem with contexts draws
 one at each reset; its observations count (context, state) pairs, ``c * S + s``.
 
-Draws take one uniform number each. A sampler holds the rows of a table of distributions ``p[row, k]``; two exact methods, chosen
-by what the table does:
+Each draw takes one uniform number. Two samplers draw exactly from the rows of a table of distributions ``p[row, k]``:
 
-- ``AliasSampler``: constant time a draw; building is a sweep over the columns. For tables that stay.
-- ``InverseCdfSampler``: log2(K) steps a draw; building is a cumulative sum. For tables that follow the leader's x:
-  the draw at a given uniform number is monotone in the table, so runs under nearby x with the same random numbers
-  stay together.
+- ``AliasSampler``, for tables that do not depend on x: a draw takes constant time; building takes one sweep over the columns.
+- ``InverseCdfSampler``, for tables that depend on x: a draw takes log2(K) steps; building is a cumulative sum. The draw at a
+  given uniform number is monotone in the table, so that episodes under nearby x with the same random numbers stay similar.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakValueDictionary
 
 import gymnasium as gym
 import numpy as np
@@ -38,15 +37,27 @@ Integers = NDArray[np.int64]
 # --- drawing from many small distributions at once --------------------------------------------------------------------
 
 
+AT_ONCE = 2**20
+"""Entries whose alias tables are computed at once."""
+
+
 class AliasSampler:
-    """Draws from the rows of ``p``, ``[R, K]``, by Walker's alias method, in constant time for each draw."""
+    """A sampler for the rows of ``p``, ``[R, K]``, by Walker's alias method, with constant time per draw."""
+
+    source: Tensor | None = None
+    """The tensor of ``p``, kept so that no other takes its place in memory while the sampler is shared."""
 
     def __init__(self, p: Floats) -> None:
-        keep, alias = alias_tables(p)
-        self._size = p.shape[1]
-        # The draw compares u * K, not its fractional part: cell k holds k + keep.
-        self._threshold = (keep + np.arange(self._size)).ravel()
-        self._alias = alias.ravel()
+        R, self._size = p.shape
+        threshold, alias = np.empty(p.shape), np.empty(p.shape, np.int32)
+        # Some rows at a time, so that what the tables are computed with takes little memory.
+        rows = max(1, AT_ONCE // self._size)
+        for first in range(0, R, rows):
+            part = slice(first, first + rows)
+            keep, alias[part] = alias_tables(p[part])
+            # The draw compares u * K, not its fractional part: cell k holds k + keep.
+            threshold[part] = keep + np.arange(self._size)
+        self._threshold, self._alias = threshold.ravel(), alias.ravel()
 
     def draw(self, rows: Integers, u: Floats) -> Integers:
         """Draw one k for each row, ``[n]``, from uniform numbers in [0, 1), ``[n]``."""
@@ -68,7 +79,7 @@ class AliasSampler:
 
 
 class InverseCdfSampler:
-    """Draws from the rows of ``p``, ``[R, K]``, by a binary search in their cumulative sums."""
+    """A sampler for the rows of ``p``, ``[R, K]``, by a binary search in their cumulative sums."""
 
     def __init__(self, p: Floats) -> None:
         size = p.shape[1]
@@ -86,7 +97,7 @@ class InverseCdfSampler:
         self._memory = memoryview(self._cdf.data)  # indexing it gives Python floats, far quicker than the array's
 
     def draw(self, rows: Integers, u: Floats) -> Integers:
-        """Draw one k for each row, as ``AliasSampler.draw`` does."""
+        """Draw one k for each row, ``[n]``, from uniform numbers in [0, 1), ``[n]``."""
         position = rows * self._width
         step = self._width >> 1
         while step:
@@ -97,7 +108,7 @@ class InverseCdfSampler:
         return k
 
     def draw_one(self, row: int, u: float) -> int:
-        """Draw one k; ``draw`` gives the same."""
+        """Draw one k from one uniform number in [0, 1); ``draw`` gives the same k."""
         first = row * self._width
         k: int = bisect_right(self._memory, u, first, first + self._size) - first
         return k
@@ -109,15 +120,15 @@ Sampler = AliasSampler | InverseCdfSampler
 def alias_tables(p: Floats) -> tuple[Floats, Integers]:
     """Compute the alias tables of all rows of ``p`` at once.
 
-    One sweep over the columns serves all rows: with q = K p, a light cell (q <= 1) is filled up by the current heavy
-    one; a heavy cell whose rest falls to 1 or less is filled up by the next heavy one.
+    One sweep over the columns handles all rows: with q = K p, a light cell (q <= 1) is filled up by the current heavy cell; a
+    heavy cell whose rest falls to 1 or below is filled up by the next heavy cell.
 
     Args:
         p: distributions, ``[R, K]``.
 
     Returns:
-        keep: probability that a cell keeps its own index, ``[R, K]``.
-        alias: the index it gives otherwise, ``[R, K]``.
+        keep: probability that a cell returns its own index, ``[R, K]``.
+        alias: the index that it returns otherwise, ``[R, K]``.
     """
     R, K = p.shape
     q = p * K
@@ -151,7 +162,7 @@ def alias_tables(p: Floats) -> tuple[Floats, Integers]:
 
 
 def moves_transitions(problem: TabularProblem) -> bool:
-    """Whether P depends on x."""
+    """Return whether the transition probabilities depend on x."""
     with torch.enable_grad():
         return bool(problem.kernel(problem.start_x().requires_grad_()).P.requires_grad)
 
@@ -163,7 +174,7 @@ class TabularLeaderModel(nn.Module):
 
     Args:
         problem: the problem.
-        x: where the parameter starts, ``[dim]``.
+        x: the initial value of the parameter, ``[dim]``.
     """
 
     def __init__(self, problem: TabularProblem, x: Tensor) -> None:
@@ -182,7 +193,7 @@ class TabularLeaderModel(nn.Module):
             next_obs: states after the step (before a reset), ``[...]``.
 
         Returns:
-            r_follower, r_leader, log_p, each ``[...]``, float64. Where x does not enter, the gradient is zero.
+            r_follower, r_leader and log_p, each ``[...]``, float64; those that do not depend on x have gradient zero.
         """
         s, a, w, s_next = (torch.as_tensor(part).long() for part in (obs, action, draw, next_obs))
         kernel = self.problem.kernel(self.x)
@@ -208,7 +219,7 @@ class TabularLeaderModel(nn.Module):
 
 @dataclass(frozen=True)
 class _Field:
-    """One field of a kernel: its rows, and the index at which each environment's own rows begin (0 if all share them)."""
+    """One field of a kernel: its rows, and the index of each environment's first row (0 if all share the rows)."""
 
     values: Floats
     offset: Integers | int
@@ -216,10 +227,10 @@ class _Field:
 
 
 class _Tables:
-    """The kernel at the current x as flat numpy arrays; a field whose tensor has not changed is kept.
+    """The kernel at the current x as flat numpy arrays; fields whose tensors have not changed are reused.
 
-    Row numbers: ``z = c * S + s`` for a state, ``z * A + a``, ``(z * A + a) * W + w``; an environment's
-    own rows follow another's.
+    Row numbers are ``z = c * S + s`` for a state, ``z * A + a`` with the action, and ``(z * A + a) * W + w`` with the draw;
+    rows of one environment follow those of another.
     """
 
     def __init__(self, problem: TabularProblem, n_envs: int) -> None:
@@ -249,7 +260,7 @@ class _Tables:
         return answer
 
     def _kernel(self, x: Tensor) -> TabularKernel:
-        """The kernel at x, ``[dim]``, or ``[n, dim]``, row by row where the problem takes no batch."""
+        """Return the kernel at x, ``[dim]`` or ``[n, dim]``, row by row if the problem's kernel takes no batch."""
         if x.ndim == 1 or self._problem.batched_kernel:
             return self._problem.kernel(x)
         rows = [self._problem.kernel(row) for row in x]
@@ -286,23 +297,35 @@ class _Tables:
         values = tensor.detach().expand(own + self._contexts + inner).contiguous().numpy()
         rows = values.reshape(-1, values.shape[-1]) if sampler is not None else values.reshape(-1)
         offset: Integers | int = np.arange(self._n) * (rows.shape[0] // self._n) if own else 0
-        field = _Field(rows if sampler is None else np.empty(0), offset, None if sampler is None else sampler(rows))
+        made: Sampler | None = None
+        if sampler is AliasSampler and not own:
+            # Simulators of one problem share its largest table. Whoever holds the sampler also holds the tensor.
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version, inner)
+            made = _SHARED.get(key)
+            if made is None:
+                made = _SHARED[key] = AliasSampler(rows)
+                made.source = tensor
+        elif sampler is not None:
+            made = sampler(rows)
+        field = _Field(rows if sampler is None else np.empty(0), offset, made)
         self._seen[name] = (tensor, tensor._version, field)
         return field
 
     def masks(self, z: Integers | int) -> Flags:
-        """Which actions exist in a state, ``[A]``, or in each of several states, ``[n, A]``."""
+        """Return which actions are available in a state, ``[A]``, or in each of several states, ``[n, A]``."""
         if self.mask is None:
             return np.ones((*np.shape(z), self.A), dtype=np.bool_)
         found: Flags = self.mask.reshape(-1, self.A)[z]
         return found
 
 
+_SHARED: WeakValueDictionary[Any, AliasSampler] = WeakValueDictionary()
+"""Alias tables in use, by the tensor that they are made from."""
 _RANK = {"draw": 3, "P": 4, "r_follower": 3, "r_leader": 3}
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same view of the same memory."""
+    """Return whether two tensors are the same view of the same memory."""
     return a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride())
 
 
@@ -328,26 +351,26 @@ class _TabularLeader(OfProblem):
         """Set x (copied), which takes effect at the next step.
 
         Args:
-            x: a point of X, ``[dim]``; parallel environments also take ``[num_envs, dim]``, one row each.
+            x: a point of X, ``[dim]``; parallel environments also take ``[num_envs, dim]``, one row for each.
 
         Raises:
-            ValueError: wrong shape, an entry that is not finite, or a point outside X.
+            ValueError: x has the wrong shape, has an entry that is not finite, or lies outside X.
         """
         point, leader_set = as_float64(x, "x").detach(), self.problem.leader_set
         many = point.ndim == 2 and isinstance(self, LeaderVectorEnv)
         self._load((leader_set.check_rows(point, self._n_envs) if many else leader_set.check(point)).clone())
 
     def leader_model(self) -> TabularLeaderModel:
-        """The step as a function of x: see ``TabularLeaderModel``.
+        """Return the leader model of a step, see ``TabularLeaderModel``.
 
         Raises:
-            ValueError: if the environments have different x.
+            ValueError: the environments have different x.
         """
         require(self._x.ndim == 1, "x", "one x for all environments", f"shape {tuple(self._x.shape)}")
         return TabularLeaderModel(self.problem, self._x)
 
     def _commitments(self) -> NDArray[np.float32]:
-        """Leader contexts of all states, ``[num_envs or 1, S or 1, size]``, computed on first use after x has changed."""
+        """Return the leader contexts of all states, ``[num_envs or 1, S or 1, size]``, computed once per x."""
         if self._shown is None:
             with torch.no_grad():
                 shown = self.problem.commitment(self._x).to(torch.float32)
@@ -366,20 +389,19 @@ class _TabularLeader(OfProblem):
 class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
     """Parallel ``TabularEnv``, stepped together in numpy.
 
-    Environments may have different x: ``set_leader`` takes ``[dim]`` or ``[num_envs, dim]``. Those that end are reset in
-    the same step (``final_obs``, ``final_info``); ``infos["leader_reward"]`` and ``["leader_draw"]`` belong to the
-    step taken, for all of them; where actions are missing, ``["action_mask"]`` is that of the observations returned. Each
-    step consumes three random numbers an environment, from one generator, whatever the actions: two simulators reset with the
-    same seed see common random numbers.
+    Environments may have different x: ``set_leader`` takes ``[dim]`` or ``[num_envs, dim]``. An environment whose episode ends is
+    reset in the same step (``final_obs``, ``final_info``); ``infos["leader_reward"]`` and ``infos["leader_draw"]`` always belong
+    to the step that was taken. If the problem has a mask, ``infos["action_mask"]`` is that of the returned observations. A step
+    draws three random numbers for each environment, for any actions, so that two simulators with the same seed have common random
+    numbers.
 
     Args:
-        problem: the problem.
-        num_envs: number of parallel environments.
-        max_episode_steps: steps after which an episode is truncated; None for never.
+        problem: the problem to simulate.
+        num_envs: number of parallel environments, at least 1.
+        max_episode_steps: number of steps after which an episode is truncated, at least 1; None for never.
 
     Raises:
-        ValueError: a size under one; in ``step``, actions of the wrong shape or that do not exist in their environment's
-            state.
+        ValueError: a size is below 1; in ``step``, actions have the wrong shape or are not available in their states.
     """
 
     _state: Integers | None
@@ -403,7 +425,7 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
         return {"action_mask": self.action_masks().astype(np.int8), "_action_mask": self._everyone}
 
     def action_masks(self) -> Flags:
-        """Which actions exist in each environment's current state, ``[num_envs, A]``."""
+        """Return which actions are available in each environment's current state, bool ``[num_envs, A]``."""
         if self._state is None:
             raise gym.error.ResetNeeded("action_masks was called before reset")
         return self._tables.masks(self._state)
@@ -462,7 +484,7 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
         return following.copy(), rewards, terminated, truncated, infos
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """The leader context of each environment, ``[num_envs, commitment_size]`` for obs ``[num_envs]``."""
+        """Return the leader context of each environment, ``[num_envs, commitment_size]``, at observations ``[num_envs]``."""
         shown = self._commitments()
         n, states, _ = shown.shape
         if states == 1:
@@ -477,17 +499,17 @@ class TabularVectorEnv(_TabularLeader, LeaderVectorEnv):
 class TabularEnv(_TabularLeader, ProblemEnv):
     """The follower's MDP of a tabular problem, under the leader's current x.
 
-    Observations are states, Discrete(S); actions Discrete(A). ``step`` returns the follower's reward and, in ``info``,
-    ``leader_reward`` and ``leader_draw`` (w); where actions are missing, also ``action_mask``, int8 ``[A]``, that of the
-    observation. It does not truncate: see ``gymnasium.wrappers.TimeLimit``.
+    Observations are states, Discrete(S); actions are Discrete(A). ``step`` returns the follower's reward; ``info`` has
+    ``leader_reward``, ``leader_draw`` (w) and, if the problem has a mask, the observation's ``action_mask``, int8 ``[A]``.
+    Episodes are not truncated: use ``gymnasium.wrappers.TimeLimit``.
 
     Args:
-        problem: the problem.
-        render_mode: None, ``"ansi"`` for one line of text, ``"rgb_array"`` for a picture; another draws nothing.
+        problem: the problem to simulate.
+        render_mode: ``"ansi"`` renders one line of text, ``"rgb_array"`` a picture; None (default) and other modes nothing.
 
     Raises:
-        ValueError: in ``step``, an action that does not exist in the current state, unless the problem
-            ``takes_missing_actions``.
+        ValueError: in ``step``, the action is not available in the current state, and the problem's ``takes_missing_actions``
+            is False.
     """
 
     vector_class: ClassVar[type[Any]] = TabularVectorEnv
@@ -502,13 +524,13 @@ class TabularEnv(_TabularLeader, ProblemEnv):
         return {} if self._tables.mask is None else {"action_mask": self.action_masks().astype(np.int8)}
 
     def action_masks(self) -> Flags:
-        """Which actions exist in the current state, ``[A]``: what sb3-contrib's ``MaskablePPO`` asks for."""
+        """Return which actions are available in the current state, bool ``[A]``; sb3-contrib's ``MaskablePPO`` calls it."""
         if self._state is None:
             raise gym.error.ResetNeeded("action_masks was called before reset")
         return self._tables.masks(self._state).copy()
 
     def step(self, action: Any) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
-        """Take one step; it draws two random numbers, whatever the action."""
+        """Take one step; it draws two random numbers, for any action."""
         t, z, a = self._tables, self._state, int(action)
         if z is None:
             raise gym.error.ResetNeeded("step was called before reset")
@@ -533,13 +555,13 @@ class TabularEnv(_TabularLeader, ProblemEnv):
         return f"{self._last}state {self._state}"
 
     def _draw(self, panel: Axes) -> None:
-        """Draw x and the follower: here a table of the follower's expected reward at x, with its state marked."""
+        """Draw a table of the follower's expected rewards at x, with the current state marked."""
         t, z = self._tables, self._state or 0
         rewards = self.problem.follower_mdp(self._x).r.detach().expand(t.n_contexts, t.S, t.A)
         draw_table(panel, rewards[z // t.S], "follower's reward at x", None if self._state is None else z % t.S)
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """The leader context in a state, ``[commitment_size]``."""
+        """Return the leader context in a state, ``[commitment_size]``."""
         shown = self._commitments()[0]
         row: NDArray[np.float32] = shown[int(obs) if len(shown) > 1 else 0].copy()
         return row

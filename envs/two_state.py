@@ -48,17 +48,17 @@ from .tabular import TabularEnv
 
 
 class TwoStateProblem(TabularProblem):
-    """The problem above.
+    """The two-state problem (see the module).
 
     Args:
-        gamma: discount in [0, 1).
+        gamma: discount factor, in [0, 1).
         tau: default temperature.
-        bonus: c, what state 1 pays the follower.
-        cost: k, what action 1 costs the follower.
-        benefit: b, what action 1 is worth to the leader, before it pays x.
+        bonus: c, the follower's reward in state 1.
+        cost: k, the follower's cost of action 1.
+        benefit: b, the leader's benefit of action 1, before it pays x.
 
     Raises:
-        ValueError: gamma outside [0, 1), tau negative, an amount that is not finite.
+        ValueError: gamma lies outside [0, 1), tau is negative, or an amount is not finite.
     """
 
     batched_kernel: ClassVar[bool] = True
@@ -78,12 +78,12 @@ class TwoStateProblem(TabularProblem):
         self._act_one = torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
 
     def follower_mdp(self, x: Tensor) -> TabularMDP:
-        """M(x) for x ``[..., 1]``."""
+        """Return M(x) for x ``[..., 1]``."""
         r = self.bonus * self._in_one + (x.unsqueeze(-1) - self.cost) * self._act_one
         return TabularMDP(self._P, r, self._rho, self.gamma, validate=False)
 
     def leader_reward(self, x: Tensor) -> Tensor:
-        """The leader's reward (b - x) 1[a=1], ``[..., 2, 2]`` for x ``[..., 1]``."""
+        """Return the leader's reward (b - x) 1[a=1], ``[..., 2, 2]`` for x ``[..., 1]``."""
         return (self.benefit - x.unsqueeze(-1)) * self._act_one
 
     def _advantage(self, x: Tensor) -> Tensor:
@@ -95,14 +95,14 @@ class TwoStateProblem(TabularProblem):
         return tau * softplus(g / tau, threshold=1000.0) if tau > 0.0 else g.clamp_min(0.0)
 
     def best_response(self, x: Tensor, tau: float) -> Tensor:
-        """The best response pi*, ``[2, 2]``, at x ``[1]``; at tau = 0 greedy, and uniform at a tie."""
+        """Return the best response pi*, ``[2, 2]``, at x ``[1]``; at tau = 0 the greedy policy, uniform over ties."""
         g = self._advantage(x)
         z = torch.stack([-g, g])
         row = torch.sigmoid(z / tau) if check_tau(tau) > 0.0 else torch.heaviside(z, torch.full_like(z, 0.5))
         return row.expand(2, 2)
 
     def follower_value(self, x: Tensor, tau: float) -> Tensor:
-        """The follower's optimal value V*, ``[2]``, at x ``[1]``."""
+        """Return the follower's optimal value V*, ``[2]``, at x ``[1]``."""
         V_0 = self._soft_part(self._advantage(x), check_tau(tau)) / (1.0 - self.gamma)
         return torch.stack([V_0, V_0 + self.bonus])
 
@@ -112,23 +112,23 @@ class TwoStateProblem(TabularProblem):
         return self._soft_part(g, check_tau(tau)) - pi[:, 1] * g + tau * negative_entropy(pi)
 
     def value_penalty(self, x: Tensor, pi: Tensor, tau: float) -> Tensor:
-        """V*(rho) - V^pi(rho), a scalar, for x ``[1]``, pi ``[2, 2]``."""
+        """Return V*(rho) - V^pi(rho), a scalar, for x ``[1]``, pi ``[2, 2]``."""
         y, gamma = pi[:, 1], self.gamma
         d_1 = (self._rho[1] + gamma * y[0] / (1.0 - gamma)) / (1.0 - gamma * (y[1] - y[0]))
         d_0 = 1.0 / (1.0 - gamma) - d_1
         return (torch.stack([d_0, d_1]) * self._gap(x, pi, tau)).sum()
 
     def bellman_penalty(self, x: Tensor, pi: Tensor, tau: float, mu: Tensor | None = None) -> Tensor:
-        """tau sum_s mu(s) KL(pi(s), pi*(s)), a scalar, for x ``[1]``, pi ``[2, 2]``, mu ``[2]`` (uniform)."""
+        """Return tau sum_s mu(s) KL(pi(s), pi*(s)), a scalar, for x ``[1]``, pi ``[2, 2]``, mu ``[2]`` (uniform)."""
         weights = self._rho if mu is None else as_float64(mu, "mu")
         require(tuple(weights.shape) == (2,), "mu", "shape (2,)", f"shape {tuple(weights.shape)}")
         return (weights * self._gap(x, pi, tau)).sum()
 
     def optimum(self, tau: float | None = None) -> Optimum:
-        """The optimum; at tau = 0 there is none, because F jumps at its supremum.
+        """Return the optimum; at tau = 0 there is none, because F is discontinuous at its supremum.
 
         Raises:
-            ValueError: tau not positive.
+            ValueError: tau is not positive.
         """
         tau = check_tau(self.tau if tau is None else tau, positive=True)
         K = (self.benefit - self.cost + self.gamma * self.bonus) / tau - 1.0
@@ -144,7 +144,7 @@ class TwoStateEnv(FromArguments, TabularEnv, problem=TwoStateProblem):
 
     ## Description
     Action ``a`` moves to state ``a``. The leader pays the follower x whenever it takes action 1, which the leader
-    likes and the follower finds costly; being in state 1 is worth a bonus to the follower. ``problem.optimum(tau)``
+    likes and the follower finds costly; in state 1 the follower also earns a bonus. ``problem.optimum(tau)``
     is the leader's best x.
 
     ## Action Space

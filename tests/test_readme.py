@@ -1,4 +1,4 @@
-"""The README: its commands and its code run as they stand, but for fewer steps; its links lead somewhere."""
+"""The README: its commands and its code run unchanged, except for fewer steps; its links lead somewhere."""
 
 from __future__ import annotations
 

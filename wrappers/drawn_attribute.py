@@ -1,13 +1,13 @@
 r"""The leader chooses the distribution of physical attributes of an environment: a length, a mass, a gravity.
 
-No simulator is differentiable in its attributes here. The leader chooses a distribution over them instead: at the start of every
-episode
+Simulators are usually not differentiable in their physical attributes. The leader therefore chooses a distribution over them: at
+the start of each episode, values
 
-    w_k ~ N(m_k, s_k^2),        x = (m_1, ..., m_K and the log s_k that are the leader's to choose)
+    w_k ~ N(m_k, s_k^2),        x = (m_1, ..., m_K and those log s_k that the leader chooses)
 
-is drawn and holds for the whole episode, so that grad_x E[return] = E[ return * grad_x log p_x(w) ]. That log p is counted once,
-in the episode's first step. A value that the environment could not bear is clipped on its way there, by ``limits``; the score
-remains that of the w drawn, which is exact: the environment is a function of w.
+are drawn and stay fixed for the episode, so that grad_x E[return] = E[ return * grad_x log p_x(w) ]. This log p is part of the
+episode's first step only. Values that the environment cannot simulate are clipped to ``limits`` before they are set. The gradient
+uses log p of the unclipped w and remains exact, since the environment is a function of w.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _SHOWN = 30  # names of attributes in an error
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute of the environment, and the Gaussians over it from which the leader chooses.
+    """A numeric attribute of an environment, with the Gaussian distributions that the leader can choose for it.
 
     Attributes:
-        name: its name on the unwrapped environment.
+        name: the attribute's name on the unwrapped environment.
         low: lower bound of the mean.
         high: upper bound of the mean.
-        std: standard deviation, positive; a pair (smallest, largest) where its logarithm is the leader's to choose too.
-        limits: what the environment is given is clipped to these.
-        setter: ``(unwrapped environment, value) -> None``, where setting ``name`` is not enough: an entry of an array, or
-            an attribute that others were computed from.
+        std: standard deviation, positive; or a pair (smallest, largest), if the leader also chooses its logarithm.
+        limits: values are clipped to these before they are set. Default: no limits.
+        setter: a function ``(unwrapped environment, value) -> None`` that sets the value, for entries of an array or for
+            attributes that others are computed from. Default: None, which sets the attribute ``name``.
 
     Raises:
-        ValueError: bounds that cross or do not lie within the limits, a standard deviation that is not positive.
+        ValueError: the bounds cross or lie outside the limits, or the standard deviation is not positive.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Attribute:
         require(callable_, "setter", "a callable (environment, value)", repr(self.setter))
 
     def start(self, env: Any) -> float:
-        """The environment's own value, clipped to [low, high]; their midpoint if it has no number of that name."""
+        """Return the environment's value, clipped to [low, high]; the midpoint if it has no number of that name."""
         value = getattr(env, self.name, None)
         own = float(value) if isinstance(value, Real) else 0.5 * (self.low + self.high)
         return min(max(own, self.low), self.high)
@@ -89,22 +89,22 @@ def _is_number(value: Any) -> bool:
 class DrawnAttribute(LeaderWrapper):
     """A leader environment whose attributes are drawn from the leader's Gaussian at the start of every episode.
 
-    x is the means, then the logarithms of the standard deviations that are the leader's to choose. The commitment is x, and with
-    ``show_draw`` behind it the values drawn, as the environment was given them. ``info["leader_draw"]`` is (r, r_l, 1 in an
-    episode's first step and else 0, w).
+    x consists of the means, followed by the logarithms of those standard deviations that the leader chooses. The leader context
+    is x, followed by the drawn values after clipping if ``show_draw`` is True. ``info["leader_draw"]`` is (r, r_l, f, w), where f
+    is 1 in an episode's first step and 0 later.
 
-    The first observation must not depend on w: an estimator may take its value as a baseline.
+    The first observation must not depend on w, because an estimator may use a critic of it as a baseline.
 
     Args:
-        env: the base environment: observations and actions Box, Discrete, MultiDiscrete or MultiBinary.
-        attributes: at least one.
-        gamma: discount of both players, in [0, 1).
-        show_draw: whether the commitment has the values drawn.
-        leader_reward: r_l, from a :class:`Step`; by default the environment's own reward.
+        env: the base environment, with Box, Discrete, MultiDiscrete or MultiBinary observations and actions.
+        attributes: the attributes that the leader draws, at least one.
+        gamma: discount factor of both players, in [0, 1). Default: 0.99.
+        show_draw: whether the follower sees the drawn values. Default: False.
+        leader_reward: the leader's reward, a function of a :class:`Step`. Default: the base environment's reward.
 
     Raises:
-        ValueError: an env that is none or has other spaces; an attribute that it does not have (the error names those that it
-            has), or one that is no number and has no setter.
+        ValueError: ``env`` is not a Gymnasium environment or has other spaces; the environment does not have an attribute (the
+            error lists those that it has); or an attribute is not a number and has no setter.
 
     Example:
         >>> import gymnasium as gym
@@ -129,7 +129,7 @@ class DrawnAttribute(LeaderWrapper):
     ) -> None:
         check_base(env)
         fits = isinstance(attributes, Sequence) and all(isinstance(a, Attribute) for a in attributes)
-        require(fits and len(attributes) > 0, "attributes", "Attributes, at least one", repr(attributes))
+        require(fits and len(attributes) > 0, "attributes", "a list of at least one Attribute", repr(attributes))
         base: Any = env.unwrapped
         numbers = sorted(name for name, value in vars(base).items() if _is_number(value) and not name.startswith("_"))
         expected = f"an attribute of {type(base).__name__} that is a number: {', '.join(numbers[:_SHOWN])}"
@@ -152,12 +152,12 @@ class DrawnAttribute(LeaderWrapper):
         self._first = True
 
     def _gaussian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and logarithms of the standard deviations, each ``[K]``."""
+        """Return the means and the logarithms of the standard deviations, each ``[K]``."""
         K = len(self._attributes)
         return x[:K], self._log_std.index_put((torch.tensor(self._chosen, dtype=torch.long),), x[K:])
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """The leader context: x, and with ``show_draw`` the values drawn."""
+        """Return the leader context: x, followed by the drawn values if ``show_draw`` is True."""
         given = [self._drawn()] if self._show_draw else []
         return np.concatenate([self._x, *given]).astype(np.float32)
 

@@ -1,11 +1,11 @@
-"""Converts an environment's observations, actions and rewards to the forms that Stable-Baselines3 takes, and back.
+"""Converts an environment's observations, actions and rewards to the forms that Stable-Baselines3 accepts, and back.
 
-    Discrete(n, start=k), MultiDiscrete(n, start=k)     counted from 0, as SB3 counts actions and one-hot observations
-    pictures with channels last                         channels first, as SB3's networks have them
+    Discrete(n, start=k), MultiDiscrete(n, start=k)     numbers from 0, as in SB3's actions and one-hot observations
+    images with channels last                           images with channels first, as in SB3's networks
     rewards of shape (1,)                               numbers
 
-The environment is given its own actions back, and the leader model its own steps, so that a leader that is paid by the action is
-paid by the true one.
+Actions are converted back before they reach the environment or its leader model, so that a leader whose reward depends on the
+action is paid for the true action.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from .vec_env import CommitmentLeaderModel
 
 
 class _Change(ABC):
-    """Converts values of a space to those that SB3 takes, and back.
+    """Converts values of a space to the form that SB3 accepts, and back.
 
     Attributes:
-        space: of what SB3 is told.
+        space: the space of the converted values.
     """
 
     space: gym.Space[Any]
 
     @abstractmethod
     def told(self, value: Any) -> Any:
-        """Convert a value of the environment to the one that SB3 takes."""
+        """Convert a value of the environment for SB3."""
 
     @abstractmethod
     def own(self, value: Any) -> Any:
@@ -61,7 +61,7 @@ class _FromZero(_Change):
 
 
 class _ChannelsFirst(_Change):
-    """Converts pictures to channels first."""
+    """Converts images to channels first."""
 
     def __init__(self, space: gym.spaces.Box) -> None:
         low, high = (self.told(end) for end in (space.low, space.high))
@@ -75,7 +75,7 @@ class _ChannelsFirst(_Change):
 
 
 def _change(space: gym.Space[Any]) -> _Change | None:
-    """The conversion that SB3 needs for a space; None if it needs none."""
+    """Return the conversion that SB3 needs for a space; None if it needs none."""
     if isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete)):
         return _FromZero(space) if np.any(space.start) else None
     if not isinstance(space, gym.spaces.Box) or not is_image_space(space):
@@ -84,13 +84,15 @@ def _change(space: gym.Space[Any]) -> _Change | None:
 
 
 class ForSB3(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Wraps an environment in the forms that SB3 takes (see the module); all else passes unchanged.
+    """Wrapper that converts observations, actions and rewards to the forms that SB3 accepts (see the module).
+
+    Everything else stays unchanged.
 
     Args:
-        env: any environment, with a leader or without.
+        env: any environment, with or without a leader.
 
     Raises:
-        ValueError: in ``step``, a reward that is a vector or no number.
+        ValueError: in ``step``, a reward is not a single number.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -118,14 +120,14 @@ class ForSB3(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return obs, one_number(reward, "reward"), terminated, truncated, info
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """The leader context at an observation ``obs`` in SB3's form."""
+        """Return the leader context at an observation ``obs`` in SB3's form."""
         shown: NDArray[np.float32] = self.env.get_wrapper_attr("commitment")(
             obs if self._obs is None else self._obs.own(obs)
         )
         return shown
 
     def leader_model(self) -> nn.Module:
-        """The environment's leader model, for observations and actions in SB3's form."""
+        """Return the environment's leader model, for observations and actions in SB3's form."""
         model: nn.Module = self.env.get_wrapper_attr("leader_model")()
         if self._obs is None and self._action is None:
             return model

@@ -1,12 +1,13 @@
 """Base class of wrappers that make a leader environment of any Gymnasium environment.
 
-**What the leader model needs travels with the step.** The base environment's own rewards are known as numbers only, not as
-functions of (s,a,s'), and a terminal step does not show in next_obs. So ``info["leader_draw"]`` is a float64 vector
+**All inputs of the leader model are in** ``info["leader_draw"]``. The base environment's rewards are known as numbers only, not
+as functions of (s,a,s'), and next_obs does not show whether the step was terminal. ``info["leader_draw"]`` is therefore a
+float64 vector
 
     ( r, r_l, c_1, ..., c_m )
 
-of the base environment's reward, the leader's before it pays anything, and what the wrapper measured or drew in the step. The
-leader model reads nothing else: wrappers around the leader environment may change the observations as they like.
+with the base environment's reward, the leader's reward before any payment, and the values that the wrapper measured or drew in
+the step. The leader model reads nothing else, so that other wrappers may change the observations.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ class Step:
     """One step of the base environment.
 
     Attributes:
-        obs: the observation before it.
+        obs: the observation before the step.
         action: the follower's action.
         reward: the base environment's reward.
-        next_obs: the observation after it.
-        terminated: whether it ended the episode; False where a time limit did.
+        next_obs: the observation after the step.
+        terminated: whether the environment ended the episode in this step; False if a time limit did.
         info: the base environment's info.
-        drawn: what the leader drew for the episode, as the environment was given it, ``[K]``; empty where it draws nothing.
+        drawn: the values that the leader drew for the episode, after clipping, ``[K]``; empty (default) if it draws nothing.
     """
 
     obs: Any
@@ -54,15 +55,15 @@ class Step:
 
 
 LeaderReward = Callable[[Step], float]
-"""What a step is worth to the leader, before it pays anything; it does not know x."""
+"""A function from a step to the leader's reward before any payment; it must not depend on x."""
 
 
 class CarriedLeaderModel(nn.Module):
     """A leader model whose only input is ``info["leader_draw"]``.
 
     Args:
-        x: where the parameter starts, ``[dim]``.
-        answer: ``(x, r, r_l, c) -> (r_follower, r_leader, log_p)`` for r and r_l ``[...]``, c ``[..., m]``.
+        x: the initial value of the parameter, ``[dim]``.
+        answer: a function ``(x, r, r_l, c) -> (r_follower, r_leader, log_p)`` for r and r_l ``[...]``, c ``[..., m]``.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class CarriedLeaderModel(nn.Module):
         self._answer = answer
 
     def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """``(r_follower, r_leader, log_p)``, each ``[...]``, for draws ``[..., 2 + m]``."""
+        """Return ``(r_follower, r_leader, log_p)``, each ``[...]``, for draws ``[..., 2 + m]``; the rest is not used."""
         d = torch.as_tensor(draw, dtype=torch.float64)
         r_follower, r_leader, log_p = self._answer(self.x, d[..., 0], d[..., 1], d[..., 2:])
         attached = 0.0 * self.x.sum()  # a gradient of zero where x does not enter
@@ -83,23 +84,23 @@ class CarriedLeaderModel(nn.Module):
 class LeaderWrapper(LeaderEnv[Any, Any]):
     """Base class of environments that put a leader over another environment.
 
-    It is an environment of its own, ``env.unwrapped`` included, so that ``env.unwrapped.set_leader`` works through other
-    wrappers; the base environment is ``env.unwrapped.env``, and attributes that are asked for by ``get_wrapper_attr`` are
-    looked up there too. It draws with a generator of its own, apart from the base environment's.
+    It is an environment and not a Gymnasium wrapper: ``env.unwrapped`` stops at it, so that ``env.unwrapped.set_leader`` works
+    through other wrappers. The base environment is ``env.unwrapped.env``; ``get_wrapper_attr`` also looks attributes up there.
+    The leader's draws come from a random generator of their own, not from the base environment's.
 
     Args:
-        env: the base environment: observations and actions Box, Discrete, MultiDiscrete or MultiBinary.
-        leader_set: X.
-        start: x at first, a point of X, ``[dim]``.
-        gamma: discount of both players, in [0, 1).
-        leader_reward: the leader's reward; by default the base environment's own.
+        env: the base environment, with Box, Discrete, MultiDiscrete or MultiBinary observations and actions.
+        leader_set: the leader's set X.
+        start: the initial x, a point of X, ``[dim]``.
+        gamma: discount factor of both players, in [0, 1).
+        leader_reward: the leader's reward, a function of a :class:`Step`. Default: the base environment's reward.
 
     Attributes:
-        draws: the wrapper's own generator, from the first reset on.
+        draws: the wrapper's random generator; None before the first reset.
 
     Raises:
-        ValueError: an env that is none, other spaces, a start outside X, a gamma outside [0, 1); in ``step``, a leader's reward
-            that is no finite number.
+        ValueError: ``env`` is not a Gymnasium environment or has other spaces, ``start`` lies outside X, or ``gamma`` outside
+            [0, 1); in ``step``, the leader's reward is not a finite number.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class LeaderWrapper(LeaderEnv[Any, Any]):
         self._x: Floats = self._leader_set.check(x).detach().numpy().copy()
 
     def commitment(self, obs: Any) -> NDArray[np.float32]:
-        """The leader context: x itself, ``[dim]``."""
+        """Return the leader context: x itself, ``[dim]``, at every observation."""
         return self._x.astype(np.float32)
 
     def leader_model(self) -> CarriedLeaderModel:
@@ -137,21 +138,21 @@ class LeaderWrapper(LeaderEnv[Any, Any]):
 
     @abstractmethod
     def _carried(self, step: Step) -> Floats:
-        """The measurements c of a step that the leader model needs, ``[m]``."""
+        """Return the measurements c of a step that the leader model needs, ``[m]``."""
 
     @abstractmethod
     def _answer(self, x: Tensor, r: Tensor, r_l: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The leader model on batches of steps."""
+        """Evaluate the leader model on a batch of steps."""
 
     def _rewards(self, r: float, r_l: float, c: Floats) -> tuple[float, float]:
-        """The rewards of follower and leader in one step, as ``_answer`` computes them, but without torch."""
+        """Return the follower's and the leader's reward in one step, as ``_answer`` does, but without torch."""
         return r, r_l
 
     def _begin(self) -> None:
         """Prepare an episode, before the base environment is reset."""
 
     def _drawn(self) -> Floats:
-        """The values that the leader drew for the episode."""
+        """Return the values that the leader drew for the episode, ``[K]``."""
         return np.empty(0)
 
     # --- the environment -----------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ class LeaderWrapper(LeaderEnv[Any, Any]):
         step = Step(self._obs, action, paid, obs, bool(terminated), info, self._drawn())
         self._obs = _held(obs)
         if not (math.isfinite(paid) and _finite(obs)):
-            # There is nothing to measure; ``FiniteSteps``, in which leaders train, says where it came from.
+            # Nothing can be measured here; ``FiniteSteps``, which leaders train in, raises the error and names its source.
             told = {"leader_reward": paid, "leader_draw": np.full(2, np.nan)}
             return obs, paid, step.terminated, bool(truncated), {**info, **told}
         r_l = step.reward if self._leader_reward is None else _number(self._leader_reward(step), "leader_reward")
@@ -202,7 +203,7 @@ class LeaderWrapper(LeaderEnv[Any, Any]):
 
 
 def check_base(env: Any) -> None:
-    """Raise ``ValueError`` for what is no environment, or has Dict or Tuple spaces or others that are no arrays."""
+    """Raise ``ValueError`` unless ``env`` is a Gymnasium environment whose observations and actions are arrays."""
     require(isinstance(env, gym.Env), "env", "a Gymnasium environment", repr(env))
     spaces = gym.spaces
     for name in ("observation_space", "action_space"):
@@ -213,7 +214,7 @@ def check_base(env: Any) -> None:
 
 
 def _held(obs: Any) -> Any:
-    """A copy of an observation, which the environment cannot change later."""
+    """Return a copy of an observation, which the environment cannot change later."""
     return obs.copy() if isinstance(obs, np.ndarray) else obs
 
 
@@ -232,7 +233,7 @@ def finite_vector(value: Any, size: int, name: str) -> Floats:
     """Return the value as ``[size]`` finite numbers.
 
     Raises:
-        ValueError: another shape, an entry that is not finite.
+        ValueError: the value has another shape, or an entry that is not finite.
     """
     vector = np.asarray(value, dtype=np.float64)
     require(vector.shape == (size,), name, f"shape ({size},)", f"shape {vector.shape}")

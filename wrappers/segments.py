@@ -1,9 +1,9 @@
 """Records segments of a follower's behaviour with their true rewards, and pays followers a learned reward.
 
-A segment is ``length`` steps of one environment, cut from one episode. Where the episode ends by itself within it, the rest is
-padding: its mask is 0 and it is worth nothing, as what follows a terminal state is worth nothing. So two segments have the same
-length and may differ in how long they lived, and that is what tells a learned reward its level in worlds whose episodes end. A
-segment never reaches over a time limit or a reset.
+A segment consists of ``length`` steps of one environment, cut from one episode. If the episode terminates within the segment, the
+remaining steps are padding: their mask is 0 and they earn nothing, since nothing is earned after a terminal state. Segments thus
+have equal lengths but may differ in the number of steps really taken; this determines the constant part of a learned reward in
+environments whose episodes end. A segment never extends over a time limit or a reset.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class Segment:
     Attributes:
         obs: observations before each step, ``[H, ...]``; of stacks of k frames, channels first, the single frames
             ``[H + k - 1, ...]`` where ``frame_stack`` is k.
-        actions: ``[H, ...]``.
+        actions: actions, ``[H, ...]``.
         mask: whether the step was taken, ``[H]``; False after the end of the episode.
-        true_rewards: what the environment paid, ``[H]``, 0 where not taken; None where nobody knows it.
-        pictures: what a person may be shown of each step, uint8 ``[H, height, width, 3]``; None where none were taken.
-        frame_stack: k, or 1 for observations as they are.
+        true_rewards: the environment's own rewards, ``[H]``, 0 for steps not taken; None if they are not known.
+        pictures: a picture of each step for a person to see, uint8 ``[H, height, width, 3]``; None if there are none.
+        frame_stack: k if observations are stacks of k frames, else 1.
         time: the recorder's number of the first step; -1 for a segment from a file.
-        copy: number of the environment among its parallel ones; -1 likewise.
+        copy: number of the parallel environment; -1 for a segment from a file.
 
     Raises:
-        ValueError: fields of different lengths, a true reward that is not finite.
+        ValueError: the fields have different lengths, or a true reward is not finite.
     """
 
     obs: NDArray[Any]
@@ -73,7 +73,7 @@ class Segment:
 
     @property
     def observations(self) -> NDArray[Any]:
-        """Observations as the follower saw them, ``[H, ...]``."""
+        """The observations, ``[H, ...]``, with frames stacked as the follower saw them."""
         if self.frame_stack == 1:
             return self.obs
         windows = np.lib.stride_tricks.sliding_window_view(self.obs, self.frame_stack, axis=0)
@@ -81,10 +81,10 @@ class Segment:
 
     @property
     def true_return(self) -> float:
-        """Sum of what the environment paid, undiscounted.
+        """Sum of the true rewards, undiscounted.
 
         Raises:
-            ValueError: a segment whose true rewards are not known.
+            ValueError: the true rewards are not known.
         """
         if self.true_rewards is None:
             raise ValueError("segment: expected one whose true rewards were recorded, got one from elsewhere")
@@ -93,14 +93,14 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """Steps in time order; ``SegmentRecorder.observations`` returns the observations before them.
+    """Recorded steps in time order; ``SegmentRecorder.observations`` returns the observations before them.
 
     Attributes:
-        time: the recorder's number of each, ``[T]``.
-        actions: ``[T, n, ...]``.
-        true_rewards: ``[T, n]``.
-        age: steps since the episode's start, ``[T, n]``.
-        ended: RUNNING, TERMINATED or CUT, ``[T, n]``.
+        time: the recorder's number of each step, ``[T]``.
+        actions: actions, ``[T, n, ...]``.
+        true_rewards: the environment's own rewards, ``[T, n]``.
+        age: number of steps since the episode's start, ``[T, n]``.
+        ended: state of the episode after the step, RUNNING, TERMINATED or CUT, ``[T, n]``.
     """
 
     time: NDArray[np.int64]
@@ -138,18 +138,18 @@ class StepWrapper(VecEnvWrapper):
 
     @abstractmethod
     def paid(self, rewards: NDArray[Any], dones: NDArray[Any], infos: list[dict[str, Any]]) -> NDArray[Any]:
-        """The rewards, ``[n]``, of the step from :attr:`now` by :attr:`taken`, for which the VecEnv paid ``rewards``."""
+        """Return new rewards, ``[n]``, of the step by :attr:`taken` at :attr:`now`, given the VecEnv's ``rewards``."""
 
 
 class LearnedReward(StepWrapper):
-    """Replaces the reward by ``reward(obs, actions)``; ``info["true_reward"]`` keeps the environment's own.
+    """VecEnv wrapper that pays ``reward(obs, actions)``; ``info["true_reward"]`` is the environment's own reward.
 
     Args:
         venv: parallel environments of any kind.
-        reward: called once a step for all of them, with the observations before it and the actions taken.
+        reward: a function of the observations before a step and the actions, both ``[n, ...]``, that returns rewards ``[n]``.
 
     Raises:
-        ValueError: a reward that is no function; in ``step``, rewards of another shape than ``[n]`` or that are not finite.
+        ValueError: ``reward`` is not callable; in ``step``, it returns another shape or rewards that are not finite.
     """
 
     def __init__(self, venv: VecEnv, reward: RewardFunction) -> None:
@@ -166,26 +166,25 @@ class LearnedReward(StepWrapper):
 
 
 class SegmentRecorder(StepWrapper):
-    """Records every step of a VecEnv without changing it, and cuts segments from the newest steps.
+    """VecEnv wrapper that records every step without changing it, and cuts segments from the newest steps.
 
-    It belongs below any wrapper that pays another reward: what it records is then the environment's own.
+    Put it inside any wrapper that changes the reward, so that it records the environment's own reward.
 
     Args:
         venv: parallel environments whose observations are arrays.
-        length: steps of a segment, H.
-        capacity: steps of each environment that it keeps.
-        true_reward: the key of ``info`` under which the true reward stands; None for the reward that is paid.
-        pictures: whether to keep ``venv.get_images()`` of every step, for a person to look at.
-        frame_stack: k where observations are stacks of k frames, channels first: each frame is then held once, here and in
-            segments, and stacks are made on reading.
+        length: number of steps of a segment, H.
+        capacity: number of steps of each environment that are stored, at least ``length``.
+        true_reward: the key of ``info`` with the true reward. Default: None, the reward that the VecEnv returns.
+        pictures: whether to store ``venv.get_images()`` of every step, for a person to see. Default: False.
+        frame_stack: k if observations are stacks of k frames, channels first; each frame is then stored only once. Default: 1.
 
     Attributes:
-        steps: steps of each environment so far.
-        terminations: episodes that ended by themselves so far.
+        steps: number of steps of each environment so far.
+        terminations: number of episodes that terminated so far.
 
     Raises:
-        ValueError: a size under one, a capacity under the length, Dict observations, observations that are no stacks of
-            ``frame_stack`` frames; in ``step``, a true reward that is missing or not finite.
+        ValueError: a size is below 1, ``capacity`` is below ``length``, or observations are dicts or not stacks of
+            ``frame_stack`` frames; in ``step``, a true reward is missing or not finite.
     """
 
     def __init__(
@@ -269,17 +268,17 @@ class SegmentRecorder(StepWrapper):
     # --- files --------------------------------------------------------------------------------------------------------
 
     def arrays(self, whole: bool = False) -> dict[str, NDArray[Any]]:
-        """The recorded arrays by name, not copied.
+        """Return the recorded arrays by name, not copied.
 
         Args:
-            whole: all of each array, to be read into; else what has been filled.
+            whole: whether to return whole arrays, to read a file into, or only the part that is filled.
         """
         names = ("obs", "actions", "rewards", "age", "ended", "images")
         held = {name: getattr(self, f"_{name}") for name in names}
         return {name: array if whole else array[: self.steps] for name, array in held.items() if array is not None}
 
     def state(self) -> dict[str, Any]:
-        """The recorder's other state, as arrays and numbers."""
+        """Return the recorder's other state, as arrays and numbers."""
         heads = [(*key, frames) for key, frames in self._heads.items()]
         images = None if self._images is None else list(self._images.shape[1:])
         counts = {"steps": self.steps, "terminations": self.terminations}
@@ -289,7 +288,7 @@ class SegmentRecorder(StepWrapper):
         """Restore what :meth:`state` returned and allocate the arrays; the wrapped VecEnv must be restored too.
 
         Raises:
-            ValueError: the state of another recorder.
+            ValueError: the state belongs to a recorder of other environments or sizes.
         """
         now, age = np.asarray(state["now"]), np.asarray(state["age"])
         space = self.observation_space
@@ -306,11 +305,11 @@ class SegmentRecorder(StepWrapper):
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def _order(self, since: int) -> NDArray[np.int64]:
-        """Indices of the steps from ``since`` on that are still held."""
+        """Return the indices of the stored steps from ``since`` on."""
         return np.arange(max(since, self.steps - self.capacity, 0), self.steps)
 
     def starts(self, since: int = 0) -> NDArray[np.int64]:
-        """Starts (time, environment), ``[k, 2]``, of all segments that lie within the steps held from ``since`` on."""
+        """Return the starts (time, environment), ``[k, 2]``, of all segments in the stored steps from ``since`` on."""
         times = self._order(since)
         T, H = len(times), self.length
         ended = self._ended[times % self.capacity]
@@ -327,13 +326,18 @@ class SegmentRecorder(StepWrapper):
         return found
 
     def cut(self, time: int, copy: int) -> Segment:
-        """The segment that begins at step ``time`` of ``copy``: one of :meth:`starts`.
+        """Return the segment that begins at step ``time`` of parallel environment ``copy``, one of :meth:`starts`.
 
         Raises:
-            ValueError: steps that are no longer held, or a segment that would reach over a cut.
+            ValueError: the steps are no longer stored, or the segment would extend over the end of an episode.
         """
         H, held = self.length, max(0, self.steps - self.capacity)
-        require(held <= time < self.steps and 0 <= copy < self.num_envs, "time", f"a step held, from {held}", time)
+        require(
+            held <= time < self.steps and 0 <= copy < self.num_envs,
+            "time",
+            f"a step that is still stored, from {held} on",
+            time,
+        )
         at = np.arange(time, min(time + H, self.steps)) % self.capacity
         ends = np.flatnonzero(self._ended[at, copy] != RUNNING)
         lived = int(ends[0]) + 1 if len(ends) else len(at)
@@ -355,13 +359,13 @@ class SegmentRecorder(StepWrapper):
         return Segment(obs, actions, mask, rewards, pictures, self._stack, int(time), int(copy))
 
     def window(self, since: int = 0) -> Steps:
-        """The steps held from ``since`` on, in time order."""
+        """Return the stored steps from ``since`` on, in time order."""
         times = self._order(since)
         at = times % self.capacity
         return Steps(times, self._actions[at], self._rewards[at], self._age[at], self._ended[at])
 
     def observations(self, times: NDArray[np.int64], copies: NDArray[np.int64]) -> NDArray[Any]:
-        """The observations before these steps, ``[B, ...]`` for times and environments ``[B]``; the steps must still be held."""
+        """Return the observations before stored steps, ``[B, ...]``, given their times and environments, ``[B]``."""
         k = self._stack
         if k == 1:
             return self._obs[times % self._span, copies]
@@ -374,7 +378,7 @@ class SegmentRecorder(StepWrapper):
         return frames
 
     def sample(self, since: int, most: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Observations and actions of at most ``most`` of the steps held from ``since`` on, evenly spread, ``[B, ...]``."""
+        """Return observations and actions, ``[B, ...]``, of at most ``most`` stored steps from ``since`` on, evenly spread."""
         times = self._order(since)
         n = len(times) * self.num_envs
         which = np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(np.int64)

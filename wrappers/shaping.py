@@ -1,14 +1,14 @@
-r"""A leader pays the follower phi_x(s,a,s') on top of the reward r of any environment.
+r"""A leader pays the follower phi_x(s,a,s') in addition to the reward r of any environment.
 
-    LinearReward       x . f(s,a,s')                        features f of the user's
+    LinearReward       x . f(s,a,s')                        with your features f
     EventPayments      sum_k x_k 1[event k at (s,a,s')]     a fee or an incentive on events
     RewardModule       m_x(s,a,s')                          x: the flattened parameters of a torch module
     LinearPotential    gamma Phi_x(s') - Phi_x(s),          Phi_x(s) = x . f(s)
     PotentialModule    the same,                            Phi_x a torch module
 
 Potentials are 0 where an episode terminates. Their payments telescope: every policy's return is changed by the same
--E Phi_x(s_0), so that the optimal policies stay what they are for every x (Ng, Harada and Russell, ICML 1999). What x then moves
-is how fast a follower learns; the return at the exact best response has no gradient in x.
+-E Phi_x(s_0), so that the optimal policies are the same for every x (Ng, Harada and Russell, ICML 1999). x then only affects how
+fast a follower learns; the return at the exact best response has no gradient in x.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ class Shaping(ABC):
 
     @property
     def start(self) -> Tensor:
-        """The x at which the leader starts, ``[dim]``."""
+        """The leader's initial x, ``[dim]``."""
         return torch.zeros(self.dim, dtype=torch.float64)
 
     @abstractmethod
     def measure(self, step: Step) -> Floats:
-        """Measure what phi_x needs of a step, ``[m]``; raises ``ValueError`` if it has another length or is not finite."""
+        """Return the measurements of a step that phi_x needs, ``[m]``; raise ``ValueError`` if one is not finite."""
 
     @abstractmethod
     def paid(self, x: Tensor, measured: Tensor) -> Tensor:
-        """phi_x, ``[...]``, for x ``[dim]`` and measured ``[..., m]``; differentiable in x."""
+        """Return phi_x, ``[...]``, for x ``[dim]`` and measurements ``[..., m]``; differentiable in x."""
 
     def paid_once(self, x: Floats, measured: Floats) -> float:
-        """phi_x of one step."""
+        """Return phi_x of one step."""
         with torch.no_grad():
             return float(self.paid(torch.from_numpy(x), torch.from_numpy(measured)[None])[0])
 
@@ -85,11 +85,12 @@ class LinearReward(_Linear):
     """A payment linear in features: phi_x(s,a,s') = x . f(s,a,s').
 
     Args:
-        features: ``f(obs, action, next_obs) -> [size]``.
-        size: number of features.
+        features: a function ``f(obs, action, next_obs) -> [size]``.
+        size: number of features, at least 1.
 
     Raises:
-        ValueError: features that are no callable, a size under one; at a step, features of another length or not finite.
+        ValueError: ``features`` is not callable, or ``size`` is below 1; in a step, the features have another length or are not
+            finite.
     """
 
     def __init__(self, features: Callable[[Any, Any, Any], Any], size: int) -> None:
@@ -104,10 +105,10 @@ class EventPayments(_Linear):
     """A payment of x_k whenever the k-th event happens; a negative x_k is a fee.
 
     Args:
-        events: predicates ``(obs, action, next_obs) -> bool``, at least one.
+        events: functions ``(obs, action, next_obs) -> bool``, at least one.
 
     Raises:
-        ValueError: no events, one that is no callable; at a step, an answer that is not True or False.
+        ValueError: there are no events, or one is not callable; in a step, an event returns neither True nor False.
     """
 
     def __init__(self, events: Sequence[Callable[[Any, Any, Any], bool]]) -> None:
@@ -123,14 +124,14 @@ class EventPayments(_Linear):
 
 
 class LinearPotential(_Linear):
-    """A potential linear in features: pays gamma Phi_x(s') - Phi_x(s) with Phi_x(s) = x . f(s), and Phi_x = 0 at a terminal s'.
+    """A payment of gamma Phi_x(s') - Phi_x(s) with a potential linear in features: Phi_x(s) = x . f(s), and 0 at a terminal s'.
 
     Args:
-        features: ``f(obs) -> [size]``.
-        size: number of features.
+        features: a function ``f(obs) -> [size]``.
+        size: number of features, at least 1.
 
     Raises:
-        ValueError: as :class:`LinearReward`.
+        ValueError: in the same cases as for :class:`LinearReward`.
     """
 
     def __init__(self, features: Callable[[Any], Any], size: int) -> None:
@@ -152,7 +153,7 @@ class _Module(Shaping):
         self._module = copy.deepcopy(module).double().eval()
         self._shapes = {name: p.shape for name, p in self._module.named_parameters()}
         self.dim = sum(shape.numel() for shape in self._shapes.values())
-        require(self.dim > 0, "module", "a module with parameters: they are x", repr(module))
+        require(self.dim > 0, "module", "a module with parameters, which become x", repr(module))
 
     @property
     def start(self) -> Tensor:
@@ -163,7 +164,7 @@ class _Module(Shaping):
         return [np.asarray(getattr(step, name), dtype=np.float64).reshape(-1) for name in names]
 
     def _parts(self, measured: Tensor, *names: str) -> list[Tensor]:
-        """Observations and actions as the module takes them: Box float64 ``[n, ...]``, others int64, Discrete ``[n]``."""
+        """Return observations and actions as inputs of the module: Box float64 ``[n, ...]``, others int64, Discrete ``[n]``."""
         spaces: list[Any] = [self._spaces[name] for name in names]
         pieces = measured.split([int(np.prod(space.shape, dtype=np.int64)) for space in spaces], dim=1)
         parts = [(space, piece.reshape(-1, *space.shape)) for space, piece in zip(spaces, pieces, strict=True)]
@@ -175,7 +176,12 @@ class _Module(Shaping):
         out = functional_call(self._module, dict(zip(self._shapes, shaped, strict=True)), inputs)
         n = inputs[0].shape[0]
         got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else repr(out)
-        require(isinstance(out, Tensor) and out.shape == (n,), "module", f"an answer of shape ({n},), one a step", got)
+        require(
+            isinstance(out, Tensor) and out.shape == (n,),
+            "module",
+            f"an output of shape ({n},), one number for each step",
+            got,
+        )
         return out  # type: ignore[no-any-return]
 
     def paid(self, x: Tensor, measured: Tensor) -> Tensor:
@@ -184,7 +190,7 @@ class _Module(Shaping):
 
     @abstractmethod
     def _paid(self, x: Tensor, measured: Tensor) -> Tensor:
-        """phi_x of ``[n, m]``."""
+        """Return phi_x, ``[n]``, of measurements ``[n, m]``."""
 
     def check(self, measured: Tensor) -> None:
         x = self.start.requires_grad_()
@@ -199,12 +205,13 @@ class RewardModule(_Module):
     """A payment by a torch module: phi_x(s,a,s') = m_x(s,a,s').
 
     Args:
-        module: ``m(obs, action, next_obs) -> [n]`` on batches: Box as float64 ``[n, ...]``, others as int64, Discrete ``[n]``. It
-            is copied and evaluated in float64; ``torch.nn.utils.vector_to_parameters(x, module)`` gives a learned x back to it.
+        module: a torch module ``m(obs, action, next_obs) -> [n]`` on batches: Box as float64 ``[n, ...]``, others as int64,
+            Discrete as ``[n]``. It is copied and evaluated in float64. After training,
+            ``torch.nn.utils.vector_to_parameters(x, module)`` writes the learned x into your module.
 
     Raises:
-        ValueError: no module, one without parameters; before the first step is paid for, one that answers in another shape,
-            not finite, or not by its parameters.
+        ValueError: ``module`` is not a torch module or has no parameters; in trial steps, its output has another shape, is not
+            finite, or does not depend on its parameters.
     """
 
     def measure(self, step: Step) -> Floats:
@@ -215,13 +222,13 @@ class RewardModule(_Module):
 
 
 class PotentialModule(_Module):
-    """A potential by a torch module: pays gamma Phi_x(s') - Phi_x(s), with Phi_x = 0 at a terminal s'.
+    """A payment of gamma Phi_x(s') - Phi_x(s), where the potential Phi_x is a torch module, and 0 at a terminal s'.
 
     Args:
-        module: ``Phi(obs) -> [n]``; the rest as :class:`RewardModule`.
+        module: a torch module ``Phi(obs) -> [n]`` on batches, with inputs as for :class:`RewardModule`.
 
     Raises:
-        ValueError: as :class:`RewardModule`.
+        ValueError: in the same cases as for :class:`RewardModule`.
     """
 
     def measure(self, step: Step) -> Floats:
@@ -235,21 +242,23 @@ class PotentialModule(_Module):
 class ShapedReward(LeaderWrapper):
     """A leader environment in which the follower is paid ``r + phi_x`` and the leader ``r_l - leader_pays * phi_x``.
 
-    The commitment is x. ``info["leader_draw"]`` is (r, r_l, what phi_x has to know of the step). To try phi_x, the environment
-    is reset and stepped a few times when it is wrapped.
+    The leader context is x. ``info["leader_draw"]`` is (r, r_l, the measurements of the step that phi_x needs). The constructor
+    resets the environment and takes a few trial steps to check phi_x.
 
     Args:
-        env: the base environment: observations and actions Box, Discrete, MultiDiscrete or MultiBinary.
-        shaping: phi_x.
-        gamma: discount of both players, in [0, 1); potentials take it too.
-        low: lower bound on x, a number or one an entry.
-        high: upper bound on x, likewise.
-        leader_reward: r_l, from a :class:`Step`; by default the environment's own reward.
-        leader_pays: share of phi_x that the leader pays itself.
+        env: the base environment, with Box, Discrete, MultiDiscrete or MultiBinary observations and actions.
+        shaping: the payment phi_x.
+        gamma: discount factor of both players, and of potentials, in [0, 1). Default: 0.99.
+        low: lower bound on x, a number or ``[dim]``. Default: -1.
+        high: upper bound on x, a number or ``[dim]``. Default: 1.
+        leader_reward: the leader's reward r_l before any payment, a function of a :class:`Step`. Default: the base environment's
+            reward.
+        leader_pays: the leader's cost per unit that the follower is paid. Default: 0.
 
     Raises:
-        ValueError: an env that is none or has other spaces; bounds that cross or leave out where x starts; a phi_x whose features
-            have another length, which is not finite or does not depend on x; in ``step``, the same of a single payment.
+        ValueError: ``env`` is not a Gymnasium environment or has other spaces; the bounds cross or exclude the initial x; in
+            trial steps, features have another length, or phi_x is not finite or does not depend on x; in ``step``, a payment is
+            not finite.
 
     Example:
         >>> import gymnasium as gym
@@ -289,7 +298,7 @@ class ShapedReward(LeaderWrapper):
         self.shaping = shaping
         self._share = check_number(leader_pays, "leader_pays", low=-math.inf, open_high=True, open_low=True)
         super().__init__(env, leader_set, start, gamma, leader_reward)
-        # The payment is tried on a few steps, before anything is learned by it.
+        # Check the payment on a few steps before anything learns from it.
         measured, done = [], True
         for _ in range(_TRIED):
             if done:
@@ -307,7 +316,7 @@ class ShapedReward(LeaderWrapper):
 
     def _rewards(self, r: float, r_l: float, c: Floats) -> tuple[float, float]:
         paid = self.shaping.paid_once(self._x, c)
-        if not math.isfinite(paid):  # the text of an array costs more than the step
+        if not math.isfinite(paid):  # formatting an array takes longer than a step
             require(False, "shaping", "a finite payment in every step", f"{paid} at x = {self._x}")
         return r + paid, r_l - self._share * paid
 

@@ -1,18 +1,18 @@
-r"""Shows x to the follower; makes parallel leader environments SB3 VecEnvs; checks and mixes their rewards.
+r"""Shows x to the follower, adapts parallel leader environments to SB3, and checks and mixes their rewards.
 
-**x shown to the follower.** A follower that learns across many x answers each of them only if it can tell them apart. The
-feature map for a discrete state is the product
+**x shown to the follower.** A follower that learns under many x can respond to each of them only if it observes x. The feature
+map of a discrete state is the product
 
     phi(s) = onehot(s) (x) k(s),        [S * width], flattened
 
-with k the environment's commitment: the leader's policy pi_x(.|s) in a Stackelberg game, where a linear function of
-phi is then an exact Q, and onehot(s) lies in its span because rows sum to one. A commitment that is no distribution
-is given a leading 1 for the same reason. For a vector observation k is appended. After ``set_leader`` the observation in hand
-still shows the old x; the next one shows the new.
+where k(s) is the leader context in state s. In a Stackelberg game k(s) is the leader's policy pi_x(.|s). The exact Q is then
+linear in phi, and onehot(s) lies in the span of phi because the rows of pi_x sum to one. A leader context that is not a
+distribution gets a leading 1 for the same reason. If observations are vectors, k is appended to them. After ``set_leader``, the
+latest observation still shows the old x; the next one shows the new x.
 
-**Each step as arrays.** A :class:`VectorEnvAdapter` keeps what its environments tell of a step as arrays, ``[n, ...]``, in place
-of a dict an environment; of other VecEnvs the same is read from their infos. :func:`info_column` reads and
-:func:`add_info_column` writes both.
+**Infos as arrays.** A :class:`VectorEnvAdapter` stores the infos of a step as one array ``[n, ...]`` per key, instead of one dict
+per environment. :func:`info_column` and :func:`add_info_column` read and write such a key on any VecEnv, from these arrays or
+from the dicts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ..envs.mdp.checks import as_float64, check_number, require
 
 Features = NDArray[np.float32]
 MOST_SEEN = 2**16
-"""Numbers that a follower may see where x is shown: beside Discrete states they are the product of both sizes."""
+"""Largest size of observations that show x; for Discrete states it is the number of states times the size of the context."""
 
 # --- x shown to the follower ------------------------------------------------------------------------------------------
 
@@ -46,12 +46,12 @@ class Layout:
     """Joins an observation and a leader context into one vector, and splits it again.
 
     Attributes:
-        base: the observation space: Discrete, or a Box of one axis.
-        size: entries of the commitment.
-        is_distribution: whether they are non-negative and sum to one.
+        base: the environment's observation space: Discrete, or a Box of one axis.
+        size: number of entries of the leader context.
+        is_distribution: whether these entries are non-negative and sum to one.
 
     Raises:
-        ValueError: observations of another kind.
+        ValueError: ``base`` is another kind of space, or the vectors would have more than ``MOST_SEEN`` entries.
     """
 
     base: Any
@@ -61,22 +61,25 @@ class Layout:
     def __post_init__(self) -> None:
         discrete = isinstance(self.base, gym.spaces.Discrete) and self.base.start == 0
         vector = isinstance(self.base, gym.spaces.Box) and len(self.base.shape) == 1
-        expected = (
-            "observations Discrete (from 0) or Box with one axis to show x in (observe_commitment=False shows none)"
-        )
+        expected = "Discrete observations (from 0) or a Box of one axis, to show x in (observe_commitment=False does not show x)"
         require(discrete or vector, "env", expected, self.base)
         seen = int(self.base.n) * self.width if discrete else self.base.shape[0] + self.size
-        fits = f"False where a follower would see more than {MOST_SEEN} numbers"
-        require(seen <= MOST_SEEN, "observe_commitment", fits, f"True with {seen}, of {self.base} and {self.size} of x")
+        fits = f"False if observations with x would have more than {MOST_SEEN} entries"
+        require(
+            seen <= MOST_SEEN,
+            "observe_commitment",
+            fits,
+            f"True with {seen} entries, for {self.base} and {self.size} entries of x",
+        )
 
     @property
     def width(self) -> int:
-        """Entries for one state: the leader context, with a leading 1 unless it is a distribution."""
+        """Number of entries per state: the leader context, and a leading 1 unless it is a distribution."""
         return self.size + (not self.is_distribution)
 
     @property
     def space(self) -> gym.spaces.Box:
-        """The space of the vectors."""
+        """The space of the joined vectors."""
         bound = (0.0, 1.0) if self.is_distribution else (-np.inf, np.inf)
         if isinstance(self.base, gym.spaces.Discrete):
             return gym.spaces.Box(*bound, (int(self.base.n) * self.width,), np.float32)
@@ -96,19 +99,19 @@ class Layout:
         return features.reshape(n, -1)
 
     def seen(self, obs: Any) -> NDArray[Any]:
-        """The environment's own observations ``[n, ...]`` as they stand in the vectors: a Box's in float32."""
+        """Return the environment's observations ``[n, ...]`` in the vectors' precision: those of a Box in float32."""
         return np.asarray(obs) if isinstance(self.base, gym.spaces.Discrete) else np.asarray(obs, dtype=np.float32)
 
     def base_observation(self, obs: Any) -> NDArray[Any]:
-        """The observations inside vectors ``[..., D]``: states ``[...]``, or ``[..., d]``."""
+        """Return the observations that vectors ``[..., D]`` contain: states ``[...]``, or ``[..., d]``."""
         vectors = np.asarray(obs)
         if isinstance(self.base, gym.spaces.Box):
             return vectors[..., : self.base.shape[0]]
-        # The first entry that is not 0 is of the state's own block.
+        # The first nonzero entry belongs to the block of the state.
         return (vectors != 0).argmax(-1) // self.width  # type: ignore[no-any-return]
 
     def base_tensor(self, obs: Any) -> Tensor:
-        """``base_observation`` in torch."""
+        """Return :meth:`base_observation` as a tensor."""
         return torch.as_tensor(self.base_observation(obs))
 
 
@@ -117,11 +120,11 @@ class CommitmentLeaderModel(nn.Module):
 
     Args:
         inner: the environment's leader model.
-        base_obs: from observations ``[..., D]`` to the environment's own; None where they are the same.
-        base_action: the same of actions.
+        base_obs: a function from followers' observations ``[..., D]`` to the environment's; None if they are the same.
+        base_action: a function from followers' actions to the environment's; None (default) if they are the same.
 
     Attributes:
-        x: the parameter of the inner model.
+        x: the parameter of the environment's leader model.
     """
 
     def __init__(
@@ -136,7 +139,7 @@ class CommitmentLeaderModel(nn.Module):
         self._base_obs, self._base_action = base_obs, base_action
 
     def forward(self, obs: Any, action: Any, draw: Any, next_obs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """``(r_follower, r_leader, log_p)`` for observations ``[..., D]``; see ``LeaderEnv.leader_model``."""
+        """Return ``(r_follower, r_leader, log_p)`` for observations ``[..., D]``; see ``LeaderEnv.leader_model``."""
         if self._base_obs is not None:
             obs, next_obs = self._base_obs(obs), self._base_obs(next_obs)
         action = action if self._base_action is None else self._base_action(action)
@@ -144,17 +147,17 @@ class CommitmentLeaderModel(nn.Module):
 
 
 class ObserveCommitment(gym.Wrapper[Features, Any, Any, Any], RecordConstructorArgs):
-    """An environment whose observations also show the leader context.
+    """Wrapper that adds the leader context to observations.
 
-    ``info`` has ``base_obs`` and ``base_next_obs``, the environment's own observations before the step and after it, as they
-    stand in the vectors.
+    ``info["base_obs"]`` and ``info["base_next_obs"]`` are the environment's own observations before and after the step, those of
+    a Box in float32.
 
     Args:
-        env: a leader environment, observations Discrete or Box with one axis.
+        env: a leader environment whose observations are Discrete or a Box of one axis.
 
     Raises:
-        ValueError: observations of another kind.
-        AttributeError: an env without ``commitment``.
+        ValueError: the environment has another kind of observations.
+        AttributeError: the environment has no method ``commitment``.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -167,7 +170,7 @@ class ObserveCommitment(gym.Wrapper[Features, Any, Any, Any], RecordConstructorA
         self._base: Any = None
 
     def observation(self, obs: Any) -> Features:
-        """The follower's observation, ``[D]``, for the environment's observation ``obs``."""
+        """Return the follower's observation, ``[D]``, given the environment's observation ``obs``."""
         return self._layout.join(np.asarray(obs)[None], self._commitment(obs)[None])[0]  # type: ignore[no-any-return]
 
     def reset(
@@ -184,11 +187,11 @@ class ObserveCommitment(gym.Wrapper[Features, Any, Any, Any], RecordConstructorA
         return self.observation(obs), reward, terminated, truncated, info
 
     def base_observation(self, obs: Any) -> NDArray[Any]:
-        """The environment's own observations inside vectors ``[..., D]``."""
+        """Return the environment's own observations, given followers' observations ``[..., D]``."""
         return self._layout.base_observation(obs)
 
     def leader_model(self) -> CommitmentLeaderModel:
-        """The environment's leader model, for these observations."""
+        """Return the environment's leader model, for followers' observations."""
         return CommitmentLeaderModel(self.env.get_wrapper_attr("leader_model")(), self._layout.base_tensor)
 
 
@@ -196,26 +199,26 @@ class ObserveCommitment(gym.Wrapper[Features, Any, Any, Any], RecordConstructorA
 
 
 class VectorEnvAdapter(VecEnv):
-    """Makes a ``LeaderVectorEnv`` a VecEnv, on which SB3 algorithms train.
+    """Adapter that turns a ``LeaderVectorEnv`` into an SB3 VecEnv.
 
-    Infos are one dict an environment, with ``leader_reward`` (float), ``leader_draw`` (int, or an array), ``TimeLimit.truncated``
-    and, at an episode's end, ``terminal_observation``. The same stands in :attr:`arrays`: where nobody reads infos in the midst
-    of episodes, ``infos=False`` leaves them empty there. ``env_method("set_leader", x)`` and ``env_method("commitment", obs)``
-    work as on other VecEnvs, with ``indices`` too; ``set_leader`` and ``commitment`` serve all environments at once. For
+    Infos are dicts, one per environment, with ``leader_reward`` (float), ``leader_draw`` (int or array), ``TimeLimit.truncated``
+    and, at an episode's end, ``terminal_observation``. :attr:`arrays` has the same values; ``infos=False`` is faster and leaves
+    the dicts empty except at the end of episodes. ``env_method("set_leader", x)`` and ``env_method("commitment", obs)`` work as
+    on other VecEnvs, also with ``indices``; the methods ``set_leader`` and ``commitment`` apply to all environments at once. For
     episode statistics, wrap it in SB3's ``VecMonitor``.
 
     Args:
-        env: the simulator, e.g. ``gym.make_vec("bilevel_gym/StackelbergGame-v0", num_envs=64)``.
-        observe_commitment: whether observations show what the follower may know of x (see the module).
-        infos: whether infos are filled at every step, or only where an episode ends.
+        env: the parallel environments, e.g. ``gym.make_vec("bilevel_gym/StackelbergGame-v0", num_envs=64)``.
+        observe_commitment: whether observations include the leader context (see the module). Default: False.
+        infos: whether infos are filled at every step, or only at the end of episodes. Default: True.
 
     Attributes:
-        arrays: what the last step's infos tell, by the same keys, ``[n, ...]`` each; with ``observe_commitment`` also
-            ``base_obs`` and ``base_next_obs``, the environments' own observations before the step, and after it before a reset.
+        arrays: the last step's infos as arrays ``[n, ...]`` by key; with ``observe_commitment`` also ``base_obs`` and
+            ``base_next_obs``, the environments' own observations before and after the step (not after a reset).
 
     Raises:
-        ValueError: an env that is no ``LeaderVectorEnv``, or one inside a wrapper; with ``observe_commitment``, observations
-            that are neither Discrete nor a Box of one axis.
+        ValueError: ``env`` is not a ``LeaderVectorEnv``, or is wrapped; with ``observe_commitment``, observations are neither
+            Discrete nor a Box of one axis.
     """
 
     def __init__(
@@ -236,11 +239,11 @@ class VectorEnvAdapter(VecEnv):
         self._actions: NDArray[Any] | None = None
 
     def _shown(self, obs: NDArray[Any]) -> NDArray[Any]:
-        """The followers' observations, ``[n, ...]``, for the environments' observations ``obs``."""
+        """Return the followers' observations, ``[n, ...]``, given the environments' observations ``obs``."""
         return obs if self._layout is None else self._layout.join(obs, self.env.commitment(obs))
 
     def reset(self) -> NDArray[Any]:
-        """Start every environment anew, from the seed given to ``seed`` last, if any; ``[n, ...]``."""
+        """Reset all environments, with the seed given to ``seed`` since the last reset; return observations ``[n, ...]``."""
         self._obs, _ = self.env.reset(seed=self._seeds[0])
         self.reset_infos = [{} for _ in range(self.num_envs)]
         self._reset_seeds()
@@ -248,7 +251,7 @@ class VectorEnvAdapter(VecEnv):
         return self._shown(self._obs)
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Keep the actions, ``[n, ...]``, for ``step_wait``."""
+        """Store the actions, ``[n, ...]``, for ``step_wait``."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -257,7 +260,7 @@ class VectorEnvAdapter(VecEnv):
         dones, after = terminated | truncated, obs
         rewarded, drawn, limited = columns["leader_reward"], columns["leader_draw"], truncated & ~terminated
         self.arrays = {"leader_reward": rewarded, "leader_draw": drawn, "TimeLimit.truncated": limited}
-        # A dict an environment where somebody reads it: at every step if that was asked for, and at the ends of episodes.
+        # Fill the dicts at every step if that was asked for, else at the end of episodes only.
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         ended: list[int] = dones.nonzero()[0].tolist()
         if self.infos or ended:
@@ -280,22 +283,22 @@ class VectorEnvAdapter(VecEnv):
         return self._shown(obs), rewards.astype(np.float32), dones, infos
 
     def set_leader(self, x: Any) -> None:
-        """Set x, ``[dim]`` for all or ``[n, dim]``, one row for each environment; raises as the simulator's ``set_leader``."""
+        """Set x in all environments, ``[dim]``, or one row for each, ``[n, dim]``; see ``LeaderVectorEnv.set_leader``."""
         self.env.set_leader(x)
 
     def commitment(self, obs: Any) -> Features:
-        """The leader context of each environment, ``[n, size]``, for the simulator's obs ``[n, ...]``."""
+        """Return the leader context of each environment, ``[n, size]``, at the environments' own observations ``[n, ...]``."""
         return self.env.commitment(obs)
 
     def every_observation(self, x: Any, states: Any = None) -> NDArray[Any]:
-        """The follower's observation in each state of a tabular problem at any x, which need not be the environments' own.
+        """Return the follower's observation in each state of a tabular problem, at any x.
 
         Args:
-            x: ``[dim]``, or several, ``[k, dim]``.
-            states: which states, ``[S]``; None for all.
+            x: a point of X, ``[dim]``, or several, ``[k, dim]``.
+            states: the states, ``[S]``. Default: all.
 
         Returns:
-            ``[S, ...]``, or ``[k * S, ...]``, one x after another.
+            Observations ``[S, ...]``; for several x ``[k * S, ...]``, all states of one x after another.
         """
         space: Any = self.env.single_observation_space
         states, points = np.arange(space.n) if states is None else np.asarray(states), np.atleast_2d(x)
@@ -310,11 +313,11 @@ class VectorEnvAdapter(VecEnv):
         return np.concatenate(features)
 
     def base_observation(self, obs: Any) -> NDArray[Any]:
-        """The environments' own observations inside what followers see, ``[..., D]``."""
+        """Return the environments' own observations, given followers' observations ``[..., D]``."""
         return np.asarray(obs) if self._layout is None else self._layout.base_observation(obs)
 
     def leader_model(self) -> nn.Module:
-        """The step as a function of x, for these observations."""
+        """Return the environments' leader model, for followers' observations."""
         model = self.env.leader_model()
         return model if self._layout is None else CommitmentLeaderModel(model, self._layout.base_tensor)
 
@@ -322,18 +325,18 @@ class VectorEnvAdapter(VecEnv):
         self.env.close()
 
     def _rows(self) -> NDArray[np.float64]:
-        """Each environment's x, ``[n, dim]``."""
+        """Return each environment's x, ``[n, dim]``."""
         x = self.env.leader_x
         return np.broadcast_to(x, (self.num_envs, x.shape[-1]))
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method for the environments in ``indices`` (default: all), and return one answer for each.
+        """Call a method for the environments in ``indices`` (default: all), and return one result for each.
 
-        ``set_leader`` with ``indices`` changes the x of those alone. ``commitment`` takes one observation of the simulator's, or
-        one an environment of ``indices``; ``action_masks`` gives each its own row. Other methods belong to the simulator as a
-        whole: they are called once and every environment gets the answer.
+        ``set_leader`` with ``indices`` changes x in those environments only. ``commitment`` takes one observation for all of
+        ``indices`` or one for each. ``action_masks`` returns one row for each. Other methods are called once, on all environments
+        together, and every environment gets the same result.
         """
         chosen = list(self._get_indices(indices))
         if method_name == "set_leader" and indices is not None:
@@ -353,31 +356,31 @@ class VectorEnvAdapter(VecEnv):
         return list(answer[chosen]) if method_name == "action_masks" else [answer] * len(chosen)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Return an attribute of the simulator once for each environment; ``leader_x`` is each one's own."""
+        """Return an attribute once for each environment; only ``leader_x`` differs between environments."""
         chosen = list(self._get_indices(indices))
         if attr_name == "leader_x":
             return [row.copy() for row in self._rows()[chosen]]
         return [getattr(self.env, attr_name)] * len(chosen)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an existing attribute of the simulator, which all environments share.
+        """Set an existing attribute for all environments, which share it.
 
         Raises:
-            ValueError: ``indices`` given.
-            AttributeError: no such attribute, or one that cannot be set (``leader_x``: use ``set_leader``).
+            ValueError: ``indices`` are given.
+            AttributeError: there is no such attribute, or it cannot be set (for ``leader_x`` use ``set_leader``).
         """
-        require(indices is None, "indices", "None, for the environments share their attributes", indices)
+        require(indices is None, "indices", "None, since the environments share their attributes", indices)
         getattr(self.env, attr_name)
         setattr(self.env, attr_name, value)
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """False for every environment: there are no wrapped ones inside."""
+        """Return False for every environment, since none has a wrapper."""
         return [False] * len(list(self._get_indices(indices)))
 
     def get_images(self) -> Sequence[None]:
-        """The simulator draws no images."""
+        """Return None for every environment: these environments are not rendered."""
         return [None] * self.num_envs
 
 
@@ -387,15 +390,14 @@ class VectorEnvAdapter(VecEnv):
 def set_leader(venv: VecEnv, x: Any) -> None:
     """Set x in every environment of a VecEnv, through any wrappers.
 
-    It goes through ``env_method``: ``venv.set_attr`` would write to the outermost wrapper of each environment and leave the
-    environment as it was.
+    It calls ``env_method``, because ``venv.set_attr`` would set an attribute of each environment's outermost wrapper only.
 
     Args:
         venv: parallel leader environments.
-        x: ``[dim]`` for all, or ``[n, dim]``, one row an environment.
+        x: a point of X for all environments, ``[dim]``, or one for each, ``[n, dim]``.
 
     Raises:
-        ValueError: a shape that is neither; what the environment's ``set_leader`` raises.
+        ValueError: x has another shape, or an environment's ``set_leader`` refuses it.
     """
     points, n = np.asarray(x, dtype=np.float64), venv.num_envs
     if points.ndim != 1:
@@ -414,13 +416,13 @@ def leader_model(env: gym.Env[Any, Any], x: NDArray[np.float64]) -> nn.Module:
 
 
 def info_column(venv: VecEnv, infos: Sequence[dict[str, Any]], name: str, optional: bool = False) -> Any:
-    """The values of one key in the infos of a VecEnv's last step, ``[n, ...]``.
+    """Return the values of one key in the infos of a VecEnv's last step, ``[n, ...]``.
 
     Args:
         venv: parallel environments.
-        infos: what their last step told.
+        infos: the infos that their last step returned.
         name: the key.
-        optional: answer None where there is no such key.
+        optional: whether to return None if there is no such key. Default: False.
 
     Raises:
         ValueError: there is no such key, and it is not optional.
@@ -434,7 +436,7 @@ def info_column(venv: VecEnv, infos: Sequence[dict[str, Any]], name: str, option
 
 
 def add_info_column(venv: VecEnv, infos: Sequence[dict[str, Any]], name: str, values: NDArray[Any]) -> None:
-    """Add a key to the infos of a VecEnv's last step, with one number for each environment, ``[n]``."""
+    """Add a key to the infos of a VecEnv's last step, with a number for each environment, ``[n]``."""
     inner = venv.unwrapped
     if isinstance(inner, VectorEnvAdapter):
         inner.arrays[name] = values
@@ -444,13 +446,13 @@ def add_info_column(venv: VecEnv, infos: Sequence[dict[str, Any]], name: str, va
 
 
 LARGEST_REWARD = 1e15
-"""Rewards beyond this cannot be learned from: an algorithm's loss is a square in float32."""
+"""Largest absolute reward that followers can learn from, because losses square it in float32."""
 _LARGEST_OBSERVATION = float(np.finfo(np.float32).max)
 
 
 def require_tame(what: str, values: NDArray[Any], limit: float, where: Callable[[int], str]) -> None:
-    """Raise ``ValueError`` where a number of ``values``, ``[n, ...]``, is not finite or too large, and say of which row it is."""
-    # The sum of squares tells in most steps, in a tenth of the time; NaN is not smaller than anything.
+    """Raise ``ValueError`` if a number in ``values``, ``[n, ...]``, is not finite or too large; name its row by ``where``."""
+    # In most steps the sum of squares suffices, in a tenth of the time; comparisons with NaN are False.
     if values.dtype.kind == "f" and not float(np.vdot(values, values)) <= limit**2:
         tame = np.abs(values) <= limit
         if not tame.all():
@@ -461,34 +463,34 @@ def require_tame(what: str, values: NDArray[Any], limit: float, where: Callable[
 
 
 def require_tame_observation(obs: Any, where: Callable[[int], str]) -> None:
-    """:func:`require_tame` of observations ``[n, ...]``, of a Dict space too."""
+    """Raise ``ValueError`` if an entry of observations ``[n, ...]``, also of a Dict space, is not finite or too large."""
     for part in obs.values() if isinstance(obs, dict) else (obs,):
         require_tame("observation", part, _LARGEST_OBSERVATION, where)
 
 
 def require_tame_step(obs: Any, reward: float, where: str) -> None:
-    """Raise ``ValueError`` as :class:`FiniteSteps` does, for one step of one environment."""
+    """Raise the ``ValueError`` of :class:`FiniteSteps` for one step of a single environment."""
     require_tame("reward", np.array([reward], dtype=np.float64), LARGEST_REWARD, lambda _: where)
     require_tame_observation(_rows(obs), lambda _: where)
 
 
 def _rows(obs: Any) -> Any:
-    """One observation, of a Dict space or another, as a batch of one."""
+    """Return an observation, also of a Dict space, as a batch of one."""
     if isinstance(obs, dict):
         return {key: np.asarray(part)[None] for key, part in obs.items()}
     return np.asarray(obs)[None]
 
 
 class FiniteSteps(VecEnvWrapper):
-    """Raises an error at the first step whose reward or observation is not finite or is too large.
+    """VecEnv wrapper that raises an error at the first reward or observation that is not finite or too large.
 
     Args:
         venv: parallel environments of any kind.
-        name: the environment's, for the error.
+        name: the environment's name, for the error message.
 
     Raises:
-        ValueError: in ``reset`` and ``step``, a reward or an observation that is NaN or infinite (in float32, or a reward beyond
-            ``LARGEST_REWARD``); it names the environment, which of the parallel ones, the step, and x.
+        ValueError: in ``reset`` and ``step``, if a reward exceeds ``LARGEST_REWARD`` or an observation the range of float32, or
+            is NaN; the message names the environment, its number among the parallel ones, the step, and x.
     """
 
     def __init__(self, venv: VecEnv, name: str) -> None:
@@ -514,7 +516,7 @@ class FiniteSteps(VecEnvWrapper):
         return obs, rewards, dones, infos
 
     def _where(self, i: int) -> str:
-        """Where something came from: the environment, which of them, when, under which x."""
+        """Return the source of a value for messages: the environment, its number, the step, and x."""
         where = f"from {self._name}, parallel environment {i}, in step {self._steps}"
         if not self.venv.has_attr("leader_x"):
             return where
@@ -522,25 +524,25 @@ class FiniteSteps(VecEnvWrapper):
 
 
 def legal_actions(venv: VecEnv) -> NDArray[Any]:
-    """A random action for each environment, ``[n, ...]``, of those that its ``action_masks`` tells, where it has them."""
+    """Draw a random action for each environment, ``[n, ...]``; one that its ``action_masks`` allows, if it has them."""
     space, n = venv.action_space, venv.num_envs
     masks = venv.env_method("action_masks") if venv.has_attr("action_masks") else [None] * n
     return np.stack([draw_action(space, mask) for mask in masks])
 
 
 class RewardMixing(VecEnvWrapper):
-    """Replaces the reward by own_weight * r_f + weight * r_l; ``info`` keeps ``follower_reward`` r_f and ``leader_reward`` r_l.
+    """VecEnv wrapper that pays own_weight * r_f + weight * r_l; ``info["follower_reward"]`` and ``["leader_reward"]`` remain.
 
-    With weight 1/lam, the follower that maximises this return is the lower variable of the penalised problem divided
-    by lam.
+    With own_weight 1 and weight 1/lam, a follower that maximises this return maximises the penalised objective, which is lam
+    times this return plus a term that does not depend on the follower.
 
     Args:
         venv: parallel leader environments.
-        weight: weight of the leader's reward, finite; it may be set anew at any time, and counts from the next step.
-        own_weight: weight of the follower's own reward, finite.
+        weight: weight of the leader's reward, finite; you can change it at any time, from the next step on.
+        own_weight: weight of the follower's own reward, finite. Default: 1.
 
     Raises:
-        ValueError: a weight that is not finite; in ``step``, infos without the leader's reward.
+        ValueError: a weight is not finite; in ``step``, the infos have no leader reward.
     """
 
     def __init__(self, venv: VecEnv, weight: float, own_weight: float = 1.0) -> None:

@@ -1,9 +1,9 @@
 """Worker processes that leave signals to their parent and end with it, and SB3's ``SubprocVecEnv`` with such workers.
 
-A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes of a run. Its parent alone heeds them: it finishes what is in
-hand, with its workers, saves and ends, and the workers with it. Each worker does nothing on these signals. So that none is
-killed while it starts, the fork server is begun with the signals blocked, and what it forks unblocks them at first
-(:func:`worker_context`), or, one of our workers, once it has learned to do nothing (:class:`InWorker`).
+A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes of a run. Only the parent process reacts: it finishes the
+current iteration with its workers, saves, and ends together with them. Workers ignore these signals. So that no signal kills a
+worker while it starts, the fork server starts with the signals blocked; its children unblock them immediately
+(:func:`worker_context`), or, if they are our workers, after they have installed handlers that ignore them (:class:`InWorker`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 
 
 def worker_context(preload: str) -> Any:
-    """The context of ``multiprocessing`` for workers: "forkserver", or "spawn" where there is none.
+    """Return the ``multiprocessing`` context of workers: "forkserver", or "spawn" where that is not available.
 
-    The server imports once what each worker would: they then start in milliseconds. No signal of :data:`SIGNALS` ends it.
+    The fork server imports the workers' modules once, so that workers start in milliseconds. It ignores :data:`SIGNALS`.
 
     Args:
         preload: the module that workers import.
@@ -63,10 +63,10 @@ util.register_after_fork(_unblock, lambda unblock: unblock())  # whatever else t
 
 
 class InWorker:
-    """The function that a worker process calls; once it is unpickled there, the worker leaves signals to its parent.
+    """A function to call in a worker process; when it is unpickled there, the worker begins to ignore signals.
 
     Args:
-        call: what it calls.
+        call: the function.
     """
 
     def __init__(self, call: Callable[..., Any]) -> None:
@@ -100,7 +100,7 @@ def _kill(processes: Sequence[Any]) -> None:
 
 @contextlib.contextmanager
 def _naming(index: int, process: Any) -> Iterator[None]:
-    """Turn the error of a lost connection into one that names the worker."""
+    """Turn the error of a lost connection into an error that names the worker."""
     try:
         yield
     except (EOFError, OSError) as error:  # OSError: a pipe that is broken or reset
@@ -128,7 +128,7 @@ class _Worker:
 
     Args:
         index: number of the worker, and of its environment.
-        connection: to the process.
+        connection: the connection to the process.
         process: the process.
     """
 
@@ -151,12 +151,12 @@ class WorkerVecEnv(SubprocVecEnv):
     """A VecEnv with one process for each environment; observations and rewards have the same types as ``DummyVecEnv``'s.
 
     Args:
-        env_fns: what makes each environment; pickled by cloudpickle.
-        start_method: of ``multiprocessing``; None takes "forkserver", or "spawn" where there is none. Scripts then need
-            ``if __name__ == "__main__":``.
+        env_fns: callables that make the environments; they are pickled by cloudpickle.
+        start_method: start method of ``multiprocessing``. Default: "forkserver", or "spawn" where that is not available; scripts
+            then need ``if __name__ == "__main__":``.
 
     Raises:
-        RuntimeError: a worker that has died, at the first call that needs it; the error names it and how it ended.
+        RuntimeError: a worker has died; the first call that needs it raises an error that names it and how it ended.
     """
 
     def __init__(self, env_fns: list[Callable[[], gym.Env[Any, Any]]], start_method: str | None = None) -> None:

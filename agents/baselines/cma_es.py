@@ -288,7 +288,7 @@ class CMAESMethod(TrialsMethod):
         return Cost(begun * one.followers, begun * one.leader, one.certain, begun == n)
 
     def final(self, state: CMAESState, x: Tensor, record: Evaluation, iteration: int) -> Evaluation:
-        """Where no model is known, evaluate with ``evaluation_followers`` new ones, not by the record that x was chosen by."""
+        """Evaluate the chosen x again, with ``evaluation_followers`` new followers if no model is known."""
         if self.worlds.model is not None:
             return super().final(state, x, record, iteration)  # type: ignore[no-any-return]
         return self.evaluate(state, x, iteration, self.config.evaluation_followers)

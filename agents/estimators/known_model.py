@@ -21,7 +21,7 @@ class KnownModel:
 
 
 class ModelEstimator(Estimator):
-    """The estimator that :class:`KnownModel` stands for.
+    """The estimator that :class:`KnownModel` configures.
 
     Args:
         learned: the learned lower level; it must have a model.

@@ -193,6 +193,24 @@ def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf
 
 
+DENSE = 128
+"""Up to this many states, sums of one-hot features are products of matrices; above, transitions are counted."""
+
+
+class OneHot:
+    """The one-hot features of Discrete observations, a function from ``[n]`` to ``[n, states]``."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __call__(self, obs: NDArray[Any]) -> Floats:
+        """Return the features, ``[n, states]``."""
+        index = np.asarray(obs, dtype=np.int64)
+        hot = np.zeros((*index.shape, self.n))
+        np.put_along_axis(hot, index[..., None], 1.0, axis=-1)
+        return hot
+
+
 class LinearCritic:
     """A linear critic of several rewards at once, fitted by least-squares temporal differences (LSTD).
 
@@ -213,12 +231,29 @@ class LinearCritic:
         self, obs: NDArray[Any], next_obs: NDArray[Any], rewards: Floats, alive: Floats, terminated: Floats
     ) -> None:
         """Add steps, flattened to ``[n, ...]``, with rewards ``[n, R]``, and solve."""
-        phi, phi_next = self.features(obs) * alive[:, None], self.features(next_obs)
-        A = phi.T @ (phi - self.gamma * phi_next * ((1.0 - terminated) * alive)[:, None])
-        b = phi.T @ rewards
+        goes_on = (1.0 - terminated) * alive
+        if isinstance(self.features, OneHot) and self.features.n > DENSE:
+            A, b = self._counted(obs, next_obs, rewards, alive, goes_on)
+        else:
+            phi, phi_next = self.features(obs) * alive[:, None], self.features(next_obs)
+            A = phi.T @ (phi - self.gamma * phi_next * goes_on[:, None])
+            b = phi.T @ rewards
         self.A = A if self.A is None else self.memory * self.A + A
         self.b = b if self.b is None else self.memory * self.b + b
         self.solve()
+
+    def _counted(
+        self, obs: NDArray[Any], next_obs: NDArray[Any], rewards: Floats, alive: Floats, goes_on: Floats
+    ) -> tuple[Floats, Floats]:
+        """Return the sums A and b of one-hot features, in time linear in the steps."""
+        assert isinstance(self.features, OneHot)
+        n = self.features.n
+        s, after = (np.asarray(o, dtype=np.int64).reshape(-1) for o in (obs, next_obs))
+        moves = np.bincount(s * n + after, weights=alive * goes_on, minlength=n * n).reshape(n, n)
+        A = np.asarray(-self.gamma * moves, dtype=np.float64)
+        A[np.diag_indices(n)] += np.bincount(s, weights=alive**2, minlength=n)
+        b: Floats = np.stack([np.bincount(s, weights=alive * paid, minlength=n) for paid in rewards.T], axis=1)
+        return A, b
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return its statistics; None before the first update."""
@@ -239,6 +274,8 @@ class LinearCritic:
 
     def __call__(self, obs: NDArray[Any]) -> Floats:
         """Return the values of observations ``[n, ...]``, as ``[n, R]``."""
+        if isinstance(self.features, OneHot):  # a product with one 1 picks a row
+            return np.asarray(self.theta[np.asarray(obs, dtype=np.int64).reshape(-1)], dtype=np.float64)
         values: Floats = self.features(obs) @ self.theta
         return values
 
@@ -266,8 +303,7 @@ def state_features(space: gym.spaces.Space[Any]) -> Callable[[NDArray[Any]], Flo
     more than 16 numbers, the squares only.
     """
     if isinstance(space, gym.spaces.Discrete):
-        hot = np.eye(int(space.n))
-        return lambda obs: hot[np.asarray(obs, dtype=np.int64)]
+        return OneHot(int(space.n))
 
     size = int(np.prod(space.shape or ()))
     i, j = np.triu_indices(size) if size <= 16 else (np.arange(size), np.arange(size))
@@ -296,7 +332,7 @@ def episode_returns(rollout: Rollout, space: gym.spaces.Space[Any], gamma: float
 
 
 class RolloutEstimator(Estimator):
-    """The estimator that :class:`Rollouts` stands for, with a critic for each role.
+    """The estimator that :class:`Rollouts` configures, with a critic for each role.
 
     Args:
         worlds: the environment.

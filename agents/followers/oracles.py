@@ -182,7 +182,7 @@ class PolicyGradient:
 
 
 def in_unit(oracle: Oracle, unit: float) -> Oracle:
-    """Return an oracle with its default step size for rewards of this unit, if it has none."""
+    """Return an oracle; if it has no step size, set the default one for rewards of this unit."""
     if isinstance(oracle, MirrorDescent) and oracle.eta is None:
         return replace(oracle, eta=DEFAULT_STEP / unit)
     if isinstance(oracle, PolicyGradient) and oracle.step is None:

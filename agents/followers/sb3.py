@@ -239,7 +239,8 @@ class SB3Follower:
     def begin_episodes(self) -> None:
         """Begin new episodes, with a seed drawn from the follower's seed and steps, so that no state of an environment is used.
 
-        A follower loaded from a file thus continues as if it had never stopped, whatever state its environment keeps.
+        A follower loaded from a file thus continues as if it had never stopped, even if its environment keeps state across
+        episodes.
         """
         seed = int(np.random.SeedSequence([self.seed, self.num_timesteps]).generate_state(1)[0]) % 2**31
         self.venv.seed(seed)

@@ -54,7 +54,7 @@ class FollowerWorker:
         self._answer()
 
     def start(self, task: Any) -> None:
-        """Start training by a task; :meth:`result` waits for it."""
+        """Start a training task in the process; :meth:`result` waits for its end."""
         self._ask("train", self._follower.generators.state, task)
 
     def result(self) -> int:

@@ -322,7 +322,7 @@ class PBRLMethod(Method):
         return self.level.evaluate(state, x, iteration, self.follower_spec, 1)  # type: ignore[no-any-return]
 
     def final(self, state: PBRLState, x: Tensor, record: Evaluation, iteration: int) -> Evaluation:
-        """Where no model is known, evaluate with ``evaluation_followers`` new ones, not by the record that x was chosen by."""
+        """Evaluate the chosen x again, with ``evaluation_followers`` new followers if no model is known."""
         if self.worlds.model is not None:
             return super().final(state, x, record, iteration)  # type: ignore[no-any-return]
         n = self.config.evaluation_followers

@@ -192,7 +192,7 @@ class TabularPBRL(ExactLeader):
     Raises:
         ValueError: the id is unknown; x0 is outside X; tau is 0 for a penalty that needs tau > 0; the penalty does not suit the
             problem; a solved follower lacks the value penalty or a leader reward; or a Monte Carlo estimator is used where J_L
-            is no return.
+            is not a return.
 
     Example:
         >>> from bilevel_gym.agents import NikaidoIsodaPenalty, TabularPBRL

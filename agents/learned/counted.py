@@ -111,7 +111,7 @@ class Table:
 
     @property
     def seen(self) -> NDArray[np.bool_]:
-        """Whether an action was tried, ``[S, A]``."""
+        """Whether each action was tried in each state, bool ``[S, A]``."""
         return self.n > 0.0
 
     @property

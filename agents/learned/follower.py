@@ -91,7 +91,7 @@ class LearnedFollower:
         """Make one follower per role, on environments at x.
 
         Raises:
-            ValueError: the leader's objective is no return, or the follower does not fit the environment.
+            ValueError: the leader's objective is not a return, or the follower does not fit the environment.
         """
         self.worlds.require_sampled_return(x)
         self._say_tau()

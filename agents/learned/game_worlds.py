@@ -49,7 +49,7 @@ class GameWorlds:
         action_spaces: action spaces of players 1 and 2.
 
     Raises:
-        ValueError: the game has no ``problem``, is a stack of games, or its leader's objective is no return.
+        ValueError: the game has no ``problem``, is a stack of games, or its leader's objective is not a return.
     """
 
     linear: ClassVar[bool] = True

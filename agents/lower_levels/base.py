@@ -121,7 +121,7 @@ class TabularLevel(LowerLevel):
 
     @property
     def value_shapes(self) -> set[tuple[int, ...]]:
-        """The shapes that a solution's values may have."""
+        """Return the shapes that a solution's values can have."""
         return {(*self.views[0].batch_shape, self.views[0].n_states), (1, self.views[0].n_states)}
 
     @abstractmethod
@@ -158,7 +158,7 @@ class TabularLevel(LowerLevel):
         raise NotImplementedError
 
     def sampled_independent(self, x: Tensor, model: Any, pi: Policies, tau: float, sampler: Sampler) -> Tensor:
-        """Estimate from episodes J_L(x, .) at fixed pi, plus each player's own value at fixed x and others; a scalar."""
+        """Estimate the independent objective from episodes, a scalar: J_L(., pi) in x, plus each player's value in its policy."""
         raise NotImplementedError
 
     def fingerprint(self) -> list[float]:

@@ -69,7 +69,7 @@ class OneFollower(TabularLevel):
     def require_return(self) -> None:
         name = type(self.problem).__name__
         require(not self.views[0].sparse, "estimator", "None, exact gradients, for a sparse model", "MonteCarlo")
-        expected = f"None, exact gradients: the leader's objective in a {name} is no return"
+        expected = f"None, exact gradients: the leader's objective in a {name} is not a return"
         require(self.leader_reward(self.problem.start_x()) is not None, "estimator", expected, "MonteCarlo")
 
     def sampled(

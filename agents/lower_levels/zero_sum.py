@@ -70,7 +70,7 @@ class TwoPlayers(TabularLevel):
 
     def require_return(self) -> None:
         paid = self.problem.leader_game(self.problem.start_x()) is not None
-        expected = f"None, exact gradients: the leader's objective in a {type(self.problem).__name__} is no return"
+        expected = f"None, exact gradients: the leader's objective in a {type(self.problem).__name__} is not a return"
         require(paid, "estimator", expected, "MonteCarlo")
 
     def _leader_return(self, x: Tensor, pi: Policies, sampler: Sampler) -> Tensor:

@@ -100,7 +100,7 @@ class RecordedFollower:
     # --- files ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the follower's state, except its place in the episodes (:meth:`place`)."""
+        """Return the follower's state, except its environments' states (:meth:`place`)."""
         return self.follower.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -116,7 +116,7 @@ class RecordedFollower:
         }
 
     def place(self) -> dict[str, Any]:
-        """Return the follower's place in its episodes; with :meth:`arrays` it is all that training continues from."""
+        """Return the states of the follower's environments; with :meth:`arrays` it is all that training continues from."""
         model, world = self.follower.model, self.recorder.unwrapped
         scaling = model.get_vec_normalize_env()
         return {
@@ -130,7 +130,7 @@ class RecordedFollower:
         }
 
     def stand(self, place: dict[str, Any]) -> bool:
-        """Continue from a :meth:`place`; returns False, and begins new episodes, where the environment cannot."""
+        """Restore the states of :meth:`place`; return False, and begin new episodes, if the environment cannot restore them."""
         self.begun = None if place["begun"] is None else int(place["begun"])
         self.recorder.reset()
         self.recorder.restore(place["recorder"])

@@ -203,9 +203,9 @@ class BuildingProblem(BilevelProblem):
         """r_f and r_l, ``[...]``, of actions in [-1, 1]; numpy or torch."""
         pay = []
         for Q, R in self.costs.values():
-            Q, R = (part if isinstance(obs, Tensor) else part.numpy() for part in (Q, R))
+            state_cost, input_cost = (part if isinstance(obs, Tensor) else part.numpy() for part in (Q, R))
             u = self.bound * a
-            pay.append(-((obs @ Q) * obs).sum(-1) - ((u @ R) * u).sum(-1))
+            pay.append(-((obs @ state_cost) * obs).sum(-1) - ((u @ input_cost) * u).sum(-1))
         return pay[0], pay[1] - 0.1 * (x * x).sum(-1)
 
     def observe(self, s: Floats) -> Floats:

@@ -18,11 +18,11 @@ DISTRIBUTION_ATOL = 1e-6
 """Largest distance from 1 that the sum of a distribution may have: what rounding to float32 leaves."""
 
 LONGEST_EPISODE = 1.000001e9
-"""Most discounted steps of an episode, 1/(1 - gamma) where it does not end: values are then found to six digits."""
+"""Largest discounted length of an episode, 1/(1 - gamma) if it does not end, at which values are exact to six digits."""
 
 
 class ArgumentError(TypeError, ValueError):
-    """An argument by a name that is not taken: Python's ``TypeError``, and a ``ValueError`` like every other refused argument."""
+    """An unknown argument name: a ``TypeError``, as in Python, and a ``ValueError``, as for other invalid arguments."""
 
 
 def require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -32,25 +32,25 @@ def require(condition: bool, name: str, expected: str, got: object) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A NumPy scalar or a 0-dimensional array or tensor as the Python number that it is; anything else as it stands."""
+    """Convert a NumPy scalar, or a 0-dimensional array or tensor, to a Python number; return anything else unchanged."""
     return value.item() if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0 else value
 
 
 def plain_fields(instance: Any) -> None:
-    """Make every field of a frozen dataclass :func:`plain`; for ``__post_init__``."""
+    """Apply :func:`plain` to every field of a frozen dataclass; call it in ``__post_init__``."""
     for field in dataclasses.fields(instance):
         object.__setattr__(instance, field.name, plain(getattr(instance, field.name)))
 
 
 def require_imported(value: Any, name: str, otherwise: str) -> None:
-    """Raise ``ValueError`` where a text in what a file holds, however deep, is an id by which a module would be imported.
+    """Raise ``ValueError`` if a string in nested data from a file is an environment id that would import a module.
 
-    ``module:Env-v0`` makes Gymnasium import the module, whatever follows the colon.
+    Gymnasium imports the module of an id such as ``module:Env-v0``. Modules that are imported already are allowed.
 
     Args:
-        value: what the file holds: dicts, lists, texts, numbers.
-        name: for the error.
-        otherwise: what is expected beside an import by the user.
+        value: the file's content: nested dicts and lists of strings and numbers.
+        name: the name at the start of the error message.
+        otherwise: the other values that the error message says are expected.
     """
     for part in texts_within(value):
         module, colon, _ = part.partition(":")
@@ -60,11 +60,16 @@ def require_imported(value: Any, name: str, otherwise: str) -> None:
                 found = top != "" and importlib.util.find_spec(top) is not None
             except ValueError:  # imported, but of unknown origin
                 found = True
-            require(not found, name, f"{otherwise}, or {module} to be imported: no file makes an import", repr(part))
+            require(
+                not found,
+                name,
+                f"{otherwise}, or {module} to be imported first: a file never imports a module",
+                repr(part),
+            )
 
 
 def texts_within(value: Any) -> Iterator[str]:
-    """Every text in what a file holds, keys among them, however deep."""
+    """Iterate over all strings in nested data from a file, including keys."""
     parts = [value]
     while parts:
         part = parts.pop()
@@ -149,7 +154,7 @@ def check_number(
     open_high: bool = False,
     text: bool = False,
 ) -> float:
-    """Return ``value`` as a float; raise ``ValueError`` unless it lies in the stated interval. ``text``: of a file, a text."""
+    """Return ``value`` as a float; raise ``ValueError`` unless it lies in the interval. ``text``: whether it is a string."""
     left, right = ("(" if open_low or low == -math.inf else "["), (")" if open_high or high == math.inf else "]")
     expected = f"a number in {left}{low:g}, {high:g}{right}"
     single = isinstance(value, (str, bytes, bytearray)) == text and getattr(value, "ndim", 0) == 0
@@ -164,10 +169,10 @@ def check_number(
 
 
 def one_number(value: Any, name: str) -> float:
-    """What a step pays, as a float: a number, or an array with a single entry, as some environments have it; NaN passes.
+    """Return a reward as a float, given a number or, as some environments return, an array with one entry; NaN is allowed.
 
     Raises:
-        ValueError: a vector, with the way out, or no number.
+        ValueError: the reward is a vector (the message says how to make one number of it), or not a number.
     """
     if type(value) is float:
         return value
@@ -198,7 +203,7 @@ def check_gamma(gamma: object, *, endless: bool = False) -> float:
 
 
 def check_length(gamma: float, length: float) -> None:
-    """Raise ``ValueError`` where an episode's discounted length is more than double precision can solve for."""
+    """Raise ``ValueError`` if an episode's discounted length is too large to solve for in double precision."""
     expected = (
         f"a discount at which an episode lasts at most {LONGEST_EPISODE:g} discounted steps "
         "(beyond that, values in double precision have fewer than six digits)"

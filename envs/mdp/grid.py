@@ -24,13 +24,13 @@ class GridMap:
     Attributes:
         shape: rows and columns of the map, walls included.
         cells: row and column of each free cell, ``[n, 2]``.
-        moves: the cell where each move ends, up, right, down, left, ``[n, 4]``; into a wall or off the map is staying.
+        moves: the cell after each move (up, right, down, left), ``[n, 4]``; a move into a wall or off the map stays in the cell.
 
     Args:
-        rows: one string a row, all as long; ``x`` is a wall, anything else is free.
+        rows: one string for each row, all of the same length; ``x`` is a wall, any other character a free cell.
 
     Raises:
-        ValueError: rows of different lengths, or no free cell.
+        ValueError: the rows have different lengths, or there is no free cell.
 
     Example:
         >>> from bilevel_gym.envs.mdp.grid import GridMap
@@ -55,7 +55,7 @@ class GridMap:
 
     @classmethod
     def open(cls, n_rows: int, n_columns: int) -> GridMap:
-        """A map without inner walls."""
+        """Return a map without inner walls."""
         return cls([" " * n_columns] * n_rows)
 
     @property
@@ -64,15 +64,15 @@ class GridMap:
         return len(self.cells)
 
     def nearness(self, width: float) -> Tensor:
-        """exp(-distance^2 / (2 width^2)) between cells, ``[n, n]``."""
+        """Return exp(-distance^2 / (2 width^2)) for each pair of cells, ``[n, n]``."""
         places = self.cells.to(torch.float64)
         return torch.exp(-(places.unsqueeze(1) - places).square().sum(-1) / (2.0 * width * width))
 
     def index(self, row: int, column: int) -> int:
-        """The number of a free cell.
+        """Return the number of a free cell.
 
         Raises:
-            ValueError: a wall, or a place off the map.
+            ValueError: the cell is a wall or off the map.
         """
         inside = 0 <= row < self.shape[0] and 0 <= column < self.shape[1]
         found = int(self._number[row + 1, column + 1]) if inside else -1
@@ -80,12 +80,12 @@ class GridMap:
         return found
 
     def transition(self, intended: float = 1.0) -> Tensor:
-        """P(s'|s,a), ``[n, 4, n]``: the move meant has probability ``intended``, each other one a third of the rest."""
+        """Return P(s'|s,a), ``[n, 4, n]``: move a happens with probability ``intended``, each other with a third of the rest."""
         n = self.n_cells
         return _slip(intended) @ torch.nn.functional.one_hot(self.moves, n).to(torch.float64)
 
     def sparse_transition(self, intended: float = 1.0) -> csr_array:
-        """The same as a scipy CSR matrix ``[n * 4, n]``, row ``cell * 4 + move``, without forming the other."""
+        """Return the transitions as a scipy CSR matrix ``[n * 4, n]`` with rows ``cell * 4 + move``, without a dense table."""
         n = self.n_cells
         cells = self.moves.to(torch.int32).unsqueeze(1).expand(n, 4, 4).reshape(-1).numpy()
         weights = _slip(intended).expand(n, 4, 4).reshape(-1).numpy()
@@ -96,24 +96,24 @@ class GridMap:
 
 
 def _slip(intended: float) -> Tensor:
-    """The probability that each move, ``[4, 4]``, is made when another is meant."""
+    """Return the probability of each move (column) when a move (row) is intended, ``[4, 4]``."""
     check_number(intended, "intended", low=0.0, high=1.0)
     return torch.full((4, 4), (1.0 - intended) / 3.0, dtype=torch.float64).fill_diagonal_(intended)
 
 
 class GridProblem(TabularProblem):
-    """A square grid whose reward depends on the cell alone; x has one number for each cell, and the start is uniform.
+    """Base class of problems on a square grid; the reward in a cell is x of that cell plus a constant, and starts are uniform.
 
     Args:
-        size: rows and columns, at least two.
-        gamma: discount in [0, 1).
-        tau: default temperature.
-        intended: probability of the move meant; each other one has a third of the rest.
-        low: lower bound of x; the upper one is 1.
+        size: number of rows and of columns, at least 2.
+        gamma: discount factor, in [0, 1).
+        tau: default temperature, at least 0.
+        intended: probability that the chosen move happens; each other move has a third of the rest.
+        low: lower bound of x; the upper bound is 1.
 
     Attributes:
         grid: the map.
-        ground: what a cell pays beside x, ``[S]``; 0 at first.
+        ground: the constant part of each cell's reward, ``[S]``; the constructor sets it to 0.
     """
 
     batched_kernel: ClassVar[bool] = True
@@ -129,6 +129,6 @@ class GridProblem(TabularProblem):
         self._rho = torch.full((n,), 1.0 / n, dtype=torch.float64)
 
     def follower_mdp(self, x: Tensor) -> TabularMDP:
-        """M(x) for x ``[..., S]``."""
+        """Return M(x) for x ``[..., S]``."""
         r = (self.ground + x).unsqueeze(-1).expand(*x.shape, 4)
         return TabularMDP(self._P, r, self._rho, self.gamma, validate=False)

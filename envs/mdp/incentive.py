@@ -1,12 +1,12 @@
 r"""Incentive design (arXiv 2402.06886, section 6.3): a designer shapes a zero-sum game between two players.
 
-The designer has transitions and rewards of its own.
+The designer has its own transitions and rewards.
 
-x holds one incentive per state and pair of actions, ``[S, A1, A2]`` flattened. The players meet in the game
+x holds one incentive per state and pair of actions, ``[S, A1, A2]`` flattened. The players play the game
 
     r_x(s,a1,a2) = r(s,a1,a2) + sigmoid(x(s,a1,a2)),     transitions P
 
-and play its Nash equilibrium. The designer is paid what the same policies earn under its own transitions and reward:
+at its Nash equilibrium. The designer's objective is the return of the same policies under its own transitions and reward:
 
     J_D(x,pi1,pi2) = E[ sum_t gamma^t r_id(s_t,a1_t,a2_t) ],     transitions P_id
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .checks import as_float64, check_seed, check_size, check_tau, require
-from .problem import GameProblem, LeaderSet
+from .problem import LOGIT_SCALE, GameProblem, LeaderSet
 from .zero_sum import ZeroSumGame, joint_return
 
 INCENTIVE_BOUND = 10.0
@@ -32,19 +32,19 @@ INCENTIVE_BOUND = 10.0
 
 @dataclass(frozen=True, eq=False)
 class IncentiveDesignProblem(GameProblem):
-    """Incentive design from its arrays, or a stack of N of them (:mod:`.stack`), one leading axis N.
+    """An incentive design problem given by arrays; with a leading axis N, a stack of N problems (:mod:`.stack`).
 
     Attributes:
         P: the players' transitions ``P(s'|s,a1,a2)``, ``[(N,) S, A1, A2, S]``.
-        r: what player 2 pays player 1 before incentives, ``[(N,) S, A1, A2]``.
+        r: player 1's reward, paid by player 2, before incentives, ``[(N,) S, A1, A2]``.
         P_id: the designer's transitions, ``[(N,) S, A1, A2, S]``.
         r_id: the designer's reward, ``[(N,) S, A1, A2]``.
-        rho: start distribution of both worlds, ``[(N,) S]``.
-        gamma: discount in [0, 1), of all.
+        rho: start distribution, for players and designer, ``[(N,) S]``.
+        gamma: discount factor of players and designer, in [0, 1).
         tau: default temperature of the players, part of their game.
 
     Raises:
-        ValueError: shapes that do not fit, rows that are no distribution, gamma outside [0, 1), tau negative.
+        ValueError: shapes do not fit together, rows are not distributions, gamma lies outside [0, 1), or tau is negative.
     """
 
     P: Tensor
@@ -73,36 +73,38 @@ class IncentiveDesignProblem(GameProblem):
         for name in ("P", "r", "rho", "gamma"):
             object.__setattr__(self, name, getattr(players, name))
         object.__setattr__(self, "_designer", designer)
-        object.__setattr__(self, "leader_set", LeaderSet.box(self.r.numel(), -INCENTIVE_BOUND, INCENTIVE_BOUND))
+        object.__setattr__(
+            self, "leader_set", LeaderSet.box(self.r.numel(), -INCENTIVE_BOUND, INCENTIVE_BOUND, LOGIT_SCALE)
+        )
         if stack:
             object.__setattr__(self, "context_probs", torch.full(stack, 1.0 / stack[0], dtype=torch.float64))
 
     @staticmethod
     def over(game: ZeroSumGame, P_id: Any, r_id: Any, tau: float = 0.1) -> IncentiveDesignProblem:
-        """Incentive design over this game, e.g. one of two payoff tables by :meth:`ZeroSumGame.from_payoffs`."""
+        """Make an incentive design problem from the players' game, e.g. one by :meth:`ZeroSumGame.from_payoffs`."""
         return IncentiveDesignProblem(game.P, game.r, P_id, r_id, game.rho, game.gamma, tau)
 
     @property
     def designer(self) -> ZeroSumGame:
-        """The designer's transitions and reward, stored as a game (its r is no player's payoff)."""
+        """The designer's transitions and reward, in the form of a game whose r is the designer's reward."""
         return self._designer  # type: ignore[attr-defined, no-any-return]
 
     def incentive(self, x: Tensor) -> Tensor:
-        """The incentives sigmoid(x), ``[(N,) S, A1, A2]``."""
+        """Return the incentives sigmoid(x), ``[(N,) S, A1, A2]``."""
         return torch.sigmoid(torch.as_tensor(x, dtype=torch.float64).view(self.r.shape))
 
     def game(self, x: Tensor) -> ZeroSumGame:
         return ZeroSumGame(self.P, self.r + self.incentive(x), self.rho, self.gamma, validate=False)
 
     def commitment(self, x: Tensor) -> Tensor:
-        """The incentives of each state, ``[(N,) S, A1 * A2]``."""
+        """Return the leader context of each state: its incentives, ``[(N,) S, A1 * A2]``."""
         return self.incentive(x).flatten(-2)
 
     def leader_game(self, x: Tensor) -> ZeroSumGame:
         return self.designer
 
     def leader_return(self, x: Tensor, pi: tuple[Tensor, Tensor]) -> Tensor:
-        """The designer's return J_D(pi1, pi2), a scalar that does not depend on x itself."""
+        """Return the designer's return J_D(pi1, pi2), a scalar that depends on x through the policies only."""
         return self.over_contexts(joint_return(self.designer, pi[0], pi[1]))
 
 
@@ -114,12 +116,12 @@ def random_incentive_design(
     tau: float = 0.1,
     seed: int | None = 0,
 ) -> IncentiveDesignProblem:
-    """The paper's random instance: every reward U[0,1], transitions U[0,1] and normalised, rho uniform.
+    """Make a random problem as in the paper: rewards U[0,1], transitions U[0,1] and normalised, rho uniform.
 
-    The sizes, gamma, tau and rho are our default; the published experiment may use others.
+    The sizes, gamma, tau and rho are our defaults; the published experiment may use others.
 
     Raises:
-        ValueError: a size under one, gamma outside [0, 1), tau negative.
+        ValueError: a size is below 1, gamma lies outside [0, 1), or tau is negative.
     """
     S = check_size(n_states, "n_states")
     shape = (S, check_size(n_actions_1, "n_actions_1"), check_size(n_actions_2, "n_actions_2"))

@@ -61,14 +61,14 @@ class LinearDynamics:
     """s' = A s + B_leader u_l + B_follower u_f + w.
 
     Attributes:
-        A: ``[n, n]``.
-        B_leader: ``[n, m_l]``.
-        B_follower: ``[n, m_f]``.
-        noise: covariance W of w, ``[n, n]``.
-        start: covariance S_0 of s_0, whose mean is 0, ``[n, n]``.
+        A: matrix of the state, ``[n, n]``.
+        B_leader: matrix of the leader's input, ``[n, m_l]``.
+        B_follower: matrix of the follower's input, ``[n, m_f]``.
+        noise: covariance W of the noise w, ``[n, n]``.
+        start: covariance S_0 of the start state, whose mean is 0, ``[n, n]``.
 
     Raises:
-        ValueError: shapes that do not fit, entries that are not finite, a covariance that is none.
+        ValueError: shapes do not fit together, entries are not finite, or ``noise`` or ``start`` is not a covariance matrix.
     """
 
     A: Tensor
@@ -95,7 +95,7 @@ class QuadraticCost:
         R_follower: ``[m_f, m_f]``, positive semidefinite.
 
     Raises:
-        ValueError: a matrix that is not square, symmetric, finite and positive semidefinite.
+        ValueError: a matrix is not square, symmetric, finite and positive semidefinite.
     """
 
     Q: Tensor
@@ -108,7 +108,7 @@ class QuadraticCost:
             _check_semidefinite(_matrix(self, name, size, size), name)
 
     def plus(self, other: QuadraticCost, weight: float) -> QuadraticCost:
-        """This cost + weight * the other."""
+        """Return the sum of this cost and ``weight`` times the other."""
         names = ("Q", "R_leader", "R_follower")
         return QuadraticCost(*(getattr(self, name) + weight * getattr(other, name) for name in names))
 
@@ -140,8 +140,8 @@ class LinearResponse:
 
     Attributes:
         F: ``[m_f, n]``.
-        V: the Riccati equation's solution, ``[n, n]``; s^T V s is the cost to go but for a constant.
-        residual: largest entry of the Riccati equation's residual, relative to the largest of V where that exceeds 1.
+        V: the Riccati equation's solution, ``[n, n]``; s^T V s is the cost to go, up to a constant.
+        residual: largest entry of the Riccati equation's residual, divided by the larger of 1 and the largest entry of V.
         modulus: largest modulus of an eigenvalue of the closed loop A - B_l K - B_f F, without the discount.
     """
 
@@ -169,27 +169,27 @@ class LinearOptimum:
 
 
 class LinearQuadraticProblem(BilevelProblem):
-    """The game above.
+    """A linear-quadratic Stackelberg game (see the module).
 
     Args:
         dynamics: A, B_l, B_f, W, S_0.
         leader_cost: Q_l, R_ll, R_lf.
         follower_cost: Q_f, R_fl, R_ff; R_ff is positive definite.
-        gamma: discount in [0, 1), shared by both.
+        gamma: discount factor of both players, in [0, 1).
         sigma: standard deviation of the leader's noise, positive.
-        leader_set: X, of m_l * n coordinates; K = 0 need not lie in it.
-        action_bound: the follower's inputs lie in [-bound, bound], ``[m_f]`` or one number; None takes the smallest that the
-            best response leaves with probability under 1e-6 at every step, at the start and at the corners of X, and a
-            tenth more.
+        leader_set: the leader's set X, with m_l * n coordinates; it need not contain K = 0.
+        action_bound: bound on the absolute value of the follower's inputs, ``[m_f]`` or one number. Default: 1.1 times the
+            smallest bound that the best response exceeds with probability below 1e-6 in any step, at the initial x and at the
+            corners of X.
 
     Attributes:
-        leader_set: X.
-        tau: 0.
-        action_bound: ``[m_f]``.
+        leader_set: the leader's set X.
+        tau: the temperature, 0.
+        action_bound: bounds on the follower's inputs, ``[m_f]``.
 
     Raises:
-        ValueError: shapes that do not fit, a cost that is not positive semidefinite, a best response that does not exist
-            (naming the eigenvalue) or that leaves the bounds too often, at the start or a corner of X.
+        ValueError: shapes do not fit together, a cost is not positive semidefinite, or, at the initial x or a corner of X, there
+            is no best response (the message names the eigenvalue) or it exceeds the bounds too often.
     """
 
     lower_level: ClassVar[Any] = "regulator"
@@ -238,7 +238,7 @@ class LinearQuadraticProblem(BilevelProblem):
             require(chance < SATURATION, "action_bound", least, f"{chance:.3g} at x = {x.tolist()}")
 
     def measured_units(self) -> tuple[float, float]:
-        """The largest entry of the follower's and of the leader's cost matrices; 1 where all are 0."""
+        """Return the largest entry of the follower's and of the leader's cost matrices; 1 if all are 0."""
         largest = [
             max(float(matrix.abs().max()) for matrix in (cost.Q, cost.R_leader, cost.R_follower)) or 1.0
             for cost in (self.follower_cost, self.leader_cost)
@@ -247,12 +247,12 @@ class LinearQuadraticProblem(BilevelProblem):
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """n, m_l, m_f."""
+        """The sizes n, m_l and m_f."""
         d = self.dynamics
         return len(d.A), int(d.B_leader.shape[1]), int(d.B_follower.shape[1])
 
     def _corners(self) -> list[Tensor]:
-        """The start and the corners of the box around X, projected on X; 256 of them where there are more."""
+        """Return the initial x and at most 256 corners of the box around X, projected onto X."""
         ends = list(zip(self.leader_set.low.tolist(), self.leader_set.high.tolist(), strict=True))
         if 2 ** len(ends) <= _CORNERS:
             chosen: Any = itertools.product(*ends)
@@ -263,18 +263,18 @@ class LinearQuadraticProblem(BilevelProblem):
         return [self.start_x(), *corners]
 
     def gain(self, x: Tensor) -> Tensor:
-        """K, ``[..., m_l, n]``, of x ``[..., dim]``."""
+        """Return K, ``[..., m_l, n]``, given x ``[..., dim]``."""
         n, m_l, _ = self.sizes
         return x.unflatten(-1, (m_l, n))  # type: ignore[no-any-return]
 
     # --- what is solved ------------------------------------------------------------------------------------------
 
     def check_stable(self, x: Tensor) -> None:
-        """Check that the follower's best response exists and stabilises, at x ``[dim]`` or at each row of ``[k, dim]``.
+        """Check that a stabilising best response exists, at x ``[dim]`` or at each row of x ``[k, dim]``.
 
         Raises:
-            ValueError: an eigenvalue of sqrt(gamma) (A - B_l K) of modulus >= 1 that the follower does not move, or does not
-                see in its cost.
+            ValueError: an eigenvalue of sqrt(gamma) (A - B_l K) has modulus >= 1, and its mode is not controllable by the
+                follower or does not affect the follower's cost.
         """
         points = x.detach().reshape(-1, self.leader_dim)
         d, root = self.dynamics, math.sqrt(self.gamma)
@@ -295,12 +295,12 @@ class LinearQuadraticProblem(BilevelProblem):
 
     @torch.no_grad()
     def best_response(self, x: Tensor, leader_weight: float = 0.0) -> LinearResponse:
-        """The follower's optimum at x, ``[dim]``, for its own cost + ``leader_weight`` * the leader's.
+        """Return the follower's optimum at x, ``[dim]``, for its own cost plus ``leader_weight`` times the leader's.
 
-        With weight 1/lam it is the lower variable of the value penalty's problem.
+        With weight 1/lam this is the penalised follower of the value penalty. Default: 0, the best response.
 
         Raises:
-            ValueError: no best response with a finite return.
+            ValueError: there is no best response with a finite return.
         """
         x = x.detach()
         self.check_stable(x)
@@ -323,13 +323,13 @@ class LinearQuadraticProblem(BilevelProblem):
         return LinearResponse(F, V, residual, float(torch.linalg.eigvals(closed).abs().max()))
 
     def _greedy(self, cost: QuadraticCost, A_K: Tensor, V: Tensor) -> Tensor:
-        """F of the formula, ``[m_f, n]``."""
+        """Return F of the module's formula, ``[m_f, n]``."""
         B = self.dynamics.B_follower
         S = cost.R_follower + self.gamma * B.T @ V @ B
         return torch.linalg.solve(S, self.gamma * B.T @ V @ A_K)  # type: ignore[no-any-return]
 
     def _lyapunov(self, M: Tensor, Q: Tensor) -> Tensor:
-        """P = Q + gamma M^T P M, ``[n, n]``, by one linear solve in n^2 unknowns; differentiable."""
+        """Solve P = Q + gamma M^T P M for P, ``[n, n]``, by one linear solve in n^2 unknowns; differentiable."""
         n = len(M)
         operator = torch.eye(n * n, dtype=torch.float64) - self.gamma * torch.kron(M.T.contiguous(), M.T.contiguous())
         return torch.linalg.solve(operator, Q.reshape(-1)).reshape(n, n)  # type: ignore[no-any-return]
@@ -349,20 +349,20 @@ class LinearQuadraticProblem(BilevelProblem):
 
     @property
     def step_noise(self) -> Tensor:
-        """N, the covariance of s' given s and u_f, ``[n, n]``."""
+        """Return N, the covariance of s' given s and u_f, ``[n, n]``."""
         B = self.dynamics.B_leader
         return self.dynamics.noise + self.sigma**2 * B @ B.T
 
     def leader_return(self, x: Tensor, F: Tensor) -> Tensor:
-        """J_L(x, F), a scalar to be maximised, for x ``[dim]``, F ``[m_f, n]``; differentiable in both.
+        """Return J_L(x, F), a scalar that the leader maximises, for x ``[dim]`` and F ``[m_f, n]``; differentiable in both.
 
         Raises:
-            ValueError: an unstable closed loop, naming the eigenvalue.
+            ValueError: the closed loop is unstable; the message names the eigenvalue.
         """
         return self._return(self.leader_cost, x, F)
 
     def follower_return(self, x: Tensor, F: Tensor) -> Tensor:
-        """J_F(x, F), likewise."""
+        """Return J_F(x, F), a scalar that the follower maximises, for x ``[dim]`` and F ``[m_f, n]``; differentiable in both."""
         return self._return(self.follower_cost, x, F)
 
     def attached_response(self, x: Tensor, F: Tensor) -> Tensor:
@@ -373,15 +373,15 @@ class LinearQuadraticProblem(BilevelProblem):
         return self._greedy(cost, A_K, self._lyapunov(A_K - d.B_follower @ F, Q))
 
     def return_at_best_response(self, x: Tensor) -> Tensor:
-        """F_0(x) = J_L(x, F*(x)), a scalar whose gradient in x is the exact hypergradient.
+        """Return F_0(x) = J_L(x, F*(x)), a scalar whose gradient in x is the exact hypergradient.
 
         Raises:
-            ValueError: no best response with a finite return.
+            ValueError: there is no best response with a finite return.
         """
         return self.leader_return(x, self.attached_response(x, self.best_response(x).F))
 
     def leader_return_gradient(self, x: Tensor) -> Tensor:
-        """dF_0/dx, ``[dim]``."""
+        """Return dF_0/dx, ``[dim]``."""
         point = x.detach().clone().requires_grad_()
         (gradient,) = torch.autograd.grad(self.return_at_best_response(point), [point])
         return gradient
@@ -390,10 +390,10 @@ class LinearQuadraticProblem(BilevelProblem):
 
     @torch.no_grad()
     def action_spread(self, x: Tensor) -> Tensor:
-        """Largest standard deviation of each of the best response's inputs over all steps, ``[m_f]``.
+        """Return the largest standard deviation over all steps of each input of the best response, ``[m_f]``.
 
-        The state at step t is Gaussian with covariance S_{t+1} = M S_t M^T + N, followed until it has settled; infinite where
-        the closed loop is stable only with the discount.
+        The state at step t is Gaussian with covariance S_{t+1} = M S_t M^T + N, which is iterated until it converges. The result
+        is infinite if the closed loop is stable only with the discount.
         """
         answer = self.best_response(x)
         F, d = answer.F, self.dynamics
@@ -410,7 +410,7 @@ class LinearQuadraticProblem(BilevelProblem):
         return variance.sqrt()
 
     def saturation_probability(self, x: Tensor) -> float:
-        """Probability that the best response leaves its bounds, at the worst step (at most; inputs are added up)."""
+        """Return an upper bound on the probability that the best response exceeds its bounds in the worst step."""
         spread = self.action_spread(x)
         ratio = torch.where(spread > 0.0, self.action_bound / spread, torch.full_like(spread, math.inf))
         return min(1.0, float(2.0 * norm.sf(ratio.numpy()).sum()))
@@ -418,13 +418,13 @@ class LinearQuadraticProblem(BilevelProblem):
     # --- the leader's best ---------------------------------------------------------------------------------------
 
     def optimum(self, tau: float | None = None) -> LinearOptimum:  # type: ignore[override]
-        """The best stationary point in X that ascent from the start and from eight random points finds; computed once.
+        """Return the best stationary point in X found by ascent from the initial x and eight random points; computed once.
 
-        Quasi-Newton ascent, then Newton's method on the exact gradient (its Jacobian by central differences) in the
-        coordinates that no bound holds. F_0 need not be concave: that no better point exists is not shown.
+        Each ascent is quasi-Newton, followed by Newton's method on the exact gradient (with a Jacobian by central differences) in
+        the coordinates that are not at a bound. F_0 need not be concave, so a better point may exist.
 
         Raises:
-            ValueError: a tau other than 0, an X with a budget, an x on the way without a best response.
+            ValueError: tau is not 0, X has a budget, or an x on the way has no best response.
         """
         require(tau is None or tau == 0.0, "tau", "0: the follower is not regularised", tau)
         require(self.leader_set.budget == math.inf, "leader_set", "a box", f"a budget of {self.leader_set.budget:g}")
@@ -468,7 +468,7 @@ class LinearQuadraticProblem(BilevelProblem):
         return gradient, float((x - self.project(x + gradient)).norm())
 
     def _jacobian(self, x: Tensor, h: float = 1e-5) -> Tensor:
-        """Derivative of the gradient, ``[dim, dim]``, symmetric."""
+        """Return the derivative of the gradient, ``[dim, dim]``, symmetrised."""
         steps = h * torch.eye(len(x), dtype=torch.float64)
         gradient = self.leader_return_gradient
         jacobian = torch.stack([(gradient(x + e) - gradient(x - e)) / (2.0 * h) for e in steps])
@@ -491,14 +491,14 @@ def steering_game(
         p' = 0.8 p             + 0.5 u_f + w_p         leader:   p^2 + leader_effort u_l^2
         q' = 0.7 q + 0.5 u_l   + 0.5 u_f + w_q         follower: q^2 + follower_effort u_f^2
 
-    The follower is paid to hold q, the leader wants p held; the leader's input reaches q alone. A leader who does not
-    reckon with the follower does nothing. One who does lets p show in q (K_p < 0), so that the follower, holding q, holds p.
+    The follower's cost keeps q near 0; the leader wants p near 0, but its input affects q only. A leader without foresight does
+    nothing. A leader with foresight makes q depend on p (K_p < 0), so that the follower also controls p when it controls q.
 
-    p and q start at N(0, 0.5^2). X is K_p in [-1.5, 0], K_q in [0, 1.5]: the only mode that the follower cannot move, p - q
-    where K_p + K_q = -0.2, has the eigenvalue 0.8 + K_p/2 there, inside the unit circle.
+    p and q start at N(0, 0.5^2). X is K_p in [-1.5, 0], K_q in [0, 1.5]. The only mode that the follower cannot control is p - q
+    where K_p + K_q = -0.2; its eigenvalue there is 0.8 + K_p/2, inside the unit circle.
 
     Raises:
-        ValueError: gamma outside [0, 1), an effort, sigma or noise that is not positive.
+        ValueError: gamma lies outside [0, 1), or an effort, sigma or noise is not positive.
     """
     efforts = {"leader_effort": leader_effort, "follower_effort": follower_effort, "noise": noise}
     for name, value in efforts.items():
@@ -522,11 +522,12 @@ def random_linear_quadratic(
 ) -> LinearQuadraticProblem:
     """Make a random game in which the follower has one input for each state, so that it can stabilise the plant under any K.
 
-    A has spectral norm 1, B_l 0.5, B_f is half a random orthogonal matrix; each player minds one random direction of the state
-    and a twentieth of all others; efforts cost both 0.2; sigma 0.2, noise 0.1; X is [-1, 1] in every entry of K.
+    A has spectral norm 1 and B_l 0.5; B_f is half a random orthogonal matrix. Each player's cost has weight 1 on one random
+    direction of the state and 1/20 on the others; the cost of inputs is 0.2 for both. sigma is 0.2 and the noise 0.1; X is
+    [-1, 1] in every entry of K.
 
     Raises:
-        ValueError: a size under one, gamma outside [0, 1), a seed that is negative.
+        ValueError: a size is below 1, gamma lies outside [0, 1), or the seed is negative.
     """
     n, m = check_size(n_states, "n_states"), check_size(n_leader_inputs, "n_leader_inputs")
     check_seed(seed)

@@ -52,14 +52,14 @@ ARMIJO = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class NashEquilibrium:
-    """A solved game.
+    """The Nash equilibrium of a zero-sum game at a temperature.
 
     Attributes:
-        V: player 1's values, ``[..., S]``, those of the pair of policies.
+        V: player 1's values under both policies, ``[..., S]``.
         pi1: player 1's policy, ``[..., S, A1]``.
         pi2: player 2's policy, ``[..., S, A2]``.
-        residual: see the module; the largest over states and batch.
-        iterations: matrix games solved per state.
+        residual: the largest residual (see the module) over states and batch.
+        iterations: number of matrix games solved per state.
     """
 
     V: Tensor
@@ -92,14 +92,14 @@ def _potential(A: Tensor, w: Tensor, tau: float) -> Tensor:
 def regularised_matrix_game(
     A: Tensor, tau: float, w: Tensor | None = None, tol: float = 1e-12, max_iterations: int = 200
 ) -> tuple[Tensor, Tensor]:
-    """The saddle point (p, q) of ``p^T A q - tau h(p) + tau h(q)``, batched: Newton with a line search, tau > 0.
+    """Return the saddle point (p, q) of ``p^T A q - tau h(p) + tau h(q)``, batched, by Newton's method with a line search.
 
     Args:
         A: payoffs, ``[..., A1, A2]``.
         tau: temperature, positive.
-        w: logits of q to start from, ``[..., A2]``; by default those of the uniform strategy.
+        w: initial logits of q, ``[..., A2]``. Default: those of the uniform strategy.
         tol: largest entry of G at which to stop, relative to the larger of 1 and the logits' size.
-        max_iterations: most Newton steps.
+        max_iterations: maximum number of Newton steps.
     """
     check_tau(tau, positive=True)
     w = torch.zeros_like(A[..., 0, :]) if w is None else _centred(w)
@@ -130,12 +130,12 @@ def regularised_matrix_game(
 
 
 def matrix_game(A: Tensor) -> tuple[Tensor, Tensor]:
-    """A saddle point (p, q) of ``p^T A q``, ``[..., A1]`` and ``[..., A2]``: one linear program a matrix ``[..., A1, A2]``.
+    """Return a saddle point (p, q) of ``p^T A q``, ``[..., A1]`` and ``[..., A2]``, by a linear program per matrix.
 
     ``max v  s.t.  A^T p >= v, p in the simplex``; q is the constraints' multipliers.
 
     Raises:
-        RuntimeError: a program that the solver gives up on.
+        RuntimeError: the solver fails on a linear program.
     """
     A1, A2 = A.shape[-2:]
     strategies = []
@@ -166,7 +166,7 @@ def _payoffs(game: ZeroSumGame, V: Tensor) -> Tensor:
 
 
 def _bounds(A: Tensor, p: Tensor, q: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """The values low and up of A that p and q warrant, ``[..., S]``."""
+    """Return the values low and up of A_s, against best answers to p and to q, ``[..., S]``."""
     against_q, against_p = _times(A, q), _times(A.mT, p)
     if tau == 0.0:
         return against_p.min(-1).values, against_q.max(-1).values
@@ -179,18 +179,18 @@ def _bounds(A: Tensor, p: Tensor, q: Tensor, tau: float) -> tuple[Tensor, Tensor
 def solve_nash(
     game: ZeroSumGame, tau: float, V: Tensor | None = None, tol: float = TOLERANCE, max_iterations: int = 500
 ) -> NashEquilibrium:
-    """The Nash equilibrium at temperature tau, unique for tau > 0; at tau = 0 one of them, by linear programs.
+    """Return the Nash equilibrium at temperature tau > 0, or one of the Nash equilibria at tau = 0, by linear programs.
 
     Args:
         game: the game, batched or not.
-        tau: temperature, ``>= 0``.
-        V: starting values, ``[..., S]``, e.g. those of the equilibrium at a nearby x.
+        tau: temperature, at least 0.
+        V: initial values, ``[..., S]``, e.g. those of the equilibrium at a nearby x. Default: 0.
         tol: residual (and for tau > 0 change of V) at which to stop, relative to the larger of ``max |V|`` and ``max |r|``.
-        max_iterations: most rounds of matrix games.
+        max_iterations: maximum number of rounds of matrix games.
 
     Warns:
-        RuntimeWarning: the residual is still above ``tol`` after the last round; the answer is the best pair seen, and its
-            ``residual`` says how far it is from an equilibrium.
+        RuntimeWarning: the residual is still above ``tol`` after the last round; the result is the best pair found, and its
+            ``residual`` bounds how far it is from an equilibrium.
     """
     check_tau(tau)
     check_number(tol, "tol", low=0.0)
@@ -231,15 +231,15 @@ def solve_nash(
 
 
 def attach_nash(game: ZeroSumGame, tau: float, nash: NashEquilibrium) -> NashEquilibrium:
-    """The same equilibrium with its first derivative in the game (implicit function theorem); tau > 0.
+    """Return the same equilibrium with its first derivative in the game's parameters (implicit function theorem).
 
     Args:
-        game: the game, carrying x's graph.
+        game: the game, with the autograd graph of x.
         tau: the equilibrium's temperature, positive.
         nash: its equilibrium, solved.
 
     Returns:
-        V, pi1 and pi2 that carry the graph; autograd's adjoint solves one system a state and one over the states.
+        V, pi1 and pi2 with the autograd graph; the backward pass solves one linear system per state and one over all states.
     """
     check_tau(tau, positive=True)
     p, q = nash.pi1.detach(), nash.pi2.detach()

@@ -6,17 +6,17 @@ r"""Bilevel problems: max_x J_L(x, pi) over x in X, s.t. pi optimal for M_tau(x)
 
 X is compact and convex. The Euclidean projection solves, per coordinate and for a multiplier t >= 0 of the budget,
 ``x_i(t) = clip(sign(z_i) max(|z_i| - t, 0), low_i, high_i)``; ``sum |x_i(t)|`` falls in t and is piecewise linear,
-so t is found exactly between two of its breakpoints.
+so t is found exactly, by interpolation between two breakpoints.
 
 **The unit of rewards.** A temperature, a step size or a coefficient that suits rewards in [0, 1] does not suit rewards in
-thousands. Defaults are therefore numbers of ``problem.reward_unit``, which is measured at the leader's start x_0:
+thousands. Defaults are therefore multiples of ``problem.reward_unit``, which is measured at the leader's initial x, x_0:
 
 .. math:: unit = 2.5\ E\Big[ \max_a Q(s,a) - \min_a Q(s,a) \Big], \quad Q = Q^*_{x_0},\ s \sim d^{\pi^*_{x_0}}
 
-the spread of the follower's action values at tau = 0, averaged over the states that it visits and in which its action matters.
-The factor makes it about 1 in a random game with rewards in [0, 1]. ``problem.leader_reward_unit`` is the same mean of the
-leader's action values under that follower. If both players' rewards are multiplied by c, so are both units. Whoever states a
-temperature, as ``tau`` of a problem or of a config, states it in the rewards' own unit.
+This is the spread of the follower's action values at tau = 0, averaged over the states that the follower visits and in which its
+action matters. The factor makes it about 1 in a random game with rewards in [0, 1]. ``problem.leader_reward_unit`` is the same
+mean spread of the leader's action values under that follower. If both players' rewards are multiplied by c, so are both units. A
+temperature that you state yourself, as ``tau`` of a problem or of a config, is in the same unit as the rewards.
 """
 
 from __future__ import annotations
@@ -46,14 +46,17 @@ from .zero_sum import ZeroSumGame
 
 ProblemT = TypeVar("ProblemT", bound="BilevelProblem")
 
+LOGIT_SCALE = 1.5
+"""``LeaderSet.scale`` of logits: a change of 1.5 multiplies the odds by 4.5."""
+
 MEMBERSHIP_ATOL = 1e-9
-"""How far outside X a point may lie, per coordinate, and still count as a member (rounding)."""
+"""A point counts as a member of X if no coordinate lies further outside than this, to allow for rounding."""
 
 EVALUATION_TAU = 0.002
-"""Temperature of evaluation at the best response, in units of ``reward_unit``, for a follower without entropy of its own."""
+"""Temperature of evaluation at the best response, as a multiple of ``reward_unit``, for problems with tau = 0."""
 
 UNIT_PER_SPREAD = 2.5
-"""``reward_unit`` by the mean spread of action values: about 1 in random games whose rewards lie in [0, 1]."""
+"""Ratio of ``reward_unit`` to the mean spread of action values; the unit is about 1 in random games with rewards in [0, 1]."""
 
 SPREAD_ROUNDING = 1e-9
 """Action values that differ by less than this share of the largest one count as equal."""
@@ -65,16 +68,20 @@ class LeaderSet:
 
     Attributes:
         low: lower bounds, ``[dim]``, finite.
-        high: upper bounds, ``[dim]``, finite, ``>= low``.
-        budget: bound on ``sum |x_i|``; infinite for a plain box.
+        high: upper bounds, ``[dim]``, finite, at least ``low``.
+        budget: upper bound on ``sum |x_i|``, at least 0. Default: infinite, i.e. X is a box.
+        scale: a change of a coordinate that alters the problem strongly, positive, e.g. 1.5 for logits. Leaders warn before a run
+            whose steps cover neither this distance nor X. Default: infinite, i.e. x should be able to cross X.
 
     Raises:
-        ValueError: bounds of different shapes, not finite or crossing; a budget that no point of the box meets.
+        ValueError: the bounds have different shapes, are not finite or cross; no point of the box meets the budget; or ``scale``
+            is not positive.
     """
 
     low: Tensor
     high: Tensor
     budget: float = math.inf
+    scale: float = math.inf
 
     def __post_init__(self) -> None:
         keep(self, "low", "high")
@@ -84,14 +91,25 @@ class LeaderSet:
         require(high.shape == low.shape, "high", f"shape {tuple(low.shape)}, as low has", f"shape {tuple(high.shape)}")
         require(bool((low <= high).all()), "low", "low <= high in every coordinate", "bounds that cross")
         object.__setattr__(self, "budget", check_number(self.budget, "budget", low=0.0))
+        object.__setattr__(self, "scale", check_number(self.scale, "scale", low=0.0, open_low=True))
         least = float(self._clip(torch.zeros_like(low)).abs().sum())
         require(least <= self.budget, "budget", f"at least {least:g}, the smallest sum |x_i| in the box", self.budget)
 
     @staticmethod
-    def box(dim: int, low: float, high: float) -> LeaderSet:
-        """The box ``[low, high]^dim``."""
+    def box(dim: int, low: float, high: float, scale: float = math.inf) -> LeaderSet:
+        """Return the box ``[low, high]^dim``.
+
+        Args:
+            dim: number of coordinates, at least 1.
+            low: lower bound of every coordinate.
+            high: upper bound of every coordinate.
+            scale: a change of a coordinate that alters the problem strongly, positive. Default: infinite.
+
+        Raises:
+            ValueError: ``dim`` is below 1, the bounds are not finite or cross, or ``scale`` is not positive.
+        """
         ends = [torch.full((check_size(dim, "dim"),), float(end), dtype=torch.float64) for end in (low, high)]
-        return LeaderSet(ends[0], ends[1])
+        return LeaderSet(ends[0], ends[1], scale=scale)
 
     @property
     def dim(self) -> int:
@@ -105,7 +123,7 @@ class LeaderSet:
         return self._clip(z.sign() * (z.abs() - t).clamp_min(0.0))
 
     def project(self, x: Tensor) -> Tensor:
-        """Euclidean projection on X of x, ``[dim]``, or of each row of ``[n, dim]``."""
+        """Return the Euclidean projection onto X of x, ``[dim]``, or of each row of x, ``[n, dim]``."""
         clipped = self._clip(x)
         if self.budget == math.inf:
             return clipped
@@ -132,15 +150,19 @@ class LeaderSet:
         return result
 
     def contains(self, x: Tensor) -> bool:
-        """Whether x, ``[dim]``, lies in X up to rounding."""
+        """Return whether x, ``[dim]``, lies in X, up to rounding."""
         inside = (x >= self.low - MEMBERSHIP_ATOL) & (x <= self.high + MEMBERSHIP_ATOL)
         return bool(inside.all()) and bool(x.abs().sum() <= self.budget + MEMBERSHIP_ATOL * self.dim)
 
     def check(self, x: Any, name: str = "x") -> Tensor:
-        """Return x as a float64 vector of X.
+        """Return x as a float64 tensor, after checking that it lies in X.
+
+        Args:
+            x: numbers, ``[dim]``.
+            name: the argument's name in error messages. Default: ``"x"``.
 
         Raises:
-            ValueError: wrong shape, an entry that is not finite, or a point outside X.
+            ValueError: x has the wrong shape, has an entry that is not finite, or lies outside X.
         """
         point = as_float64(x, name)
         require(point.shape == self.low.shape, name, f"shape {tuple(self.low.shape)}", f"shape {tuple(point.shape)}")
@@ -155,10 +177,15 @@ class LeaderSet:
         return point
 
     def check_rows(self, x: Any, n: int, name: str = "x") -> Tensor:
-        """Return x as a float64 matrix ``[n, dim]`` whose every row is a point of X.
+        """Return x as a float64 tensor ``[n, dim]``, after checking that each row lies in X.
+
+        Args:
+            x: numbers, ``[n, dim]``.
+            n: the expected number of rows.
+            name: the argument's name in error messages. Default: ``"x"``.
 
         Raises:
-            ValueError: wrong shape, an entry that is not finite, or a point outside X.
+            ValueError: x has the wrong shape, has an entry that is not finite, or has a row outside X.
         """
         points = as_float64(x, name)
         expected = f"shape ({self.dim},) or ({n}, {self.dim})"
@@ -172,7 +199,16 @@ class LeaderSet:
         return points
 
     def intersect(self, low: Any = -math.inf, high: Any = math.inf, budget: float = math.inf) -> LeaderSet:
-        """X cut by further bounds (a number, or one a coordinate) and a budget."""
+        """Return the subset of X that also meets these bounds and this budget.
+
+        Args:
+            low: lower bound, a number or ``[dim]``. Default: none.
+            high: upper bound, a number or ``[dim]``. Default: none.
+            budget: upper bound on ``sum |x_i|``, at least 0. Default: none.
+
+        Raises:
+            ValueError: a bound has the wrong shape or is NaN, or the subset is empty.
+        """
         budget, cut = check_number(budget, "budget", low=0.0), []
         for name, bound in (("low", low), ("high", high)):
             value = as_float64(bound, name)
@@ -180,12 +216,13 @@ class LeaderSet:
             require(fits, name, expected, f"shape {tuple(value.shape)}")
             require(not bool(value.isnan().any()), name, "numbers", "NaN")
             cut.append(value.expand_as(self.low))
-        return LeaderSet(torch.maximum(self.low, cut[0]), torch.minimum(self.high, cut[1]), min(self.budget, budget))
+        low, high = torch.maximum(self.low, cut[0]), torch.minimum(self.high, cut[1])
+        return LeaderSet(low, high, min(self.budget, budget), self.scale)
 
 
 @dataclass(frozen=True, eq=False)
 class Optimum:
-    """The known answer of a problem at a temperature.
+    """The known solution of a bilevel problem at one temperature.
 
     Attributes:
         x: the leader's best parameter, ``[dim]``.
@@ -199,13 +236,13 @@ class Optimum:
 
 
 class BilevelProblem(ABC):
-    """A leader's parameter x in X: what problems over a follower's MDP and over a zero-sum game share.
+    """Base class of bilevel problems, whose lower level is a follower's MDP or a zero-sum game that depends on x in X.
 
     Attributes:
-        leader_set: X.
-        tau: default temperature of the lower level; a method may use its own.
-        lower_level: what kind of answer x meets: ``"single"``, ``"zero_sum"``, ``"regulator"``, or a class of
-            ``agents.lower_levels`` of one's own, made with the problem.
+        leader_set: the leader's set X.
+        tau: default temperature of the lower level, at least 0; a method may use another. Default: 0.
+        lower_level: the kind of lower level: ``"single"`` (one follower, the default), ``"zero_sum"``, ``"regulator"``, or your
+            own class in the manner of ``agents.lower_levels``, which is called with the problem.
     """
 
     leader_set: LeaderSet
@@ -216,10 +253,12 @@ class BilevelProblem(ABC):
 
     @property
     def context_probs(self) -> Tensor | None:
-        """Weights ``[C]`` of the leading context axis of every field, or None where there is none.
+        """The probabilities of the contexts, ``[C]``; None where there are no contexts.
+
+        A problem with contexts has a leading axis of size C in each of its tables.
 
         Raises:
-            ValueError: on assignment, weights that are no distribution.
+            ValueError: on assignment, if the values are not a probability distribution.
         """
         return self._context_probs
 
@@ -233,10 +272,13 @@ class BilevelProblem(ABC):
         object.__setattr__(self, "_context_probs", probs)  # problems may be frozen dataclasses
 
     def over_contexts(self, values: Tensor) -> Tensor:
-        """Average ``[C]`` values with the context probabilities; a scalar passes through.
+        """Return the mean of values over the contexts; without contexts, return them unchanged.
+
+        Args:
+            values: one value per context, ``[..., C]``, or a scalar that holds in every context.
 
         Raises:
-            ValueError: more or fewer values than contexts.
+            ValueError: the number of values is not the number of contexts.
         """
         if self.context_probs is None:
             return values
@@ -246,19 +288,19 @@ class BilevelProblem(ABC):
 
     @property
     def tau0(self) -> float:
-        """Temperature at which x is evaluated, ``F_0(x) = J_L(x, pi*_tau0(x))``: the problem's own, or 0.002 reward units."""
+        """Temperature of evaluation, ``F_0(x) = J_L(x, pi*_tau0(x))``: ``tau`` if positive, else 0.002 reward units."""
         return self.tau if self.tau > 0.0 else EVALUATION_TAU * self.reward_unit
 
     # --- the unit of rewards (see the module) -----------------------------------------------------------------------------
 
     @property
     def reward_unit(self) -> float:
-        """The unit of the follower's rewards, in which default temperatures are measured."""
+        """The unit of the follower's rewards, in which default temperatures are given."""
         return self._both_units()[0]
 
     @property
     def leader_reward_unit(self) -> float:
-        """The unit of the leader's rewards, in which its gradients are measured; the follower's where J_L is no return."""
+        """The unit of the leader's rewards, by which its gradients are scaled; the follower's unit where J_L is not a return."""
         return self._both_units()[1]
 
     def _both_units(self) -> tuple[float, float]:
@@ -269,18 +311,18 @@ class BilevelProblem(ABC):
         return self._units
 
     def measured_units(self) -> tuple[float, float]:
-        """``reward_unit`` and ``leader_reward_unit`` as they are measured; here 1 for both."""
+        """Measure and return ``reward_unit`` and ``leader_reward_unit``; here 1 for both."""
         return 1.0, 1.0
 
     def in_units(self: ProblemT, reward_unit: float, leader_reward_unit: float | None = None) -> ProblemT:
-        """A copy of the problem whose units are stated instead of measured.
+        """Return a copy of the problem with given units, instead of measured ones.
 
         Args:
-            reward_unit: of the follower's rewards, positive; 1 measures temperatures in the rewards' own unit.
-            leader_reward_unit: of the leader's rewards, positive; by default the follower's.
+            reward_unit: unit of the follower's rewards, positive; with 1, default temperatures are in the rewards' own unit.
+            leader_reward_unit: unit of the leader's rewards, positive. Default: the follower's unit.
 
         Raises:
-            ValueError: a unit that is not positive or not finite.
+            ValueError: a unit is not positive or not finite.
         """
         given = {"reward_unit": reward_unit}
         given["leader_reward_unit"] = reward_unit if leader_reward_unit is None else leader_reward_unit
@@ -290,7 +332,7 @@ class BilevelProblem(ABC):
         return stated
 
     def _measuring_points(self) -> list[Tensor]:
-        """The start, and a point inside X for problems in which rewards are all equal at the start."""
+        """Return the initial x, and an interior point of X for problems whose rewards are all equal at the initial x."""
         low, high = self.leader_set.low, self.leader_set.high
         share = torch.arange(1, self.leader_dim + 1, dtype=torch.float64) / (self.leader_dim + 1)
         return [self.start_x().detach(), self.project(low + share * (high - low))]
@@ -301,20 +343,27 @@ class BilevelProblem(ABC):
         return self.leader_set.dim
 
     def project(self, x: Tensor) -> Tensor:
-        """Euclidean projection on X."""
+        """Return the Euclidean projection of x, ``[dim]`` or ``[n, dim]``, onto X."""
         return self.leader_set.project(x)
 
     def start_x(self) -> Tensor:
-        """The untrained leader: 0, projected on X."""
+        """Return the leader's initial x, ``[dim]``: by default 0, projected onto X."""
         return self.project(torch.zeros(self.leader_dim, dtype=torch.float64))
 
     def optimum(self, tau: float | None = None) -> Optimum:
-        """The answer in closed form, where it is known."""
+        """Return the solution where it is known in closed form.
+
+        Args:
+            tau: temperature of the lower level. Default: the problem's own.
+
+        Raises:
+            NotImplementedError: no closed form is known.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no closed-form optimum")
 
 
 def _mean_spread(mdp: TabularMDP, Q: Tensor, visits: Tensor) -> float:
-    """max_a Q(s,a) - min_a Q(s,a), averaged over the visits to states in which the action matters; 0 where it never does."""
+    """Return the mean of max_a Q(s,a) - min_a Q(s,a) over visits to states where the action matters; 0 if it never does."""
     missing = torch.zeros_like(Q, dtype=torch.bool) if mdp.mask is None else ~mdp.mask
     spread = Q.masked_fill(missing, -math.inf).amax(-1) - Q.masked_fill(missing, math.inf).amin(-1)
     size = Q.masked_fill(missing, 0.0).abs().max()
@@ -324,19 +373,19 @@ def _mean_spread(mdp: TabularMDP, Q: Tensor, visits: Tensor) -> float:
 
 
 def _range_of_rewards(mdp: TabularMDP) -> float:
-    """The largest less the smallest reward of an action that exists."""
+    """Return the largest minus the smallest reward of the available actions."""
     rewards = mdp.r if mdp.mask is None else mdp.r.expand(mdp.mask.shape)[mdp.mask]
     return float(rewards.max() - rewards.min())
 
 
 class TabularProblem(BilevelProblem):
-    """A leader's parameter x in X and the follower's MDP that it shapes.
+    """Base class of bilevel problems with one follower, whose tabular MDP depends on the leader's parameter x in X.
 
     Attributes:
-        batched_kernel: whether ``kernel`` takes x ``[n, dim]``, one row an environment.
-        takes_missing_actions: whether simulators take an action outside the mask, as the kernel's rows say (a wait, for
-            followers that know no masks); else they raise.
-        commitment_is_distribution: whether the rows of ``commitment`` sum to one.
+        batched_kernel: whether ``kernel`` takes x ``[n, dim]``, one row for each environment. Default: False.
+        takes_missing_actions: whether simulators accept an unavailable action and follow the kernel's row for it, e.g. a wait,
+            for followers that do not support masks; if False, the default, they raise an error.
+        commitment_is_distribution: whether the rows of ``commitment`` are probability distributions. Default: False.
     """
 
     batched_kernel: ClassVar[bool] = False
@@ -345,23 +394,38 @@ class TabularProblem(BilevelProblem):
 
     @abstractmethod
     def follower_mdp(self, x: Tensor) -> TabularMDP:
-        """M(x), differentiable in x, ``[dim]``."""
+        """Return the follower's MDP M(x), differentiable in x, ``[dim]``."""
 
     @abstractmethod
     def leader_reward(self, x: Tensor) -> Tensor | None:
-        """r_l(s,a) at x, ``[..., S, A]``, if J_L is its discounted return in the follower's MDP; None if J_L is no return."""
+        """Return the leader's reward r_l(s,a) at x, ``[..., S, A]``, whose return is J_L; None if J_L is not a return."""
 
     def leader_return(self, x: Tensor, pi: Tensor) -> Tensor:
-        """J_L(x, pi), a scalar to be maximised, differentiable in both."""
+        """Return J_L(x, pi), a scalar that the leader maximises, differentiable in x and pi.
+
+        Args:
+            x: the leader's parameter, ``[dim]``.
+            pi: the follower's policy, ``[..., S, A]``.
+
+        Raises:
+            NotImplementedError: the problem has no leader reward, and its class does not define this method.
+        """
         reward = self.leader_reward(x)
         if reward is None:
             raise NotImplementedError(f"{type(self).__name__} has no leader reward and must define leader_return")
         return self.over_contexts(policy_return(self.follower_mdp(x).with_reward(reward), torch.as_tensor(pi)))
 
     def occupancy_return(self, x: Tensor, occupancy: Tensor) -> Tensor:
-        """J_L as a function of x and of the occupancy m(s,a) = (1-gamma) d(s) pi(a|s), ``[..., S, A]``, differentiable in both.
+        """Return J_L as a function of x and the occupancy, a scalar, differentiable in both.
 
-        Where J_L is a discounted return it is linear in m; a problem whose J_L is no return may have one of its own.
+        It is linear in the occupancy where J_L is a discounted return. A problem whose J_L is not a return may define its own.
+
+        Args:
+            x: the leader's parameter, ``[dim]``.
+            occupancy: m(s,a) = (1-gamma) d(s) pi(a|s), ``[..., S, A]``, where d are the discounted visits.
+
+        Raises:
+            NotImplementedError: the problem has no leader reward, and its class does not define this method.
         """
         reward = self.leader_reward(x)
         if reward is None:
@@ -369,10 +433,10 @@ class TabularProblem(BilevelProblem):
         return self.over_contexts((occupancy * reward).sum((-2, -1))) / (1.0 - self.follower_mdp(x).gamma)
 
     def measured_units(self) -> tuple[float, float]:
-        """Both units by the mean spreads of action values (see the module), at the first point where there is a spread.
+        """Measure both units by the mean spreads of action values (see the module), at the first point where they are positive.
 
-        Where there is none the follower's unit is the range of its rewards, or 1 where they are all equal, and the leader's
-        is the follower's.
+        Without any spread, the follower's unit is the range of its rewards, or 1 if all are equal, and the leader's unit is the
+        follower's.
         """
         points = self._measuring_points()
         models = [self.follower_mdp(x).detach() for x in points]
@@ -390,11 +454,11 @@ class TabularProblem(BilevelProblem):
         return unit, leader_unit or unit
 
     def _weighted(self, visits: Tensor) -> Tensor:
-        """Visits of states, ``[..., S]``, weighted by the contexts' probabilities where there are contexts."""
+        """Return the visits to states, ``[..., S]``, weighted by the contexts' probabilities where there are contexts."""
         return visits if self.context_probs is None else visits * self.context_probs.unsqueeze(-1)
 
     def kernel(self, x: Tensor) -> TabularKernel:
-        """What a simulator draws at x; here no draw of the leader's own (W = 1)."""
+        """Return the distributions that a simulator draws from at x; here the leader itself draws nothing (W = 1)."""
         mdp, reward = self.follower_mdp(x), self.leader_reward(x)
         reward = torch.zeros_like(mdp.r) if reward is None else reward
         return TabularKernel(
@@ -402,27 +466,32 @@ class TabularProblem(BilevelProblem):
         )
 
     def commitment(self, x: Tensor) -> Tensor:
-        """What a follower may be shown of x in each state, ``[..., S or 1, size]``; here all of x, in every state."""
+        """Return the leader context of each state, ``[..., S or 1, size]``: the part of x that a follower may see; here all."""
         return x.unsqueeze(-2)
 
 
 class GameProblem(BilevelProblem):
-    """A leader's parameter x in X and the zero-sum game that it shapes; the lower level is that game's Nash equilibrium."""
+    """Base class of bilevel problems whose lower level is the Nash equilibrium of a zero-sum game that depends on x in X."""
 
     lower_level: ClassVar[Any] = "zero_sum"
 
     @abstractmethod
     def game(self, x: Tensor) -> ZeroSumGame:
-        """The players' game at x, differentiable in x, ``[dim]``."""
+        """Return the players' game at x, differentiable in x, ``[dim]``."""
 
     @abstractmethod
     def leader_return(self, x: Tensor, pi: tuple[Tensor, Tensor]) -> Tensor:
-        """J_L(x, (pi1, pi2)), a scalar to be maximised, differentiable in all of them."""
+        """Return J_L(x, (pi1, pi2)), a scalar that the leader maximises, differentiable in x, pi1 and pi2.
+
+        Args:
+            x: the leader's parameter, ``[dim]``.
+            pi: the players' policies, ``[S, A1]`` and ``[S, A2]``.
+        """
 
     def measured_units(self) -> tuple[float, float]:
-        """Ranges of the players' and of the leader's rewards, each at the first point where it is positive.
+        """Measure both units as ranges of rewards, the players' and the leader's, at the first point where they are positive.
 
-        The players' is 1 where all their rewards are equal; the leader's is the players' where J_L is no return.
+        The players' unit is 1 if all their rewards are equal. The leader's unit is the players' where J_L is not a return.
         """
         unit, leader_unit = 0.0, 0.0
         for x in self._measuring_points():
@@ -434,27 +503,28 @@ class GameProblem(BilevelProblem):
         return unit, leader_unit or unit
 
     def leader_game(self, x: Tensor) -> ZeroSumGame | None:
-        """The world in which J_L is the pair's discounted return, r being the leader's reward; None if J_L is no return."""
+        """Return a game whose reward r is the leader's and in which J_L is the pair's return; None if J_L is not a return."""
         return None
 
     def commitment(self, x: Tensor) -> Tensor:
-        """What the players may be shown of x in each state, ``[S, size]``: by default their payoffs there."""
+        """Return the leader context of each state, ``[S, size]``, which the players may see: by default their payoffs there."""
         return self.game(x).r.flatten(-2)
 
 
 class ArrayProblem(TabularProblem):
-    """A problem from plain arrays and two reward functions of x, without an environment.
+    """A bilevel problem from arrays and two reward functions of x; it needs no environment.
 
     Args:
-        base: the follower's model, dense or sparse; all but its r is used.
-        leader_set: X.
-        follower_reward: ``x -> r_x``, ``[S, A]``, differentiable.
-        leader_reward: ``x -> r_l``, ``[S, A]``, differentiable.
-        transition: ``x -> P_x``, ``[S, A, S]``, where x enters the dynamics; not with a sparse base.
-        tau: default temperature.
+        base: the follower's model, dense or sparse; all of it is used except its reward r.
+        leader_set: the leader's set X.
+        follower_reward: a function from x, ``[dim]``, to the follower's reward, ``[S, A]``, differentiable.
+        leader_reward: a function from x, ``[dim]``, to the leader's reward, ``[S, A]``, differentiable.
+        transition: a function from x, ``[dim]``, to transition probabilities, ``[S, A, S]``, if they depend on x; not allowed
+            with a sparse base. Default: None.
+        tau: default temperature of the lower level, at least 0. Default: 0.
 
     Raises:
-        ValueError: a function whose answer at the start has the wrong shape or is no model.
+        ValueError: at the initial x, a function returns another shape, or not a valid model.
 
     Example:
         >>> import torch
@@ -481,7 +551,7 @@ class ArrayProblem(TabularProblem):
             shape = tuple(as_float64(function(x), name).shape)
             require(shape == tuple(base.r.shape), name, f"an answer of shape {tuple(base.r.shape)}", f"shape {shape}")
         held = transition is None or isinstance(base.P, Tensor)
-        require(held, "transition", "None with a sparse base: its P is held", "a function")
+        require(held, "transition", "None with a sparse base, whose P is fixed", "a function")
         replace(self.follower_mdp(x), validate=True)
 
     def follower_mdp(self, x: Tensor) -> TabularMDP:

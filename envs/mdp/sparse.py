@@ -49,18 +49,18 @@ SWEEPS = 10
 class SparseMDP(TabularMDP):
     """A finite discounted MDP with sparse transitions; not batched.
 
-    Whatever takes a ``TabularMDP`` and reads P only through ``policy_value``, ``visitation``, ``action_value`` and ``solve_soft``
-    takes it too: exact leaders, penalties, oracles. Simulators and sampled returns need a dense P.
+    It can replace a ``TabularMDP`` in exact leaders, penalties and oracles, which use P through ``policy_value``, ``visitation``,
+    ``action_value`` and ``solve_soft`` only. Simulators and sampled returns need a dense P.
 
     Attributes:
-        P: transition probabilities ``P(s'|s,a)``, a scipy sparse matrix ``[S * A, S]``, row ``s * A + a``; kept as CSR.
+        P: transition probabilities ``P(s'|s,a)``, a scipy sparse matrix ``[S * A, S]``, row ``s * A + a``; stored as CSR.
         r: rewards, ``[S, A]``.
         rho: start distribution, ``[S]``.
 
     The other fields are those of ``TabularMDP``.
 
     Raises:
-        ValueError: as ``TabularMDP``; also a P that is no sparse matrix, or fields with batch axes.
+        ValueError: in the same cases as for ``TabularMDP``; also if P is not a sparse matrix, or a field has batch axes.
     """
 
     P: csr_array
@@ -89,7 +89,7 @@ class SparseMDP(TabularMDP):
         return replace(self, r=self.r.detach(), rho=self.rho.detach(), validate=False)
 
     def dense(self) -> TabularMDP:
-        """The same model with P as a tensor ``[S, A, S]``: for small ones."""
+        """Return the same model with a dense P, a tensor ``[S, A, S]``, if it is small."""
         P = torch.from_numpy(self.P.toarray()).view(self.n_states, self.n_actions, self.n_states)
         flags = (self.terminal, self.mask, self.terminal_entropy)
         return TabularMDP(P, self.r, self.rho, self.gamma, *flags, validate=False)
@@ -115,14 +115,14 @@ class SparseMDP(TabularMDP):
 
 
 class Resolvent:
-    """I - gamma P_pi, ready to be solved with.
+    """The matrix I - gamma P_pi, and a solver of its linear systems.
 
     Args:
         mdp: the model.
         pi: the policy, ``[S, A]``.
 
     Attributes:
-        products: matrix-vector products spent so far.
+        products: number of matrix-vector products so far.
     """
 
     def __init__(self, mdp: SparseMDP, pi: Tensor) -> None:
@@ -137,13 +137,13 @@ class Resolvent:
         self.products = 0
 
     def solve(self, b: Floats, target: float, transposed: bool = False, guess: Floats | None = None) -> Floats:
-        """x with ``max |b - (I - gamma P_pi) x| <= target``; for the transpose, ``sum |...| <= target``.
+        """Return x with ``max |b - (I - gamma P_pi) x| <= target``; for the transpose, with ``sum |...| <= target``.
 
         Args:
             b: right-hand side, ``[S]``.
-            target: the residual to reach; one that rounding forbids ends where sweeps no longer help.
-            transposed: solve with ``(I - gamma P_pi)^T``.
-            guess: where to start, ``[S]``; by default 0.
+            target: the residual to reach; if rounding prevents it, the solver stops when sweeps no longer help.
+            transposed: whether to solve with ``(I - gamma P_pi)^T``.
+            guess: initial x, ``[S]``. Default: 0.
         """
         K = self.K.T if transposed else self.K
 

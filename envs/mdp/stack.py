@@ -1,8 +1,8 @@
 r"""Stacks several problems of the same kind and size into one, which is solved and sampled as a batch.
 
-A stack of N problems has a leading axis of N on every table, x = (x_1, .., x_N) one after another, X the product of theirs,
-and the objective ``(1/N) sum_i J_i(x_i, pi_i)``. Nothing couples its parts: a gradient step N times as long is each problem's
-own step, and steps of Adam, which are free of scale, are each problem's own as they are.
+A stack of N problems has a leading axis N on every table. Its x is (x_1, .., x_N), its X the product of the problems' sets, and
+its objective ``(1/N) sum_i J_i(x_i, pi_i)``. The problems do not interact: a gradient step with N times the
+learning rate is each problem's own gradient step, and a step of Adam, which is independent of scale, is each problem's own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def stack_problems(problems: Sequence[StackableT]) -> StackableT:
     """Stack N Stackelberg games, or N incentive design problems, into one problem.
 
     Raises:
-        ValueError: none at all, problems of unequal kinds, sizes, gamma or tau, a stack among them.
+        ValueError: there are no problems; they differ in kind, sizes, gamma or tau; or one is itself a stack.
     """
     require(len(problems) >= 1, "problems", "at least one", "none")
     head = problems[0]

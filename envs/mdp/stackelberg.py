@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_distribution, check_gamma, check_number, check_seed, check_size, check_tau, keep, require
-from .problem import EVALUATION_TAU, LeaderSet, TabularProblem
+from .problem import EVALUATION_TAU, LOGIT_SCALE, LeaderSet, TabularProblem
 from .tabular import TabularKernel, TabularMDP
 
 LOGIT_BOUND = 10.0
@@ -25,18 +25,18 @@ LOGIT_BOUND = 10.0
 
 @dataclass(frozen=True, eq=False)
 class StackelbergProblem(TabularProblem):
-    """A Stackelberg Markov game from its arrays, or a stack of N of them (:mod:`.stack`), one leading axis N.
+    """A Stackelberg Markov game given by arrays; with a leading axis N, a stack of N games (:mod:`.stack`).
 
     Attributes:
-        P: ``P(s'|s,a_l,a_f)``, ``[(N,) S, A_l, A_f, S]``.
-        r_leader: ``[(N,) S, A_l, A_f]``.
-        r_follower: ``[(N,) S, A_l, A_f]``.
+        P: transition probabilities ``P(s'|s,a_l,a_f)``, ``[(N,) S, A_l, A_f, S]``.
+        r_leader: the leader's reward, ``[(N,) S, A_l, A_f]``.
+        r_follower: the follower's reward, ``[(N,) S, A_l, A_f]``.
         rho: start distribution, ``[(N,) S]``.
-        gamma: discount in [0, 1), shared by both.
+        gamma: discount factor of both players, in [0, 1).
         tau: default temperature of the follower.
 
     Raises:
-        ValueError: shapes that do not fit, rows that are no distribution, gamma outside [0, 1), tau negative.
+        ValueError: shapes do not fit together, rows are not distributions, gamma lies outside [0, 1), or tau is negative.
     """
 
     P: Tensor
@@ -62,7 +62,9 @@ class StackelbergProblem(TabularProblem):
         check_distribution(self.rho, "rho")
         check_gamma(self.gamma, endless=True)
         check_tau(self.tau)
-        object.__setattr__(self, "leader_set", LeaderSet.box(stack.numel() * S * A_l, -LOGIT_BOUND, LOGIT_BOUND))
+        object.__setattr__(
+            self, "leader_set", LeaderSet.box(stack.numel() * S * A_l, -LOGIT_BOUND, LOGIT_BOUND, LOGIT_SCALE)
+        )
         if stack:
             object.__setattr__(self, "context_probs", torch.full(stack, 1.0 / stack[0], dtype=torch.float64))
         # The simulator's axis order [S, A_f, A_l, ...], and P as S matrices [A_l, A_f * S] for one batched product.
@@ -71,11 +73,11 @@ class StackelbergProblem(TabularProblem):
 
     @property
     def tau0(self) -> float:
-        """0.002 reward units whatever tau is: here tau smooths the method and is no part of the game."""
+        """Temperature of evaluation, always 0.002 reward units, because tau smooths the method and is not part of the game."""
         return EVALUATION_TAU * self.reward_unit
 
     def leader_policy(self, x: Tensor) -> Tensor:
-        """pi_x(a_l|s) = softmax of the logits, ``[..., (N,) S, A_l]`` for x ``[..., (N *) S * A_l]``."""
+        """Return pi_x(a_l|s), the softmax of the logits, ``[..., (N,) S, A_l]`` for x ``[..., (N *) S * A_l]``."""
         logits = torch.as_tensor(x, dtype=torch.float64).unflatten(-1, tuple(self.P.shape[:-2]))
         if logits.ndim == 2:
             return torch.softmax(logits, -1)
@@ -83,7 +85,7 @@ class StackelbergProblem(TabularProblem):
         return torch.softmax(logits.movedim(-1, 0).contiguous(), 0).movedim(0, -1)
 
     def commitment(self, x: Tensor) -> Tensor:
-        """The leader's policy: the follower is shown the row of its state."""
+        """Return the leader context of each state: the leader's policy there."""
         return self.leader_policy(x)
 
     def follower_mdp(self, x: Tensor) -> TabularMDP:
@@ -95,7 +97,7 @@ class StackelbergProblem(TabularProblem):
         return (self.leader_policy(x).unsqueeze(-2) @ self.r_leader).squeeze(-2)
 
     def kernel(self, x: Tensor) -> TabularKernel:
-        """The kernel at x, whose draw w is the leader's action; x may be ``[n, S * A_l]``, one row for each environment."""
+        """Return the kernel at x, whose draw w is the leader's action; x may be ``[n, S * A_l]``, a row per environment."""
         draw = self.leader_policy(x).unsqueeze(-2)
         r_follower, r_leader = self.r_follower.transpose(-2, -1), self.r_leader.transpose(-2, -1)
         return TabularKernel(draw, self._kernel_P, r_follower, r_leader)  # type: ignore[attr-defined]
@@ -112,21 +114,20 @@ def random_stackelberg(
     reward_unit: float | None = None,
     branching: int | None = None,
 ) -> StackelbergProblem:
-    """The paper's random game (section 6.1).
+    """Make a random game as in the paper (section 6.1).
 
-    Rewards are U[0,1], those under ``sparsity`` set to 0; transitions U[0,1], normalised; rho is uniform.
+    Rewards are U[0,1], and those below ``sparsity`` are set to 0. Transitions are U[0,1], normalised; rho is uniform.
 
-    With ``branching`` each state and pair of actions leads to so many random states only. Without it every row of P is nearly
+    With ``branching`` only that many random states can follow a state and pair of actions. Without it, each row of P is nearly
     uniform over many states, and the transitions hardly matter.
 
-    ``reward_unit`` states the unit of both players' rewards, of which ``tau0`` and default temperatures are numbers; None
-    measures it.
+    ``reward_unit`` is the unit of both players' rewards; ``tau0`` and default temperatures are multiples of it. None measures it.
 
-    The sizes, ``sparsity`` and ``tau`` are our default; the published experiment may use others.
+    The sizes, ``sparsity`` and ``tau`` are our defaults; the published experiment may use others.
 
     Raises:
-        ValueError: a size under one, gamma outside [0, 1), tau negative, ``sparsity`` outside [0, 1], a ``branching`` that is
-            not between one and ``n_states``.
+        ValueError: a size is below 1, gamma lies outside [0, 1), tau is negative, ``sparsity`` lies outside [0, 1], or
+            ``branching`` is not between 1 and ``n_states``.
     """
     S = check_size(n_states, "n_states")
     A_l, A_f = check_size(n_leader_actions, "n_leader_actions"), check_size(n_follower_actions, "n_follower_actions")

@@ -1,6 +1,6 @@
 r"""Finite Markov decision processes: the model, a policy's value, the soft-optimal policy.
 
-A parameterised MDP at one x is the tuple :math:`M_\tau(x) = (S, A, r_x, P_x, \tau h)` with start distribution rho. The
+At a given x, the follower's MDP is the tuple :math:`M_\tau(x) = (S, A, r_x, P_x, \tau h)` with start distribution rho. The
 temperature tau belongs to the method, not to the model. Leading axes ``...`` are batch axes (instances, contexts).
 Everything is differentiable in the model and in the policy.
 
@@ -71,7 +71,7 @@ LOOSEST = 0.1
 
 
 class MarkovModel:
-    """What MDPs and games share: tables P ``[..., S, actions, S]``, r ``[..., S, actions]`` and rho ``[..., S]``, and gamma."""
+    """Base class of MDPs and games: P ``[..., S, actions, S]``, r ``[..., S, actions]``, rho ``[..., S]`` and gamma."""
 
     P: Tensor
     r: Tensor
@@ -103,10 +103,10 @@ class MarkovModel:
             ) from error
 
     def _check_flags(self) -> None:
-        """Check what a model has beside its tables; here nothing."""
+        """Check the other fields of a model; here there are none."""
 
     def check_discount(self) -> None:
-        """Raise ``ValueError`` where gamma is so near 1 that double precision cannot solve the model."""
+        """Raise ``ValueError`` if gamma is too near 1 to solve the model in double precision."""
         check_gamma(self.gamma, endless=True)
 
     def _check_transitions(self) -> None:
@@ -137,15 +137,15 @@ class TabularMDP(MarkovModel):
         P: transition probabilities ``P(s'|s,a)``, ``[..., S, A, S]``.
         r: rewards, ``[..., S, A]``.
         rho: start distribution, ``[..., S]``.
-        gamma: discount in [0, 1).
-        terminal: states that pay their reward once and then end the episode, bool ``[..., S]``; None for none.
-        mask: True where an action exists, bool ``[..., S, A]``; None where all exist.
-        terminal_entropy: whether the step taken in a terminal state earns its entropy.
-        validate: False skips the checks of the entries (for models made from a checked one).
+        gamma: discount factor, in [0, 1).
+        terminal: states that pay their reward once and then end the episode, bool ``[..., S]``. Default: None, no such state.
+        mask: True for each available action, bool ``[..., S, A]``. Default: None, all are available.
+        terminal_entropy: whether the step in a terminal state earns entropy. Default: False.
+        validate: whether the entries are checked; False is for models derived from a checked one. Default: True.
 
     Raises:
-        ValueError: shapes that do not fit, rows of P or a rho that are no distribution, gamma outside [0, 1), a reward
-            that is not finite, a state whose mask excludes every action.
+        ValueError: the shapes do not fit together, rows of P or rho are not probability distributions, gamma lies outside [0, 1),
+            a reward is not finite, or a mask leaves a state without an action.
     """
 
     P: Tensor
@@ -174,7 +174,7 @@ class TabularMDP(MarkovModel):
 
     @torch.no_grad()
     def check_discount(self) -> None:
-        """Raise ``ValueError`` where gamma is so near 1 that double precision cannot solve for the uniform policy's values."""
+        """Raise ``ValueError`` if gamma is too near 1 to compute the uniform policy's values in double precision."""
         if self.terminal is None:
             super().check_discount()
         elif 1.0 / (1.0 - self.gamma) > LONGEST_EPISODE:
@@ -193,32 +193,32 @@ class TabularMDP(MarkovModel):
         return torch.broadcast_shapes(super().batch_shape, *flags)  # type: ignore[no-any-return]
 
     def detach(self: Model) -> Model:
-        """The same model without its graph."""
+        """Return the same model, detached from the autograd graph."""
         return replace(self, P=self.P.detach(), r=self.r.detach(), rho=self.rho.detach(), validate=False)
 
     def with_reward(self: Model, r: Tensor) -> Model:
-        """The same dynamics under another reward, ``[..., S, A]``."""
+        """Return the model with another reward, ``[..., S, A]``."""
         return replace(self, r=r, validate=False)
 
     # What depends on how P is held; a sparse model has its own of these.
 
     @property
     def dense_P(self) -> Tensor:
-        """P as a tensor, ``[..., S, A, S]``, for simulators and for P_pi itself.
+        """P as a tensor, ``[..., S, A, S]``.
 
         Raises:
-            NotImplementedError: a sparse model.
+            NotImplementedError: the model is sparse.
         """
         return self.P
 
     def check_policy(self, pi: Tensor) -> None:
-        """Raise ``ValueError`` for a policy of other sizes than the model's, or batch axes that do not broadcast."""
+        """Raise ``ValueError`` if a policy's sizes differ from the model's, or its batch axes do not broadcast."""
         expected = tuple(self.r.shape[-2:])
         require(pi.shape[-2:] == expected, "pi", f"shape [..., {expected}]", f"shape {tuple(pi.shape)}")
         broadcast_batch(("P", self.P.shape[:-3]), ("r", self.r.shape[:-2]), ("pi", pi.shape[:-2]))
 
     def expected_value(self, V: Tensor) -> Tensor:
-        """E V(s') = sum_{s'} P(s'|s,a) V(s'), ``[..., S, A]``, terminal or not."""
+        """Return sum_{s'} P(s'|s,a) V(s'), ``[..., S, A]``; terminal states s are treated like all others."""
         following: Tensor
         if self.P.ndim > 3:
             following = (self.P @ V[..., None, :, None]).squeeze(-1)
@@ -227,9 +227,9 @@ class TabularMDP(MarkovModel):
         return following
 
     def solve(self, pi: Tensor, b: Tensor, transposed: bool = False, guess: Tensor | None = None) -> Tensor:
-        """Solve (I - gamma P_pi) V = b, or with the transpose, for V ``[..., S]``; batch axes broadcast.
+        """Solve (I - gamma P_pi) V = b, or the transposed system, for V ``[..., S]``; batch axes broadcast.
 
-        ``guess``, ``[S]``, is where the iterative solve of a sparse model starts; others do not need it.
+        ``guess``, ``[S]``, is the start of the iterative solve of a sparse model; a dense model ignores it.
         """
         matrix = _resolvent(self, pi)
         matrix = matrix.mT if transposed else matrix
@@ -239,23 +239,23 @@ class TabularMDP(MarkovModel):
         return V.squeeze(-1)
 
     def newton_step(self, pi: Tensor, b: Tensor, target: float) -> tuple[Tensor, int]:
-        """d with (I - gamma P_pi) d = b, here exactly; a sparse model's to the residual ``target``, and its products."""
+        """Solve (I - gamma P_pi) d = b, exactly or, if sparse, to the residual ``target``; also return the products spent."""
         return self.solve(pi, b), 0
 
 
 @dataclass(frozen=True, eq=False)
 class TabularKernel:
-    """What a simulator of the follower's MDP at one x draws: ``w ~ p_x(w|s,a)``, then ``s' ~ P_x(s'|s,a,w)``.
+    """The distributions of a simulator's draws at one x: ``w ~ p_x(w|s,a)``, then ``s' ~ P_x(s'|s,a,w)``.
 
-    w is the leader's own draw (its action in a Stackelberg game); a problem without one has W = 1. An axis A of size one
-    means "the same for every follower action". ``draw``, ``r_follower`` and ``r_leader`` may carry a leading axis, one
-    row an environment.
+    w is the leader's own draw, e.g. its action in a Stackelberg game; W = 1 if it draws nothing. An axis A of size one means that
+    the values are the same for all follower actions. ``draw``, ``r_follower`` and ``r_leader`` may have a leading axis with one
+    row for each environment.
 
     Attributes:
-        draw: ``p_x(w|s,a)``, ``[..., S, A or 1, W]``.
-        P: ``P_x(s'|s,a,w)``, ``[..., S, A, W, S]``.
-        r_follower: ``[..., S, A, W]``.
-        r_leader: ``[..., S, A, W]``, undiscounted.
+        draw: probabilities ``p_x(w|s,a)``, ``[..., S, A or 1, W]``.
+        P: probabilities ``P_x(s'|s,a,w)``, ``[..., S, A, W, S]``.
+        r_follower: the follower's reward, ``[..., S, A, W]``.
+        r_leader: the leader's reward, ``[..., S, A, W]``, undiscounted.
     """
 
     draw: Tensor
@@ -278,14 +278,14 @@ def negative_entropy_gradient(pi: Tensor) -> Tensor:
 
 
 def entropy_weight(mdp: TabularMDP, tau: float) -> float | Tensor:
-    """tau, or per state ``[..., S]`` where the last step of an episode earns no entropy."""
+    """Return tau; if terminal steps earn no entropy, return it for each state, ``[..., S]``, with 0 in terminal states."""
     if mdp.terminal is None or mdp.terminal_entropy or tau == 0.0:
         return tau
     return tau * (~mdp.terminal).to(mdp.r.dtype)
 
 
 def going_on(mdp: TabularMDP, weights: Tensor) -> Tensor:
-    """Weights of states and actions, ``[..., S, A]``, with rows of 0 in terminal states."""
+    """Return weights of states and actions, ``[..., S, A]``, with the rows of terminal states set to 0."""
     return weights if mdp.terminal is None else weights * (~mdp.terminal).unsqueeze(-1)
 
 
@@ -302,8 +302,8 @@ def induced_transition(mdp: TabularMDP, pi: Tensor) -> Tensor:
     """P_pi(s,s') = sum_a pi(a|s) P(s'|s,a), ``[..., S, S]``, dense; rows of terminal states are zero.
 
     Raises:
-        ValueError: a policy of other sizes than the model's, batch axes that do not broadcast.
-        NotImplementedError: a sparse model.
+        ValueError: the policy's sizes differ from the model's, or batch axes do not broadcast.
+        NotImplementedError: the model is sparse.
     """
     mdp.check_policy(pi)
     return _mix(mdp, going_on(mdp, pi))
@@ -321,7 +321,7 @@ def _resolvent(mdp: TabularMDP, pi: Tensor) -> Tensor:
 
 
 class FactoredResolvent:
-    """I - gamma P_pi of a dense model, factored once for several right-hand sides; carries no graph."""
+    """The LU factors of I - gamma P_pi of a dense model, for several right-hand sides, without an autograd graph."""
 
     @torch.no_grad()
     def __init__(self, mdp: TabularMDP, pi: Tensor) -> None:
@@ -341,10 +341,10 @@ class FactoredResolvent:
 def policy_value(mdp: TabularMDP, pi: Tensor, tau: float = 0.0, guess: Tensor | None = None) -> Tensor:
     """Solve (I - gamma P_pi) V = r_pi - tau h(pi) for V, ``[..., S]`` (2.1).
 
-    ``guess``, ``[S]``, is where the iterative solve of a sparse model starts; others do not need it.
+    ``guess``, ``[S]``, is the start of the iterative solve of a sparse model; a dense model ignores it.
 
     Raises:
-        ValueError: as :func:`induced_transition`.
+        ValueError: in the same cases as for :func:`induced_transition`.
     """
     mdp.check_policy(pi)
     return mdp.solve(pi, induced_reward(mdp, pi, tau), guess=guess)
@@ -352,7 +352,7 @@ def policy_value(mdp: TabularMDP, pi: Tensor, tau: float = 0.0, guess: Tensor | 
 
 @torch.no_grad()
 def longest_episode(mdp: TabularMDP, pi: Tensor) -> float:
-    """The largest expected discounted number of steps from any state, ``max (I - gamma P_pi)^{-1} 1``; inf where singular."""
+    """Return the largest expected discounted number of steps from any state, ``max (I - gamma P_pi)^{-1} 1``, or inf."""
     try:
         lengths = mdp.solve(pi, torch.ones_like(pi[..., 0]))
     except RuntimeError:  # torch's error for a singular matrix
@@ -371,7 +371,7 @@ def visitation(mdp: TabularMDP, pi: Tensor) -> Tensor:
 
 
 def action_value(mdp: TabularMDP, V: Tensor) -> Tensor:
-    """Q(s,a) = r(s,a) + gamma E V(s'), ``[..., S, A]``, no regulariser at the current step (2.2)."""
+    """Return Q(s,a) = r(s,a) + gamma E V(s'), ``[..., S, A]``, without the current step's entropy (2.2)."""
     following = mdp.expected_value(V)
     if mdp.terminal is not None:
         following = following * (~mdp.terminal).unsqueeze(-1)
@@ -389,7 +389,7 @@ def policy_return(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Tensor:
 
 
 def truncated_value(mdp: TabularMDP, pi: Tensor, length: int, tau: float = 0.0) -> Tensor:
-    """V_length, ``[..., S]``, of V_0 = 0, V_{k+1} = r_pi - tau h(pi) + gamma P_pi V_k: the return of ``length`` steps."""
+    """Return the value of ``length`` steps, ``[..., S]``: V_0 = 0, V_{k+1} = r_pi - tau h(pi) + gamma P_pi V_k."""
     P_pi, r_pi = induced_transition(mdp, pi), induced_reward(mdp, pi, tau)
     V = torch.zeros_like(r_pi)
     for _ in range(length):
@@ -398,10 +398,10 @@ def truncated_value(mdp: TabularMDP, pi: Tensor, length: int, tau: float = 0.0) 
 
 
 def truncated_return(mdp: TabularMDP, pi: Tensor, length: int, tau: float = 0.0) -> Tensor:
-    """E sum_{t<length} gamma^t ( r(s_t,a_t) - tau h(pi(s_t)) ), s_0 ~ rho, ``[...]``; differentiable in model and policy.
+    """Return E sum_{t<length} gamma^t ( r(s_t,a_t) - tau h(pi(s_t)) ), s_0 ~ rho, ``[...]``, differentiable.
 
     Raises:
-        ValueError: a length under one.
+        ValueError: ``length`` is below 1.
     """
     return start_value(mdp, truncated_value(mdp, pi, check_size(length, "length"), tau))
 
@@ -419,15 +419,15 @@ def policy_return_gradient(mdp: TabularMDP, pi: Tensor, tau: float = 0.0) -> Ten
 
 @dataclass(frozen=True, eq=False)
 class SoftOptimum:
-    """A solved MDP.
+    """The soft-optimal values and policy of an MDP.
 
     Attributes:
         V: values, ``[..., S]``.
         Q: action values at V, ``[..., S, A]``.
         pi: soft-greedy policy of Q, ``[..., S, A]``.
         residual: ``max |T V - V|`` over states and batch.
-        iterations: linear solves spent.
-        products: products with P_pi that the iterative solves of a sparse model took.
+        iterations: number of linear solves.
+        products: number of matrix-vector products in the iterative solves of a sparse model.
     """
 
     V: Tensor
@@ -443,12 +443,12 @@ def _masked(mdp: TabularMDP, Q: Tensor) -> Tensor:
 
 
 def greedy_policy(mdp: TabularMDP, Q: Tensor) -> Tensor:
-    """The greedy policy, uniform over exact ties, ``[..., S, A]``."""
+    """Return the greedy policy, uniform over exactly tied actions, ``[..., S, A]``."""
     return near_greedy_policy(mdp, Q, 0.0)
 
 
 def near_greedy_policy(mdp: TabularMDP, Q: Tensor, share: float) -> Tensor:
-    """The policy uniform over the actions within ``share`` of the largest |Q| of the best one, ``[..., S, A]``."""
+    """Return the uniform policy over actions whose Q is within ``share`` times max |Q| of the best, ``[..., S, A]``."""
     q = _masked(mdp, Q)
     slack = share * q.masked_fill(q == -math.inf, 0.0).abs().max() if share > 0.0 else 0.0
     best = (q >= q.max(-1, keepdim=True).values - slack).to(Q.dtype)
@@ -456,7 +456,7 @@ def near_greedy_policy(mdp: TabularMDP, Q: Tensor, share: float) -> Tensor:
 
 
 def soft_policy(mdp: TabularMDP, Q: Tensor, tau: float) -> Tensor:
-    """softmax(Q/tau) over the actions that exist, ``[..., S, A]``; greedy where no entropy is earned."""
+    """Return softmax(Q/tau) over the available actions, ``[..., S, A]``; the greedy policy in states without entropy."""
     weight = entropy_weight(mdp, tau)
     if tau == 0.0:
         return greedy_policy(mdp, Q)
@@ -467,7 +467,7 @@ def soft_policy(mdp: TabularMDP, Q: Tensor, tau: float) -> Tensor:
 
 
 def soft_maximum(mdp: TabularMDP, Q: Tensor, tau: float) -> Tensor:
-    """(T V)(s) = tau logsumexp(Q(s,.)/tau), ``[..., S]``; the maximum where no entropy is earned."""
+    """Return (T V)(s) = tau logsumexp(Q(s,.)/tau), ``[..., S]``; the maximum of Q in states without entropy."""
     q = _masked(mdp, Q)
     if tau == 0.0:
         return q.max(-1).values
@@ -477,13 +477,13 @@ def soft_maximum(mdp: TabularMDP, Q: Tensor, tau: float) -> Tensor:
 
 
 def largest_reward(mdp: TabularMDP) -> Tensor:
-    """max |r(s,a)| over the actions that exist, ``[...]``: with max |V| what a residual is measured by."""
+    """Return max |r(s,a)| over the available actions, ``[...]``; residuals are relative to it or to max |V|."""
     r = mdp.r if mdp.mask is None else mdp.r.masked_fill(~mdp.mask, 0.0)
     return r.abs().amax((-2, -1))
 
 
 def soft_backup(mdp: TabularMDP, Q: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """T V, ``[..., S]``, and the soft-greedy policy, ``[..., S, A]``, at once: what the two functions above give."""
+    """Return both T V, ``[..., S]``, and the soft-greedy policy, ``[..., S, A]``."""
     q = _masked(mdp, Q)
     top = q.amax(-1, keepdim=True)
     if tau == 0.0:
@@ -502,17 +502,18 @@ def soft_backup(mdp: TabularMDP, Q: Tensor, tau: float) -> tuple[Tensor, Tensor]
 def solve_soft(
     mdp: TabularMDP, tau: float, V: Tensor | None = None, tol: float = TOLERANCE, max_iterations: int = 200
 ) -> SoftOptimum:
-    """Soft policy iteration from V (by default 0); quadratic, so one to six solves from a near start.
+    """Solve an MDP by soft policy iteration, which converges quadratically: one to six linear solves from a near start.
 
     Args:
         mdp: the model, batched or not.
-        tau: temperature, ``>= 0``.
-        V: starting values, ``[..., S]``, e.g. the optimum at a nearby x.
+        tau: temperature, at least 0.
+        V: initial values, ``[..., S]``, e.g. the optimum at a nearby x. Default: 0.
         tol: residual at which to stop, relative to the larger of ``max |V|`` and ``max |r|`` in each instance of a batch.
-        max_iterations: most linear solves.
+        max_iterations: maximum number of linear solves.
 
     Warns:
-        RuntimeWarning: gamma is so near 1, and the answer's episodes so long, that its values have fewer than six digits.
+        RuntimeWarning: gamma is so near 1, and the optimal policy's episodes are so long, that its values have fewer than six
+            correct digits.
     """
     check_tau(tau)
     V = torch.zeros_like(mdp.r[..., 0]) if V is None else V
@@ -545,14 +546,14 @@ def solve_soft(
 
 
 def value_iteration(mdp: TabularMDP, tau: float, V: Tensor, sweeps: int) -> Tensor:
-    """Apply T ``sweeps`` times: linear at rate gamma, kept as the second implementation that Newton is held to."""
+    """Apply T ``sweeps`` times, which converges at rate gamma; a second implementation to test policy iteration against."""
     for _ in range(sweeps):
         V = soft_maximum(mdp, action_value(mdp, V), tau)
     return V
 
 
 def attach(mdp: TabularMDP, tau: float, optimum: SoftOptimum) -> SoftOptimum:
-    r"""The same optimum with its first derivative in the model's parameters (implicit function theorem).
+    r"""Return the same optimum with its first derivative in the model's parameters (implicit function theorem).
 
     ``V*`` is re-evaluated at the held policy pi* in the differentiable model: by Danskin
     ``dV*/dx = (I - gamma P_{pi*})^{-1} d_x T(x, V*)``, which is what autograd's adjoint solve returns; then
@@ -564,5 +565,5 @@ def attach(mdp: TabularMDP, tau: float, optimum: SoftOptimum) -> SoftOptimum:
 
 
 def suboptimality(mdp: TabularMDP, pi: Tensor, tau: float, optimum: SoftOptimum) -> Tensor:
-    """The follower's gap V*(rho) - V^pi(rho) >= 0, ``[...]``."""
+    """Return the follower's regret V*(rho) - V^pi(rho) >= 0, ``[...]``."""
     return start_value(mdp, optimum.V) - start_value(mdp, policy_value(mdp, pi, tau))

@@ -230,7 +230,7 @@ def read_tntp(
         if others:
             beside = ", ".join(repr(path.name) for path in others)
             warnings.warn(
-                f"nodes: none of {beside} belongs to {reader.path.name} by its name alone; give one", stacklevel=2
+                f"nodes: none of {beside} belongs to {reader.path.name} by its name; pass the path of one", stacklevel=2
             )
     demand = 1.0 - np.eye(n_zones) if trips == UNIFORM else _read_trips(trips, n_zones)
     cost = (length if length.any() else time) if external_cost is None else external_cost

@@ -44,13 +44,13 @@ MAX_ENTRIES = 50_000_000
 
 @dataclass(frozen=True)
 class Trip:
-    """What an average trip comes to, undiscounted.
+    """Expected totals of a trip, undiscounted.
 
     Attributes:
         time: minutes on the road.
-        external_cost: in the network's unit.
-        toll: paid, in minutes.
-        flow: expected uses of each link a trip, ``[L]``.
+        external_cost: external cost of the links used, in the network's unit.
+        toll: tolls paid, in minutes.
+        flow: expected number of uses of each link per trip, ``[L]``.
     """
 
     time: float
@@ -60,27 +60,27 @@ class Trip:
 
 
 class TollDesignProblem(TabularProblem):
-    """Tolls on a road network: x holds every link's, in ``[0, max_toll]``.
+    """Toll design on a road network; x is the toll of each link, in ``[0, max_toll]``.
 
     Args:
         network: the network, the path of a file in the TNTP format (see :func:`read_tntp`), or None for a random city.
-        gamma: discount of both players, in [0, 1), a link.
-        tau: default temperature of the driver, in minutes: the scale of a logit route choice.
+        gamma: discount factor of both players per link, in [0, 1).
+        tau: default temperature of the driver, in minutes, i.e. the scale of its logit route choice.
         max_toll: largest toll, in minutes of the driver's time.
-        revenue_weight: w, what a minute of toll is worth to the leader, in [-1, 1]; negative where tolls are a burden.
-        n_nodes: of the random city.
-        seed: of the random city; None draws one anew.
-        minutes: of a file: the length of its unit of time in minutes, e.g. 60 for a file in hours.
-        trips: of a file: the path of its trip table, or ``"uniform"``; None takes the one beside it.
-        nodes: of a file: the path of its nodes' places; None takes the one beside it.
+        revenue_weight: the weight w of revenue in the leader's reward, in [-1, 1]; negative if tolls are a burden to the leader.
+        n_nodes: number of nodes of the random city.
+        seed: seed of the random city; None draws a new seed.
+        minutes: for a file, the length of its unit of time in minutes, e.g. 60 if the file is in hours.
+        trips: for a file, the path of its trip table, or ``"uniform"``; None looks for one in the same folder.
+        nodes: for a file, the path of its nodes' coordinates; None looks for one in the same folder.
 
     Attributes:
         destinations: the node of each context, ``[C]``.
-        link_of: the link that each action at each node is, ``[N, A]``; -1 where the node has fewer.
+        link_of: the link that each action takes at each node, ``[N, A]``; -1 if the node has fewer links.
 
     Raises:
-        ValueError: an argument out of range; an origin without a way to its destination; a temperature at which driving
-            in circles would pay; a network too large for the exact path.
+        ValueError: an argument is out of range; a destination cannot be reached from an origin; at this temperature driving in
+            circles would pay; or the network is too large for exact methods.
     """
 
     batched_kernel: ClassVar[bool] = True
@@ -155,7 +155,7 @@ class TollDesignProblem(TabularProblem):
         self.follower_mdp(self.start_x()).check_discount()
 
     def _reach(self, tail: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
-        """Which nodes have a way to each destination, ``[C, N]``, and which links lie on one, ``[C, L]``."""
+        """Return which nodes have a path to each destination, ``[C, N]``, and which links lie on one, ``[C, L]``."""
         network, to = self.network, self.destinations.unsqueeze(-1)
         open_to = (head >= network.first_through) | (head == to)
         reached = torch.arange(network.n_nodes) == to
@@ -195,7 +195,7 @@ class TollDesignProblem(TabularProblem):
             )
 
     def _tolls(self, x: Tensor) -> Tensor:
-        """The toll in every state and action, ``[..., C, N, A]`` for x ``[..., L]``; 0 where no link is taken."""
+        """Return the toll of each state and action, ``[..., C, N, A]`` for x ``[..., L]``; 0 where no link is taken."""
         return self._uses * x[..., self._slot].unsqueeze(-3)
 
     def follower_mdp(self, x: Tensor) -> TabularMDP:
@@ -206,7 +206,7 @@ class TollDesignProblem(TabularProblem):
         return self.revenue_weight * self._tolls(x) - self._external
 
     def kernel(self, x: Tensor) -> TabularKernel:
-        """w numbers the factor in ``TIME_FACTORS`` of the link's time; x may be ``[n, L]``, one row an environment."""
+        """Return the kernel at x, whose draw w indexes ``TIME_FACTORS``; x may be ``[n, L]``, a row per environment."""
         factors = torch.tensor(TIME_FACTORS, dtype=torch.float64)
         r_follower = (self._idle - self._tolls(x)).unsqueeze(-1) - self._time.unsqueeze(-1) * factors
         r_leader = self.leader_reward(x).unsqueeze(-1).expand(r_follower.shape)
@@ -214,9 +214,9 @@ class TollDesignProblem(TabularProblem):
         return TabularKernel(self._draw, P, r_follower, r_leader)
 
     def trip(self, x: Tensor, pi: Tensor) -> Trip:
-        """What a trip comes to under tolls x, ``[L]``, and policy pi, ``[C, N, A]``: expectations, undiscounted.
+        """Return the expected totals of a trip under tolls x, ``[L]``, and policy pi, ``[C, N, A]``.
 
-        pi must arrive with probability 1, as every soft-optimal policy does.
+        pi must reach the destination with probability 1, as every soft-optimal policy does.
         """
         to_the_end = TabularMDP(self._P, self._time, self._rho, 1.0, self._terminal, self._mask, validate=False)
         use = self.over_contexts((visitation(to_the_end, pi).unsqueeze(-1) * pi * self._uses).movedim(0, -1))

@@ -2,15 +2,15 @@ r"""Episodes of a fixed number of steps, drawn from tabular models in one batch 
 
     s_0 ~ rho,    a_t ~ pi(.|s_t),    w_t ~ p(.|s_t,a_t),    s_{t+1} ~ P(.|s_t,a_t,w_t),       t = 0 .. length - 1
 
-w is what the world draws beside the next state. Three models take this form:
+w is a draw of the model besides the next state. Three models have this form:
 
-- a :class:`TabularMDP`: no draw of its own, W = 1 (:func:`mdp_world`);
+- a :class:`TabularMDP`, which draws nothing else, W = 1 (:func:`mdp_world`);
 - a leader's :class:`TabularKernel`, e.g. of a Stackelberg game, where w is the leader's action, ``w ~ pi_x``
   (:func:`kernel_world`);
 - a :class:`ZeroSumGame`, where a is player 1's action and w player 2's (:func:`game_world`).
 
-Each draw takes one uniform number u and the first k whose cumulative probability exceeds u. It is monotone in the table, so
-runs of two policies with the same random numbers stay together as long as the policies agree.
+Each draw takes one uniform number u and returns the first k whose cumulative probability exceeds u. Since this is monotone in the
+table, episodes of two policies with the same random numbers are equal as long as the policies choose the same actions.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from .zero_sum import ZeroSumGame
 
 @dataclass(frozen=True, eq=False)
 class TabularWorld:
-    """The tables from which episodes are drawn and by which they are paid; they may carry a graph.
+    """The tables that episodes are drawn from, and their rewards; they may have an autograd graph.
 
     Attributes:
         rho: start distribution, ``[..., S]``.
-        draw: ``p(w|s,a)``, ``[..., S, A or 1, W]``.
-        P: ``P(s'|s,a,w)``, ``[..., S, A, W, S]``.
+        draw: probabilities ``p(w|s,a)``, ``[..., S, A or 1, W]``.
+        P: probabilities ``P(s'|s,a,w)``, ``[..., S, A, W, S]``.
         r: reward of a step, ``[..., S, A, W]``.
-        gamma: discount.
-        state_reward: what is earned in a state whatever is done in it, ``[..., S]``, such as tau times the other
-            player's entropy; None for nothing.
-        terminal: states whose step is the episode's last, bool ``[..., S]``; None for none.
-        terminal_entropy: whether the step taken in a terminal state earns its entropy.
+        gamma: discount factor.
+        state_reward: reward of a step that depends on its state only, ``[..., S]``, e.g. tau times the other player's entropy.
+            Default: None, for 0.
+        terminal: states whose step is the episode's last, bool ``[..., S]``. Default: None, no such state.
+        terminal_entropy: whether the step in a terminal state earns entropy. Default: False.
 
     Raises:
-        ValueError: sizes that do not fit, batch axes that do not broadcast.
+        ValueError: sizes do not fit together, or batch axes do not broadcast.
     """
 
     rho: Tensor
@@ -89,41 +89,41 @@ class TabularWorld:
         return broadcast_batch(*((name, table.shape[:-rank]) for name, table, rank in tables if table is not None))
 
     def with_reward(self, r: Tensor) -> TabularWorld:
-        """The same world with another reward, ``[..., S, A, W]``, and no state reward."""
+        """Return the same model with another reward, ``[..., S, A, W]``, and no state reward."""
         return dataclasses.replace(self, r=r, state_reward=None)
 
     def with_start(self, rho: Tensor) -> TabularWorld:
-        """The same world with another start distribution, ``[..., S]``."""
+        """Return the same model with another start distribution, ``[..., S]``."""
         return dataclasses.replace(self, rho=rho)
 
     def detach(self) -> TabularWorld:
-        """The same world without its graph."""
+        """Return the same model, detached from the autograd graph."""
         tables = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         held: dict[str, Any] = {name: table.detach() for name, table in tables.items() if isinstance(table, Tensor)}
         return dataclasses.replace(self, **held)
 
 
 def mdp_world(mdp: TabularMDP) -> TabularWorld:
-    """The world of an MDP, which draws the next state only."""
+    """Return the tables of an MDP, whose only draw is the next state."""
     draw = torch.ones((mdp.n_states, 1, 1), dtype=mdp.r.dtype)
     kernel = TabularKernel(draw, mdp.dense_P.unsqueeze(-2), mdp.r.unsqueeze(-1), mdp.r.unsqueeze(-1))
     return kernel_world(kernel, mdp)
 
 
 def kernel_world(kernel: TabularKernel, mdp: TabularMDP) -> TabularWorld:
-    """The follower's world at x, with the leader's draws; ``mdp`` is M(x) and gives start, discount and terminal states."""
+    """Return the tables of a kernel at x, with start, discount and terminal states of the follower's MDP M(x), ``mdp``."""
     return TabularWorld(
         mdp.rho, kernel.draw, kernel.P, kernel.r_follower, mdp.gamma, None, mdp.terminal, mdp.terminal_entropy
     )
 
 
 def game_world(game: ZeroSumGame, pi2: Tensor, tau: float = 0.0) -> TabularWorld:
-    """Player 1's world while player 2 plays pi2, ``[..., S, A2]``; player 2's actions are the draws.
+    """Return the tables that player 1 faces while player 2 plays pi2, ``[..., S, A2]``; the draws w are player 2's actions.
 
-    ``tau h(pi2(s))``, which the game at temperature tau pays player 1, is a reward of the state.
+    ``tau h(pi2(s))``, which player 1 earns in the game at temperature tau, becomes a reward of the state.
 
     Raises:
-        ValueError: a policy of another size.
+        ValueError: the policy has other sizes than the game.
     """
     expected = (game.n_states, game.n_actions[1])
     require(pi2.shape[-2:] == expected, "pi2", f"shape [..., {expected}]", f"shape {tuple(pi2.shape)}")
@@ -133,18 +133,18 @@ def game_world(game: ZeroSumGame, pi2: Tensor, tau: float = 0.0) -> TabularWorld
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """Episodes, ``[..., batch, length]`` each: ``...`` are the models' batch axes.
+    """A batch of episodes, with fields ``[..., batch, length]``, where ``...`` are the models' batch axes.
 
     Attributes:
         states: s_t.
         actions: a_t.
         draws: w_t.
         next_states: s_{t+1}.
-        alive: False once an earlier step was taken in a terminal state: such a step does not count.
-        uniforms: the random numbers, ``[..., batch, 1 + 3 length]``: the start's, then those of each step.
+        alive: False for steps after a terminal one, which do not count.
+        uniforms: the random numbers, ``[..., batch, 1 + 3 length]``: one for the start state, then three for each step.
 
     Raises:
-        ValueError: fields of unequal sizes.
+        ValueError: the fields have different sizes.
     """
 
     states: Tensor
@@ -180,9 +180,9 @@ class Trajectories:
 
 
 def pick(table: Tensor, rank: int, batch_shape: torch.Size, *index: Tensor) -> Tensor:
-    """Entries (or rows) of a table ``[..., (rank axes)]`` at indices ``[*batch_shape, ...]``, each in its own instance.
+    """Index a table ``[..., (rank axes)]`` at ``[*batch_shape, ...]``, each instance of the batch at its own indices.
 
-    An axis of size one is read as "the same for every index".
+    An axis of size one means that the values are the same for all indices.
     """
     wide = table.expand(*batch_shape, *table.shape[-rank:])
     n, dims = len(batch_shape), index[0].ndim
@@ -192,7 +192,7 @@ def pick(table: Tensor, rank: int, batch_shape: torch.Size, *index: Tensor) -> T
 
 
 def _inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
-    """The first k with ``sum_{j<=k} p_j > u``, ``[...]``, for rows p, ``[..., K]``, and u, ``[...]``."""
+    """Return the first k with ``sum_{j<=k} p_j > u``, ``[...]``, for rows p, ``[..., K]``, and u, ``[...]``."""
     cdf = p.cumsum(-1)
     cdf = cdf / cdf[..., -1:]  # ends at exactly 1, above every u
     return torch.searchsorted(cdf, u.unsqueeze(-1).contiguous(), right=True).squeeze(-1)
@@ -211,17 +211,17 @@ def sample(
     """Draw ``batch`` episodes of ``length`` steps in every instance at once.
 
     Args:
-        world: what they are drawn from.
+        world: the tables to draw from.
         pi: policy, ``[..., S, A]``.
-        length: steps of an episode.
-        batch: episodes an instance.
-        generator: source of the random numbers; untouched where there is a twin.
-        first: policy of the first step, ``[..., S, A]``; None takes pi.
-        twin: trajectories whose random numbers are used again.
+        length: number of steps of each episode, at least 1.
+        batch: number of episodes in each instance, at least 1.
+        generator: a ``torch.Generator`` for the random numbers; not used if ``twin`` is given.
+        first: policy of the first step, ``[..., S, A]``. Default: pi.
+        twin: trajectories whose random numbers are reused. Default: None.
 
     Raises:
-        ValueError: a policy of another size or with NaN in it, batch axes that do not broadcast, a twin of another size, a
-            length or a batch under one, something else than a ``torch.Generator``.
+        ValueError: a policy has the wrong sizes or contains NaN, batch axes do not broadcast, the twin has other sizes,
+            ``length`` or ``batch`` is below 1, or ``generator`` is not a ``torch.Generator``.
     """
     length, batch = check_size(length, "length"), check_size(batch, "batch")
     require(isinstance(generator, torch.Generator), "generator", "a torch.Generator", repr(generator))
@@ -254,7 +254,7 @@ def sample(
 
 
 def _batch_shape(world: TabularWorld, pi: Tensor, first: Tensor | None) -> torch.Size:
-    """The batch axes of a world and the policies played in it."""
+    """Return the batch axes of the tables and of the policies together."""
     expected, named = (world.n_states, world.n_actions), [("world", world.batch_shape)]
     for name, policy in (("pi", pi), ("first", first)):
         if policy is not None:

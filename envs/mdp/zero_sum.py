@@ -2,17 +2,17 @@ r"""Zero-sum Markov games: two players, one reward (Shen, Yang and Chen, arXiv 2
 
     V(s)   = E[ sum_t gamma^t ( r(s_t,a1_t,a2_t) - tau h(pi1(s_t)) + tau h(pi2(s_t)) ) | s_0 = s ]
 
-Player 1 chooses pi1 to maximise V(rho), player 2 chooses pi2 to minimise it; h is the negative entropy. While one policy is
-held, the other player faces an MDP of its own, in which the held policy's entropy is a reward of the state:
+Player 1 chooses pi1 to maximise V(rho), player 2 chooses pi2 to minimise it; h is the negative entropy. While one
+player's policy is fixed, the other player faces an MDP, in which the fixed policy's entropy is a reward of the state:
 
     player 1    r_1(s,a1) =  sum_a2 pi2(a2|s) r(s,a1,a2) + tau h(pi2(s)),     its value is  V
     player 2    r_2(s,a2) = -sum_a1 pi1(a1|s) r(s,a1,a2) + tau h(pi1(s)),     its value is -V
 
-The Nikaido-Isoda function (5.6), here also the pair's exploitability,
+The Nikaido-Isoda function (5.6), which here is also the exploitability of the pair,
 
     psi(pi1,pi2) = max_{pi1'} V^{pi1',pi2}(rho) - min_{pi2'} V^{pi1,pi2'}(rho)  >= 0,
 
-needs two such MDPs solved and no equilibrium; with a rho of full support it is 0 exactly at a Nash equilibrium.
+requires the solution of two such MDPs but no equilibrium. If rho has full support, it is 0 exactly at a Nash equilibrium.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class ZeroSumGame(MarkovModel):
 
     Attributes:
         P: transition probabilities ``P(s'|s,a1,a2)``, ``[..., S, A1, A2, S]``.
-        r: what player 2 pays player 1, ``[..., S, A1, A2]``.
+        r: player 1's reward, paid by player 2, ``[..., S, A1, A2]``.
         rho: start distribution, ``[..., S]``.
-        gamma: discount in [0, 1), of both.
-        validate: False skips the checks (for games made from a checked one).
+        gamma: discount factor of both players, in [0, 1).
+        validate: whether the entries are checked; False is for games derived from a checked one. Default: True.
 
     Raises:
-        ValueError: shapes that do not fit, rows of P or a rho that are no distribution, gamma outside [0, 1), a reward
-            that is not finite.
+        ValueError: shapes do not fit together, rows of P or rho are not distributions, gamma lies outside [0, 1), or a reward is
+            not finite.
 
     Example:
         >>> from bilevel_gym.envs.mdp import ZeroSumGame, solve_nash
@@ -67,12 +67,12 @@ class ZeroSumGame(MarkovModel):
         Args:
             r1: player 1's payoffs, ``[..., S, A1, A2]``; a matrix ``[A1, A2]`` is a game of one state.
             r2: player 2's payoffs, of the same shape.
-            P: transitions, ``[..., S, A1, A2, S]``; by default each state follows itself.
-            rho: start distribution, ``[..., S]``; by default uniform.
-            gamma: discount; by default 0, a game played once.
+            P: transitions, ``[..., S, A1, A2, S]``. Default: the state never changes.
+            rho: start distribution, ``[..., S]``. Default: uniform.
+            gamma: discount factor, in [0, 1). Default: 0, a game played once.
 
         Raises:
-            ValueError: payoffs that do not add up to 0, and as the constructor.
+            ValueError: the payoffs do not add up to 0, or the constructor refuses an argument.
         """
         first, second = as_float64(r1, "r1"), as_float64(r2, "r2")
         require(first.ndim >= 2, "r1", "shape [..., S, A1, A2] or [A1, A2]", f"shape {tuple(first.shape)}")
@@ -92,27 +92,27 @@ class ZeroSumGame(MarkovModel):
 
     @property
     def n_actions(self) -> tuple[int, int]:
-        """A1, A2."""
+        """The numbers of actions A1 and A2."""
         return int(self.r.shape[-2]), int(self.r.shape[-1])
 
     def detach(self) -> ZeroSumGame:
-        """The same game without its graph."""
+        """Return the same game, detached from the autograd graph."""
         return ZeroSumGame(self.P.detach(), self.r.detach(), self.rho.detach(), self.gamma, validate=False)
 
 
 def player_mdp(game: ZeroSumGame, player: int, held: Tensor, tau: float) -> TabularMDP:
-    """The MDP that one player faces while the other player's policy is fixed.
+    """Return the MDP that one player faces while the other player's policy is fixed.
 
-    Its value at temperature tau is V for player 1 and -V for player 2. Differentiable in the game and in ``held``.
+    Its value at temperature tau is V for player 1 and -V for player 2. It is differentiable in the game and in ``held``.
 
     Args:
         game: the game.
-        player: whose MDP, 1 or 2.
+        player: the player, 1 or 2.
         held: the *other* player's policy, ``[..., S, A2]`` for player 1, ``[..., S, A1]`` for player 2.
         tau: temperature.
 
     Raises:
-        ValueError: a player other than 1 and 2, a policy of another shape, batch axes that do not broadcast.
+        ValueError: ``player`` is not 1 or 2, the policy has another shape, or batch axes do not broadcast.
     """
     require(player in (1, 2), "player", "1 or 2", repr(player))
     expected = (game.n_states, game.n_actions[2 - player])
@@ -128,12 +128,12 @@ def player_mdp(game: ZeroSumGame, player: int, held: Tensor, tau: float) -> Tabu
 
 
 def joint_value(game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float = 0.0) -> Tensor:
-    """Player 1's value V of a pair of policies, ``[..., S]``, by a linear solve."""
+    """Return player 1's value V of a pair of policies, ``[..., S]``, by a linear solve."""
     return policy_value(player_mdp(game, 1, pi2, tau), pi1, tau)
 
 
 def joint_return(game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float = 0.0) -> Tensor:
-    """Player 1's return V(rho) of a pair of policies, ``[...]``."""
+    """Return player 1's return V(rho) of a pair of policies, ``[...]``."""
     return start_value(game, joint_value(game, pi1, pi2, tau))
 
 
@@ -141,7 +141,7 @@ def joint_return(game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float = 0.0) 
 def best_responses(
     game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float, warm: tuple[SoftOptimum, SoftOptimum] | None = None
 ) -> tuple[SoftOptimum, SoftOptimum]:
-    """Both players' best responses to each other's policies, each the optimum of an MDP; the second one's V is -V."""
+    """Return each player's best response to the other's policy, as the optimum of its own MDP (player 2's value is -V)."""
     starts = (None, None) if warm is None else (warm[0].V, warm[1].V)
     first = solve_soft(player_mdp(game, 1, pi2, tau), tau, starts[0])
     return first, solve_soft(player_mdp(game, 2, pi1, tau), tau, starts[1])
@@ -149,7 +149,7 @@ def best_responses(
 
 @torch.no_grad()
 def nikaido_isoda_gap(game: ZeroSumGame, pi1: Tensor, pi2: Tensor, tau: float) -> Tensor:
-    """psi(pi1,pi2) >= 0, ``[...]``: the sum of what each player could gain by a best response to the other."""
+    """Return psi(pi1,pi2) >= 0, ``[...]``: the sum of both players' gains from a best response to the other's policy."""
     check_tau(tau)
     first, second = best_responses(game, pi1, pi2, tau)
     return start_value(player_mdp(game, 1, pi2, tau), first.V) + start_value(player_mdp(game, 2, pi1, tau), second.V)

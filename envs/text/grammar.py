@@ -3,7 +3,7 @@ r"""A probabilistic context-free grammar of short everyday messages, happy, plai
     A -> beta with probability w_beta / sum w;      log p(message) = sum over the rules used
 
 Every message has one derivation, so that this is its exact log-probability, and the mean of ``-log p`` per token is the entropy
-rate that no language model of the corpus can beat. The messages are this project's own: nothing is copied from anywhere.
+rate that no language model of the corpus can beat. The messages were written for this project.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Rule = tuple[tuple[str, ...], ...]
 
 
 class Grammar:
-    """A grammar, read from text with one line for each symbol.
+    """A probabilistic context-free grammar, given as text with one line for each symbol.
 
-    A line is ``SYMBOL: weight word SYMBOL ... | weight ...``; it may go on with ``|``. A symbol is what stands before a colon;
-    all else is a word. The first symbol is the start. No symbol may lead back to itself.
+    A line is ``SYMBOL: weight word SYMBOL ... | weight ...``; a line that starts with ``|`` continues the previous one. The names
+    before a colon are symbols; everything else is a word. The first symbol is the start symbol. No symbol may produce itself.
 
     Raises:
-        ValueError: a line of another form, a weight that is not positive, a symbol that leads back to itself.
+        ValueError: a line has another form, a weight is not positive, or a symbol produces itself.
     """
 
     def __init__(self, text: str) -> None:
@@ -51,7 +51,7 @@ class Grammar:
         self.longest = self._longest(self.start, ())
 
     def _longest(self, symbol: str, above: tuple[str, ...]) -> int:
-        """Words of the longest phrase."""
+        """Return the number of words of the longest phrase."""
         if symbol not in self._rules:
             return 1
         require(symbol not in above, "text", "symbols that do not lead back to themselves", symbol)
@@ -60,13 +60,13 @@ class Grammar:
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """The vocabulary, sorted."""
+        """The vocabulary, in alphabetical order."""
         parts = {part for options in self._rules.values() for option in options for part in option}
         return tuple(sorted(parts - set(self._rules)))
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        """All messages as one regular expression: no symbol leads back to itself, so that they are finitely many."""
+        """Return a regular expression that matches all messages; there are finitely many, since no symbol produces itself."""
 
         def phrase(symbol: str) -> str:
             if symbol not in self._rules:
@@ -76,11 +76,11 @@ class Grammar:
         return re.compile(phrase(self.start))
 
     def accepts(self, message: str) -> bool:
-        """Whether a message, words apart by single spaces, is one of the grammar's."""
+        """Return whether the grammar can produce a message, a string of words separated by single spaces."""
         return self._pattern.fullmatch(message + " ") is not None
 
     def sample(self, rng: np.random.Generator) -> tuple[tuple[str, ...], float]:
-        """A message, as words, and the log-probability of its derivation."""
+        """Draw a message; return its words and the log-probability of its derivation."""
         log_p, words, stack = 0.0, [], [self.start]
         while stack:
             symbol = stack.pop()

@@ -3,10 +3,10 @@ r"""A rule that scores the sentiment of a text by a lexicon, intensifiers and ne
     total = sum over words w of the lexicon of   value(w) * prod intensity(v) * (-1/2 if negated)
     score = tanh(total / 4)                                                                   in (-1, 1), 0 for a neutral text
 
-The product is over the intensifiers that stand directly before w ("so very good"). A word is negated where one of the three words
-before it, in the same clause, is a negation; clauses end at punctuation and at "and", "but", "or". A negated word keeps half of
-its strength: "not great" is worse than nothing, and not as bad as "awful". Values lie in [-3, 3]; they are this project's own
-guesses, in ``lexicon.json``.
+The product is over the intensifiers directly before w ("so very good"). A word is negated if one of the three words before it,
+in the same clause, is a negation; clauses end at punctuation and at "and", "but", "or". A negated word keeps half of
+its strength: "not great" is worse than a neutral text, and better than "awful". Values lie in [-3, 3]; they are our
+own choice, in ``lexicon.json``.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ NEGATION_REACH, NEGATED, SCALE = 3, -0.5, 4.0
 
 
 class SentimentRule:
-    """The rule above.
+    """A rule-based sentiment score of a text (see the module).
 
     Args:
-        lexicon: ``values`` (a number in [-3, 3] a word), ``intensifiers`` (a positive number a word), ``negations`` and
-            ``boundaries`` (words); by default the package's.
+        lexicon: a dict with ``values`` (a number in [-3, 3] for each word), ``intensifiers`` (a positive number for each word),
+            ``negations`` and ``boundaries`` (lists of words). Default: the package's lexicon.
 
     Raises:
-        ValueError: a lexicon without one of these, or numbers outside.
+        ValueError: a key is missing, or a number lies outside its range.
     """
 
     def __init__(self, lexicon: dict[str, Any] | None = None) -> None:
@@ -47,7 +47,7 @@ class SentimentRule:
         require(all(by > 0.0 for by in self.intensifiers.values()), "lexicon", "intensities > 0", "others")
 
     def total(self, text: str) -> float:
-        """The sum of the words' values, each changed by the intensifiers and negations before it."""
+        """Return the sum of the words' values, each multiplied for the intensifiers and negations before it."""
         words = _TOKENS.findall(text.lower())
         return sum(self._worth(words, i) for i, word in enumerate(words) if word in self.values)
 
@@ -64,5 +64,5 @@ class SentimentRule:
         return value
 
     def __call__(self, text: str) -> float:
-        """The score, in (-1, 1)."""
+        """Return the score, in (-1, 1)."""
         return math.tanh(self.total(text) / SCALE)

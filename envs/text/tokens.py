@@ -16,20 +16,20 @@ class Tokeniser(Protocol):
     end: int
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text, without ``end``."""
+        """Convert a text to tokens, without ``end``."""
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, without ``end``."""
+        """Convert tokens to a text, without ``end``."""
 
 
 class WordTokeniser:
-    """Tokens are the words between spaces; token 0 is the end.
+    """A tokeniser whose tokens are the words between spaces; token 0 is the end.
 
     Args:
-        words: the vocabulary; by default that of ``MESSAGES``.
+        words: the vocabulary. Default: that of ``MESSAGES``.
 
     Raises:
-        ValueError: no words, or one twice; in ``encode``, a word outside the vocabulary.
+        ValueError: there are no words, or one occurs twice; in ``encode``, a word is not in the vocabulary.
     """
 
     end = 0

@@ -91,7 +91,7 @@ def test_an_id_in_a_file_imports_no_module(text: str, tabular: dict[str, bytes],
     path = beside / "leader.zip"
     for source in sources:
         path.write_bytes(packed(with_header(tabular, source=source)))
-        with pytest.raises(ValueError, match=r"to be imported: no file makes an import.*leader\.zip"):
+        with pytest.raises(ValueError, match=r"to be imported first: a file never imports a module.*leader\.zip"):
             TabularPBRL.load(path)
     assert marks(beside) == []
 
@@ -101,7 +101,9 @@ def test_a_worlds_file_imports_no_module(text: str, beside: Path) -> None:
     world: dict[str, Any] = {"env_id": text, "env_kwargs": {}, "x": None, "observe_commitment": False}
     for found in (world, {**world, "env_id": UNDER, "env_kwargs": {"env_id": text}}):
         (beside / "world.json").write_text(json.dumps(found))
-        with pytest.raises(ValueError, match=r"^world: expected .* to be imported: no file makes an import"):
+        with pytest.raises(
+            ValueError, match=r"^world: expected .* to be imported first: a file never imports a module"
+        ):
             gym.make(UNDER, world=str(beside / "world.json"))
     assert marks(beside) == []
 

@@ -228,7 +228,7 @@ def test_larger_pictures_are_convolved() -> None:
 @pytest.mark.parametrize("obs", [TILES, spaces.MultiDiscrete([3, 2]), spaces.Box(-1.0, 1.0, (2, 2))], ids=str)
 def test_x_is_not_shown_beside_such_observations(obs: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"^env: expected observations Discrete .* \(observe_commitment=False shows none\)"
+        ValueError, match=r"^env: expected Discrete observations .* \(observe_commitment=False does not show x\)"
     ):
         pbrl(led(Users(obs)), A2C, observe_commitment=True)
 
@@ -268,10 +268,12 @@ def test_a_context_that_multiplies_is_refused_with_its_size() -> None:
     payments = EventPayments([always] * 40)
     env = ShapedReward(Users(spaces.Discrete(2_000)), payments, gamma=GAMMA)
     with pytest.raises(
-        ValueError, match=r"^observe_commitment: expected False where .* 65536 numbers, got True with 82000, of"
+        ValueError, match=r"^observe_commitment: expected False if .* 65536 entries, got True with 82000 entries, for"
     ):
         pbrl(env, A2C, observe_commitment=True)
-    with pytest.raises(ValueError, match=r"^observe_commitment: expected False where .*, got True with 66000, of"):
+    with pytest.raises(
+        ValueError, match=r"^observe_commitment: expected False if .*, got True with 66000 entries, for"
+    ):
         ObserveCommitment(ShapedReward(Users(spaces.Box(-1.0, 1.0, (65_960,))), payments))
     pbrl(env, A2C)
 

@@ -354,16 +354,16 @@ def test_a_problem_whose_simulator_draws_otherwise_is_named() -> None:
     problem.kernel = lambda x: type(kernel)(
         kernel.draw, kernel.P, (mdp(x).r + 1.0).unsqueeze(-1), kernel.r_leader - x[1]
     )
-    with pytest.raises(ValueError, match=r"^problem: expected r of follower_mdp to be the mean of the kernel's"):
+    with pytest.raises(ValueError, match=r"^problem: expected r of follower_mdp equal to the mean over the kernel's"):
         check_leader_env(TabularEnv(problem))
 
 
 @pytest.mark.parametrize(
     ("field", "factor", "message"),
     [
-        ("A", 1.1, "^problem: expected the next state drawn from the Gaussian"),
-        ("noise", 1.5, "^problem: expected the next state drawn from the Gaussian"),
-        ("start", 3.0, "^problem: expected the first state drawn from the Gaussian"),
+        ("A", 1.1, "^problem: expected the next state drawn from the problem's Gaussian"),
+        ("noise", 1.5, "^problem: expected the next state drawn from the problem's Gaussian"),
+        ("start", 3.0, "^problem: expected the first state drawn from the problem's Gaussian"),
     ],
 )
 def test_a_plant_that_is_another_is_named(field: str, factor: float, message: str) -> None:
@@ -378,7 +378,7 @@ def test_a_plant_that_is_another_is_named(field: str, factor: float, message: st
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ("r_id", "^leader_model: expected the leader's reward that a step pays"),
+        ("r_id", "^leader_model: expected the leader's reward in a step"),
         ("P", "^problem: expected next state drawn by the problem's probabilities"),
         ("rho", "^problem: expected first state drawn by the problem's probabilities"),
     ],
@@ -420,9 +420,12 @@ class UnfairGame(incentive_design_v0.IncentiveDesignEnv):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (DeafGame, "^set_leader: expected steps that pay by the x that was set .*got the follower's rewards at x = "),
-        (SharedGame, "^set_leader: expected the x of other parallel environments left alone"),
-        (UnfairGame, "^leader_model: expected the follower's reward that a step pays"),
+        (
+            DeafGame,
+            "^set_leader: expected rewards that depend on the x that was set .*got the follower's rewards at x = ",
+        ),
+        (SharedGame, "^set_leader: expected the x of other environments to stay unchanged"),
+        (UnfairGame, "^leader_model: expected the follower's reward in a step"),
     ],
 )
 def test_a_broken_game_is_named(broken: Any, message: str) -> None:

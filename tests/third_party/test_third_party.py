@@ -1,10 +1,11 @@
-"""Environments of other projects under a leader: each is wrapped, checked, and trained for five iterations of ``PBRL``.
+"""Environments of other projects under a leader: each is wrapped, checked and trained for five iterations of ``PBRL``.
 
 ``make third-party`` runs these, in a virtual environment of their own; ``make test`` does not collect this folder.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,6 @@ import numpy as np
 import pytest
 from gymnasium.wrappers import FlattenObservation, TimeLimit
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 
 from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
 from bilevel_gym.envs import check_leader_env
@@ -145,17 +145,9 @@ def test_it_is_a_leader_environment(make: Callable[[], Any]) -> None:
     check_leader_env(make, steps=500)
 
 
-class Stop(BaseCallback):
-    """Ends ``learn`` after some iterations, and keeps the x of each."""
-
-    def __init__(self, iterations: int) -> None:
-        super().__init__()
-        self.iterations, self.seen = iterations, []  # type: ignore[var-annotated]
-
-    def _on_step(self) -> bool:
-        leader: Any = self.model
-        self.seen.append(np.array(leader.last_x))
-        return len(self.seen) < self.iterations
+def fewest_steps(leader: PBRL, iterations: int) -> int:
+    """The smallest budget that buys so many iterations, according to ``leader.plan``."""
+    return next(total for total in itertools.count(leader.plan(1).least) if leader.plan(total).iterations == iterations)
 
 
 def leader_of(make: Callable[[], Any], shows_x: bool = True) -> PBRL:
@@ -175,22 +167,22 @@ def leader_of(make: Callable[[], Any], shows_x: bool = True) -> PBRL:
 @pytest.mark.parametrize("make", TRAINED, ids=lambda make: make.__name__)
 def test_it_trains_and_x_moves(make: Callable[[], Any]) -> None:
     leader = leader_of(make, shows_x=make is not pictures)
-    start, stop = np.array(leader.last_x), Stop(ITERATIONS)
-    leader.learn(1_000_000, callback=stop)
-    assert len(stop.seen) == ITERATIONS
-    assert all(np.isfinite(x).all() for x in stop.seen)
-    assert np.abs(stop.seen[-1] - start).max() > 1e-4
+    start, seen = np.array(leader.last_x), list[Any]()
+    total = fewest_steps(leader, ITERATIONS)
+    plan: Any = leader.plan(total)
+    leader.learn(total, callback=lambda leader: seen.append(np.array(leader.last_x)))
+    assert (leader.iteration, leader.num_timesteps) == (len(seen), plan.spent) == (ITERATIONS, plan.spent)
+    assert all(np.isfinite(x).all() for x in seen)
+    assert np.abs(seen[-1] - start).max() > 1e-4
     record = leader.evaluate()
     print(
-        f"\n{make.__name__}: {leader.num_timesteps} steps, x {start} -> {stop.seen[-1]}, return {record.leader_return:.3f}"
+        f"\n{make.__name__}: {leader.num_timesteps} steps, x {start} -> {seen[-1]}, return {record.leader_return:.3f}"
     )
 
 
 def test_x_beside_a_picture_is_refused_by_name() -> None:
     """A follower that sees pictures is trained without it."""
-    with pytest.raises(
-        ValueError, match=r"^env: expected observations Discrete \(from 0\) or Box with one axis to show x in"
-    ):
+    with pytest.raises(ValueError, match=r"^env: expected Discrete observations \(from 0\) or a Box of one axis"):
         leader_of(pictures)
 
 

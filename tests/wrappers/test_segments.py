@@ -76,7 +76,7 @@ def test_a_segment_reaches_over_its_own_end_and_over_nothing_else() -> None:
         assert begins == set(range(last + 1))
     with pytest.raises(ValueError, match="time: expected the start of 4 steps of one episode, got 3, after which 2"):
         venv.cut(3, 1)
-    with pytest.raises(ValueError, match="time: expected a step held"):
+    with pytest.raises(ValueError, match="time: expected a step that is still stored"):
         venv.cut(40, 0)
 
 

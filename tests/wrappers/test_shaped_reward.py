@@ -311,10 +311,10 @@ class Answer(nn.Module):
         (lambda x, n: x * math.nan * torch.ones(n), "module: expected finite rewards"),
         (
             lambda x, n: x * torch.ones(n, 1),
-            r"module: expected an answer of shape \(8,\), one a step, got shape \(8, 1\)",
+            r"module: expected an output of shape \(8,\), one number for each step, got shape \(8, 1\)",
         ),
-        (lambda x, n: x.sum(), r"module: expected an answer of shape \(8,\), one a step, got shape \(\)"),
-        (lambda x, n: 3.0, r"module: expected an answer of shape \(8,\), one a step, got 3.0"),
+        (lambda x, n: x.sum(), r"module: expected an output of shape \(8,\), one number for each step, got shape \(\)"),
+        (lambda x, n: 3.0, r"module: expected an output of shape \(8,\), one number for each step, got 3.0"),
         (lambda x, n: torch.ones(n), "module: expected a reward that depends on its parameters x"),
         (lambda x, n: 0.0 * x * torch.ones(n), "module: expected a reward that depends on its parameters x"),
     ],

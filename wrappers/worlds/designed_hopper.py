@@ -26,22 +26,22 @@ class DesignedHopperEnv(DrawnAttribute):
     """A leader designs the body (torso mass and motor torque) with which a follower learns to hop.
 
     ## Description
-    At the start of every episode both are drawn, each from a Gaussian whose mean is the leader's to choose; the follower hops
-    with the body it gets. Nothing is differentiated through the simulator: x's gradient is that of log p_x, once an episode.
+    At the start of each episode both are drawn from Gaussians whose means the leader chooses; the follower hops with this body.
+    The simulator is not differentiated: x's gradient comes from log p_x of the drawn body, once per episode.
 
     ## Action Space
-    ``Box(-1, 1, (3,), float32)``: torques of thigh, leg and foot, in parts of the motors' torque.
+    ``Box(-1, 1, (3,), float32)``: torques of thigh, leg and foot, as shares of the motors' torque.
 
     ## Observation Space
     ``Box(-inf, inf, (11,), float64)``: Hopper's.
 
     ## Leader Space
-    ``Box([1, 100], [6, 300], (2,), float64)``: means of the torso's mass (kg, 3.5 at first; Hopper's own is 3.67) and of the
-    torque (N m, 200). ``commitment(s)`` is x, with ``show_draw`` the drawn body behind it;
+    ``Box([1, 100], [6, 300], (2,), float64)``: means of the torso's mass (kg, initially 3.5; Hopper's own is 3.67) and of the
+    torque (N m, 200). ``commitment(s)`` is x, followed by the drawn body if ``show_draw`` is True;
     ``info["leader_draw"]`` is (r, r_l, 1 in an episode's first step, the body before it is clipped).
 
     ## Rewards
-    The follower's and the leader's: Hopper's, for speed, for standing, less torque.
+    The follower's and the leader's: Hopper's: for speed and for standing, minus a cost of torque.
 
     ## Starting State
     Hopper's: upright, with small noise that does not depend on the body.
@@ -51,8 +51,8 @@ class DesignedHopperEnv(DrawnAttribute):
 
     ## Arguments
     - ``gamma``: discount of both players, in [0, 1) (0.99).
-    - ``relative_std``: standard deviations, in parts of the first means, positive (0.05).
-    - ``show_draw``: whether the commitment shows the body (False).
+    - ``relative_std``: standard deviations as shares of the initial means, positive (0.05).
+    - ``show_draw``: whether the follower sees the drawn body (False).
     - ``render_mode``: Hopper's own (extra ``mujoco``).
 
     ## Version History

@@ -22,8 +22,8 @@ class DesignedPendulumEnv(DrawnAttribute):
 
     ## Description
     At the start of every episode the gravity is drawn, ``g ~ N(x, std^2)``, clipped at 0; the follower swings the pendulum up and
-    holds it. A heavier one is worth more to the leader, and it has the follower's costs too. Gravity enters the dynamics, which
-    are not differentiated: x's gradient is that of log p_x(g), once an episode.
+    holds it there. The leader shares the follower's costs and earns a reward that increases with g. The dynamics depend on g and
+    are not differentiated: x's gradient comes from log p_x(g), once per episode.
 
     ## Action Space
     ``Box(-2, 2, (1,), float32)``: the torque.
@@ -32,7 +32,7 @@ class DesignedPendulumEnv(DrawnAttribute):
     ``Box([-1, -1, -8], [1, 1, 8], (3,), float32)``: cosine and sine of the angle, its speed.
 
     ## Leader Space
-    ``Box(2, 20, (1,), float64)``: the mean of g, 10 at first. ``commitment(s)`` is x, with ``show_draw`` (x, g);
+    ``Box(2, 20, (1,), float64)``: the mean of g, initially 10. ``commitment(s)`` is x, or (x, g) if ``show_draw`` is True;
     ``info["leader_draw"]`` is (r, r_l, 1 in an episode's first step, g before it is clipped).
 
     ## Rewards
@@ -47,8 +47,8 @@ class DesignedPendulumEnv(DrawnAttribute):
     ## Arguments
     - ``gamma``: discount of both players, in [0, 1) (0.98).
     - ``std``: standard deviation of g, positive (1.0).
-    - ``value``: what a unit of gravity is worth to the leader, a step (0.2).
-    - ``show_draw``: whether the commitment shows g (False).
+    - ``value``: the leader's reward per unit of gravity in each step (0.2).
+    - ``show_draw``: whether the follower sees g (False).
     - ``render_mode``: None, ``"human"`` or ``"rgb_array"``: Pendulum's own (extra ``render``).
 
     ## Version History

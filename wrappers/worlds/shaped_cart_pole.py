@@ -1,4 +1,4 @@
-"""Cart Pole, with a leader that wants the cart at a target and pays the follower for its place."""
+"""Cart Pole, with a leader that wants the cart at a target and pays the follower according to the cart's position."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HALF_TRACK = 2.4
 
 
 def features(obs: Any, action: Any, next_obs: Any) -> tuple[float, float]:
-    """The cart's place u = p / 2.4 after the step, and u^2."""
+    """Return the features u = p / 2.4, for the cart's position p after the step, and u^2."""
     u = float(next_obs[0]) / _HALF_TRACK
     return u, u * u
 
@@ -25,21 +25,22 @@ def _near_target(target: float, step: Step) -> float:
 
 
 class ShapedCartPoleEnv(ShapedReward):
-    """A leader that wants the cart of Cart Pole at a target pays the follower for where the cart is.
+    """Cart Pole with a leader that wants the cart at a target and pays the follower according to the cart's position.
 
     ## Description
-    The follower is paid 1 for every step in which the pole stands, wherever the cart is. The leader wants the cart at ``target``
-    and pays, or takes, ``x_1 u + x_2 u^2`` a step, u being the cart's place after it in halves of the track. It bears a share of
-    what it pays. With x_2 < 0 the follower's payment is largest at u = -x_1 / (2 x_2).
+    The follower earns 1 in every step in which the pole stands, at any position of the cart. The leader wants the cart at
+    ``target``. In each step it pays the follower ``x_1 u + x_2 u^2``, which may be negative, where u in [-1, 1] is the cart's
+    position on the track after the step; it bears a share of the payment. If x_2 < 0, the payment is largest at
+    u = -x_1 / (2 x_2).
 
     ## Action Space
     ``Discrete(2)``: push to the left, to the right.
 
     ## Observation Space
-    ``Box(4.8, inf, 0.42, inf; (4,), float32)`` around 0: the cart's place and speed, the pole's angle and its speed.
+    ``Box(4.8, inf, 0.42, inf; (4,), float32)`` around 0: the cart's position and speed, the pole's angle and its speed.
 
     ## Leader Space
-    ``Box(-1, 1, (2,), float64)``: x, 0 at first. ``commitment(s)`` is x; ``info["leader_draw"]`` is (r, r_l, u, u^2).
+    ``Box(-1, 1, (2,), float64)``: x, initially 0. ``commitment(s)`` is x; ``info["leader_draw"]`` is (r, r_l, u, u^2).
 
     ## Rewards
     The follower's: ``1 + x_1 u + x_2 u^2``. The leader's: ``1 - ((p - target)/2.4)^2 - leader_pays (x_1 u + x_2 u^2)``.
@@ -48,12 +49,12 @@ class ShapedCartPoleEnv(ShapedReward):
     Each of the four uniform in [-0.05, 0.05].
 
     ## Episode End
-    Terminates where the pole leans by more than 12 degrees or the cart leaves [-2.4, 2.4]; the registered environment truncates
+    Terminates when the pole leans by more than 12 degrees or the cart leaves [-2.4, 2.4]; the registered environment truncates
     after 500 steps (``max_episode_steps``).
 
     ## Arguments
     - ``gamma``: discount of both players, in [0, 1) (0.99).
-    - ``target``: where the leader wants the cart, in [-2.4, 2.4] (1.0).
+    - ``target``: the position at which the leader wants the cart, in [-2.4, 2.4] (1.0).
     - ``leader_pays``: share of the payment that the leader bears (0.1).
     - ``render_mode``: None, ``"human"`` or ``"rgb_array"``: Cart Pole's own (extra ``render``).
 

@@ -13,7 +13,7 @@ _MAX_SPEED = 0.07
 
 
 def features(obs: Any) -> tuple[float, float, float]:
-    """Height, kinetic energy, place in the valley: sin 3p, (v / v_max)^2, (p + 0.3) / 0.9."""
+    """Return height, kinetic energy and position: sin 3p, (v / v_max)^2, (p + 0.3) / 0.9."""
     p, v = float(obs[0]), float(obs[1])
     return math.sin(3.0 * p), (v / _MAX_SPEED) ** 2, (p + 0.3) / 0.9
 
@@ -22,23 +22,23 @@ class ShapedMountainCarEnv(ShapedReward):
     """A leader shapes the reward of Mountain Car so that the follower finds the goal sooner.
 
     ## Description
-    A car too weak for the hill has to swing up; every step costs 1 until the goal is reached, so a follower learns nothing before
-    it has been there by chance. The leader adds ``gamma Phi_x(s') - Phi_x(s)``, with
+    A car that is too weak for the hill has to swing up. Every step costs 1 until the goal is reached, so a follower learns
+    nothing before it has reached the goal by chance. The leader adds ``gamma Phi_x(s') - Phi_x(s)``, with
 
-        Phi_x(p, v) = x_1 sin 3p + x_2 (v / 0.07)^2 + x_3 (p + 0.3) / 0.9        (height, kinetic energy, place)
+        Phi_x(p, v) = x_1 sin 3p + x_2 (v / 0.07)^2 + x_3 (p + 0.3) / 0.9        (height, kinetic energy, position)
 
-    and Phi = 0 at the goal. For every x the optimal policies stay those of Mountain Car. So the leader's return at the *exact*
-    best response has no gradient in x, and ``PBRL`` nothing to climb on: what x moves is how much a follower has learned from
-    a given number of steps, which a search with followers trained afresh (``CMAES``) sees.
+    and Phi = 0 at the goal. The optimal policies are those of Mountain Car for every x. The leader's return at the *exact* best
+    response therefore has no gradient in x, and ``PBRL`` cannot improve it. x affects how much a follower learns in a given
+    number of steps, which a search with newly trained followers (``CMAES``) can measure.
 
     ## Action Space
     ``Discrete(3)``: to the left, nothing, to the right.
 
     ## Observation Space
-    ``Box([-1.2, -0.07], [0.6, 0.07], (2,), float32)``: place p and speed v.
+    ``Box([-1.2, -0.07], [0.6, 0.07], (2,), float32)``: position p and speed v.
 
     ## Leader Space
-    ``Box(-40, 40, (3,), float64)``: x, 0 at first. ``commitment(s)`` is x; ``info["leader_draw"]`` is (r, r_l, and the three
+    ``Box(-40, 40, (3,), float64)``: x, initially 0. ``commitment(s)`` is x; ``info["leader_draw"]`` is (r, r_l, and the three
     differences ``gamma f(s') - f(s)``).
 
     ## Rewards

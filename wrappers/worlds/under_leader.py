@@ -15,19 +15,19 @@ KEYS = ("env_id", "env_kwargs", "x", "observe_commitment")
 
 
 class UnderLeaderEnv(gym.Wrapper[Any, Any, Any, Any]):
-    """A leader environment at a fixed x, in which a trained follower is shown, evaluated and trained on.
+    """A leader environment at a fixed x, to show, evaluate or continue training a trained follower.
 
     ## Description
-    Another environment, under an x that is given with it. With it the tools of Stable-Baselines3 and rl-baselines3-zoo, which
-    know environments by their ids, run a follower that was trained here. Spaces, rewards and episodes are those of the other one.
+    It makes another environment and sets x in it. The tools of Stable-Baselines3 and rl-baselines3-zoo, which make environments
+    by id, can thus run a follower that was trained here. Spaces, rewards and episodes are those of the other environment.
 
     ## Arguments
     - ``world``: the path of a JSON file with the other arguments, e.g. the ``world.json`` of a model card folder.
     - ``env_id``: the other environment (``"bilevel_gym/TwoState-v0"``).
-    - ``env_kwargs``: its arguments.
-    - ``x``: the leader's parameter; None leaves the untrained one.
-    - ``observe_commitment``: whether the follower sees the leader's commitment, as followers of ``PBRL`` do by default.
-    - ``render_mode``: of the other environment.
+    - ``env_kwargs``: arguments of the other environment.
+    - ``x``: the leader's parameter; None leaves the initial x.
+    - ``observe_commitment``: whether the follower sees the leader context, as followers of ``PBRL`` do by default.
+    - ``render_mode``: render mode of the other environment.
 
     ## Version History
     - v0: first version.

@@ -14,7 +14,7 @@ from torch import Tensor
 import bilevel_gym  # noqa: F401  registers the environments
 from bilevel_gym.agents import PBRL, KnownModel, PBRLConfig, Rollouts, ValuePenalty
 from bilevel_gym.agents.estimators.base import GradientEstimate
-from bilevel_gym.agents.estimators.rollouts import RolloutEstimator, collect, episode_returns
+from bilevel_gym.agents.estimators.rollouts import LinearCritic, OneHot, RolloutEstimator, collect, episode_returns
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP, TabularProblem, policy_return
 from bilevel_gym.envs.tabular import TabularEnv
 from tests.problems import assert_gradient, numerical_gradient
@@ -174,3 +174,20 @@ def test_a_time_limit_is_no_end() -> None:
         stderr = values.std() / np.sqrt(len(values))
         assert abs(values.mean() - float(value)) < 4 * stderr + 0.01
         assert stderr < 0.02
+
+
+@pytest.mark.parametrize("n", [3, 40])
+def test_counted_transitions_give_the_sums_of_one_hot_features(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[Any] = []
+    for dense in (n, n - 1):  # products of matrices, then counts
+        monkeypatch.setattr("bilevel_gym.agents.estimators.rollouts.DENSE", dense)
+        rng, critic = np.random.default_rng(n), LinearCritic(OneHot(n), gamma=0.9, memory=0.7)
+        for _ in range(3):
+            obs, after = rng.integers(n, size=(2, 300))
+            alive, terminated = (rng.random((2, 300)) < [[0.8], [0.3]]).astype(np.float64)
+            critic.update(obs, after, rng.normal(size=(300, 2)), alive, terminated)
+        fitted.append(critic)
+    np.testing.assert_allclose(fitted[1].A, fitted[0].A, atol=1e-11)
+    np.testing.assert_allclose(fitted[1].b, fitted[0].b, atol=1e-11)
+    states = np.arange(n)
+    np.testing.assert_allclose(fitted[1](states), np.eye(n) @ fitted[0].theta, rtol=1e-8)

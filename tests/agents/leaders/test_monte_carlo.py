@@ -289,7 +289,7 @@ def test_the_steps_are_counted(kind: str, policies: int) -> None:
 
 
 class NoReturn(TwoStateProblem):
-    """J_L is no return of the follower's MDP."""
+    """J_L is not a return of the follower's MDP."""
 
     def leader_reward(self, x: Tensor) -> None:  # type: ignore[override]
         return None
@@ -315,7 +315,7 @@ class NoReturnOfAGame(GameProblem):
 def test_a_leader_whose_objective_is_no_return_is_refused() -> None:
     for kind, problem in (("follower", NoReturn()), ("independent", NoReturn()), ("game", NoReturnOfAGame())):
         message = (
-            rf"^estimator: expected None, exact.* the leader's objective in a {type(problem).__name__} is no return"
+            rf"^estimator: expected None, exact.* the leader's objective in a {type(problem).__name__} is not a return"
         )
         with pytest.raises(ValueError, match=message):
             leader_of(kind, problem)

@@ -281,7 +281,7 @@ def test_a_value_penalty_needs_no_entropy() -> None:
 
 
 class NoReturn(TwoStateProblem):
-    """J_L is no return of the follower's MDP."""
+    """J_L is not a return of the follower's MDP."""
 
     def leader_reward(self, x: Tensor) -> None:  # type: ignore[override]
         return None

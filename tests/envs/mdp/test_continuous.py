@@ -251,9 +251,9 @@ class Says(ContinuousEnv):
 @pytest.mark.parametrize(
     ("name", "other", "message"),
     [
-        ("step", lambda s, a, e: s + 0.9 * a, "the next observation .*step and problem must move alike"),
+        ("step", lambda s, a, e: s + 0.9 * a, "the next observation .*step and problem must agree"),
         ("rewards", lambda x, obs, a, after: (0.0 * obs[..., 0], 0.0 * obs[..., 0]), "the follower's reward of a step"),
-        ("starts", lambda: (np.zeros((1, 1)), np.ones(1)), "first observations whose mean is"),
+        ("starts", lambda: (np.zeros((1, 1)), np.ones(1)), "first observations with the mean of its start states"),
         ("gamma", 0.5, "that of the problem, 0.5"),
     ],
 )
