@@ -95,7 +95,7 @@ def side_by_side(k: int) -> LinearQuadraticProblem:
     d, n = one.dynamics, len(one.dynamics.A)
 
     def blocks(matrix: Tensor) -> Tensor:
-        return torch.block_diag(*[matrix] * k)
+        return torch.kron(torch.eye(k, dtype=F64), matrix)
 
     dynamics = LinearDynamics(*(blocks(part) for part in (d.A, d.B_leader, d.B_follower, d.noise, d.start)))
     leader, follower = (
@@ -183,14 +183,14 @@ def deep_worlds() -> dict[str, World]:
         found[name] = World(partial(hidden, TabularEnv, problem), partial(table_truth, problem), start, best, budget)
     one = steering_game().optimum().leader_return
     for k in (1, 2, 4):
-        problem = games(k)
+        game = games(k)
         found[f"lq_{k}"] = World(
-            partial(hidden, LinearQuadraticEnv, problem),
-            partial(plant_truth, problem),
-            np.zeros(problem.leader_dim),
+            partial(hidden, LinearQuadraticEnv, game),
+            partial(plant_truth, game),
+            np.zeros(game.leader_dim),
             k * one,
             1_000_000 if k == 4 else 500_000,
-            problem.gamma,
+            game.gamma,
             True,
         )
     return found

@@ -63,6 +63,11 @@ def swing_up_gently(obs: Any) -> Any:
     return swing_up(obs) / 2.0
 
 
+def heat(obs: Any) -> Any:
+    """Building: against the deviations of its own two zones."""
+    return -np.array([0.2 * obs[0] + 0.12 * obs[1], 0.13 * obs[2] + 0.1 * obs[3]], np.float32).clip(-1.0, 1.0)
+
+
 def lean(obs: Any) -> Any:
     """Hopper: hold still until it falls."""
     return np.array([-0.2, -0.1, 0.1], np.float32)
@@ -93,6 +98,7 @@ PLAYED: dict[str, tuple[int, dict[str, Any], Callable[[], Callable[[Any], Any]]]
     "ShapedMountainCar-v0": (120, {}, lambda: push_along),
     "ShapedCartPole-v0": (120, {}, lambda: balance),
     "DesignedPendulum-v0": (120, {}, lambda: swing_up),
+    "BuildingControl-v0": (16, {}, lambda: heat),
     "SubsidisedPendulum-v0": (100, {}, lambda: swing_up_gently),
     "DesignedHopper-v0": (90, {}, lambda: lean),
     "HappyText-v0": (60, {}, Write),

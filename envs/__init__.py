@@ -23,6 +23,7 @@ _OF_PROBLEMS = (
     ("TollDesign-v0", "toll_design:TollDesignEnv", 100),
     ("LQStackelberg-v0", "lq_stackelberg:LQStackelbergEnv", 100),
     ("SubsidisedPendulum-v0", "subsidised_pendulum:SubsidisedPendulumEnv", 100),
+    ("BuildingControl-v0", "building_control:BuildingControlEnv", 100),
     ("RewardGrid-v0", "reward_grid:RewardGridEnv", 100),
 )
 _OTHERS = (

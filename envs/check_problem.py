@@ -17,6 +17,7 @@ from .check_contract import SEED
 from .check_draws import ALPHA, check_table, rate, steps_at
 from .check_play import RTOL, Floats, Played, World, apart
 from .mdp import GameProblem, TabularProblem
+from .mdp.building import BuildingProblem
 from .mdp.checks import require
 from .mdp.continuous import ContinuousProblem
 from .mdp.linear_quadratic import LinearQuadraticProblem
@@ -46,12 +47,12 @@ def check_problem(world: World, x: Floats, before: Floats, steps: int) -> None:
         GameProblem: _check_game,
         LinearQuadraticProblem: _check_plant,
         ContinuousProblem: _check_continuous,
+        BuildingProblem: _check_building,
     }
     check = next((check for kind, check in kinds.items() if isinstance(problem, kind)), None)
     if check is None:
-        world.unchecked.append(
-            f"the problem, a {type(problem).__name__}: only tabular, zero-sum, linear-quadratic and continuous ones are checked"
-        )
+        told = "only tabular, zero-sum, linear-quadratic and continuous ones are checked"
+        world.unchecked.append(f"the problem, a {type(problem).__name__}: {told}")
         return
     box, X = world.box, problem.leader_set
     fits = box is not None and box.shape == (X.dim,)
@@ -272,3 +273,21 @@ def _check_continuous(
     off = np.abs(first.mean(0) - mean) - norm.isf(ALPHA / (2 * len(mean))) * spread / math.sqrt(len(first))
     fits = bool((off <= RTOL * (1.0 + np.abs(mean))).all())
     require(fits, "problem", f"first observations with the mean of its start states, {mean}", first.mean(0))
+
+
+def _check_building(
+    world: World, problem: BuildingProblem, at: tuple[Tensor, Tensor], played: list[Played], starts: list[Any]
+) -> None:
+    """Rewards, dynamics, noise and start of a building."""
+    _check_gamma(world, problem.gamma)
+    s, after = (
+        np.stack([np.asarray(world.base(getattr(step, name))) for step in played]) for name in ("obs", "next_obs")
+    )
+    a = np.clip(np.stack([step.action for step in played]), -1.0, 1.0).astype(np.float64)
+    modelled = problem.rewards(at[0].numpy(), s, a, after)
+    for whose, numbers, name in zip(("follower", "leader"), modelled, ("reward", "leader_reward"), strict=True):
+        _agree("problem", f"the {whose}'s reward", numbers, [float(getattr(step, name)) for step in played])
+    rest = after - problem.move(problem.dynamics(at[0]).numpy(), s, a)
+    eye = np.eye(s.shape[1])
+    _check_gaussian(rest, problem.noise**2 * eye, "the next state", np.concatenate([s, a], axis=1))
+    _check_gaussian(np.stack(starts), eye, "the first state")

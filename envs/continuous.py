@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -13,9 +13,13 @@ from torch import Tensor, nn
 from .core import Flags, LeaderVectorEnv, OfProblem, ProblemEnv
 from .mdp.checks import as_float64, check_size, require
 from .mdp.continuous import ContinuousProblem
+from .render import FOLLOWER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Floats = NDArray[np.float64]
-Observations = NDArray[np.float32]
+Observations = NDArray[Any]
 
 
 class ContinuousLeaderModel(nn.Module):
@@ -51,16 +55,21 @@ class ContinuousLeaderModel(nn.Module):
 
 
 class _ContinuousLeader(OfProblem):
-    """Base class of both environments: the spaces and the leader's interface."""
+    """Base class of both environments: the spaces and the leader's interface.
 
-    problem: ContinuousProblem
+    Attributes:
+        obs_dtype: of observations.
+    """
 
-    def _set_up(self, problem: ContinuousProblem, n_envs: int) -> None:
+    problem: Any
+    obs_dtype: ClassVar[type[Any]] = np.float32
+
+    def _set_up(self, problem: Any, n_envs: int) -> None:
         super()._set_up(problem, n_envs)
         self.gamma, self.commitment_size = problem.gamma, problem.leader_dim
-        ends = problem.obs_low.astype(np.float32), problem.obs_high.astype(np.float32)
+        ends = problem.obs_low.astype(self.obs_dtype), problem.obs_high.astype(self.obs_dtype)
         actions = problem.action_low.astype(np.float32), problem.action_high.astype(np.float32)
-        self._spaces = gym.spaces.Box(*ends, dtype=np.float32), gym.spaces.Box(*actions, dtype=np.float32)
+        self._spaces = gym.spaces.Box(*ends, dtype=self.obs_dtype), gym.spaces.Box(*actions, dtype=np.float32)
 
     def _load(self, x: Tensor) -> None:
         self._x = x
@@ -78,7 +87,7 @@ class _ContinuousLeader(OfProblem):
         many = point.ndim == 2 and isinstance(self, LeaderVectorEnv)
         self._load((leader_set.check_rows(point, self._n_envs) if many else leader_set.check(point)).clone())
 
-    def leader_model(self) -> ContinuousLeaderModel:
+    def leader_model(self) -> nn.Module:
         """The step as a function of x.
 
         Raises:
@@ -86,6 +95,16 @@ class _ContinuousLeader(OfProblem):
         """
         require(self._x.ndim == 1, "x", "one x for all environments", f"shape {tuple(self._x.shape)}")
         return ContinuousLeaderModel(self.problem, self._x)
+
+    def _follow(self, s: Floats, a: Floats, rng: np.random.Generator) -> Floats:
+        """The next states, ``[n, d]``."""
+        following: Floats = self.problem.step(s, a, self.problem.draw_noise(rng, len(s)))
+        return following
+
+    def _seen(self, s: Floats) -> Observations:
+        """Observations as they are shown."""
+        shown: Observations = self.problem.observe(s).astype(self.obs_dtype)
+        return shown
 
     def _move(self, s: Floats, actions: Any, name: str, rng: np.random.Generator) -> tuple[Any, ...]:
         """Clipped actions, next states, their observations, r_f and r_l, a row for each environment."""
@@ -95,10 +114,10 @@ class _ContinuousLeader(OfProblem):
             got = f"shape {a.shape}" if a.shape != shape else "NaN or infinity"
             raise ValueError(f"{name}: expected finite numbers of shape {shape}, got {got}")
         a = a.clip(problem.action_low, problem.action_high)
-        following = problem.step(s, a, problem.draw_noise(rng, len(s)))
+        following = self._follow(s, a, rng)
         seen = problem.observe(following)
         r_f, r_l = problem.rewards(self._x.numpy(), problem.observe(s), a, seen)
-        return a, following, seen.astype(np.float32), np.broadcast_to(r_f, len(s)), np.broadcast_to(r_l, len(s))
+        return a, following, self._seen(following), np.broadcast_to(r_f, len(s)), np.broadcast_to(r_l, len(s))
 
 
 class ContinuousVectorEnv(_ContinuousLeader, LeaderVectorEnv):
@@ -126,7 +145,7 @@ class ContinuousVectorEnv(_ContinuousLeader, LeaderVectorEnv):
         super().reset(seed=seed)
         self._elapsed[:] = 0
         self._state = self.problem.draw_starts(self.np_random, self.num_envs)
-        return self.problem.observe(self._state).astype(np.float32), {}
+        return self._seen(self._state), {}
 
     def step(self, actions: Any) -> tuple[Observations, Floats, Flags, Flags, dict[str, Any]]:
         """Step every environment; see the class."""
@@ -143,7 +162,7 @@ class ContinuousVectorEnv(_ContinuousLeader, LeaderVectorEnv):
         truncated = self._elapsed >= self._limit
         if truncated.any():
             start = self.problem.draw_starts(self.np_random, self.num_envs)
-            seen = self._restart(infos, truncated, seen, self.problem.observe(start).astype(np.float32))
+            seen = self._restart(infos, truncated, seen, self._seen(start))
             following = np.where(truncated[:, None], start, following)
         self._state = following
         return seen, np.array(r_f), np.zeros(self.num_envs, dtype=np.bool_), truncated, infos
@@ -176,7 +195,7 @@ class ContinuousEnv(_ContinuousLeader, ProblemEnv):
         """Draw a start state; ``options`` are not used."""
         super().reset(seed=seed)
         self._state, self._last, self._action = self.problem.draw_starts(self.np_random, 1)[0], "", None
-        return self.problem.observe(self._state).astype(np.float32), {}
+        return self._seen(self._state), {}
 
     def step(self, action: Any) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
         """Take one step."""
@@ -192,6 +211,16 @@ class ContinuousEnv(_ContinuousLeader, ProblemEnv):
     def commitment(self, obs: Any) -> Observations:
         """The leader context: x in every state, ``[commitment_size]``."""
         return self._x.numpy().astype(np.float32)
+
+    def _draw(self, panel: Axes) -> None:
+        """Draw where the state lies between the bounds of each of its dimensions, and x in the title."""
+        low, high = self.problem.state_low, self.problem.state_high
+        share = np.zeros(len(low)) if self._state is None else (self._state - low) / (high - low)
+        panel.bar(range(len(low)), share, color=FOLLOWER)
+        panel.set(
+            ylim=(0.0, 1.0), xticks=range(len(low)), xlabel="dimension of the state", ylabel="place in its interval"
+        )
+        panel.set_title(f"x = {_numbers(self.leader_x)}")
 
     def _text(self) -> str:
         return self._last + ("" if self._state is None else f"state {_numbers(self._state)}")

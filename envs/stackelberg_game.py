@@ -14,7 +14,8 @@ class StackelbergGameEnv(FromArguments, TabularEnv, problem=random_stackelberg):
     In each state the leader draws an action ``a_l`` from its policy ``pi_x(.|s)``, the follower chooses ``a_f``, both receive
     their rewards, and the next state is drawn from ``P(s'|s, a_l, a_f)``. The follower does not see ``a_l`` before it acts:
     it faces the MDP averaged over the leader's policy. Rewards are drawn once, uniformly from [0, 1], and those below
-    ``sparsity`` are set to 0; transition probabilities are uniform numbers, normalised.
+    ``sparsity`` are set to 0; transition probabilities are uniform numbers, normalised, over all
+    states or, with ``branching``, over a few random ones.
 
     ## Action Space
     ``Discrete(n_follower_actions)``: the follower's action.
@@ -43,6 +44,8 @@ class StackelbergGameEnv(FromArguments, TabularEnv, problem=random_stackelberg):
     - ``seed``: seed of the game's rewards and transitions, not of the episodes (0); None draws a random game.
     - ``reward_unit``: the unit of rewards; default temperatures, also that of evaluation, are multiples of it (None: it is
       measured, about 1).
+    - ``branching``: number of random states that can follow a state and pair of actions (None: all). With all of them each row
+      of transition probabilities is nearly uniform over many states, and a follower loses little that takes them as equal.
     - ``render_mode``: None, ``"ansi"`` or ``"rgb_array"``.
 
     The sizes, ``sparsity`` and ``tau`` are our defaults; the published experiment may use others.

@@ -27,14 +27,13 @@ class HiddenModel(LeaderEnv[Any, Any]):
         AttributeError: whenever ``problem`` is read.
     """
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
+    def __init__(self, env: Any) -> None:
         require(isinstance(env, LeaderEnv), "env", "a LeaderEnv without wrappers", repr(env))
-        self.env: Any = env
+        self.env = env
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.metadata, self.render_mode = env.metadata, env.render_mode
-        self.gamma, self.leader_space = self.env.gamma, self.env.leader_space
-        self.commitment_size = self.env.commitment_size
-        self.commitment_is_distribution, self.draws_once = self.env.commitment_is_distribution, self.env.draws_once
+        self.gamma, self.leader_space, self.draws_once = env.gamma, env.leader_space, env.draws_once
+        self.commitment_size, self.commitment_is_distribution = env.commitment_size, env.commitment_is_distribution
         known = getattr(env, "leader_set", None) or getattr(getattr(env, "problem", None), "leader_set", None)
         if known is not None:
             self.leader_set: LeaderSet = known

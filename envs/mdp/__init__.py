@@ -1,5 +1,6 @@
 """Ground floor: tabular mathematics in torch float64, batched over leading axes, differentiable in x."""
 
+from .building import BuildingProblem
 from .continuous import ContinuousProblem, GridResponse
 from .grid import GridMap
 from .incentive import IncentiveDesignProblem, random_incentive_design
@@ -48,7 +49,7 @@ from .trajectories import TabularWorld, Trajectories, game_world, kernel_world, 
 from .zero_sum import ZeroSumGame, best_responses, joint_return, joint_value, nikaido_isoda_gap, player_mdp
 
 __all__ = [
-    "ArrayProblem", "BilevelProblem", "ContinuousProblem", "GameProblem", "GridMap", "GridResponse",
+    "ArrayProblem", "BilevelProblem", "BuildingProblem", "ContinuousProblem", "GameProblem", "GridMap", "GridResponse",
     "IncentiveDesignProblem", "LeaderSet",
     "LinearDynamics", "LinearOptimum", "LinearQuadraticProblem", "LinearResponse", "NashEquilibrium", "Optimum",
     "QuadraticCost", "RoadNetwork", "SoftOptimum", "SparseMDP", "StackelbergProblem", "TabularKernel", "TabularMDP",

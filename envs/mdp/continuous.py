@@ -339,7 +339,8 @@ class _Grid:
         """The best action, ``[n, m]``, at states ``[n, d]``, with what follows worth V."""
         after = self._after(s)
         Q = self.paid(x, s, after) + self.problem.gamma * (self.interpolated(V, after) @ self._odds)
-        return self.actions[Q.argmax(1)]
+        best: Floats = self.actions[Q.argmax(1)]
+        return best
 
     def solve(self, x: Floats, V: Floats) -> Floats:
         """V*, ``[G]``, from a first guess, by modified policy iteration."""

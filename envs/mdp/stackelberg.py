@@ -112,17 +112,22 @@ def random_stackelberg(
     sparsity: float = 0.7,
     seed: int | None = 0,
     reward_unit: float | None = None,
+    branching: int | None = None,
 ) -> StackelbergProblem:
     """Make a random game as in the paper (section 6.1).
 
     Rewards are U[0,1], and those below ``sparsity`` are set to 0. Transitions are U[0,1], normalised; rho is uniform.
+
+    With ``branching`` only that many random states can follow a state and pair of actions. Without it, each row of P is nearly
+    uniform over many states, and the transitions hardly matter.
 
     ``reward_unit`` is the unit of both players' rewards; ``tau0`` and default temperatures are multiples of it. None measures it.
 
     The sizes, ``sparsity`` and ``tau`` are our defaults; the published experiment may use others.
 
     Raises:
-        ValueError: a size is below 1, gamma lies outside [0, 1), tau is negative, or ``sparsity`` lies outside [0, 1].
+        ValueError: a size is below 1, gamma lies outside [0, 1), tau is negative, ``sparsity`` lies outside [0, 1], or
+            ``branching`` is not between 1 and ``n_states``.
     """
     S = check_size(n_states, "n_states")
     A_l, A_f = check_size(n_leader_actions, "n_leader_actions"), check_size(n_follower_actions, "n_follower_actions")
@@ -131,7 +136,14 @@ def random_stackelberg(
     rng = np.random.default_rng(seed)
     rewards = rng.uniform(size=(2, S, A_l, A_f))
     rewards[rewards < sparsity] = 0.0
-    P = rng.uniform(size=(S, A_l, A_f, S))
+    if branching is None:
+        P = rng.uniform(size=(S, A_l, A_f, S))
+    else:
+        require(check_size(branching, "branching") <= S, "branching", f"at most n_states = {S}", branching)
+        P = np.zeros((S, A_l, A_f, S))
+        for row in P:  # one state at a time: what its successors are drawn by is as large as its part of P
+            successors = rng.random(row.shape).argpartition(branching - 1, axis=-1)[..., :branching]
+            np.put_along_axis(row, successors, 1.0 - rng.random(successors.shape), -1)
     P /= P.sum(-1, keepdims=True)
     r_leader, r_follower = torch.from_numpy(rewards)
     rho = torch.full((S,), 1.0 / S, dtype=torch.float64)

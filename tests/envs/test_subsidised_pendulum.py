@@ -19,7 +19,7 @@ from bilevel_gym.envs.mdp.continuous import GridSolver
 from bilevel_gym.envs.subsidised_pendulum import SubsidisedPendulumEnv, SubsidisedPendulumProblem
 
 ID = "bilevel_gym/SubsidisedPendulum-v0"
-OTHER = {
+OTHER: dict[str, Any] = {
     "price": 0.2,
     "force": 3.0,
     "gravity": 9.0,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from bilevel_gym.agents import TabularPBRL
@@ -67,7 +68,12 @@ def table(walk: Walk, x: float) -> tuple[float, float]:
     for s in range(n):
         P[s, np.arange(3), (s + moves) % n] = 1.0
     r = walk.pay(np.arange(float(n)))[:, None] - 0.3 * x * np.abs(moves)
-    Q = solve_soft(TabularMDP(P, r, np.full(n, 1.0 / n), walk.gamma), 0.0).Q.numpy()
+    Q = solve_soft(
+        TabularMDP(
+            torch.from_numpy(P), torch.from_numpy(r), torch.full((n,), 1.0 / n, dtype=torch.float64), walk.gamma
+        ),
+        0.0,
+    ).Q.numpy()
     a, states, paid = Q.argmax(1), np.arange(n), np.zeros(2)
     for t in range(walk.horizon):
         chosen = a[states]
@@ -203,10 +209,13 @@ def test_a_point_outside_x_is_refused() -> None:
 
 def test_any_continuous_problem_can_be_simulated() -> None:
     """With noise that is drawn, checked as an environment of one's own would be; exact leaders say that it is none of theirs."""
-    env: Any = as_env(Regulator())
+    env: Any = ContinuousEnv(Regulator(), render_mode="rgb_array")
+    assert isinstance(as_env(env.problem), ContinuousEnv)
     with pytest.warns(UserWarning, match="could not check the noise of a continuous problem"):
         check_leader_env(env)
     env.set_leader([0.5])
+    env.reset(seed=0)
+    assert env.render().shape == (400, 500, 3)
     many = env.vectorised(500, 7)
     many.set_leader([0.3])
     s, _ = many.reset(seed=0)
@@ -217,7 +226,7 @@ def test_any_continuous_problem_can_be_simulated() -> None:
     np.testing.assert_allclose(r_f, -(s[:, 0] ** 2) - 0.5 * 0.16, rtol=1e-5)
     np.testing.assert_allclose(infos["leader_reward"], -(after[:, 0] ** 2), rtol=1e-5)
     with pytest.raises(ValueError, match="problem: expected one whose lower_level is one of"):
-        TabularPBRL(Regulator())  # type: ignore[arg-type]
+        TabularPBRL(Regulator())
 
 
 class Says(ContinuousEnv):
