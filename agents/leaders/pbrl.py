@@ -76,14 +76,15 @@ class PBRLConfig(LeaderConfig):
     """Options of :class:`PBRL`.
 
     Attributes:
-        learning_rate: learning rate of x.
+        learning_rate: learning rate of x, in ``LeaderSet.unit``: 1, but between 1/40 and 1/2 of X's width in each coordinate.
         n_envs: number of parallel environments per follower.
         follower_steps: training steps of each follower per outer iteration (SB3 rounds up to whole rollouts).
         warmup_steps: training steps of each follower before x first moves, at most an eighth of the budget.
         estimator: how x's gradient is estimated: :class:`Rollouts`, from the followers' episodes only, or :class:`KnownModel`,
             through the model of a tabular problem at the followers' policies.
         observe_commitment: whether followers observe the leader context.
-        x_noise: standard deviation of the noise on x in training; must be 0 without ``observe_commitment``.
+        x_noise: standard deviation of the noise on x in training, in ``LeaderSet.unit``; must be 0 without
+            ``observe_commitment``.
         noisy_share: share of a follower's parallel environments with that noise; the others train at x.
         q_temperature: temperature, in units of reward, of the policy ``softmax(Q / q_temperature)`` of followers with a
             Q-network.
@@ -239,7 +240,7 @@ class PBRLMethod(Method):
         return isinstance(self.config.estimator, Rollouts)
 
     def reach(self, iterations: int) -> float:
-        return float(self.config.reach(self._rate, iterations))
+        return float(self.config.reach(self._rate, iterations) * self.unit.max())
 
     def step(self, state: PBRLState, progress: Progress) -> tuple[PBRLState, dict[str, float]]:
         state.lam = self._lam(progress.remaining)
