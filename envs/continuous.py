@@ -155,7 +155,7 @@ class ContinuousVectorEnv(_ContinuousLeader, LeaderVectorEnv):
         infos: dict[str, Any] = {
             "leader_reward": np.array(r_l),
             "_leader_reward": self._everyone,
-            "leader_draw": np.zeros(self.num_envs),
+            "leader_draw": np.zeros(self.num_envs, dtype=np.int64),
             "_leader_draw": self._everyone,
         }
         self._elapsed += 1
@@ -206,7 +206,7 @@ class ContinuousEnv(_ContinuousLeader, ProblemEnv):
         reward, leader_reward = float(r_f[0]), float(r_l[0])
         if self.render_mode is not None:
             self._last = f"action {_numbers(a[0])}: follower {reward:.3g}, leader {leader_reward:.3g}; "
-        return seen[0], reward, False, False, {"leader_reward": leader_reward, "leader_draw": 0.0}
+        return seen[0], reward, False, False, {"leader_reward": leader_reward, "leader_draw": 0}
 
     def commitment(self, obs: Any) -> Observations:
         """The leader context: x in every state, ``[commitment_size]``."""

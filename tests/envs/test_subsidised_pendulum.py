@@ -49,7 +49,7 @@ def test_a_step_by_hand() -> None:
     up = (1.0 + math.cos(angle)) / 2.0
     np.testing.assert_allclose(obs, [math.cos(angle), math.sin(angle), speed], rtol=1e-6)
     assert reward == pytest.approx(0.4 * up - 0.3 * 0.25, rel=1e-12)
-    assert info == {"leader_reward": pytest.approx(0.6 * up, rel=1e-12), "leader_draw": 0.0}
+    assert info == {"leader_reward": pytest.approx(0.6 * up, rel=1e-12), "leader_draw": 0}
     assert not terminated
     assert not truncated
     env._state = np.array([1.5, 7.95])  # the speed is clipped, and so is the push
