@@ -127,6 +127,7 @@ class ResponsePoolState(State):
         misses: points near which challengers have found nothing since the last find, with the challengers' kinds.
         finds: for each challenger, its gain over the pool at its point, the gain's standard error, and 1 where it was a find.
         finished: whether all kinds of challenger at the maximiser have found nothing.
+        total: count at which the latest call of ``learn`` ends.
         rng: source of candidates and seeds.
         words: numbers that seed evaluations.
         episode_seed: seed of all stored episodes.
@@ -139,6 +140,7 @@ class ResponsePoolState(State):
     misses: list[tuple[Tensor, str]] = field(default_factory=list)
     finds: list[tuple[float, float, float]] = field(default_factory=list)
     finished: bool = False
+    total: int = 0
     rng: Any = None
     words: list[int] = field(default_factory=list)
     episode_seed: int = 0
@@ -186,13 +188,14 @@ class ResponsePoolMethod(Method):
     def begin(self, state: ResponsePoolState, progress: Progress, afresh: bool) -> None:
         if not state.responses:
             self._add(state, self._untrained(self._seed(state)), "untrained", state.x.detach())
-        if state.finished:
+        if state.finished and progress.total != state.total:  # another call of learn goes on; a resumed one stays finished
             state.finished, state.misses = False, []
+        state.total = progress.total
 
     def first_steps(self, state: ResponsePoolState) -> int:
         return 0 if state.responses else self.config.episodes * self.worlds.horizon(self.config.tail)
 
-    def finished(self, state: ResponsePoolState) -> bool:
+    def ended(self, state: ResponsePoolState) -> bool:
         return state.finished
 
     def step(self, state: ResponsePoolState, progress: Progress) -> tuple[ResponsePoolState, dict[str, float]]:

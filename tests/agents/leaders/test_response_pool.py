@@ -96,7 +96,9 @@ def test_it_says_that_the_budget_ended_early_and_ends_by_itself_otherwise() -> N
     kinds = [response.kind for response in leader.responses]
     assert kinds[:3] == ["untrained", "fresh", "warm"]
     assert kinds[-1] == "fresh"
-    spent = leader.num_timesteps
+    spent, x = leader.num_timesteps, leader.x
+    assert leader.resume().num_timesteps == spent
+    np.testing.assert_array_equal(leader.x, x)
     leader.learn(50_000, reset_num_timesteps=False)
     assert leader.num_timesteps > spent
 
