@@ -172,7 +172,9 @@ def _learn(leader: Any, settings: Settings, folder: Path, extras: Extras, upto: 
             left = settings.budget - (upto or 0)
             leader.learn(left, callbacks, extras.progress, reset_num_timesteps=upto is None)
             ended = leader.method.ended(leader.state)  # by itself, before the budget
-            if leader.num_timesteps < settings.budget and not ended:  # a signal that whoever held it before has let pass
+            if (
+                leader.num_timesteps < settings.budget and not ended
+            ):  # a signal that whoever held it before has let pass
                 raise KeyboardInterrupt
             if checkpoint.saved != leader.iteration:  # it only warned
                 leader.save(folder / LEADER)

@@ -188,7 +188,9 @@ class ResponsePoolMethod(Method):
     def begin(self, state: ResponsePoolState, progress: Progress, afresh: bool) -> None:
         if not state.responses:
             self._add(state, self._untrained(self._seed(state)), "untrained", state.x.detach())
-        if state.finished and progress.total != state.total:  # another call of learn goes on; a resumed one stays finished
+        if (
+            state.finished and progress.total != state.total
+        ):  # another call of learn goes on; a resumed one stays finished
             state.finished, state.misses = False, []
         state.total = progress.total
 

@@ -58,7 +58,12 @@ LONGER = (
     "PBRL, a callable, PPO",
 )
 """Of these, those that take seconds and whose parts others have too: ``make long`` compares them."""
-SEVERAL = {"sweep, TwoState, A2C": 2, "Optuna, TwoState, A2C": 3, "Optuna's CMA-ES, StackelbergGame, DQN": 2}
+SEVERAL = {
+    "pool, TwoState, A2C": 3,
+    "sweep, TwoState, A2C": 2,
+    "Optuna, TwoState, A2C": 3,
+    "Optuna's CMA-ES, StackelbergGame, DQN": 2,
+}
 """Iterations of cases whose first one shows too little; 1 for all others."""
 SHOWN = 100
 """Entries of x that are compared, at most: a learned reward has thousands."""
