@@ -380,6 +380,25 @@ class ResponsePoolMethod(Method):
     def fingerprint(self) -> list[float]:
         return self.worlds.fingerprint()
 
+    def loaded(self, state: ResponsePoolState, replay: bool, path: Path) -> None:
+        """Check the policies and points that were read."""
+        points = {"start": [state.start], "trained": state.trained, "misses": [point for point, _ in state.misses]}
+        points["responses"] = [response.x for response in state.responses]
+        for name, several in points.items():
+            for point in several:
+                self.leader_set.check(point, name)
+        n, kinds = len(state.trained), {"untrained", *self._kinds}
+        for name, found in (("finds", len(state.finds)), ("responses", max(len(state.responses) - 1, 0))):
+            require(found == n, name, f"{n}, one for each point trained at", found)
+        named = {kind for _, kind in state.misses} | {response.kind for response in state.responses}
+        require(named <= kinds, "kind", f"one of {sorted(kinds)}", sorted(named - kinds))
+        shape = (self.config.episodes, 1 + self.leader_set.dim)
+        for response in state.responses:
+            self._example.take_policy(response.weights)
+            for table in (response.episodes.follower, response.episodes.leader):
+                fits = bool(response.episodes.steps) if table is None else tuple(table.shape) == shape
+                require(fits, "episodes", f"tables of shape {shape}, or steps", None if table is None else table.shape)
+
     def room(self, state: ResponsePoolState) -> int:
         """Return the size in bytes of as many policies as a run may hold."""
         return 1000 * size_of(snapshot(self._example.policy_state()))
