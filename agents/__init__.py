@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from .leaders.pbrl import PBRLConfig as PBRLConfig
     from .leaders.preference_pbrl import PreferencePBRL as PreferencePBRL
     from .leaders.response_pool import ResponsePool as ResponsePool
-    from .leaders.response_pool import ResponsePoolConfig as ResponsePoolConfig
     from .leaders.single_loop import SingleLoop as SingleLoop
     from .leaders.single_loop import SingleLoopConfig as SingleLoopConfig
     from .leaders.sobirl import SoBiRL as SoBiRL
@@ -76,7 +75,7 @@ _NAMES = {
     "leaders.hypergradient": "Hypergradient HypergradientConfig",
     "leaders.pbrl": "PBRL PBRLConfig",
     "leaders.preference_pbrl": "PreferencePBRL",
-    "leaders.response_pool": "ResponsePool ResponsePoolConfig",
+    "leaders.response_pool": "ResponsePool",
     "leaders.single_loop": "SingleLoop SingleLoopConfig",
     "leaders.sobirl": "SoBiRL SoBiRLConfig",
     "leaders.tabular_pbrl": "TabularPBRL TabularPBRLConfig",

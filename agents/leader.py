@@ -53,9 +53,9 @@ class Progress(NamedTuple):
 
 @dataclass
 class State:
-    """The state that a method continues from: tensors, numbers, generators and objects with ``state_dict``/``load_state_dict``.
+    """The state that a method continues from; a file holds all of it, according to its annotations. Methods add fields.
 
-    A file holds all of it, according to its annotations; methods add fields.
+    Fields are tensors, numbers, generators and objects with ``state_dict`` and ``load_state_dict``.
 
     Attributes:
         x: the leader's parameter, ``[dim]``.
@@ -76,7 +76,7 @@ class Method(ABC):
         judges: whether x is evaluated during learning and the best kept.
         estimates: whether x's gradient, which a step leaves at ``x.grad``, is an estimate from random draws.
         source: how the environment was given.
-        follower_spec: the follower that the user gave; only for methods with learned followers.
+        follower_spec: the follower that the user gave, where followers are learned.
     """
 
     config: Any
@@ -142,7 +142,7 @@ class Method(ABC):
         """Finish a call of ``learn`` after this number of iterations, e.g. with a warning."""
 
     def finished(self, state: Any) -> bool:
-        """Whether the method has ended by itself, before the budget."""
+        """Whether the method ends by itself now, before the budget."""
         return False
 
     def checkpoint_on(self, error: Exception) -> str | Path | None:
@@ -248,8 +248,7 @@ class Leader:
     ) -> Self:
         """Learn x; the last iteration is always completed.
 
-        Pass the budget first, or by the name of its unit: ``learn(300_000)`` or ``learn(total_timesteps=300_000)`` for a sampled
-        leader, ``learn(60)`` or ``learn(num_iterations=60)`` for an exact one.
+        Pass the budget first or by the name of its unit: ``learn(total_timesteps=300_000)``, ``learn(num_iterations=60)``.
 
         Args:
             total: the budget, in the unit of :attr:`num_timesteps`.
@@ -376,7 +375,7 @@ class Leader:
             held.signal = max(held.signal, size / stderr if stderr > 0.0 else float(size > 0.0) * 1e9)
 
     def evaluate(self) -> Any:
-        """Evaluate :attr:`x`: return at the best response, return at pi_y, follower regret, penalty, lam, tau, steps.
+        """Evaluate :attr:`x` at the best response; see :class:`~.evaluation.Evaluation`.
 
         Without a known model each call trains new followers, other than those by which x was chosen; their steps count.
         """
@@ -416,13 +415,12 @@ class Leader:
     def set_logger(self, logger: Logger) -> None:
         """Log records with an SB3 logger, e.g. ``configure(folder, ["csv", "json", "tensorboard"])``.
 
-        Earlier rows since counting began, including those of the run that a leader was loaded from, are written first, except to
-        the screen, so that the files are those of an uninterrupted run.
+        Earlier rows, also of the run that a leader was loaded from, are written first to all but the screen, so that the files
+        are those of an uninterrupted run.
         """
         from stable_baselines3.common.logger import HumanOutputFormat
 
-        self._logger, formats = logger, logger.output_formats
-        screens = (sys.stdout, sys.stderr)
+        self._logger, formats, screens = logger, logger.output_formats, (sys.stdout, sys.stderr)
         logger.output_formats = [f for f in formats if not (isinstance(f, HumanOutputFormat) and f.file in screens)]
         for step, which, values in self.run.log:
             for (key, excluded), value in zip(self.run.columns[which], values, strict=True):
@@ -535,7 +533,7 @@ class Leader:
     def _take_back(self, header: dict[str, Any], path: str | Path) -> None:
         """Load the run and the state from what :meth:`save` wrote."""
         method, replay = self.method, bool(header["replay"])
-        # Besides a fresh state's arrays, an optimiser stores two numbers per parameter; a method may collect data.
+        # Beyond a fresh state's arrays, an optimiser stores two numbers per parameter; a method may collect data.
         tree = read_state(path, header["state"], 3 * size_of(snapshot(self.state)) + method.room(self.state))
         restore(self.state, tree["state"])
         if replay:
@@ -543,8 +541,8 @@ class Leader:
             read_arrays(path, method.replay(self.state, whole=True))
         method.loaded(self.state, replay, Path(path))
         restore(self.run, tree["run"])
-        widths = [len(columns) for columns in self.run.columns]
-        fits = all(which < len(widths) and len(values) == widths[which] for _, which, values in self.run.log)
+        widths = dict(enumerate(map(len, self.run.columns)))
+        fits = all(len(values) == widths.get(which) for _, which, values in self.run.log)
         require(fits, "log", "a value for each of its columns", "another number")
         if method.judges:
             self.method.leader_set.check(self.state.x.detach(), "x")

@@ -39,8 +39,16 @@ ASKED = {"SAC": 94_000, "TD3": 188_000, "PPO": 94_000}
 """Environment steps: TD3's followers need twice as many to keep up with x."""
 BUDGET = 200_000
 LAM = 3.0
+UNIT = 0.75
+"""Unit of x in this game, half of X's width: steps from 0.1 to 0.02 and noise of 1, in x itself."""
 CONFIG = PBRLConfig(
-    n_envs=16, follower_steps=512, estimator=Rollouts(12), learning_rate=Linear(0.1, 0.02), averaging=0.6, eval_every=5
+    n_envs=16,
+    follower_steps=512,
+    estimator=Rollouts(12),
+    learning_rate=Linear(0.1 / UNIT, 0.02 / UNIT),
+    x_noise=1.0 / UNIT,
+    averaging=0.6,
+    eval_every=5,
 )
 
 Floats = NDArray[np.float64]

@@ -76,14 +76,15 @@ class PBRLConfig(LeaderConfig):
     """Options of :class:`PBRL`.
 
     Attributes:
-        learning_rate: learning rate of x.
+        learning_rate: learning rate of x, in ``LeaderSet.unit``: 1, but between 1/40 and 1/2 of X's width in each coordinate.
         n_envs: number of parallel environments per follower.
         follower_steps: training steps of each follower per outer iteration (SB3 rounds up to whole rollouts).
         warmup_steps: training steps of each follower before x first moves, at most an eighth of the budget.
         estimator: how x's gradient is estimated: :class:`Rollouts`, from the followers' episodes only, or :class:`KnownModel`,
             through the model of a tabular problem at the followers' policies.
         observe_commitment: whether followers observe the leader context.
-        x_noise: standard deviation of the noise on x in training; must be 0 without ``observe_commitment``.
+        x_noise: standard deviation of the noise on x in training, in ``LeaderSet.unit``; must be 0 without
+            ``observe_commitment``.
         noisy_share: share of a follower's parallel environments with that noise; the others train at x.
         q_temperature: temperature, in units of reward, of the policy ``softmax(Q / q_temperature)`` of followers with a
             Q-network.
@@ -205,6 +206,7 @@ class PBRLMethod(Method):
         self.level: Any = learned(env, env_kwargs, config, self.penalty)
         self.source, self.worlds = self.level.worlds.source, self.level.worlds
         self.leader_set = config.cut(self.worlds.leader_set)
+        self.unit = self.leader_set.unit
         self.terms = self.penalty.terms(self.level.n_players)
         self._lam = as_schedule(self.penalty.lam, "lam", positive=True)
         self._rate = as_schedule(config.learning_rate, "learning_rate", positive=True)
@@ -238,7 +240,7 @@ class PBRLMethod(Method):
         return isinstance(self.config.estimator, Rollouts)
 
     def reach(self, iterations: int) -> float:
-        return float(self.config.reach(self._rate, iterations))
+        return float(self.config.reach(self._rate, iterations) * self.unit.max())
 
     def step(self, state: PBRLState, progress: Progress) -> tuple[PBRLState, dict[str, float]]:
         state.lam = self._lam(progress.remaining)
@@ -253,7 +255,7 @@ class PBRLMethod(Method):
         if p.margin < -2.0 * p.margin_stderr:
             state.oracle_failures += 1
         else:
-            projected_step(state.optimizer, [self.leader_set.project])
+            self._move(state)
         return state, {
             "penalty_estimate": p.mean,
             "penalty_estimate_stderr": p.stderr,
@@ -261,12 +263,22 @@ class PBRLMethod(Method):
             "gradient_norm": float(found.ascent.norm()),
         }
 
+    def _move(self, state: PBRLState) -> None:
+        """Take the optimiser's step in x's units; with units of 1 it is a step in x itself."""
+        unit = self.unit
+        with torch.no_grad():
+            state.x.div_(unit)
+            state.x.grad = None if state.x.grad is None else state.x.grad * unit
+        projected_step(state.optimizer, [lambda z: self.leader_set.project(z * unit) / unit])
+        with torch.no_grad():
+            state.x.copy_(self.leader_set.project(state.x * unit))
+
     def neighbourhood(self, state: PBRLState) -> NDArray[np.float64]:
         """Return x for every parallel environment, ``[n_envs, dim]``: x itself or x plus noise, projected onto X."""
         config = self.config
         points = np.repeat(state.x.detach().numpy()[None], config.n_envs, axis=0)
         noisy = round(config.noisy_share * config.n_envs) if config.observe_commitment else 0
-        points[:noisy] += config.x_noise * state.rng.standard_normal((noisy, points.shape[1]))
+        points[:noisy] += config.x_noise * self.unit.numpy() * state.rng.standard_normal((noisy, points.shape[1]))
         return self.leader_set.project(torch.from_numpy(points)).numpy()
 
     def _train(self, state: PBRLState, progress: Progress) -> None:

@@ -4,12 +4,13 @@ Where x enters rewards only, the stored episodes of a policy give its returns at
 keeps all policies that it ever trained and repeats:
 
     1. x' maximises the belief F^(x) = min { V_l^k(x) : V_f^k(x) as good as the best within the noise }
-    2. a challenger is trained at x': warm from the pool's best policy there, its exploration restored;
-       or untrained at the start ("fresh") where a warm one has found nothing near x' since the last find
+    2. a challenger is trained at x': warm from the pool's best policy there, its exploration restored; where that has found
+       nothing near x' since the last find, penalised (in more than three dimensions), then fresh from new weights
     3. the challenger joins the pool; it is a find if its follower return exceeds the pool's best by two standard errors
 
-until a warm and a fresh challenger at the maximiser have found nothing. The maximiser lies where the belief is most wrong, and
-the next policy corrects it there. There is no learning rate and no lam, and neither plateaus nor thresholds stop the search.
+until all kinds of challenger at the maximiser have found nothing. The maximiser lies where the belief is most wrong, and the next
+policy corrects it there. There is no learning rate, and neither plateaus nor thresholds stop the search. A penalised challenger
+is paid r_f + r_l/lam: it is nearly best for the follower and better for the leader, who may make it the best by another x.
 
 The pool begins with an untrained policy, a fresh one at the corner of X farthest from the start, and one at the start. Large
 stakes teach what small stakes do not: a policy learned in the corner is a challenger everywhere.
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ...envs.mdp.checks import check_number, check_size, require
-from ...wrappers import set_leader
+from ...wrappers import RewardMixing, set_leader
 from ...wrappers.vec_env import leader_model
 from ..checkpoint import size_of
 from ..config import LeaderConfig, configured
@@ -40,7 +41,7 @@ from ..followers.sb3 import SB3Follower
 from ..followers.spec import Answering, FollowerSpec, at_fixed_x
 from ..leader import Leader, Method, Progress, State
 from ..learned.answers import Answer, Evaluating, best_answer, judge, judge_steps
-from ..learned.pool import Pool, Response, episodes_of, far_corner, fixed_points, propose
+from ..learned.pool import MANY, Pool, Response, episodes_of, far_corner, fixed_points, propose
 from ..learned.pool_picture import draw_belief
 from ..learned.worlds import EnvSpec, Vectorisation, Worlds
 from ..plan import Cost, RecordCost
@@ -49,6 +50,8 @@ from ..records import snapshot, storable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LAM = (2.0, 8.0, 0.5)
+"""Penalty coefficients of the penalised challengers, with both players' returns in units of their spread over the pool."""
 FIND = 2.0
 """Standard errors by which a challenger's gain must exceed 0 to count as a find."""
 
@@ -123,7 +126,7 @@ class ResponsePoolState(State):
         trained: points trained at, ``[k, dim]``, latest last.
         misses: points near which challengers have found nothing since the last find, with the challengers' kinds.
         finds: for each challenger, its gain over the pool at its point, the gain's standard error, and 1 where it was a find.
-        finished: whether a warm and a fresh challenger at the maximiser have found nothing.
+        finished: whether all kinds of challenger at the maximiser have found nothing.
         rng: source of candidates and seeds.
         words: numbers that seed evaluations.
         episode_seed: seed of all stored episodes.
@@ -162,7 +165,8 @@ class ResponsePoolMethod(Method):
         words = [int(s) for s in np.random.SeedSequence(seed).generate_state(4)]
         state = ResponsePoolState(x, start=x.detach().clone(), words=words[2:], episode_seed=words[1] % 2**31)
         state.rng = np.random.default_rng(words[0])
-        self.training, self._stage = self.worlds.make(self.config.n_envs), self.worlds.make(self.config.episodes)
+        self.training = RewardMixing(self.worlds.make(self.config.n_envs), 0.0)
+        self._stage = self.worlds.make(self.config.episodes)
         self._spec = at_fixed_x(self.follower_spec, self.training)
         self._model = leader_model(self.worlds.env, x.detach().numpy())
         self._points = fixed_points(self.leader_set, self.config.points)
@@ -197,15 +201,18 @@ class ResponsePoolMethod(Method):
         if kind == "fresh" and state.trained and left < self._example.cost_alone(self.config.fresh_steps).followers:
             kind = "warm"  # a fresh challenger does not fit into the budget
 
-        # Train a challenger at x, warm from the pool's best policy there or fresh.
+        # Train a challenger at x: fresh, or from the pool's best policy there, perhaps with a share in the leader's reward.
         set_leader(self.training, x.numpy())
         challenger = self._untrained(self._seed(state))
-        if kind == "warm":
+        if kind != "fresh":
             best = int(self.pool(state).believe(x[None]).best)
             challenger.take_policy(state.responses[best].weights)
             challenger.explore_again()
-        steps = self.config.warm_steps if kind == "warm" else self.config.fresh_steps
+        if kind.startswith("penalised"):
+            self.training.weight = self.pool(state).exchange(x) / float(kind.partition(" ")[2])
+        steps = self.config.fresh_steps if kind == "fresh" else self.config.warm_steps
         state.num_timesteps += challenger.train_alone(steps)
+        self.training.weight = 0.0
         self._add(state, challenger, kind, x)
         state.trained.append(x)
 
@@ -217,7 +224,7 @@ class ResponsePoolMethod(Method):
         pool, trained = self.pool(state), torch.stack(state.trained)
         with torch.no_grad():
             proposal, _ = self._next(state)
-            state.finished = self._tried(state, proposal) == {"warm", "fresh"}
+            state.finished = self._tried(state, proposal) >= set(self._kinds)
             answers = proposal[None] if state.finished else trained
             belief = pool.believe(answers)
             state.x.copy_(answers[int(belief.feared.argmax())])
@@ -240,7 +247,15 @@ class ResponsePoolMethod(Method):
             [state.episode_seed, len(state.responses)]
         )  # the same proposal whenever it is asked for
         x = propose(self.pool(state), self.leader_set, self._points, trained, rng, self.config.near)
-        return x, "fresh" if "warm" in self._tried(state, x) else "warm"
+        tried = self._tried(state, x)
+        return x, next((kind for kind in self._kinds if kind not in tried), "warm")
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        """Kinds of challenger, in the order in which they are tried near a point."""
+        if self.leader_set.dim <= MANY:
+            return ("warm", "fresh")
+        return ("warm", *(f"penalised {lam:g}" for lam in LAM), "fresh")
 
     def _tried(self, state: ResponsePoolState, x: Tensor) -> set[str]:
         """Return the kinds of challenger that have found nothing near x since the last find."""
@@ -276,7 +291,7 @@ class ResponsePoolMethod(Method):
             )
         elif iterations and not state.finished:
             warnings.warn(
-                "the budget ended before a warm and a fresh challenger had found nothing at the best x: the belief there is "
+                "the budget ended before all kinds of challenger had found nothing at the best x: the belief there is "
                 f"that of {len(state.responses)} policies; learn on with reset_num_timesteps=False",
                 stacklevel=4,
             )
@@ -381,7 +396,7 @@ class ResponsePool(Leader):
     Attributes:
         responses: the policies of the pool.
         finds: for each challenger, its gain over the pool, with its standard error, and 1 where it was a find.
-        finished: whether a warm and a fresh challenger at the best x have found nothing.
+        finished: whether all kinds of challenger at the best x have found nothing.
         num_timesteps: environment steps of all followers and of the stored episodes.
 
     Raises:

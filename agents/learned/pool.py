@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import linprog
 from torch import Tensor
 
 from ...envs.mdp import LeaderSet
@@ -33,6 +34,8 @@ from .worlds import Worlds
 
 AFFINE = 1e-9
 """Relative error below which returns count as affine in x."""
+MANY = 3
+"""Number of parameters up to which points that fill X suffice; beyond, gradients and penalised challengers help."""
 PROBES = 4
 """Number of random points at which that is tested."""
 
@@ -120,7 +123,7 @@ class Response:
     """One policy of the pool.
 
     Attributes:
-        kind: how it came about: ``"untrained"``, ``"fresh"``, ``"warm"`` or the name of another source.
+        kind: how it came about: ``"untrained"``, ``"fresh"``, ``"warm"`` or ``"penalised"``.
         x: the point that it was trained at, ``[dim]``.
         weights: its weights, for :meth:`SB3Follower.take_policy`.
         episodes: its episodes.
@@ -183,6 +186,12 @@ class Pool:
         feared = torch.where(near, J, torch.inf).amin(0)
         return best, envelope, J[best, rows], feared
 
+    @torch.no_grad()
+    def exchange(self, x: Tensor) -> float:
+        """Return the follower's spread of returns over the policies at x, ``[dim]``, in units of the leader's."""
+        spreads = [float(V.amax() - V.amin()) for V in (values.mean(-1)[:, 0] for values in self.returns(x[None]))]
+        return spreads[0] / spreads[1] if spreads[1] > 0.0 else 0.0
+
     def gain(self, x: Tensor) -> tuple[float, float]:
         """Return by how much the newest policy's follower return at x, ``[dim]``, exceeds the best other, with its stderr."""
         F = self.returns(x[None])[0][:, 0]  # [K, N]
@@ -197,7 +206,8 @@ def propose(
     """Return the point of X with the largest belief F^, ``[dim]``.
 
     Candidates are fixed points of X, normal neighbours of the latest points trained at and of the best candidates, those points
-    themselves and, in more than three dimensions, what ascent on a smooth belief finds.
+    themselves, and the solutions of :func:`best_for_each` or, in more than three dimensions and where returns are not affine in
+    x, what ascent on a smooth belief finds.
 
     Args:
         pool: the pool.
@@ -214,12 +224,65 @@ def propose(
     noise = torch.as_tensor(rng.standard_normal((len(centres), 128, leader_set.dim)))
     near = leader_set.project((centres[:, None] + radius * width * noise).flatten(0, 1))
     candidates = torch.cat([candidates, near])
-    if leader_set.dim > 3:
+    affine = all(response.episodes.follower is not None for response in pool.responses)
+    if affine and len(pool.responses) > 1:
+        candidates = torch.cat([candidates, best_for_each(pool, leader_set)])
+    elif leader_set.dim > MANY:
         starts = torch.cat([candidates[first.topk(min(8, len(first))).indices], trained[-4:]])
         candidates = torch.cat([candidates, ascend(pool, leader_set, starts)])
     return candidates[int(pool.believe(candidates).feared.argmax())].clone()
 
 
+@torch.no_grad()
+def best_for_each(pool: Pool, leader_set: LeaderSet, rounds: int = 3) -> Tensor:
+    r"""Return for each policy k the point of X that is best for the leader among those at which k is the follower's answer.
+
+    Where returns are affine in x this is a linear programme,
+
+        max_x V_l^k(x)   such that   V_f^k(x) - V_f^j(x) >= m stderr_j   for all other policies j,
+
+    with the standard errors of the paired differences at the last round's x. Programmes without a feasible point are left out.
+
+    Args:
+        pool: a pool whose returns are all affine in x.
+        leader_set: X.
+        rounds: number of programmes for each policy.
+
+    Returns:
+        Points of X, ``[n, dim]`` with n at most the number of policies.
+    """
+    stored = [response.episodes for response in pool.responses]
+    F = torch.stack([e.follower for e in stored if e.follower is not None]).numpy()  # [K, N, 1 + dim]
+    L = torch.stack([e.leader for e in stored if e.leader is not None]).numpy()
+    low, high, dim = leader_set.low.numpy(), leader_set.high.numpy(), leader_set.dim
+    bounds, found = [*zip(low, high, strict=True)], []
+    spends = np.isfinite(leader_set.budget)
+    if spends:  # further variables u >= |x| with sum u <= budget
+        bounds += [(0.0, None)] * dim
+        eye, zero = np.eye(dim), np.zeros((1, dim))
+        budget = np.block([[eye, -eye], [-eye, -eye], [zero, np.ones((1, dim))]])
+    for k in range(len(F)):
+        apart = np.delete(F[k] - F, k, axis=0)  # [K - 1, N, 1 + dim]
+        mean, x = apart.mean(1), 0.5 * (low + high)
+        for _ in range(rounds):
+            at_x = apart[..., 0] + apart[..., 1:] @ x
+            noise = at_x.std(1, ddof=1) / np.sqrt(at_x.shape[1])
+            size = np.abs(mean).max(1)
+            A, b, c = -mean[:, 1:], mean[:, 0] - (pool.margin + 0.01) * noise - 1e-9 * size, -L[k].mean(0)[1:]
+            if spends:
+                A = np.vstack([np.hstack([A, np.zeros_like(A)]), budget])
+                b = np.concatenate([b, np.zeros(2 * dim), [leader_set.budget]])
+                c = np.concatenate([c, np.zeros(dim)])
+            solved = linprog(c, A_ub=A, b_ub=b, bounds=bounds, method="highs")
+            if solved.x is None:
+                break
+            x = solved.x[:dim]
+        else:
+            found.append(leader_set.project(torch.from_numpy(x)))
+    return torch.stack(found) if found else leader_set.low.new_zeros(0, dim)
+
+
+@torch.enable_grad()
 def ascend(pool: Pool, leader_set: LeaderSet, starts: Tensor, steps: int = 200) -> Tensor:
     """Ascend ``sum_k softmax_k(beta V_f^k(x)) V_l^k(x)`` from several starts, beta rising; return every twentieth point.
 

@@ -116,6 +116,12 @@ class LeaderSet:
         """Number of coordinates of x."""
         return int(self.low.shape[0])
 
+    @property
+    def unit(self) -> Tensor:
+        """Unit of steps of x and of noise on it, ``[dim]``: 1, but at least 1/40 and at most 1/2 of X's width."""
+        width = self.high - self.low
+        return torch.where(width > 0.0, torch.ones_like(width).clamp(width / 40.0, width / 2.0), 1.0)
+
     def _clip(self, x: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(x, self.low), self.high)
 

@@ -543,3 +543,35 @@ def test_arguments_of_another_type_are_named(changes: dict[str, Any], message: s
 
 def test_sb3_makes_our_environments_by_id() -> None:
     assert A2C("MlpPolicy", "bilevel_gym/TwoState-v0", device="cpu").learn(50).num_timesteps >= 50
+
+
+def scaled(width: float) -> TabularEnv:
+    """A table whose reward depends on x as a share of X's width."""
+    rng = torch.Generator().manual_seed(2)
+    P = torch.rand(4, 2, 4, generator=rng, dtype=torch.float64)
+    base = TabularMDP(P / P.sum(-1, keepdim=True), torch.zeros(4, 2), torch.full((4,), 0.25), gamma=0.8)
+    pay, own = torch.randn(2, 4, 2, generator=rng, dtype=torch.float64)
+    X = LeaderSet.box(1, -0.5 * width, 0.5 * width)
+    return TabularEnv(ArrayProblem(base, X, lambda x: own + 2.0 * x / width * pay, lambda x: pay - 2.0 * x / width))
+
+
+@pytest.mark.parametrize("width", [0.02, 1.0])
+def test_steps_and_noise_are_shares_of_a_narrow_X(width: float) -> None:
+    reference, narrow = (
+        PBRL(scaled(w), A2C, config=replace(SMALL, observe_commitment=False, x_noise=0.0)).learn(6_000)
+        for w in (2.0, width)
+    )
+    assert reference.last_x[0] != 0.0
+    np.testing.assert_allclose(narrow.last_x / width, reference.last_x / 2.0, rtol=1e-6)
+    wide = small().method
+    np.testing.assert_array_equal(wide.unit, 1.0)
+    points = PBRL(scaled(width), A2C, config=replace(SMALL, x_noise=0.1, noisy_share=1.0))
+    spread = points.method.neighbourhood(points.state).std()
+    assert 0.02 * width < spread < 0.1 * width
+
+
+@pytest.mark.parametrize(
+    ("width", "unit"), [(0.01, 0.005), (2.0, 1.0), (20.0, 1.0), (40.0, 1.0), (4e6, 1e5), (0.0, 1.0)]
+)
+def test_the_unit_of_x(width: float, unit: float) -> None:
+    assert LeaderSet.box(2, 1.0, 1.0 + width).unit.tolist() == pytest.approx([unit, unit])

@@ -86,7 +86,7 @@ def test_the_plan_counts_the_steps_of_the_first_iterations() -> None:
 
 def test_it_says_that_the_budget_ended_early_and_ends_by_itself_otherwise() -> None:
     leader = ResponsePool(threshold, AlgorithmSpec(PPO, SETTINGS[PPO]), **SMALL | {"fresh_steps": 1_500})
-    with pytest.warns(UserWarning, match="the budget ended before a warm and a fresh challenger"):
+    with pytest.warns(UserWarning, match="the budget ended before all kinds of challenger"):
         leader.learn(2_000)
     leader = small(near=1.0)
     leader.learn(50_000)

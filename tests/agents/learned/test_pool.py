@@ -16,6 +16,7 @@ from bilevel_gym.agents.learned.pool import (
     Episodes,
     Pool,
     Response,
+    best_for_each,
     episodes_of,
     far_corner,
     fixed_points,
@@ -156,3 +157,48 @@ def test_the_far_corner_lies_in_X() -> None:
         far_corner(LeaderSet.box(2, -1.0, 1.0), torch.tensor([0.5, -0.5], dtype=F64)),
         torch.tensor([-1.0, 1.0], dtype=F64),
     )
+
+
+def pieces(seed: int, dim: int, K: int, n: int = 8) -> Pool:
+    """A pool of random policies whose returns differ from episode to episode."""
+    rng = torch.Generator().manual_seed(seed)
+    made = [
+        Episodes(
+            *(
+                torch.randn(1, 1 + dim, generator=rng, dtype=F64)
+                + 0.1 * torch.randn(n, 1 + dim, generator=rng, dtype=F64)
+                for _ in range(2)
+            )
+        )
+        for _ in range(K)
+    ]
+    return Pool([Response("made", torch.zeros(dim, dtype=F64), {}, e) for e in made], torch.nn.Identity())
+
+
+@pytest.mark.parametrize("budget", [np.inf, 0.8])
+@pytest.mark.parametrize("seed", range(4))
+def test_linear_programmes_find_the_best_x_for_each_policy(seed: int, budget: float) -> None:
+    pool = pieces(seed, dim=2, K=4)
+    X = LeaderSet(-torch.ones(2, dtype=F64), torch.ones(2, dtype=F64), budget)
+    found = best_for_each(pool, X)
+    assert all(X.contains(x) for x in found)
+    # On a fine grid no point has a larger belief than the best solution, which keeps its distance from every other policy.
+    side = torch.linspace(-1.0, 1.0, 201, dtype=F64)
+    grid = torch.cartesian_prod(side, side)
+    grid = grid[grid.abs().sum(1) <= budget]
+    value = pool.believe(found).feared.max()
+    assert value >= pool.believe(grid).feared.max() - 0.06
+    with torch.no_grad():
+        F, _ = pool.returns(found)
+    best = pool.believe(found).best
+    for i in range(len(found)):
+        apart = F[best[i], i] - F[:, i]
+        noise = apart.std(-1) / 8**0.5
+        others = torch.arange(4) != best[i]
+        assert bool((apart.mean(-1) > 2.7 * noise)[others].all())  # of three, up to the last round's noise
+
+
+def test_the_exchange_is_the_ratio_of_spreads() -> None:
+    pool = made([([0.0, 0.0], [0.0, 0.0]), ([2.0, 0.0], [-4.0, 0.0]), ([1.0, 1.0], [1.0, 0.0])])
+    assert pool.exchange(torch.tensor([3.0], dtype=F64)) == pytest.approx(4.0 / 5.0)
+    assert made([([0.0, 0.0], [1.0, 0.0])]).exchange(torch.zeros(1, dtype=F64)) == 0.0
