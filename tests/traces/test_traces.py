@@ -39,6 +39,7 @@ SAMPLED = (
     "PBRL, ShapedCartPole, DQN",
     "PBRL, a callable, PPO",
     "CMA-ES, TwoState, A2C",
+    "pool, TwoState, A2C",
     "sweep, TwoState, A2C",
     "Optuna, TwoState, A2C",
     "Optuna's CMA-ES, StackelbergGame, DQN",
