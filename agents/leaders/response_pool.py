@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -264,8 +265,13 @@ class ResponsePoolMethod(Method):
 
     def _tried(self, state: ResponsePoolState, x: Tensor) -> set[str]:
         """Return the kinds of challenger that have found nothing near x since the last find."""
+        near = self._near([point for point, _ in state.misses], x)
+        return {kind for (_, kind), close in zip(state.misses, near, strict=True) if close}
+
+    def _near(self, points: Sequence[Tensor], x: Tensor) -> list[bool]:
+        """Return whether each point lies within ``near`` of x."""
         width = (self.leader_set.high - self.leader_set.low).clamp_min(1e-12)
-        return {kind for point, kind in state.misses if float(((point - x).abs() / width).max()) <= self.config.near}
+        return [float(((point - x).abs() / width).max()) <= self.config.near for point in points]
 
     def _seed(self, state: ResponsePoolState) -> int:
         return int(state.rng.integers(2**31))
@@ -304,7 +310,11 @@ class ResponsePoolMethod(Method):
     # --- evaluation -----------------------------------------------------------------------------------------------------
 
     def evaluate(self, state: ResponsePoolState, x: Tensor, iteration: int) -> Evaluation:
-        """Return the record of x by the pool's best policy there; it spends no steps."""
+        """Return the record of x by the pool's best policy there; it spends no steps.
+
+        The follower's regret is that of the best policy which was not trained near x, the one that the belief rested on before:
+        None where no policy, or every policy, was trained near x.
+        """
         with torch.no_grad():
             F, L = self.pool(state).returns(x[None])
         answers = [
@@ -312,11 +322,15 @@ class ResponsePoolMethod(Method):
             for k, response in enumerate(state.responses)
         ]
         found = best_answer(answers, np.random.default_rng([*state.words, iteration]))
-        regret, regret_stderr, _ = state.finds[-1] if state.finds else (0.0, 0.0, 0.0)
+        near = self._near([response.x for response in state.responses], x)
+        far = [answer for answer, close in zip(answers, near, strict=True) if not close]
+        regret, regret_stderr = None, 0.0
+        if far and any(near):
+            regret, regret_stderr = found.regret(max(far, key=lambda answer: answer.follower.mean()))
         return Evaluation(
             found.leader_return,
             None,
-            max(regret, 0.0),
+            regret,
             None,
             None,
             0.0,

@@ -137,6 +137,18 @@ def test_where_no_model_is_known_new_followers_judge() -> None:
     assert first.follower_regret >= 0.0
 
 
+def test_a_records_regret_is_that_of_what_the_belief_rested_on() -> None:
+    leader = small().learn(3_000, callback=lambda leader: leader.iteration < 4)
+    state, method = leader.state, leader.method
+    x = state.trained[-1]
+    record = method.evaluate(state, x, 7)
+    F = method.pool(state).returns(x[None])[0][:, 0].mean(-1)
+    far = [k for k, response in enumerate(state.responses) if abs(float(response.x - x)) > 0.05 * 4.0]
+    assert 0 < len(far) < len(F)
+    assert record.follower_regret == pytest.approx(float(F.max() - F[far].max()))
+    assert method.evaluate(state, torch.tensor([1.234], dtype=torch.float64), 7).follower_regret is None
+
+
 def test_it_refuses_x_in_the_dynamics_and_says_what_to_take() -> None:
     with pytest.raises(ValueError, match=r"env: expected an environment whose x enters rewards only.*PBRL"):
         ResponsePool("bilevel_gym/LQStackelberg-v0", PPO)
