@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,3 +117,11 @@ class LeaderConfig:
         low = -np.inf if self.low is None else self.low
         high = np.inf if self.high is None else self.high
         return leader_set.intersect(low, high, np.inf if self.budget is None else self.budget)
+
+
+def require_unused(config: LeaderConfig, names: Iterable[str], why: str) -> None:
+    """Raise ``ValueError`` where a field that the leader does not use is set."""
+    defaults = LeaderConfig()
+    for name in names:
+        value = getattr(config, name)
+        require(value == getattr(defaults, name), name, f"none: {why}", repr(value))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...envs.mdp import LeaderSet
 from ...envs.mdp.checks import check_number, require
-from ..config import LeaderConfig
+from ..config import LeaderConfig, require_unused
 from ..evaluation import Evaluation
 from ..exact import ExactConfig, ExactLeader, ExactMethod, ExactState
 from ..followers.sb3 import SB3Follower
@@ -36,7 +36,6 @@ from .trials import (
     TrialsMethod,
     TrialsState,
     check_population,
-    require_unused,
     seed_words,
 )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -22,7 +21,7 @@ from torch import Tensor
 from ...envs.mdp.checks import check_number, check_size, require
 from ...wrappers import set_leader
 from ..checkpoint import size_of
-from ..config import LeaderConfig, configured
+from ..config import LeaderConfig, configured, require_unused
 from ..estimators.rollouts import collect, episode_returns, mean_and_error
 from ..evaluation import Evaluation, leader_return_at_best_response
 from ..followers.sb3 import SB3Follower
@@ -67,14 +66,6 @@ class TrialsConfig(LeaderConfig):
         check_number(self.rollout_tail, "rollout_tail", low=0.0, high=1.0, open_low=True, open_high=True)
         known = self.vec_env in (None, *get_args(Vectorisation))
         require(known, "vec_env", f"None or one of {get_args(Vectorisation)}", repr(self.vec_env))
-
-
-def require_unused(config: LeaderConfig, names: Iterable[str], why: str) -> None:
-    """Raise ``ValueError`` where a field that the leader does not use is set."""
-    defaults = LeaderConfig()
-    for name in names:
-        value = getattr(config, name)
-        require(value == getattr(defaults, name), name, f"none: {why}", repr(value))
 
 
 def check_population(population: int | None, least: int = 2) -> None:

@@ -35,7 +35,7 @@ from ...envs.mdp.checks import check_number, check_size, require
 from ...wrappers import RewardMixing, set_leader
 from ...wrappers.vec_env import leader_model
 from ..checkpoint import size_of
-from ..config import LeaderConfig, configured
+from ..config import LeaderConfig, configured, require_unused
 from ..estimators.rollouts import collect
 from ..evaluation import Evaluation, leader_return_at_best_response
 from ..followers.sb3 import SB3Follower
@@ -111,10 +111,7 @@ class ResponsePoolConfig(LeaderConfig):
         require(known, "vec_env", f"None or one of {get_args(Vectorisation)}", repr(self.vec_env))
         latest = "False: earlier records are beliefs that later policies have corrected"
         require(not self.keep_best, "keep_best", latest, self.keep_best)
-        defaults = LeaderConfig()
-        for name in ("learning_rate", "optimizer_class", "optimizer_kwargs"):
-            value, unused = getattr(self, name), "none: the pool takes no gradient steps"
-            require(value == getattr(defaults, name), name, unused, repr(value))
+        require_unused(self, ("learning_rate", "optimizer_class", "optimizer_kwargs"), "the pool takes no gradient steps")
 
 
 @dataclass
