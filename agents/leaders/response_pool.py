@@ -12,8 +12,9 @@ until all kinds of challenger at the maximiser have found nothing. The maximiser
 policy corrects it there. There is no learning rate, and neither plateaus nor thresholds stop the search. A penalised challenger
 is paid r_f + r_l/lam: it is nearly best for the follower and better for the leader, who may make it the best by another x.
 
-The pool begins with an untrained policy, a fresh one at the corner of X farthest from the start, and one at the start. Large
-stakes teach what small stakes do not: a policy learned in the corner is a challenger everywhere.
+The leader's x is the point trained at with the largest belief at twice the margin. The pool begins with an untrained policy, a
+fresh one at the corner of X farthest from the start, and one at the start. Large stakes teach what small stakes do not: a policy
+learned in the corner is a challenger everywhere.
 
 Related: double oracle and policy-space response oracles; cutting planes; generalised policy improvement.
 """
@@ -42,7 +43,7 @@ from ..followers.sb3 import SB3Follower
 from ..followers.spec import Answering, FollowerSpec, at_fixed_x
 from ..leader import Leader, Method, Progress, State
 from ..learned.answers import Answer, Evaluating, best_answer, judge, judge_steps
-from ..learned.pool import MANY, Pool, Response, episodes_of, far_corner, fixed_points, propose
+from ..learned.pool import CAUTION, MANY, Pool, Response, episodes_of, far_corner, fixed_points, propose
 from ..learned.pool_picture import draw_belief
 from ..learned.worlds import EnvSpec, Vectorisation, Worlds
 from ..plan import Cost, RecordCost
@@ -111,7 +112,9 @@ class ResponsePoolConfig(LeaderConfig):
         require(known, "vec_env", f"None or one of {get_args(Vectorisation)}", repr(self.vec_env))
         latest = "False: earlier records are beliefs that later policies have corrected"
         require(not self.keep_best, "keep_best", latest, self.keep_best)
-        require_unused(self, ("learning_rate", "optimizer_class", "optimizer_kwargs"), "the pool takes no gradient steps")
+        require_unused(
+            self, ("learning_rate", "optimizer_class", "optimizer_kwargs"), "the pool takes no gradient steps"
+        )
 
 
 @dataclass
@@ -177,9 +180,9 @@ class ResponsePoolMethod(Method):
     def _untrained(self, seed: int) -> SB3Follower:
         return SB3Follower(self._spec, self.training, self.worlds.gamma, seed, False, Answering())
 
-    def pool(self, state: ResponsePoolState) -> Pool:
-        """Return the pool, with what it believes of F over X."""
-        return Pool(state.responses, self._model, self.config.margin)
+    def pool(self, state: ResponsePoolState, caution: float = 1.0) -> Pool:
+        """Return the pool, with what it believes of F over X; ``caution`` multiplies the margin."""
+        return Pool(state.responses, self._model, caution * self.config.margin)
 
     # --- learning -------------------------------------------------------------------------------------------------------
 
@@ -224,12 +227,12 @@ class ResponsePoolMethod(Method):
         found = gain > FIND * stderr
         state.finds.append((gain, stderr, float(found)))
         state.misses = [] if found else [*state.misses, (x, kind)]
-        pool, trained = self.pool(state), torch.stack(state.trained)
+        trained = torch.stack(state.trained)
         with torch.no_grad():
             proposal, _ = self._next(state)
             state.finished = self._tried(state, proposal) >= set(self._kinds)
-            answers = proposal[None] if state.finished else trained
-            belief = pool.believe(answers)
+            answers = torch.cat([trained, proposal[None]]) if state.finished else trained
+            belief = self.pool(state, CAUTION).believe(answers)
             state.x.copy_(answers[int(belief.feared.argmax())])
         return state, {
             "belief": float(belief.feared.max()),

@@ -36,6 +36,8 @@ AFFINE = 1e-9
 """Relative error below which returns count as affine in x."""
 MANY = 3
 """Number of parameters up to which points that fill X suffice; beyond, gradients and penalised challengers help."""
+CAUTION = 2.0
+"""Margins by which an answer's policy must be better than others: twice those by which points are proposed."""
 PROBES = 4
 """Number of random points at which that is tested."""
 
@@ -206,8 +208,8 @@ def propose(
     """Return the point of X with the largest belief F^, ``[dim]``.
 
     Candidates are fixed points of X, normal neighbours of the latest points trained at and of the best candidates, those points
-    themselves, and the solutions of :func:`best_for_each` or, in more than three dimensions and where returns are not affine in
-    x, what ascent on a smooth belief finds.
+    themselves and, in more than three dimensions, the solutions of :func:`best_for_each` or, where returns are not affine in x,
+    what ascent on a smooth belief finds.
 
     Args:
         pool: the pool.
@@ -225,7 +227,7 @@ def propose(
     near = leader_set.project((centres[:, None] + radius * width * noise).flatten(0, 1))
     candidates = torch.cat([candidates, near])
     affine = all(response.episodes.follower is not None for response in pool.responses)
-    if affine and len(pool.responses) > 1:
+    if leader_set.dim > MANY and affine and len(pool.responses) > 1:
         candidates = torch.cat([candidates, best_for_each(pool, leader_set)])
     elif leader_set.dim > MANY:
         starts = torch.cat([candidates[first.topk(min(8, len(first))).indices], trained[-4:]])
@@ -239,9 +241,10 @@ def best_for_each(pool: Pool, leader_set: LeaderSet, rounds: int = 3) -> Tensor:
 
     Where returns are affine in x this is a linear programme,
 
-        max_x V_l^k(x)   such that   V_f^k(x) - V_f^j(x) >= m stderr_j   for all other policies j,
+        max_x V_l^k(x)   such that   V_f^k(x) - V_f^j(x) >= c m stderr_j   for all other policies j,
 
-    with the standard errors of the paired differences at the last round's x. Programmes without a feasible point are left out.
+    with the standard errors of the paired differences at the last round's x. Its solutions lie on the edge of what is known of k;
+    so they keep a distance of c = ``CAUTION`` margins. Programmes without a feasible point are left out.
 
     Args:
         pool: a pool whose returns are all affine in x.
@@ -268,7 +271,7 @@ def best_for_each(pool: Pool, leader_set: LeaderSet, rounds: int = 3) -> Tensor:
             at_x = apart[..., 0] + apart[..., 1:] @ x
             noise = at_x.std(1, ddof=1) / np.sqrt(at_x.shape[1])
             size = np.abs(mean).max(1)
-            A, b, c = -mean[:, 1:], mean[:, 0] - (pool.margin + 0.01) * noise - 1e-9 * size, -L[k].mean(0)[1:]
+            A, b, c = -mean[:, 1:], mean[:, 0] - CAUTION * pool.margin * noise - 1e-9 * size, -L[k].mean(0)[1:]
             if spends:
                 A = np.vstack([np.hstack([A, np.zeros_like(A)]), budget])
                 b = np.concatenate([b, np.zeros(2 * dim), [leader_set.budget]])
