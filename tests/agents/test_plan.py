@@ -42,6 +42,8 @@ ASKED: dict[str, Any] = {
     "first_labels": 4,
     "length": 5,
     "first_steps": 50,
+    "first_epochs": 5,
+    "epochs": 2,
     "follower_steps": 70,
     "n_envs": 4,
 }
