@@ -141,8 +141,8 @@ class Method(ABC):
     def end(self, state: Any, iterations: int) -> None:  # noqa: B027
         """Finish a call of ``learn`` after this number of iterations, e.g. with a warning."""
 
-    def finished(self, state: Any) -> bool:
-        """Whether the method ends by itself now, before the budget."""
+    def ended(self, state: Any) -> bool:
+        """Whether the method has ended by itself, before the budget."""
         return False
 
     def checkpoint_on(self, error: Exception) -> str | Path | None:
@@ -309,7 +309,7 @@ class Leader:
                 method.begin(self.state, Progress(done, run.total), afresh)
                 if run.cadence.start and run.kept is None:
                     self._judge()
-                while self.state.num_timesteps < run.total - run.cadence.reserved:
+                while self.state.num_timesteps < run.total - run.cadence.reserved and not method.ended(self.state):
                     self.state, found = method.step(self.state, Progress(self.state.num_timesteps, run.total))
                     run.iteration += 1
                     if method.estimates and self.state.x.grad is not None:
@@ -323,7 +323,7 @@ class Leader:
                     elif run.iteration % every == 0:
                         self._judge(found)
                         bar.set_postfix({"best leader return": f"{run.kept.evaluation.leader_return:.3f}"})  # type: ignore[union-attr]
-                    if not all([one(self) is not False for one in called]) or method.finished(self.state):
+                    if not all([one(self) is not False for one in called]):
                         break
                 if run.cadence.end and run.evaluated_at != run.iteration:
                     self._judge()

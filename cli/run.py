@@ -171,7 +171,10 @@ def _learn(leader: Any, settings: Settings, folder: Path, extras: Extras, upto: 
         with one_thread():
             left = settings.budget - (upto or 0)
             leader.learn(left, callbacks, extras.progress, reset_num_timesteps=upto is None)
-            if leader.num_timesteps < settings.budget:  # a signal that whoever held it before has let pass
+            ended = leader.method.ended(leader.state)  # by itself, before the budget
+            if (
+                leader.num_timesteps < settings.budget and not ended
+            ):  # a signal that whoever held it before has let pass
                 raise KeyboardInterrupt
             if checkpoint.saved != leader.iteration:  # it only warned
                 leader.save(folder / LEADER)

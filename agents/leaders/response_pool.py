@@ -127,6 +127,7 @@ class ResponsePoolState(State):
         misses: points near which challengers have found nothing since the last find, with the challengers' kinds.
         finds: for each challenger, its gain over the pool at its point, the gain's standard error, and 1 where it was a find.
         finished: whether all kinds of challenger at the maximiser have found nothing.
+        total: count at which the latest call of ``learn`` ends.
         rng: source of candidates and seeds.
         words: numbers that seed evaluations.
         episode_seed: seed of all stored episodes.
@@ -139,6 +140,7 @@ class ResponsePoolState(State):
     misses: list[tuple[Tensor, str]] = field(default_factory=list)
     finds: list[tuple[float, float, float]] = field(default_factory=list)
     finished: bool = False
+    total: int = 0
     rng: Any = None
     words: list[int] = field(default_factory=list)
     episode_seed: int = 0
@@ -186,13 +188,16 @@ class ResponsePoolMethod(Method):
     def begin(self, state: ResponsePoolState, progress: Progress, afresh: bool) -> None:
         if not state.responses:
             self._add(state, self._untrained(self._seed(state)), "untrained", state.x.detach())
-        if state.finished:
+        if (
+            state.finished and progress.total != state.total
+        ):  # another call of learn goes on; a resumed one stays finished
             state.finished, state.misses = False, []
+        state.total = progress.total
 
     def first_steps(self, state: ResponsePoolState) -> int:
         return 0 if state.responses else self.config.episodes * self.worlds.horizon(self.config.tail)
 
-    def finished(self, state: ResponsePoolState) -> bool:
+    def ended(self, state: ResponsePoolState) -> bool:
         return state.finished
 
     def step(self, state: ResponsePoolState, progress: Progress) -> tuple[ResponsePoolState, dict[str, float]]:
@@ -374,6 +379,25 @@ class ResponsePoolMethod(Method):
 
     def fingerprint(self) -> list[float]:
         return self.worlds.fingerprint()
+
+    def loaded(self, state: ResponsePoolState, replay: bool, path: Path) -> None:
+        """Check the policies and points that were read."""
+        points = {"start": [state.start], "trained": state.trained, "misses": [point for point, _ in state.misses]}
+        points["responses"] = [response.x for response in state.responses]
+        for name, several in points.items():
+            for point in several:
+                self.leader_set.check(point, name)
+        n, kinds = len(state.trained), {"untrained", *self._kinds}
+        for name, found in (("finds", len(state.finds)), ("responses", max(len(state.responses) - 1, 0))):
+            require(found == n, name, f"{n}, one for each point trained at", found)
+        named = {kind for _, kind in state.misses} | {response.kind for response in state.responses}
+        require(named <= kinds, "kind", f"one of {sorted(kinds)}", sorted(named - kinds))
+        shape = (self.config.episodes, 1 + self.leader_set.dim)
+        for response in state.responses:
+            self._example.take_policy(response.weights)
+            for table in (response.episodes.follower, response.episodes.leader):
+                fits = bool(response.episodes.steps) if table is None else tuple(table.shape) == shape
+                require(fits, "episodes", f"tables of shape {shape}, or steps", None if table is None else table.shape)
 
     def room(self, state: ResponsePoolState) -> int:
         """Return the size in bytes of as many policies as a run may hold."""

@@ -111,6 +111,9 @@ class Worlds:
         if stated is None:
             if self.problem is not None:
                 return self.problem.leader_set
+            finite = bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
+            scaled = "a leader_space with finite bounds, by which leaders scale their steps and their search"
+            require(finite, "env", scaled, f"one in [{space.low.min():g}, {space.high.max():g}]")
             return LeaderSet(torch.as_tensor(space.low), torch.as_tensor(space.high))
         expected = f"a LeaderSet of {space.shape[0]} coordinates, like leader_space"
         fits = isinstance(stated, LeaderSet) and (stated.dim,) == space.shape

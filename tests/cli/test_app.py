@@ -82,6 +82,19 @@ def test_a_sampled_leader_takes_arguments_of_all_three(call: Call) -> None:
     assert result["settings"]["leader_kwargs"]["n_envs"] == 4
 
 
+def test_a_leader_that_ends_before_its_budget_is_done(call: Call) -> None:
+    words = ("n_envs:4", "fresh_steps:64", "warm_steps:64", "episodes:2", "points:16", "near:1.0")
+    given = ("--env", "TwoState-v0", "--leader", "ResponsePool", "--follower", "A2C", "--leader-kwargs", *words)
+    answer = call("train", *given, "-n", "20000", "--json")
+    assert answer.code == 0, answer.err
+    result = json.loads(answer.out)
+    assert result["num_timesteps"] < 20_000
+    assert _loaded(Path(result["run"])).finished
+    again = call("train", "--resume", result["run"], "--json")
+    assert again.code == 0
+    assert json.loads(again.out)["x"] == result["x"]
+
+
 def _loaded(folder: Path) -> Any:
     from bilevel_gym.cli.run import load
 

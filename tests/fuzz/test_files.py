@@ -33,6 +33,7 @@ from bilevel_gym.agents import (
     PBRLConfig,
     PreferenceConfig,
     PreferencePBRL,
+    ResponsePool,
     Rollouts,
     SingleLoop,
     SingleLoopConfig,
@@ -91,6 +92,11 @@ KINDS = {
         lambda: CMAES(TWO, A2C, config=CMAESConfig(follower_steps=16, n_envs=2, rollout_envs=2, population=2)),
         150,
         CMAES.load,
+    ),
+    "pool": Kind(
+        lambda: ResponsePool(TWO, A2C, n_envs=2, fresh_steps=16, warm_steps=16, episodes=2, points=8),
+        600,
+        ResponsePool.load,
     ),
     "Optuna's search": Kind(
         lambda: OptunaSearch(TWO, A2C, follower_steps=16, n_envs=2, rollout_envs=2, startup_trials=2, warm_start=True),
@@ -186,7 +192,9 @@ BAD: list[Any] = [None, True, -1, 2**70, "x", math.nan, math.inf, [], {}, [1], {
 EXACT = [name for name, kind in KINDS.items() if kind.total < 50]
 
 
-@pytest.mark.parametrize("name", [*EXACT, "sampled PBRL", "sampled PBRL, replay", "sampled CMA-ES", "Optuna's search"])
+@pytest.mark.parametrize(
+    "name", [*EXACT, "sampled PBRL", "sampled PBRL, replay", "sampled CMA-ES", "Optuna's search", "pool"]
+)
 def test_no_part_of_a_state_is_taken_on_trust(name: str) -> None:
     """A number, text, record or array of it is damaged: the file is refused, or the leader takes a step.
 

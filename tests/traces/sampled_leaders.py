@@ -39,6 +39,7 @@ from tests.traces.names import (
     NikaidoIsodaPenalty,
     OptunaSearch,
     PBRLConfig,
+    ResponsePool,
     Rollouts,
     ShapedReward,
     Sweep,
@@ -241,6 +242,22 @@ CASES |= {
         ),
         9000,
         iterations=2,
+    ),
+}
+POOL: dict[str, Any] = {"n_envs": 4, "fresh_steps": 200, "warm_steps": 100, "episodes": 4, "points": 64}
+CASES |= {
+    "pool, TwoState, A2C": partial(learned, partial(ResponsePool, TWO, A2C, **POOL), 6000, iterations=4),
+    "pool, TollDesign, DQN": partial(
+        learned,
+        partial(
+            ResponsePool,
+            "bilevel_gym/TollDesign-v0",
+            built(DQN, **OFF | {"gamma": 0.999}),
+            **POOL,
+            env_kwargs={"n_nodes": 8},
+        ),
+        9000,
+        iterations=4,
     ),
 }
 TRIALS: dict[str, Any] = {"follower_steps": 200, "n_envs": 4, "rollout_envs": 4}

@@ -39,6 +39,7 @@ SAMPLED = (
     "PBRL, ShapedCartPole, DQN",
     "PBRL, a callable, PPO",
     "CMA-ES, TwoState, A2C",
+    "pool, TwoState, A2C",
     "sweep, TwoState, A2C",
     "Optuna, TwoState, A2C",
     "Optuna's CMA-ES, StackelbergGame, DQN",
@@ -68,7 +69,12 @@ LONGER = (
     "true reward, RewardGrid, A2C",
 )
 """Of these, those that take seconds and whose parts others have too: ``make long`` compares them."""
-SEVERAL = {"sweep, TwoState, A2C": 2, "Optuna, TwoState, A2C": 3, "Optuna's CMA-ES, StackelbergGame, DQN": 2}
+SEVERAL = {
+    "pool, TwoState, A2C": 3,
+    "sweep, TwoState, A2C": 2,
+    "Optuna, TwoState, A2C": 3,
+    "Optuna's CMA-ES, StackelbergGame, DQN": 2,
+}
 """Iterations of cases whose first one shows too little; 1 for all others."""
 SHOWN = 100
 """Entries of x that are compared, at most: a learned reward has thousands."""

@@ -12,7 +12,8 @@ import pytest
 import torch
 from stable_baselines3 import A2C, DQN, PPO
 
-from bilevel_gym.agents import ResponsePool, leader_return_at_best_response
+from benchmarks.worlds import deep_worlds
+from bilevel_gym.agents import ResponsePool, leader_for, leader_return_at_best_response
 from bilevel_gym.agents.followers.spec import AlgorithmSpec
 from bilevel_gym.agents.leaders import response_pool
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP
@@ -95,7 +96,9 @@ def test_it_says_that_the_budget_ended_early_and_ends_by_itself_otherwise() -> N
     kinds = [response.kind for response in leader.responses]
     assert kinds[:3] == ["untrained", "fresh", "warm"]
     assert kinds[-1] == "fresh"
-    spent = leader.num_timesteps
+    spent, x = leader.num_timesteps, leader.x
+    assert leader.resume().num_timesteps == spent
+    np.testing.assert_array_equal(leader.x, x)
     leader.learn(50_000, reset_num_timesteps=False)
     assert leader.num_timesteps > spent
 
@@ -169,3 +172,22 @@ def test_it_draws_its_belief(tmp_path: Path) -> None:
     x = torch.as_tensor(np.asarray(drawn.get_xdata()))[:, None]
     expected = leader.method.pool(leader.state).believe(leader.method.leader_set.project(x)).feared
     np.testing.assert_allclose(np.asarray(drawn.get_ydata()), expected)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["pendulum_0", "fishery_1", "fishery_3"])
+def test_with_its_defaults_it_gains_most_of_what_can_be_gained(name: str) -> None:
+    """From the start of the pendulum and of the third fishery a gradient sees nothing; the model is hidden."""
+    world = deep_worlds()[name]
+    leader = leader_for(world.make, PPO, x0=world.start).learn(460_000)
+    assert isinstance(leader, ResponsePool)
+    start = world.truth(world.start)
+    assert (world.truth(leader.x) - start) / (world.best - start) > 0.8
+
+
+def test_an_unbounded_X_is_refused_by_name() -> None:
+    class Unbounded(Hidden):
+        leader_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+
+    with pytest.raises(ValueError, match=r"env: expected a leader_space with finite bounds.*got one in \[-inf, inf\]"):
+        ResponsePool(lambda: Unbounded(threshold()), A2C)

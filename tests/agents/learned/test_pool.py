@@ -162,16 +162,13 @@ def test_the_far_corner_lies_in_X() -> None:
 def pieces(seed: int, dim: int, K: int, n: int = 8) -> Pool:
     """A pool of random policies whose returns differ from episode to episode."""
     rng = torch.Generator().manual_seed(seed)
-    made = [
-        Episodes(
-            *(
-                torch.randn(1, 1 + dim, generator=rng, dtype=F64)
-                + 0.1 * torch.randn(n, 1 + dim, generator=rng, dtype=F64)
-                for _ in range(2)
-            )
+
+    def table() -> torch.Tensor:
+        return torch.randn(1, 1 + dim, generator=rng, dtype=F64) + 0.1 * torch.randn(
+            n, 1 + dim, generator=rng, dtype=F64
         )
-        for _ in range(K)
-    ]
+
+    made = [Episodes(table(), table()) for _ in range(K)]
     return Pool([Response("made", torch.zeros(dim, dtype=F64), {}, e) for e in made], torch.nn.Identity())
 
 
