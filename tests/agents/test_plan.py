@@ -42,6 +42,8 @@ ASKED: dict[str, Any] = {
     "first_labels": 4,
     "length": 5,
     "first_steps": 50,
+    "first_epochs": 5,
+    "epochs": 2,
     "follower_steps": 70,
     "n_envs": 4,
 }
@@ -82,29 +84,28 @@ def built(algorithm: Any, **kwargs: Any) -> Callable[[VecEnv], Any]:
 
 
 LEADERS: dict[str, tuple[Callable[[], Any], int]] = {
-    "PBRL, A2C": (lambda: PBRL(TWO, A2C, **SMALL), 2_500),
-    "PBRL, PPO, records every second iteration": (lambda: PBRL(TWO, PPO, **SMALL, eval_every=2), 4_000),
-    "PBRL, DQN": (lambda: PBRL(TWO, DQN, **SMALL), 2_500),
+    "PBRL, A2C": (lambda: PBRL(TWO, A2C, **SMALL), 1_250),
+    "PBRL, PPO, records every second iteration": (lambda: PBRL(TWO, PPO, **SMALL, eval_every=2), 2_000),
     "PBRL, DQN, whose rollouts are of seven steps": (
-        lambda: PBRL(TWO, built(DQN, gamma=0.9, train_freq=7, learning_starts=10), **SMALL), 2_500),
-    "PBRL, DQN, Bellman penalty": (lambda: PBRL(TWO, DQN, penalty=BellmanPenalty(), **SMALL), 2_500),
-    "PBRL, the known model": (lambda: PBRL(GAME, A2C, **SMALL | {"estimator": KnownModel()}, env_kwargs={"n_states": 4}), 1_500),
+        lambda: PBRL(TWO, built(DQN, gamma=0.9, train_freq=7, learning_starts=10), **SMALL), 1_250),
+    "PBRL, DQN, Bellman penalty": (lambda: PBRL(TWO, DQN, penalty=BellmanPenalty(), **SMALL), 1_250),
+    "PBRL, the known model": (lambda: PBRL(GAME, A2C, **SMALL | {"estimator": KnownModel()}, env_kwargs={"n_states": 4}), 750),
     "PBRL, LQ, records cost episodes": (
-        lambda: PBRL("bilevel_gym/LQStackelberg-v0", A2C, **SMALL, env_kwargs={"gamma": 0.8}), 2_500),
-    "PBRL, a game": (lambda: PBRL("bilevel_gym/incentive_design_v0", A2C, **SMALL), 5_000),
-    "PBRL, no model": (lambda: PBRL(unknown, A2C, **SMALL, evaluation_steps=20), 4_000),
-    "PBRL, no model, records as often as asked": (lambda: PBRL(unknown, A2C, **SMALL, evaluation_steps=20, eval_every=1), 2_500),
-    "PBRL, no model, no record": (lambda: PBRL(unknown, A2C, **SMALL, evaluation_steps=20_000), 2_000),
+        lambda: PBRL("bilevel_gym/LQStackelberg-v0", A2C, **SMALL, env_kwargs={"gamma": 0.8}), 1_875),
+    "PBRL, a game": (lambda: PBRL("bilevel_gym/incentive_design_v0", A2C, **SMALL), 2_000),
+    "PBRL, no model": (lambda: PBRL(unknown, A2C, **SMALL, evaluation_steps=20), 2_000),
+    "PBRL, no model, records as often as asked": (lambda: PBRL(unknown, A2C, **SMALL, evaluation_steps=20, eval_every=1), 1_250),
+    "PBRL, no model, no record": (lambda: PBRL(unknown, A2C, **SMALL, evaluation_steps=20_000), 1_000),
     "CMAES": (lambda: CMAES(TWO, A2C, population=3, n_envs=4, follower_steps=50, rollout_envs=2), 700),
     "CMAES, no model": (
-        lambda: CMAES(unknown, A2C, population=2, n_envs=4, follower_steps=50, rollout_envs=2, evaluation_steps=50), 1_500),
+        lambda: CMAES(unknown, A2C, population=2, n_envs=4, follower_steps=50, rollout_envs=2, evaluation_steps=50), 1_125),
     "Sweep": (lambda: Sweep(TWO, A2C, n_envs=4, follower_steps=50, rollout_envs=2), 700),
     "Sweep, warm starts, no model": (
         lambda: Sweep(unknown, PPO, n_envs=4, follower_steps=50, rollout_envs=2, warm_start=True), 700),
     "OptunaSearch": (lambda: OptunaSearch(TWO, A2C, n_envs=4, follower_steps=50, rollout_envs=2, startup_trials=2), 700),
     "OptunaSearch, DQN": (
         lambda: OptunaSearch(TWO, DQN, n_envs=4, follower_steps=50, rollout_envs=2, sampler="cmaes"), 700),
-    "SingleLoop": (lambda: SingleLoop(TWO, env_kwargs={"tau": 0.3}, block=7, eval_every=13), 1_000),
+    "SingleLoop": (lambda: SingleLoop(TWO, env_kwargs={"tau": 0.3}, block=7, eval_every=13), 500),
     "PreferencePBRL": (lambda: PreferencePBRL(GRID, A2C, **ASKED), 1_000),
     "DRLHF": (lambda: DRLHF(GRID, PPO, **ASKED), 1_000),
     "DRLHF, off-policy": (lambda: DRLHF(GRID, DQN, **ASKED), 500),

@@ -137,14 +137,14 @@ def scaled(venv: Any) -> Any:
 
 
 SAMPLED: dict[str, tuple[str, Any, dict[str, Any], Any, int]] = {
-    "A2C": (GAME, A2C, {}, None, 3600),
-    "PPO, dummy": (GAME, PPO, {"vec_env": "dummy", "averaging": 0.0}, None, 3600),
-    "known model": (GAME, A2C, {"estimator": KnownModel()}, None, 1400),
-    "DQN": (GAME, built(DQN, target_update_interval=70, **OFF), {}, None, 3600),
-    "DQN, x unseen": (GAME, built(DQN, **OFF), {"observe_commitment": False}, None, 3600),
-    "Bellman": (GAME, built(QRDQN, **{**OFF, "policy_kwargs": {**NET, "n_quantiles": 5}}), {}, BellmanPenalty(), 3600),
-    "VecNormalize": (GAME, scaled, {}, None, 3600),
-    "TRPO": (GAME, built(TRPO, n_steps=16, batch_size=16, policy_kwargs=NET), {}, None, 3600),
+    "A2C": (GAME, A2C, {}, None, 1600),
+    "PPO, dummy": (GAME, PPO, {"vec_env": "dummy", "averaging": 0.0}, None, 1600),
+    "known model": (GAME, A2C, {"estimator": KnownModel()}, None, 800),
+    "DQN": (GAME, built(DQN, target_update_interval=70, **OFF), {}, None, 1600),
+    "DQN, x unseen": (GAME, built(DQN, **OFF), {"observe_commitment": False}, None, 1600),
+    "Bellman": (GAME, built(QRDQN, **{**OFF, "policy_kwargs": {**NET, "n_quantiles": 5}}), {}, BellmanPenalty(), 1600),
+    "VecNormalize": (GAME, scaled, {}, None, 1600),
+    "TRPO": (GAME, built(TRPO, n_steps=16, batch_size=16, policy_kwargs=NET), {}, None, 1600),
     "recurrent": (
         GAME,
         built(
@@ -159,7 +159,7 @@ SAMPLED: dict[str, tuple[str, Any, dict[str, Any], Any, int]] = {
         None,
         2600,
     ),
-    "random search": (GAME, built(ARS, "LinearPolicy", n_delta=1, n_eval_episodes=4), {}, None, 6000),
+    "random search": (GAME, built(ARS, "LinearPolicy", n_delta=1, n_eval_episodes=4), {}, None, 4000),
     "SAC": (LQ, built(SAC, gamma=0.95, **OFF), {"vec_env": "dummy"}, None, 4800),
     "SAC, gSDE": (LQ, built(SAC, gamma=0.95, use_sde=True, **OFF), {"averaging": 0.0}, None, 4800),
     "PPO, gSDE": (
@@ -167,7 +167,7 @@ SAMPLED: dict[str, tuple[str, Any, dict[str, Any], Any, int]] = {
         built(PPO, gamma=0.95, use_sde=True, n_steps=16, batch_size=32, policy_kwargs=NET),
         {},
         None,
-        8000,
+        4500,
     ),
     "TD3": (LQ, noisy(TD3), {}, None, 4800),
     "TQC": (LQ, built(TQC, gamma=0.95, **OFF), {}, None, 4800),

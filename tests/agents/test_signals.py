@@ -85,8 +85,8 @@ def left_of(number: int) -> list[str]:
     ("how", "name", "until"),
     [
         ("subproc", "SIGINT", "iteration 2"),
-        ("subproc", "SIGTERM", "evaluates at 0"),
-        ("side_by_side", "SIGINT", "evaluates at 0"),
+        pytest.param("subproc", "SIGTERM", "evaluates at 0", marks=pytest.mark.long),
+        pytest.param("side_by_side", "SIGINT", "evaluates at 0", marks=pytest.mark.long),
         ("side_by_side", "SIGTERM", "iteration 2"),
         ("side_by_side", "SIGHUP", "evaluates at 0"),
     ],

@@ -225,7 +225,10 @@ LEARNS: dict[str, tuple[Callable[[], Any], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", LEARNS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] if name == "PBRL, a game" else []) for name in LEARNS],
+)
 def test_no_false_alarm(name: str) -> None:
     make, total = LEARNS[name]
     leader = make()

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import A2C
+from stable_baselines3 import A2C, DQN, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -71,7 +71,14 @@ def equal(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:the best response was certified", "ignore:follower. expected rollouts")
-@pytest.mark.parametrize(("algorithm", "actions"), FAMILY, ids=lambda part: getattr(part, "__name__", part))
+@pytest.mark.parametrize(
+    ("algorithm", "actions"),
+    [
+        pytest.param(algorithm, actions, marks=[] if algorithm in (A2C, DQN, SAC) else [pytest.mark.long])
+        for algorithm, actions in FAMILY
+    ],
+    ids=lambda part: getattr(part, "__name__", part),
+)
 def test_one_seed_is_one_result_to_the_bit(algorithm: type[BaseAlgorithm], actions: str) -> None:
     """Twice natively; in turn and in processes, which also tells that each of these repeats itself."""
     native = learned(algorithm, actions, "native")

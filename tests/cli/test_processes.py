@@ -131,6 +131,7 @@ def test_workers_end_with_their_parent(begun: Begun, tmp_path: Path) -> None:
     wait_for(lambda: of_session(process.pid) == [], 5.0)
 
 
+@pytest.mark.long
 def test_an_interrupted_sweep_goes_on_to_the_same_numbers(begun: Begun, tmp_path: Path, call: Call) -> None:
     words = ("sweep", *TWO, "-n", "300", "--n-seeds", "2", "--jobs", "2", "--json")
     process = begun(*words, "-f", "broken")

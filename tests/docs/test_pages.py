@@ -29,20 +29,14 @@ PAGES = {
 }
 TESTED_ELSEWHERE = {"command_line.md"}  # tests/cli/test_page.py
 NEEDS = {"methods/cma_es.md": "cma", "methods/trials.md": "optuna", "tutorial.md": "matplotlib"}
-KEPT = {"tutorial.md": "200_000"}  # a number that the page quotes a result of
-SHORT = 2_000
+SHORT = 500
 WITH_PICTURES = any((DOCS / "results").glob("*.png"))  # an sdist has none of the results'
 
 
 def code(page: str) -> str:
-    """The page's Python, with budgets of 20,000 steps and more cut to a token one."""
-
-    def cut(number: re.Match[str]) -> str:
-        keep = int(number[0]) < 20_000 or number[0] == KEPT.get(page)
-        return number[0] if keep else str(SHORT)
-
+    """The page's Python, with budgets of 1,000 steps and more cut to a token one."""
     text = "\n".join(re.findall(r"^```python\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE))
-    return re.sub(r"\b\d+(?:_\d{3})+\b", cut, text)
+    return re.sub(r"\b\d+(?:_\d{3})+\b", str(SHORT), text)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if code(page) and page not in TESTED_ELSEWHERE])

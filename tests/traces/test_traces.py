@@ -53,10 +53,20 @@ SAMPLED = (
 )
 LONGER = (
     "PBRL, StackelbergGame, A2C, x unseen",
+    "PBRL, StackelbergGame, DQN built, x unseen",
     "PBRL, StackelbergGame, Bellman, DQN built",
+    "PBRL, StackelbergGame, VecNormalize",
+    "PBRL, StackelbergGame, recurrent",
+    "PBRL, TollDesign, MaskablePPO, known model",
     "PBRL, LQ, PPO built",
+    "PBRL, LQ, TD3 built",
+    "PBRL, game, A2C, known, observed",
     "PBRL, ShapedCartPole, DQN",
     "PBRL, a callable, PPO",
+    "CMA-ES, TwoState, A2C",
+    "Optuna, TwoState, A2C",
+    "preferences, RewardGrid, DQN",
+    "true reward, RewardGrid, A2C",
 )
 """Of these, those that take seconds and whose parts others have too: ``make long`` compares them."""
 SEVERAL = {

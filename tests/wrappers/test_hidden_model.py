@@ -74,7 +74,7 @@ def test_a_leader_learns_from_steps_alone(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(ArrayProblem, name, refuse)
     config = PBRLConfig(n_envs=32, follower_steps=800, evaluation_steps=800, evaluation_followers=1)
     leader = PBRL(env, PPO, config=config, seed=0)
-    leader.learn(80_000)
+    leader.learn(20_000)
     assert np.isfinite(leader.evaluate().leader_return)
     assert leader.num_timesteps > 10_000
     leader.close()

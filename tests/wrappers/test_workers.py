@@ -53,7 +53,7 @@ def test_other_processes_of_the_fork_server_end_on_signals(patience: float) -> N
     assert process.exitcode == -signal.SIGTERM
 
 
-@pytest.mark.parametrize("start_method", [None, "spawn", "fork"])
+@pytest.mark.parametrize("start_method", [None, pytest.param("spawn", marks=pytest.mark.long), "fork"])
 def test_workers_end_when_nobody_holds_their_environments(start_method: str | None) -> None:
     venv = WorkerVecEnv([cart], start_method)
     venv.reset()

@@ -55,7 +55,13 @@ def fixed_policy(problem: TabularProblem, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "gae_lambda"), [("Stackelberg", 0.0), ("TwoState", 1.0), ("dynamics", 0.0), ("dynamics", 1.0)]
+    ("name", "gae_lambda"),
+    [
+        ("Stackelberg", 0.0),
+        ("TwoState", 1.0),
+        ("dynamics", 0.0),
+        pytest.param("dynamics", 1.0, marks=pytest.mark.long),
+    ],
 )
 def test_sampled_gradient_is_the_exact_one_within_its_standard_error(name: str, gae_lambda: float) -> None:
     config = PBRLConfig(estimator=Rollouts(512, 1e-4, gae_lambda, 0.9), n_envs=4)

@@ -290,7 +290,7 @@ def test_another_true_reward_under_the_same_labels_changes_nothing(method: Any) 
     assert found[0][2] != found[1][2]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [PreferencePBRL, pytest.param(DRLHF, marks=pytest.mark.long)])
 def test_true_labels_teach_and_shuffled_ones_do_not(method: Any) -> None:
     """Mean regret over three grids: with true labels less than a fourth of that with labels drawn by a coin."""
     fit = FitConfig(learning_rate=0.01)

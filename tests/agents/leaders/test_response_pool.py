@@ -35,7 +35,7 @@ def threshold() -> gym.Env[Any, Any]:
     return gym.wrappers.TimeLimit(TabularEnv(problem), 50)
 
 
-@pytest.mark.parametrize("follower", [PPO, DQN])
+@pytest.mark.parametrize("follower", [PPO, pytest.param(DQN, marks=pytest.mark.long)])
 def test_it_crosses_a_threshold_that_a_gradient_does_not_see(follower: Any) -> None:
     settings: dict[str, Any] = {"n_envs": 16, "fresh_steps": 2_000, "warm_steps": 1_000, "episodes": 16, "points": 101}
     leader = ResponsePool(threshold, AlgorithmSpec(follower, SETTINGS[follower]), seed=1, **settings)

@@ -190,7 +190,11 @@ def test_the_penalised_optimum_nears_the_optimum_as_one_over_lam() -> None:
 
 @pytest.mark.parametrize(
     ("penalty", "follower"),
-    [(ValuePenalty(20.0), Direct()), (ValuePenalty(20.0), Solved()), (BellmanPenalty(100.0), Softmax())],
+    [
+        pytest.param(ValuePenalty(20.0), Direct(), marks=pytest.mark.long),
+        (ValuePenalty(20.0), Solved()),
+        (BellmanPenalty(100.0), Softmax()),
+    ],
 )
 def test_the_fixed_point_is_the_penalised_optimum(penalty: Penalty, follower: Softmax | Direct | Solved) -> None:
     """min over x and y of F_lam in closed form, by scipy; Adam must stop there and nowhere else, on the simplex too."""
@@ -223,7 +227,13 @@ METHODS: dict[str, tuple[Penalty, Oracle, Softmax | Direct | Solved]] = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+LONGER = ("value, direct", "Bellman, direct", "mirror descent", "policy gradient")
+"""Of these, those whose parts other tests have too: ``make long`` runs them."""
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.long] if name in LONGER else []) for name in METHODS]
+)
 def test_the_leader_learns(method: str) -> None:
     """Paired with the untrained leader and with what was learned on another game; the last x counts, not the best."""
     penalty, oracle, follower = METHODS[method]

@@ -316,6 +316,7 @@ def test_the_command_serves_until_it_is_interrupted(path: Path) -> None:
 # --- the example ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_example_asks_and_then_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,9 +31,11 @@ def scaled(algorithm: Any, **kwargs: Any) -> Any:
     ("kwargs", "how"),
     [
         ({}, lambda c, s: np.clip(c / s, -10.0, 10.0)),
-        ({"clip_reward": 0.05}, lambda c, s: np.clip(c / s, -0.05, 0.05)),
+        pytest.param({"clip_reward": 0.05}, lambda c, s: np.clip(c / s, -0.05, 0.05), marks=pytest.mark.long),
         ({"norm_reward": False}, lambda c, s: c),
-        ({"norm_obs": False, "epsilon": 4.0}, lambda c, s: np.clip(c / s, -10.0, 10.0)),
+        pytest.param(
+            {"norm_obs": False, "epsilon": 4.0}, lambda c, s: np.clip(c / s, -10.0, 10.0), marks=pytest.mark.long
+        ),
     ],
     ids=lambda given: str(given) if isinstance(given, dict) else "",
 )

@@ -127,6 +127,7 @@ def test_kl_reward_by_hand() -> None:
     assert bool(((log_pi.exp() * (log_pi - log_p0)).sum(-1) > 0).all())
 
 
+@pytest.mark.long
 def test_the_true_reward_makes_the_follower_happier() -> None:
     """By more than four standard errors of the difference to the model it started from, which itself is neutral."""
     env, pretrained = text_env(gym.make(WORLD)), load_word_model()

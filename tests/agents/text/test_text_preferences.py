@@ -148,7 +148,7 @@ def test_preferences_teach_the_words_reward() -> None:
 # --- the methods ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [DRLHF, PreferencePBRL])
+@pytest.mark.parametrize("method", [pytest.param(DRLHF, marks=pytest.mark.long), PreferencePBRL])
 def test_the_methods_write(method: Any, tmp_path: Path) -> None:
     """All questions are asked and answered; every follower trains; what is saved is read back."""
     learner = method(WORLD, follower, config=SMALL, seed=1)

@@ -50,7 +50,10 @@ GAMES: dict[str, Callable[[int], LinearQuadraticProblem]] = {
     "one state": lambda seed: random_linear_quadratic(1, 1, gamma=0.95, seed=seed),
     "coupled": coupled,
 }
-everywhere = pytest.mark.parametrize(("name", "seed"), [(name, seed) for name in GAMES for seed in range(3)])
+everywhere = pytest.mark.parametrize(
+    ("name", "seed"),
+    [pytest.param(name, seed, marks=[pytest.mark.long] if seed == 2 else []) for name in GAMES for seed in range(3)],
+)
 
 
 def inner_x(problem: LinearQuadraticProblem, seed: int) -> Tensor:
