@@ -12,6 +12,7 @@ import gymnasium as gym
 import pettingzoo
 import pytest
 
+from bilevel_gym.agents import Rollouts
 from bilevel_gym.agents.plan import Plan
 from bilevel_gym.cli.app import main
 
@@ -70,6 +71,8 @@ def test_its_commands_run_one_after_another(
 def test_its_code_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Plan, "require_iteration", lambda plan: None)  # the budgets are cut
+    if not WHOLE:
+        monkeypatch.setattr(Rollouts.__init__, "__defaults__", (8, *(Rollouts.__init__.__defaults__ or ())[1:]))
     held: dict[str, Any] = {}
     exec(shortened(blocks("python")[number]), held)
     assert len(held) > 3

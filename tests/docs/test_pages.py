@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("jinja2")  # of the extra dev, as Sphinx needs it: the environments' pages are templates
 
 from bilevel_gym import agents, wrappers
+from bilevel_gym.agents import Rollouts
 from bilevel_gym.agents.plan import Plan
 from bilevel_gym.cli.catalogue import leaders
 from bilevel_gym.envs import mdp
@@ -34,9 +35,10 @@ WITH_PICTURES = any((DOCS / "results").glob("*.png"))  # an sdist has none of th
 
 
 def code(page: str) -> str:
-    """The page's Python, with budgets of 1,000 steps and more cut to a token one."""
+    """The page's Python, with budgets of 1,000 steps and of 100 iterations and more cut to token ones, but for the tutorial's."""
     text = "\n".join(re.findall(r"^```python\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE))
-    return re.sub(r"\b\d+(?:_\d{3})+\b", str(SHORT), text)
+    iterations = text if page == "tutorial.md" else re.sub(r"learn\(\d{3}\)", "learn(20)", text)
+    return re.sub(r"\b\d+(?:_\d{3})+\b", str(SHORT), iterations)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if code(page) and page not in TESTED_ELSEWHERE])
@@ -48,6 +50,9 @@ def test_its_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Plan, "require_iteration", lambda plan: None)  # the budgets are cut
+    monkeypatch.setattr(
+        Rollouts.__init__, "__defaults__", (8, *(Rollouts.__init__.__defaults__ or ())[1:])
+    )  # episodes too
     held: dict[str, Any] = {"__name__": "__page__"}
     exec(compile(code(page), page, "exec"), held)
     if page == "tutorial.md":

@@ -33,13 +33,13 @@ def test_numbers_are_the_same_to_the_bit(follower: type[BaseAlgorithm], tmp_path
     for beside in (False, True):
         path = tmp_path / f"{beside}.zip"
         leader = PBRL(ENV, follower, config=config(beside), env_kwargs=KWARGS)
-        leader.learn(1400).save(path, replay=True)
+        leader.learn(2000).save(path, replay=True)
         assert (leader.method._worker is not None) == beside
         if beside:
             assert leader.method._worker is not None
             assert leader.method._worker._process.pid != os.getpid()
-        leader.learn(500, reset_num_timesteps=False)
-        again = PBRL.load(path).learn(500, reset_num_timesteps=False)
+        leader.learn(1000, reset_num_timesteps=False)
+        again = PBRL.load(path).learn(1000, reset_num_timesteps=False)
         assert again.config.side_by_side == beside
         leaders[beside] = (leader, again)
     reference = leaders[False][0]

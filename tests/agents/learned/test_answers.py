@@ -152,7 +152,7 @@ def test_a_policy_that_the_leader_holds_can_be_the_best_answer() -> None:
     """Followers that are trained for 8 steps know nothing; the leader's own has been trained."""
     config = PBRLConfig(**SMALL | {"evaluation_steps": 8}, evaluation_followers=2)
     leader = PBRL(Chase, ppo_for_chase, config=config, x0=[0.8])
-    leader.best_response.train(4_000, 4_000)
+    leader.best_response.train(8_000, 8_000)
     record = leader.method.final(leader.state, leader.state.x.detach(), None, 0)
     assert record.best_answer == "best_response, greedily"
     assert record.follower_regret is not None
