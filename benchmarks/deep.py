@@ -200,13 +200,13 @@ def within(rows: Runs) -> list[bool]:
 
 
 def settings_of(runs: Runs, kind: str, world: str) -> str:
-    """The label of a search's setting that is the better one on the pendulum and the fishery, or the one that ran."""
+    """The label of a search's setting that is the better one on the pendulum and the fishery; "" if none ran on this world."""
     labels = [label for label in TRIALS if label.startswith(f"{kind},") and len(runs(method=label, world=world))]
 
     def both(label: str) -> float:
         return float(np.mean([value for name in CURVES[:2] for value in shares(runs(method=label, world=name))]))
 
-    return max(labels, key=both)
+    return max(labels, key=both, default="")
 
 
 @panels(1, len(CURVES) + 1, 17.0, 4.2)

@@ -299,7 +299,7 @@ def test_list_names_everything_with_a_line(call: Call) -> None:
     ("words", "message"),
     [
         (("train",), "--env: expected an environment (`bilevel-gym list environments`), got None"),
-        (("train", "--env", "TowState-v0"), "--env: expected one of DesignedHopper-v0, "),
+        (("train", "--env", "TowState-v0"), "--env: expected one of BuildingControl-v0, "),
         (("train", "--env", "nothing_here:world"), "--env: expected module:callable, got 'nothing_here:world'"),
         (("train", *EXACT), None),
         (("train", *EXACT, "-n", "0"), "-n: expected a whole number, at least 1, got '0'"),

@@ -110,11 +110,11 @@ def test_a_callable_moves_x(algorithm: Algorithm, actions: str) -> None:
     env_id, kwargs = ENVS[actions]
     config = PBRLConfig(n_envs=2, follower_steps=16, warmup_steps=16, estimator=Rollouts(4), eval_every=3)
     leader = PBRL(
-        env_id, tiny(algorithm), config=config, seed=2, env_kwargs=kwargs
+        env_id, tiny(algorithm), config=config, seed=1, env_kwargs=kwargs
     )  # in which p^ is not always negative
     followers = (leader.best_response, leader.penalised)
     start, before = leader.last_x, [weights(follower) for follower in followers]
-    leader.learn(400)
+    leader.learn(700)
     assert leader.iteration - leader.oracle_failures > 0
     assert not np.allclose(leader.last_x, start, atol=1e-3)
     for follower, held in zip(followers, before, strict=True):
