@@ -109,12 +109,11 @@ def test_a_class_trains_and_answers(algorithm: Algorithm, actions: str) -> None:
 def test_a_callable_moves_x(algorithm: Algorithm, actions: str) -> None:
     env_id, kwargs = ENVS[actions]
     config = PBRLConfig(n_envs=2, follower_steps=16, warmup_steps=16, estimator=Rollouts(4), eval_every=3)
-    leader = PBRL(
-        env_id, tiny(algorithm), config=config, seed=1, env_kwargs=kwargs
-    )  # in which p^ is not always negative
+    seed = 1 if algorithm is DDPG else 2  # in which p^ is not always negative
+    leader = PBRL(env_id, tiny(algorithm), config=config, seed=seed, env_kwargs=kwargs)
     followers = (leader.best_response, leader.penalised)
     start, before = leader.last_x, [weights(follower) for follower in followers]
-    leader.learn(700)
+    leader.learn(400)
     assert leader.iteration - leader.oracle_failures > 0
     assert not np.allclose(leader.last_x, start, atol=1e-3)
     for follower, held in zip(followers, before, strict=True):
