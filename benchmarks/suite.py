@@ -184,11 +184,11 @@ def frozen(problems: dict[str, Data] | None = None) -> Data:
         for seed in about["seeds"]:
             problem: Any = made(about, seed).get_wrapper_attr("problem")
             tau = float(problem.tau0)
-            instance = {"seed": seed, "start": judge(problem, problem.start_x().numpy(), tau)}
+            instance = {"seed": seed, "tau": tau, "start": judge(problem, problem.start_x().numpy(), tau)}
             found = {"reference": references.reference(about["kind"], seed), "fingerprint": fingerprint(problem)}
             instances.append(instance | found)
         rest = {key: about[key] for key in ("track", "env", "kwargs")}
-        suite["problems"][name] = rest | {"budget": BUDGETS[about["track"]], "tau": tau, "instances": instances}
+        suite["problems"][name] = rest | {"budget": BUDGETS[about["track"]], "instances": instances}
     return suite | {"checksum": checksum(suite)}
 
 
@@ -290,7 +290,7 @@ def run_one(leader: str, problem: str, seed: int, suite: Data, budget: int | Non
     before = time.process_time()
     try:
         x, spent = play(leader, about, seed, about["budget"] if budget is None else budget)
-        value = judge(tables, x, about["tau"])
+        value = judge(tables, x, instance["tau"])
     except Exception as error:  # a leader of somebody's: the others go on
         where = traceback.extract_tb(error.__traceback__)[-1]
         row["error"] = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"

@@ -286,6 +286,6 @@ def test_the_frozen_suite_is_of_the_problems_as_they_are() -> None:
         for instance in about["instances"]:
             problem: Any = suite.made(about, instance["seed"]).get_wrapper_attr("problem")
             assert suite.fingerprint(problem) == pytest.approx(instance["fingerprint"], abs=1e-6), name
-            start = suite.judge(problem, problem.start_x().numpy(), about["tau"])
+            start = suite.judge(problem, problem.start_x().numpy(), instance["tau"])
             assert start == pytest.approx(instance["start"], abs=1e-9)
             assert start < instance["reference"]

@@ -262,7 +262,11 @@ class LinearCritic:
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Load what :meth:`state_dict` returned."""
         if state is not None:
-            self.A, self.b = (torch.as_tensor(state[name]).numpy() for name in ("A", "b"))
+            A, b = (torch.as_tensor(state[name]).numpy() for name in ("A", "b"))
+            n = self.features.n if isinstance(self.features, OneHot) else len(A)
+            fits = A.shape == (n, n) and b.ndim == 2 and len(b) == n
+            require(fits, "critic", f"statistics of {n} features", f"shapes {A.shape} and {b.shape}")
+            self.A, self.b = A, b
             self.solve()
 
     def solve(self) -> None:

@@ -144,7 +144,7 @@ WORLDS: dict[str, Callable[[], Any]] = {
         lambda world: Sweep(world, A2C, n_envs=4),
         lambda world: DRLHF(world, A2C, n_envs=4),
         lambda world: leader_for(world),
-        lambda world: leader_for(world, A2C, **SMALL),
+        lambda world: leader_for(world, A2C, n_envs=4),
     ],
     ids=[
         "Hypergradient",

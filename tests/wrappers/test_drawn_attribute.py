@@ -209,7 +209,7 @@ def test_pbrl_learns_a_drawn_attribute() -> None:
             r"attributes: expected an attribute of CartPoleEnv that is a number: force_mag, .*length",
         ),
         (lambda: DrawnAttribute(Scale(), []), "attributes: expected a list of at least one Attribute"),
-        (lambda: DrawnAttribute(Scale(), ["k"]), "attributes: expected Attributes"),  # type: ignore[list-item]
+        (lambda: DrawnAttribute(Scale(), ["k"]), "attributes: expected a list of at least one Attribute, got"),  # type: ignore[list-item]
         (lambda: DrawnAttribute(3, [Attribute("k", 0.0, 1.0, 0.1)]), "env: expected a Gymnasium env"),  # type: ignore[arg-type]
         (lambda: Attribute("k", 2.0, 1.0, 0.1), "low: expected low <= high within"),
         (lambda: Attribute("k", 0.0, 1.0, 0.1, limits=(0.5, 2.0)), "low: expected low <= high within"),
