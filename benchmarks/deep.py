@@ -228,8 +228,8 @@ def picture(data: Data, *axes: Any) -> None:
     for kind, colour in COLOURS.items():
         label = "ours" if kind == "ours" else settings_of(runs, kind, "pendulum_0")
         for k, row in enumerate(runs(method=label, world="pendulum_0", follower="PPO")):
-            if "belief" in row and not k:
+            if isinstance(row.get("belief"), list) and not k:
                 panel.plot(np.linspace(0.0, 1.0, 101), row["belief"], color=colour, linewidth=1.0, linestyle="--")
             panel.plot(row["x"], [row["believed"]], "o", color=colour, markersize=5, label=None if k else label)
-    panel.set(title="F over X of the pendulum; dots: x, and what was believed there", xlabel="x", ylim=(0.0, 25.0))
+    panel.set(title="F over X of the pendulum; dots: beliefs", xlabel="x", ylim=(0.0, 25.0))
     panel.legend(fontsize=8, frameon=False)
