@@ -185,7 +185,7 @@ def test_the_unit_of_rewards_moves_no_x(leader: str, problem: str, unit: float) 
     assert in_unit.tau == pytest.approx(unit * record.tau, rel=1e-9)
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", [1e-3, pytest.param(7.0, marks=pytest.mark.long), 1e3])
 @pytest.mark.parametrize("leader", [TabularPBRL, Hypergradient])
 def test_the_fishery_learns_and_records_the_truth_in_any_unit(leader: Any, unit: float) -> None:
     problem = fishery(unit=unit)
