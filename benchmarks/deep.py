@@ -186,6 +186,11 @@ def until(row: Data, share: float = 0.8) -> float:
     return float(steps[last + 1]) if last + 1 < len(steps) else float("inf")
 
 
+def not_run(runs: Runs) -> list[str]:
+    """Searches without runs on a world."""
+    return [f"{kind} ({LABELS[world]})" for world in CURVES for kind in KINDS if not settings_of(runs, kind, world)]
+
+
 def arrival(rows: Runs) -> str:
     """Mean steps after which runs stay above a share of 0.8, in thousands, and how many never do."""
     steps = [until(row) for row in rows]
