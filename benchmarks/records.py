@@ -203,7 +203,7 @@ def problems() -> dict[str, Problem]:
         "table_12": table(game, PPO, "Stackelberg game, 12 states", n_states=12, seed=1),
         "table_20": table(game, DQN, "Stackelberg game, 20 states", n_states=20, seed=2),
         "table_30": table(game, PPO, "Stackelberg game, 30 states", n_states=30, seed=3),
-        "random_mdp": table("bilevel_gym/RandomMDP-v0", A2C, "random MDP, 10 states"),
+        "table_15": table(game, A2C, "Stackelberg game, 15 states", n_states=15, seed=4),
     }
 
 
