@@ -25,6 +25,7 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PendulumAtGravity, "points", 21)
     monkeypatch.setattr(PendulumAtGravity, "actions", 5)
     monkeypatch.setattr(PendulumAtGravity, "tolerance", math.inf)
+    monkeypatch.setattr(PendulumAtGravity, "midpoints", (32, 4))
 
 
 def test_its_steps_are_the_environment_s() -> None:

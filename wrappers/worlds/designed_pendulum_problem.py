@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,8 +37,12 @@ class PendulumAtGravity(ContinuousProblem):
     Args:
         gravity: at least 0.
         gamma: the discount.
+
+    Attributes:
+        midpoints: number of start angles and of start speeds.
     """
 
+    midpoints: tuple[int, int] = (128, 16)
     max_torque, max_speed, dt = 2.0, 8.0, 0.05
 
     def __init__(self, gravity: float, gamma: float) -> None:
@@ -65,8 +70,9 @@ class PendulumAtGravity(ContinuousProblem):
         return r, r
 
     def starts(self) -> tuple[Floats, Floats]:
-        """Midpoints of 128 angles and 16 speeds."""
-        angles, speeds = math.pi * (2.0 * (np.arange(128) + 0.5) / 128 - 1.0), 2.0 * (np.arange(16) + 0.5) / 16 - 1.0
+        """Midpoints of intervals of the angle and the speed."""
+        angles, speeds = (2.0 * (np.arange(n) + 0.5) / n - 1.0 for n in self.midpoints)
+        angles = math.pi * angles
         states = np.stack([part.reshape(-1) for part in np.meshgrid(angles, speeds, indexing="ij")], axis=-1)
         return states, np.full(len(states), 1.0 / len(states))
 
@@ -137,15 +143,14 @@ class DesignedPendulumProblem(BilevelProblem):
         """
         point = float(self.leader_set.check(x)[0])
 
-        def at(g: float, obs: Floats) -> Any:
-            n = len(obs)
-            columns = [np.cos(obs[:, 0]), np.sin(obs[:, 0]), obs[:, 1], np.full(n, point), np.full(n, g)]
+        def at(g: float, states: Floats) -> Any:
+            n = len(states)
+            columns = [np.cos(states[:, 0]), np.sin(states[:, 0]), states[:, 1], np.full(n, point), np.full(n, g)]
             return act(np.stack(columns, axis=1).astype(np.float32))
 
-        values = {
-            k: knot.problem.returns([0.0], lambda obs, k=k: at(k * self._apart, obs))[0]
-            for k, knot in self._solved(x).items()
-        }
+        values = {}
+        for k, knot in self._solved(x).items():
+            values[k], _ = knot.problem.returns([0.0], partial(at, k * self._apart))
         return self._integrated(x, values)
 
     def leader_return(self, x: Any, act: Callable[[Any], Any]) -> float:
