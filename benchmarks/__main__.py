@@ -51,6 +51,7 @@ BENCHMARKS = (
     "nested_search",
     "robustness",
     "records",
+    "belief",
     "deep",
     "shaped_mountain_car",
     "preferences_grid",
