@@ -71,9 +71,11 @@ def counted(problem: StackelbergProblem, steps: int, seed: int, n_envs: int = 10
     venv = VectorEnvAdapter(TabularVectorEnv(problem, n_envs, 100))
     rng = np.random.default_rng(seed)
     venv.seed(seed)
-    obs, steps_of = venv.reset(), []
+    obs: Any = venv.reset()
+    steps_of = []
     for _ in range(steps // n_envs):
         action = rng.integers(A_f, size=n_envs)
+        following: Any
         following, reward, dones, infos = venv.step(action)
         after = following.copy()
         for i in np.flatnonzero(dones):
@@ -97,9 +99,9 @@ def counted(problem: StackelbergProblem, steps: int, seed: int, n_envs: int = 10
 def rewards_alone(problem: StackelbergProblem) -> StackelbergProblem:
     """The game as if each state were as likely to follow: then only the step's own rewards count, a game of one state each."""
     S, A_l, A_f = problem.r_leader.shape
-    alone = [reward.reshape(S, 1, A_l, A_f) for reward in (problem.r_leader, problem.r_follower)]
-    nowhere = torch.ones(S, 1, A_l, A_f, 1, dtype=torch.float64)
-    return StackelbergProblem(nowhere, *alone, torch.ones(S, 1, dtype=torch.float64), 0.0, problem.tau)
+    r_l, r_f = (reward.reshape(S, 1, A_l, A_f) for reward in (problem.r_leader, problem.r_follower))
+    stays, rho = torch.ones(S, 1, A_l, A_f, 1, dtype=torch.float64), torch.ones(S, 1, dtype=torch.float64)
+    return StackelbergProblem(stays, r_l, r_f, rho, 0.0, problem.tau)
 
 
 def run_exact(kind: str, size: int, seed: int, table: str, steps: int, quick: bool) -> Data:
@@ -116,7 +118,7 @@ def run_sampled(follower: str, kind: str, size: int, seed: int, steps: int) -> D
     """PBRL with its defaults from rollouts alone; no record chooses x, so records are as small as can be."""
     env = gym.make("bilevel_gym/StackelbergGame-v0", n_states=size, seed=seed, branching=KINDS[kind])
     start = time.process_time()
-    small = {"eval_every": 10**6, "evaluation_followers": 1, "evaluation_steps": 64}
+    small: dict[str, Any] = {"eval_every": 10**6, "evaluation_followers": 1, "evaluation_steps": 64}
     leader = PBRL(hide_model(env), FOLLOWERS[follower], seed=seed, **small)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the budget: the page says it

@@ -68,7 +68,7 @@ class ProductFeatures(Tensor):
             if func in _SAME and len(args) == 1:
                 return first
             if func in _ABOUT:
-                return super().__torch_function__(func, types, args, kwargs)
+                return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
             if func is Tensor.flatten and first.ndim == 2:
                 return first
             if func is torch.nn.functional.linear:
@@ -127,7 +127,7 @@ class Blocks:
         if outer is not venv or not isinstance(base_space, gym.spaces.Discrete):
             return None
         n_states = int(base_space.n)
-        return Blocks(n_states, venv.observation_space.shape[0] // n_states)  # type: ignore[index]
+        return Blocks(n_states, venv.observation_space.shape[0] // n_states)
 
     @property
     def space(self) -> gym.spaces.Box:

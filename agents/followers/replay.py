@@ -165,7 +165,7 @@ class TrueReplay(ReplayBuffer):
         if type(held) is not ReplayBuffer or held.optimize_memory_usage:
             return None
         like = (model.buffer_size, model.observation_space, model.action_space, model.device, model.n_envs)
-        timeouts = {"handle_timeout_termination": held.handle_timeout_termination}
+        timeouts: dict[str, Any] = {"handle_timeout_termination": held.handle_timeout_termination}
         blocks = Blocks.shown(model, venv, base_space, scaled=True)
         model.replay_buffer = cls(*like, **timeouts, venv=venv, base_space=base_space, blocks=blocks)
         return model.replay_buffer  # type: ignore[no-any-return]

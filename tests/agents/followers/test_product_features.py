@@ -51,7 +51,7 @@ def test_networks_and_their_gradients_are_those_of_the_plain_tensor(S: int, widt
         answer = net(obs.flatten(1))
         answer.square().sum().backward()
         answers.append(answer.detach())
-        gradients.append([p.grad.clone() for p in net.parameters()])
+        gradients.append([torch.as_tensor(p.grad).clone() for p in net.parameters()])
     torch.testing.assert_close(answers[0], answers[1], rtol=1e-13, atol=1e-14)
     assert type(answers[0]) is torch.Tensor
     for a, b in zip(*gradients, strict=True):
@@ -160,9 +160,9 @@ def test_a_users_wrapper_keeps_whole_observations() -> None:
     assert buffer is not None
     assert buffer.observations.shape == (64, 4, 18)
     assert float(buffer.observations.max()) == 0.0 > float(buffer.observations.min())
-    model = PPO("MlpPolicy", Negated(venv), gamma=0.9, n_steps=8, device="cpu")
-    ProductRollouts.in_place_of(model, venv, gym.spaces.Discrete(6))
-    assert type(model.rollout_buffer) is RolloutBuffer
+    on_policy = PPO("MlpPolicy", Negated(venv), gamma=0.9, n_steps=8, batch_size=32, device="cpu")
+    ProductRollouts.in_place_of(on_policy, venv, gym.spaces.Discrete(6))
+    assert type(on_policy.rollout_buffer) is RolloutBuffer
 
 
 @pytest.mark.parametrize("hidden", [[], [16]])
@@ -206,7 +206,7 @@ def test_a_large_tables_buffers_are_small(S: int) -> None:
         assert sum(array.nbytes for array in arrays.values()) < 5e6
     leader.close()
     leader = PBRL(GAME, PPO, config=CONFIG, env_kwargs={"n_states": S, "n_follower_actions": 1})
-    buffer: Any = leader.best_response.model.rollout_buffer  # type: ignore[attr-defined]
+    buffer: Any = leader.best_response.model.rollout_buffer
     assert buffer.observations.shape == (16, 4, 5)
     leader.close()
 
