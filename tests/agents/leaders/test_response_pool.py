@@ -44,7 +44,7 @@ def test_it_crosses_a_threshold_that_a_gradient_does_not_see(follower: Any) -> N
         leader.learn(20_000)
     # Just beyond the threshold; the pool's record there is exact, and the start is worth nothing.
     assert 0.3 < leader.x[0] < 0.36
-    assert leader.evaluate_last().leader_return == pytest.approx(10.0 * (1.0 - 0.9**44) * (1.0 - leader.x[0]))
+    assert leader.evaluate_last().leader_return == pytest.approx(10.0 * (1.0 - 0.9**50) * (1.0 - leader.x[0]))
     problem: Any = leader.method.worlds.problem
     assert leader_return_at_best_response(problem, torch.from_numpy(leader.x), tau0=0.0) > 6.0
     assert leader_return_at_best_response(problem, torch.zeros(1), tau0=0.0) == 0.0
