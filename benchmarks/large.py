@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from stable_baselines3 import DQN, PPO
 
-from bilevel_gym.agents import PBRL, TabularPBRL, leader_return_at_best_response
+from bilevel_gym.agents import PBRL, Linear, TabularPBRL, leader_return_at_best_response
 from bilevel_gym.cli.statistics import Interval
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.envs.mdp.stackelberg import StackelbergProblem
@@ -39,7 +39,8 @@ SEEDS = (5,)
 """Seeds of the games; one, since a game takes twenty CPU minutes. Defaults were tuned on games 0 to 2."""
 STEPS = 500_000
 """Environment steps that each leader is asked for, and transitions of a counted table; DQN takes half of it."""
-FOLLOWERS = {"PPO": PPO, "DQN": DQN}
+METHODS = {"PPO": PPO, "PPO, falling steps": PPO, "DQN": DQN}
+"""Followers by method; the second's steps of x fall from four times the default to two fifths of it."""
 ITERATIONS = {20: 300, 100: 300, 400: 300, 1000: 100}
 """Iterations of exact leaders; fewer at 1,000 states, where one takes a second."""
 TARGETS = {
@@ -49,7 +50,7 @@ TARGETS = {
     ("DQN", "plain", 100): 0.80,
     **{("PPO", kind, size): target for kind in KINDS for size, target in ((400, 0.75), (1000, 0.6))},
 }
-"""Target share by follower, kind and size."""
+"""Target share by method, kind and size."""
 TABLES = {"counted": "a table counted from as many transitions", "rewards": "the rewards alone"}
 """What exact leaders solve besides the game itself."""
 
@@ -114,15 +115,17 @@ def run_exact(kind: str, size: int, seed: int, table: str, steps: int, quick: bo
     return {"start": at_start, "found": found, "cpu_seconds": round(time.process_time() - start, 1)}
 
 
-def run_sampled(follower: str, kind: str, size: int, seed: int, steps: int) -> Data:
-    """PBRL with its defaults from rollouts alone; no record chooses x, so records are as small as can be."""
+def run_sampled(method: str, kind: str, size: int, seed: int, steps: int) -> Data:
+    """PBRL from rollouts alone; no record chooses x, so records are as small as can be."""
     env = gym.make("bilevel_gym/StackelbergGame-v0", n_states=size, seed=seed, branching=KINDS[kind])
     start = time.process_time()
     small: dict[str, Any] = {"eval_every": 10**6, "evaluation_followers": 1, "evaluation_steps": 64}
-    leader = PBRL(hide_model(env), FOLLOWERS[follower], seed=seed, **small)
+    if method.endswith("falling steps"):
+        small["learning_rate"] = Linear(0.2, 0.02)
+    leader = PBRL(hide_model(env), METHODS[method], seed=seed, **small)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the budget: the page says it
-        leader.learn(steps if follower == "PPO" else steps // 2)
+        leader.learn(steps // 2 if method == "DQN" else steps)
     seconds = time.process_time() - start
     leader.close()
     found = judged(kind, size, seed, leader.last_x)
@@ -140,7 +143,7 @@ def run(quick: bool, jobs: int) -> Data:
     games = grid(size=sizes, kind=KINDS, seed=SEEDS)
     tables = ("itself", *TABLES)
     exact = [g | {"table": table} for g in games for table in tables]
-    sampled = [g | {"follower": "PPO"} for g in games] + [g | {"follower": "DQN"} for g in games if g["size"] <= 400]
+    sampled = [g | {"method": name} for g in games for name in METHODS if name != "DQN" or g["size"] <= 400]
     return {
         "steps": steps,
         "exact": run_all(run_exact, exact, jobs, "exact", steps=steps, quick=quick),
@@ -160,8 +163,25 @@ def shares(data: Data, rows: Runs) -> list[float]:
     return found
 
 
+def not_run(data: Data) -> list[str]:
+    """Runs of the grid that are missing."""
+    cells = grid(method=METHODS, kind=KINDS, size=SIZES)
+    return [
+        f"{c['method']} at {c['size']} states ({LABELS[c['kind']]})"
+        for c in cells
+        if (c["method"] != "DQN" or c["size"] <= 400) and not len(Runs(data["runs"])(**c))
+    ]
+
+
 def share(data: Data, what: str, kind: str, size: int) -> Interval | None:
-    """The share with a follower, or of a table that is solved; None where it was not run."""
-    rows = Runs(data["exact"])(table=what) if what in TABLES else Runs(data["runs"])(follower=what)
+    """The share of a method, or of a table that is solved; None where it was not run."""
+    rows = Runs(data["exact"])(table=what) if what in TABLES else Runs(data["runs"])(method=what)
     rows = rows(kind=kind, size=size)
-    return mean_interval(shares(data, rows)) if len(rows) else None
+    known = len(Runs(data["exact"])(table="itself", kind=kind, size=size))
+    return mean_interval(shares(data, rows)) if len(rows) and known else None
+
+
+def shown(data: Data, kind: str, size: int) -> dict[str, str]:
+    """The shares of one row of the page by method and table; "" for what was not run."""
+    found = {what: share(data, what, kind, size) for what in (*METHODS, *TABLES)}
+    return {what: "" if value is None else value.text(2) for what, value in found.items()}
