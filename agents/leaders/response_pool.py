@@ -321,17 +321,22 @@ class ResponsePoolMethod(Method):
     def evaluate(self, state: ResponsePoolState, x: Tensor, iteration: int) -> Evaluation:
         """Return the record of x by the pool's best policy there; it spends no steps.
 
+        Its standard error counts the distance to the answer that the leader fears, one that is as good within the noise.
+
         The follower's regret is that of the best policy which was not trained near x, the one that the belief rested on before:
         None where no policy, or every policy, was trained near x.
         """
+        pool = self.pool(state)
         with torch.no_grad():
-            F, L = self.pool(state).returns(x[None])
-        near = self._near([response.x for response in state.responses], x)
+            F, L = pool.returns(x[None])
         answers = [
-            Answer(f"{response.kind} follower {k}", str(k), F[k, 0].numpy(), L[k, 0].numpy(), near[k])
+            Answer(f"{response.kind} follower {k}", str(k), F[k, 0].numpy(), L[k, 0].numpy())
             for k, response in enumerate(state.responses)
         ]
-        found = best_answer(answers, np.random.default_rng([*state.words, iteration]))
+        belief = pool.believe(x[None])
+        unfound = float(belief.leader_return - belief.feared)
+        found = best_answer(answers, np.random.default_rng([*state.words, iteration]), unfound)
+        near = self._near([response.x for response in state.responses], x)
         far = [answer for answer, close in zip(answers, near, strict=True) if not close]
         regret, regret_stderr = None, 0.0
         if far and any(near):
