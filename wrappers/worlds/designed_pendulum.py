@@ -15,6 +15,7 @@ from ...envs.core import Flags
 from ...envs.mdp.checks import check_number
 from .. import Attribute, DrawnAttribute, Step
 from ..leader_wrapper import Floats
+from .designed_pendulum_problem import DesignedPendulumProblem
 from .parallel import WrappedVectorEnv, squared
 
 
@@ -70,6 +71,10 @@ class DesignedPendulumEnv(DrawnAttribute):
     holds it there. The leader shares the follower's costs and earns a reward that increases with g. The dynamics depend on g and
     are not differentiated: x's gradient comes from log p_x(g), once per episode.
 
+    **Reference.** With ``show_draw=True`` the gravity is a constant that the follower sees, and ``problem.best_response(x)`` is
+    found by dynamic programming on a grid for each of a few gravities. Otherwise the follower has to guess it from how
+    the pendulum moves, and there is no reference.
+
     ## Action Space
     ``Box(-2, 2, (1,), float32)``: the torque.
 
@@ -104,6 +109,7 @@ class DesignedPendulumEnv(DrawnAttribute):
     """
 
     metadata: ClassVar[dict[str, Any]] = PendulumEnv.metadata  # type: ignore[misc]
+    _problem: DesignedPendulumProblem | None = None
 
     def __init__(
         self,
@@ -118,6 +124,21 @@ class DesignedPendulumEnv(DrawnAttribute):
         self.std, self.pendulum = float(std), PendulumEnv(render_mode=render_mode)
         worth = partial(_heavier_is_better, self.value)
         super().__init__(self.pendulum, [gravity], gamma, show_draw, worth)
+
+    @property
+    def problem(self) -> DesignedPendulumProblem:
+        """The reference on a grid, where the follower sees g.
+
+        Raises:
+            AttributeError: the follower does not see g.
+        """
+        if not self._show_draw:
+            raise AttributeError(
+                "problem: expected show_draw=True; a follower that does not see g has no reference on a grid"
+            )
+        if self._problem is None:
+            self._problem = DesignedPendulumProblem(self.gamma, self.std, self.value)
+        return self._problem
 
     def vectorised(self, num_envs: int, max_episode_steps: int | None) -> DesignedPendulumVectorEnv:
         return DesignedPendulumVectorEnv(self, num_envs, max_episode_steps)
