@@ -53,6 +53,7 @@ BENCHMARKS = (
     "records",
     "belief",
     "deep",
+    "large",
     "shaped_mountain_car",
     "preferences_grid",
     "preferences_pendulum",

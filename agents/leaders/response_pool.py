@@ -8,10 +8,10 @@ keeps all policies that it ever trained and repeats:
        nothing near x' since the last find, penalised (in more than three dimensions), then fresh from new weights
     3. the challenger joins the pool; it is a find if its follower return exceeds the pool's best by two standard errors
 
-until all kinds of challenger at the maximiser have found nothing, and the belief there exceeds what is sure at the leader's x by
-at most a tenth of what was gained. The maximiser lies where the belief is most wrong, and the next policy corrects it there.
-There is no learning rate, and neither plateaus nor thresholds stop the search. A penalised challenger is paid r_f + r_l/lam: it
-is nearly best for the follower and better for the leader, who may make it the best by another x.
+until all kinds of challenger at the maximiser have found nothing, and the belief there hardly exceeds what is sure at the
+leader's x. The maximiser lies where the belief is most wrong, and the next policy corrects it there. There is no learning rate,
+and neither plateaus nor thresholds stop the search. A penalised challenger is paid r_f + r_l/lam: it is nearly best for the
+follower and better for the leader, who may make it the best by another x.
 
 The leader's x is the point trained at with the largest belief at twice the margin. The pool begins with an untrained policy, a
 fresh one at the corner of X farthest from the start, and one at the start. Large stakes teach what small stakes do not: a policy
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
 
 LAM = (2.0, 8.0, 0.5)
 """Penalty coefficients of the penalised challengers, with both players' returns in units of their spread over the pool."""
-GAP = 0.1
-"""Share of what was gained that the best hope may exceed the cautious belief by when the search ends."""
+GAP = 0.05
+"""How far the hope may exceed what is sure when the search ends, as a share of the range of beliefs at the points trained at."""
 FIND = 2.0
 """Standard errors by which a challenger's gain must exceed 0 to count as a find."""
 
@@ -238,10 +238,9 @@ class ResponsePoolMethod(Method):
             answers = torch.cat([trained, proposal[None]]) if searched else trained
             belief = self.pool(state, CAUTION).believe(answers)
             state.x.copy_(answers[int(belief.feared.argmax())])
-            # The hope at the proposal, less what is sure at x, bounds what a search among these policies could add.
+            # What is hoped at the proposal bounds what a search among these policies can add to what is sure at x.
             hoped, sure = self.pool(state).believe(proposal[None]).feared, belief.feared.max()
-            gained = sure - self.pool(state, CAUTION).believe(state.start[None]).feared
-            state.finished = searched and bool(hoped - sure <= GAP * gained.clamp_min(0.0))
+            state.finished = searched and bool(hoped - sure <= GAP * (sure - belief.feared.min()))
         return state, {
             "belief": float(belief.feared.max()),
             "gain_found": gain,
@@ -321,17 +320,22 @@ class ResponsePoolMethod(Method):
     def evaluate(self, state: ResponsePoolState, x: Tensor, iteration: int) -> Evaluation:
         """Return the record of x by the pool's best policy there; it spends no steps.
 
+        Its standard error counts the distance to the answer that the leader fears, one that is as good within the noise.
+
         The follower's regret is that of the best policy which was not trained near x, the one that the belief rested on before:
         None where no policy, or every policy, was trained near x.
         """
+        pool = self.pool(state)
         with torch.no_grad():
-            F, L = self.pool(state).returns(x[None])
-        near = self._near([response.x for response in state.responses], x)
+            F, L = pool.returns(x[None])
         answers = [
-            Answer(f"{response.kind} follower {k}", str(k), F[k, 0].numpy(), L[k, 0].numpy(), near[k])
+            Answer(f"{response.kind} follower {k}", str(k), F[k, 0].numpy(), L[k, 0].numpy())
             for k, response in enumerate(state.responses)
         ]
-        found = best_answer(answers, np.random.default_rng([*state.words, iteration]))
+        belief = pool.believe(x[None])
+        unfound = float(belief.leader_return - belief.feared)
+        found = best_answer(answers, np.random.default_rng([*state.words, iteration]), unfound)
+        near = self._near([response.x for response in state.responses], x)
         far = [answer for answer, close in zip(answers, near, strict=True) if not close]
         regret, regret_stderr = None, 0.0
         if far and any(near):

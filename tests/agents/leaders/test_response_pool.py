@@ -50,6 +50,22 @@ def test_it_crosses_a_threshold_that_a_gradient_does_not_see(follower: Any) -> N
     assert leader_return_at_best_response(problem, torch.zeros(1), tau0=0.0) == 0.0
 
 
+def test_the_search_goes_on_while_more_is_hoped_than_is_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All kinds of challenger find nothing, and still it searches if certainty must exceed hope."""
+    settings: dict[str, Any] = {"n_envs": 16, "fresh_steps": 2_000, "warm_steps": 1_000, "episodes": 16, "points": 101}
+    found = {}
+    for gap in (response_pool.GAP, -10.0):
+        monkeypatch.setattr(response_pool, "GAP", gap)
+        leader = ResponsePool(threshold, AlgorithmSpec(PPO, SETTINGS[PPO]), seed=1, **settings)
+        leader.learn(30_000)
+        found[gap] = leader
+    sure, never = found.values()
+    assert (sure.finished, never.finished) == (True, False)
+    assert never.num_timesteps > sure.num_timesteps + 2_000
+    kinds = [response.kind for response in never.responses[-4:]]
+    assert {"warm", "fresh"} == set(kinds)  # they take turns
+
+
 SETTINGS: dict[Any, dict[str, Any]] = {
     PPO: {"n_steps": 32, "batch_size": 64, "learning_rate": 3e-3, "policy_kwargs": {"net_arch": []}},
     DQN: {"learning_starts": 64, "learning_rate": 1e-2, "gradient_steps": 4, "policy_kwargs": {"net_arch": []}},
