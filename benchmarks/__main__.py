@@ -52,6 +52,7 @@ BENCHMARKS = (
     "robustness",
     "records",
     "deep",
+    "pbrl_ablation",
     "shaped_mountain_car",
     "preferences_grid",
     "preferences_pendulum",
