@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .baselines.true_reward import TrueReward as TrueReward
     from .baselines.zero_order import ZeroOrder as ZeroOrder
     from .callbacks import Checkpoint as Checkpoint
-    from .callbacks import LeaderEvalCallback as LeaderEvalCallback
     from .estimators.known_model import KnownModel as KnownModel
     from .estimators.rollouts import Rollouts as Rollouts
     from .evaluation import Evaluation as Evaluation
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from .leaders.sobirl import SoBiRLConfig as SoBiRLConfig
     from .leaders.tabular_pbrl import TabularPBRL as TabularPBRL
     from .leaders.tabular_pbrl import TabularPBRLConfig as TabularPBRLConfig
+    from .learned.regret import find_regret as find_regret
     from .monte_carlo import MonteCarlo as MonteCarlo
     from .penalties import BellmanPenalty as BellmanPenalty
     from .penalties import NikaidoIsodaPenalty as NikaidoIsodaPenalty
@@ -65,7 +65,7 @@ _NAMES = {
     "baselines.sweep": "Sweep",
     "baselines.true_reward": "TrueReward",
     "baselines.zero_order": "ZeroOrder",
-    "callbacks": "Checkpoint LeaderEvalCallback",
+    "callbacks": "Checkpoint",
     "estimators.known_model": "KnownModel",
     "estimators.rollouts": "Rollouts",
     "evaluation": "Evaluation leader_return_at_best_response",
@@ -79,6 +79,7 @@ _NAMES = {
     "leaders.single_loop": "SingleLoop SingleLoopConfig",
     "leaders.sobirl": "SoBiRL SoBiRLConfig",
     "leaders.tabular_pbrl": "TabularPBRL TabularPBRLConfig",
+    "learned.regret": "find_regret",
     "monte_carlo": "MonteCarlo",
     "penalties": "BellmanPenalty NikaidoIsodaPenalty ValuePenalty",
     "preferences.config": "PreferenceConfig",

@@ -239,7 +239,8 @@ class LeaderEvalCallback(EventCallback):
 
     Example:
         >>> from stable_baselines3.common.callbacks import StopTrainingOnRewardThreshold
-        >>> from bilevel_gym.agents import LeaderEvalCallback, TabularPBRL
+        >>> from bilevel_gym.agents import TabularPBRL
+        >>> from bilevel_gym.agents.callbacks import LeaderEvalCallback
         >>> enough = LeaderEvalCallback(eval_freq=5, callback_on_new_best=StopTrainingOnRewardThreshold(5.9))
         >>> leader = TabularPBRL("bilevel_gym/TwoState-v0").learn(300, callback=enough)
         >>> leader.iteration < 300, enough.best_mean_reward >= 5.9

@@ -22,7 +22,8 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnRewardThreshold,
 )
 
-from bilevel_gym.agents import DRLHF, PBRL, LeaderEvalCallback, PBRLConfig, PreferenceConfig, Rollouts, TabularPBRL
+from bilevel_gym.agents import DRLHF, PBRL, PBRLConfig, PreferenceConfig, Rollouts, TabularPBRL
+from bilevel_gym.agents.callbacks import LeaderEvalCallback
 
 ENV = "bilevel_gym/TwoState-v0"
 SMALL = PBRLConfig(n_envs=4, warmup_steps=64, follower_steps=64, estimator=Rollouts(n_envs=4))
