@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,10 @@ from bilevel_gym.wrappers import set_leader
 from .runs import Data, Runs, grid, run_all
 from .worlds import World, deep_worlds
 
-WORLDS = {"pendulum_0": "subsidised pendulum, from x = 0", "lq_2": "two linear-quadratic games side by side, 8 parameters"}
+WORLDS = {
+    "pendulum_0": "subsidised pendulum, from x = 0",
+    "lq_2": "two linear-quadratic games side by side, 8 parameters",
+}
 SEEDS = (0, 1)
 BUDGET = 120_000
 """Environment steps, too few for a record, so that all of them are spent on x; the last iteration is completed."""
@@ -108,8 +111,8 @@ VARIANTS: dict[str, tuple[type[PBRLMethod], Data]] = {
     "now, lam waits": (WaitingLam, {}),
 }
 """Each variant's method, and what its settings change."""
-FIRST = 2
-"""The first variants run with all seeds, the others with the first seed."""
+CELLS = tuple(f"{variant}, seed {seed}" for seed in SEEDS for variant in VARIANTS)
+"""A variant and a seed each; without ``--cell`` all of them."""
 
 
 @cache
@@ -148,12 +151,11 @@ def start_of(world: str) -> Data:
     return {"truth": worlds()[world].truth(worlds()[world].start)}
 
 
-def run(quick: bool, jobs: int) -> Data:
-    """Run all variants, the first ones with all seeds."""
-    names = [*VARIANTS]
-    cells = grid(variant=names[:FIRST], seed=SEEDS[:1] if quick else SEEDS, world=WORLDS)
-    cells += grid(variant=names[FIRST:], seed=SEEDS[:1], world=WORLDS)
-    runs = run_all(run_one, cells, jobs, "runs", quick=quick)
+def run(quick: bool, jobs: int, cells: Sequence[str] = CELLS) -> Data:
+    """Run cells on both worlds."""
+    chosen = [cell.rsplit(", seed ", 1) for cell in (cells[:2] if quick else cells)]
+    rows = [{"variant": v, "seed": int(seed), "world": world} for v, seed in chosen for world in WORLDS]
+    runs = run_all(run_one, rows, jobs, "runs", quick=quick)
     return {"runs": runs, "starts": run_all(start_of, grid(world=WORLDS), jobs, "starts")}
 
 

@@ -41,8 +41,8 @@ class GradientEstimate:
         penalty: the estimate p^.
         steps: environment steps spent.
         gain: in a game, the leader's gain from the players' policies (see ``game_rollouts``); else None.
-        agreement: estimated share of the squared gradient that is no noise, from two halves of the episodes, in [0, 1]; 1 where it
-            is not measured.
+        agreement: estimated share of the squared gradient that is no noise, from two halves of the episodes; 1 where it is not
+            measured.
     """
 
     ascent: Tensor

@@ -46,19 +46,20 @@ Act = Callable[[Any], NDArray[Any]]
 class Rollouts:
     """Estimate x's gradient from fresh episodes of the followers at x, and from nothing else.
 
-    Where None is given, observations decide. For discrete ones followers and critics are linear and learn fast, and noise is what
-    limits: many long episodes. For others the followers' training is what limits: few episodes, cut early, and more of them where
-    their gradients disagree.
+    Without ``n_envs``, observations decide. For discrete ones, followers and critics are linear and learn fast, and noise is what
+    limits: 64 long episodes. For others the followers' training is what limits: 16 episodes, cut early, and more where their
+    gradients disagree.
 
     Attributes:
-        n_envs: number of episodes of each policy in a batch. None: 64 for discrete observations, 16 for others.
-        tail: discount at which an episode is cut, in (0, 1); a critic estimates the rest. None: 0.05, or 0.2.
+        n_envs: number of episodes of each policy in a batch. None: 64, or 16 for observations that are not discrete.
+        tail: discount at which an episode is cut, in (0, 1); a critic estimates the rest. None: 0.05, or 0.2 for observations
+            that are not discrete without ``n_envs``.
         gae_lambda: lambda of the leader's generalised advantages, in [0, 1]. None takes 0 for discrete observations, where the
             linear critic is exact; 0.95 for others; 1 where the leader draws once an episode, which critics do not observe.
         critic_memory: weight that a critic gives to earlier batches' statistics, in [0, 1).
         batches: largest number of batches in an iteration: another one is played while two halves of the episodes agree on less
-            than half of the squared gradient. None: 1 for discrete observations; for others as many as take no more steps than
-            the followers' training.
+            than half of the squared gradient. None: 1, or as many as take no more steps than the followers' training for
+            observations that are not discrete without ``n_envs``.
 
     Raises:
         ValueError: a number is out of range.
@@ -83,9 +84,13 @@ class Rollouts:
         if self.gae_lambda is not None:
             check_number(self.gae_lambda, "gae_lambda", low=0.0, high=1.0)
 
+    def grows(self, space: gym.spaces.Space[Any]) -> bool:
+        """Whether episodes are few and short by default, and more where their gradients disagree."""
+        return self.n_envs is None and not isinstance(space, gym.spaces.Discrete)
+
     def sizes(self, space: gym.spaces.Space[Any]) -> tuple[int, float]:
         """Return the number of episodes in a batch and the discount at which they are cut, given the observations."""
-        n_envs, tail = (64, 0.05) if isinstance(space, gym.spaces.Discrete) else (16, 0.2)
+        n_envs, tail = (16, 0.2) if self.grows(space) else (64, 0.05)
         return self.n_envs or n_envs, self.tail or tail
 
 
@@ -395,7 +400,7 @@ class RolloutEstimator(Estimator):
         self.venv, self.horizon = worlds.make(n_envs), worlds.horizon(tail)
         batch = 2 * n_envs * self.horizon
         exact = isinstance(worlds.base_space, gym.spaces.Discrete)
-        most = 1 if exact or n_envs == 1 else max(1, training // batch)
+        most = max(1, training // batch) if rollouts.grows(worlds.base_space) else 1
         self.most = rollouts.batches or most
         self.planned_steps, self.certain = batch * (1 + self.most) // 2, self.most == 1
         self.parts = 2 if self.most > 1 else 1
@@ -414,7 +419,7 @@ class RolloutEstimator(Estimator):
                 # In expectation, the product of the halves is the squared length of the expected gradient.
                 one, other = parts * unit
                 size = float(((one + other) / 2.0).square().sum())
-                agreement = max(float(one @ other) / size, 0.0) if size > 0.0 else 0.0
+                agreement = max(float(one @ other) / size, 0.0) if size > 0.0 else float(not one.any())
         # The penalty p^, and its margin p^ + G/lam, where G is the leader's gain from pi_y.
         gap, lost = np.concatenate([batch.apart for batch in played]).T
         estimate = PenaltyEstimate(*mean_and_error(gap), *mean_and_error(gap - lost / lam))
@@ -456,7 +461,7 @@ class RolloutEstimator(Estimator):
     def _surrogates(
         self, model: torch.nn.Module, rollout: Rollout, paid: Floats, critic: LinearCritic
     ) -> tuple[tuple[list[Tensor], list[Tensor]], Floats]:
-        """Return the surrogates of the follower's and the leader's return by part, and both returns of each episode, ``[N, 2]``."""
+        """Return the surrogates of both players' returns by part, and both returns of each episode, ``[N, 2]``."""
         steps = critic_steps(rollout, paid)
         # The critic of earlier episodes, if any, is the baseline; then the new episodes are added to it.
         fitted_before = critic.A is not None
