@@ -18,13 +18,13 @@ model at the followers' policies (``PBRLConfig.estimator``). Returns are those o
 algorithm's entropy bonus is a means of training and not part of the problem.
 
 **The check on the best response.** No policy earns the follower more than a best response. Where the estimate p^ of
-``p = V_f^{pihat} - V_f^{pi_y}`` is below 0 by two standard errors, pi_y is the better response to x, and the leader would climb on
-the error of pihat. So pihat takes over pi_y's policy, and both train on, each on its own reward. x waits in that iteration, since
-two equal policies have no penalty and share their regret.
+``p = V_f^{pihat} - V_f^{pi_y}`` is below 0 by two standard errors, pi_y is the better response to x, and the leader would climb
+on the error of pihat. So pihat takes over pi_y's policy, and both train on, each on its own reward. x waits in that iteration,
+since two equal policies have no penalty and share their regret.
 
 Elsewhere x only waits, where p^ lies below 0 by more than the whole range of p, which is G/lam; G is the leader's gain from pi_y.
-That is so in games and with soft followers, whose policies are learned on other rewards, and with linear ones, whose entropy bonus
-makes pihat the softer of the two, so that a small p^ < 0 is common.
+That is so in games and with soft followers, whose policies are learned on other rewards, and with linear ones, whose entropy
+bonus makes pihat the softer of the two, so that a small p^ < 0 is common.
 
 **A best response that lags behind a moving x** is the method's weak point, since the leader exploits the lag. Against it:
 followers observe the leader context, and most parallel environments train at x plus noise, so that they need not relearn when x
