@@ -53,7 +53,7 @@ def leader_for(env: Any, follower: Any = None, *, env_kwargs: dict[str, Any] | N
     elif makes_one(env):
         made = env()
     problem = problem_of(made)
-    if follower is None and problem is not None and not isinstance(problem, ContinuousProblem):
+    if follower is None and problem is not None and problem.lower_level != ContinuousProblem.lower_level:
         leader: Any = Hypergradient if lower_level(problem).n_players == 1 else TabularPBRL
         return leader(env if isinstance(env, str) else problem, env_kwargs=env_kwargs, **kwargs)  # type: ignore[no-any-return]
     if follower is None:

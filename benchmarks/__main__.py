@@ -5,8 +5,8 @@
 Each benchmark writes ``NAME.json`` (data, command, versions, seconds), ``NAME.md`` and perhaps ``NAME.png``. The folder's
 ``README.md`` lists them, and ``standing.md`` compares them with targets and with figures from elsewhere. ``--quick`` is a
 smoke test of minutes; its results, and those of single cells, go to another folder. A benchmark that was stopped continues
-where it was: its finished runs are kept in ``runs/benchmarks`` until its page is written. ``--pages`` runs nothing and writes
-pages and pictures again from the stored data.
+where it was: its finished runs are kept in ``runs/benchmarks`` until its page is written. ``--jobs 0`` writes the page from those
+that have ended so far, and says how many are missing. ``--pages`` writes pages and pictures again from the stored data.
 """
 
 from __future__ import annotations
@@ -51,8 +51,10 @@ BENCHMARKS = (
     "nested_search",
     "robustness",
     "records",
+    "belief",
     "deep",
     "pbrl_ablation",
+    "large",
     "shaped_mountain_car",
     "preferences_grid",
     "preferences_pendulum",
@@ -86,7 +88,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, help=f"folder of the results (default: {FULL}; for --quick and --cell {QUICK})"
     )
-    parser.add_argument("--jobs", type=int, default=2, help="number of processes (default: 2)")
+    jobs = "number of processes (default: 2); 0 writes the page from the runs that have ended so far"
+    parser.add_argument("--jobs", type=int, default=2, help=jobs)
     parser.add_argument(
         "--pages", action="store_true", help="run nothing; write pages and pictures again from their stored data"
     )
@@ -98,8 +101,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"unknown benchmark {', '.join(unknown)}: expected {', '.join(BENCHMARKS)}")
-    if options.jobs < 1:
-        parser.error(f"--jobs: expected at least 1, got {options.jobs}")
+    if options.jobs < 0:
+        parser.error(f"--jobs: expected at least 1, or 0 to run nothing, got {options.jobs}")
     options.names = options.names or list(BENCHMARKS)
     for name in options.names if options.cells else ():
         known = getattr(pages.module_of(name), "CELLS", ())
@@ -119,7 +122,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def about(name: str, options: argparse.Namespace, seconds: float, kept: int) -> dict[str, Any]:
+def about(name: str, options: argparse.Namespace, seconds: float, kept: int, left_out: int) -> dict[str, Any]:
     """How the results were made (command, versions, time), without anything that identifies the machine."""
     versions = {package: version(package) for package in PACKAGES}
     part = (" --quick" if options.quick else "") + "".join(f" --cell {cell}" for cell in options.cells)
@@ -130,6 +133,7 @@ def about(name: str, options: argparse.Namespace, seconds: float, kept: int) -> 
         "quick": options.quick,
         "wall_seconds": round(seconds, 1),
         **({"kept": kept} if kept else {}),
+        **({"left_out": left_out} if left_out else {}),
         "cores": os.cpu_count(),
         "versions": {"python": platform.python_version(), "bilevel_gym": bilevel_gym.__version__, **versions},
     }
@@ -160,7 +164,7 @@ def run_one(name: str, options: argparse.Namespace) -> None:
     start = time.perf_counter()
     chosen = options.cells or ([*suite.ENTRIES, *options.leaders] if options.leaders else [])
     data = module.run(options.quick, options.jobs, *([chosen] if chosen else []))
-    record = about(name, options, time.perf_counter() - start, runs.kept()) | {"data": data}
+    record = about(name, options, time.perf_counter() - start, runs.kept(), runs.left_out()) | {"data": data}
     if hasattr(module, "picture"):
         module.picture(data, options.out / f"{name}.png")
     text = pages.page(record)

@@ -31,12 +31,11 @@ from .worlds import World, deep_worlds
 
 Floats = NDArray[np.float64]
 FOLLOWERS = {"PPO": PPO, "DQN": DQN, "SAC": SAC}
-SEEDS = (0, 1, 2)
-"""Seeds: three on the pendulum and the fishery with three taxes, two or one elsewhere, since a run takes one to three minutes."""
+SEEDS = (20, 21, 22)
+"""Seeds that nobody had looked at when the rules of the pool were settled: three on the pendulum and the fishery with three
+taxes, two or one elsewhere, since a run takes one to three minutes."""
 ASKED = 0.92
 """Share of a world's budget that is asked for: the last iteration is completed, and may end beyond what was asked."""
-HELD_OUT = (10, 11)
-"""Seeds that nobody had looked at when the rules of the pool were settled."""
 LABELS = {
     "pendulum_0": "subsidised pendulum, from x = 0",
     "pendulum_50": "subsidised pendulum, from x = 0.5",
@@ -51,6 +50,8 @@ LABELS = {
 }
 TARGETS = {name: 0.95 if name.startswith(("pendulum", "fishery")) and name != "fishery_40" else 0.85 for name in LABELS}
 """Share of the gain that is asked for, on the mean over seeds."""
+OTHERS = {"DQN": "fishery_1", "SAC": "pendulum_0"}
+"""Worlds of other followers than PPO, whose share is to be 0.9."""
 CURVES = ("pendulum_0", "fishery_1", "fishery_40")
 """Worlds on which searches run too."""
 
@@ -161,11 +162,12 @@ def run(quick: bool, jobs: int) -> Data:
         cells = [*ours(world=[*LABELS][::3], follower=["PPO"], seed=first), *searches(method=TRIALS, world=CURVES[:2])]
     else:
         cells = [
-            *ours(world=[*LABELS][:6], follower=["PPO"], seed=SEEDS),
-            *ours(world=[*LABELS][6:], follower=["PPO"], seed=SEEDS[:2]),
-            *ours(world=[*LABELS][:6], follower=["PPO"], seed=HELD_OUT),
-            *ours(world=["fishery_1"], follower=["DQN"], seed=first),
+            *(cell for seed in SEEDS for cell in ours(world=[*LABELS][:6], follower=["PPO"], seed=[seed])),
+            *ours(world=["fishery_1"], follower=["DQN"], seed=SEEDS[:2]),
+            *ours(world=["fishery_40"], follower=["PPO"], seed=SEEDS[:2]),
             *searches(method=TRIALS, world=CURVES[:2]),
+            *ours(world=["pendulum_0"], follower=["SAC"], seed=first),
+            *ours(world=[*LABELS][7:], follower=["PPO"], seed=SEEDS[:2]),
             *searches(method=[*TRIALS][::2], world=CURVES[2:]),
         ]
     runs = run_all(run_one, cells, jobs, "runs", quick=quick)
@@ -189,11 +191,6 @@ def until(row: Data, share: float = 0.8) -> float:
     return float(steps[last + 1]) if last + 1 < len(steps) else float("inf")
 
 
-def developed(rows: Runs, held_out: bool = False) -> Runs:
-    """The runs whose seeds were looked at when the rules of the pool were settled, or the others."""
-    return Runs(rows.frame[rows.frame["seed"].isin(HELD_OUT) == held_out])
-
-
 def not_run(runs: Runs) -> list[str]:
     """Searches without runs on a world."""
     return [f"{kind} ({LABELS[world]})" for world in CURVES for kind in KINDS if not settings_of(runs, kind, world)]
@@ -212,6 +209,11 @@ def within(rows: Runs) -> list[bool]:
     return [abs(r["believed"] - r["truth"]) <= 2.0 * r["believed_stderr"] for r in rows]
 
 
+def error(rows: Runs) -> list[float]:
+    """The standard error of each belief, as a share of the gain."""
+    return [r["believed_stderr"] / (r["best"] - r["start"]) for r in rows]
+
+
 def settings_of(runs: Runs, kind: str, world: str) -> str:
     """The label of a search's setting that is the better one on the pendulum and the fishery; "" if none ran on this world."""
     labels = [label for label in TRIALS if label.startswith(f"{kind},") and len(runs(method=label, world=world))]
@@ -226,7 +228,6 @@ def settings_of(runs: Runs, kind: str, world: str) -> str:
 def picture(data: Data, *axes: Any) -> None:
     """Draw the share against steps on three worlds, then F over X of the pendulum: the truth, and what was believed."""
     runs = Runs(data["runs"])
-    runs = developed(runs)
     for panel, world in zip(axes, CURVES, strict=False):
         for kind, colour in COLOURS.items():
             label = "ours" if kind == "ours" else settings_of(runs, kind, world)

@@ -25,6 +25,8 @@ Data = dict[str, Any]
 STORE = Path("runs/benchmarks")
 _of_now: dict[Path, bool] = {}
 """Files of the current benchmark, and whether each existed before."""
+_left_out: set[Path] = set()
+"""Files of its runs that are not stored and were not run."""
 
 
 @cache
@@ -47,6 +49,7 @@ def run_all(function: Callable[..., Data], cells: Sequence[Data], jobs: int, lab
     """Call ``function(**cell, **same)`` for every cell, each in its own process with one thread, ``jobs`` at a time.
 
     What has ended is kept in :data:`STORE`: a benchmark that was stopped goes on from there, as long as the code is the same.
+    With 0 jobs nothing is called, and the cells that have not ended are left out.
 
     Returns:
         A row a cell, in their order, as JSON gives it back: what the function found, and the cell.
@@ -56,6 +59,9 @@ def run_all(function: Callable[..., Data], cells: Sequence[Data], jobs: int, lab
     digests = [hashlib.sha256(name.encode()).hexdigest()[:20] for name in names]
     paths = [STORE / f"{module.rpartition('.')[2]}-{digest}.json" for digest in digests]
     todo = [(path, (cell, same)) for path, cell in zip(paths, cells, strict=True) if not path.is_file()]
+    if jobs == 0:
+        _left_out.update(path for path, _ in todo)
+        paths, todo = [path for path in paths if path not in _left_out], []
     with tqdm(total=len(cells), initial=len(cells) - len(todo), desc=label) as bar:
 
         def keep(number: int, answer: Any) -> None:
@@ -81,11 +87,17 @@ def kept() -> int:
     return sum(_of_now.values())
 
 
+def left_out() -> int:
+    """Number of runs of the current benchmark that its data lacks."""
+    return len(_left_out)
+
+
 def forget() -> None:
-    """Remove the runs that :func:`run_all` stored, once they are in the benchmark's own data."""
-    for path in _of_now:
+    """Remove the runs that :func:`run_all` stored, once all are in the benchmark's own data."""
+    for path in () if _left_out else _of_now:
         path.unlink(missing_ok=True)
     _of_now.clear()
+    _left_out.clear()
 
 
 def cpu_seconds(function: Callable[..., Any], *args: Any, **kwargs: Any) -> float:

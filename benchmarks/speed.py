@@ -23,6 +23,7 @@ from bilevel_gym.agents import PBRL, BellmanPenalty, TabularPBRL, TabularPBRLCon
 from bilevel_gym.agents.exact import ExactLeader
 from bilevel_gym.agents.followers.spec import build_model
 from bilevel_gym.agents.held_policies import Softmax
+from bilevel_gym.agents.learned.worlds import Worlds
 from bilevel_gym.envs.mdp import random_stackelberg
 from bilevel_gym.wrappers import RewardMixing, set_leader
 
@@ -35,6 +36,7 @@ STEPS = 60_000
 """Environment steps per repetition, of both followers together."""
 REPEATS = 7
 COPIES, SIMULATOR_REPEATS = (64, 4096), 9
+WRAPPED = ("ShapedCartPole-v0", "DesignedPendulum-v0")
 ITERATIONS = 100
 RATIO, NATIVE_US, NATIVE_RATIO, EXACT_MS = 0.95, 0.05, 75.0, 3.0
 
@@ -165,6 +167,30 @@ def simulator_speed() -> dict[str, float]:
     return results | {"set_leader_us": statistics.median(times) * 1e6}
 
 
+def wrapped_speed() -> list[Data]:
+    """CPU microseconds per step of 64 environments of Gymnasium's with a leader, native and in SB3's DummyVecEnv."""
+    rows = []
+    for name in WRAPPED:
+        env, found = gym.make(f"bilevel_gym/{name}"), {}
+        for kind, steps in (("native", 300), ("dummy", 30)):
+            venv = Worlds(env, None, False, kind).make(64)  # type: ignore[arg-type]
+            rng = np.random.default_rng(0)
+            shape = (steps, 64, *(venv.action_space.shape or ()))
+            actions = rng.uniform(-2.0, 2.0, shape).astype(np.float32) if shape[2:] else rng.integers(2, size=shape)
+            venv.seed(0)
+            venv.reset()
+            times = []
+            for _ in range(SIMULATOR_REPEATS):
+                with Clock() as clock:
+                    for row in actions:
+                        venv.step(row)
+                times.append(clock.cpu)
+            found[f"{kind}_us"] = statistics.median(times) / (64 * steps) * 1e6
+            venv.close()
+        rows.append({"name": name, **found})
+    return rows
+
+
 EXACT: dict[str, Callable[[Any], ExactLeader]] = {
     "value, follower solved (default)": TabularPBRL,
     "value, joint softmax steps": lambda problem: TabularPBRL(problem, config=TabularPBRLConfig(follower=Softmax())),
@@ -194,5 +220,6 @@ def run(quick: bool, jobs: int) -> Data:
         "repeats": repeats,
         "exact": [exact_speed(label, iterations, repeats) for label in tqdm(EXACT, desc="exact iteration")],
         "vector_env": simulator_speed(),
+        "wrapped": wrapped_speed(),
         "followers": [follower_speed(name, size, steps, repeats) for name, size in tqdm(tasks, desc="followers")],
     }

@@ -38,6 +38,9 @@ _OTHERS = (
     ("HappyText-v0", "envs.happy_text:HappyTextEnv", 100),
 )
 
+# those of them that have a `vector_env` too
+_SIMULATED = ("ShapedCartPole-v0", "DesignedPendulum-v0")
+
 for _id, _entry, _steps in _OF_PROBLEMS:
     register(
         id=f"bilevel_gym/{_id}",
@@ -46,7 +49,13 @@ for _id, _entry, _steps in _OF_PROBLEMS:
         max_episode_steps=_steps,
     )
 for _id, _entry, _limit in _OTHERS:
-    register(id=f"bilevel_gym/{_id}", entry_point=f"bilevel_gym.{_entry}", max_episode_steps=_limit)
+    _parallel = f"bilevel_gym.{_entry.partition(':')[0]}:vector_env" if _id in _SIMULATED else None
+    register(
+        id=f"bilevel_gym/{_id}",
+        entry_point=f"bilevel_gym.{_entry}",
+        vector_entry_point=_parallel,
+        max_episode_steps=_limit,
+    )
 
 # modules of this package that hold a game of several players: the id is the module's name
 for _name in ("incentive_design_v0",):

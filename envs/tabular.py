@@ -42,19 +42,22 @@ AT_ONCE = 2**20
 
 
 class AliasSampler:
-    """A sampler for the rows of ``p``, ``[R, K]``, by Walker's alias method, with constant time per draw."""
+    """A sampler for the rows of ``p``, ``[..., K]``, by Walker's alias method, with constant time per draw."""
 
     source: Tensor | None = None
     """The tensor of ``p``, kept so that no other takes its place in memory while the sampler is shared."""
 
     def __init__(self, p: Floats) -> None:
-        R, self._size = p.shape
-        threshold, alias = np.empty(p.shape), np.empty(p.shape, np.int32)
-        # Some rows at a time, so that what the tables are computed with takes little memory.
-        rows = max(1, AT_ONCE // self._size)
-        for first in range(0, R, rows):
-            part = slice(first, first + rows)
-            keep, alias[part] = alias_tables(p[part])
+        self._size = p.shape[-1]
+        shape = (p.size // self._size, self._size)
+        threshold, alias = np.empty(shape), np.empty(shape, np.int32)
+        # Some rows at a time, so that what the tables are computed with, and a copy of what is laid out in another order, take
+        # little memory.
+        inner = shape[0] // len(p)
+        at_once = max(1, AT_ONCE // (inner * self._size))
+        for first in range(0, len(p), at_once):
+            part = slice(first * inner, (first + at_once) * inner)
+            keep, alias[part] = alias_tables(p[first : first + at_once].reshape(-1, self._size))
             # The draw compares u * K, not its fractional part: cell k holds k + keep.
             threshold[part] = keep + np.arange(self._size)
         self._threshold, self._alias = threshold.ravel(), alias.ravel()
@@ -294,11 +297,12 @@ class _Tables:
         actions = tensor.shape[-rank + 1] if name == "draw" else self.A
         inner = torch.Size([self.S, actions, *tensor.shape[-rank + 2 :]])
         own = torch.Size([self._n] if tensor.ndim - rank > len(self._contexts) else [])
-        values = tensor.detach().expand(own + self._contexts + inner).contiguous().numpy()
-        rows = values.reshape(-1, values.shape[-1]) if sampler is not None else values.reshape(-1)
+        laid = tensor.detach().expand(own + self._contexts + inner).numpy()
+        shared = sampler is AliasSampler and not own
+        rows = laid if shared else laid.reshape(-1, laid.shape[-1]) if sampler is not None else laid.reshape(-1)
         offset: Integers | int = np.arange(self._n) * (rows.shape[0] // self._n) if own else 0
         made: Sampler | None = None
-        if sampler is AliasSampler and not own:
+        if shared:
             # Simulators of one problem share its largest table. Whoever holds the sampler also holds the tensor.
             key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version, inner)
             made = _SHARED.get(key)

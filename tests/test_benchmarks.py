@@ -91,6 +91,10 @@ def test_runs_that_ended_are_kept_until_they_are_forgotten(tmp_path: Path, monke
     with pytest.raises(WorkerError, match="ValueError: not today"):
         run_all(square, grid(number=range(5)), 1, "squares")
     assert Path("log").read_text().split() == ["0", "1", "2"]
+    assert [answer["square"] for answer in run_all(square, grid(number=range(5)), 0, "squares")] == [0, 1, 4]
+    assert runs.left_out() == 2
+    runs.forget()  # forgets nothing that is not in a whole page yet
+    assert runs.left_out() == 0
     Path("broken").unlink()
     found = run_all(square, grid(number=range(5)), 2, "squares")
     assert [answer["number"] for answer in found] == [0, 1, 2, 3, 4]

@@ -99,7 +99,7 @@ class Rollout:
     """The first ``T`` steps of one episode in each of ``N`` parallel environments; steps after an episode's end are masked.
 
     Attributes:
-        obs: observations as the follower sees them, ``[T, N, ...]``.
+        obs: observations as the follower sees them, ``[T, N, ...]``; None where they were not asked for.
         base_obs: the environment's own observations, ``[T, N, ...]``: without the leader context.
         base_next_obs: observations after the step, before a reset, ``[T, N, ...]``.
         action: the follower's actions, ``[T, N, ...]``.
@@ -110,7 +110,7 @@ class Rollout:
         terminated: 1.0 where the episode ended by termination, ``[T, N]``.
     """
 
-    obs: NDArray[Any]
+    obs: NDArray[Any] | None
     base_obs: NDArray[Any]
     base_next_obs: NDArray[Any]
     action: NDArray[Any]
@@ -131,11 +131,19 @@ class Rollout:
         return column.reshape(-1, *column.shape[2:])
 
 
-def collect(venv: VecEnv, act: Act, horizon: int, seed: int) -> Rollout:
-    """Reset every environment with ``seed`` (common random numbers across policies) and play ``horizon`` steps."""
+def collect(venv: VecEnv, act: Act, horizon: int, seed: int, seen: bool = False) -> Rollout:
+    """Reset every environment with ``seed`` (common random numbers across policies) and play ``horizon`` steps.
+
+    Args:
+        venv: the parallel environments.
+        act: the policy, from observations to actions.
+        horizon: number of steps.
+        seed: seed of the environments.
+        seen: whether to keep the follower's observations too, where they hold more than the environment's. Default: False.
+    """
     venv.seed(seed)
     obs = np.asarray(venv.reset())
-    alive, shown = np.ones(venv.num_envs), False
+    alive = np.ones(venv.num_envs)
     columns: list[list[Any]] = [[] for _ in range(9)]
     for _ in range(horizon):
         action = act(obs)
@@ -151,13 +159,12 @@ def collect(venv: VecEnv, act: Act, horizon: int, seed: int) -> Rollout:
         draw = info_column(venv, infos, "leader_draw", optional=True)
         draw = np.zeros(venv.num_envs, dtype=np.int64) if draw is None else draw
         paid = (np.asarray(reward, dtype=np.float64), info_column(venv, infos, "leader_reward").astype(np.float64))
-        step = (obs, base, after, action, draw, *paid, alive, terminated.astype(np.float64))
+        step = (obs if seen else None, base, after, action, draw, *paid, alive, terminated.astype(np.float64))
         for column, value in zip(columns, step, strict=True):
             column.append(value)
         alive = alive * (1.0 - done)
         obs = np.asarray(following)
-    seen, base_obs, *others = (np.stack(column) for column in columns)
-    return Rollout(seen, base_obs if shown else seen, *others)
+    return Rollout(np.stack(columns[0]) if seen else None, *(np.stack(column) for column in columns[1:]))
 
 
 def discounts(rollout: Rollout, gamma: float) -> Floats:
@@ -433,7 +440,7 @@ class RolloutEstimator(Estimator):
         for name, follower in followers.items():
             act = follower.coupled_player(seed) if self.soft else follower.player(self.venv)
             with follower.generators.active():  # swapped once, not at every step
-                played[name] = collect(self.venv, act, self.horizon, seed)
+                played[name] = collect(self.venv, act, self.horizon, seed, seen=self.soft)
         # The signed sum of the surrogates of both returns in each role.
         model = leader_model(self.worlds.env, x.detach().numpy())
         surrogates, returns = {}, {}

@@ -11,6 +11,9 @@ the buffer updates
 Where x is the leader's policy or changes the dynamics, (o, a, w, o') belongs to the MDP of its own x. If o contains the leader
 context, the follower can tell, and the transition is kept with its rewards. If not, the transition would mislead, and is dropped
 as soon as x moves.
+
+Product features of a discrete state and the leader context are stored as the state and its block (:mod:`.product_features`), and
+made when a batch is sampled.
 """
 
 from __future__ import annotations
@@ -24,10 +27,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from ...envs.mdp.checks import require
 from ...wrappers.vec_env import info_column
+from .product_features import Blocks
 
 Floats = NDArray[np.float64]
 Relabel = Callable[
@@ -35,7 +40,8 @@ Relabel = Callable[
     tuple[NDArray[Any], NDArray[Any], NDArray[Any], Floats],
 ]
 """A function of x, ``[dim]``, and of transitions (obs, action, draw, next_obs) in the environment's own observations, each
-``[n, ...]``. It returns them at x: obs and next_obs as the follower sees them, then both rewards r_f and r_l, ``[n]``."""
+``[n, ...]``. It returns them at x: obs and next_obs as the follower sees them, of product features the states' blocks, then both
+rewards r_f and r_l, ``[n]``."""
 
 
 _LARGEST_DRAWS = 2**26
@@ -113,9 +119,12 @@ class TrueReplay(ReplayBuffer):
         args: as for SB3's ``ReplayBuffer``.
         venv: the parallel environments whose steps are stored, wrapped in a ``RewardMixing``.
         base_space: space of the environment's own observations, where the follower's observations hold more; default None.
+        blocks: the form of product features; None, the default, stores whole observations.
         kwargs: as for SB3's ``ReplayBuffer``.
 
     Attributes:
+        observations: the follower's observation before each step; of product features the block of the state.
+        next_observations: observation after each step, likewise.
         base_obs: observation before each step, ``[size, n_envs]``, where the follower sees features of it; else None.
         base_next_obs: observation after each step, likewise.
         draws: the leader's draws, ``[size, n_envs, ...]``; None before the first step.
@@ -130,10 +139,17 @@ class TrueReplay(ReplayBuffer):
     base_next_obs: NDArray[np.int64] | None = None
 
     def __init__(
-        self, *args: Any, venv: VecEnv, base_space: gym.spaces.Space[Any] | None = None, **kwargs: Any
+        self,
+        buffer_size: int,
+        observation_space: gym.spaces.Space[Any],
+        *args: Any,
+        venv: VecEnv,
+        base_space: gym.spaces.Space[Any] | None = None,
+        blocks: Blocks | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self._venv, self._base_space = venv, base_space
+        super().__init__(buffer_size, observation_space if blocks is None else blocks.space, *args, **kwargs)
+        self._venv, self._base_space, self._blocks = venv, base_space, blocks
         if isinstance(base_space, gym.spaces.Discrete):
             shape = (self.buffer_size, self.n_envs)
             self.base_obs, self.base_next_obs = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
@@ -149,8 +165,9 @@ class TrueReplay(ReplayBuffer):
         if type(held) is not ReplayBuffer or held.optimize_memory_usage:
             return None
         like = (model.buffer_size, model.observation_space, model.action_space, model.device, model.n_envs)
-        timeouts = {"handle_timeout_termination": held.handle_timeout_termination}
-        model.replay_buffer = cls(*like, **timeouts, venv=venv, base_space=base_space)
+        timeouts: dict[str, Any] = {"handle_timeout_termination": held.handle_timeout_termination}
+        blocks = Blocks.shown(model, venv, base_space, scaled=True)
+        model.replay_buffer = cls(*like, **timeouts, venv=venv, base_space=base_space, blocks=blocks)
         return model.replay_buffer  # type: ignore[no-any-return]
 
     def add(
@@ -163,17 +180,41 @@ class TrueReplay(ReplayBuffer):
         infos: list[dict[str, Any]],
     ) -> None:
         at = self.pos
-        super().add(obs, next_obs, action, reward, done, infos)
         drawn, base = (info_column(self._venv, infos, name, optional=True) for name in ("leader_draw", "base_obs"))
+        if self.base_obs is not None and self.base_next_obs is not None:
+            self.base_obs[at], self.base_next_obs[at] = base, info_column(self._venv, infos, "base_next_obs")
+            if self._blocks is not None:
+                obs = self._blocks.split(obs, self.base_obs[at])
+                next_obs = self._blocks.split(next_obs, self.base_next_obs[at])
+        super().add(obs, next_obs, action, reward, done, infos)
         if drawn is None:
             drawn = np.zeros(self.n_envs, np.int64)
         if self.draws is None:
             self.draws = np.zeros((self.buffer_size, *drawn.shape), drawn.dtype)
         self.draws[at] = drawn
-        if self.base_obs is not None and self.base_next_obs is not None:
-            self.base_obs[at], self.base_next_obs[at] = base, info_column(self._venv, infos, "base_next_obs")
         self.follower_rewards[at] = info_column(self._venv, infos, "follower_reward")
         self.leader_rewards[at] = info_column(self._venv, infos, "leader_reward")
+
+    def _get_samples(self, batch_inds: NDArray[Any], env: VecNormalize | None = None) -> ReplayBufferSamples:
+        """Return a batch, with SB3's random numbers; features are made of the blocks."""
+        if self._blocks is None or self.base_obs is None or self.base_next_obs is None:
+            return super()._get_samples(batch_inds, env)
+        at = batch_inds, np.random.randint(0, high=self.n_envs, size=(len(batch_inds),))  # noqa: NPY002
+        ended = self.dones[at] * (1 - self.timeouts[at])
+        return ReplayBufferSamples(
+            self._features(self.base_obs[at], self.observations[at], env),
+            self.to_torch(self.actions[at]),
+            self._features(self.base_next_obs[at], self.next_observations[at], env),
+            self.to_torch(ended.reshape(-1, 1)),
+            self.to_torch(self._normalize_reward(self.rewards[at].reshape(-1, 1), env)),
+        )
+
+    def _features(self, states: NDArray[np.int64], blocks: NDArray[Any], env: VecNormalize | None) -> torch.Tensor:
+        assert self._blocks is not None
+        features = self._blocks.join(states, blocks)
+        if env is None and self.device.type == "cpu":
+            return features
+        return self.to_torch(self._normalize_obs(features.numpy(), env))  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_venv"}
@@ -214,7 +255,11 @@ class TrueReplay(ReplayBuffer):
             rows = np.flatnonzero(which.ravel() == k)
             held = (part[:n, rows] for part in (base, self.draws, base_next))
             before, draw, after = (part.reshape(n * len(rows), *part.shape[2:]) for part in held)
-            found = relabel(x, before, played_actions(self, rows, n), draw, after)
+            seen, seen_next, *paid = relabel(x, before, played_actions(self, rows, n), draw, after)
+            if self.base_obs is not None and self._blocks is None:  # whole features are stored
+                form = Blocks(int(self._base_space.n), seen.shape[1])  # type: ignore[union-attr]
+                seen, seen_next = form.join(before, seen).numpy(), form.join(after, seen_next).numpy()
+            found = (seen, seen_next, *paid)
             kept = (self.observations, self.next_observations, self.follower_rewards, self.leader_rewards)
             for part, value in zip(kept, found, strict=True):
                 part[:n, rows] = np.asarray(value).reshape(n, len(rows), *part.shape[2:])

@@ -8,9 +8,10 @@ keeps all policies that it ever trained and repeats:
        nothing near x' since the last find, penalised (in more than three dimensions), then fresh from new weights
     3. the challenger joins the pool; it is a find if its follower return exceeds the pool's best by two standard errors
 
-until all kinds of challenger at the maximiser have found nothing. The maximiser lies where the belief is most wrong, and the next
-policy corrects it there. There is no learning rate, and neither plateaus nor thresholds stop the search. A penalised challenger
-is paid r_f + r_l/lam: it is nearly best for the follower and better for the leader, who may make it the best by another x.
+until all kinds of challenger at the maximiser have found nothing, and the belief there hardly exceeds what is sure at the
+leader's x. The maximiser lies where the belief is most wrong, and the next policy corrects it there. There is no learning rate,
+and neither plateaus nor thresholds stop the search. A penalised challenger is paid r_f + r_l/lam: it is nearly best for the
+follower and better for the leader, who may make it the best by another x.
 
 The leader's x is the point trained at with the largest belief at twice the margin. The pool begins with an untrained policy, a
 fresh one at the corner of X farthest from the start, and one at the start. Large stakes teach what small stakes do not: a policy
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
 
 LAM = (2.0, 8.0, 0.5)
 """Penalty coefficients of the penalised challengers, with both players' returns in units of their spread over the pool."""
+GAP = 0.05
+"""How far the hope may exceed what is sure when the search ends, as a share of the range of beliefs at the points trained at."""
 FIND = 2.0
 """Standard errors by which a challenger's gain must exceed 0 to count as a find."""
 
@@ -81,7 +85,7 @@ class ResponsePoolConfig(LeaderConfig):
     fresh_steps: int = 80_000
     warm_steps: int = 30_000
     episodes: int = 64
-    tail: float = 0.01
+    tail: float = 0.005
     margin: float = 3.0
     points: int = 4096
     near: float = 0.05
@@ -230,10 +234,13 @@ class ResponsePoolMethod(Method):
         trained = torch.stack(state.trained)
         with torch.no_grad():
             proposal, _ = self._next(state)
-            state.finished = self._tried(state, proposal) >= set(self._kinds)
-            answers = torch.cat([trained, proposal[None]]) if state.finished else trained
+            searched = all(self._tried(state, proposal).values())
+            answers = torch.cat([trained, proposal[None]]) if searched else trained
             belief = self.pool(state, CAUTION).believe(answers)
             state.x.copy_(answers[int(belief.feared.argmax())])
+            # What is hoped at the proposal bounds what a search among these policies can add to what is sure at x.
+            hoped, sure = self.pool(state).believe(proposal[None]).feared, belief.feared.max()
+            state.finished = searched and bool(hoped - sure <= GAP * (sure - belief.feared.min()))
         return state, {
             "belief": float(belief.feared.max()),
             "gain_found": gain,
@@ -254,7 +261,7 @@ class ResponsePoolMethod(Method):
         )  # the same proposal whenever it is asked for
         x = propose(self.pool(state), self.leader_set, self._points, trained, rng, self.config.near)
         tried = self._tried(state, x)
-        return x, next((kind for kind in self._kinds if kind not in tried), "warm")
+        return x, min(tried, key=tried.__getitem__)
 
     @property
     def _kinds(self) -> tuple[str, ...]:
@@ -263,10 +270,11 @@ class ResponsePoolMethod(Method):
             return ("warm", "fresh")
         return ("warm", *(f"penalised {lam:g}" for lam in LAM), "fresh")
 
-    def _tried(self, state: ResponsePoolState, x: Tensor) -> set[str]:
-        """Return the kinds of challenger that have found nothing near x since the last find."""
+    def _tried(self, state: ResponsePoolState, x: Tensor) -> dict[str, int]:
+        """Return, for each kind of challenger, how many near x have found nothing since the last find."""
         near = self._near([point for point, _ in state.misses], x)
-        return {kind for (_, kind), close in zip(state.misses, near, strict=True) if close}
+        tried = Counter(kind for (_, kind), close in zip(state.misses, near, strict=True) if close)
+        return {kind: tried[kind] for kind in self._kinds}
 
     def _near(self, points: Sequence[Tensor], x: Tensor) -> list[bool]:
         """Return whether each point lies within ``near`` of x."""
@@ -312,16 +320,21 @@ class ResponsePoolMethod(Method):
     def evaluate(self, state: ResponsePoolState, x: Tensor, iteration: int) -> Evaluation:
         """Return the record of x by the pool's best policy there; it spends no steps.
 
+        Its standard error counts the distance to the answer that the leader fears, one that is as good within the noise.
+
         The follower's regret is that of the best policy which was not trained near x, the one that the belief rested on before:
         None where no policy, or every policy, was trained near x.
         """
+        pool = self.pool(state)
         with torch.no_grad():
-            F, L = self.pool(state).returns(x[None])
+            F, L = pool.returns(x[None])
         answers = [
             Answer(f"{response.kind} follower {k}", str(k), F[k, 0].numpy(), L[k, 0].numpy())
             for k, response in enumerate(state.responses)
         ]
-        found = best_answer(answers, np.random.default_rng([*state.words, iteration]))
+        belief = pool.believe(x[None])
+        unfound = float(belief.leader_return - belief.feared)
+        found = best_answer(answers, np.random.default_rng([*state.words, iteration]), unfound)
         near = self._near([response.x for response in state.responses], x)
         far = [answer for answer, close in zip(answers, near, strict=True) if not close]
         regret, regret_stderr = None, 0.0

@@ -76,8 +76,15 @@ class Found:
         return max(float(apart.mean()), 0.0), stderr
 
 
-def best_answer(answers: Sequence[Answer], rng: np.random.Generator) -> Found:
-    """Return the answer with the highest follower return."""
+def best_answer(answers: Sequence[Answer], rng: np.random.Generator, unfound: float | None = None) -> Found:
+    """Return the answer with the highest follower return.
+
+    Args:
+        answers: at least one.
+        rng: source of the resamples.
+        unfound: by how much the leader's return may differ at a better answer that was not found; None takes the difference to
+            the second best answer from another training run.
+    """
     F, L = (np.stack([getattr(answer, name) for answer in answers]) for name in ("follower", "leader"))  # [K, N]
     order = np.argsort(-F.mean(1), kind="stable")
     best = answers[order[0]]
@@ -88,11 +95,11 @@ def best_answer(answers: Sequence[Answer], rng: np.random.Generator) -> Found:
     chosen = (drawn @ F.T).argmax(1)
     variance = float(((drawn @ L.T)[np.arange(RESAMPLES), chosen]).var(ddof=1))
 
-    # The best answer, and the second best from another training run.
-    second = next((k for k in order if answers[k].source != best.source), None)
-    apart = 0.0 if second is None else float(best.leader.mean() - L[second].mean())
+    if unfound is None:
+        second = next((k for k in order if answers[k].source != best.source), None)
+        unfound = 0.0 if second is None else float(best.leader.mean() - L[second].mean())
     floor = FLOOR * float(np.abs(best.leader).mean())
-    return Found(best, float(best.leader.mean()), float(np.sqrt(variance + apart**2 + floor**2)))
+    return Found(best, float(best.leader.mean()), float(np.sqrt(variance + unfound**2 + floor**2)))
 
 
 # --- from an environment ------------------------------------------------------------------------------------------------

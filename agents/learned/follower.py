@@ -37,6 +37,7 @@ from ..estimators.base import Estimator
 from ..estimators.known_model import ModelEstimator
 from ..estimators.rollouts import Act, RolloutEstimator, Rollouts, collect, episode_returns, require_linear_critic
 from ..evaluation import Evaluation
+from ..followers.product_features import ProductRollouts
 from ..followers.replay import TrueReplay
 from ..followers.sb3 import SB3Follower
 from ..followers.soft_q import SoftQFollower
@@ -129,9 +130,11 @@ class LearnedFollower:
         follower = SoftQFollower(*arguments, prior=prior) if self.soft else SB3Follower(*arguments)
         if role.prior:
             follower.lam = lam  # type: ignore[attr-defined]
-        # Use a replay buffer that is updated as x and lam move, in place of a plain one.
+        # Use a replay buffer that is updated as x and lam move, in place of a plain one, and buffers that store large features
+        # by their blocks.
+        shown = w.base_space if c.observe_commitment else None
+        ProductRollouts.in_place_of(follower.model, venv, shown)
         if c.relabel is not False:
-            shown = w.base_space if c.observe_commitment else None
             follower.replay = TrueReplay.in_place_of(follower.model, venv, shown)
         if c.relabel:
             expected = "None or False where x is the leader's policy or affects the dynamics"

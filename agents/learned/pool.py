@@ -33,7 +33,7 @@ from ..estimators.rollouts import Rollout, discounts
 from .worlds import Worlds
 
 AFFINE = 1e-9
-"""Relative error below which returns count as affine in x."""
+"""Relative error below which returns count as affine in x, and two returns as equal."""
 MANY = 3
 """Number of parameters up to which points that fill X suffice; beyond, gradients and penalised challengers help."""
 CAUTION = 2.0
@@ -165,6 +165,8 @@ class Pool:
 
     def __init__(self, responses: Sequence[Response], model: torch.nn.Module, margin: float = 3.0) -> None:
         self.responses, self.model, self.margin = responses, model, margin
+        tables = [response.episodes.follower for response in responses if response.episodes.follower is not None]
+        self._rounding = AFFINE * max((float(table.abs().mean()) for table in tables), default=0.0)
 
     def returns(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the follower's and the leader's return of each policy's episodes at points ``[m, dim]``, ``[K, m, N]`` each."""
@@ -184,7 +186,7 @@ class Pool:
         rows = torch.arange(x.shape[0])
         apart = F[best, rows] - F  # [K, m, N], paired by episode
         noise = apart.std(-1, correction=1) / apart.shape[-1] ** 0.5
-        near = envelope - V <= self.margin * noise
+        near = envelope - V <= self.margin * noise + self._rounding
         feared = torch.where(near, J, torch.inf).amin(0)
         return best, envelope, J[best, rows], feared
 

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
 
@@ -63,6 +64,7 @@ class RegretFound:
         kind: kind of the challenger that gained most, chosen on other episodes than those that measured it.
         kinds: all kinds that were tried.
         follower_return: the follower's own return.
+        untrained_return: the return of an untrained policy.
         steps: environment steps spent, in training and in episodes; for several x those of all together.
     """
 
@@ -73,6 +75,7 @@ class RegretFound:
     kind: str
     kinds: tuple[str, ...]
     follower_return: float
+    untrained_return: float
     steps: int
 
     @property
@@ -153,9 +156,8 @@ class PairedEpisodes:
         elif regret > 0.0:
             share = np.inf
         kinds = tuple(dict.fromkeys(self.kinds[name] for name in challengers))
-        return RegretFound(
-            regret, stderr, share, share_stderr, self.kinds[chosen], kinds, float(own.mean()), self.steps
-        )
+        kind, returned = self.kinds[chosen], (float(own.mean()), float(idle.mean()))
+        return RegretFound(regret, stderr, share, share_stderr, kind, kinds, *returned, self.steps)
 
     def _both(self, name: str, half: int, i: int) -> list[Floats]:
         return [self._returns(name, half, greedily)[i] for greedily in (True, False)]
@@ -216,7 +218,8 @@ def find_regret(
     ``earlier``         policies at hand: those of ``earlier``, and what else a leader holds
     ``larger stakes``   new weights, trained at the corner of X farthest from x; and the same trained on at x
     ``fresh``           new weights, trained at x
-    ``warm``            the best policy at hand (the follower's own or one of the above), trained on with its exploration restored
+    ``warm``            the best policy at hand (the follower's own or one of the above), trained on with its exploration
+                        restored; a function is first imitated, and its imitation competes too
     ==================  ====================================================================================================
 
     Where nothing is found, that is no proof: it says only that these found nothing better.
@@ -224,8 +227,7 @@ def find_regret(
     Args:
         env: a leader environment: an id, an environment (it is copied), a callable that makes one, or a problem.
         follower: a trained follower: an SB3 model, an :class:`SB3Follower`, a leader (its best response; for ``ResponsePool`` the
-            pool's best policy at x), or a function from observations ``[n, ...]`` to actions ``[n, ...]``, which has no weights
-            that a challenger could start from.
+            pool's best policy at x), or a function from observations ``[n, ...]`` to actions ``[n, ...]``.
         x: a point of X, ``[dim]``. Where x enters rewards only and the follower does not observe it also several, ``[m, dim]``:
             the same episodes give the returns at all of them.
         kinds: kinds of challenger, in any order. Default: None, all for which there are policies.
@@ -298,8 +300,8 @@ def find_regret(
         lacks = (
             "other kinds, or earlier policies" if "earlier" in asked else "other kinds for a follower without weights"
         )
-        weights = [name for name, policy in held.items() if isinstance(policy, dict)]
-        has = {"earlier": len(held) > 1, "warm": bool(weights) or bool({"fresh", "larger stakes"} & set(asked))}
+        starts = any(isinstance(policy, dict) for policy in held.values()) or _imitates(actor)
+        has = {"earlier": len(held) > 1, "warm": starts or bool({"fresh", "larger stakes"} & set(asked))}
         lacking = [kind for kind in asked if not has.get(kind, True)]
         require(kinds is None or not lacking, "kinds", lacks, list(asked))
         asked = tuple(kind for kind in KINDS if kind in asked and kind not in lacking)
@@ -358,9 +360,80 @@ def _challenge(
         for i, x in enumerate(points):
             paired.add(f"fresh {i}", "fresh", train(x, fresh))
     if "warm" in asked:
+        for name, policy in held.items():
+            if not isinstance(policy, dict) and _imitates(paired.actor):
+                pupil = SB3Follower(spec, training, worlds.gamma, int(rng.integers(2**31)), False, Answering())
+                set_leader(paired.venv, points[0].numpy())
+                n = -(-IMITATION.episodes // paired.venv.num_envs)
+                seeds = rng.integers(2**31, size=n).tolist()  # other episodes than those that compare policies
+                rollouts = [collect(paired.venv, policy, paired.horizon, seed) for seed in seeds]
+                paired.steps += sum(rollout.steps for rollout in rollouts)
+                paired.add(f"{name}, imitated", "warm", imitation(pupil, rollouts))
         known = [name for name, policy in paired.policies.items() if isinstance(policy, dict) and name != "untrained"]
         for i, x in enumerate(points):
             paired.add(f"warm {i}", "warm", train(x, warm, paired.policies[paired.best(known, i)]))
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """How a policy is fitted to another one's episodes.
+
+    Attributes:
+        episodes: number of episodes.
+        epochs: passes over their steps.
+        batch: steps in a minibatch.
+        rate: Adam's learning rate.
+    """
+
+    episodes: int = 256
+    epochs: int = 20
+    batch: int = 512
+    rate: float = 3e-3
+
+
+IMITATION = Imitation()
+
+
+def _imitates(follower: SB3Follower) -> bool:
+    """Whether a follower's policy has a likelihood that can be fitted."""
+    return isinstance(follower.model.policy, ActorCriticPolicy) and not (follower.recurrent or follower.takes_masks)
+
+
+@torch.enable_grad()
+def imitation(follower: SB3Follower, rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """Fit an actor and its critic to episodes of another policy, by likelihood and by squares; return the weights.
+
+    Args:
+        follower: an untrained follower with an actor-critic policy.
+        rollouts: the episodes.
+    """
+    policy: Any = follower.model.policy
+    gamma = float(follower.model.gamma)  # type: ignore[attr-defined]
+    columns: list[list[NDArray[Any]]] = [[], [], []]
+    for rollout in rollouts:
+        # The return to go of each step, from the last one on.
+        to_go, later = np.zeros_like(rollout.r_follower), np.zeros(rollout.r_follower.shape[1])
+        for t in range(len(to_go) - 1, -1, -1):
+            to_go[t] = later = rollout.r_follower[t] + gamma * later * rollout.alive[min(t + 1, len(to_go) - 1)]
+        live = rollout.flat("alive") > 0.0
+        for column, steps in zip(
+            columns, (rollout.flat("obs"), rollout.flat("action"), to_go.reshape(-1)), strict=True
+        ):
+            column.append(steps[live])
+    seen, played, earned = (np.concatenate(column) for column in columns)
+    obs, _ = policy.obs_to_tensor(follower._seen(seen))
+    actions, values = torch.as_tensor(played), torch.as_tensor(earned, dtype=torch.float32)
+    scale = values.var().clamp_min(1e-12)
+    optimiser = torch.optim.Adam(policy.parameters(), lr=IMITATION.rate)
+    with follower.generators.active():
+        for _ in range(IMITATION.epochs):
+            for rows in torch.randperm(len(actions)).split(IMITATION.batch):
+                V, log_p, _ = policy.evaluate_actions(obs[rows], actions[rows])
+                loss = 0.5 * (V.flatten() - values[rows]).square().mean() / scale - log_p.mean()
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+    return follower.policy_state()
 
 
 def _world(env: EnvSpec, env_kwargs: dict[str, Any] | None, follower: Any) -> tuple[Worlds, BaseAlgorithm | None]:

@@ -30,6 +30,7 @@ from ...wrappers import (
 )
 from ...wrappers.leader_wrapper import check_base
 from ...wrappers.vec_env import leader_model, require_tame_step
+from ..followers.product_features import Blocks
 from ..followers.sb3 import SB3Follower
 from ..lower_levels import lower_level
 from ..sources import Source, as_env, make_env
@@ -202,7 +203,7 @@ class Worlds:
     def every_observation(self, x: NDArray[np.float64]) -> NDArray[Any]:
         """Return a follower's observation of each state of a tabular problem under x, ``[S, ...]``."""
         states = np.arange(self.base_space.n)  # type: ignore[attr-defined]
-        return self._shown(x, states) if self.observe_commitment else states
+        return self._seen(x, states) if self.observe_commitment else states
 
     @cached_property
     def only_rewards_move(self) -> bool:
@@ -232,7 +233,7 @@ class Worlds:
     def relabelled(
         self, x: NDArray[np.float64], base: NDArray[Any], action: NDArray[Any], draw: NDArray[Any], after: NDArray[Any]
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.float64]]:
-        """Recompute transitions ``[n, ...]``, in the environment's own observations, at x, for :class:`TrueReplay`."""
+        """Recompute transitions ``[n, ...]``, in the environment's own observations, at x, as :class:`TrueReplay` stores them."""
         model = leader_model(self.env, x)
         with torch.no_grad():
             r_follower, r_leader, _ = model(*(torch.as_tensor(part) for part in (base, action, draw, after)))
@@ -241,15 +242,19 @@ class Worlds:
         return base, after, r_follower.numpy(), r_leader.double().numpy()
 
     def _shown(self, x: NDArray[np.float64], base: NDArray[Any]) -> NDArray[Any]:
+        """Return what a replay buffer stores of followers' observations: of product features the states' blocks."""
+        if not isinstance(self.base_space, gym.spaces.Discrete):
+            return self._seen(x, base)
+        states, which = np.unique(base, return_inverse=True)
+        features, n = self._seen(x, states), int(self.base_space.n)
+        return Blocks(n, features.shape[1] // n).split(features, states)[which]
+
+    def _seen(self, x: NDArray[np.float64], base: NDArray[Any]) -> NDArray[Any]:
         """Return what followers see under x where the environment observes ``base``, ``[n, ...]``."""
-        discrete = isinstance(self.base_space, gym.spaces.Discrete)
-        seen, which = np.unique(base, return_inverse=True) if discrete else (base, slice(None))
-        if discrete and self.native is not None:
-            features: NDArray[Any] = self.native.every_observation(x, seen)
-        else:
-            self.env.get_wrapper_attr("set_leader")(x)
-            features = np.stack([self._view.get_wrapper_attr("observation")(obs) for obs in seen])
-        return features[which]
+        if isinstance(self.base_space, gym.spaces.Discrete) and self.native is not None:
+            return self.native.every_observation(x, base)
+        self.env.get_wrapper_attr("set_leader")(x)
+        return np.stack([self._view.get_wrapper_attr("observation")(obs) for obs in base])
 
     def horizon(self, tail: float) -> int:
         """Return the number of steps until the discount falls to ``tail``, at most an episode's limit."""

@@ -67,8 +67,8 @@ class StackelbergProblem(TabularProblem):
         )
         if stack:
             object.__setattr__(self, "context_probs", torch.full(stack, 1.0 / stack[0], dtype=torch.float64))
-        # The simulator's axis order [S, A_f, A_l, ...], and P as S matrices [A_l, A_f * S] for one batched product.
-        object.__setattr__(self, "_kernel_P", self.P.transpose(-3, -2).contiguous())
+        # P in the simulator's axis order [S, A_f, A_l, ...], and as S matrices [A_l, A_f * S] for one batched product.
+        object.__setattr__(self, "_kernel_P", self.P.transpose(-3, -2))
         object.__setattr__(self, "_flat_P", self.P.reshape(*stack, S, A_l, A_f * S))
 
     @property

@@ -128,7 +128,19 @@ def test_vector_environments(name: str) -> None:
         assert ("final_obs" in infos) == bool((truncated | terminated).any())
 
 
-@pytest.mark.parametrize("name", VECTOR_IDS)
+OVER_OTHERS = ("bilevel_gym/ShapedCartPole-v0", "bilevel_gym/DesignedPendulum-v0")
+"""Those of Gymnasium's environments with a leader that have a simulator, and no problem."""
+
+
+@pytest.mark.parametrize("name", OVER_OTHERS)
+def test_arguments_are_those_of_the_single_environment(name: str) -> None:
+    one, many = gym.make(name, gamma=0.3), gym.make_vec(name, num_envs=2, gamma=0.3)
+    assert one.unwrapped.gamma == many.unwrapped.gamma == 0.3  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="nonsense"):
+        gym.make_vec(name, num_envs=2, nonsense=1)
+
+
+@pytest.mark.parametrize("name", [name for name in VECTOR_IDS if name not in OVER_OTHERS])
 def test_arguments_are_the_problem_s(name: str) -> None:
     """One list of arguments: the environment's, the parallel one's, and what a reader of the signature sees."""
     cls = type(gym.make(name).unwrapped)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 from gymnasium.envs.classic_control import CartPoleEnv
+from numpy.typing import NDArray
 
+from ...envs.core import Flags
 from ...envs.mdp.checks import check_number
 from .. import LinearReward, ShapedReward, Step
+from ..leader_wrapper import Floats
+from .parallel import WrappedVectorEnv, squared
 
 _HALF_TRACK = 2.4
 
@@ -22,6 +28,46 @@ def features(obs: Any, action: Any, next_obs: Any) -> tuple[float, float]:
 def _near_target(target: float, step: Step) -> float:
     """1 - (u - u_target)^2."""
     return 1.0 - ((float(step.next_obs[0]) - target) / _HALF_TRACK) ** 2
+
+
+class ShapedCartPoleVectorEnv(WrappedVectorEnv):
+    """Parallel ``ShapedCartPoleEnv``; a state is (position, speed, angle, speed of the angle)."""
+
+    single: ShapedCartPoleEnv
+
+    def _begin(self, rows: Sequence[int]) -> Floats:
+        return np.stack([self._generators[i].uniform(low=-0.05, high=0.05, size=(4,)) for i in rows])
+
+    def _seen(self, state: Floats) -> NDArray[np.float32]:
+        return state.astype(np.float32)
+
+    def _move(self, state: Floats, actions: NDArray[Any]) -> tuple[Floats, Floats, Flags]:
+        whole = actions.shape == (len(state),) and actions.dtype.kind in "iu"
+        self._require_actions(whole and bool(((actions == 0) | (actions == 1)).all()), actions)
+        pole, (x, x_dot, theta, theta_dot) = self.single.pole, state.T
+        force = np.where(actions == 1, pole.force_mag, -pole.force_mag)
+        cosine, sine = np.cos(theta), np.sin(theta)
+        push = (force + pole.polemass_length * np.square(theta_dot) * sine) / pole.total_mass
+        turn = (pole.gravity * sine - cosine * push) / (
+            pole.length * (4.0 / 3.0 - pole.masspole * np.square(cosine) / pole.total_mass)
+        )
+        pull = push - pole.polemass_length * turn * cosine / pole.total_mass
+        speeds = (
+            x + pole.tau * x_dot,
+            x_dot + pole.tau * pull,
+            theta + pole.tau * theta_dot,
+            theta_dot + pole.tau * turn,
+        )
+        following = np.stack(speeds, axis=1)
+        out = (np.abs(following[:, 0]) > pole.x_threshold) | (np.abs(following[:, 2]) > pole.theta_threshold_radians)
+        return following, np.ones(len(state)), out
+
+    def _paid(self, r: Floats, before: Floats, seen: NDArray[np.float32]) -> tuple[Floats, Floats, Floats]:
+        place = seen[:, 0].astype(np.float64)
+        u, x = place / _HALF_TRACK, self._x
+        paid = u * x[..., 0] + u * u * x[..., 1]
+        wanted = 1.0 - squared((place - self.single.target) / _HALF_TRACK)
+        return r + paid, wanted - self.single.leader_pays * paid, np.stack([r, wanted, u, u * u], axis=1)
 
 
 class ShapedCartPoleEnv(ShapedReward):
@@ -70,7 +116,16 @@ class ShapedCartPoleEnv(ShapedReward):
     def __init__(
         self, gamma: float = 0.99, target: float = 1.0, leader_pays: float = 0.1, render_mode: str | None = None
     ) -> None:
-        wanted = partial(_near_target, check_number(target, "target", low=-_HALF_TRACK, high=_HALF_TRACK))
-        base = CartPoleEnv(render_mode=render_mode)
-        shaping = LinearReward(features, size=2)
-        super().__init__(base, shaping, gamma, leader_reward=wanted, leader_pays=leader_pays)
+        self.target = check_number(target, "target", low=-_HALF_TRACK, high=_HALF_TRACK)
+        self.pole, shaping = CartPoleEnv(render_mode=render_mode), LinearReward(features, size=2)
+        wanted = partial(_near_target, self.target)
+        super().__init__(self.pole, shaping, gamma, leader_reward=wanted, leader_pays=leader_pays)
+        self.leader_pays = self._share
+
+    def vectorised(self, num_envs: int, max_episode_steps: int | None) -> ShapedCartPoleVectorEnv:
+        return ShapedCartPoleVectorEnv(self, num_envs, max_episode_steps)
+
+
+def vector_env(num_envs: int, max_episode_steps: int | None = None, **arguments: Any) -> ShapedCartPoleVectorEnv:
+    """Make parallel environments, given the arguments of a single one."""
+    return ShapedCartPoleEnv(**arguments).vectorised(num_envs, max_episode_steps)

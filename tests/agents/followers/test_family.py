@@ -205,10 +205,10 @@ def test_drivers_with_masks_take_no_missing_road() -> None:
     played = collect(venv, follower.player(venv), 20, seed=3)
     live = played.alive == 1.0
     exists = mdp.mask.expand(mdp.r.shape).reshape(-1, mdp.n_actions).numpy()
-    assert exists[played.obs[live], played.action[live]].all()
+    assert exists[played.base_obs[live], played.action[live]].all()
     told_nothing = collect(venv, follower.act, 20, seed=3)
     live = told_nothing.alive == 1.0
-    assert not exists[told_nothing.obs[live], told_nothing.action[live]].all()
+    assert not exists[told_nothing.base_obs[live], told_nothing.action[live]].all()
 
 
 def test_without_masks_maskable_ppo_is_ppo() -> None:
@@ -227,7 +227,8 @@ def test_a_recurrent_follower_remembers_its_episode_and_no_other() -> None:
     follower = make_follower(RecurrentPPO, "continuous", 4)
     follower.train(256, 256)
     venv = worlds("continuous").make(3)
-    played = collect(venv, follower.player(venv, greedily=True), 8, seed=5)
+    played = collect(venv, follower.player(venv, greedily=True), 8, seed=5, seen=True)
+    assert played.obs is not None
     state, starts, forgetful = None, np.ones(3, dtype=bool), []
     for t in range(8):
         expected, state = follower.policy.predict(played.obs[t], state, starts, deterministic=True)

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import PBRL, PBRLConfig, Rollouts
+from bilevel_gym.agents.followers.product_features import Blocks
 from bilevel_gym.agents.followers.replay import TrueReplay, buffer_state, restore_buffer
 from bilevel_gym.agents.followers.sb3 import SB3Follower
 from bilevel_gym.agents.learned.worlds import Worlds
@@ -118,10 +119,32 @@ def test_where_x_enters_is_found_out(env: Any, expected: bool) -> None:
     assert Worlds(env, None, observe_commitment=False).only_rewards_move is expected
 
 
-def kept(venv: VecEnv, worlds: Worlds) -> TrueReplay:
+def kept(venv: VecEnv, worlds: Worlds, blocks: Blocks | None = None) -> TrueReplay:
     """A buffer of 40 steps in three environments."""
     space = worlds.base_space if worlds.observe_commitment else None
-    return TrueReplay(120, venv.observation_space, venv.action_space, "cpu", 3, venv=venv, base_space=space)
+    like = (120, venv.observation_space, venv.action_space, "cpu", 3)
+    return TrueReplay(*like, venv=venv, base_space=space, blocks=blocks)
+
+
+def form(worlds: Worlds) -> Blocks | None:
+    """The form of the product features that followers see; None where they see none."""
+    space = worlds.base_space
+    if not worlds.observe_commitment or not isinstance(space, gym.spaces.Discrete):
+        return None
+    return Blocks(int(space.n), worlds.make(1).observation_space.shape[0] // int(space.n))  # type: ignore[index]
+
+
+def whole(buffer: TrueReplay, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The follower's observations of the first n steps, whole, ``[n, n_envs, D]``."""
+    if buffer._blocks is None:
+        return buffer.observations[:n], buffer.next_observations[:n]
+    pairs = ((buffer.base_obs, buffer.observations), (buffer.base_next_obs, buffer.next_observations))
+    size, shape = n * buffer.n_envs, (n, buffer.n_envs, -1)
+    seen = [
+        buffer._blocks.join(s[:n].reshape(size), part[:n].reshape(size, -1)).numpy().reshape(shape)  # type: ignore[index]
+        for s, part in pairs
+    ]
+    return seen[0], seen[1]
 
 
 def play(
@@ -149,12 +172,12 @@ def play(
     return steps
 
 
-@pytest.mark.parametrize("observe_commitment", [True, False])
+@pytest.mark.parametrize(("observe_commitment", "in_blocks"), [(True, True), (True, False), (False, False)])
 @pytest.mark.parametrize("vec_env", ["native", "dummy"])
 @pytest.mark.parametrize("name", ["own", "FourRooms", "TollDesign"])
 @pytest.mark.filterwarnings("ignore:.*regularised at tau.*")
 def test_relabelled_rewards_are_what_the_environment_pays_to_the_bit(
-    name: str, vec_env: Any, observe_commitment: bool
+    name: str, vec_env: Any, observe_commitment: bool, in_blocks: bool
 ) -> None:
     """The same random numbers and actions at the old x, relabelled, and at the new one."""
     env: Any = {
@@ -167,7 +190,7 @@ def test_relabelled_rewards_are_what_the_environment_pays_to_the_bit(
     rng, dim = np.random.default_rng(0), worlds.leader_set.dim
     old, new = (worlds.leader_set.project(torch.from_numpy(rng.uniform(0, 2, (3, dim)))).numpy() for _ in range(2))
     venv = worlds.make(3)
-    buffer = kept(venv, worlds)
+    buffer = kept(venv, worlds, form(worlds) if in_blocks else None)
     before = play(venv, old, 0.5, buffer)
     buffer.renew(old, 0.5, worlds.relabelled, observe_commitment)
     np.testing.assert_array_equal(buffer.rewards[:25], np.stack([step[1] for step in before]))
@@ -177,9 +200,8 @@ def test_relabelled_rewards_are_what_the_environment_pays_to_the_bit(
     np.testing.assert_array_equal(buffer.rewards[:25], expected)
     assert buffer.rewards.dtype == expected.dtype
     assert not np.allclose(expected, np.stack([step[1] for step in before]), rtol=0.05, atol=0.0)
-    for stored, k in ((buffer.observations, 0), (buffer.next_observations, 2)):
-        seen = np.stack([step[k] for step in paid]).reshape(25, 3, -1)
-        np.testing.assert_array_equal(stored[:25], seen[:, :, : stored.shape[-1]])
+    for stored, k in zip(whole(buffer, 25), (0, 2), strict=True):
+        np.testing.assert_array_equal(stored, np.stack([step[k] for step in paid]).reshape(stored.shape))
 
 
 def test_scaled_actions_are_relabelled_as_played() -> None:
@@ -212,7 +234,7 @@ def test_followers_train_on_rewards_of_the_x_and_lam_of_now(
         n = buffer.size()
         if n:
             x = torch.from_numpy(leader.last_x)
-            obs = buffer.observations[:n].reshape(n, 4, *(buffer.observation_space.shape or ()))
+            obs = whole(buffer, n)[0] if observe_commitment else buffer.observations[:n, :, 0]
             s, a = worlds.base_observation(obs), buffer.actions[:n, :, 0]
             weight = 0.0 if follower is leader.best_response else 1.0 / leader.lam
             r_l = problem.leader_reward(x)

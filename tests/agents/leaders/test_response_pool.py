@@ -44,10 +44,26 @@ def test_it_crosses_a_threshold_that_a_gradient_does_not_see(follower: Any) -> N
         leader.learn(20_000)
     # Just beyond the threshold; the pool's record there is exact, and the start is worth nothing.
     assert 0.3 < leader.x[0] < 0.36
-    assert leader.evaluate_last().leader_return == pytest.approx(10.0 * (1.0 - 0.9**44) * (1.0 - leader.x[0]))
+    assert leader.evaluate_last().leader_return == pytest.approx(10.0 * (1.0 - 0.9**50) * (1.0 - leader.x[0]))
     problem: Any = leader.method.worlds.problem
     assert leader_return_at_best_response(problem, torch.from_numpy(leader.x), tau0=0.0) > 6.0
     assert leader_return_at_best_response(problem, torch.zeros(1), tau0=0.0) == 0.0
+
+
+def test_the_search_goes_on_while_more_is_hoped_than_is_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All kinds of challenger find nothing, and still it searches if certainty must exceed hope."""
+    settings: dict[str, Any] = {"n_envs": 16, "fresh_steps": 2_000, "warm_steps": 1_000, "episodes": 16, "points": 101}
+    found = {}
+    for gap in (response_pool.GAP, -10.0):
+        monkeypatch.setattr(response_pool, "GAP", gap)
+        leader = ResponsePool(threshold, AlgorithmSpec(PPO, SETTINGS[PPO]), seed=1, **settings)
+        leader.learn(30_000)
+        found[gap] = leader
+    sure, never = found.values()
+    assert (sure.finished, never.finished) == (True, False)
+    assert never.num_timesteps > sure.num_timesteps + 2_000
+    kinds = [response.kind for response in never.responses[-4:]]
+    assert {"warm", "fresh"} == set(kinds)  # they take turns
 
 
 SETTINGS: dict[Any, dict[str, Any]] = {

@@ -313,10 +313,19 @@ def test_bad_input_is_named(options: dict[str, Any], message: str) -> None:
         find_regret(given.pop("env"), given.pop("follower"), given.pop("x"), given.pop("kinds"), **given)
 
 
-def test_a_function_alone_cannot_be_trained_on() -> None:
+def test_a_function_alone_is_imitated_where_the_policy_has_a_likelihood() -> None:
+    """Noise in a function is not imitated: the imitation's best action is the one that the function plays most."""
+    _, pi = solved(0.3)
+    best, rng = pi.argmax(-1).numpy(), np.random.default_rng(0)
+
+    def noisy(obs: Any) -> Any:
+        return np.where(rng.random(len(obs)) < 0.3, rng.integers(A, size=len(obs)), best[obs])
+
+    found = regret_at(world(), noisy, [0.3], ["warm"], warm_steps=64, n_envs=8)
+    assert (found.refuted, found.kind) == (True, "warm")
     with pytest.raises(
         ValueError, match=r"^kinds: expected other kinds for a follower without weights, got \['warm'\]"
     ):
-        find_regret(world(), lambda obs: np.zeros(len(obs), dtype=np.int64), [0.0], ["warm"])
+        find_regret(world(), noisy, [0.0], ["warm"], challenger=DQN)
     with pytest.raises(ValueError, match=r"^earlier: expected trained SB3 models"):
-        find_regret(world(), lambda obs: np.zeros(len(obs), dtype=np.int64), [0.0], earlier=[print])  # type: ignore[list-item]
+        find_regret(world(), noisy, [0.0], earlier=[print])  # type: ignore[list-item]
