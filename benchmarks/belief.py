@@ -39,7 +39,7 @@ from .worlds import fishery, games, hidden
 Floats = NDArray[np.float64]
 Act = Callable[[Any], Any]
 
-SIZES: dict[str, int] = {"fresh_steps": 20_480, "warm_steps": 16_384, "episodes": 128}
+SIZES: dict[str, int] = {"fresh_steps": 20_480, "warm_steps": 16_384, "episodes": 512}
 """What a challenger is given, in environment steps, and the episodes of each policy."""
 PLANTED = ("noise",) * 4 + ("another x",) * 3 + ("short training",) * 3
 """How ten followers come to their regret."""
