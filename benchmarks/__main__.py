@@ -53,6 +53,7 @@ BENCHMARKS = (
     "records",
     "belief",
     "deep",
+    "pbrl_ablation",
     "large",
     "shaped_mountain_car",
     "preferences_grid",

@@ -135,10 +135,7 @@ def candidates(
     rng = np.random.default_rng(seed)
     exact = place.exact(problem, x)
     if planted == "noise":
-        mixtures = [
-            mixed(exact, worlds.env.action_space, noise, seed)
-            for noise in (0.02, 0.04, 0.08, 0.15, 0.25, 0.4, 0.6, 0.8)
-        ]
+        mixtures = [mixed(exact, worlds.env.action_space, share, seed) for share in np.geomspace(0.001, 0.8, 12)]
         return [(act, [act]) for act in mixtures]
     if planted == "another x":
         X = worlds.leader_set

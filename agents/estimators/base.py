@@ -41,22 +41,27 @@ class GradientEstimate:
         penalty: the estimate p^.
         steps: environment steps spent.
         gain: in a game, the leader's gain from the players' policies (see ``game_rollouts``); else None.
+        agreement: estimated share of the squared gradient that is no noise, from two halves of the episodes; 1 where it is not
+            measured.
     """
 
     ascent: Tensor
     penalty: PenaltyEstimate
     steps: int
     gain: Any = None
+    agreement: float = 1.0
 
 
 class Estimator(ABC):
     """An estimator of x's gradient at the current followers.
 
     Attributes:
-        planned_steps: environment steps per call.
+        planned_steps: environment steps per call, on average where it is not certain.
+        certain: whether every call takes as many.
     """
 
     planned_steps: int = 0
+    certain: bool = True
 
     @abstractmethod
     def __call__(self, x: Tensor, terms: Sequence[Term], followers: Mapping[str, Any], lam: float) -> GradientEstimate:

@@ -175,13 +175,14 @@ class GameRolloutEstimator(Estimator):
         leaders = problem.leader_game(x)
         moved = problem.game(x).P.requires_grad or (leaders is not None and leaders.P.requires_grad)
         require(not moved, "estimator", "KnownModel() where x moves the transitions of a game", rollouts)
-        self.horizon = worlds.horizon(rollouts.tail)
-        self.players, self.leaders = (worlds.simulator(1, rollouts.n_envs, world) for world in (False, True))
-        self.planned_steps = 3 * rollouts.n_envs * self.horizon
+        n_envs, tail = rollouts.sizes(worlds.base_space)
+        self.horizon = worlds.horizon(tail)
+        self.players, self.leaders = (worlds.simulator(1, n_envs, world) for world in (False, True))
+        self.planned_steps = 3 * n_envs * self.horizon
         self.S, gamma, memory = int(worlds.base_space.n), worlds.gamma, rollouts.critic_memory
         self.discounts = gamma ** np.arange(self.horizon)[:, None]
         beyond = 1.0 / (1.0 - gamma**self.horizon)
-        self.weights: Floats = self.discounts * beyond / rollouts.n_envs
+        self.weights: Floats = self.discounts * beyond / n_envs
         hot = np.eye(self.S)
         self.critic = LinearCritic(lambda obs: hot[obs], gamma, memory)
         self.sums = {name: _Fading(memory) for name in ("against_2", "against_1", "leader", "errors_1", "errors_2")}

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -46,29 +46,52 @@ Act = Callable[[Any], NDArray[Any]]
 class Rollouts:
     """Estimate x's gradient from fresh episodes of the followers at x, and from nothing else.
 
+    Without ``n_envs``, observations decide. For discrete ones, followers and critics are linear and learn fast, and noise is what
+    limits: 64 long episodes. For others the followers' training is what limits: 16 episodes, cut early, and more where their
+    gradients disagree.
+
     Attributes:
-        n_envs: number of episodes per policy and iteration.
-        tail: discount at which an episode is cut, in (0, 1); a critic estimates the rest.
+        n_envs: number of episodes of each policy in a batch. None: 64, or 16 for observations that are not discrete.
+        tail: discount at which an episode is cut, in (0, 1); a critic estimates the rest. None: 0.05, or 0.2 for observations
+            that are not discrete without ``n_envs``.
         gae_lambda: lambda of the leader's generalised advantages, in [0, 1]. None takes 0 for discrete observations, where the
             linear critic is exact; 0.95 for others; 1 where the leader draws once an episode, which critics do not observe.
-        critic_memory: weight that a critic gives to earlier iterations' statistics, in [0, 1).
+        critic_memory: weight that a critic gives to earlier batches' statistics, in [0, 1).
+        batches: largest number of batches in an iteration: another one is played while two halves of the episodes agree on less
+            than half of the squared gradient. None: 1, or as many as take no more steps than the followers' training for
+            observations that are not discrete without ``n_envs``.
 
     Raises:
         ValueError: a number is out of range.
     """
 
-    n_envs: int = 64
-    tail: float = 0.05
+    n_envs: int | None = None
+    tail: float | None = None
     gae_lambda: float | None = None
     critic_memory: float = 0.8
+    batches: int | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        check_size(self.n_envs, "n_envs")
-        check_number(self.tail, "tail", low=0.0, high=1.0, open_low=True, open_high=True)
+        for name in ("n_envs", "batches"):
+            if getattr(self, name) is not None:
+                check_size(getattr(self, name), name)
+        alone = "None or 1 where a batch is one episode, which has no halves"
+        require(self.n_envs != 1 or self.batches in (None, 1), "batches", alone, self.batches)
+        if self.tail is not None:
+            check_number(self.tail, "tail", low=0.0, high=1.0, open_low=True, open_high=True)
         check_number(self.critic_memory, "critic_memory", low=0.0, high=1.0, open_high=True)
         if self.gae_lambda is not None:
             check_number(self.gae_lambda, "gae_lambda", low=0.0, high=1.0)
+
+    def grows(self, space: gym.spaces.Space[Any]) -> bool:
+        """Whether episodes are few and short by default, and more where their gradients disagree."""
+        return self.n_envs is None and not isinstance(space, gym.spaces.Discrete)
+
+    def sizes(self, space: gym.spaces.Space[Any]) -> tuple[int, float]:
+        """Return the number of episodes in a batch and the discount at which they are cut, given the observations."""
+        n_envs, tail = (16, 0.2) if self.grows(space) else (64, 0.05)
+        return self.n_envs or n_envs, self.tail or tail
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,8 +198,8 @@ def start_values(reward: Floats, next_values: Floats, rollout: Rollout, gamma: f
 
 
 def surrogate(
-    model: torch.nn.Module, rollout: Rollout, weight: Floats, advantage: tuple[Floats, Floats]
-) -> tuple[Tensor, Tensor]:
+    model: torch.nn.Module, rollout: Rollout, weight: Floats, advantage: tuple[Floats, Floats], parts: int = 1
+) -> tuple[list[Tensor], list[Tensor]]:
     """Return scalars whose gradients in x are those of the follower's and the leader's return under the rollout's policy.
 
     Args:
@@ -184,15 +207,20 @@ def surrogate(
         rollout: fresh episodes at x.
         weight: ``gamma^t`` while alive, ``[T, N]``.
         advantage: the follower's and the leader's advantages, each ``[T, N]``.
+        parts: number of estimates of each, from as many parts of the episodes. Default: 1.
     """
     steps = (torch.as_tensor(rollout.flat(name)) for name in ("base_obs", "action", "draw", "base_next_obs"))
     r_follower, r_leader, log_p = model(*steps)
-    w = torch.as_tensor(weight.reshape(-1) / rollout.alive.shape[1])
+    (T, N), step = rollout.alive.shape, torch.arange(rollout.alive.size)
+    w = torch.as_tensor(weight.reshape(-1) / N)
     A_follower, A_leader = (torch.as_tensor(a.reshape(-1)) for a in advantage)
     live = w > 0
     follower = w * (r_follower + A_follower * log_p)
     leader = w * (r_leader + A_leader * log_p)
-    return follower[live].sum(), leader[live].sum()
+    # Part k has the episodes k, k + parts, ...
+    inside = [step % N % parts == k for k in range(parts)]
+    pairs = [(N * T / int(part.sum()), live & part) for part in inside]
+    return [u * follower[part].sum() for u, part in pairs], [u * leader[part].sum() for u, part in pairs]
 
 
 def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -342,29 +370,71 @@ def episode_returns(rollout: Rollout, space: gym.spaces.Space[Any], gamma: float
     return follower, start_values(rollout.r_leader, V_next[..., 1], rollout, gamma)
 
 
+AGREED = 0.5
+"""Share of the squared gradient on which two halves of the episodes must agree for no further batch to be played."""
+
+
+class _Batch(NamedTuple):
+    """What one batch of episodes gives.
+
+    Attributes:
+        gradients: x's gradient from each part of the episodes, ``[parts, dim]``.
+        apart: by how much pihat's returns exceed pi_y's in each episode, the follower's and the leader's, ``[N, 2]``.
+        steps: environment steps spent.
+    """
+
+    gradients: Tensor
+    apart: Floats
+    steps: int
+
+
 class RolloutEstimator(Estimator):
     """The estimator that :class:`Rollouts` configures, with a critic for each role.
 
     Args:
         worlds: the environment.
         rollouts: number and length of the episodes, and the critics' settings.
-        rng: source of the episodes' seed, drawn once per call.
+        rng: source of the episodes' seeds.
         soft: whether followers are soft: regularised returns, actions drawn with common random numbers.
+        training: the followers' training steps in an iteration.
     """
 
-    def __init__(self, worlds: Any, rollouts: Rollouts, rng: np.random.Generator, soft: bool = False) -> None:
+    def __init__(
+        self, worlds: Any, rollouts: Rollouts, rng: np.random.Generator, soft: bool = False, training: int = 0
+    ) -> None:
         self.worlds, self.rng, self.soft = worlds, rng, soft
-        self.venv = worlds.make(rollouts.n_envs)
-        self.horizon = worlds.horizon(rollouts.tail)
-        self.planned_steps = 2 * rollouts.n_envs * self.horizon
+        n_envs, tail = rollouts.sizes(worlds.base_space)
+        self.venv, self.horizon = worlds.make(n_envs), worlds.horizon(tail)
+        batch = 2 * n_envs * self.horizon
         exact = isinstance(worlds.base_space, gym.spaces.Discrete)
+        most = max(1, training // batch) if rollouts.grows(worlds.base_space) else 1
+        self.most = rollouts.batches or most
+        self.planned_steps, self.certain = batch * (1 + self.most) // 2, self.most == 1
+        self.parts = 2 if self.most > 1 else 1
         suits = 1.0 if worlds.draws_once else 0.0 if exact else 0.95
         self.gae_lambda = suits if rollouts.gae_lambda is None else rollouts.gae_lambda
         critic = (state_features(worlds.base_space), worlds.gamma, rollouts.critic_memory)
         self.critics = {name: LinearCritic(*critic) for name in ("best_response", "penalised")}
 
     def __call__(self, x: Tensor, terms: Sequence[Term], followers: Mapping[str, Any], lam: float) -> GradientEstimate:
-        # Play fresh episodes of each role at x, with common random numbers.
+        # Play batches of fresh episodes until their two halves agree on the gradient, in units of x.
+        unit, played, agreement = self.worlds.leader_set.unit, list[_Batch](), 1.0
+        while not played or (len(played) < self.most and agreement < AGREED):
+            played.append(self._batch(x, terms, followers, lam))
+            parts = torch.stack([batch.gradients for batch in played]).mean(0)  # [parts, dim]
+            if self.parts == 2:
+                # In expectation, the product of the halves is the squared length of the expected gradient.
+                one, other = parts * unit
+                size = float(((one + other) / 2.0).square().sum())
+                agreement = max(float(one @ other) / size, 0.0) if size > 0.0 else float(not one.any())
+        # The penalty p^, and its margin p^ + G/lam, where G is the leader's gain from pi_y.
+        gap, lost = np.concatenate([batch.apart for batch in played]).T
+        estimate = PenaltyEstimate(*mean_and_error(gap), *mean_and_error(gap - lost / lam))
+        steps = sum(batch.steps for batch in played)
+        return GradientEstimate(parts.mean(0), estimate, steps, agreement=agreement)
+
+    def _batch(self, x: Tensor, terms: Sequence[Term], followers: Mapping[str, Any], lam: float) -> _Batch:
+        """Play a batch of episodes of each role at x, with common random numbers, and estimate the gradient in each part."""
         set_leader(self.venv, x.detach().numpy())
         seed, played = int(self.rng.integers(2**31)), {}
         for name, follower in followers.items():
@@ -377,15 +447,15 @@ class RolloutEstimator(Estimator):
         for name, rollout in played.items():
             paid = self._paid(rollout, followers[name])
             surrogates[name], returns[name] = self._surrogates(model, rollout, paid, self.critics[name])
-        ascent: Any = 0.0
-        for term in terms:
-            weight = term.sign * (1.0 if term.player is None else lam)
-            ascent = ascent + weight * surrogates[term.policies[0]][term.player is None]
-        (gradient,) = torch.autograd.grad(ascent, [model.get_parameter("x")])
-        # The penalty p^, and its margin p^ + G/lam, where G is the leader's gain from pi_y.
-        gap, lost = (returns["best_response"] - returns["penalised"]).T
-        estimate = PenaltyEstimate(*mean_and_error(gap), *mean_and_error(gap - lost / lam))
-        return GradientEstimate(gradient, estimate, sum(rollout.steps for rollout in played.values()))
+        gradients = list[Tensor]()
+        for part in range(self.parts):
+            ascent: Any = 0.0
+            for term in terms:
+                weight = term.sign * (1.0 if term.player is None else lam)
+                ascent = ascent + weight * surrogates[term.policies[0]][term.player is None][part]
+            gradients += torch.autograd.grad(ascent, [model.get_parameter("x")], retain_graph=part + 1 < self.parts)
+        steps = sum(rollout.steps for rollout in played.values())
+        return _Batch(torch.stack(gradients), returns["best_response"] - returns["penalised"], steps)
 
     def _paid(self, rollout: Rollout, follower: Any) -> Floats:
         """Return each step's contribution to the follower's return, ``[T, N]``."""
@@ -397,8 +467,8 @@ class RolloutEstimator(Estimator):
 
     def _surrogates(
         self, model: torch.nn.Module, rollout: Rollout, paid: Floats, critic: LinearCritic
-    ) -> tuple[tuple[Tensor, Tensor], Floats]:
-        """Return the surrogates of the follower's and the leader's return, and both returns of each episode, ``[N, 2]``."""
+    ) -> tuple[tuple[list[Tensor], list[Tensor]], Floats]:
+        """Return the surrogates of both players' returns by part, and both returns of each episode, ``[N, 2]``."""
         steps = critic_steps(rollout, paid)
         # The critic of earlier episodes, if any, is the baseline; then the new episodes are added to it.
         fitted_before = critic.A is not None
@@ -410,7 +480,7 @@ class RolloutEstimator(Estimator):
         gamma, kinds = self.worlds.gamma, (paid, rollout.r_leader)
         how = (rollout, gamma, self.gae_lambda)
         A_f, A_l = (advantages(reward, V[..., i], V_next[..., i], *how) for i, reward in enumerate(kinds))
-        both = surrogate(model, rollout, discounts(rollout, gamma), (A_f, A_l))
+        both = surrogate(model, rollout, discounts(rollout, gamma), (A_f, A_l), self.parts)
         returns = [start_values(reward, V_next[..., i], rollout, gamma) for i, reward in enumerate(kinds)]
         return both, np.stack(returns, axis=1)
 

@@ -52,7 +52,12 @@ def load_model_state(model: Any, state: dict[str, Any]) -> None:
     buffer = getattr(model, "replay_buffer", None)
     if buffer is not None:
         restore_buffer(buffer, state["replay"])
-    if hasattr(model, "weights"):  # ARS searches from a vector that it keeps apart from its policy
+    hold_weights(model)
+
+
+def hold_weights(model: Any) -> None:
+    """Let ARS search from its policy's weights: it keeps the vector that it searches from apart from the policy."""
+    if hasattr(model, "weights"):
         model.weights = torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
 
 

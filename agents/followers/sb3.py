@@ -37,7 +37,7 @@ from ...envs.mdp import TabularMDP
 from ...envs.mdp.checks import check_count, check_number, require
 from ..files import write_whole
 from ..plan import Cost
-from .model_state import explorations, load_model_state, model_state
+from .model_state import explorations, hold_weights, load_model_state, model_state
 from .replay import TrueReplay, buffer_arrays, require_playable
 from .spec import FALLING_ENTROPY, AlgorithmSpec, Answering, FollowerSpec, build_model
 
@@ -289,6 +289,7 @@ class SB3Follower:
             RuntimeError: the weights belong to another network.
         """
         self.model.policy.load_state_dict(state["weights"])
+        hold_weights(self.model)
         if self._average is not None:
             self._average.module.load_state_dict(state["weights"])
         self._take_moments(state["moments"])

@@ -320,21 +320,19 @@ class ResponsePoolMethod(Method):
     def evaluate(self, state: ResponsePoolState, x: Tensor, iteration: int) -> Evaluation:
         """Return the record of x by the pool's best policy there; it spends no steps.
 
-        Its standard error counts the distance to the answer that the leader fears, one that is as good within the noise.
+        Its standard error counts the answers that twice the margin does not rule out, better and worse ones for the leader.
 
         The follower's regret is that of the best policy which was not trained near x, the one that the belief rested on before:
         None where no policy, or every policy, was trained near x.
         """
-        pool = self.pool(state)
         with torch.no_grad():
-            F, L = pool.returns(x[None])
+            F, L = self.pool(state).returns(x[None])
         answers = [
             Answer(f"{response.kind} follower {k}", str(k), F[k, 0].numpy(), L[k, 0].numpy())
             for k, response in enumerate(state.responses)
         ]
-        belief = pool.believe(x[None])
-        unfound = float(belief.leader_return - belief.feared)
-        found = best_answer(answers, np.random.default_rng([*state.words, iteration]), unfound)
+        doubt = self.pool(state, CAUTION).doubt(x)
+        found = best_answer(answers, np.random.default_rng([*state.words, iteration]), doubt)
         near = self._near([response.x for response in state.responses], x)
         far = [answer for answer, close in zip(answers, near, strict=True) if not close]
         regret, regret_stderr = None, 0.0

@@ -52,6 +52,10 @@ from .worlds import Worlds
 Floats = NDArray[np.float64]
 
 
+EPISODES = 64
+"""Number of episodes by which a record compares policies, unless the estimator's ``n_envs`` says otherwise."""
+
+
 class LearnedFollower:
     """One learned follower, of any SB3 algorithm, in the roles of a penalty.
 
@@ -174,7 +178,7 @@ class LearnedFollower:
         """
         how = self.config.estimator
         if isinstance(how, Rollouts):
-            return RolloutEstimator(self.worlds, how, rng, self.soft)
+            return RolloutEstimator(self.worlds, how, rng, self.soft, len(followers) * self.config.follower_steps)
         require(self.exact is not None, "estimator", "Rollouts() where the environment has no model", how)
         remembers = followers["best_response"].recurrent
         require(not remembers, "estimator", "Rollouts() for a recurrent follower, which has no policy table", how)
@@ -223,7 +227,7 @@ class LearnedFollower:
 
     def _sizes(self, state: Any, n_followers: int) -> Evaluating:
         c = self.config
-        return Evaluating(n_followers, c.evaluation_steps, c.n_envs, state.estimator.venv.num_envs)
+        return Evaluating(n_followers, c.evaluation_steps, c.n_envs, c.estimator.n_envs or EPISODES)
 
     # --- evaluation -----------------------------------------------------------------------------------------------------
 

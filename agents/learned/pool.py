@@ -181,14 +181,25 @@ class Pool:
     @torch.no_grad()
     def _believe(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         F, L = self.returns(x)
-        V, J = F.mean(-1), L.mean(-1)  # [K, m]
-        envelope, best = V.max(0)
-        rows = torch.arange(x.shape[0])
-        apart = F[best, rows] - F  # [K, m, N], paired by episode
-        noise = apart.std(-1, correction=1) / apart.shape[-1] ** 0.5
-        near = envelope - V <= self.margin * noise + self._rounding
+        J, rows = L.mean(-1), torch.arange(x.shape[0])  # [K, m]
+        best, near = self._as_good(F)
         feared = torch.where(near, J, torch.inf).amin(0)
-        return best, envelope, J[best, rows], feared
+        return best, F.mean(-1)[best, rows], J[best, rows], feared
+
+    def _as_good(self, F: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the best policy at each point, ``[m]``, and which are as good within the noise, ``[K, m]``; F: ``[K, m, N]``."""
+        V = F.mean(-1)
+        best = V.argmax(0)
+        apart = F[best, torch.arange(F.shape[1])] - F  # paired by episode
+        noise = apart.std(-1, correction=1) / apart.shape[-1] ** 0.5
+        return best, apart.mean(-1) <= self.margin * noise + self._rounding
+
+    @torch.no_grad()
+    def doubt(self, x: Tensor) -> float:
+        """Return by how much the leader's return at x, ``[dim]``, may differ at a policy as good as the best within the noise."""
+        F, L = self.returns(x[None])
+        J, (best, near) = L.mean(-1)[:, 0], self._as_good(F)
+        return float((J - J[best]).abs()[near[:, 0]].max())
 
     @torch.no_grad()
     def exchange(self, x: Tensor) -> float:

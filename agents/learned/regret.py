@@ -364,16 +364,34 @@ def _challenge(
             if not isinstance(policy, dict) and _imitates(paired.actor):
                 pupil = SB3Follower(spec, training, worlds.gamma, int(rng.integers(2**31)), False, Answering())
                 set_leader(paired.venv, points[0].numpy())
-                rollout = collect(paired.venv, policy, paired.horizon, int(rng.integers(2**31)))
-                paired.steps += rollout.steps
-                paired.add(f"{name}, imitated", "warm", imitation(pupil, rollout))
+                n = -(-IMITATION.episodes // paired.venv.num_envs)
+                seeds = rng.integers(2**31, size=n).tolist()  # other episodes than those that compare policies
+                rollouts = [collect(paired.venv, policy, paired.horizon, seed) for seed in seeds]
+                paired.steps += sum(rollout.steps for rollout in rollouts)
+                paired.add(f"{name}, imitated", "warm", imitation(pupil, rollouts))
         known = [name for name, policy in paired.policies.items() if isinstance(policy, dict) and name != "untrained"]
         for i, x in enumerate(points):
             paired.add(f"warm {i}", "warm", train(x, warm, paired.policies[paired.best(known, i)]))
 
 
-IMITATION = {"epochs": 20, "batch": 256, "rate": 2e-3}
-"""How a policy is fitted to another one's episodes."""
+@dataclass(frozen=True)
+class Imitation:
+    """How a policy is fitted to another one's episodes.
+
+    Attributes:
+        episodes: number of episodes.
+        epochs: passes over their steps.
+        batch: steps in a minibatch.
+        rate: Adam's learning rate.
+    """
+
+    episodes: int = 256
+    epochs: int = 20
+    batch: int = 512
+    rate: float = 3e-3
+
+
+IMITATION = Imitation()
 
 
 def _imitates(follower: SB3Follower) -> bool:
@@ -382,28 +400,34 @@ def _imitates(follower: SB3Follower) -> bool:
 
 
 @torch.enable_grad()
-def imitation(follower: SB3Follower, rollout: Rollout) -> dict[str, Any]:
+def imitation(follower: SB3Follower, rollouts: Sequence[Rollout]) -> dict[str, Any]:
     """Fit an actor and its critic to episodes of another policy, by likelihood and by squares; return the weights.
 
     Args:
         follower: an untrained follower with an actor-critic policy.
-        rollout: the episodes.
+        rollouts: the episodes.
     """
     policy: Any = follower.model.policy
     gamma = float(follower.model.gamma)  # type: ignore[attr-defined]
-    to_go = np.zeros_like(rollout.r_follower)
-    for t in range(len(to_go) - 1, -1, -1):
-        later = to_go[t + 1] * rollout.alive[t + 1] if t + 1 < len(to_go) else 0.0
-        to_go[t] = rollout.r_follower[t] + gamma * later
-    live = rollout.flat("alive") > 0.0
-    obs, _ = policy.obs_to_tensor(rollout.flat("obs")[live])
-    actions = torch.as_tensor(rollout.flat("action")[live])
-    values = torch.as_tensor(to_go.reshape(-1)[live], dtype=torch.float32)
+    columns: list[list[NDArray[Any]]] = [[], [], []]
+    for rollout in rollouts:
+        # The return to go of each step, from the last one on.
+        to_go, later = np.zeros_like(rollout.r_follower), np.zeros(rollout.r_follower.shape[1])
+        for t in range(len(to_go) - 1, -1, -1):
+            to_go[t] = later = rollout.r_follower[t] + gamma * later * rollout.alive[min(t + 1, len(to_go) - 1)]
+        live = rollout.flat("alive") > 0.0
+        for column, steps in zip(
+            columns, (rollout.flat("obs"), rollout.flat("action"), to_go.reshape(-1)), strict=True
+        ):
+            column.append(steps[live])
+    seen, played, earned = (np.concatenate(column) for column in columns)
+    obs, _ = policy.obs_to_tensor(follower._seen(seen))
+    actions, values = torch.as_tensor(played), torch.as_tensor(earned, dtype=torch.float32)
     scale = values.var().clamp_min(1e-12)
-    optimiser = torch.optim.Adam(policy.parameters(), lr=IMITATION["rate"])
+    optimiser = torch.optim.Adam(policy.parameters(), lr=IMITATION.rate)
     with follower.generators.active():
-        for _ in range(int(IMITATION["epochs"])):
-            for rows in torch.randperm(len(actions)).split(int(IMITATION["batch"])):
+        for _ in range(IMITATION.epochs):
+            for rows in torch.randperm(len(actions)).split(IMITATION.batch):
                 V, log_p, _ = policy.evaluate_actions(obs[rows], actions[rows])
                 loss = 0.5 * (V.flatten() - values[rows]).square().mean() / scale - log_p.mean()
                 optimiser.zero_grad()

@@ -140,7 +140,7 @@ def test_a_plan_is_what_learn_spends(name: str) -> None:
 def test_each_part_is_counted_where_it_is_spent() -> None:
     leader: Any = PBRL(TWO, A2C, **SMALL)
     rollout = leader.follower.model.n_steps * 4
-    horizon = leader.worlds.horizon(ROLLOUTS.tail)
+    horizon = leader.worlds.horizon(0.05)
     plan: Any = leader.plan(10_000)
 
     def up(steps: int) -> int:
@@ -158,7 +158,7 @@ def test_each_part_is_counted_where_it_is_spent() -> None:
 
 REFUSED: dict[str, tuple[Callable[[], Any], int]] = {
     "no time limit": (lambda: PBRL(endless, A2C, n_envs=2, estimator=Rollouts(n_envs=2)), 4_000),
-    "no time limit, by default": (lambda: PBRL(endless, A2C), 50_000),
+    "no time limit, by default": (lambda: PBRL(endless, A2C), 9_000),
     "long episodes": (lambda: PBRL("bilevel_gym/ShapedMountainCar-v0", PPO), 4_000),
     "records that are asked for": (lambda: PBRL(unknown, A2C, **SMALL, evaluation_steps=20_000, eval_every=10), 20_000),
     "questions": (lambda: DRLHF(GRID, A2C), 2_000),

@@ -169,6 +169,7 @@ SAMPLED: dict[str, tuple[str, Any, dict[str, Any], Any, int]] = {
         None,
         4500,
     ),
+    "A2C, batches that grow": (LQ, built(A2C, gamma=0.95), {"estimator": Rollouts(n_envs=4, batches=3)}, None, 4800),
     "TD3": (LQ, noisy(TD3), {}, None, 4800),
     "TQC": (LQ, built(TQC, gamma=0.95, **OFF), {}, None, 4800),
 }

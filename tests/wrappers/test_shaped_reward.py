@@ -166,7 +166,7 @@ def test_the_gradient_of_the_return_against_central_differences(kind: str) -> No
     assert 0.0 < rollout.alive.mean() < 1.0
     (model,) = venv.env_method("leader_model", indices=0)
     nothing = np.zeros_like(rollout.alive)
-    follower, _ = surrogate(model, rollout, discounts(rollout, GAMMA), (nothing, nothing))
+    (follower,), _ = surrogate(model, rollout, discounts(rollout, GAMMA), (nothing, nothing))
     (gradient,) = torch.autograd.grad(follower, model.x)
     h = 1e-2 if kind in ("features", "events", "potential") else 1e-3  # SB3 pays in float32
     numeric = [(returns(x + h * e)[1] - returns(x - h * e)[1]) / (2.0 * h) for e in np.eye(len(x))]

@@ -127,6 +127,85 @@ def test_the_known_models_gradient_is_that_of_central_differences(name: str) -> 
     assert found.steps == 0
 
 
+def batches_of(leader_reward: str, batches: int, n_envs: int = 8) -> tuple[PBRL, list[GradientEstimate], list[int]]:
+    """Estimates where x's gradient is the same in every episode, or noise of mean 0; and the steps that were taken for each."""
+    S = 4
+    base = TabularMDP(torch.full((S, 2, S), 0.25), torch.zeros(S, 2), torch.full((S,), 0.25), 0.5)
+    g = torch.ones(S, 2) if leader_reward == "certain" else torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]).expand(S, 2)
+    problem = ArrayProblem(base, LeaderSet.box(1, -1, 1), lambda x: 0.0 * x + base.r, lambda x: g * x)
+    config = PBRLConfig(n_envs=4, estimator=Rollouts(n_envs=n_envs, tail=0.05, batches=batches))
+    leader = PBRL(TabularEnv(problem), A2C, config=config)
+    taken, step, found, steps = 0, leader.estimator.venv.step, [], []
+
+    def counting(actions: Any) -> Any:
+        nonlocal taken
+        taken += n_envs
+        return step(actions)
+
+    leader.estimator.venv.step = counting
+    for _ in range(20):
+        before = taken
+        found.append(estimated(leader))
+        steps.append(taken - before)
+    return leader, found, steps
+
+
+def test_batches_grow_while_two_halves_of_the_episodes_disagree() -> None:
+    leader, found, steps = batches_of("certain", batches=3)
+    batch = 2 * 8 * leader.estimator.horizon
+    assert steps == [batch] * 20 == [estimate.steps for estimate in found]
+    assert [estimate.agreement for estimate in found] == pytest.approx([1.0] * 20)
+    leader, found, steps = batches_of("noise", batches=3)
+    assert steps == [estimate.steps for estimate in found]
+    assert set(steps) == {batch, 2 * batch, 3 * batch}
+    # It stops early only where the halves agree, and goes on to the last batch where they never do.
+    agreed = [estimate.agreement >= 0.5 for estimate in found]
+    assert all(agreed[i] for i in range(20) if steps[i] < 3 * batch)
+    assert not all(agreed)
+    assert np.mean([estimate.agreement for estimate in found]) < 0.6
+
+
+@pytest.mark.parametrize(("batches", "n_envs"), [(1, 8), (1, 1)])
+def test_one_batch_does_not_grow(batches: int, n_envs: int) -> None:
+    leader, found, steps = batches_of("noise", batches, n_envs)
+    assert set(steps) == {2 * n_envs * leader.estimator.horizon}
+    assert {estimate.agreement for estimate in found} == {1.0}
+    with pytest.raises(ValueError, match="batches: expected None or 1 where a batch is one episode"):
+        Rollouts(n_envs=1, batches=2)
+
+
+@pytest.mark.parametrize("name", ["Stackelberg", "TwoState", "dynamics"])
+def test_two_halves_give_the_gradient_of_the_whole(name: str) -> None:
+    whole, halves = (
+        PBRL(ENVS[name](), A2C, config=PBRLConfig(n_envs=4, estimator=Rollouts(n_envs=16, batches=n)), seed=3)
+        for n in (1, 2)
+    )
+    halves.estimator.most = 1  # one batch, in halves
+    for _ in range(2):
+        one, other = (estimated(leader) for leader in (whole, halves))
+        assert torch.allclose(one.ascent, other.ascent, rtol=1e-12, atol=1e-12)
+        assert one.steps == other.steps
+        assert (one.penalty.mean, one.penalty.margin) == (other.penalty.mean, other.penalty.margin)
+
+
+@pytest.mark.parametrize(
+    ("env", "n_envs", "tail", "certain"),
+    [(ENV_ID, 64, 0.05, True), ("bilevel_gym/LQStackelberg-v0", 16, 0.2, False)],
+)
+def test_observations_decide_how_many_episodes_are_played(env: str, n_envs: int, tail: float, certain: bool) -> None:
+    leader = PBRL(env, A2C, config=PBRLConfig(n_envs=4))
+    estimator = leader.estimator
+    assert estimator.venv.num_envs == n_envs
+    assert estimator.horizon == leader.worlds.horizon(tail)
+    batch = 2 * n_envs * estimator.horizon
+    assert estimator.certain == certain == leader.plan(200_000).certain
+    # The leader's episodes take at most as many steps as the followers' training.
+    assert estimator.most == (1 if certain else max(1, 2 * leader.config.follower_steps // batch))
+    # A number of episodes is kept.
+    fixed = PBRL(env, A2C, config=PBRLConfig(n_envs=4, estimator=Rollouts(6))).estimator
+    assert (fixed.venv.num_envs, fixed.horizon, fixed.most) == (6, leader.worlds.horizon(0.05), 1)
+
+
 def test_without_the_best_responses_term_the_gradient_is_wrong() -> None:
     problem = gym.make(ENV_ID, n_states=4).unwrapped.problem  # type: ignore[attr-defined]
     x = problem.start_x().requires_grad_()

@@ -21,6 +21,7 @@ from torch import Tensor
 import bilevel_gym  # noqa: F401
 from bilevel_gym.agents import (
     PBRL,
+    BellmanPenalty,
     KnownModel,
     PBRLConfig,
     Rollouts,
@@ -30,6 +31,7 @@ from bilevel_gym.agents import (
 )
 from bilevel_gym.agents.estimators import rollouts
 from bilevel_gym.agents.estimators.rollouts import Rollout, collect
+from bilevel_gym.agents.leader import Progress
 from bilevel_gym.agents.leaders.pbrl import PBRLMethod, PBRLState
 from bilevel_gym.envs.core import LeaderEnv
 from bilevel_gym.envs.mdp import ArrayProblem, LeaderSet, TabularMDP
@@ -78,6 +80,96 @@ def test_a_certified_bad_oracle_is_reported_and_not_climbed_on() -> None:
     leader.best_response.act, leader.penalised.act = leader.penalised.act, leader.best_response.act
     leader.learn(10_000, reset_num_timesteps=False)
     assert not np.array_equal(leader.last_x, np.zeros(25))
+
+
+def still(venv: VecEnv) -> BaseAlgorithm:
+    """A follower that training leaves as it is."""
+    net: dict[str, Any] = {"net_arch": [4], **({"log_std_init": -3.0} if hasattr(venv.action_space, "low") else {})}
+    gamma = venv.get_attr("gamma")[0]
+    return A2C("MlpPolicy", venv, learning_rate=0.0, gamma=gamma, n_steps=8, device="cpu", seed=0, policy_kwargs=net)
+
+
+def planted(env: str, worse: str, **changes: Any) -> PBRL:
+    """A leader of which one follower always pushes to one side, and the other one does next to nothing."""
+    config = PBRLConfig(n_envs=4, follower_steps=32, warmup_steps=32, vec_env="dummy", eval_every=10**6, **changes)
+    leader = PBRL(env, still, config=config)
+    policy = leader.penalised.policy_state()
+    for name, follower in leader.followers.items():
+        policy["weights"]["action_net.weight"][:] = 0.0
+        policy["weights"]["action_net.bias"][:] = 0.0
+        policy["weights"]["action_net.bias"][0] = 8.0 if name == worse else 0.0
+        follower.take_policy(policy)
+    return leader
+
+
+def weights(follower: Any) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = follower.policy_state()["weights"]
+    return found
+
+
+def iterate(leader: PBRL) -> None:
+    """One iteration, without records."""
+    leader.method.step(leader.state, Progress(leader.num_timesteps, 10**6))
+
+
+def same(one: Any, other: Any) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(weights(one).values(), weights(other).values(), strict=True))
+
+
+WITHOUT_TABLES = [f"bilevel_gym/{name}-v0" for name in ("LQStackelberg", "SubsidisedPendulum", "ShapedCartPole")]
+
+
+@pytest.mark.parametrize("env", WITHOUT_TABLES)
+def test_a_worse_best_response_takes_over_the_penalised_followers_policy_and_x_waits(env: str) -> None:
+    leader = planted(env, "best_response")
+    x, better = leader.last_x, weights(leader.penalised)
+    iterate(leader)
+    assert leader.penalty_estimate is not None
+    assert leader.penalty_estimate.mean < -2.0 * leader.penalty_estimate.stderr
+    assert leader.oracle_failures == 1
+    assert np.array_equal(leader.last_x, x)
+    assert same(leader.best_response, leader.penalised)
+    assert all(torch.equal(better[name], held) for name, held in weights(leader.best_response).items())
+    # Both the policy that trains and its average are taken over.
+    trained = leader.best_response.model.policy.state_dict()
+    assert all(torch.equal(better[name], held) for name, held in trained.items())
+
+
+@pytest.mark.parametrize("env", WITHOUT_TABLES)
+def test_a_better_best_response_keeps_its_policy(env: str) -> None:
+    leader = planted(env, "penalised")
+    own = weights(leader.best_response)
+    iterate(leader)
+    assert leader.oracle_failures == 0
+    assert all(torch.equal(own[name], held) for name, held in weights(leader.best_response).items())
+
+
+def test_without_the_swap_x_only_waits() -> None:
+    leader = planted(WITHOUT_TABLES[0], "best_response", swap=False)
+    x = leader.last_x
+    iterate(leader)
+    assert leader.oracle_failures == 1
+    assert np.array_equal(leader.last_x, x)
+    assert not same(leader.best_response, leader.penalised)
+
+
+def test_linear_followers_and_soft_ones_do_not_swap_by_default() -> None:
+    assert not small().method.swaps
+    assert small(config=replace(SMALL, swap=True)).method.swaps
+    assert not small(DQN, penalty=BellmanPenalty(), config=replace(SMALL, swap=True)).method.swaps
+    with pytest.raises(ValueError, match="swap: expected None, True or False, got 'yes'"):
+        replace(SMALL, swap="yes")  # type: ignore[arg-type]
+
+
+def test_a_saved_leader_swaps_as_it_would_have(tmp_path: Path) -> None:
+    leader = planted(WITHOUT_TABLES[0], "best_response")
+    again = PBRL.load(leader.save(tmp_path / "leader"), still)
+    for each in (leader, again):
+        iterate(each)
+        iterate(each)
+    assert leader.oracle_failures == again.oracle_failures >= 1
+    assert np.array_equal(leader.last_x, again.last_x)
+    assert same(leader.best_response, again.best_response)
 
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C, DQN])

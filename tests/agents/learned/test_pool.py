@@ -128,6 +128,10 @@ def test_the_belief_is_the_leaders_smallest_return_at_a_policy_as_good_within_th
         noisy.believe(x).feared, torch.tensor([0.0, float(0.5 - 1.01 * reach)], dtype=F64), atol=0.25, rtol=0.0
     )
     assert noisy.believe(x).feared[0] < 0.01 < noisy.believe(x).feared[1]
+    # Before the threshold the second policy is better for the leader and cannot be ruled out; far from it nothing is in doubt.
+    before, clear = torch.tensor([0.5 - 0.9 * reach], dtype=F64), torch.tensor([0.9], dtype=F64)
+    assert noisy.doubt(before) == pytest.approx(0.5 + 0.9 * reach, abs=1e-9)
+    assert noisy.doubt(clear) == 0.0
 
 
 @pytest.mark.parametrize("dim", [1, 3, 12])
