@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,8 @@ class Challenged(PBRLMethod):
         # All play the same episodes at x: the best response first.
         estimator, known, returns = state.estimator, [hat.policy_state(), *held], []
         set_leader(estimator.venv, state.x.detach().numpy())
-        actor, seed = fresh_follower(self.worlds, self.follower_spec, estimator.venv, 0), int(state.rng.integers(2**31))
+        worlds: Any = self.worlds
+        actor, seed = fresh_follower(worlds, self.follower_spec, estimator.venv, 0), int(state.rng.integers(2**31))
         generators = actor.generators.state
         for weights in known:
             actor.take_policy(weights)
@@ -86,7 +88,7 @@ class WaitingLam(PBRLMethod):
         if p is None or max(-p.mean, 0.0) + 2.0 * p.stderr <= SMALL * (p.margin - p.mean):
             self.ripe += (progress.done - self.done) / progress.total
         self.done, schedule = progress.done, vars(self).setdefault("schedule", self._lam)
-        self._lam = lambda _: schedule(1.0 - self.ripe)  # type: ignore[method-assign]
+        self._lam = lambda _: schedule(1.0 - self.ripe)  # type: ignore[assignment]
         return super().step(state, progress)
 
 
@@ -166,3 +168,8 @@ def shares(rows: Runs, data: Data) -> list[float]:
     """What each run gained, as a share of what can be gained."""
     start = {row["world"]: row["truth"] for row in data["starts"]}
     return [(r["truth"] - start[r["world"]]) / (r["best"] - start[r["world"]]) for r in rows]
+
+
+def not_run(runs: Runs) -> list[str]:
+    """The cells without a run."""
+    return [cell for cell in CELLS if not len(runs(variant=cell.rsplit(", seed ")[0], seed=int(cell[-1])))]

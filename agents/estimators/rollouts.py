@@ -447,7 +447,7 @@ class RolloutEstimator(Estimator):
         for name, rollout in played.items():
             paid = self._paid(rollout, followers[name])
             surrogates[name], returns[name] = self._surrogates(model, rollout, paid, self.critics[name])
-        gradients = []
+        gradients = list[Tensor]()
         for part in range(self.parts):
             ascent: Any = 0.0
             for term in terms:
