@@ -105,9 +105,9 @@ class ShrinkingSteps(PBRLMethod):
 
 LONG = Rollouts(n_envs=64, tail=0.05, batches=1)
 VARIANTS: dict[str, tuple[type[PBRLMethod], Data]] = {
-    "before": (PBRLMethod, {"swap": False, "estimator": LONG}),
+    "before": (PBRLMethod, {"estimator": LONG}),
     "now": (PBRLMethod, {}),
-    "now, without swap": (PBRLMethod, {"swap": False}),
+    "now, with the swap": (PBRLMethod, {"swap": True}),
     "now, challenged by earlier policies": (Challenged, {}),
     "now, steps shrink": (ShrinkingSteps, {}),
     "now, lam waits": (WaitingLam, {}),

@@ -17,14 +17,10 @@ This gradient is estimated from rollouts only or, where the model is known and o
 model at the followers' policies (``PBRLConfig.estimator``). Returns are those of the unregularised problem (tau = 0): an
 algorithm's entropy bonus is a means of training and not part of the problem.
 
-**The check on the best response.** No policy earns the follower more than a best response. Where the estimate p^ of
-``p = V_f^{pihat} - V_f^{pi_y}`` is below 0 by two standard errors, pi_y is the better response to x, and the leader would climb
-on the error of pihat. So pihat takes over pi_y's policy, and both train on, each on its own reward. x waits in that iteration,
-since two equal policies have no penalty and share their regret.
-
-Elsewhere x only waits, where p^ lies below 0 by more than the whole range of p, which is G/lam; G is the leader's gain from pi_y.
-That is so in games and with soft followers, whose policies are learned on other rewards, and with linear ones, whose entropy
-bonus makes pihat the softer of the two, so that a small p^ < 0 is common.
+**The check on the best response.** With exact followers ``p = V_f^{pihat} - V_f^{pi_y}`` lies between 0 and G/lam, where G is the
+leader's gain from pi_y. Where the estimate p^ lies below 0 by more than that range (by two standard errors), the error of the
+best response is larger than the penalty, and x is not moved. With ``swap`` it is not moved either where p^ is below 0 by two
+standard errors: then pi_y is the better response to x, and pihat takes over its policy; both train on, each on its own reward.
 
 **A best response that lags behind a moving x** is the method's weak point, since the leader exploits the lag. Against it:
 followers observe the leader context, and most parallel environments train at x plus noise, so that they need not relearn when x
@@ -94,7 +90,7 @@ class PBRLConfig(LeaderConfig):
         q_temperature: temperature, in units of reward, of the policy ``softmax(Q / q_temperature)`` of followers with a
             Q-network.
         swap: whether the best response takes over the penalised follower's policy where that is significantly better for the
-            follower. None: with followers that are networks and a gradient from rollouts.
+            follower. It helps where the best response lags far behind, and costs elsewhere; soft followers never do it.
         averaging: weight of the past, in [0, 1), in the average over iterations of followers that the leader uses; training
             itself is not averaged.
         entropy: entropy bonus of followers that have a constant one. None takes one that suits an algorithm given as a class,
@@ -120,7 +116,7 @@ class PBRLConfig(LeaderConfig):
     noisy_share: float = 0.75
     q_temperature: float | Schedule = FALLING_Q_TEMPERATURE
     averaging: float = 0.9
-    swap: bool | None = None
+    swap: bool = False
     entropy: float | Schedule | None = None
     evaluation_followers: int = 3
     evaluation_steps: int = 50_000
@@ -146,7 +142,7 @@ class PBRLConfig(LeaderConfig):
         for name in ("n_envs", "follower_steps", "evaluation_followers", "evaluation_steps"):
             check_size(getattr(self, name), name)
         require(isinstance(self.side_by_side, bool), "side_by_side", "True or False", repr(self.side_by_side))
-        require(self.swap is None or isinstance(self.swap, bool), "swap", "None, True or False", repr(self.swap))
+        require(isinstance(self.swap, bool), "swap", "True or False", repr(self.swap))
         alone = "False with vec_env='subproc', which has processes of its own"
         require(not (self.side_by_side and self.vec_env == "subproc"), "side_by_side", alone, self.side_by_side)
         check_number(self.warmup_steps, "warmup_steps", low=0)
@@ -216,9 +212,7 @@ class PBRLMethod(Method):
         self.source, self.worlds = self.level.worlds.source, self.level.worlds
         self.leader_set = config.cut(self.worlds.leader_set)
         self.unit = self.leader_set.unit
-        alike = not (self.penalty.several or self.penalty.soft)
-        suits = self.estimates and not self.worlds.linear
-        self.swaps = alike and (suits if config.swap is None else config.swap)
+        self.swaps = config.swap and not (self.penalty.several or self.penalty.soft)
         self.terms = self.penalty.terms(self.level.n_players)
         self._lam = as_schedule(self.penalty.lam, "lam", positive=True)
         self._rate = as_schedule(config.learning_rate, "learning_rate", positive=True)

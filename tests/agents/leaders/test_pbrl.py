@@ -121,7 +121,7 @@ WITHOUT_TABLES = [f"bilevel_gym/{name}-v0" for name in ("LQStackelberg", "Subsid
 
 @pytest.mark.parametrize("env", WITHOUT_TABLES)
 def test_a_worse_best_response_takes_over_the_penalised_followers_policy_and_x_waits(env: str) -> None:
-    leader = planted(env, "best_response")
+    leader = planted(env, "best_response", swap=True)
     x, better = leader.last_x, weights(leader.penalised)
     iterate(leader)
     assert leader.penalty_estimate is not None
@@ -137,7 +137,7 @@ def test_a_worse_best_response_takes_over_the_penalised_followers_policy_and_x_w
 
 @pytest.mark.parametrize("env", WITHOUT_TABLES)
 def test_a_better_best_response_keeps_its_policy(env: str) -> None:
-    leader = planted(env, "penalised")
+    leader = planted(env, "penalised", swap=True)
     own = weights(leader.best_response)
     iterate(leader)
     assert leader.oracle_failures == 0
@@ -145,7 +145,7 @@ def test_a_better_best_response_keeps_its_policy(env: str) -> None:
 
 
 def test_without_the_swap_x_only_waits() -> None:
-    leader = planted(WITHOUT_TABLES[0], "best_response", swap=False)
+    leader = planted(WITHOUT_TABLES[0], "best_response")
     x = leader.last_x
     iterate(leader)
     assert leader.oracle_failures == 1
@@ -153,16 +153,16 @@ def test_without_the_swap_x_only_waits() -> None:
     assert not same(leader.best_response, leader.penalised)
 
 
-def test_linear_followers_and_soft_ones_do_not_swap_by_default() -> None:
+def test_soft_followers_do_not_swap() -> None:
     assert not small().method.swaps
     assert small(config=replace(SMALL, swap=True)).method.swaps
     assert not small(DQN, penalty=BellmanPenalty(), config=replace(SMALL, swap=True)).method.swaps
-    with pytest.raises(ValueError, match="swap: expected None, True or False, got 'yes'"):
+    with pytest.raises(ValueError, match="swap: expected True or False, got 'yes'"):
         replace(SMALL, swap="yes")  # type: ignore[arg-type]
 
 
 def test_a_saved_leader_swaps_as_it_would_have(tmp_path: Path) -> None:
-    leader = planted(WITHOUT_TABLES[0], "best_response")
+    leader = planted(WITHOUT_TABLES[0], "best_response", swap=True)
     again = PBRL.load(leader.save(tmp_path / "leader"), still)
     for each in (leader, again):
         iterate(each)
