@@ -191,6 +191,11 @@ def until(row: Data, share: float = 0.8) -> float:
     return float(steps[last + 1]) if last + 1 < len(steps) else float("inf")
 
 
+def unseen(rows: Runs) -> Runs:
+    """The runs of ``SEEDS``; a page may also hold runs of an earlier version, with seeds that were looked at."""
+    return Runs(rows.frame[rows.frame["seed"].isin(SEEDS)])
+
+
 def not_run(runs: Runs) -> list[str]:
     """Searches without runs on a world."""
     return [f"{kind} ({LABELS[world]})" for world in CURVES for kind in KINDS if not settings_of(runs, kind, world)]
