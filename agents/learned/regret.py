@@ -366,7 +366,7 @@ def _challenge(
                 set_leader(paired.venv, points[0].numpy())
                 n = -(-IMITATION.episodes // paired.venv.num_envs)
                 seeds = rng.integers(2**31, size=n).tolist()  # other episodes than those that compare policies
-                rollouts = [collect(paired.venv, policy, paired.horizon, seed) for seed in seeds]
+                rollouts = [collect(paired.venv, policy, paired.horizon, seed, seen=True) for seed in seeds]
                 paired.steps += sum(rollout.steps for rollout in rollouts)
                 paired.add(f"{name}, imitated", "warm", imitation(pupil, rollouts))
         known = [name for name, policy in paired.policies.items() if isinstance(policy, dict) and name != "untrained"]

@@ -138,7 +138,7 @@ def estimated(estimator: Any) -> None:
     if type(estimator).__name__ == "MonteCarlo":
         if estimator.length * estimator.batch < 10_000:
             TabularPBRL(TwoStateProblem(), config=TabularPBRLConfig(estimator=estimator)).learn(2)
-    elif getattr(estimator, "n_envs", 0) < 100:
+    elif (getattr(estimator, "n_envs", 0) or 0) < 100:
         sampled(PBRLConfig(estimator=estimator, n_envs=2))
 
 

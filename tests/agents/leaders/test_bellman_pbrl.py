@@ -179,7 +179,7 @@ def test_followers_train_on_their_own_rewards_at_the_x_and_lam_of_now() -> None:
         buffer, n = follower.replay, follower.replay.size()
         if n:
             x = torch.from_numpy(leader.last_x)
-            s = leader.worlds.base_observation(buffer.observations[:n].reshape(n, 8, -1))
+            s = buffer.base_obs[:n].reshape(n, 8)
             a = buffer.actions[:n, :, 0]
             own = problem.follower_mdp(x).r if follower is leader.best_response else problem.leader_reward(x)
             np.testing.assert_allclose(buffer.rewards[:n], own.numpy()[s, a], rtol=1e-5, atol=1e-6)

@@ -365,8 +365,8 @@ def test_wrapped_environments_are_not_bypassed(monkeypatch: pytest.MonkeyPatch) 
     assert type(doubled.estimator.venv.unwrapped).__name__ == "DummyVecEnv"
     played: list[Rollout] = []
 
-    def watched(*asked: Any) -> Rollout:
-        played.append(collect(*asked))
+    def watched(*asked: Any, **further: Any) -> Rollout:
+        played.append(collect(*asked, **further))
         return played[-1]
 
     monkeypatch.setattr(rollouts, "collect", watched)
