@@ -90,7 +90,7 @@ class PBRLConfig(LeaderConfig):
         q_temperature: temperature, in units of reward, of the policy ``softmax(Q / q_temperature)`` of followers with a
             Q-network.
         swap: whether the best response takes over the penalised follower's policy where that is significantly better for the
-            follower. It helps where the best response lags far behind, and costs elsewhere; soft followers never do it.
+            follower. With few short episodes that happens by chance, and costs. Soft followers never do it.
         averaging: weight of the past, in [0, 1), in the average over iterations of followers that the leader uses; training
             itself is not averaged.
         entropy: entropy bonus of followers that have a constant one. None takes one that suits an algorithm given as a class,
@@ -256,12 +256,13 @@ class PBRLMethod(Method):
         found: GradientEstimate = state.estimator(state.x, self.terms, state.followers, state.lam)
         state.num_timesteps += found.steps
         state.penalty_estimate, state.gain = found.penalty, found.gain
-        # Where pi_y is the better best response, pihat takes over its policy; until they differ again, x does not move.
+        # Where the best response is worse than pi_y by more than the penalty's range, x does not move; with the swap neither
+        # where it is worse at all, and it takes over pi_y's policy.
         p, state.x.grad = found.penalty, -found.ascent
-        if self.swaps and p.mean < -2.0 * p.stderr:
+        swap = self.swaps and p.mean < -2.0 * p.stderr
+        if swap:
             state.followers["best_response"].take_policy(state.followers["penalised"].policy_state())
-            state.oracle_failures += 1
-        elif not self.swaps and p.margin < -2.0 * p.margin_stderr:
+        if swap or p.margin < -2.0 * p.margin_stderr:
             state.oracle_failures += 1
         else:
             self._move(state)
